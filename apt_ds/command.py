@@ -1,0 +1,41 @@
+"""From an exception to a line and an exit status: what every launcher script shares."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+
+from apt_ds import dist
+from apt_ds.config import UserError
+
+USER_ERROR = 2
+
+
+def main(action: Callable[[], object]) -> None:
+    """Run `action` and leave the process: 0, or 2 after one line on stderr for a mistake the user can mend.
+
+    All ranks usually meet the same mistake: the first one tells, the others give it time to, since a launcher
+    ends all processes as soon as one has failed.
+    """
+    try:
+        action()
+        dist.shut_down()
+    except (UserError, dist.RankError) as error:
+        if not dist.is_main():
+            time.sleep(3)
+        where = "" if dist.is_main() else f"rank {dist.rank()}: "
+        print(f"error: {where}{error}", file=sys.stderr, flush=True)
+        leave(USER_ERROR)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr, flush=True)
+        leave(128 + signal.SIGINT)
+
+
+def leave(status: int) -> None:
+    """End this process at once: a clean interpreter exit would wait for collectives that never come."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

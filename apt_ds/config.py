@@ -1,0 +1,302 @@
+"""The run's configuration: one dataclass, one resolver, one kind of error.
+
+Defaults < preset < file < command line. A field's metadata carries its group, help and allowed values; the
+help page, the conversion of text and the checks are all made from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import math
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import yaml
+
+from apt_ds.presets import PRESETS
+
+DEFAULT_PRESET = "quickstart"
+BLOCKS = ("heads", "neurons", "hidden")
+PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
+
+Value = str | int | float | bool
+
+
+class UserError(ValueError):
+    """A mistake the user can fix; the launcher prints its one line and exits with status 2."""
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",")]
+
+
+class Range(NamedTuple):
+    """Finite numbers from `low` to `high`; an end that is open does not belong to it."""
+
+    low: float
+    high: float = math.inf
+    low_open: bool = False
+    high_open: bool = False
+
+    def holds(self, value: float) -> bool:
+        """True for a number of the range, never for NaN or infinity."""
+        above = value > self.low if self.low_open else value >= self.low
+        below = value < self.high if self.high_open else value <= self.high
+        return math.isfinite(value) and above and below
+
+    def __str__(self) -> str:
+        low = f"{'above' if self.low_open else 'at least'} {self.low:g}"
+        if self.high == math.inf:
+            return low
+        return f"{low} and {'below' if self.high_open else 'at most'} {self.high:g}"
+
+
+class OneOf(tuple[str, ...]):
+    """Words of which the value is one."""
+
+    def holds(self, value: str) -> bool:
+        """True for one of the words."""
+        return value in self
+
+    def __str__(self) -> str:
+        return "one of " + ", ".join(self)
+
+
+class SomeOf(OneOf):
+    """Words of which the value is a comma-separated list."""
+
+    def holds(self, value: str) -> bool:
+        """True for a list of at least one of the words, none of them twice."""
+        words = _words(value)
+        return set(words) <= set(self) and len(words) == len(set(words))
+
+    def __str__(self) -> str:
+        return "a comma-separated list, nothing twice, of " + ", ".join(self)
+
+
+POSITIVE = Range(0, low_open=True)
+NOT_NEGATIVE = Range(0)
+COUNT = Range(1)
+BELOW_ONE = Range(0, 1, high_open=True)
+UP_TO_ONE = Range(0, 1, low_open=True)
+
+
+def option(group: str, default: Value, help: str, allowed: Range | OneOf | None = None) -> Any:
+    """A field of `RunConfig` that the user sets; its type is the type of `default`."""
+    return field(default=default, metadata={"group": group, "help": help, "allowed": allowed})
+
+
+def choice(group: str, words: str, help: str) -> Any:
+    """A field whose value is one of `words`, which are comma-separated; the first is the default."""
+    return option(group, _words(words)[0], help, OneOf(_words(words)))
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a run decides. Make one with `resolve`, which also checks it."""
+
+    preset: str = option("source", "", "preset to start from; without a model it is quickstart")
+
+    model_name_or_path: str = option("model", "", "a hub name, a folder, or builtin:smollm2")
+    attn_implementation: str = choice("model", "sdpa, eager, flash_attention_2", "attention kernel")
+    data_path: str = option("data", "", "training data: a hub name, a file, or builtin:instructions")
+    eval_data_path: str = option("data", "", "evaluation data; empty: hold out eval_size training examples")
+    eval_size: int = option("data", 100, "examples to evaluate on", COUNT)
+    max_seq_length: int = option("data", 512, "tokens an example is cut to", Range(2))
+
+    perplexity_path: str = option("data", "", "a text file to take perplexity on, before and after")
+    perplexity_length: int = option("data", 1024, "tokens in one of its blocks", Range(2))
+    perplexity_blocks: int = option("data", 0, "blocks to use, spread over the file; 0: all", NOT_NEGATIVE)
+
+    output_dir: str = option("run", "apt_out", "a folder for the model, its checkpoints and logs")
+    overwrite_output_dir: bool = option("run", False, "write into a folder that is not empty")
+    deepspeed: str = option("run", "", "the path of a DeepSpeed JSON, such as ds_configs/zero3.json")
+    seed: int = option("run", 128, "seed of everything random", NOT_NEGATIVE)
+    bf16: bool = option("run", False, "compute in bfloat16")
+    fp16: bool = option("run", False, "compute in float16 with loss scaling")
+    gradient_checkpointing: bool = option("run", False, "recompute activations in backward to save memory")
+    logging_steps: int = option("run", 1, "optimizer steps between two log lines", COUNT)
+    max_bad_steps: int = option("run", 5, "non-finite losses in a row that end the run", COUNT)
+    report: bool = option("run", True, "compare the model before and after, with generated samples")
+    report_samples: int = option("run", 2, "prompts the report generates from", NOT_NEGATIVE)
+    local_rank: int = -1  # the deepspeed launcher passes it; not for users
+
+    learning_rate: float = option("training", 1e-4, "peak learning rate", POSITIVE)
+    per_device_train_batch_size: int = option("training", 4, "examples per device and micro-batch", COUNT)
+    per_device_eval_batch_size: int = option("training", 8, "examples per device when evaluating", COUNT)
+    gradient_accumulation_steps: int = option("training", 1, "micro-batches per optimizer step", COUNT)
+    num_train_epochs: float = option("training", 3.0, "passes over the data", POSITIVE)
+    max_steps: int = option("training", -1, "optimizer steps; -1: as num_train_epochs says", Range(-1))
+    weight_decay: float = option("training", 0.0, "AdamW weight decay", NOT_NEGATIVE)
+    adam_beta1: float = option("training", 0.9, "AdamW beta 1", BELOW_ONE)
+    adam_beta2: float = option("training", 0.999, "AdamW beta 2", BELOW_ONE)
+    adam_epsilon: float = option("training", 1e-8, "AdamW epsilon", POSITIVE)
+    max_grad_norm: float = option("training", 1.0, "norm gradients are clipped to; 0: never", NOT_NEGATIVE)
+    lr_scheduler_type: str = choice("training", "cosine, linear, constant", "learning rate after warm-up")
+    warmup_ratio: float = option("training", 0.03, "fraction of all steps spent warming up", BELOW_ONE)
+    warmup_steps: int = option("training", 0, "steps of warm-up; above 0 it wins over warmup_ratio", NOT_NEGATIVE)
+
+    sparsity: float = option("pruning", 0.3, "fraction of the model's parameters to remove", BELOW_ONE)
+    pruning: str = choice("pruning", "pretuning, gradual, none", "cut before tuning, while tuning, or never")
+    prune_blocks: str = option("pruning", ",".join(BLOCKS), "kinds of block that may go", SomeOf(BLOCKS))
+    structure: str = choice("pruning", "uniform, adaptive", "same sizes in every layer, or sizes by layer")
+    align: int = option("pruning", 0, "kept sizes are multiples of it; 0: by the model's size", NOT_NEGATIVE)
+    calibration_steps: int = option("pruning", 32, "optimizer steps scored before a pretuning cut", COUNT)
+    prune_ratio: float = option("pruning", 0.5, "fraction of all steps that prune and grow ranks", UP_TO_ONE)
+    mask_step: float = option("pruning", 0.01, "how far a mask moves per step", UP_TO_ONE)
+    adjust_every: int = option("pruning", 20, "optimizer steps between cuts and rank growth", COUNT)
+    score: str = choice("pruning", "salience, random", "what blocks are ranked by; random is the control")
+    outlier: str = choice("pruning", "normalized, literal, off", "kurtosis term of the score")
+    salience_decay: float = option("pruning", 0.85, "weight of the past in the score's average", BELOW_ONE)
+    moments: str = choice("pruning", "carry, reset", "Adam moments when shapes change")
+
+    rank: int = option("adapter", 8, "initial rank", COUNT)
+    max_rank: int = option("adapter", 64, "rank an adapter may grow to", COUNT)
+    rank_growth: bool = option("adapter", True, "raise the ranks of the adapters that matter most")
+    rank_budget: float = option("adapter", 4.0, "adapter parameters at the end over those at the start", COUNT)
+    adapter_targets: str = option("adapter", "q,v", "projections that get an adapter", SomeOf(PROJECTIONS))
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of block that may go: some of heads, neurons, hidden, in this order."""
+        return tuple(kind for kind in BLOCKS if kind in _words(self.prune_blocks))
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The projections that get an adapter: some of q, k, v, o, gate, up, down, in this order."""
+        return tuple(name for name in PROJECTIONS if name in _words(self.adapter_targets))
+
+    def check(self) -> None:
+        """Raise `UserError` for the first value that is not allowed or contradicts another."""
+        for name, spec in OPTIONS.items():
+            allowed, value = spec.metadata["allowed"], getattr(self, name)
+            if allowed is not None and not allowed.holds(value):
+                raise UserError(f"--{name} {value!r} is not allowed: give {allowed}")
+        for name in ("model_name_or_path", "data_path", "output_dir", "deepspeed"):
+            if not getattr(self, name):
+                raise UserError(f"--{name} is missing: give {OPTIONS[name].metadata['help']}")
+        if not Path(self.deepspeed).is_file():
+            raise UserError(
+                f"--deepspeed {self.deepspeed!r} is not a file: give {OPTIONS['deepspeed'].metadata['help']}"
+            )
+        if self.max_steps == 0:
+            raise UserError("--max_steps 0 is not allowed: give at least 1, or -1 for --num_train_epochs")
+        if self.bf16 and self.fp16:
+            raise UserError("--bf16 true and --fp16 true exclude each other: give at most one")
+        if self.rank_growth and self.rank > self.max_rank:
+            raise UserError(f"--rank {self.rank} is not allowed: give at most --max_rank {self.max_rank}")
+
+    def to_yaml(self) -> str:
+        """The options as YAML, which `--config` reads back to the same configuration."""
+        return yaml.safe_dump({name: getattr(self, name) for name in OPTIONS}, sort_keys=False)
+
+    def save(self, path: str | Path) -> None:
+        """Write `to_yaml()` to `path`. Raises OSError."""
+        Path(path).write_text(self.to_yaml(), encoding="utf-8")
+
+
+OPTIONS: dict[str, Field[Any]] = {spec.name: spec for spec in fields(RunConfig) if spec.metadata}
+
+
+def resolve(argv: Sequence[str]) -> RunConfig:
+    """The checked configuration of the arguments `argv` (without the program's name).
+
+    Raises `UserError` for anything the user wrote wrongly, and SystemExit(0) after `--help`.
+    """
+    given = _read_command_line(argv)
+    path = given.pop("config", None)
+    stated = given if path is None else _read_file(Path(str(path))) | given
+    preset = str(stated.get("preset", ""))
+    if not preset and not stated.get("model_name_or_path"):
+        preset = DEFAULT_PRESET
+    if preset and preset not in PRESETS:
+        raise UserError(f"--preset {preset!r} is not allowed: give {OneOf(PRESETS)}{_nearest(preset, PRESETS)}")
+    values = PRESETS[preset]() if preset else {}
+    config = RunConfig(**(values | stated | {"preset": preset}))
+    config.check()
+    return config
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports every mistake as a `UserError` and leaves exiting to the launcher."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(_one_line(message))
+
+
+def _read_command_line(argv: Sequence[str]) -> dict[str, Value]:
+    """What `argv` states, converted; `config` is a key of its own."""
+    usage = "train.py --deepspeed FILE [--preset NAME] [--config FILE] [--NAME VALUE ...]"
+    parser = _Parser(usage=usage, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    groups = {"source": parser.add_argument_group("source (defaults < preset < file < command line)")}
+    groups["source"].add_argument("--config", metavar="FILE", help="a YAML or JSON file of options")
+    for name, spec in OPTIONS.items():
+        title, kind = spec.metadata["group"], type(spec.default)
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        # a flag without a value switches a boolean on
+        arity = {"nargs": "?", "const": "true"} if kind is bool else {}
+        groups[title].add_argument(f"--{name}", metavar=kind.__name__.upper(), help=_help(spec), **arity)
+    known, unknown = parser.parse_known_args(list(argv))
+    if unknown:
+        flag = next((word for word in unknown if word.startswith("-")), unknown[0]).split("=")[0]
+        names = ["--config", *(f"--{name}" for name in OPTIONS)]
+        raise UserError(f"{flag} is no option{_nearest(flag, names)}; --help lists them")
+    return {
+        name: _convert(f"--{name}", OPTIONS[name], value) if name in OPTIONS else value
+        for name, value in vars(known).items()
+    }
+
+
+def _read_file(path: Path) -> dict[str, Value]:
+    """The options in a YAML or JSON file, converted."""
+    readers = {".yaml": yaml.safe_load, ".yml": yaml.safe_load, ".json": json.loads}
+    if path.suffix not in readers:
+        raise UserError(f"--config {str(path)!r} is not allowed: give a .yaml, .yml or .json file")
+    try:
+        content = readers[path.suffix](path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"--config {str(path)!r} cannot be read: {_one_line(str(error))}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"--config {str(path)!r} holds no options: give lines of the form name: value")
+    for key in content:
+        if key not in OPTIONS:
+            raise UserError(f"{path}: {key!r} is no option{_nearest(str(key), OPTIONS)}; --help lists them")
+    return {name: _convert(f"{path}: {name}", OPTIONS[name], value) for name, value in content.items()}
+
+
+def _convert(label: str, spec: Field[Any], value: object) -> Value:
+    """`value` in the type of the field; `label` says in an error where it came from."""
+    kind = type(spec.default)
+    if type(value) is kind:
+        return value
+    if kind is float and type(value) is int:
+        return float(value)
+    if isinstance(value, list) and isinstance(spec.metadata["allowed"], SomeOf):
+        return ",".join(map(str, value))
+    if isinstance(value, str):  # from the command line, and what YAML makes of 1e-4
+        with suppress(KeyError, ValueError):
+            return {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+    expected = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+    raise UserError(f"{label} {value!r} is not allowed: give {expected[kind]}")
+
+
+def _help(spec: Field[Any]) -> str:
+    allowed, default = spec.metadata["allowed"], spec.default
+    shown = str(default).lower() if type(default) is bool else str(default) or "empty"
+    return "; ".join([spec.metadata["help"], *([str(allowed)] if allowed else []), f"default {shown}"])
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(names), n=2)
+    return f" (did you mean {' or '.join(close)}?)" if close else ""
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

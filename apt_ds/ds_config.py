@@ -1,0 +1,106 @@
+"""A DeepSpeed JSON file, its "auto" values filled from the run, its contradictions named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from apt_ds.config import RunConfig, UserError
+
+Config = dict[str, Any]
+
+
+def load_config(run: RunConfig, world_size: int, hidden_size: int) -> Config:
+    """Read `run.deepspeed` and resolve it for `world_size` processes.
+
+    Every "auto" takes the run's value; a fixed value that differs from the run's flag is an error.
+
+    Raises:
+        UserError: no such file, not JSON, a contradiction, or a part this package replaces (scheduler).
+    """
+    config = read_json(run.deepspeed)
+    where = f"DeepSpeed config {run.deepspeed}"
+    if "scheduler" in config:
+        raise UserError(
+            f"{where}: remove the 'scheduler' block; the schedule must outlive rebuilds of the engine, so it is "
+            "set by --lr_scheduler_type and --warmup_ratio"
+        )
+    zero = config.setdefault("zero_optimization", {})
+    stage = zero.get("stage", 0)
+    if stage not in (0, 1, 2, 3):
+        raise UserError(f"{where}: zero_optimization.stage is {stage!r}; allowed: 0, 1, 2, 3")
+    if stage == 0 and (run.bf16 or run.fp16):
+        raise UserError(f"{where}: ZeRO stage 0 trains in fp32 only here; use stage 1 or drop --bf16/--fp16")
+    micro, accumulation = run.per_device_train_batch_size, run.gradient_accumulation_steps
+    fill = _Filler(config, where)
+    fill("train_micro_batch_size_per_gpu", micro, "--per_device_train_batch_size")
+    fill("gradient_accumulation_steps", accumulation, "--gradient_accumulation_steps")
+    fill("train_batch_size", micro * accumulation * world_size, "processes x batch size x accumulation")
+    fill("gradient_clipping", run.max_grad_norm, "--max_grad_norm")
+    fill("bf16.enabled", run.bf16, "--bf16")
+    fill("fp16.enabled", run.fp16, "--fp16")
+    _optimizer(config, run, fill, where)
+    fill("zero_optimization.stage3_prefetch_bucket_size", int(0.9 * hidden_size**2), None)
+    fill("zero_optimization.stage3_param_persistence_threshold", 10 * hidden_size, None)
+    # printing is the run's own business
+    config["steps_per_print"] = 10**9
+    config["wall_clock_breakdown"] = False
+    left = [path for path in _autos(config) if path != "zero_optimization.reduce_bucket_size"]
+    if left:
+        raise UserError(f'{where}: nothing decides the value of {", ".join(left)}; replace "auto" by a number')
+    return config
+
+
+def _optimizer(config: Config, run: RunConfig, fill: _Filler, where: str) -> None:
+    offload = "offload_optimizer" in config["zero_optimization"]
+    # torch's AdamW needs no compiler; offload needs DeepSpeed's own
+    default = {"type": "AdamW", "params": {} if offload else {"torch_adam": True}}
+    optimizer = config.setdefault("optimizer", default)
+    if optimizer.get("type") != "AdamW":
+        raise UserError(f"{where}: optimizer.type is {optimizer.get('type')!r}; allowed: 'AdamW'")
+    fill("optimizer.params.lr", run.learning_rate, "--learning_rate")
+    fill("optimizer.params.betas", [run.adam_beta1, run.adam_beta2], "--adam_beta1/2")
+    fill("optimizer.params.eps", run.adam_epsilon, "--adam_epsilon")
+    fill("optimizer.params.weight_decay", run.weight_decay, "--weight_decay")
+
+
+def read_json(path: str) -> Config:
+    """A JSON object from a file; errors name file, line and column."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf8"))
+    except OSError as error:
+        raise UserError(f"DeepSpeed config {path!r}: {error.strerror}; give a file, as ds_configs/zero3.json") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"DeepSpeed config {path}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"DeepSpeed config {path}: expected an object, found {type(value).__name__}")
+    return value
+
+
+class _Filler:
+    """Fills "auto" at a dotted path; complains where a fixed value contradicts the run."""
+
+    def __init__(self, config: Config, where: str) -> None:
+        self.config, self.where = config, where
+
+    def __call__(self, path: str, value: Any, flag: str | None) -> None:
+        *parents, key = path.split(".")
+        node = self.config
+        for parent in parents:
+            # without a flag there is nothing to add: fill only what the file asks for
+            node = node.setdefault(parent, {}) if flag else node.get(parent, {})
+            if not isinstance(node, dict):
+                raise UserError(f"{self.where}: '{parent}' must be an object, found {node!r}")
+        if node.get(key, "auto" if flag else None) == "auto":
+            node[key] = value
+        elif flag and node[key] != value:
+            raise UserError(
+                f'{self.where}: {path} is {node[key]!r} but {flag} says {value!r}; set it to "auto" or make them equal'
+            )
+
+
+def _autos(node: Any, path: str = "") -> list[str]:
+    if isinstance(node, dict):
+        return [p for key, value in node.items() for p in _autos(value, f"{path}.{key}".lstrip("."))]
+    return [path] if node == "auto" else []

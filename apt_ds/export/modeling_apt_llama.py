@@ -1,0 +1,38 @@
+"""LLaMA whose layers keep different numbers of heads and neurons. Needs transformers only.
+
+The configuration adds two lists, one entry per layer: `layer_key_value_heads` and `layer_intermediate_sizes`.
+"""
+
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+class AptLlamaConfig(LlamaConfig):
+    """LlamaConfig plus the sizes of each layer; the scalar fields hold the largest."""
+
+    model_type = "apt_llama"
+    layer_key_value_heads: list[int] | None = None
+    layer_intermediate_sizes: list[int] | None = None
+
+
+class AptLlamaForCausalLM(LlamaForCausalLM):
+    """Stock LLaMA with the linear layers of each layer replaced by ones of its own sizes."""
+
+    config_class = AptLlamaConfig
+
+    def __init__(self, config: AptLlamaConfig) -> None:
+        super().__init__(config)
+        queries = config.num_attention_heads // config.num_key_value_heads
+        width, bias, mlp_bias = config.hidden_size, config.attention_bias, config.mlp_bias
+        sizes = zip(config.layer_key_value_heads, config.layer_intermediate_sizes, strict=True)
+        for layer, (groups, neurons) in zip(self.model.layers, sizes, strict=True):
+            attention, mlp = layer.self_attn, layer.mlp
+            kv = groups * config.head_dim
+            attention.q_proj = nn.Linear(width, queries * kv, bias=bias)
+            attention.k_proj = nn.Linear(width, kv, bias=bias)
+            attention.v_proj = nn.Linear(width, kv, bias=bias)
+            attention.o_proj = nn.Linear(queries * kv, width, bias=bias)
+            mlp.gate_proj = nn.Linear(width, neurons, bias=mlp_bias)
+            mlp.up_proj = nn.Linear(width, neurons, bias=mlp_bias)
+            mlp.down_proj = nn.Linear(neurons, width, bias=mlp_bias)
+        self.post_init()

@@ -1,0 +1,164 @@
+"""What a run leaves behind while it runs: output folder, `metrics.jsonl`, progress bar, time and memory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from tqdm import tqdm
+
+from apt_ds import dist
+from apt_ds.config import RunConfig, UserError
+from apt_ds.surgery import Plan
+
+OWN = ("model", "model.tmp", "metrics.jsonl", "summary.json", "config.yaml")
+
+
+def prepare_output(run: RunConfig) -> Path:
+    """Make the output folder and write the resolved configuration into it. Collective.
+
+    Raises:
+        UserError: it holds a run already and may not be overwritten, or it cannot be written.
+    """
+    folder = Path(run.output_dir)
+    dist.on_main(lambda: _prepare(folder, run))
+    return folder
+
+
+def _prepare(folder: Path, run: RunConfig) -> None:
+    try:
+        held = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+        if held and not run.overwrite_output_dir:
+            raise UserError(
+                f"--output_dir {str(folder)!r} already holds {', '.join(held[:3])}; "
+                "choose another folder or pass --overwrite_output_dir"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in OWN:
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        run.save(folder / "config.yaml")
+    except OSError as error:
+        raise UserError(f"--output_dir {str(folder)!r} cannot be written: {error.strerror}") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value`, whole or not at all."""
+    partial = path.with_name(f"{path.name}.tmp")
+    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf8")
+    partial.replace(path)
+
+
+class Journal:
+    """Metrics file and progress bar; silent on all ranks but the first."""
+
+    def __init__(self, folder: Path, run: RunConfig, total_steps: int) -> None:
+        self.folder = folder
+        self._file = (folder / "metrics.jsonl").open("a", encoding="utf8") if dist.is_main() else None
+        self._bar = tqdm(total=total_steps, unit="step", disable=not dist.is_main(), file=sys.stderr, smoothing=0.1)
+
+    def step(self, row: dict[str, Any]) -> None:
+        """One line of metrics; moves the bar to the row's step."""
+        if self._file is None:
+            return
+        try:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(f"cannot write {self._file.name}: {error.strerror}; free some space") from None
+        self._bar.set_postfix(
+            loss=f"{row['loss']:.3f}", kept=f"{100 * row['kept']:.1f}%", ranks=f"{row['rank_mean']:.1f}"
+        )
+        self._bar.update(row["step"] - self._bar.n)
+
+    def adjusted(self, step: int, kept: float, plan: Plan) -> None:
+        """Tell of a cut or of rank growth."""
+        if dist.is_main():
+            grown = f"; {len(plan.grow)} adapters grew" if plan.grow else ""
+            self._bar.write(f"step {step}: {100 * kept:.2f} % of the prunable parameters kept{grown}", file=sys.stderr)
+
+    def warn(self, text: str) -> None:
+        """One line on stderr."""
+        if dist.is_main():
+            self._bar.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        """End bar and file."""
+        self._bar.close()
+        if self._file is not None:
+            self._file.close()
+
+
+class Meter:
+    """Step times and peak memory of this rank, before the first cut and after the last."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.rebuilds: list[float] = []
+        self._times: list[float] = []
+        self._dense_times: list[float] = []
+        self._peaks = {"before": 0, "after": 0}
+        self._last_rebuild = 0.0
+        reset_peak(device)
+
+    def step(self, seconds: float, dense: bool) -> None:
+        """Take the time of one optimizer step."""
+        if dense:
+            self._dense_times.append(seconds)
+            self._peaks["before"] = max(self._peaks["before"], peak_memory(self.device))
+        else:
+            self._times.append(seconds)
+
+    def rebuilt(self, seconds: float) -> None:
+        """Take the time of one rebuild. Times and peak after the cut start afresh."""
+        self.rebuilds.append(seconds)
+        self._last_rebuild = seconds
+        self._times = []
+        reset_peak(self.device)
+
+    def last_rebuild(self) -> float:
+        """Seconds of the rebuild before this step, 0 if there was none; asking forgets it."""
+        seconds, self._last_rebuild = self._last_rebuild, 0.0
+        return seconds
+
+    def peak(self) -> int:
+        """Peak memory in bytes since the last rebuild."""
+        return peak_memory(self.device)
+
+    def take(self, when: str, kept: float) -> dict[str, float | int | None]:
+        """Median step time in seconds and peak memory in bytes, 'before' or 'after' the cuts."""
+        dense = when == "before" or kept == 1.0
+        times = self._dense_times if dense else self._times
+        peak = self._peaks["before"] if dense else peak_memory(self.device)
+        # the first step warms caches
+        return {"step_seconds": statistics.median(times[1:] or times) if times else None, "peak_memory_bytes": peak}
+
+
+def reset_peak(device: torch.device) -> None:
+    """Start measuring peak memory anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    try:
+        # Linux: 5 resets the resident set's high-water mark of this process
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return
+
+
+def peak_memory(device: torch.device) -> int:
+    """Peak bytes since `reset_peak`: of the device's allocator, or of this process's resident set on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        return psutil.Process().memory_info().rss
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024

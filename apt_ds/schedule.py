@@ -1,0 +1,60 @@
+"""What depends on the step alone: sparsity, rank budget, learning rate, distillation weight, adjustments.
+
+Pure functions of optimizer steps counted from 0, the step being the number of updates done. They carry the
+schedules of method.md sections 4, 5, 6 and 7.
+"""
+
+from __future__ import annotations
+
+import math
+
+
+def kept_fraction(step: int, total: int, sparsity: float) -> float:
+    """Fraction of the model's parameters kept at `step` of a pruning phase of `total` steps (method.md 4).
+
+    kept = 1 - gamma_t, gamma_t = gamma_T - gamma_T (1 - t/T)^3: 1 at step 0, 1 - sparsity from `total` on.
+    """
+    return 1.0 - sparsity * (1.0 - (1.0 - _progress(step, total)) ** 3)
+
+
+def rank_budget(step: int, total: int, initial: int, factor: float) -> int:
+    """Adapter parameters allowed at `step` of a growth phase of `total` steps (method.md 5).
+
+    Linear from `initial` parameters at step 0 to `factor * initial` from `total` on, rounded down.
+    """
+    return math.floor(initial * (1.0 + (factor - 1.0) * _progress(step, total)))
+
+
+def warmup_steps(total: int, ratio: float, steps: int) -> int:
+    """Warm-up steps of a run of `total` steps: `steps` when above 0, else `ratio` of them, rounded up."""
+    return steps if steps > 0 else math.ceil(total * ratio)
+
+
+def learning_rate(step: int, total: int, base: float, kind: str, warmup: int) -> float:
+    """Learning rate of the update that follows `step` updates (method.md 6), as in transformers' schedules.
+
+    Linear from 0 to `base` over `warmup` steps, then by `kind`: 'constant', 'linear' to 0 at `total`, or
+    'cosine', half a wave to 0 at `total`. Raises KeyError for another kind.
+    """
+    if step < warmup:
+        return base * step / warmup
+    done = _progress(step - warmup, total - warmup)
+    return base * {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}[kind]
+
+
+def distill_weight(step: int, total: int) -> float:
+    """mu, distillation's share of the objective (method.md 7): linear from 0 to 1 at `total`, then 1."""
+    return _progress(step, total)
+
+
+def is_adjustment(step: int, every: int, last: int) -> bool:
+    """True when blocks are cut and ranks grow after `step` updates (method.md 4 and 5).
+
+    Every `every` steps up to `last`, and at `last` itself, so that the phase ends on its target.
+    """
+    return 0 < step <= last and (step % every == 0 or step == last)
+
+
+def _progress(step: int, total: int) -> float:
+    """The fraction of the phase that is over, from 0 to 1; a phase without steps is over."""
+    return min(max(step / total, 0.0), 1.0) if total > 0 else 1.0

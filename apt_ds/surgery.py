@@ -1,0 +1,135 @@
+"""The hands: carry out a plan on weights, adapters and optimizer state (sections 5, 6 and 8).
+
+No engine may be on the model. One module is gathered at a time, so that the peak is one weight above what is
+held anyway; new weights are partitioned as soon as they are made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from apt_ds import zero
+from apt_ds.adapter import AptLinear, adapters, gaussian_rows
+from apt_ds.anatomy import Anatomy, Axis, Slot, kept_sizes, spans
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do. keep: bool over all blocks, None to cut nothing. grow: adapter path to its new rank."""
+
+    keep: np.ndarray | None = None
+    grow: dict[str, int] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.grow) or (self.keep is not None and not self.keep.all())
+
+
+def operate(
+    model: nn.Module, anatomy: Anatomy, plan: Plan, state: zero.EngineState | None, generator: torch.Generator
+) -> Anatomy:
+    """Cut and grow in place; returns the anatomy that remains. Collective under stage 3.
+
+    state: optimizer state whose tensors follow the same index (None: nothing to follow). New entries of a moment
+    are zero, new rows of W_A come from `generator` (the same seed on every rank), new columns of W_B are zero.
+    """
+    if plan.keep is not None and not plan.keep.all():
+        anatomy = _cut(model, anatomy, plan.keep, state)
+    for path, adapter in adapters(model):
+        if path in plan.grow:
+            _grow(path, adapter, plan.grow[path], state, generator)
+    return anatomy
+
+
+def element_index(axis: Axis | None, keep: np.ndarray, anatomy: Anatomy) -> Tensor | None:
+    """Entries of a weight's dimension that stay, int64, ascending; None where all do."""
+    if axis is None:
+        return None
+    kept = keep[dict(spans(anatomy.sizes))[axis.site]]
+    if kept.all():
+        return None
+    blocks = torch.from_numpy(np.flatnonzero(kept))
+    return (blocks[:, None] * axis.unit + torch.arange(axis.unit)).flatten()
+
+
+def take(tensor: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+    """A contiguous copy of the indexed part."""
+    if rows is not None:
+        tensor = tensor.index_select(0, rows.to(tensor.device))
+    if columns is not None:
+        tensor = tensor.index_select(1, columns.to(tensor.device))
+    return tensor.contiguous()
+
+
+def _cut(model: nn.Module, anatomy: Anatomy, keep: np.ndarray, state: zero.EngineState | None) -> Anatomy:
+    replaced: dict[int, nn.Parameter] = {}
+    alive: list[nn.Parameter] = []  # ids must not be reused while `replaced` holds them
+    for slot in anatomy.slots:
+        rows, columns = (element_index(axis, keep, anatomy) for axis in (slot.rows, slot.columns))
+        if rows is None and columns is None:
+            continue
+        module = model.get_submodule(slot.path)
+        for name, index in _indexed(module, slot, rows, columns):
+            old = getattr(module, name)
+            if id(old) not in replaced:
+                replaced[id(old)] = _replace(old, index)
+                alive.append(old)
+                if state is not None:
+                    _follow(state, f"{slot.path}.{name}", index)
+            setattr(module, name, replaced[id(old)])
+        _set_widths(module)
+    return anatomy.with_sizes(kept_sizes(anatomy.sizes, keep))
+
+
+Index = tuple[Tensor | None, Tensor | None]
+
+
+def _indexed(module: nn.Module, slot: Slot, rows: Tensor | None, columns: Tensor | None) -> list[tuple[str, Index]]:
+    """The module's parameters and how a cut indexes them."""
+    found: list[tuple[str, Index]] = [("weight", (rows, columns))]
+    if getattr(module, "bias", None) is not None:
+        found.append(("bias", (rows, None)))
+    if isinstance(module, AptLinear):
+        found += [("lora_A", (None, columns)), ("lora_B", (rows, None))]
+    return [(name, index) for name, index in found if index != (None, None)]
+
+
+def _replace(old: nn.Parameter, index: Index) -> nn.Parameter:
+    with zero.gathered([old]):
+        new = nn.Parameter(take(old.detach(), *index), requires_grad=old.requires_grad)
+    zero.shard([new], like=old)
+    return new
+
+
+def _follow(state: zero.EngineState, name: str, index: Index) -> None:
+    for key, value in state.tensors.get(name, {}).items():
+        state.tensors[name][key] = take(value, *index)
+
+
+def _set_widths(module: nn.Module) -> None:
+    shape = zero.full_shape(module.weight)
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = shape
+    elif isinstance(module, nn.Embedding):
+        module.embedding_dim = shape[1]
+
+
+def _grow(path: str, adapter: AptLinear, rank: int, state: zero.EngineState | None, generator: torch.Generator) -> None:
+    extra = rank - zero.full_shape(adapter.lora_A)[0]
+    rows = gaussian_rows(extra, adapter.in_features, adapter.in_features, generator)
+    columns = torch.zeros(adapter.out_features, extra)
+    for name, new, dim in (("lora_A", rows, 0), ("lora_B", columns, 1)):
+        old = getattr(adapter, name)
+        with zero.gathered([old]):
+            grown = nn.Parameter(torch.cat([old.detach(), new.to(old.device, old.dtype)], dim))
+        zero.shard([grown], like=old)
+        setattr(adapter, name, grown)
+        if state is not None:
+            entry = state.tensors[f"{path}.{name}"]
+            for key, value in entry.items():
+                # the master of what was drawn is what the weight really holds after rounding
+                fresh = new.to(old.dtype).float() if key == "master" else torch.zeros_like(new)
+                entry[key] = torch.cat([value, fresh.to(value.device)], dim)

@@ -1,0 +1,305 @@
+"""The story of a run: load, tune while pruning, write an ordinary smaller model."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel
+
+from apt_ds import adapter, dist, models, schedule, surgery, zero
+from apt_ds.config import RunConfig, UserError
+from apt_ds.data.base import Batch, GlobalOrder, collate, load_examples
+from apt_ds.data.instructions import TokenizedSet, build_dataset, resolve_pad_id, split_held_out
+from apt_ds.ds_config import load_config
+from apt_ds.eval.losses import held_out_loss, perplexity, text_blocks
+from apt_ds.export.write import export
+from apt_ds.journal import Journal, Meter, prepare_output
+from apt_ds.models import Base
+from apt_ds.objective import summed_loss, trained_tokens
+from apt_ds.pruner import Pruner
+from apt_ds.report import report
+from apt_ds.surgery import Plan
+
+
+@dataclass
+class Data:
+    """Training and held-out sets, the order of samples, and the corpus perplexity is taken on (or None)."""
+
+    train: TokenizedSet
+    held_out: TokenizedSet
+    held_out_examples: list[Any]
+    order: GlobalOrder
+    total_steps: int
+    corpus: torch.Tensor | None
+
+
+def train(run: RunConfig) -> dict[str, Any]:
+    """Do the whole run; returns what `summary.json` holds. Every rank calls it.
+
+    Raises:
+        UserError: a mistake in the input, found before anything is trained or written.
+        dist.RankError: ranks disagree on a decision.
+    """
+    trainer = prepare(run)
+    figures = trainer.run()
+    return report(run, trainer.base, trainer.data.held_out_examples, figures, trainer.journal.folder)
+
+
+def prepare(run: RunConfig) -> Trainer:
+    """Everything up to the first step; what the user got wrong comes out here, before anything is written."""
+    zero.init_distributed()
+    models.quiet_transformers()
+    base = models.find_base(run.model_name_or_path)
+    config = load_config(run, dist.world_size(), base.config.hidden_size)
+    data = read_data(run, base)
+    pruner = Pruner(run, base.anatomy, data.total_steps, zero.device())
+    output = prepare_output(run)
+    return Trainer(run, base, config, data, pruner, Journal(output, run, data.total_steps))
+
+
+def read_data(run: RunConfig, base: Base) -> Data:
+    """Read, split and tokenize; every rank does the same."""
+    examples = load_examples(run.data_path)
+    if run.eval_data_path:
+        held = load_examples(run.eval_data_path)[: run.eval_size]
+    else:
+        examples, held = split_held_out(examples, run.eval_size, run.seed)
+    train_set, held_set = (build_dataset(e, base.tokenizer, run.max_seq_length) for e in (examples, held))
+    batch = run.per_device_train_batch_size * run.gradient_accumulation_steps * dist.world_size()
+    order = GlobalOrder(len(train_set), batch, run.seed)
+    steps = run.max_steps if run.max_steps > 0 else order.steps(run.num_train_epochs)
+    corpus = None
+    if run.perplexity_path:
+        corpus = text_blocks(run.perplexity_path, base.tokenizer, run.perplexity_length, run.perplexity_blocks)
+    return Data(train_set, held_set, held, order, steps, corpus)
+
+
+class Trainer:
+    """One run's engine, data position and pruner."""
+
+    def __init__(
+        self, run: RunConfig, base: Base, config: zero.Config, data: Data, pruner: Pruner, journal: Journal
+    ) -> None:
+        self.run_config, self.base, self.config = run, base, config
+        self.data, self.pruner, self.journal = data, pruner, journal
+        self.device, self.dtype = zero.device(), models.run_dtype(run)
+        self.pad_id = resolve_pad_id(base.tokenizer)
+        self.generator = torch.Generator().manual_seed(run.seed + 1)
+        self.meter = Meter(self.device)
+        self.bad_steps = 0
+        self.rebuild_seconds = 0.0
+        torch.manual_seed(run.seed)
+        sharding = zero.shard_while_loading(config)
+        model = models.load_model(base, run)
+        del sharding
+        self.generation: GenerationConfig | None = model.generation_config
+        adapter.attach(model, base.anatomy, run.targets, run.rank, run.seed)
+        model.train()
+        self.scoring = pruner.needs_scores(0)
+        pruner.dress(model, self.scoring)
+        self.engine = zero.build(model, config)
+
+    def run(self) -> dict[str, Any]:
+        """Tune and prune; returns the figures of the report."""
+        figures: dict[str, Any] = {"before": self.judge(), "data": self.describe_data()}
+        if self.pruner.prunes and not self.pruner.gradual:
+            self.calibrate()
+            figures["after_cut"] = self.judge()
+        figures["before"] |= self.meter.take("before", self.pruner.kept())
+        for step in range(self.data.total_steps):
+            self.train_step(step)
+            self.adjust(step + 1)
+        figures["after"] = self.judge() | self.meter.take("after", self.pruner.kept())
+        figures["pruning"] = self.pruner.summary() | {"rebuild_seconds": self.meter.rebuilds}
+        self.finish()
+        return figures
+
+    def calibrate(self) -> None:
+        """Pre-tuning pruning: score with the learning rate at 0, cut once, start tuning with a fresh optimizer."""
+        steps = self.run_config.calibration_steps if self.run_config.score == "salience" else 0
+        self.set_scoring(steps > 0)
+        for step in range(steps):
+            self.train_step(step, calibrating=True)
+        self.rebuild(0, self.pruner.cut_now(), fresh=True)
+
+    def set_scoring(self, on: bool) -> None:
+        """Put the taps on or take them off; they are plain hooks, so the engine may stay."""
+        if on == self.scoring:
+            return
+        self.scoring = on
+        if on:
+            self.pruner.salience.install(self.engine.module)
+        else:
+            self.pruner.salience.remove()
+
+    def train_step(self, step: int, calibrating: bool = False) -> None:
+        """One optimizer step over a global batch. Collective."""
+        start = time.perf_counter()
+        self.set_scoring(calibrating or self.pruner.needs_scores(step))
+        importance = not calibrating and self.pruner.needs_importance(step)
+        rate = 0.0 if calibrating else self.learning_rate(step)
+        zero.set_learning_rate(self.engine, rate)
+        indices = self.data.order.indices(step)
+        tokens = sum(trained_tokens(self.data.train[i]["labels"]) for i in indices)
+        loss = self.accumulate(step, tokens)
+        own = self.pruner.observations(self.engine, self.scoring, importance)
+        reduced = dist.all_reduce_sum(torch.cat([loss.float().reshape(1), own]))
+        mean, finite = reduced[0].item() / tokens, bool(torch.isfinite(reduced).all())
+        if finite:
+            self.pruner.observe(self.engine, reduced[1:], self.scoring, importance)
+        else:
+            self.pruner.discard()
+        applied = zero.step(self.engine)
+        self.watch(step, mean, finite and applied)
+        seconds = time.perf_counter() - start
+        self.meter.step(seconds, dense=self.pruner.kept() == 1.0)
+        if not calibrating:
+            self.log(step, mean, rate, seconds, indices)
+
+    def accumulate(self, step: int, tokens: int) -> torch.Tensor:
+        """Forward and backward over this rank's micro-batches; returns its summed loss."""
+        run, total = self.run_config, torch.zeros((), device=self.device)
+        # the engine averages over ranks and accumulation: undo it, the loss is a mean over the global batch's tokens
+        scale = dist.world_size() * run.gradient_accumulation_steps / tokens
+        for micro in range(run.gradient_accumulation_steps):
+            batch = self.micro_batch(step, micro)
+            if self.scoring:
+                self.pruner.begin(batch, self.dtype)
+            loss = summed_loss(self.engine, batch)
+            self.engine.backward(loss * scale)
+            self.pruner.end()
+            total += loss.detach()
+            if micro + 1 < run.gradient_accumulation_steps:
+                self.engine.step()
+        return total
+
+    def micro_batch(self, step: int, micro: int) -> Batch:
+        """This rank's part of a global batch, on its device."""
+        size = self.run_config.per_device_train_batch_size
+        own = self.data.order.micro(step, micro, dist.rank(), dist.world_size(), size)
+        return collate([self.data.train[i] for i in own], self.pad_id).to(self.device)
+
+    def learning_rate(self, step: int) -> float:
+        run, total = self.run_config, self.data.total_steps
+        warmup = schedule.warmup_steps(total, run.warmup_ratio, run.warmup_steps)
+        return schedule.learning_rate(step, total, run.learning_rate, run.lr_scheduler_type, warmup)
+
+    def watch(self, step: int, loss: float, good: bool) -> None:
+        """Report a step that was skipped; end the run after too many in a row."""
+        self.bad_steps = 0 if good else self.bad_steps + 1
+        # under fp16 the scaler looks for its scale by overflowing: no news while the loss is finite
+        if good or (self.run_config.fp16 and math.isfinite(loss)):
+            return
+        self.journal.warn(f"step {step}: non-finite loss or gradient (loss {loss}); not applied, not scored")
+        if self.bad_steps >= self.run_config.max_bad_steps:
+            raise UserError(
+                f"step {step}: {self.bad_steps} steps in a row had a non-finite loss or gradient; lower "
+                "--learning_rate, use --bf16, or look at the data of these steps"
+            )
+
+    def adjust(self, step: int) -> None:
+        """After update number `step`: move masks; cut, grow and rebuild where it is time. Collective."""
+        self.pruner.advance(step)
+        plan = self.pruner.plan(step, self.data.total_steps, self.engine.module)
+        if plan:
+            self.rebuild(step, plan)
+
+    def rebuild(self, step: int, plan: Plan, fresh: bool = False) -> None:
+        """Carry out a plan between two engines.
+
+        fresh: forget moments and counters whatever `moments` says (after calibration).
+        """
+        start = time.perf_counter()
+        self.pruner.agree(step, plan)
+        state = zero.take_state(self.engine, moments=not fresh and self.run_config.moments == "carry")
+        if fresh:
+            state.counters = dict.fromkeys(state.counters, 0)
+        model = zero.destroy(self.engine)
+        del self.engine
+        self.pruner.undress()
+        anatomy = surgery.operate(model, self.pruner.anatomy, plan, state, self.generator)
+        self.pruner.follow(plan, anatomy, step)
+        zero.collect()
+        self.scoring = self.pruner.needs_scores(step) and not fresh
+        self.pruner.dress(model, self.scoring)
+        self.engine = zero.build(model, self.config)
+        zero.put_state(self.engine, state)
+        self.meter.rebuilt(time.perf_counter() - start)
+        self.journal.adjusted(step, self.pruner.kept(), plan)
+
+    def judge(self) -> dict[str, Any]:
+        """Held-out loss and corpus perplexity of the model as it is. Collective."""
+        batch, engine = self.run_config.per_device_eval_batch_size, self.engine
+        loss = held_out_loss(engine, self.data.held_out, batch, self.pad_id, self.device)
+        found = {"held_out_loss": loss, "held_out_perplexity": math.exp(min(loss, 80.0))}
+        found |= count_parameters(engine.module)
+        if self.data.corpus is not None:
+            found["corpus_perplexity"] = perplexity(engine, self.data.corpus, max(1, batch // 4), self.device)
+        return found
+
+    def log(self, step: int, loss: float, rate: float, seconds: float, indices: list[int]) -> None:
+        if (step + 1) % self.run_config.logging_steps and step + 1 != self.data.total_steps:
+            return
+        ranks = [size for _, size in sorted(adapter_ranks(self.engine.module).items())]
+        tokens = sum(len(self.data.train[i]["input_ids"]) for i in indices)
+        self.journal.step(
+            {
+                "step": step + 1,
+                "loss": loss,
+                "learning_rate": rate,
+                "kept": self.pruner.kept(),
+                "target": self.pruner.target(step + 1),
+                "rank_mean": sum(ranks) / len(ranks),
+                "rank_max": max(ranks),
+                "tokens_per_second": tokens / seconds,
+                "peak_memory_bytes": self.meter.peak(),
+                "seconds": {"step": seconds, "rebuild": self.meter.last_rebuild(), **self.pruner.seconds},
+            }
+        )
+
+    def describe_data(self) -> dict[str, Any]:
+        return {
+            "train": len(self.data.train),
+            "held_out": len(self.data.held_out),
+            "dropped": self.data.train.dropped,
+            "steps": self.data.total_steps,
+        }
+
+    def finish(self) -> None:
+        """Write the model, then let go of engine and process group's memory."""
+        model: nn.Module = zero.destroy(self.engine)
+        del self.engine
+        self.pruner.undress()
+        export(
+            model,
+            self.pruner.anatomy,
+            self.base.config,
+            self.generation,
+            self.base.tokenizer,
+            self.journal.folder / "model",
+        )
+        self.journal.close()
+        zero.collect()
+
+
+def count_parameters(model: PreTrainedModel) -> dict[str, int]:
+    """Parameters of the model as it will be written (adapters merged), with and without embeddings, and its bytes."""
+    own = {id(p): p for name, p in model.named_parameters() if not name.rpartition(".")[2].startswith("lora_")}
+    total = sum(zero.full_numel(p) for p in own.values())
+    embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
+    ends = {id(e.weight): e.weight for e in embeddings if e is not None}
+    return {
+        "parameters": total,
+        "parameters_without_embeddings": total - sum(zero.full_numel(p) for p in ends.values()),
+        "checkpoint_bytes": sum(zero.full_numel(p) * p.element_size() for p in own.values()),
+    }
+
+
+def adapter_ranks(model: nn.Module) -> dict[str, int]:
+    """Path to rank of every adapter."""
+    return {path: zero.full_shape(a.lora_A)[0] for path, a in adapter.adapters(model)}

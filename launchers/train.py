@@ -1,0 +1,20 @@
+"""Fine-tune and prune in one run: `deepspeed launchers/train.py --deepspeed ds_configs/zero3.json`."""
+
+from __future__ import annotations
+
+import sys
+
+from apt_ds import command
+from apt_ds.config import RunConfig, resolve
+
+
+def main() -> None:
+    run: RunConfig = resolve(sys.argv[1:])
+    # torch and deepspeed take seconds to import: a wrong flag should not
+    from apt_ds.trainer import train
+
+    train(run)
+
+
+if __name__ == "__main__":
+    command.main(main)
