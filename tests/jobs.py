@@ -1,0 +1,159 @@
+"""What the processes of `worlds.py` do. Every function runs on all ranks and returns JSON."""
+
+from __future__ import annotations
+
+import gc
+import json
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+
+from apt_ds import dist, trainer, zero
+from apt_ds.config import RunConfig, resolve
+from apt_ds.surgery import Plan
+
+# weights stay sharded between uses only with these; a tiny model would be held whole otherwise
+STRICT = {
+    "stage3_max_live_parameters": 0,
+    "stage3_max_reuse_distance": 0,
+    "stage3_prefetch_bucket_size": 0,
+    "stage3_param_persistence_threshold": 0,
+}
+
+
+def zero_json(folder: str, stage: int, offload: bool = False) -> str:
+    """A DeepSpeed file for a ZeRO stage."""
+    section: dict[str, Any] = {"stage": stage} | (STRICT if stage == 3 else {})
+    if offload:
+        section["offload_optimizer"] = {"device": "cpu"}
+        if stage == 3:
+            section["offload_param"] = {"device": "cpu"}
+    path = Path(folder) / f"zero{stage}{'_offload' if offload else ''}_{dist.rank()}.json"
+    path.write_text(json.dumps({"zero_optimization": section, "train_batch_size": "auto"}), encoding="utf8")
+    return str(path)
+
+
+def run_config(folder: str, stage: int, offload: bool, flags: list[str]) -> RunConfig:
+    """A run on the model and data of `folder`, a global batch of 4 on any world size."""
+    place = Path(folder)
+    return resolve(
+        [
+            *["--deepspeed", zero_json(folder, stage, offload), "--model_name_or_path", str(place / "model")],
+            *["--data_path", str(place / "data.json"), "--output_dir", str(place / f"out_{dist.world_size()}")],
+            *["--overwrite_output_dir", "--eval_size", "4", "--max_seq_length", "64", "--report", "false"],
+            *["--per_device_train_batch_size", "1", "--learning_rate", "1e-2"],
+            *["--gradient_accumulation_steps", str(4 // dist.world_size()), *flags],
+        ]
+    )
+
+
+def facts(made: trainer.Trainer, figures: dict[str, Any]) -> dict[str, Any]:
+    """What must not depend on how a run is spread: losses, scores, decisions, kept blocks, ranks."""
+    rows = (made.journal.folder / "metrics.jsonl").read_text(encoding="utf8").splitlines()
+    return {
+        "losses": [json.loads(row)["loss"] for row in rows],
+        "ranks": [json.loads(row)["rank_mean"] for row in rows],
+        "kept": [json.loads(row)["kept"] for row in rows],
+        "scores": made.pruner.salience.scores().tolist(),
+        "importance": [] if made.pruner.importance is None else made.pruner.importance.tolist(),
+        "alive": made.pruner.alive.tolist(),
+        "held_out": figures["after"]["held_out_loss"],
+        "rebuilds": len(figures["pruning"]["rebuild_seconds"]),
+    }
+
+
+def runs(folder: str, stages: list[tuple[int, bool]], modes: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
+    """Whole runs for every ZeRO mode and every set of flags."""
+    found = {}
+    for stage, offload in stages:
+        for mode, flags in modes.items():
+            made = trainer.prepare(run_config(folder, stage, offload, flags))
+            figures = made.run()
+            # only the first rank writes metrics
+            dist.barrier()
+            found[f"{stage}{'o' if offload else ''} {mode}"] = facts(made, figures)
+    return found
+
+
+def rebuilds(folder: str, stages: list[tuple[int, bool]], count: int) -> dict[str, list[dict[str, int]]]:
+    """`count` rebuilds with a step between them; what is alive after each."""
+    found = {}
+    for stage, offload in stages:
+        made = trainer.prepare(run_config(folder, stage, offload, ["--sparsity", "0", "--rank_growth", "false"]))
+        census = []
+        for step in range(count):
+            made.train_step(step)
+            made.rebuild(step, Plan())
+            gc.collect()
+            census.append(alive(made))
+        found[f"{stage}{'o' if offload else ''}"] = census
+        made.finish()
+    return found
+
+
+def alive(made: trainer.Trainer) -> dict[str, int]:
+    """Engines, tensors, bytes, hooks, registry entries of this process."""
+    from deepspeed.runtime.zero import parameter_offload
+
+    kinds = {"engines": zero.Engine, "tensors": torch.Tensor, "modules": nn.Module}
+    objects = gc.get_objects()
+    census = {name: sum(1 for o in objects if issubclass(type(o), kind)) for name, kind in kinds.items()}
+    tensors = [o for o in objects if issubclass(type(o), torch.Tensor)]
+    census["bytes"] = sum(t.untyped_storage().nbytes() for t in tensors)
+    census["hooks"] = sum(
+        len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in made.engine.module.modules()
+    )
+    census["stack"] = len(parameter_offload.FWD_MODULE_STACK)
+    census["rss"] = psutil.Process().memory_info().rss
+    return census
+
+
+def load_sharded(folder: str) -> dict[str, Any]:
+    """How much of the model this rank ever holds while it loads and right after."""
+    from apt_ds import models
+
+    zero.init_distributed()
+    run = run_config(folder, 3, False, [])
+    base = models.find_base(run.model_name_or_path)
+    from apt_ds.ds_config import load_config
+
+    config = load_config(run, dist.world_size(), base.config.hidden_size)
+    largest = 0
+    original = nn.Module.register_parameter
+
+    def watch(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal largest
+        original(module, name, parameter)
+        held = {id(t): t.numel() for t in gc.get_objects() if isinstance(t, nn.Parameter) and t.device.type != "meta"}
+        largest = max(largest, sum(held.values()))
+
+    nn.Module.register_parameter = watch
+    sharding = zero.shard_while_loading(config)
+    model = models.load_model(base, run)
+    nn.Module.register_parameter = original
+    del sharding
+    total = sum(zero.full_numel(p) for p in model.parameters())
+    held = sum(p.numel() + p.ds_tensor.numel() for p in model.parameters())
+    return {"total": total, "held": held, "largest": largest}
+
+
+def disagree(odd: int) -> None:
+    """All ranks but one have the same plan."""
+    zero.init_distributed()
+    dist.agree("the plan of step 7", "other" if dist.rank() == odd else "same")
+
+
+def importances(folder: str, stages: list[tuple[int, bool]]) -> dict[str, list[float]]:
+    """Summed |w dL/dw| of every adapter after some steps, reduced over ranks."""
+    found = {}
+    for stage, offload in stages:
+        flags = ["--pruning", "none", "--max_steps", "4", "--rank_growth", "true", "--prune_ratio", "1.0"]
+        made = trainer.prepare(run_config(folder, stage, offload, flags))
+        for step in range(3):
+            made.train_step(step)
+        found[f"{stage}{'o' if offload else ''}"] = made.pruner.importance.tolist()
+        made.finish()
+    return found

@@ -1,0 +1,188 @@
+"""Scores of section 3: the formula, and that no split of the batch changes it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from transformers import LlamaForCausalLM
+
+from apt_ds import adapter
+from apt_ds.anatomy import HIDDEN, Anatomy, anatomy_of, kept_sizes, spans
+from apt_ds.data.base import Batch, collate
+from apt_ds.objective import summed_loss
+from apt_ds.salience import (
+    Salience,
+    consumer_outliers,
+    excess_kurtosis,
+    power_sums,
+    reader_outliers,
+    tap_input,
+    tap_output,
+)
+
+CPU = torch.device("cpu")
+
+
+def rows(count: int = 6) -> list[dict[str, list[int]]]:
+    """Samples of different lengths, their first three tokens untrained."""
+    made = []
+    for i in range(count):
+        ids = tiny.ids(1, 6 + 2 * i, seed=i)[0].tolist()
+        made.append({"input_ids": ids, "labels": [-100] * 3 + ids[3:]})
+    return made
+
+
+def prepared(outlier: str = "off", checkpointing: bool | None = None) -> tuple[LlamaForCausalLM, Anatomy, Salience]:
+    """checkpointing: use_reentrant of gradient checkpointing, None for none."""
+    model = tiny.model()
+    anatomy = anatomy_of(model.config)
+    adapter.attach(model, anatomy, ("q", "v"), 4, 0)
+    for _, module in adapter.adapters(model):
+        module.lora_B.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(3))
+    model.train()
+    if checkpointing is not None:
+        model.gradient_checkpointing_enable({"use_reentrant": checkpointing})
+    salience = Salience(anatomy, 0.85, outlier, CPU)
+    salience.install(model)
+    return model, anatomy, salience
+
+
+def score(model: LlamaForCausalLM, salience: Salience, split: list[list[dict[str, list[int]]]]) -> torch.Tensor:
+    """Masses after the micro-batches of `split`."""
+    for part in split:
+        batch = collate(part, 0)
+        salience.begin(batch.attention_mask, torch.float32)
+        (summed_loss(model, batch) / 50).backward()
+        salience.end()
+    return salience.masses.clone()
+
+
+def reference_masses(model: LlamaForCausalLM, anatomy: Anatomy, batch: Batch) -> torch.Tensor:
+    """The same sums by keeping every activation."""
+    kept: list[torch.Tensor] = []
+
+    def keep(x: torch.Tensor) -> None:
+        x.requires_grad_() if x.is_leaf else x.retain_grad()
+        kept.append(x)
+
+    handles = [model.get_submodule(site.consumer).register_forward_pre_hook(tap_input(keep)) for site in anatomy.sites]
+    for path in anatomy.writers:
+        handles.append(model.get_submodule(path).register_forward_hook(tap_output(keep)))
+    (summed_loss(model, batch) / 50).backward()
+    for handle in handles:
+        handle.remove()
+    real = batch.attention_mask.bool()
+    sums = [torch.stack([x.detach()[real].abs().sum(0), x.grad[real].abs().sum(0)]) for x in kept]
+    # forward order is embedding, then (site input, site output) for every site
+    embedding, rest = sums[0], sums[1:]
+    assert len(rest) == 2 * len(anatomy.sites)
+    return torch.cat([*rest[0::2], embedding, *rest[1::2]], dim=1)
+
+
+def test_masses_are_sums_over_real_tokens() -> None:
+    model, anatomy, salience = prepared()
+    masses = score(model, salience, [rows()])
+    salience.remove()
+    expected = reference_masses(model, anatomy, collate(rows(), 0))
+    assert torch.allclose(masses, expected, rtol=1e-4, atol=1e-6)
+    assert masses.min() > 0
+
+
+@pytest.mark.parametrize("split", [[2, 4], [1, 1, 1, 3], [6]])
+def test_no_micro_batch_split_changes_the_masses(split: list[int]) -> None:
+    whole = score(*prepared()[::2], [rows()])
+    parts, data = [], rows()
+    for size in split:
+        parts.append(data[:size])
+        data = data[size:]
+    assert torch.allclose(score(*prepared()[::2], parts), whole, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_gradient_checkpointing_counts_once(use_reentrant: bool) -> None:
+    plain = score(*prepared()[::2], [rows()])
+    assert torch.allclose(score(*prepared(checkpointing=use_reentrant)[::2], [rows()]), plain, rtol=1e-4, atol=1e-6)
+
+
+def test_block_scores_sum_over_dimensions_and_places() -> None:
+    model, anatomy, salience = prepared()
+    masses = score(model, salience, [rows()])
+    salience.update(gradient_scale=1.0)
+    product = masses[0] * masses[1]
+    heads = product[: 2 * 16].view(2, 16).sum(1)  # two groups of two query heads of 8 dimensions
+    where = dict(spans(anatomy.sizes))
+    got = torch.from_numpy(salience.scores() / 0.15).float()
+    assert torch.allclose(got[where[0]], heads, rtol=1e-4)
+    assert torch.allclose(got[where[1]], product[32:80], rtol=1e-4)
+    places = product[2 * (32 + 48) :].view(5, 32).sum(0)
+    assert torch.allclose(got[where[HIDDEN]], places, rtol=1e-4)
+
+
+def test_moving_average_and_discard() -> None:
+    model, _, salience = prepared()
+    score(model, salience, [rows()])
+    salience.update(1.0)
+    first = salience.scores()
+    salience.masses.fill_(float("nan"))
+    salience.discard()
+    assert np.array_equal(salience.scores(), first)
+    salience.update(1.0)
+    assert np.allclose(salience.scores(), 0.85 * first)
+
+
+def test_evaluation_is_not_scored() -> None:
+    model, _, salience = prepared()
+    with torch.no_grad():
+        model(tiny.ids())
+    model(tiny.ids()).logits.sum().backward()
+    assert salience.masses.abs().sum() == 0
+
+
+def test_kurtosis_is_that_of_the_definition() -> None:
+    weight = torch.randn(400, 3, generator=torch.Generator().manual_seed(0)) ** 3
+    w = weight.double()
+    z = (w - w.mean(0)) / w.std(0, unbiased=False)
+    expected = (z**4).mean(0) - 3
+    assert torch.allclose(excess_kurtosis(power_sums(weight), 400).double(), expected, rtol=1e-5)
+    assert torch.allclose(reader_outliers(weight).double(), expected.clamp(min=0).sqrt(), rtol=1e-5)
+
+
+def test_outliers_of_a_head_pool_its_own_pairs() -> None:
+    weight = torch.randn(50, 8, generator=torch.Generator().manual_seed(1))
+    mass = torch.rand(8, generator=torch.Generator().manual_seed(2)) + 0.5
+    got = consumer_outliers(weight, 4, mass)
+    for head in range(2):
+        pairs = (weight * mass)[:, 4 * head : 4 * head + 4].flatten().double()
+        z = (pairs - pairs.mean()) / pairs.std(unbiased=False)
+        assert got[head] == pytest.approx(max(float((z**4).mean() - 3), 0.0) ** 0.5, rel=1e-4)
+    # a neuron's own scale cancels
+    one = torch.ones(8)
+    assert torch.allclose(consumer_outliers(weight, 1, one), consumer_outliers(weight * 7, 1, one), rtol=1e-4)
+
+
+def test_outlier_options() -> None:
+    first = torch.tensor([1.0, 3.0, 10.0])
+    results = {}
+    for outlier in ("off", "literal", "normalized"):
+        _, _, salience = prepared(outlier)
+        salience._kind = torch.tensor([1, 1, 2])
+        salience.outliers = torch.tensor([4.0, 0.0, 5.0])
+        results[outlier] = salience.combine(first).tolist()
+    assert results["off"] == [1.0, 3.0, 10.0]
+    assert results["literal"] == [5.0, 3.0, 15.0]
+    # means: 2 and 2 for the first kind, 10 and 5 for the second
+    assert results["normalized"] == pytest.approx([1 + 4.0, 3.0, 10 + 10.0])
+
+
+def test_averages_follow_a_cut() -> None:
+    model, anatomy, salience = prepared()
+    score(model, salience, [rows()])
+    salience.update(1.0)
+    keep = np.ones(anatomy.sizes.total(), dtype=bool)
+    keep[[0, 5, -1]] = False
+    before = salience.scores()
+    salience.remove()
+    salience.after_cut(anatomy.with_sizes(kept_sizes(anatomy.sizes, keep)), keep)
+    assert np.array_equal(salience.scores(), before[keep])

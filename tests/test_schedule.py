@@ -1,0 +1,67 @@
+"""Schedules at their ends, in between, and against transformers' own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import get_scheduler
+
+from apt_ds import schedule
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.95])
+def test_kept_fraction_is_cubic_between_its_ends(sparsity: float) -> None:
+    kept = [schedule.kept_fraction(step, 100, sparsity) for step in range(101)]
+    assert kept[0] == 1.0
+    assert kept[100] == pytest.approx(1.0 - sparsity, abs=1e-15)
+    assert kept[50] == pytest.approx(1.0 - sparsity * 7 / 8)
+    assert all(later <= earlier for earlier, later in zip(kept, kept[1:], strict=False))
+
+
+def test_kept_fraction_stays_at_its_ends() -> None:
+    assert schedule.kept_fraction(-1, 10, 0.3) == 1.0
+    assert schedule.kept_fraction(11, 10, 0.3) == schedule.kept_fraction(10, 10, 0.3) == pytest.approx(0.7)
+    assert schedule.kept_fraction(0, 0, 0.3) == pytest.approx(0.7)  # no phase: done from the start
+
+
+def test_rank_budget_grows_linearly_to_factor() -> None:
+    assert [schedule.rank_budget(step, 10, 1000, 4.0) for step in (0, 5, 10, 11)] == [1000, 2500, 4000, 4000]
+    assert schedule.rank_budget(3, 10, 1000, 1.0) == 1000
+
+
+def test_warmup_steps_rounds_up_and_yields_to_a_count() -> None:
+    assert schedule.warmup_steps(60, 0.03, 0) == 2
+    assert schedule.warmup_steps(60, 0.03, 5) == 5
+    assert schedule.warmup_steps(60, 0.0, 0) == 0
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 10, 100])
+@pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
+def test_learning_rate_is_that_of_transformers(kind: str, warmup: int) -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-4)
+    name = "constant_with_warmup" if kind == "constant" else kind
+    theirs = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=100)
+    for step in range(100):
+        ours = schedule.learning_rate(step, 100, 1e-4, kind, warmup)
+        assert ours == pytest.approx(theirs.get_last_lr()[0], rel=1e-12, abs=1e-18), step
+        optimizer.step()
+        theirs.step()
+
+
+def test_learning_rate_at_the_ends() -> None:
+    assert schedule.learning_rate(0, 100, 1e-4, "cosine", 10) == 0.0
+    assert schedule.learning_rate(10, 100, 1e-4, "cosine", 10) == 1e-4
+    for kind in ("cosine", "linear"):
+        assert schedule.learning_rate(100, 100, 1e-4, kind, 10) == pytest.approx(0.0, abs=1e-18)
+        assert schedule.learning_rate(101, 100, 1e-4, kind, 10) == pytest.approx(0.0, abs=1e-18)
+    assert schedule.learning_rate(101, 100, 1e-4, "constant", 10) == 1e-4
+
+
+def test_distill_weight_rises_to_one() -> None:
+    assert [schedule.distill_weight(step, 10) for step in (0, 5, 10, 11)] == [0.0, 0.5, 1.0, 1.0]
+
+
+def test_adjustments_end_on_the_last_step() -> None:
+    assert [step for step in range(60) if schedule.is_adjustment(step, 20, 50)] == [20, 40, 50]
+    assert [step for step in range(60) if schedule.is_adjustment(step, 20, 40)] == [20, 40]
+    assert not any(schedule.is_adjustment(step, 20, 0) for step in range(60))

@@ -1,0 +1,101 @@
+"""The same run on any number of processes, in any ZeRO stage, with and without offload; and what rebuilds leave."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import worlds
+from reference import reference_run
+
+pytestmark = pytest.mark.dist
+
+STAGES = [(0, False), (1, False), (2, False), (3, False), (2, True), (3, True)]
+SIZES = ["--align", "4", "--mask_step", "0.25", "--adjust_every", "4"]
+MODES = {
+    "pretuning": ["--calibration_steps", "3", "--max_steps", "10", "--sparsity", "0.4", *SIZES],
+    "gradual": ["--pruning", "gradual", "--structure", "adaptive", "--max_steps", "20", "--sparsity", "0.5", *SIZES],
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("zero")
+    tiny.save_model(place / "model")
+    tiny.save_data(place / "data.json")
+    return place
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def runs(request: pytest.FixtureRequest, folder: Path) -> dict[str, dict[str, Any]]:
+    return worlds.run(request.param, "runs", {"folder": str(folder), "stages": STAGES, "modes": MODES})
+
+
+@pytest.fixture(scope="module")
+def references(folder: Path) -> dict[str, dict[str, Any]]:
+    return {mode: reference_run(folder, flags) for mode, flags in MODES.items()}
+
+
+@pytest.mark.parametrize("mode", list(MODES))
+def test_every_stage_equals_plain_pytorch(
+    mode: str, runs: dict[str, dict[str, Any]], references: dict[str, dict[str, Any]]
+) -> None:
+    expected = references[mode]
+    found = {name: run for name, run in runs.items() if name.endswith(mode)}
+    assert len(found) == len(STAGES)
+    for name, run in found.items():
+        assert run["alive"] == expected["alive"], name
+        assert run["ranks"] == expected["ranks"] and run["kept"] == expected["kept"], name
+        assert run["rebuilds"] >= 2 and run["kept"][-1] < 0.62, name
+        assert np.allclose(run["losses"], expected["losses"], rtol=2e-5), name
+        assert np.allclose(run["scores"], expected["scores"], rtol=1e-3), name
+        assert np.allclose(run["importance"], expected["importance"], rtol=1e-3), name
+        assert run["held_out"] == pytest.approx(expected["held_out"], rel=2e-5), name
+
+
+def test_training_learns(references: dict[str, dict[str, Any]]) -> None:
+    for run in references.values():
+        assert run["ranks"][-1] > run["ranks"][0]
+        assert run["losses"][-1] < run["losses"][0]
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_fifty_rebuilds_leave_nothing(world: int, folder: Path) -> None:
+    found = worlds.run(
+        world, "rebuilds", {"folder": str(folder), "stages": [(2, False), (3, False), (3, True)], "count": 50}
+    )
+    for mode, census in found.items():
+        first, last = census[3], census[-1]
+        for key in ("engines", "tensors", "modules", "bytes", "hooks", "stack"):
+            assert last[key] == first[key], (mode, key, [c[key] for c in census[::10]])
+        assert last["engines"] == 1
+        assert last["rss"] - first["rss"] < 40e6, mode
+
+
+def test_no_rank_ever_holds_all_weights_under_stage_3(folder: Path) -> None:
+    found = worlds.run(2, "load_sharded", {"folder": str(folder)})
+    assert found["held"] <= 0.51 * found["total"] + 64
+    assert found["largest"] < 0.8 * found["total"]
+
+
+def test_a_disagreement_stops_all_ranks_and_names_the_odd_one() -> None:
+    with pytest.raises(worlds.WorldFailed) as failure:
+        worlds.run(3, "disagree", {"odd": 2})
+    assert failure.value.statuses == [2, 2, 2]
+    assert "ranks disagree on the plan of step 7: rank [2] differs" in failure.value.text
+
+
+def test_importance_is_the_same_for_every_split(folder: Path) -> None:
+    found = {
+        f"{world} {name}": values
+        for world in (1, 2)
+        for name, values in worlds.run(world, "importances", {"folder": str(folder), "stages": STAGES}).items()
+    }
+    first = next(iter(found.values()))
+    assert len(first) == 4 and min(first) > 0
+    for name, values in found.items():
+        assert np.allclose(values, first, rtol=1e-4), (name, json.dumps(values), json.dumps(first))
