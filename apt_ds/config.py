@@ -143,7 +143,7 @@ class RunConfig:
 
     sparsity: float = option("pruning", 0.3, "fraction of the model's parameters to remove", BELOW_ONE)
     pruning: str = choice("pruning", "pretuning, gradual, none", "cut before tuning, while tuning, or never")
-    prune_blocks: str = option("pruning", ",".join(BLOCKS), "kinds of block that may go", SomeOf(BLOCKS))
+    prune_blocks: str = option("pruning", "heads,neurons", "kinds of block that may go", SomeOf(BLOCKS))
     structure: str = choice("pruning", "uniform, adaptive", "same sizes in every layer, or sizes by layer")
     align: int = option("pruning", 0, "kept sizes are multiples of it; 0: by the model's size", NOT_NEGATIVE)
     calibration_steps: int = option("pruning", 32, "optimizer steps scored before a pretuning cut", COUNT)

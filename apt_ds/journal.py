@@ -58,10 +58,11 @@ def write_json(path: Path, value: Any) -> None:
 class Journal:
     """Metrics file and progress bar; silent on all ranks but the first."""
 
-    def __init__(self, folder: Path, run: RunConfig, total_steps: int) -> None:
+    def __init__(self, folder: Path, total_steps: int, quiet: bool = False) -> None:
         self.folder = folder
+        quiet = quiet or not dist.is_main()
         self._file = (folder / "metrics.jsonl").open("a", encoding="utf8") if dist.is_main() else None
-        self._bar = tqdm(total=total_steps, unit="step", disable=not dist.is_main(), file=sys.stderr, smoothing=0.1)
+        self._bar = tqdm(total=total_steps, unit="step", disable=quiet, file=sys.stderr, smoothing=0.1)
 
     def step(self, row: dict[str, Any]) -> None:
         """One line of metrics; moves the bar to the row's step."""
@@ -79,13 +80,13 @@ class Journal:
 
     def adjusted(self, step: int, kept: float, plan: Plan) -> None:
         """Tell of a cut or of rank growth."""
-        if dist.is_main():
+        if not self._bar.disable:
             grown = f"; {len(plan.grow)} adapters grew" if plan.grow else ""
             self._bar.write(f"step {step}: {100 * kept:.2f} % of the prunable parameters kept{grown}", file=sys.stderr)
 
     def warn(self, text: str) -> None:
         """One line on stderr."""
-        if dist.is_main():
+        if not self._bar.disable:
             self._bar.write(text, file=sys.stderr)
 
     def close(self) -> None:
@@ -96,30 +97,29 @@ class Journal:
 
 
 class Meter:
-    """Step times and peak memory of this rank, before the first cut and after the last."""
+    """Step times in seconds and peak memory in bytes of this rank, before the first cut and after the last."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.rebuilds: list[float] = []
-        self._times: list[float] = []
-        self._dense_times: list[float] = []
-        self._peaks = {"before": 0, "after": 0}
+        self._dense: list[float] = []
+        self._cut: list[float] = []
+        self._peaks = {"dense": 0, "cut": 0}
         self._last_rebuild = 0.0
         reset_peak(device)
 
     def step(self, seconds: float, dense: bool) -> None:
-        """Take the time of one optimizer step."""
-        if dense:
-            self._dense_times.append(seconds)
-            self._peaks["before"] = max(self._peaks["before"], peak_memory(self.device))
-        else:
-            self._times.append(seconds)
+        """Take one optimizer step, with nothing cut yet (`dense`) or later."""
+        (self._dense if dense else self._cut).append(seconds)
+        when = "dense" if dense else "cut"
+        self._peaks[when] = max(self._peaks[when], self.peak())
 
-    def rebuilt(self, seconds: float) -> None:
-        """Take the time of one rebuild. Times and peak after the cut start afresh."""
+    def rebuilt(self, seconds: float, cut: bool) -> None:
+        """Take one rebuild. After a cut, times and peak start afresh."""
         self.rebuilds.append(seconds)
         self._last_rebuild = seconds
-        self._times = []
+        if cut:
+            self._cut, self._peaks["cut"] = [], 0
         reset_peak(self.device)
 
     def last_rebuild(self) -> float:
@@ -128,16 +128,25 @@ class Meter:
         return seconds
 
     def peak(self) -> int:
-        """Peak memory in bytes since the last rebuild."""
+        """Peak memory since the last rebuild."""
         return peak_memory(self.device)
 
-    def take(self, when: str, kept: float) -> dict[str, float | int | None]:
-        """Median step time in seconds and peak memory in bytes, 'before' or 'after' the cuts."""
-        dense = when == "before" or kept == 1.0
-        times = self._dense_times if dense else self._times
-        peak = self._peaks["before"] if dense else peak_memory(self.device)
-        # the first step warms caches
-        return {"step_seconds": statistics.median(times[1:] or times) if times else None, "peak_memory_bytes": peak}
+    def dense(self) -> dict[str, float | int | None]:
+        """Median step time and peak memory before the first cut."""
+        return figures(self._dense, self._peaks["dense"])
+
+    def cut(self) -> dict[str, float | int | None]:
+        """Median step time and peak memory since the last cut."""
+        return figures(self._cut, self._peaks["cut"])
+
+
+def figures(times: list[float], peak: int) -> dict[str, float | int | None]:
+    """For the report; the first step, which warms caches, does not count, and without steps there is no figure."""
+    counted = times[1:] or times
+    return {
+        "step_seconds": statistics.median(counted) if counted else None,
+        "peak_memory_bytes": peak or None,
+    }
 
 
 def reset_peak(device: torch.device) -> None:

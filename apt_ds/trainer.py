@@ -59,7 +59,7 @@ def prepare(run: RunConfig) -> Trainer:
     data = read_data(run, base)
     pruner = Pruner(run, base.anatomy, data.total_steps, zero.device())
     output = prepare_output(run)
-    return Trainer(run, base, config, data, pruner, Journal(output, run, data.total_steps))
+    return Trainer(run, base, config, data, pruner, Journal(output, data.total_steps))
 
 
 def read_data(run: RunConfig, base: Base) -> Data:
@@ -110,11 +110,11 @@ class Trainer:
         if self.pruner.prunes and not self.pruner.gradual:
             self.calibrate()
             figures["after_cut"] = self.judge()
-        figures["before"] |= self.meter.take("before", self.pruner.kept())
         for step in range(self.data.total_steps):
             self.train_step(step)
             self.adjust(step + 1)
-        figures["after"] = self.judge() | self.meter.take("after", self.pruner.kept())
+        figures["before"] |= self.meter.dense()
+        figures["after"] = self.judge() | (self.meter.cut() if self.pruner.kept() < 1.0 else self.meter.dense())
         figures["pruning"] = self.pruner.summary() | {"rebuild_seconds": self.meter.rebuilds}
         self.finish()
         return figures
@@ -214,7 +214,7 @@ class Trainer:
 
         fresh: forget moments and counters whatever `moments` says (after calibration).
         """
-        start = time.perf_counter()
+        start, kept = time.perf_counter(), self.pruner.kept()
         self.pruner.agree(step, plan)
         state = zero.take_state(self.engine, moments=not fresh and self.run_config.moments == "carry")
         if fresh:
@@ -229,7 +229,7 @@ class Trainer:
         self.pruner.dress(model, self.scoring)
         self.engine = zero.build(model, self.config)
         zero.put_state(self.engine, state)
-        self.meter.rebuilt(time.perf_counter() - start)
+        self.meter.rebuilt(time.perf_counter() - start, cut=self.pruner.kept() < kept)
         self.journal.adjusted(step, self.pruner.kept(), plan)
 
     def judge(self) -> dict[str, Any]:

@@ -157,3 +157,43 @@ def importances(folder: str, stages: list[tuple[int, bool]]) -> dict[str, list[f
         found[f"{stage}{'o' if offload else ''}"] = made.pruner.importance.tolist()
         made.finish()
     return found
+
+
+def loss_scales(folder: str, stages: list[tuple[int, bool]]) -> dict[str, list[dict[str, Any]]]:
+    """The fp16 scaler, counters and Adam's step before and after a rebuild in the middle of training."""
+    found = {}
+    for stage, offload in stages:
+        flags = ["--fp16", "--pruning", "none", "--max_steps", "8"]
+        made = trainer.prepare(run_config(folder, stage, offload, flags))
+        for step in range(4):
+            made.train_step(step)
+        states = []
+        for _ in range(2):
+            state = zero.take_state(made.engine)
+            states.append({"scaler": state.scaler, "counters": state.counters, "adam_step": state.adam_step})
+            if len(states) == 1:
+                made.rebuild(4, Plan())
+        made.train_step(4)
+        found[f"{stage}{'o' if offload else ''}"] = states
+        made.finish()
+    return found
+
+
+def middle_rebuild(folder: str, stages: list[tuple[int, bool]], flags: list[str]) -> dict[str, list[list[float]]]:
+    """Losses of a run with a rebuild that changes nothing in its middle, and of the same run without."""
+    found = {}
+    for stage, offload in stages:
+        losses = []
+        for rebuild in (False, True):
+            fixed = ["--pruning", "none", "--rank_growth", "false", "--max_steps", "8", *flags]
+            made = trainer.prepare(run_config(folder, stage, offload, fixed))
+            for step in range(8):
+                made.train_step(step)
+                if rebuild and step == 3:
+                    made.rebuild(step + 1, Plan())
+            made.finish()
+            dist.barrier()
+            rows = (made.journal.folder / "metrics.jsonl").read_text(encoding="utf8").splitlines()
+            losses.append([json.loads(row)["loss"] for row in rows])
+        found[f"{stage}{'o' if offload else ''}"] = losses
+    return found

@@ -31,7 +31,10 @@ def with_turns(*turns: object) -> dict[str, object]:
 
 def test_reads_alpaca_from_both_kinds_of_file(tmp_path: Path) -> None:
     plain = {"instruction": "Greet.", "output": "Hello"}
-    expected = [Example.from_instruction("Add.", "1 and 2", "3"), Example.from_instruction("Greet.", "", "Hello")]
+    expected = [
+        Example.from_instruction("Add.", "1 and 2", "3"),
+        Example.from_instruction("Greet.", "", "Hello"),
+    ]
     assert load_examples(write(tmp_path, "a.json", [RECORD, plain])) == expected
     assert load_examples(write(tmp_path, "b.json", {"data": [RECORD, {**plain, "input": None}]})) == expected
     assert load_examples(write(tmp_path, "c.jsonl", RECORD, "", plain)) == expected
@@ -58,7 +61,10 @@ BROKEN = [
     (("a.jsonl", RECORD, "", '{"instruction": '), r"a\.jsonl, line 3, column \d+: not valid JSON"),
     (("a.json", '[{"instruction": "x",', "oops]"), r"a\.json, line 2, column 1: not valid JSON"),
     (("a.json", RECORD, RECORD), r"line 2, column 1: .*name it \.jsonl"),
-    (("a.jsonl", RECORD, {"instruction": "x", "answer": "y"}), r"line 2: no column 'output' .*instruction, answer"),
+    (
+        ("a.jsonl", RECORD, {"instruction": "x", "answer": "y"}),
+        r"line 2: no column 'output' .*instruction, answer",
+    ),
     (("a.json", [RECORD, {"output": "y"}]), r"record 2: no column 'instruction' \(it has: output\)"),
     (("a.jsonl", RECORD, {**RECORD, "output": 3}), "line 2: 'output' must be text, not int"),
     (("a.jsonl", {**RECORD, "input": ["x"]}), "line 1: 'input' must be text, not list"),
@@ -70,8 +76,14 @@ BROKEN = [
     (("a.json", {"rows": []}), "must hold a list of records"),
     (("a.csv", "instruction,output"), r"unknown file ending '\.csv'"),
     (("a.jsonl", {"messages": []}), "line 1: 'messages' must be a list of at least"),
-    (("a.jsonl", with_turns(*CHAT["messages"], CHAT["messages"][0])), "line 1: the last message is the user's"),
-    (("a.jsonl", with_turns({"role": "owner", "content": "x"}, {})), "line 1, message 1: unknown role 'owner'"),
+    (
+        ("a.jsonl", with_turns(*CHAT["messages"], CHAT["messages"][0])),
+        "line 1: the last message is the user's",
+    ),
+    (
+        ("a.jsonl", with_turns({"role": "owner", "content": "x"}, {})),
+        "line 1, message 1: unknown role 'owner'",
+    ),
     (("a.jsonl", with_turns(CHAT["messages"][0], {"role": "assistant"})), "message 2: no column 'content'"),
     (("a.jsonl", with_turns("x", "y")), "line 1, message 1: a message must be an object, not str"),
 ]
@@ -122,7 +134,10 @@ def test_a_name_goes_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_collate_pads_on_the_right() -> None:
-    rows = [{"input_ids": [5, 6, 7], "labels": [IGNORED, 6, 7]}, {"input_ids": list(range(9)), "labels": [1] * 9}]
+    rows = [
+        {"input_ids": [5, 6, 7], "labels": [IGNORED, 6, 7]},
+        {"input_ids": list(range(9)), "labels": [1] * 9},
+    ]
     batch = collate(rows, pad_id=2).to("cpu")
     assert batch.input_ids.shape == batch.attention_mask.shape == batch.labels.shape == (2, 16)
     assert batch.input_ids.dtype == torch.int64
@@ -171,7 +186,8 @@ def test_the_builtin_set_is_large_unique_and_made_by_its_script() -> None:
     assert builtin_path().read_bytes() == make.make().encode()
     examples = load_examples("builtin:instructions")
     assert examples == load_examples(builtin_path())
-    assert len(examples) == len({(example.instruction, example.input) for example in examples}) == make.SIZE >= 1000
+    asked = {(example.instruction, example.input) for example in examples}
+    assert len(examples) == len(asked) == make.SIZE >= 1000
     assert all(example.output == example.output.strip() for example in examples)
 
 

@@ -34,7 +34,10 @@ WITHOUT_END = (
 )
 STRICT = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + TEMPLATE
 # its generation prompt is not what stands before an answer
-CROOKED = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+CROOKED = (
+    "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}>{% endif %}"
+)
 
 CHAT = Example(
     (
@@ -54,7 +57,13 @@ def tokenizer(template: str | None = None, bos: bool = False, **special: str) ->
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     inner.decoder = decoders.ByteLevel()
-    lines = ["Response:\n\nThe sum is", "### Response:The", "assistant\n\nBlue", "Hello there.", "Name a color."] * 3
+    lines = [
+        "Response:\n\nThe sum is",
+        "### Response:The",
+        "assistant\n\nBlue",
+        "Hello there.",
+        "Name a color.",
+    ] * 3
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     special_tokens = ["<|end|>", "<|start|>", "<s>"]
     inner.train_from_iterator(
@@ -64,7 +73,10 @@ def tokenizer(template: str | None = None, bos: bool = False, **special: str) ->
         inner.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 2)])
     names = {"eos_token": "<|end|>", "bos_token": "<s>"} | special
     made = PreTrainedTokenizerFast(
-        tokenizer_object=inner, additional_special_tokens=["<|start|>"], clean_up_tokenization_spaces=False, **names
+        tokenizer_object=inner,
+        additional_special_tokens=["<|start|>"],
+        clean_up_tokenization_spaces=False,
+        **names,
     )
     made.chat_template = template
     return made
@@ -128,9 +140,8 @@ def test_no_token_spans_the_end_of_the_prompt(template: str | None, output: str)
     prompt = prompt_ids(example, tok)
     row = encode(example, tok, 999)
     assert row["input_ids"][: len(prompt)] == prompt
-    if output.strip() or template is None:
-        assert row["labels"][: len(prompt)] == [IGNORED] * len(prompt)
-        assert tok.decode(row["labels"][len(prompt) :]) == output + "<|end|>"
+    assert row["labels"][: len(prompt)] == [IGNORED] * len(prompt)
+    assert tok.decode(row["labels"][len(prompt) :]) == output + "<|end|>"
 
 
 def test_an_answer_that_the_template_rewrites_later_is_not_trained() -> None:

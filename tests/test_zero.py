@@ -99,3 +99,24 @@ def test_importance_is_the_same_for_every_split(folder: Path) -> None:
     assert len(first) == 4 and min(first) > 0
     for name, values in found.items():
         assert np.allclose(values, first, rtol=1e-4), (name, json.dumps(values), json.dumps(first))
+
+
+@pytest.mark.parametrize("flags", [[], ["--bf16"]])
+def test_a_rebuild_that_changes_nothing_is_bit_exact(flags: list[str], folder: Path) -> None:
+    stages = STAGES if not flags else STAGES[1:]
+    found = worlds.run(2, "middle_rebuild", {"folder": str(folder), "stages": stages, "flags": flags})
+    for name, (straight, rebuilt) in found.items():
+        assert straight == rebuilt, name
+
+
+def test_reset_moments_differ_from_carried_ones(folder: Path) -> None:
+    arguments = {"folder": str(folder), "stages": [(2, False)], "flags": ["--moments", "reset"]}
+    straight, rebuilt = worlds.run(1, "middle_rebuild", arguments)["2"]
+    assert straight[:4] == rebuilt[:4] and straight[5:] != rebuilt[5:]
+
+
+def test_loss_scale_and_counters_continue(folder: Path) -> None:
+    found = worlds.run(2, "loss_scales", {"folder": str(folder), "stages": [(1, False), (2, False), (3, False)]})
+    for name, (before, after) in found.items():
+        assert before == after, name
+        assert before["counters"]["global_steps"] == 4 and before["scaler"]["cur_iter"] == 4, name

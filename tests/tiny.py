@@ -10,7 +10,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-WORDS = "the a cat dog sees likes big small red blue house tree one two three four and or not in on under".split(" ")
+WORDS = [
+    *("the", "a", "cat", "dog", "sees", "likes", "big", "small", "red", "blue", "house", "tree"),
+    *("one", "two", "three", "four", "and", "or", "not", "in", "on", "under"),
+]
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 KINDS = {"mha": 4, "gqa": 2}  # key/value heads of a model with 4 query heads
 

@@ -128,8 +128,8 @@ def _read_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
         try:
             yield where, json.loads(line)
         except json.JSONDecodeError as error:
-            message = f"{where}, column {error.colno}: not valid JSON ({error.msg}); put one record on one line"
-            raise UserError(message) from error
+            problem = f"not valid JSON ({error.msg}); put one record on one line"
+            raise UserError(f"{where}, column {error.colno}: {problem}") from error
 
 
 def _read_hub(name: str, split: str) -> Iterator[tuple[str, Any]]:

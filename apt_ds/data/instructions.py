@@ -24,12 +24,10 @@ if TYPE_CHECKING:
 
 Segment = tuple[str, bool]  # a piece of text, and whether it is trained
 
-PREAMBLE = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-)
+_REQUEST = "Write a response that appropriately completes the request.\n\n"
+PREAMBLE = f"Below is an instruction that describes a task. {_REQUEST}"
 PREAMBLE_WITH_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
-    "Write a response that appropriately completes the request.\n\n"
+    f"Below is an instruction that describes a task, paired with an input that provides further context. {_REQUEST}"
 )
 SECTIONS = {"system": "{}\n\n", "user": "### Instruction:\n{}\n\n", "tool": "### Input:\n{}\n\n"}
 RESPONSE = "### Response:"
@@ -161,7 +159,7 @@ def _chat_segments(messages: tuple[Message, ...], tokenizer: PreTrainedTokenizer
     segments: list[Segment] = []
     done = 0
     for i, message in enumerate(messages):
-        if i == 0 or message["role"] != "assistant" or not message["content"].strip():
+        if i == 0 or message["role"] != "assistant":
             continue
         is_last = i == len(messages) - 1
         prompt = _render(messages[:i], tokenizer, ask=True)
@@ -172,7 +170,8 @@ def _chat_segments(messages: tuple[Message, ...], tokenizer: PreTrainedTokenizer
             done = end
         elif is_last:
             return [(prompt, False), (message["content"] + eos, True)]
-    if whole[:done].endswith(messages[-1]["content"].strip()):
+    answer = messages[-1]["content"].strip()
+    if answer and whole[:done].endswith(answer):
         segments.append((eos, True))  # a template without an end of turn would never learn to stop
     return segments
 
