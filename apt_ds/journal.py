@@ -122,6 +122,10 @@ class Meter:
             self._cut, self._peaks["cut"] = [], 0
         reset_peak(self.device)
 
+    def forget_peak(self) -> None:
+        """What came before (an evaluation) is no part of training's peak."""
+        reset_peak(self.device)
+
     def last_rebuild(self) -> float:
         """Seconds of the rebuild before this step, 0 if there was none; asking forgets it."""
         seconds, self._last_rebuild = self._last_rebuild, 0.0

@@ -240,6 +240,7 @@ class Trainer:
         found |= count_parameters(engine.module)
         if self.data.corpus is not None:
             found["corpus_perplexity"] = perplexity(engine, self.data.corpus, max(1, batch // 4), self.device)
+        self.meter.forget_peak()
         return found
 
     def log(self, step: int, loss: float, rate: float, seconds: float, indices: list[int]) -> None:

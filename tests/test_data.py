@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from apt_ds.config import UserError
 from apt_ds.data.base import IGNORED, Example, GlobalOrder, builtin_path, collate, load_examples
 from apt_ds.data.builtin import make
 
+ROOT = Path(__file__).resolve().parent.parent
 RECORD = {"instruction": "Add.", "input": "1 and 2", "output": "3"}
 CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
 SHARED = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}
@@ -26,6 +29,7 @@ def write(folder: Path, name: str, *lines: object) -> str:
 
 
 def with_turns(*turns: object) -> dict[str, object]:
+    """A chat record of these messages."""
     return {"messages": list(turns)}
 
 
@@ -71,7 +75,14 @@ BROKEN = [
     (("a.jsonl", RECORD, {**RECORD, "output": " "}), "line 2: the output is empty"),
     (("a.jsonl", {**RECORD, "instruction": ""}), "line 1: the instruction is empty"),
     (("a.jsonl", RECORD, '["x"]'), "line 2: a record must be an object, not list"),
+    (
+        ("a.jsonl", with_turns(CHAT["messages"][0], {"role": "assistant", "content": None})),
+        "'content' must be text, not null",
+    ),
     (("a.json", "[]"), r"a\.json holds no records"),
+    (("a.json", {"data": []}), r"a\.json holds no records"),
+    (("a.json", {"data": RECORD}), "must hold a list of records"),
+    (("a.jsonl", "", " "), r"a\.jsonl is empty"),
     (("a.json", ""), r"a\.json is empty"),
     (("a.json", {"rows": []}), "must hold a list of records"),
     (("a.csv", "instruction,output"), r"unknown file ending '\.csv'"),
@@ -99,14 +110,31 @@ def test_a_broken_file_is_named_with_its_place(tmp_path: Path, content: tuple[ob
 
 
 def test_wrong_encoding_folder_and_missing_file(tmp_path: Path) -> None:
-    (tmp_path / "latin.json").write_bytes('[{"instruction": "é"}]'.encode("latin-1"))
-    with pytest.raises(UserError, match="not UTF-8 text"):
-        load_examples(tmp_path / "latin.json")
-    with pytest.raises(UserError, match="is a folder"):
-        load_examples(tmp_path)
-    for missing in ("missing.json", "./nowhere", "builtin:nothing"):
-        with pytest.raises(UserError, match="no such data file"):
+    latin = tmp_path / "latin.json"
+    latin.write_bytes('[{"instruction": "é"}]'.encode("latin-1"))
+    wrong = {str(latin): "is not UTF-8 text (byte 18)", str(tmp_path): "is a folder"}
+    for name, problem in wrong.items():
+        with pytest.raises(UserError) as caught:
+            load_examples(name)
+        assert str(caught.value).startswith(f"{name} {problem}") and "\n" not in str(caught.value)
+    for missing in (str(tmp_path / "missing.json"), "missing.jsonl", "./nowhere", "builtin:nothing"):
+        with pytest.raises(UserError) as caught:
             load_examples(missing)
+        assert str(caught.value) == f"no such data file: {missing}"
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_record(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps(RECORD), "utf-8-sig")
+    assert load_examples(tmp_path / "a.jsonl") == [Example.from_instruction("Add.", "1 and 2", "3")]
+
+
+def test_a_name_that_is_nothing_offline() -> None:
+    datasets = pytest.importorskip("datasets")
+    if not datasets.config.HF_HUB_OFFLINE:
+        pytest.skip("HF_HUB_OFFLINE is off, so the hub would be asked")
+    with pytest.raises(UserError, match="^nobody/nothing is neither a file nor a dataset.*'test'") as caught:
+        load_examples("nobody/nothing", "test")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_few_empty_outputs_in_a_large_set_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -147,10 +175,21 @@ def test_collate_pads_on_the_right() -> None:
     assert collate(rows[:1], pad_id=0, multiple=1).input_ids.shape == (1, 3)
 
 
+@pytest.mark.parametrize(("longest", "width"), [(1, 8), (7, 8), (8, 8), (9, 16), (16, 16), (17, 24)])
+def test_collate_rounds_the_length_up_to_eights(longest: int, width: int) -> None:
+    rows = [{"input_ids": [3] * length, "labels": [3] * length} for length in (1, longest)]
+    batch = collate(rows, pad_id=0)
+    assert batch.input_ids.shape == (2, width)
+    assert batch.attention_mask.tolist() == [[1] + [0] * (width - 1), [1] * longest + [0] * (width - longest)]
+    assert torch.equal(batch.labels != IGNORED, batch.attention_mask.bool())
+
+
+@pytest.mark.parametrize("n", [29, 12, 5, 1])
 @pytest.mark.parametrize(("world", "per_device"), [(1, 12), (1, 4), (2, 3), (3, 2), (4, 1), (6, 2), (12, 1)])
-def test_any_split_sees_the_same_global_batch(world: int, per_device: int) -> None:
-    order = GlobalOrder(n=29, global_batch=12, seed=4)
+def test_any_split_sees_the_same_global_batch(world: int, per_device: int, n: int) -> None:
+    order = GlobalOrder(n, global_batch=12, seed=4)
     for step in (0, 2, 7):
+        assert len(order.indices(step)) == 12 and set(order.indices(step)) <= set(range(n))
         parts = [
             order.micro(step, micro, rank, world, per_device)
             for micro in range(12 // (world * per_device))
@@ -170,10 +209,15 @@ def test_every_sample_comes_once_per_epoch(n: int, batch: int) -> None:
     assert order.steps(1) == -(-n // batch) and order.steps(3) == -(-3 * n // batch)
 
 
+def test_steps_of_a_part_of_an_epoch_are_rounded_up() -> None:
+    assert [GlobalOrder(40, 16).steps(epochs) for epochs in (0.1, 0.4, 0.5, 1, 2)] == [1, 1, 2, 3, 5]
+
+
 def test_order_depends_on_seed_and_step_alone() -> None:
     straight = [GlobalOrder(40, 8, seed=3).indices(step) for step in range(20)]
     resumed = GlobalOrder(40, 8, seed=3)
     assert [resumed.indices(step) for step in range(11, 20)] == straight[11:]
+    assert [resumed.indices(step) for step in reversed(range(20))] == straight[::-1]
     assert GlobalOrder(40, 8, seed=5).indices(0) != straight[0]
 
 
@@ -189,6 +233,17 @@ def test_the_builtin_set_is_large_unique_and_made_by_its_script() -> None:
     asked = {(example.instruction, example.input) for example in examples}
     assert len(examples) == len(asked) == make.SIZE >= 1000
     assert all(example.output == example.output.strip() for example in examples)
+    records = [json.loads(line) for line in builtin_path().read_text("utf-8").splitlines()]
+    assert {tuple(record) for record in records} == {("instruction", "input", "output")}
+
+
+def test_the_builtin_script_checks_the_file_that_ships() -> None:
+    before = builtin_path().read_bytes()
+    # a process of its own has other hash seeds, on which the bytes must not depend
+    command = [sys.executable, "-m", "apt_ds.data.builtin.make", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert builtin_path().read_bytes() == before
 
 
 def test_the_builtin_script_tells_a_changed_file(

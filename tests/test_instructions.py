@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import tiny
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -18,14 +19,14 @@ from apt_ds.data.instructions import (
 )
 
 TEMPLATE = (
-    "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 # writes earlier answers shorter than the last one, as templates of thinking models do
 FORGETFUL = (
     "{% for m in messages %}{{ m['role'] }}: "
     "{% if m['role'] == 'assistant' and not loop.last %}(said something)"
-    "{% else %}{{ m['content'] }}{% endif %}<|end|>\n{% endfor %}"
+    "{% else %}{{ m['content'] }}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
 WITHOUT_END = (
@@ -35,7 +36,7 @@ WITHOUT_END = (
 STRICT = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + TEMPLATE
 # its generation prompt is not what stands before an answer
 CROOKED = (
-    "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}<|end|>{% endfor %}"
+    "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}>{% endif %}"
 )
 
@@ -65,16 +66,16 @@ def tokenizer(template: str | None = None, bos: bool = False, **special: str) ->
         "Name a color.",
     ] * 3
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    special_tokens = ["<|end|>", "<|start|>", "<s>"]
+    special_tokens = ["<|im_end|>", "<|im_start|>", "<s>"]
     inner.train_from_iterator(
         lines, trainers.BpeTrainer(vocab_size=400, special_tokens=special_tokens, initial_alphabet=alphabet)
     )
     if bos:
         inner.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 2)])
-    names = {"eos_token": "<|end|>", "bos_token": "<s>"} | special
+    names = {"eos_token": "<|im_end|>", "bos_token": "<s>"} | special
     made = PreTrainedTokenizerFast(
         tokenizer_object=inner,
-        additional_special_tokens=["<|start|>"],
+        additional_special_tokens=["<|im_start|>"],
         clean_up_tokenization_spaces=False,
         **names,
     )
@@ -109,14 +110,14 @@ def test_alpaca_prompt_with_and_without_input() -> None:
         "### Instruction:\nGreet me.\n\n### Response:"
     )
     assert render_prompt("Greet me.", tok) == without
-    assert parts(encode(ADD, tok, 999), tok) == [(with_input, False), ("The sum is 3.<|end|>", True)]
+    assert parts(encode(ADD, tok, 999), tok) == [(with_input, False), ("The sum is 3.<|im_end|>", True)]
 
 
 def test_a_conversation_without_a_template_repeats_the_sections() -> None:
     tok = tokenizer()
     first = "Be brief.\n\n### Instruction:\nName a color.\n\n### Response:"
     second = "\n\n### Instruction:\nAnother?\n\n### Response:"
-    expected = [(first, False), ("Red.<|end|>", True), (second, False), ("\n\nBlue it is.<|end|>", True)]
+    expected = [(first, False), ("Red.<|im_end|>", True), (second, False), ("\n\nBlue it is.<|im_end|>", True)]
     assert parts(encode(CHAT, tok, 999), tok) == expected
     single = Example(GREET.messages)
     assert encode(single, tok, 999) == encode(GREET, tok, 999)
@@ -124,12 +125,14 @@ def test_a_conversation_without_a_template_repeats_the_sections() -> None:
 
 def test_template_trains_all_answers_and_their_ends() -> None:
     tok = tokenizer(TEMPLATE)
-    first = "<|start|>system\nBe brief.<|end|>\n<|start|>user\nName a color.<|end|>\n<|start|>assistant\n"
-    second = "\n<|start|>user\nAnother?<|end|>\n<|start|>assistant\n"
-    expected = [(first, False), ("Red.<|end|>", True), (second, False), ("\n\nBlue it is.<|end|>", True)]
+    first = (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nName a color.<|im_end|>\n<|im_start|>assistant\n"
+    )
+    second = "\n<|im_start|>user\nAnother?<|im_end|>\n<|im_start|>assistant\n"
+    expected = [(first, False), ("Red.<|im_end|>", True), (second, False), ("\n\nBlue it is.<|im_end|>", True)]
     assert parts(encode(CHAT, tok, 999), tok) == expected
-    assert render_prompt(CHAT, tok) == first + "Red.<|end|>" + second
-    assert render_prompt("Hi", tok) == "<|start|>user\nHi<|end|>\n<|start|>assistant\n"
+    assert render_prompt(CHAT, tok) == first + "Red.<|im_end|>" + second
+    assert render_prompt("Hi", tok) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
 
 
 @pytest.mark.parametrize("template", [None, TEMPLATE])
@@ -141,22 +144,54 @@ def test_no_token_spans_the_end_of_the_prompt(template: str | None, output: str)
     row = encode(example, tok, 999)
     assert row["input_ids"][: len(prompt)] == prompt
     assert row["labels"][: len(prompt)] == [IGNORED] * len(prompt)
-    assert tok.decode(row["labels"][len(prompt) :]) == output + "<|end|>"
+    assert tok.decode(row["labels"][len(prompt) :]) == output + "<|im_end|>"
+
+
+@pytest.mark.parametrize("template", [None, TEMPLATE])
+def test_the_answer_is_tokenized_as_it_is_generated_where_text_would_merge(template: str | None) -> None:
+    tok = tokenizer(template)
+    example = Example.from_instruction("Add.", "", "\n\nThe sum is")
+    prompt, answer = prompt_ids(example, tok), "\n\nThe sum is<|im_end|>"
+    merged = tok(render_prompt(example, tok) + answer, add_special_tokens=False)["input_ids"]
+    assert merged[: len(prompt)] != prompt  # or this test would show nothing
+    assert encode(example, tok, 999)["input_ids"] == prompt + tok(answer, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("template", [None, TEMPLATE, FORGETFUL, WITHOUT_END, CROOKED])
+@pytest.mark.parametrize("first", ["Red.", "\n\nThe sum is", "\n\nBlue"])
+def test_a_later_prompt_has_the_ids_of_training_too(template: str | None, first: str) -> None:
+    tok = tokenizer(template)
+    asked = [{"role": "user", "content": text} for text in ("Name a color.", "Another?")]
+    answers = [{"role": "assistant", "content": text} for text in (first, "\n\nBlue it is.")]
+    example = Example((asked[0], answers[0], asked[1], answers[1]))
+    prompt, row = prompt_ids(example, tok), encode(example, tok, 999)
+    assert row["input_ids"][: len(prompt)] == prompt
+    assert tok.decode(prompt) == render_prompt(example, tok)
+    assert tok.decode(row["labels"][len(prompt) :]) == "\n\nBlue it is.<|im_end|>"
+
+
+def test_words_without_a_template() -> None:
+    tok = tiny.tokenizer()
+    example = Example.from_instruction("the cat sees", "", "a big dog")
+    prompt, row = prompt_ids(example, tok), encode(example, tok, 999)
+    trained = [label for label in row["labels"] if label != IGNORED]
+    assert tok.convert_ids_to_tokens(trained) == ["a", "big", "dog", "</s>"]
+    assert row["input_ids"] == prompt + trained and prompt == prompt_ids("the cat sees", tok)
 
 
 def test_an_answer_that_the_template_rewrites_later_is_not_trained() -> None:
     tok = tokenizer(FORGETFUL)
-    before = "system: Be brief.<|end|>\nuser: Name a color.<|end|>\nassistant: (said something)<|end|>\n"
-    expected = [(before + "user: Another?<|end|>\nassistant: ", False), ("\n\nBlue it is.<|end|>", True)]
+    before = "system: Be brief.<|im_end|>\nuser: Name a color.<|im_end|>\nassistant: (said something)<|im_end|>\n"
+    expected = [(before + "user: Another?<|im_end|>\nassistant: ", False), ("\n\nBlue it is.<|im_end|>", True)]
     assert parts(encode(CHAT, tok, 999), tok) == expected
 
 
 def test_templates_without_an_end_or_with_another_prompt_still_learn_to_stop() -> None:
     tok = tokenizer(WITHOUT_END)
-    expected = [("user: Greet me.\nassistant: ", False), ("Hello there.<|end|>", True)]
+    expected = [("user: Greet me.\nassistant: ", False), ("Hello there.<|im_end|>", True)]
     assert parts(encode(GREET, tok, 999), tok) == expected
     tok = tokenizer(CROOKED)
-    expected = [("[user] Greet me.<|end|>>", False), ("Hello there.<|end|>", True)]
+    expected = [("[user] Greet me.<|im_end|>>", False), ("Hello there.<|im_end|>", True)]
     assert parts(encode(GREET, tok, 999), tok) == expected
 
 
@@ -189,6 +224,16 @@ def test_what_truncation_leaves_nothing_of_is_dropped_and_counted() -> None:
         build_dataset([GREET, long], tok, 8)
 
 
+def test_an_answer_counts_from_its_first_token_on() -> None:
+    tok = tokenizer(TEMPLATE)
+    length = len(prompt_ids(GREET, tok))
+    with pytest.raises(UserError, match=f"max_length {length} cuts off every answer") as caught:
+        build_dataset([GREET], tok, length)
+    assert "\n" not in str(caught.value)
+    data = build_dataset([GREET], tok, length + 1)
+    assert data.dropped == 0 and sum(label != IGNORED for label in data[0]["labels"]) == 1
+
+
 def test_fingerprint_follows_the_content() -> None:
     tok = tokenizer(TEMPLATE)
     same, again = (build_dataset([ADD, GREET], tok, 99).fingerprint for _ in range(2))
@@ -211,7 +256,7 @@ def test_split_is_deterministic_and_leaves_training_data() -> None:
 
 def test_pad_id_falls_back_to_the_end_token() -> None:
     assert resolve_pad_id(tokenizer()) == 0
-    assert resolve_pad_id(tokenizer(pad_token="<|start|>")) == 1
+    assert resolve_pad_id(tokenizer(pad_token="<|im_start|>")) == 1
     bare = tokenizer()
     bare.eos_token = None
     for call in (lambda: resolve_pad_id(bare), lambda: encode(GREET, bare, 99)):

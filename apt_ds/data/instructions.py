@@ -81,10 +81,7 @@ def encode(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int
 
     Cut from the right; when the answer lies wholly beyond the cut every label is -100.
     """
-    eos = _end_token(tokenizer)
-    chat = bool(tokenizer.chat_template)
-    segments = _chat_segments(example.messages, tokenizer, eos) if chat else _plain_segments(example, eos)
-    ids, labels = _tokenize(segments, tokenizer, _leading_ids(tokenizer))
+    ids, labels = _tokenize(_segments(example, tokenizer), tokenizer, _leading_ids(tokenizer))
     return {"input_ids": ids[:max_length], "labels": labels[:max_length]}
 
 
@@ -102,8 +99,13 @@ def render_prompt(example: Example | str, tokenizer: PreTrainedTokenizerBase) ->
 
 def prompt_ids(example: Example | str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of `render_prompt`, the same ids that training sees before the answer."""
-    text = render_prompt(example, tokenizer)
-    return _leading_ids(tokenizer) + tokenizer(text, add_special_tokens=False)["input_ids"]
+    if isinstance(example, str):
+        segments = [(render_prompt(example, tokenizer), False)]
+    else:  # with the borders of the earlier answers, which no token spans either
+        segments = _segments(example, tokenizer)
+        while segments[-1][1]:
+            segments.pop()
+    return _tokenize(segments, tokenizer, _leading_ids(tokenizer))[0]
 
 
 def resolve_pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -129,6 +131,13 @@ def _leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
         return []
     first = tokenizer("")["input_ids"][:1]
     return first if first == [tokenizer.bos_token_id] else []
+
+
+def _segments(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[Segment]:
+    eos = _end_token(tokenizer)
+    if tokenizer.chat_template:
+        return _chat_segments(example.messages, tokenizer, eos)
+    return _plain_segments(example, eos)
 
 
 def _plain_segments(example: Example, eos: str) -> list[Segment]:
