@@ -3,7 +3,8 @@
 Variants: `lora` (PEFT, the run's rank and targets), `dense` (apt_ds, nothing cut, every score taken and a decision
 made in each step), `cut30` and `cut50` (apt_ds after 30 % and 50 % are gone). Every round builds, warms up, times
 and drops each variant in turn, so that drift of the machine hits all alike and no variant sees another's memory.
-All see the same full-length blocks of the bundled instructions, with every token trained.
+All see the same batches, made as `train.py` makes them; LoRA gets them as the Hugging Face Trainer would hand
+them over, and computes the loss transformers computes.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from peft import LoraConfig, get_peft_model
 
 from apt_ds import dist, models, zero
 from apt_ds.config import RunConfig
-from apt_ds.data.base import IGNORED, GlobalOrder, Row, collate, load_examples
-from apt_ds.data.instructions import TokenizedSet, encode
+from apt_ds.data.base import GlobalOrder, collate, load_examples
+from apt_ds.data.instructions import build_dataset, resolve_pad_id
 from apt_ds.ds_config import load_config
 from apt_ds.journal import Journal, peak_memory, reset_peak, write_json
 from apt_ds.models import Base
@@ -42,7 +43,7 @@ def benchmark(run: RunConfig, rounds: int, steps: int, json_path: str) -> dict[s
     zero.init_distributed()
     models.quiet_transformers()
     base = models.find_base(run.model_name_or_path)
-    data = packed_data(run, base)
+    data = instruction_data(run, base)
     times: dict[str, list[float]] = {name: [] for name in VARIANTS}
     peaks: dict[str, int] = {}
     rebuilds: dict[str, list[float]] = {}
@@ -54,7 +55,8 @@ def benchmark(run: RunConfig, rounds: int, steps: int, json_path: str) -> dict[s
             peaks[name] = max(peaks.get(name, 0), peak)
             rebuilds.setdefault(name, []).extend(rebuild)
             zero.collect()
-    tokens = data.order.global_batch * run.max_seq_length
+    timed_rows = [data.train[i] for step in range(1, steps + 1) for i in data.order.indices(step)]
+    tokens = sum(len(row["input_ids"]) for row in timed_rows) / steps
     figures = summarize(times, peaks, rebuilds, tokens)
     if dist.is_main():
         print(render(figures), flush=True)
@@ -63,15 +65,11 @@ def benchmark(run: RunConfig, rounds: int, steps: int, json_path: str) -> dict[s
     return figures
 
 
-def packed_data(run: RunConfig, base: Base) -> Data:
-    """The training examples end to end, cut into full blocks, every token trained."""
-    stream = [t for e in load_examples(run.data_path) for t in encode(e, base.tokenizer, 1 << 20)["input_ids"]]
-    length = run.max_seq_length
-    blocks = [stream[i : i + length] for i in range(0, len(stream) - length + 1, length)]
-    rows: list[Row] = [{"input_ids": block, "labels": [IGNORED, *block[1:]]} for block in blocks]
-    packed = TokenizedSet(tuple(rows), 0, "")
+def instruction_data(run: RunConfig, base: Base) -> Data:
+    """The training examples as `train.py` makes them, in an order without end."""
+    rows = build_dataset(load_examples(run.data_path), base.tokenizer, run.max_seq_length)
     batch = run.per_device_train_batch_size * run.gradient_accumulation_steps * dist.world_size()
-    return Data(packed, packed, [], GlobalOrder(len(rows), batch, run.seed), LAST_STEP, None)
+    return Data(rows, rows, [], GlobalOrder(len(rows), batch, run.seed), LAST_STEP, None)
 
 
 Measured = tuple[list[float], int, list[float]]
@@ -89,11 +87,13 @@ def measure_lora(run: RunConfig, base: Base, data: Data, name: str, steps: int) 
     engine = zero.build(wrapped, config)
     del sharding
 
+    pad_id = resolve_pad_id(base.tokenizer)
+
     def step(number: int) -> None:
         for micro in range(run.gradient_accumulation_steps):
             own = data.order.micro(number, micro, dist.rank(), dist.world_size(), run.per_device_train_batch_size)
-            batch = collate([data.train[i] for i in own], 0).to(zero.device())
-            engine.backward(engine(input_ids=batch.input_ids, labels=batch.labels, use_cache=False).loss)
+            batch = collate([data.train[i] for i in own], pad_id).to(zero.device())
+            engine.backward(engine(**vars(batch), use_cache=False).loss)
             engine.step()
 
     seconds, peak = timed(step, steps)
@@ -141,7 +141,7 @@ def timed(step: Callable[[int], None], steps: int) -> tuple[list[float], int]:
 
 
 def summarize(
-    times: dict[str, list[float]], peaks: dict[str, int], rebuilds: dict[str, list[float]], tokens: int
+    times: dict[str, list[float]], peaks: dict[str, int], rebuilds: dict[str, list[float]], tokens: float
 ) -> dict[str, dict[str, float]]:
     """Medians: `step_seconds`, `tokens_per_second`, `peak_memory_bytes`, `rebuild_seconds`, each by variant."""
     step = {name: statistics.median(values) for name, values in times.items()}

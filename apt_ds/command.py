@@ -8,8 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from apt_ds import dist
-from apt_ds.config import UserError
+from apt_ds.config import RankError, UserError
 
 USER_ERROR = 2
 
@@ -22,11 +21,15 @@ def main(action: Callable[[], object]) -> None:
     """
     try:
         action()
+        # torch takes seconds to import: a wrong flag should not wait for it
+        from apt_ds import dist
+
         dist.shut_down()
-    except (UserError, dist.RankError) as error:
-        if not dist.is_main():
+    except (UserError, RankError) as error:
+        rank = int(os.environ.get("RANK", "0"))
+        where = f"rank {rank}: " if rank else ""
+        if rank:
             time.sleep(3)
-        where = "" if dist.is_main() else f"rank {dist.rank()}: "
         print(f"error: {where}{error}", file=sys.stderr, flush=True)
         leave(USER_ERROR)
     except KeyboardInterrupt:

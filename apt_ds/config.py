@@ -35,6 +35,10 @@ def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",")]
 
 
+class RankError(RuntimeError):
+    """Ranks disagree on a decision: raised on every rank, names those that differ."""
+
+
 class Range(NamedTuple):
     """Finite numbers from `low` to `high`; an end that is open does not belong to it."""
 

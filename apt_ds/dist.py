@@ -14,11 +14,9 @@ import numpy as np
 import torch
 import torch.distributed as td
 
+from apt_ds.config import RankError
+
 T = TypeVar("T")
-
-
-class RankError(RuntimeError):
-    """Ranks disagree, or one of them failed: raised on every rank, names the rank."""
 
 
 def ready() -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from apt_ds.config import RunConfig, UserError
 
 Config = dict[str, Any]
+ADAMW = ("lr", "betas", "eps", "weight_decay", "torch_adam", "adam_w_mode", "fp32_optimizer_states")
 
 
 def load_config(run: RunConfig, world_size: int, hidden_size: int) -> Config:
@@ -26,6 +27,9 @@ def load_config(run: RunConfig, world_size: int, hidden_size: int) -> Config:
             f"{where}: remove the 'scheduler' block; the schedule must outlive rebuilds of the engine, so it is "
             "set by --lr_scheduler_type and --warmup_ratio"
         )
+    for section in ("zero_optimization", "optimizer"):
+        if not isinstance(config.get(section, {}), dict):
+            raise UserError(f"{where}: '{section}' must be an object, found {config[section]!r}")
     zero = config.setdefault("zero_optimization", {})
     stage = zero.get("stage", 0)
     if stage not in (0, 1, 2, 3):
@@ -59,6 +63,9 @@ def _optimizer(config: Config, run: RunConfig, fill: _Filler, where: str) -> Non
     optimizer = config.setdefault("optimizer", default)
     if optimizer.get("type") != "AdamW":
         raise UserError(f"{where}: optimizer.type is {optimizer.get('type')!r}; allowed: 'AdamW'")
+    unknown = sorted(set(optimizer.get("params", {})) - set(ADAMW))
+    if unknown:
+        raise UserError(f"{where}: optimizer.params has unknown {', '.join(unknown)}; known: {', '.join(ADAMW)}")
     fill("optimizer.params.lr", run.learning_rate, "--learning_rate")
     fill("optimizer.params.betas", [run.adam_beta1, run.adam_beta2], "--adam_beta1/2")
     fill("optimizer.params.eps", run.adam_epsilon, "--adam_epsilon")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import statistics
 import sys
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +51,17 @@ def _prepare(folder: Path, run: RunConfig) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value`, whole or not at all."""
+    """Write `value`, whole or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     partial = path.with_name(f"{path.name}.tmp")
-    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf8")
-    partial.replace(path)
+    try:
+        partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf8")
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; free some space") from None
 
 
 class Journal:
@@ -60,21 +69,27 @@ class Journal:
 
     def __init__(self, folder: Path, total_steps: int, quiet: bool = False) -> None:
         self.folder = folder
-        quiet = quiet or not dist.is_main()
+        self._total, self._quiet = total_steps, quiet or not dist.is_main()
         self._file = (folder / "metrics.jsonl").open("a", encoding="utf8") if dist.is_main() else None
-        self._bar = tqdm(total=total_steps, unit="step", disable=quiet, file=sys.stderr, smoothing=0.1)
+
+    @cached_property
+    def _bar(self) -> tqdm:
+        # not before there is something to show: a mistake found while the model loads has a line of its own
+        return tqdm(total=self._total, unit="step", disable=self._quiet, file=sys.stderr, smoothing=0.1)
 
     def step(self, row: dict[str, Any]) -> None:
         """One line of metrics; moves the bar to the row's step."""
         if self._file is None:
             return
         try:
-            self._file.write(json.dumps(row) + "\n")
+            # JSON has no NaN
+            shown = row | {"loss": row["loss"] if math.isfinite(row["loss"]) else None}
+            self._file.write(json.dumps(shown) + "\n")
             self._file.flush()
         except OSError as error:
             raise UserError(f"cannot write {self._file.name}: {error.strerror}; free some space") from None
         self._bar.set_postfix(
-            loss=f"{row['loss']:.3f}", kept=f"{100 * row['kept']:.1f}%", ranks=f"{row['rank_mean']:.1f}"
+            loss=f"{row['loss']:.3f}", kept=f"{100 * row['kept']:.1f}%", ranks=f"{row['ranks']['mean']:.1f}"
         )
         self._bar.update(row["step"] - self._bar.n)
 

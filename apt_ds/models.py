@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -67,16 +68,42 @@ def load_model(base: Base, run: RunConfig) -> PreTrainedModel:
 
     Under ZeRO-3 the caller keeps `zero.shard_while_loading` alive: weights are then partitioned as they are
     read. Collective.
+
+    Raises:
+        UserError: weights absent, broken or not those of the configuration, or an attention kernel that is not there.
     """
     quiet_transformers()
-    model = AutoModelForCausalLM.from_pretrained(
-        base.source, dtype=run_dtype(run), attn_implementation=run.attn_implementation, low_cpu_mem_usage=True
-    )
+    model = _read_weights(base, run)
     model.config.use_cache = False
     if not zero.is_partitioned(model):
         model.to(zero.device())
     if run.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def _read_weights(base: Base, run: RunConfig) -> PreTrainedModel:
+    where = f"--model_name_or_path {base.source!r}"
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            base.source,
+            dtype=run_dtype(run),
+            attn_implementation=run.attn_implementation,
+            low_cpu_mem_usage=True,
+            output_loading_info=True,
+        )
+    except ImportError as error:
+        raise UserError(f"--attn_implementation {run.attn_implementation}: {first_line(error)}") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{where}: its weights cannot be read: {first_line(error)}") from None
+    except RuntimeError as error:
+        # transformers has no class of its own for this one
+        if "mismatch" not in str(error):
+            raise
+        raise UserError(f"{where}: its weights have other shapes than its config.json says") from error
+    if missing := sorted(found["missing_keys"]):
+        # transformers would start these at random
+        raise UserError(f"{where}: {len(missing)} weights are missing, such as {missing[0]}")
     return model
 
 

@@ -54,9 +54,18 @@ class Pruner:
         """Parameters a model with this fraction removed may keep."""
         return (1.0 - removed) * self.original
 
+    def kept_parameters(self) -> int:
+        """Prunable parameters physically there."""
+        return self.anatomy.cost(self.anatomy.sizes)
+
     def kept(self) -> float:
-        """Fraction of the original parameters physically there."""
-        return self.anatomy.cost(self.anatomy.sizes) / self.original
+        """The same as a fraction of the original."""
+        return self.kept_parameters() / self.original
+
+    def take_seconds(self) -> dict[str, float]:
+        """Seconds spent on scores at step boundaries and on searching since the last call."""
+        seconds, self.seconds = self.seconds, dict.fromkeys(self.seconds, 0.0)
+        return seconds
 
     def target(self, step: int) -> float:
         """Fraction of the original parameters that should be kept after `step` updates."""
@@ -198,7 +207,7 @@ class Pruner:
         return {
             "target_kept": 1.0 - self.run.sparsity if self.prunes else 1.0,
             "kept": self.kept(),
-            "prunable_parameters": self.anatomy.cost(self.anatomy.sizes),
+            "prunable_parameters": self.kept_parameters(),
             "align": self.rules.align_neurons,
             "sizes": describe(self.anatomy, self.anatomy.sizes),
         }

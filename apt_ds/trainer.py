@@ -43,10 +43,13 @@ def train(run: RunConfig) -> dict[str, Any]:
 
     Raises:
         UserError: a mistake in the input, found before anything is trained or written.
-        dist.RankError: ranks disagree on a decision.
+        RankError: ranks disagree on a decision.
     """
     trainer = prepare(run)
-    figures = trainer.run()
+    try:
+        figures = trainer.run()
+    finally:
+        trainer.journal.close()
     return report(run, trainer.base, trainer.data.held_out_examples, figures, trainer.journal.folder)
 
 
@@ -56,6 +59,7 @@ def prepare(run: RunConfig) -> Trainer:
     models.quiet_transformers()
     base = models.find_base(run.model_name_or_path)
     config = load_config(run, dist.world_size(), base.config.hidden_size)
+    zero.check_config(config, run.deepspeed)
     data = read_data(run, base)
     pruner = Pruner(run, base.anatomy, data.total_steps, zero.device())
     output = prepare_output(run)
@@ -155,7 +159,7 @@ class Trainer:
         else:
             self.pruner.discard()
         applied = zero.step(self.engine)
-        self.watch(step, mean, finite and applied)
+        self.watch(f"{'calibration ' if calibrating else ''}step {step + 1}", mean, finite and applied)
         seconds = time.perf_counter() - start
         self.meter.step(seconds, dense=self.pruner.kept() == 1.0)
         if not calibrating:
@@ -189,16 +193,17 @@ class Trainer:
         warmup = schedule.warmup_steps(total, run.warmup_ratio, run.warmup_steps)
         return schedule.learning_rate(step, total, run.learning_rate, run.lr_scheduler_type, warmup)
 
-    def watch(self, step: int, loss: float, good: bool) -> None:
+    def watch(self, step: str, loss: float, good: bool) -> None:
         """Report a step that was skipped; end the run after too many in a row."""
-        self.bad_steps = 0 if good else self.bad_steps + 1
         # under fp16 the scaler looks for its scale by overflowing: no news while the loss is finite
         if good or (self.run_config.fp16 and math.isfinite(loss)):
+            self.bad_steps = 0
             return
-        self.journal.warn(f"step {step}: non-finite loss or gradient (loss {loss}); not applied, not scored")
+        self.bad_steps += 1
+        self.journal.warn(f"{step}: non-finite loss or gradient (loss {loss}); not applied, not scored")
         if self.bad_steps >= self.run_config.max_bad_steps:
             raise UserError(
-                f"step {step}: {self.bad_steps} steps in a row had a non-finite loss or gradient; lower "
+                f"{step}: {self.bad_steps} steps in a row had a non-finite loss or gradient; lower "
                 "--learning_rate, use --bf16, or look at the data of these steps"
             )
 
@@ -254,12 +259,12 @@ class Trainer:
                 "loss": loss,
                 "learning_rate": rate,
                 "kept": self.pruner.kept(),
+                "kept_parameters": self.pruner.kept_parameters(),
                 "target": self.pruner.target(step + 1),
-                "rank_mean": sum(ranks) / len(ranks),
-                "rank_max": max(ranks),
+                "ranks": {"min": min(ranks), "mean": sum(ranks) / len(ranks), "max": max(ranks)},
                 "tokens_per_second": tokens / seconds,
                 "peak_memory_bytes": self.meter.peak(),
-                "seconds": {"step": seconds, "rebuild": self.meter.last_rebuild(), **self.pruner.seconds},
+                "seconds": {"step": seconds, "rebuild": self.meter.last_rebuild(), **self.pruner.take_seconds()},
             }
         )
 
@@ -284,7 +289,6 @@ class Trainer:
             self.base.tokenizer,
             self.journal.folder / "model",
         )
-        self.journal.close()
         zero.collect()
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero import parameter_offload
 from deepspeed.runtime.zero.partition_parameters import GatheredParameters, is_zero_param
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
@@ -34,6 +35,8 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
+
+from apt_ds.config import UserError
 
 Config = dict[str, Any]
 Engine = deepspeed.DeepSpeedEngine
@@ -56,9 +59,20 @@ def init_distributed() -> None:
 
 def device() -> torch.device:
     """The device of this rank."""
-    from deepspeed.accelerator import get_accelerator
-
     return torch.device(get_accelerator().current_device_name())
+
+
+def check_config(config: Config, where: str) -> None:
+    """Raise UserError for what DeepSpeed itself refuses, and for a dtype the device cannot train in."""
+    try:
+        deepspeed.DeepSpeedConfig(_with_bucket(config, 1))
+    except (ValueError, TypeError, AssertionError, KeyError) as error:
+        raise UserError(f"DeepSpeed config {where} is refused by DeepSpeed: {' '.join(str(error).split())}") from None
+    accelerator = get_accelerator()
+    if config["fp16"]["enabled"] and not accelerator.is_fp16_supported():
+        raise UserError("--fp16: this device cannot train in float16; use --bf16 or fp32")
+    if config["bf16"]["enabled"] and not accelerator.is_bf16_supported():
+        raise UserError("--bf16: this device cannot train in bfloat16; use --fp16 or fp32")
 
 
 def stage(config: Config) -> int:
@@ -74,13 +88,17 @@ def shard_while_loading(config: Config) -> HfDeepSpeedConfig | None:
 def build(model: nn.Module, config: Config) -> Engine:
     """An engine that trains the parameters of `model` that require a gradient. Collective."""
     trainable = [p for p in model.parameters() if p.requires_grad]
-    # the bucket is allocated in full: size it to what is trained
-    numel = sum(full_numel(p) for p in trainable)
+    config = _with_bucket(config, max(1, sum(full_numel(p) for p in trainable)))
+    return deepspeed.initialize(model=model, model_parameters=trainable, config=config)[0]
+
+
+def _with_bucket(config: Config, numel: int) -> Config:
+    """A copy whose reduce bucket, which is allocated in full, holds what is trained and no more."""
     config = copy.deepcopy(config)
     zero = config.setdefault("zero_optimization", {})
     if zero.get("reduce_bucket_size", "auto") == "auto":
-        zero["reduce_bucket_size"] = max(numel, 1)
-    return deepspeed.initialize(model=model, model_parameters=trainable, config=config)[0]
+        zero["reduce_bucket_size"] = numel
+    return config
 
 
 def settle(engine: Engine) -> None:

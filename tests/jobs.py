@@ -55,7 +55,7 @@ def facts(made: trainer.Trainer, figures: dict[str, Any]) -> dict[str, Any]:
     rows = (made.journal.folder / "metrics.jsonl").read_text(encoding="utf8").splitlines()
     return {
         "losses": [json.loads(row)["loss"] for row in rows],
-        "ranks": [json.loads(row)["rank_mean"] for row in rows],
+        "ranks": [json.loads(row)["ranks"]["mean"] for row in rows],
         "kept": [json.loads(row)["kept"] for row in rows],
         "scores": made.pruner.salience.scores().tolist(),
         "importance": [] if made.pruner.importance is None else made.pruner.importance.tolist(),

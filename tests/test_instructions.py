@@ -220,18 +220,26 @@ def test_what_truncation_leaves_nothing_of_is_dropped_and_counted() -> None:
     assert row["input_ids"] == encode(GREET, tok, 999)["input_ids"][:-1]
     assert set(encode(long, tok, 40)["labels"]) == {IGNORED}
     shortest = len(prompt_ids(GREET, tok))
-    with pytest.raises(UserError, match=f"max_length 8 cuts off every answer .* takes {shortest} tokens"):
+    with pytest.raises(UserError, match=f"max_seq_length 8 cuts off every answer .* takes {shortest} tokens"):
         build_dataset([GREET, long], tok, 8)
 
 
 def test_an_answer_counts_from_its_first_token_on() -> None:
     tok = tokenizer(TEMPLATE)
     length = len(prompt_ids(GREET, tok))
-    with pytest.raises(UserError, match=f"max_length {length} cuts off every answer") as caught:
+    with pytest.raises(UserError, match=f"max_seq_length {length} cuts off every answer") as caught:
         build_dataset([GREET], tok, length)
     assert "\n" not in str(caught.value)
     data = build_dataset([GREET], tok, length + 1)
     assert data.dropped == 0 and sum(label != IGNORED for label in data[0]["labels"]) == 1
+
+
+def test_a_label_in_first_place_counts_for_nothing() -> None:
+    only_answers = "{% for m in messages if m['role'] == 'assistant' %}{{ m['content'] }}<|im_end|>{% endfor %}"
+    tok = tokenizer(only_answers)
+    assert encode(GREET, tok, 1)["labels"] != [IGNORED]
+    with pytest.raises(UserError, match="max_seq_length 1 cuts off every answer"):
+        build_dataset([GREET], tok, 1)
 
 
 def test_fingerprint_follows_the_content() -> None:

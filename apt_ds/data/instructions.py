@@ -60,7 +60,7 @@ def build_dataset(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBas
     if not rows:
         shortest = min(len(prompt_ids(example, tokenizer)) for example in examples)
         reason = f"the shortest prompt alone takes {shortest} tokens"
-        raise UserError(f"max_length {max_length} cuts off every answer ({reason}); raise max_length")
+        raise UserError(f"--max_seq_length {max_length} cuts off every answer ({reason}); raise it")
     digest = hashlib.sha256()
     for row in rows:
         digest.update(array("q", [len(row["labels"]), *row["input_ids"], *row["labels"]]).tobytes())
@@ -70,7 +70,9 @@ def build_dataset(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBas
 def split_held_out(examples: Sequence[Example], n: int, seed: int) -> tuple[list[Example], list[Example]]:
     """Sets `n` examples aside: (train, held_out), chosen by `seed`, both in their original order."""
     if not 0 <= n < len(examples):
-        raise UserError(f"cannot hold out {n} of {len(examples)} examples; hold out at most {len(examples) - 1}")
+        raise UserError(
+            f"--eval_size: cannot hold out {n} of {len(examples)} examples; give at most {len(examples) - 1}"
+        )
     chosen = set(np.random.default_rng(seed).permutation(len(examples))[:n].tolist())
     train = [example for i, example in enumerate(examples) if i not in chosen]
     return train, [examples[i] for i in sorted(chosen)]
