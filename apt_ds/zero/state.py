@@ -1,0 +1,168 @@
+"""What an engine knows about its trainable parameters: gradients before a step, masters and moments across a rebuild.
+
+Stage 3 shards every parameter, stages 1 and 2 a flat buffer of them all, stage 0 nothing; here they look alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from deepspeed.runtime.zero.partition_parameters import is_zero_param
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_get_local_fp32_param,
+    safe_get_local_grad,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+from torch import Tensor, nn
+
+from apt_ds.zero.engine import Engine, device, loss_scale
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
+
+
+@torch.no_grad()
+def weight_times_gradient(engine: Engine, parameters: list[nn.Parameter]) -> Tensor:
+    """sum |w * dL/dw| of each parameter, over this rank's shards only: sum it over ranks. fp32 [len(parameters)].
+
+    Between the boundary's backward and its step. Touches no other rank, so it needs no collective of its own.
+    """
+    scale = 1.0 / loss_scale(engine)
+    sums = [_local_weight_times_gradient(engine, p) * scale for p in parameters]
+    return torch.stack(sums) if sums else torch.zeros(0, device=device())
+
+
+def _local_weight_times_gradient(engine: Engine, parameter: nn.Parameter) -> Tensor:
+    if is_zero_param(parameter):
+        weight, gradient = safe_get_local_fp32_param(parameter), safe_get_local_grad(parameter)
+        return (weight.flatten() * gradient.flatten()).abs().sum()
+    if not engine.zero_optimization():
+        return (parameter.data * parameter.grad).abs().sum().float() / engine.dp_world_size
+    mapping = parameter._hp_mapping
+    if mapping is None:
+        return torch.zeros((), device=parameter.device)
+    weight = mapping.get_hp_fragment().flatten()
+    gradient = mapping.get_lp_grad_fragment(parameter._index_in_param_group).flatten().to(weight.device).float()
+    if gradient.numel() != weight.numel():
+        gradient = gradient.narrow(0, mapping.lp_fragment_address.start, weight.numel())
+    return (weight * gradient).abs().sum().to(parameter.device)
+
+
+@dataclass
+class EngineState:
+    """What a rebuild must carry over; full tensors on the host, the same on all ranks.
+
+    tensors: parameter name to {"master", "exp_avg", "exp_avg_sq"} (moments absent before the first step).
+    """
+
+    tensors: dict[str, dict[str, Tensor]]
+    adam_step: float
+    scaler: dict[str, Any] = field(default_factory=dict)
+    counters: dict[str, int] = field(default_factory=dict)
+
+
+def take_state(engine: Engine, moments: bool = True) -> EngineState:
+    """Read fp32 masters, Adam moments (unless `moments` is False), loss scale and counters. Collective."""
+    adam_step = _adam_step(engine)
+    keys = MOMENTS if moments and adam_step > 0 else ()
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad:
+            tensors[name] = {key: _read(engine, parameter, key).cpu() for key in ("master", *keys)}
+    scaler = getattr(engine.optimizer, "loss_scaler", None)
+    return EngineState(
+        tensors,
+        adam_step if keys else 0.0,
+        {key: getattr(scaler, key) for key in SCALER if hasattr(scaler, key)},
+        {key: getattr(engine, key) for key in COUNTERS},
+    )
+
+
+def put_state(engine: Engine, state: EngineState) -> None:
+    """Write what `take_state` read, after its tensors were brought to the new shapes. Collective."""
+    if state.adam_step > 0:
+        _seed_moments(engine, state.adam_step)
+    for name, parameter in engine.module.named_parameters():
+        for key, value in state.tensors.get(name, {}).items():
+            _write(engine, parameter, key, value.to(parameter.device))
+    scaler = getattr(engine.optimizer, "loss_scaler", None)
+    for key, value in state.scaler.items():
+        setattr(scaler, key, value)
+    for key, value in state.counters.items():
+        setattr(engine, key, value)
+
+
+def _flats(engine: Engine) -> list[Tensor]:
+    """The tensors the inner optimizer updates."""
+    if not engine.zero_optimization():
+        return [p for group in engine.optimizer.param_groups for p in group["params"]]
+    if engine.zero_optimization_stage() == 3:
+        return list(engine.optimizer.fp32_partitioned_groups_flat)
+    return list(engine.optimizer.single_partition_of_fp32_groups)
+
+
+def _inner(engine: Engine) -> torch.optim.Optimizer:
+    return engine.optimizer.optimizer if engine.zero_optimization() else engine.optimizer
+
+
+def _adam_step(engine: Engine) -> float:
+    """Adam's step count; 0 before the first step. FusedAdam keeps it in the group, the others in the state."""
+    inner = _inner(engine)
+    state = inner.state.get(_flats(engine)[0], {})
+    if "exp_avg" not in state:
+        return 0.0
+    return float(state["step"] if "step" in state else inner.param_groups[0]["step"])
+
+
+def _seed_moments(engine: Engine, adam_step: float) -> None:
+    """Adam makes its state at the first step; make it now, so that it can be written."""
+    inner = _inner(engine)
+    as_tensor = isinstance(inner, torch.optim.AdamW)
+    for flat in _flats(engine):
+        count = torch.tensor(adam_step) if as_tensor else int(adam_step)
+        inner.state[flat] = {"step": count, **{key: torch.zeros_like(flat) for key in MOMENTS}}
+    for group in inner.param_groups:
+        if "step" in group:
+            group["step"] = int(adam_step)
+    if engine.zero_optimization_stage() in (1, 2):
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _read(engine: Engine, parameter: nn.Parameter, key: str) -> Tensor:
+    if not engine.zero_optimization():
+        return (parameter.data if key == "master" else engine.optimizer.state[parameter][key]).clone()
+    if key == "master":
+        return safe_get_full_fp32_param(parameter).clone()
+    return safe_get_full_optimizer_state(parameter, key).clone()
+
+
+def _write(engine: Engine, parameter: nn.Parameter, key: str, value: Tensor) -> None:
+    if not engine.zero_optimization():
+        target = parameter.data if key == "master" else engine.optimizer.state[parameter][key]
+        target.copy_(value)
+    elif is_zero_param(parameter):
+        _write_shard(parameter, key, value)
+    elif key == "master":
+        safe_set_full_fp32_param(parameter, value)
+    else:
+        safe_set_full_optimizer_state(parameter, value, key)
+
+
+def _write_shard(parameter: nn.Parameter, key: str, value: Tensor) -> None:
+    """Stage 3's own full setters read past the end where a parameter does not divide by the world: pad first."""
+    part = parameter.ds_tensor.numel()
+    group = parameter.ds_process_group
+    flat = torch.nn.functional.pad(value.flatten(), (0, part * group.size() - value.numel()))
+    own = flat.narrow(0, part * group.rank(), part)
+    if key == "master":
+        safe_set_local_fp32_param(parameter, own)
+    else:
+        safe_set_local_optimizer_state(parameter, own, key)
