@@ -27,10 +27,10 @@ def quickstart() -> Preset:
         "attn_implementation": "eager",
         "learning_rate": 1e-3,
         "bf16": True,
-        "max_steps": 60,
-        "per_device_train_batch_size": 8,
+        "max_steps": 80,
+        "per_device_train_batch_size": 4,
         "max_seq_length": 256,
-        "calibration_steps": 8,
+        "calibration_steps": 12,
         "eval_size": 50,
     }
 
