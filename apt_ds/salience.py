@@ -5,9 +5,6 @@ the sum of A * G over its dimensions (a head) or over all places that write the 
 that scores of blocks of any size compare per parameter. The outlier term adds sqrt(max(excess kurtosis, 0)) of the
 block's contributions. Departure: `normalized` divides both terms by their mean over the kind, as the method
 says, and then gives the sum the scale of the first term back, since kinds would not compare otherwise.
-
-A tap sums |x| in the forward pass and hands the sum to the gradient hook of x, which alone commits both: it
-fires once per micro-batch, whatever kind of gradient checkpointing runs the forward pass twice.
 """
 
 from __future__ import annotations
@@ -19,87 +16,43 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from apt_ds import zero
 from apt_ds.adapter import AptLinear
 from apt_ds.anatomy import HIDDEN, Anatomy, spans
+from apt_ds.taps import Taps
 
 
-class Salience:
-    """Taps and moving averages.
+class Salience(Taps):
+    """Moving averages of what the taps sum up.
 
     average: fp32 [blocks], the moving average of scores; masses: fp32 [2, dimensions], A and G of this step;
     stale: whether the outlier term must be measured before the next update.
     """
 
     def __init__(self, anatomy: Anatomy, decay: float, outlier: str, device: torch.device) -> None:
-        self.decay, self.outlier, self.device = decay, outlier, device
-        self._handles: list[RemovableHandle] = []
-        self._valid: Tensor | None = None
-        self._resize(anatomy)
+        self.decay, self.outlier = decay, outlier
+        super().__init__(anatomy, device)
         self.average = torch.zeros(anatomy.sizes.total(), device=device)
 
-    def _resize(self, anatomy: Anatomy) -> None:
-        self.anatomy = anatomy
-        sizes = anatomy.sizes
-        offsets = dict(spans(sizes))
-        owners, widths = [], []
-        for number, site in enumerate(anatomy.sites):
-            block = torch.arange(offsets[number].start, offsets[number].stop)
-            owners.append(block.repeat_interleave(site.unit))
-        hidden = torch.arange(offsets[HIDDEN].start, offsets[HIDDEN].stop)
-        owners += [hidden] * len(anatomy.writers)
-        widths = [len(owner) for owner in owners]
-        self._owner = torch.cat(owners).to(self.device)
-        self._places = list(torch.arange(len(self._owner)).split(widths))
-        self._places = [slice(int(p[0]), int(p[-1]) + 1) for p in self._places]
-        self.masses = torch.zeros(2, len(self._owner), device=self.device)
-        self.outliers = torch.zeros(sizes.total(), device=self.device)
+    def resize(self, anatomy: Anatomy) -> None:
+        """Take over an anatomy; this step's masses and the outlier term are forgotten. Taps must be off."""
+        super().resize(anatomy)
+        self.masses = torch.zeros(2, len(self.owner), device=self.device)
+        self.outliers = torch.zeros(anatomy.sizes.total(), device=self.device)
         self.stale = self.outlier != "off"
         self._kind = torch.from_numpy(block_kinds(anatomy)).to(self.device)
 
-    def install(self, model: nn.Module) -> None:
-        """Put the taps on `model`: after `Masks.install`, so that they see masked activations."""
-        assert not self._handles
-        for number, site in enumerate(self.anatomy.sites):
-            tap = self._tap(self._places[number])
-            self._handles.append(model.get_submodule(site.consumer).register_forward_pre_hook(tap_input(tap)))
-        for number, path in enumerate(self.anatomy.writers, start=len(self.anatomy.sites)):
-            tap = self._tap(self._places[number])
-            self._handles.append(model.get_submodule(path).register_forward_hook(tap_output(tap)))
+    def watch(self, number: int, x: Tensor) -> Any:
+        """Sums |x| now, |gradient| later; commits both together."""
+        place, valid = self.places[number], self.valid
+        activation = column_mass(valid, x)
 
-    def remove(self) -> None:
-        """Take the taps off: from here on scoring costs nothing."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        def commit(gradient: Tensor) -> None:
+            self.masses[0, place] += activation
+            self.masses[1, place] += column_mass(valid, gradient)
 
-    def begin(self, attention_mask: Tensor, dtype: torch.dtype) -> None:
-        """Before each scored forward pass: which tokens count, [batch, length], 1 or 0."""
-        self._valid = attention_mask.reshape(1, -1).to(dtype)
-
-    def end(self) -> None:
-        """After the backward pass: forward passes from here on (evaluation) are not scored."""
-        self._valid = None
-
-    def _tap(self, place: slice) -> Any:
-        def tap(x: Tensor) -> None:
-            if self._valid is None or not torch.is_grad_enabled():
-                return
-            if not x.requires_grad:
-                x.requires_grad_()
-            valid = self._valid
-            with torch.no_grad():
-                activation = column_mass(valid, x)
-
-            def commit(gradient: Tensor) -> None:
-                self.masses[0, place] += activation
-                self.masses[1, place] += column_mass(valid, gradient)
-
-            x.register_hook(commit)
-
-        return tap
+        return commit
 
     def measure_outliers(self, model: nn.Module) -> None:
         """Read the outlier term from the weights, frozen and tuned part together, once after every cut.
@@ -110,7 +63,7 @@ class Salience:
         self.stale = False
         where = dict(spans(self.anatomy.sizes))
         for number, site in enumerate(self.anatomy.sites):
-            mass = self.masses[0, self._places[number]]
+            mass = self.masses[0, self.places[number]]
             with effective_weight(model.get_submodule(site.consumer)) as weight:
                 self.outliers[where[number]] = consumer_outliers(weight, site.unit, mass)
         for path in self.anatomy.readers:
@@ -124,7 +77,7 @@ class Salience:
         (undoes loss scaling and averaging over ranks), so that scores do not depend on the split.
         """
         first_order = torch.zeros_like(self.average)
-        first_order.index_add_(0, self._owner, self.masses[0] * self.masses[1] * gradient_scale)
+        first_order.index_add_(0, self.owner, self.masses[0] * self.masses[1] * gradient_scale)
         self.average.mul_(self.decay).add_(self.combine(first_order), alpha=1 - self.decay)
         self.masses.zero_()
 
@@ -150,9 +103,8 @@ class Salience:
 
     def after_cut(self, anatomy: Anatomy, keep: np.ndarray) -> None:
         """Follow a cut: averages keep their blocks, the outlier term must be measured again. Taps must be off."""
-        assert not self._handles, "remove() the taps before a cut"
         average = self.average[torch.from_numpy(keep).to(self.device)]
-        self._resize(anatomy)
+        self.resize(anatomy)
         self.average = average
 
 
@@ -175,24 +127,6 @@ def effective_weight(module: nn.Linear) -> Iterator[Tensor]:
     """The weight with its adapter's part, [out, in], gathered for as long as the context lasts."""
     with zero.gathered(module.parameters(recurse=False)), torch.no_grad():
         yield module.merged() if isinstance(module, AptLinear) else module.weight
-
-
-def tap_input(tap: Any) -> Any:
-    """A forward pre-hook that shows the module's input to `tap`."""
-
-    def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        tap(args[0])
-
-    return hook
-
-
-def tap_output(tap: Any) -> Any:
-    """A forward hook that shows the module's output to `tap`."""
-
-    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        tap(output)
-
-    return hook
 
 
 def excess_kurtosis(moments: Tensor, count: int) -> Tensor:

@@ -18,9 +18,8 @@ from apt_ds.salience import (
     excess_kurtosis,
     power_sums,
     reader_outliers,
-    tap_input,
-    tap_output,
 )
+from apt_ds.taps import tap_input, tap_output
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,106 @@
+"""Where scoring looks: taps on everything that blocks pass through, worn by a stock model as hooks (section 3).
+
+A tap sees x, and the gradient hook of x alone commits what the two make: it fires once per micro-batch, whatever
+kind of gradient checkpointing runs the forward pass twice. What is made of them is a subclass's business.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from apt_ds.anatomy import HIDDEN, Anatomy, spans
+
+
+class Taps:
+    """Hooks on the input of every consumer (heads, neurons) and on the output of every writer (hidden dimensions).
+
+    owner: int64 [dimensions], the block each tapped dimension belongs to; places: the slice of every tap in it, those
+    of the sites first; valid: [1, tokens], which tokens of the micro-batch count, None while nothing is scored.
+    """
+
+    def __init__(self, anatomy: Anatomy, device: torch.device) -> None:
+        self.device = device
+        self._handles: list[RemovableHandle] = []
+        self.valid: Tensor | None = None
+        self.first = 0
+        self.resize(anatomy)
+
+    def resize(self, anatomy: Anatomy) -> None:
+        """Take over an anatomy; what was summed up is forgotten. Taps must be off."""
+        assert not self._handles, "remove() the taps before a cut"
+        self.anatomy = anatomy
+        offsets = dict(spans(anatomy.sizes))
+        owners = []
+        for number, site in enumerate(anatomy.sites):
+            block = torch.arange(offsets[number].start, offsets[number].stop)
+            owners.append(block.repeat_interleave(site.unit))
+        hidden = torch.arange(offsets[HIDDEN].start, offsets[HIDDEN].stop)
+        owners += [hidden] * len(anatomy.writers)
+        self.owner = torch.cat(owners).to(self.device)
+        ends = torch.tensor([len(owner) for owner in owners]).cumsum(0).tolist()
+        self.places = [slice(end - len(owner), end) for end, owner in zip(ends, owners, strict=True)]
+
+    def install(self, model: nn.Module) -> None:
+        """Put the taps on `model`: after `Masks.install`, so that they see masked activations."""
+        assert not self._handles
+        for number, site in enumerate(self.anatomy.sites):
+            hook = tap_input(self._tap(number))
+            self._handles.append(model.get_submodule(site.consumer).register_forward_pre_hook(hook))
+        for number, path in enumerate(self.anatomy.writers, start=len(self.anatomy.sites)):
+            self._handles.append(model.get_submodule(path).register_forward_hook(tap_output(self._tap(number))))
+
+    def remove(self) -> None:
+        """Take the taps off: from here on scoring costs nothing."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def begin(self, attention_mask: Tensor, dtype: torch.dtype, first: int = 0) -> None:
+        """Before each scored forward pass.
+
+        attention_mask: which tokens count, [batch, length], 1 or 0; first: place of the micro-batch's first example
+        in the global batch.
+        """
+        self.valid, self.first = attention_mask.reshape(1, -1).to(dtype), first
+
+    def end(self) -> None:
+        """After the backward pass: forward passes from here on (evaluation) are not scored."""
+        self.valid = None
+
+    def watch(self, number: int, x: Tensor) -> Any:
+        """What to call with the gradient of `x`, seen at tap `number`; returns a function of a tensor like x."""
+        raise NotImplementedError
+
+    def _tap(self, number: int) -> Any:
+        def tap(x: Tensor) -> None:
+            if self.valid is None or not torch.is_grad_enabled():
+                return
+            if not x.requires_grad:
+                x.requires_grad_()
+            with torch.no_grad():
+                commit = self.watch(number, x.detach())
+            x.register_hook(commit)
+
+        return tap
+
+
+def tap_input(tap: Any) -> Any:
+    """A forward pre-hook that shows the module's input to `tap`."""
+
+    def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        tap(args[0])
+
+    return hook
+
+
+def tap_output(tap: Any) -> Any:
+    """A forward hook that shows the module's output to `tap`."""
+
+    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        tap(output)
+
+    return hook
