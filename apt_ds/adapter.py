@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from apt_ds import zero
 from apt_ds.anatomy import Anatomy
 
 SCALE = 2.0
@@ -67,6 +68,11 @@ def adapters(model: nn.Module) -> Iterator[tuple[str, AptLinear]]:
     for path, module in model.named_modules():
         if isinstance(module, AptLinear):
             yield path, module
+
+
+def ranks(model: nn.Module) -> dict[str, int]:
+    """Path to rank of every adapter."""
+    return {path: zero.full_shape(adapter.lora_A)[0] for path, adapter in adapters(model)}
 
 
 def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:

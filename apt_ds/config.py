@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import yaml
 
-from apt_ds.presets import PRESETS
+from apt_ds.presets import METHODS, PRESETS
 
 DEFAULT_PRESET = "quickstart"
 BLOCKS = ("heads", "neurons", "hidden")
@@ -106,6 +106,13 @@ class RunConfig:
 
     preset: str = option("source", "", "preset to start from; without a model it is quickstart")
 
+    method: str = choice(
+        "source",
+        ", ".join(METHODS),
+        "adaptive pruning and tuning, or a baseline: LoRA, full fine-tuning, LoRA then prune by Fisher information, "
+        "prune by first-order Taylor then LoRA",
+    )
+
     model_name_or_path: str = option("model", "", "a hub name, a folder, or builtin:smollm2")
     attn_implementation: str = choice("model", "sdpa, eager, flash_attention_2", "attention kernel")
     data_path: str = option("data", "", "training data: a hub name, a file, or builtin:instructions")
@@ -130,6 +137,7 @@ class RunConfig:
     report_samples: int = option("run", 2, "prompts the report generates from", NOT_NEGATIVE)
     local_rank: int = -1  # the deepspeed launcher passes it; not for users
 
+    tune: str = choice("training", "adapters, all", "what is trained; all weights only with --pruning none")
     learning_rate: float = option("training", 1e-4, "peak learning rate", POSITIVE)
     per_device_train_batch_size: int = option("training", 4, "examples per device and micro-batch", COUNT)
     per_device_eval_batch_size: int = option("training", 8, "examples per device when evaluating", COUNT)
@@ -146,15 +154,21 @@ class RunConfig:
     warmup_steps: int = option("training", 0, "steps of warm-up; above 0 it wins over warmup_ratio", NOT_NEGATIVE)
 
     sparsity: float = option("pruning", 0.3, "fraction of the model's parameters to remove", BELOW_ONE)
-    pruning: str = choice("pruning", "pretuning, gradual, none", "cut before tuning, while tuning, or never")
+    pruning: str = choice(
+        "pruning", "pretuning, gradual, posttuning, none", "cut before, while or after tuning (then tune on), or never"
+    )
     prune_blocks: str = option("pruning", "heads,neurons", "kinds of block that may go", SomeOf(BLOCKS))
     structure: str = choice("pruning", "uniform, adaptive", "same sizes in every layer, or sizes by layer")
     align: int = option("pruning", 0, "kept sizes are multiples of it; 0: by the model's size", NOT_NEGATIVE)
-    calibration_steps: int = option("pruning", 32, "optimizer steps scored before a pretuning cut", COUNT)
-    prune_ratio: float = option("pruning", 0.5, "fraction of all steps that prune and grow ranks", UP_TO_ONE)
+    calibration_steps: int = option("pruning", 32, "optimizer steps scored before a cut all at once", COUNT)
+    prune_ratio: float = option(
+        "pruning", 0.5, "fraction of all steps that prune and grow ranks, or come before a posttuning cut", UP_TO_ONE
+    )
     mask_step: float = option("pruning", 0.01, "how far a mask moves per step", UP_TO_ONE)
     adjust_every: int = option("pruning", 20, "optimizer steps between cuts and rank growth", COUNT)
-    score: str = choice("pruning", "salience, random", "what blocks are ranked by; random is the control")
+    score: str = choice(
+        "pruning", "salience, fisher, taylor, random", "what blocks are ranked by; random is the control"
+    )
     outlier: str = choice("pruning", "normalized, literal, off", "kurtosis term of the score")
     salience_decay: float = option("pruning", 0.85, "weight of the past in the score's average", BELOW_ONE)
     moments: str = choice("pruning", "carry, reset", "Adam moments when shapes change")
@@ -192,6 +206,12 @@ class RunConfig:
             raise UserError("--max_steps 0 is not allowed: give at least 1, or -1 for --num_train_epochs")
         if self.bf16 and self.fp16:
             raise UserError("--bf16 true and --fp16 true exclude each other: give at most one")
+        if self.tune == "all" and (self.pruning != "none" or self.rank_growth):
+            raise UserError("--tune all goes with --pruning none and --rank_growth false: --method full says all three")
+        if self.pruning == "gradual" and self.score in ("fisher", "taylor"):
+            raise UserError(
+                f"--pruning gradual with --score {self.score} is not there: give --score salience or random"
+            )
         if self.rank_growth and self.rank > self.max_rank:
             raise UserError(f"--rank {self.rank} is not allowed: give at most --max_rank {self.max_rank}")
 
@@ -221,9 +241,19 @@ def resolve(argv: Sequence[str]) -> RunConfig:
     if preset and preset not in PRESETS:
         raise UserError(f"--preset {preset!r} is not allowed: give {OneOf(PRESETS)}{_nearest(preset, PRESETS)}")
     values = PRESETS[preset]() if preset else {}
-    config = RunConfig(**(values | stated | {"preset": preset}))
+    config = RunConfig(**(values | _method(stated) | stated | {"preset": preset}))
     config.check()
     return config
+
+
+def _method(stated: dict[str, Value]) -> dict[str, Value]:
+    """What the stated method means; UserError where another stated option contradicts it."""
+    method = str(stated.get("method", "apt"))
+    meaning = METHODS.get(method, {})
+    for name, value in meaning.items():
+        if stated.get(name, value) != value:
+            raise UserError(f"--{name} {stated[name]} contradicts --method {method}, which means --{name} {value}")
+    return meaning
 
 
 class _Parser(argparse.ArgumentParser):

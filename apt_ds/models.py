@@ -121,6 +121,19 @@ def quiet_transformers() -> None:
     logging.getLogger("datasets").setLevel(logging.ERROR)
 
 
+def count_parameters(model: PreTrainedModel) -> dict[str, int]:
+    """Parameters of the model as it will be written (adapters merged), with and without embeddings, and its bytes."""
+    own = {id(p): p for name, p in model.named_parameters() if not name.rpartition(".")[2].startswith("lora_")}
+    total = sum(zero.full_numel(p) for p in own.values())
+    embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
+    ends = {id(e.weight): e.weight for e in embeddings if e is not None}
+    return {
+        "parameters": total,
+        "parameters_without_embeddings": total - sum(zero.full_numel(p) for p in ends.values()),
+        "checkpoint_bytes": sum(zero.full_numel(p) * p.element_size() for p in own.values()),
+    }
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, for a message of one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -6,6 +6,15 @@ from collections.abc import Callable
 
 Preset = dict[str, str | int | float | bool]
 
+# what a method means in options; the baselines share everything else with apt
+METHODS: dict[str, Preset] = {
+    "apt": {},
+    "lora": {"pruning": "none", "rank_growth": False},
+    "full": {"tune": "all", "pruning": "none", "rank_growth": False},
+    "lora_prune": {"pruning": "posttuning", "score": "fisher", "rank_growth": False},
+    "prune_lora": {"pruning": "pretuning", "score": "taylor", "rank_growth": False},
+}
+
 
 def quickstart() -> Preset:
     """SmolLM2-135M on the built-in instructions, 30 % removed: a first look that needs no network and no GPU.

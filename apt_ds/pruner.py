@@ -1,9 +1,9 @@
 """When blocks go and ranks grow: the state of one run's adaptive pruning (sections 3 to 5).
 
-Two modes. *pretuning*: score `calibration_steps` global batches with the learning rate at 0, cut once, then
-tune. *gradual*: score and decide in every step of the pruning phase while masks follow the decision; what is
-dead is cut at each adjustment, and what the last decision condemned is cut once its masks have run out.
-The pruner decides and remembers; `surgery.operate` does the work.
+Three modes. *pretuning*: score `calibration_steps` global batches with the learning rate at 0, cut once, then
+tune. *posttuning*: the same in the middle of the run. *gradual*: score and decide in every step of the pruning phase
+while masks follow the decision; what is dead is cut at each adjustment, and what the last decision condemned is cut
+once its masks have run out. The pruner decides and remembers; `surgery.operate` does the work.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from torch import nn
 from apt_ds import dist, ranks, schedule, zero
 from apt_ds.adapter import adapters
 from apt_ds.anatomy import Anatomy
-from apt_ds.config import RunConfig
+from apt_ds.config import RunConfig, UserError
 from apt_ds.data.base import Batch
+from apt_ds.fisher import Fisher
 from apt_ds.masks import Masks
 from apt_ds.salience import Salience
 from apt_ds.search import Rules, cuttable, default_align, describe, search
 from apt_ds.surgery import Plan
+from apt_ds.taylor import block_importance
 
 
 class Pruner:
@@ -36,10 +38,18 @@ class Pruner:
         self.prunes = run.pruning != "none" and run.sparsity > 0
         self.gradual = self.prunes and run.pruning == "gradual"
         self.phase = max(1, round(run.prune_ratio * total_steps))
+        cuts_at_once = {"pretuning": 0, "posttuning": min(self.phase, total_steps - 1)}
+        self.cut_step = cuts_at_once.get(run.pruning) if self.prunes else None
+        self.cut_done = False
         # the last decision's masks must run out while there are steps left to tune in
         self.mask_step = max(run.mask_step, 2.0 / max(1, total_steps - self.phase))
         self.masks = Masks(anatomy)
-        self.salience = Salience(anatomy, run.salience_decay, run.outlier, device)
+        if run.score == "fisher":
+            batch = run.per_device_train_batch_size * run.gradient_accumulation_steps * dist.world_size()
+            self.scorer: Fisher | Salience = Fisher(anatomy, batch, device)
+        else:
+            self.scorer = Salience(anatomy, run.salience_decay, run.outlier, device)
+        self.taylor = np.zeros(anatomy.sizes.total())
         self.decision = np.ones(anatomy.sizes.total(), dtype=bool)
         self.alive = np.arange(anatomy.sizes.total())  # the original number of every block still there
         self.random = np.random.default_rng(run.seed).random(anatomy.sizes.total())
@@ -71,7 +81,19 @@ class Pruner:
         """Fraction of the original parameters that should be kept after `step` updates."""
         if not self.prunes:
             return 1.0
-        return schedule.kept_fraction(step, self.phase, self.run.sparsity) if self.gradual else 1 - self.run.sparsity
+        if self.gradual:
+            return schedule.kept_fraction(step, self.phase, self.run.sparsity)
+        return 1.0 - self.run.sparsity if self.cut_done else 1.0
+
+    def weighs(self) -> bool:
+        """Whether the cut that comes next is decided by gradients of all weights, which then must be trainable."""
+        return self.prunes and self.run.score == "taylor" and not self.cut_done
+
+    def weigh(self, engine: zero.Engine) -> None:
+        """Score by the weight gradients an engine holds after the boundary's backward. Collective."""
+        self.taylor = block_importance(engine, self.anatomy).double().cpu().numpy()
+        if not np.isfinite(self.taylor).all():
+            raise UserError("calibration: non-finite loss or gradient; use --bf16 or look at the data of its steps")
 
     def needs_scores(self, step: int) -> bool:
         """Whether gradual pruning scores blocks in this step."""
@@ -79,36 +101,36 @@ class Pruner:
 
     def needs_importance(self, step: int) -> bool:
         """Whether adapters are still being compared."""
-        return self.run.rank_growth and step < self.phase
+        return self.run.rank_growth and step < self.phase and not self.weighs()
 
     def dress(self, model: nn.Module, scoring: bool) -> None:
         """Put masks and, if `scoring`, taps on a model that wears none."""
         if not self.settled:
             self.masks.install(model)
         if scoring:
-            self.salience.install(model)
+            self.scorer.install(model)
         if not self.initial_adapters:
             self.initial_adapters = ranks.parameters(adapter_sizes(model))
 
     def undress(self) -> None:
         """Take masks and taps off."""
-        self.salience.remove()
+        self.scorer.remove()
         self.masks.remove()
 
-    def begin(self, batch: Batch, dtype: torch.dtype) -> None:
-        """Before the forward pass of a micro-batch that counts for the scores."""
-        self.salience.begin(batch.attention_mask, dtype)
+    def begin(self, batch: Batch, dtype: torch.dtype, first: int) -> None:
+        """Before a forward pass that counts for the scores; `first`: place of its first example in the global batch."""
+        self.scorer.begin(batch.attention_mask, dtype, first)
 
     def end(self) -> None:
         """After its backward pass."""
-        self.salience.end()
+        self.scorer.end()
 
     @torch.no_grad()
     def observations(self, engine: zero.Engine, scoring: bool, importance: bool) -> torch.Tensor:
         """This rank's part of the step's masses and importances, flat: one all-reduce sums it over ranks."""
-        parts = [torch.zeros(0, device=self.salience.device)]
+        parts = [torch.zeros(0, device=self.scorer.device)]
         if scoring:
-            parts.append(self.salience.masses.flatten())
+            parts.append(self.scorer.masses.flatten())
         if importance:
             weights = [adapter.lora_B for _, adapter in adapters(engine.module)]
             parts.append(zero.weight_times_gradient(engine, weights))
@@ -117,13 +139,13 @@ class Pruner:
     def observe(self, engine: zero.Engine, reduced: torch.Tensor, scoring: bool, importance: bool) -> None:
         """Take the reduced observations of a step with a finite loss into the averages. Collective."""
         start = time.perf_counter()
-        count = self.salience.masses.numel() if scoring else 0
+        count = self.scorer.masses.numel() if scoring else 0
         if scoring:
-            self.salience.masses.copy_(reduced[:count].view_as(self.salience.masses))
-            if self.salience.stale:
+            self.scorer.masses.copy_(reduced[:count].view_as(self.scorer.masses))
+            if isinstance(self.scorer, Salience) and self.scorer.stale:
                 zero.settle(engine)
-                self.salience.measure_outliers(engine.module)
-            self.salience.update(1.0 / (zero.loss_scale(engine) * dist.world_size()))
+                self.scorer.measure_outliers(engine.module)
+            self.scorer.update(1.0 / (zero.loss_scale(engine) * dist.world_size()))
         if importance:
             now, decay = reduced[count:], self.run.salience_decay
             old = self.importance if self.importance is not None else torch.zeros_like(now)
@@ -132,13 +154,13 @@ class Pruner:
 
     def discard(self) -> None:
         """Forget the observations of a step with a non-finite loss."""
-        self.salience.discard()
+        self.scorer.discard()
 
     def scores(self) -> np.ndarray:
         """What blocks are ranked by, float64 [blocks]; random scores are random densities."""
         if self.run.score == "random":
             return self.random * self.anatomy.prices(self.anatomy.sizes)
-        return self.salience.scores()
+        return self.taylor if self.run.score == "taylor" else self.scorer.scores()
 
     def decide(self, removed: float) -> np.ndarray:
         """Blocks to keep at this removed fraction, bool [blocks]."""
@@ -147,11 +169,15 @@ class Pruner:
         self.seconds["search"] += time.perf_counter() - start
         return keep
 
-    def cut_now(self) -> Plan:
-        """The plan of pre-tuning pruning: everything at once."""
-        self.decision = self.decide(self.run.sparsity)
+    def cut_now(self, model: nn.Module) -> Plan:
+        """The plan of a cut all at once; the engine on `model` must be settled. Collective."""
+        self.decision, scale = self.decide(self.run.sparsity), None
+        if isinstance(self.scorer, Fisher):
+            self.decision = self.scorer.rearrange(self.decision)
+            scale = self.scorer.tune(model, self.decision)
         self.masks.set(self.decision.astype(float))
-        return Plan(keep=self.decision)
+        self.cut_done = True
+        return Plan(keep=self.decision, scale=scale)
 
     def advance(self, step: int) -> None:
         """After update number `step`: decide anew while the phase lasts, move the masks."""
@@ -189,15 +215,18 @@ class Pruner:
     def agree(self, step: int, plan: Plan) -> None:
         """Stop all ranks unless they have the same plan and masks. Collective."""
         keep = plan.keep if plan.keep is not None else np.zeros(0, dtype=bool)
-        dist.agree(f"the plan of step {step}", dist.digest(keep, sorted(plan.grow.items()), self.masks.values))
+        dist.agree(
+            f"the plan of step {step}", dist.digest(keep, plan.scale, sorted(plan.grow.items()), self.masks.values)
+        )
 
     def follow(self, plan: Plan, anatomy: Anatomy, step: int) -> None:
         """Take over the anatomy after a cut. Masks and taps must be off."""
         if plan.keep is None or plan.keep.all():
             return
-        self.salience.after_cut(anatomy, plan.keep)
+        self.scorer.after_cut(anatomy, plan.keep)
         self.masks.after_cut(anatomy, plan.keep)
-        self.random, self.decision = self.random[plan.keep], self.decision[plan.keep]
+        self.random, self.taylor = self.random[plan.keep], self.taylor[plan.keep]
+        self.decision = self.decision[plan.keep]
         self.alive = self.alive[plan.keep]
         self.anatomy = anatomy
         self.settled = not self.gradual or (step >= self.phase and bool(self.decision.all()))

@@ -19,10 +19,15 @@ from apt_ds.anatomy import Anatomy, Axis, Slot, kept_sizes, spans
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do. keep: bool over all blocks, None to cut nothing. grow: adapter path to its new rank."""
+    """What to do.
+
+    keep: bool over all blocks, None to cut nothing; scale: float64 over all blocks, what heads and neurons that stay
+    are multiplied with where a site loses some (None: nothing); grow: adapter path to its new rank.
+    """
 
     keep: np.ndarray | None = None
     grow: dict[str, int] = field(default_factory=dict)
+    scale: np.ndarray | None = None
 
     def __bool__(self) -> bool:
         return bool(self.grow) or (self.keep is not None and not self.keep.all())
@@ -37,7 +42,7 @@ def operate(
     are zero, new rows of W_A come from `generator` (the same seed on every rank), new columns of W_B are zero.
     """
     if plan.keep is not None and not plan.keep.all():
-        anatomy = _cut(model, anatomy, plan.keep, state)
+        anatomy = _cut(model, anatomy, plan, state)
     for path, adapter in adapters(model):
         if path in plan.grow:
             _grow(path, adapter, plan.grow[path], state, generator)
@@ -64,7 +69,9 @@ def take(tensor: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
     return tensor.contiguous()
 
 
-def _cut(model: nn.Module, anatomy: Anatomy, keep: np.ndarray, state: zero.EngineState | None) -> Anatomy:
+def _cut(model: nn.Module, anatomy: Anatomy, plan: Plan, state: zero.EngineState | None) -> Anatomy:
+    keep = plan.keep
+    consumers = {site.consumer for site in anatomy.sites}
     replaced: dict[int, nn.Parameter] = {}
     alive: list[nn.Parameter] = []  # ids must not be reused while `replaced` holds them
     for slot in anatomy.slots:
@@ -72,13 +79,17 @@ def _cut(model: nn.Module, anatomy: Anatomy, keep: np.ndarray, state: zero.Engin
         if rows is None and columns is None:
             continue
         module = model.get_submodule(slot.path)
+        factor = None
+        if plan.scale is not None and columns is not None and slot.path in consumers:
+            factor = _spread(slot.columns, plan.scale, anatomy)[columns]
         for name, index in _indexed(module, slot, rows, columns):
+            weigh = factor if index[1] is not None else None
             old = getattr(module, name)
             if id(old) not in replaced:
-                replaced[id(old)] = _replace(old, index)
+                replaced[id(old)] = _replace(old, index, weigh)
                 alive.append(old)
                 if state is not None:
-                    _follow(state, f"{slot.path}.{name}", index)
+                    _follow(state, f"{slot.path}.{name}", index, weigh)
             setattr(module, name, replaced[id(old)])
         _set_widths(module)
     return anatomy.with_sizes(kept_sizes(anatomy.sizes, keep))
@@ -97,16 +108,26 @@ def _indexed(module: nn.Module, slot: Slot, rows: Tensor | None, columns: Tensor
     return [(name, index) for name, index in found if index != (None, None)]
 
 
-def _replace(old: nn.Parameter, index: Index) -> nn.Parameter:
+def _spread(axis: Axis, values: np.ndarray, anatomy: Anatomy) -> Tensor:
+    """A value per block as a value per entry of the dimension, fp32."""
+    own = torch.from_numpy(values[dict(spans(anatomy.sizes))[axis.site]]).float()
+    return own.repeat_interleave(axis.unit)
+
+
+def _replace(old: nn.Parameter, index: Index, factor: Tensor | None) -> nn.Parameter:
     with zero.gathered([old]):
-        new = nn.Parameter(take(old.detach(), *index), requires_grad=old.requires_grad)
+        new = nn.Parameter(_weighed(take(old.detach(), *index), factor), requires_grad=old.requires_grad)
     zero.shard([new], like=old)
     return new
 
 
-def _follow(state: zero.EngineState, name: str, index: Index) -> None:
+def _weighed(tensor: Tensor, factor: Tensor | None) -> Tensor:
+    return tensor if factor is None else (tensor * factor.to(tensor.device)).to(tensor.dtype)
+
+
+def _follow(state: zero.EngineState, name: str, index: Index, factor: Tensor | None) -> None:
     for key, value in state.tensors.get(name, {}).items():
-        state.tensors[name][key] = take(value, *index)
+        state.tensors[name][key] = _weighed(take(value, *index), factor if key == "master" else None)
 
 
 def _set_widths(module: nn.Module) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig
 
 from apt_ds import adapter, dist, models, schedule, surgery, zero
 from apt_ds.config import RunConfig, UserError
@@ -102,19 +102,35 @@ class Trainer:
         model = models.load_model(base, run)
         del sharding
         self.generation: GenerationConfig | None = model.generation_config
-        adapter.attach(model, base.anatomy, run.targets, run.rank, run.seed)
+        self.prepare_weights(model)
         model.train()
         self.scoring = pruner.needs_scores(0)
         pruner.dress(model, self.scoring)
-        self.engine = zero.build(model, config)
+        self.engine = zero.build(model, self.engine_config())
+
+    def prepare_weights(self, model: nn.Module) -> None:
+        """Decide what is trained from here on: adapters, or every weight."""
+        run = self.run_config
+        if run.tune == "all" or self.pruner.weighs():
+            model.requires_grad_(True)
+        else:
+            adapter.attach(model, self.pruner.anatomy, run.targets, run.rank, run.seed)
+
+    def engine_config(self) -> zero.Config:
+        """The run's configuration; an engine that weighs accumulates all calibration batches."""
+        if not self.pruner.weighs():
+            return self.config
+        steps = self.run_config.calibration_steps
+        longer = {key: self.config[key] * steps for key in ("gradient_accumulation_steps", "train_batch_size")}
+        return self.config | longer
 
     def run(self) -> dict[str, Any]:
         """Tune and prune; returns the figures of the report."""
         figures: dict[str, Any] = {"before": self.judge(), "data": self.describe_data()}
-        if self.pruner.prunes and not self.pruner.gradual:
-            self.calibrate()
-            figures["after_cut"] = self.judge()
         for step in range(self.data.total_steps):
+            if step == self.pruner.cut_step:
+                self.cut_at_once(step)
+                figures["after_cut"] = self.judge()
             self.train_step(step)
             self.adjust(step + 1)
         figures["before"] |= self.meter.dense()
@@ -123,13 +139,28 @@ class Trainer:
         self.finish()
         return figures
 
-    def calibrate(self) -> None:
-        """Pre-tuning pruning: score with the learning rate at 0, cut once, start tuning with a fresh optimizer."""
-        steps = self.run_config.calibration_steps if self.run_config.score == "salience" else 0
-        self.set_scoring(steps > 0)
-        for step in range(steps):
-            self.train_step(step, calibrating=True)
-        self.rebuild(0, self.pruner.cut_now(), fresh=True)
+    def cut_at_once(self, step: int) -> None:
+        """Score with the learning rate at 0, cut, go on tuning from `step` with a fresh optimizer."""
+        score = self.run_config.score
+        if score == "taylor":
+            self.weigh()
+        elif score != "random":
+            for number in range(self.run_config.calibration_steps):
+                self.train_step(number, calibrating=True)
+        zero.settle(self.engine)
+        self.rebuild(step, self.pruner.cut_now(self.engine.module), fresh=True)
+
+    def weigh(self) -> None:
+        """One backward pass over all calibration batches through an engine that trains every weight; no step."""
+        run = self.run_config
+        micros = [(s, m) for s in range(run.calibration_steps) for m in range(run.gradient_accumulation_steps)]
+        rows = [i for s in range(run.calibration_steps) for i in self.data.order.indices(s)]
+        scale = dist.world_size() * len(micros) / sum(trained_tokens(self.data.train[i]["labels"]) for i in rows)
+        for number, (step, micro) in enumerate(micros, start=1):
+            self.engine.backward(summed_loss(self.engine, self.micro_batch(step, micro)) * scale)
+            if number < len(micros):
+                self.engine.step()
+        self.pruner.weigh(self.engine)
 
     def set_scoring(self, on: bool) -> None:
         """Put the taps on or take them off; they are plain hooks, so the engine may stay."""
@@ -137,9 +168,9 @@ class Trainer:
             return
         self.scoring = on
         if on:
-            self.pruner.salience.install(self.engine.module)
+            self.pruner.scorer.install(self.engine.module)
         else:
-            self.pruner.salience.remove()
+            self.pruner.scorer.remove()
 
     def train_step(self, step: int, calibrating: bool = False) -> None:
         """One optimizer step over a global batch. Collective."""
@@ -173,7 +204,8 @@ class Trainer:
         for micro in range(run.gradient_accumulation_steps):
             batch = self.micro_batch(step, micro)
             if self.scoring:
-                self.pruner.begin(batch, self.dtype)
+                first = (micro * dist.world_size() + dist.rank()) * run.per_device_train_batch_size
+                self.pruner.begin(batch, self.dtype, first)
             loss = summed_loss(self.engine, batch)
             self.engine.backward(loss * scale)
             self.pruner.end()
@@ -221,7 +253,12 @@ class Trainer:
         """
         start, kept = time.perf_counter(), self.pruner.kept()
         self.pruner.agree(step, plan)
-        state = zero.take_state(self.engine, moments=not fresh and self.run_config.moments == "carry")
+        # weights were trainable only to be weighed
+        bare = self.run_config.tune == "adapters" and not adapter.ranks(self.engine.module)
+        if bare:
+            state = zero.EngineState({}, 0.0)
+        else:
+            state = zero.take_state(self.engine, moments=not fresh and self.run_config.moments == "carry")
         if fresh:
             state.counters = dict.fromkeys(state.counters, 0)
         model = zero.destroy(self.engine)
@@ -229,10 +266,12 @@ class Trainer:
         self.pruner.undress()
         anatomy = surgery.operate(model, self.pruner.anatomy, plan, state, self.generator)
         self.pruner.follow(plan, anatomy, step)
+        if bare:
+            self.prepare_weights(model)
         zero.collect()
         self.scoring = self.pruner.needs_scores(step) and not fresh
         self.pruner.dress(model, self.scoring)
-        self.engine = zero.build(model, self.config)
+        self.engine = zero.build(model, self.engine_config())
         zero.put_state(self.engine, state)
         self.meter.rebuilt(time.perf_counter() - start, cut=self.pruner.kept() < kept)
         self.journal.adjusted(step, self.pruner.kept(), plan)
@@ -242,7 +281,7 @@ class Trainer:
         batch, engine = self.run_config.per_device_eval_batch_size, self.engine
         loss = held_out_loss(engine, self.data.held_out, batch, self.pad_id, self.device)
         found = {"held_out_loss": loss, "held_out_perplexity": math.exp(min(loss, 80.0))}
-        found |= count_parameters(engine.module)
+        found |= models.count_parameters(engine.module)
         if self.data.corpus is not None:
             found["corpus_perplexity"] = perplexity(engine, self.data.corpus, max(1, batch // 4), self.device)
         self.meter.forget_peak()
@@ -251,7 +290,7 @@ class Trainer:
     def log(self, step: int, loss: float, rate: float, seconds: float, indices: list[int]) -> None:
         if (step + 1) % self.run_config.logging_steps and step + 1 != self.data.total_steps:
             return
-        ranks = [size for _, size in sorted(adapter_ranks(self.engine.module).items())]
+        ranks = list(adapter.ranks(self.engine.module).values()) or [0]
         tokens = sum(len(self.data.train[i]["input_ids"]) for i in indices)
         self.journal.step(
             {
@@ -290,21 +329,3 @@ class Trainer:
             self.journal.folder / "model",
         )
         zero.collect()
-
-
-def count_parameters(model: PreTrainedModel) -> dict[str, int]:
-    """Parameters of the model as it will be written (adapters merged), with and without embeddings, and its bytes."""
-    own = {id(p): p for name, p in model.named_parameters() if not name.rpartition(".")[2].startswith("lora_")}
-    total = sum(zero.full_numel(p) for p in own.values())
-    embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
-    ends = {id(e.weight): e.weight for e in embeddings if e is not None}
-    return {
-        "parameters": total,
-        "parameters_without_embeddings": total - sum(zero.full_numel(p) for p in ends.values()),
-        "checkpoint_bytes": sum(zero.full_numel(p) * p.element_size() for p in own.values()),
-    }
-
-
-def adapter_ranks(model: nn.Module) -> dict[str, int]:
-    """Path to rank of every adapter."""
-    return {path: zero.full_shape(a.lora_A)[0] for path, a in adapter.adapters(model)}

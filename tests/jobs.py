@@ -57,7 +57,7 @@ def facts(made: trainer.Trainer, figures: dict[str, Any]) -> dict[str, Any]:
         "losses": [json.loads(row)["loss"] for row in rows],
         "ranks": [json.loads(row)["ranks"]["mean"] for row in rows],
         "kept": [json.loads(row)["kept"] for row in rows],
-        "scores": made.pruner.salience.scores().tolist(),
+        "scores": made.pruner.scorer.scores().tolist(),
         "importance": [] if made.pruner.importance is None else made.pruner.importance.tolist(),
         "alive": made.pruner.alive.tolist(),
         "held_out": figures["after"]["held_out_loss"],

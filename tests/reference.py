@@ -49,20 +49,20 @@ class Plain:
         """One update with the whole global batch as a single micro-batch."""
         pruner, run, total = self.pruner, self.run, self.data.total_steps
         scoring = calibrating or pruner.needs_scores(step)
-        pruner.salience.remove()
+        pruner.scorer.remove()
         if scoring:
-            pruner.salience.install(self.model)
+            pruner.scorer.install(self.model)
         rows = [self.data.train[i] for i in self.data.order.indices(step)]
         tokens = sum(trained_tokens(row["labels"]) for row in rows)
         batch = collate(rows, 0)
-        pruner.begin(batch, torch.float32)
+        pruner.begin(batch, torch.float32, 0)
         loss = summed_loss(self.model, batch) / tokens
         loss.backward()
         pruner.end()
         if scoring:
-            if pruner.salience.stale:
-                pruner.salience.measure_outliers(self.model)
-            pruner.salience.update(1.0)
+            if pruner.scorer.stale:
+                pruner.scorer.measure_outliers(self.model)
+            pruner.scorer.update(1.0)
         if not calibrating and pruner.needs_importance(step):
             parts = [(a.lora_B * a.lora_B.grad).abs().sum() for _, a in adapter.adapters(self.model)]
             old = pruner.importance if pruner.importance is not None else torch.zeros(len(parts))
@@ -112,7 +112,7 @@ def reference_run(folder: Path, flags: list[str]) -> dict[str, Any]:
     if plain.pruner.prunes and not plain.pruner.gradual:
         for step in range(run.calibration_steps):
             plain.step(step, calibrating=True)
-        plain.operate(0, plain.pruner.cut_now(), fresh=True)
+        plain.operate(0, plain.pruner.cut_now(plain.model), fresh=True)
     for step in range(data.total_steps):
         plain.step(step)
         plain.pruner.advance(step + 1)
@@ -122,7 +122,7 @@ def reference_run(folder: Path, flags: list[str]) -> dict[str, Any]:
     held = held_out_loss(plain.model, data.held_out, 4, 0, CPU)
     assert math.isfinite(held)
     return plain.found | {
-        "scores": plain.pruner.salience.scores().tolist(),
+        "scores": plain.pruner.scorer.scores().tolist(),
         "importance": plain.pruner.importance.tolist(),
         "alive": plain.pruner.alive.tolist(),
         "held_out": held,

@@ -109,7 +109,7 @@ def test_lists_come_in_their_own_order(named: list[str]) -> None:
         ("--learning_rate inf", ["--learning_rate inf"]),
         ("--seed 1.5", ["--seed '1.5'", "a whole number"]),
         ("--bf16 maybe", ["--bf16 'maybe'", "true or false"]),
-        ("--pruning often", ["--pruning 'often'", "pretuning, gradual, none"]),
+        ("--pruning often", ["--pruning 'often'", "pretuning, gradual, posttuning, none"]),
         ("--prune_blocks heads,layers", ["--prune_blocks 'heads,layers'", "heads, neurons, hidden"]),
         ("--prune_blocks heads,heads", ["--prune_blocks", "nothing twice"]),
         ("--adapter_targets=", ["--adapter_targets ''"]),

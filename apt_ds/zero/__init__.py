@@ -21,7 +21,7 @@ from apt_ds.zero.engine import (
     stage,
     step,
 )
-from apt_ds.zero.state import EngineState, put_state, take_state, weight_times_gradient
+from apt_ds.zero.state import EngineState, full_gradient, put_state, take_state, weight_times_gradient
 
 __all__ = [
     "Config",
@@ -32,6 +32,7 @@ __all__ = [
     "collect",
     "destroy",
     "device",
+    "full_gradient",
     "full_numel",
     "full_shape",
     "gathered",

@@ -28,6 +28,7 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig
 from apt_ds.config import UserError
 
 Config = dict[str, Any]
+LARGEST_BUCKET = 500_000_000  # DeepSpeed's own default
 Engine = deepspeed.DeepSpeedEngine
 
 
@@ -83,7 +84,7 @@ def _with_bucket(config: Config, numel: int) -> Config:
     config = copy.deepcopy(config)
     zero = config.setdefault("zero_optimization", {})
     if zero.get("reduce_bucket_size", "auto") == "auto":
-        zero["reduce_bucket_size"] = numel
+        zero["reduce_bucket_size"] = min(numel, LARGEST_BUCKET)
     return config
 
 

@@ -12,6 +12,7 @@ import torch
 from deepspeed.runtime.zero.partition_parameters import is_zero_param
 from deepspeed.utils import (
     safe_get_full_fp32_param,
+    safe_get_full_grad,
     safe_get_full_optimizer_state,
     safe_get_local_fp32_param,
     safe_get_local_grad,
@@ -38,6 +39,16 @@ def weight_times_gradient(engine: Engine, parameters: list[nn.Parameter]) -> Ten
     scale = 1.0 / loss_scale(engine)
     sums = [_local_weight_times_gradient(engine, p) * scale for p in parameters]
     return torch.stack(sums) if sums else torch.zeros(0, device=device())
+
+
+@torch.no_grad()
+def full_gradient(engine: Engine, parameter: nn.Parameter) -> Tensor:
+    """dL/dw of a trained parameter, averaged over ranks, fp32, whole on every rank. Collective.
+
+    Between the boundary's backward and its step, where alone DeepSpeed answers right.
+    """
+    gradient = safe_get_full_grad(parameter) if engine.zero_optimization() else parameter.grad
+    return gradient.float().to(parameter.device) / loss_scale(engine)
 
 
 def _local_weight_times_gradient(engine: Engine, parameter: nn.Parameter) -> Tensor:
