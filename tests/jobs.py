@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from apt_ds import dist, trainer, zero
+from apt_ds.anatomy import spans
 from apt_ds.config import RunConfig, resolve
 from apt_ds.surgery import Plan
 
@@ -199,3 +200,43 @@ def middle_rebuild(folder: str, stages: list[tuple[int, bool]], flags: list[str]
             losses.append([json.loads(row)["loss"] for row in rows])
         found[f"{stage}{'o' if offload else ''}"] = losses
     return found
+
+
+TAYLOR = ["--method", "prune_lora", "--calibration_steps", "2", "--align", "4", "--max_steps", "2"]
+
+
+def taylor(folder: str, stages: list[tuple[int, bool]]) -> dict[str, list[float]]:
+    """Taylor importance of every block, in several ZeRO modes."""
+    found = {}
+    for stage, offload in stages:
+        made = trainer.prepare(run_config(folder, stage, offload, TAYLOR))
+        made.weigh()
+        found[f"{stage}{'o' if offload else ''}"] = made.pruner.taylor.tolist()
+        zero.destroy(made.engine)
+        made.journal.close()
+        dist.barrier()
+    return found
+
+
+def plain_taylor(folder: str) -> list[float]:
+    """The same from the definition: one backward pass over both global batches, no engine."""
+    from apt_ds import models
+    from apt_ds.objective import summed_loss, trained_tokens
+
+    zero.init_distributed()
+    run = run_config(folder, 0, False, TAYLOR)
+    base = models.find_base(run.model_name_or_path)
+    data = trainer.read_data(run, base)
+    model = models.load_model(base, run)
+    picked = [data.train[i] for step in range(2) for i in data.order.indices(step)]
+    loss = sum(summed_loss(model, trainer.collate([row], 0)) for row in picked)
+    (loss / sum(trained_tokens(row["labels"]) for row in picked)).backward()
+    parts: dict[int, torch.Tensor] = {}
+    for slot in base.anatomy.slots:
+        weight = model.get_submodule(slot.path).weight
+        if weight.dim() == 2:
+            product = (weight * weight.grad).abs()
+            for axis, sums in ((slot.rows, product.sum(1)), (slot.columns, product.sum(0))):
+                if axis is not None:
+                    parts[axis.site] = parts.get(axis.site, 0) + sums.view(-1, axis.unit).sum(1)
+    return torch.cat([parts[site] for site, _ in spans(base.anatomy.sizes)]).tolist()

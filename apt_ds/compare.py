@@ -1,0 +1,273 @@
+"""Methods side by side under one budget of steps: train each, judge each, one table (the paper's Table 3).
+
+Every run is a process of its own, started as a user would start it, in a folder of its own under `--output_dir`; what
+is finished there is not done again, so that an interrupted comparison goes on with what is missing. Inference is
+measured last, all models interleaved in one process.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from apt_ds.config import OPTIONS, RunConfig, UserError, resolve
+from apt_ds.journal import write_json
+from apt_ds.presets import METHODS
+
+LAUNCHERS = Path(__file__).resolve().parents[1] / "launchers"
+UNPRUNED = ("lora", "full")
+# what a folder may differ in and still be the same run
+INCIDENTAL = ("output_dir", "overwrite_output_dir", "deepspeed", "logging_steps", "report", "report_samples")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What to compare. mmlu_data: a folder of MMLU in CSV layout ('' leaves it out); processes: per run."""
+
+    methods: tuple[str, ...]
+    sparsities: tuple[float, ...]
+    seeds: tuple[int, ...]
+    processes: int
+    full_learning_rate: float
+    mmlu_data: str
+    mmlu_sample: int
+    efficiency: bool
+
+    def check(self) -> None:
+        """Raise UserError for a value that is not allowed."""
+        for name in self.methods:
+            if name not in METHODS:
+                raise UserError(f"--methods {name!r} is not allowed: give some of {', '.join(METHODS)}")
+        for value in self.sparsities:
+            if not 0 < value < 1:
+                raise UserError(f"--sparsity {value} is not allowed: give numbers above 0 and below 1")
+        if self.processes < 1:
+            raise UserError(f"--processes {self.processes} is not allowed: give at least 1")
+        if self.mmlu_data and not Path(self.mmlu_data).is_dir():
+            raise UserError(f"--mmlu_data {self.mmlu_data!r} is no folder: give one that holds dev/ and test/")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run: a method at a sparsity with a seed, and its folder."""
+
+    method: str
+    sparsity: float
+    seed: int
+    folder: Path
+
+    @property
+    def row(self) -> tuple[str, float]:
+        """What a row of the table averages over: seeds."""
+        return self.method, self.sparsity
+
+
+def compare(comparison: Comparison, words: Sequence[str]) -> list[dict[str, Any]]:
+    """Do what is missing, write table.csv, table.md, table.png; returns the rows.
+
+    words: options of train.py that all runs share.
+
+    Raises:
+        UserError: a mistake in the input, or a run that failed (its own line stands above).
+    """
+    comparison.check()
+    shared = resolve(words)
+    trials = plan(comparison, Path(shared.output_dir))
+    configs = [configure(comparison, trial, words) for trial in trials]
+    for trial, config in zip(trials, configs, strict=True):
+        check_finished(trial, config)
+    for trial, config in zip(trials, configs, strict=True):
+        if not finished(trial):
+            train(comparison, trial, config)
+        if comparison.mmlu_data and not (trial.folder / "mmlu.json").exists():
+            judge(comparison, trial)
+    speeds = infer(trials, shared) if comparison.efficiency else {}
+    rows = tabulate(trials, speeds)
+    publish(rows, Path(shared.output_dir))
+    return rows
+
+
+def plan(comparison: Comparison, output: Path) -> list[Trial]:
+    """All runs, seed by seed; what prunes nothing runs once a seed."""
+    found = []
+    for seed in comparison.seeds:
+        for method in comparison.methods:
+            for sparsity in (0.0,) if method in UNPRUNED else comparison.sparsities:
+                found.append(Trial(method, sparsity, seed, output / f"{method}-{100 * sparsity:g}-{seed}"))
+    return found
+
+
+def configure(comparison: Comparison, trial: Trial, words: Sequence[str]) -> RunConfig:
+    """The configuration of one run."""
+    own = [*words, "--method", trial.method, "--sparsity", str(trial.sparsity), "--seed", str(trial.seed)]
+    if trial.method == "full":
+        own += ["--learning_rate", str(comparison.full_learning_rate)]
+    return replace(resolve(own), output_dir=str(trial.folder), overwrite_output_dir=True, report=False)
+
+
+def finished(trial: Trial) -> bool:
+    """Whether a run has left its last file."""
+    return (trial.folder / "summary.json").exists()
+
+
+def check_finished(trial: Trial, config: RunConfig) -> None:
+    """Raise UserError if a finished run was made with other options."""
+    if not finished(trial):
+        return
+    there = resolve(["--config", str(trial.folder / "config.yaml"), "--deepspeed", config.deepspeed])
+    for name in OPTIONS:
+        if name not in INCIDENTAL and getattr(there, name) != getattr(config, name):
+            raise UserError(
+                f"{trial.folder} holds a run with --{name} {getattr(there, name)}, not {getattr(config, name)}; "
+                "choose another --output_dir or remove the folder"
+            )
+
+
+def train(comparison: Comparison, trial: Trial, config: RunConfig) -> None:
+    """Run train.py under the deepspeed launcher."""
+    file = trial.folder.with_suffix(".yaml")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    config.save(file)
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "warning"]
+    launcher += ["--num_accelerators", str(comparison.processes)]
+    run(trial, [*launcher, str(LAUNCHERS / "train.py"), "--config", str(file)])
+    file.unlink()
+
+
+def judge(comparison: Comparison, trial: Trial) -> None:
+    """Run eval_mmlu.py on what a run has left."""
+    words = ["--model", str(trial.folder / "model"), "--data_dir", comparison.mmlu_data]
+    words += ["--sample", str(comparison.mmlu_sample), "--json", str(trial.folder / "mmlu.json"), "--bf16"]
+    run(trial, [sys.executable, str(LAUNCHERS / "eval_mmlu.py"), *words])
+
+
+def run(trial: Trial, words: list[str]) -> None:
+    """Start a process and wait; it speaks for itself on the terminal."""
+    print(f"{trial.folder.name}: {Path(words[1] if words[1] != '-m' else 'train.py').name}", flush=True)
+    package = str(LAUNCHERS.parent)
+    paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
+    status = subprocess.run(words, env=os.environ | {"PYTHONPATH": paths}, check=False).returncode
+    if status:
+        raise UserError(f"{trial.folder.name} ended with status {status}; run again to go on with what is missing")
+
+
+def infer(trials: list[Trial], shared: RunConfig) -> dict[str, Any]:
+    """Inference speed and memory of one model per row, interleaved in one process; by folder name."""
+    first: dict[tuple[str, float], Trial] = {}
+    for trial in trials:
+        first.setdefault(trial.row, trial)
+    from apt_ds.eval import efficiency
+
+    folders = {trial.folder.name: str(trial.folder / "model") for trial in first.values()}
+    return efficiency.measure(folders, bf16=shared.bf16)
+
+
+def tabulate(trials: list[Trial], speeds: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row per method and sparsity: quality as mean over seeds (and its deviation), costs normalised to LoRA."""
+    rows: list[dict[str, Any]] = []
+    for key in dict.fromkeys(trial.row for trial in trials):
+        members = [trial for trial in trials if trial.row == key]
+        summaries = [json.loads((t.folder / "summary.json").read_text(encoding="utf8")) for t in members]
+        row: dict[str, Any] = {"method": key[0], "removed": 1 - summaries[0]["pruning"]["kept"], "seeds": len(members)}
+        for name, keys in QUALITY.items():
+            put(row, name, [summary.get(keys[0], {}).get(keys[1]) for summary in summaries])
+        marks = [t.folder / "mmlu.json" for t in members]
+        if all(mark.exists() for mark in marks):
+            put(row, "mmlu", [json.loads(mark.read_text(encoding="utf8"))["accuracy"] for mark in marks])
+        after = [summary["after"] for summary in summaries]
+        row["step_seconds"] = statistics.median(a["step_seconds"] for a in after)
+        row["train_bytes"] = max(a["peak_memory_bytes"] for a in after)
+        row |= speeds.get(members[0].folder.name, {})
+        rows.append(row)
+    normalize(rows)
+    return rows
+
+
+# column: where summary.json holds it
+QUALITY = {
+    "perplexity_cut": ("after_cut", "corpus_perplexity"),
+    "perplexity": ("after", "corpus_perplexity"),
+    "held_out_loss": ("after", "held_out_loss"),
+}
+# ratio column: what it is made of
+COSTS = {
+    "train_time": "step_seconds",
+    "train_memory": "train_bytes",
+    "inference_speed": "decode_tokens_per_second",
+    "inference_memory": "inference_bytes",
+}
+
+
+def put(row: dict[str, Any], name: str, values: list[float | None]) -> None:
+    """Mean and, with several seeds, standard deviation; nothing where a value is missing."""
+    if any(value is None for value in values):
+        return
+    row[name] = statistics.mean(values)
+    if len(values) > 1:
+        row[f"{name}_std"] = statistics.stdev(values)
+
+
+def normalize(rows: list[dict[str, Any]]) -> None:
+    """Add the ratios to LoRA, where LoRA was run."""
+    base = next((row for row in rows if row["method"] == "lora"), None)
+    for row in rows if base else []:
+        for name, source in COSTS.items():
+            if source in row and source in base:
+                row[name] = row[source] / base[source]
+
+
+COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "method": ("method", str),
+    "removed": ("removed", lambda v: f"{100 * v:.1f} %"),
+    "perplexity_cut": ("perplexity, cut", lambda v: f"{v:.1f}"),
+    "perplexity": ("perplexity", lambda v: f"{v:.1f}"),
+    "held_out_loss": ("held-out loss", lambda v: f"{v:.3f}"),
+    "mmlu": ("MMLU", lambda v: f"{100 * v:.1f} %"),
+    "train_time": ("train time", lambda v: f"{100 * v:.1f} %"),
+    "train_memory": ("train memory", lambda v: f"{100 * v:.1f} %"),
+    "inference_speed": ("inference speed", lambda v: f"{v:.2f}x"),
+    "inference_memory": ("inference memory", lambda v: f"{100 * v:.1f} %"),
+}
+
+
+def cell(row: dict[str, Any], name: str) -> str:
+    """One cell as people read it."""
+    if name not in row:
+        return ""
+    shown = COLUMNS[name][1]
+    spread = f"{name}_std"
+    return shown(row[name]) + (f" ± {shown(row[spread])}" if spread in row else "")
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The table; columns that nobody filled are left out."""
+    names = [name for name in COLUMNS if any(name in row for row in rows)]
+    lines = ["| " + " | ".join(COLUMNS[name][0] for name in names) + " |", "|---" * len(names) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(cell(row, name) for name in names) + " |" for row in rows)]) + "\n"
+
+
+def publish(rows: list[dict[str, Any]], folder: Path) -> None:
+    """Write table.csv, table.json (all figures) and table.md, table.png where speeds were measured; print the table."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with (folder / "table.csv").open("w", newline="", encoding="utf8") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+    write_json(folder / "table.json", rows)
+    (folder / "table.md").write_text(markdown(rows), encoding="utf8")
+    print(markdown(rows), flush=True)
+    if all("inference_speed" in row and "perplexity" in row for row in rows):
+        try:
+            from apt_ds.plots import quality_against_speed
+        except ModuleNotFoundError as error:
+            print(f"table.png is left out, it needs {error.name}: pip install 'apt_ds[eval]'", flush=True)
+            return
+        quality_against_speed(rows, folder / "table.png")
