@@ -2,15 +2,56 @@
 
 from __future__ import annotations
 
+import argparse
+import difflib
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from apt_ds.config import RankError, UserError
 
 USER_ERROR = 2
+
+
+class Parser(argparse.ArgumentParser):
+    """Arguments of a script: every mistake is a `UserError` of one line that names the nearest option."""
+
+    def __init__(self, usage: str) -> None:
+        super().__init__(usage=usage, allow_abbrev=False)
+        # the deepspeed launcher passes it; not for users
+        self.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{' '.join(message.split())}; --help lists all options")
+
+    def read(self, argv: Sequence[str]) -> argparse.Namespace:
+        """The values of `argv`. Raises UserError."""
+        known, unknown = self.parse_known_args(list(argv))
+        if unknown:
+            flag = next((word for word in unknown if word.startswith("-")), unknown[0]).split("=")[0]
+            close = difflib.get_close_matches(flag, list(self._option_string_actions), n=2)
+            meant = f" (did you mean {' or '.join(close)}?)" if close else ""
+            raise UserError(f"{flag} is no option{meant}; --help lists all")
+        return known
+
+
+def at_least(low: int) -> Callable[[str], int]:
+    """The type of an argument: a whole number not below `low`."""
+
+    def convert(text: str) -> int:
+        if not text.lstrip("-").isdecimal() or int(text) < low:
+            raise argparse.ArgumentTypeError(f"{text!r} is not allowed: give a whole number, at least {low}")
+        return int(text)
+
+    return convert
+
+
+def words(text: str) -> list[str]:
+    """The type of an argument: a comma-separated list."""
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def main(action: Callable[[], object]) -> None:

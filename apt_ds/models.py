@@ -45,10 +45,7 @@ def find_base(name: str) -> Base:
     Raises:
         UserError: nothing there, no tokenizer, or an architecture without an anatomy.
     """
-    source = name
-    if name == BUILTIN:
-        dist.on_each_node(_unpack_builtin)
-        source = str(_builtin_folder())
+    source = source_of(name)
     try:
         config = AutoConfig.from_pretrained(source)
         anatomy = anatomy_of(config)
@@ -63,6 +60,14 @@ def find_base(name: str) -> Base:
     return Base(source, config, tokenizer, anatomy)
 
 
+def source_of(name: str) -> str:
+    """What `from_pretrained` reads: `name` itself, or the folder `builtin:smollm2` is unpacked to. Collective."""
+    if name != BUILTIN:
+        return name
+    dist.on_each_node(_unpack_builtin)
+    return str(_builtin_folder())
+
+
 def load_model(base: Base, run: RunConfig) -> PreTrainedModel:
     """The base model in the run's dtype, on this rank's device.
 
@@ -73,7 +78,7 @@ def load_model(base: Base, run: RunConfig) -> PreTrainedModel:
         UserError: weights absent, broken or not those of the configuration, or an attention kernel that is not there.
     """
     quiet_transformers()
-    model = _read_weights(base, run)
+    model = read_weights(base.source, run_dtype(run), run.attn_implementation)
     model.config.use_cache = False
     if not zero.is_partitioned(model):
         model.to(zero.device())
@@ -82,18 +87,25 @@ def load_model(base: Base, run: RunConfig) -> PreTrainedModel:
     return model
 
 
-def _read_weights(base: Base, run: RunConfig) -> PreTrainedModel:
-    where = f"--model_name_or_path {base.source!r}"
+def read_weights(
+    source: str, dtype: torch.dtype, attention: str, flag: str = "--model_name_or_path"
+) -> PreTrainedModel:
+    """The model of a folder or hub name, where `from_pretrained` puts it; `flag` is what an error names.
+
+    Raises:
+        UserError: as `load_model`.
+    """
+    where = f"{flag} {source!r}"
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
-            base.source,
-            dtype=run_dtype(run),
-            attn_implementation=run.attn_implementation,
+            source,
+            dtype=dtype,
+            attn_implementation=attention,
             low_cpu_mem_usage=True,
             output_loading_info=True,
         )
     except ImportError as error:
-        raise UserError(f"--attn_implementation {run.attn_implementation}: {first_line(error)}") from None
+        raise UserError(f"--attn_implementation {attention}: {first_line(error)}") from None
     except (OSError, SafetensorError) as error:
         raise UserError(f"{where}: its weights cannot be read: {first_line(error)}") from None
     except RuntimeError as error:

@@ -10,6 +10,7 @@ import copy
 import gc
 import logging
 import os
+import socket
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ from apt_ds.config import UserError
 Config = dict[str, Any]
 LARGEST_BUCKET = 500_000_000  # DeepSpeed's own default
 Engine = deepspeed.DeepSpeedEngine
+# what some launcher sets: deepspeed and torchrun, Open MPI, MPICH
+LAUNCHED = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 
 
 def init_distributed() -> None:
@@ -37,11 +40,24 @@ def init_distributed() -> None:
     logger.setLevel(logging.WARNING)
     # deepspeed calls collectives under names that newer torch renames
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    if not any(name in os.environ for name in LAUNCHED):
+        _be_alone()
     deepspeed.init_distributed(verbose=False)
+    # DeepSpeed itself does so only when it shards weights or builds an engine: too late for what loads before
+    get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if device().type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         # every process would take all cores otherwise
         local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))
+
+
+def _be_alone() -> None:
+    """The environment of a world of one, for a script started without a launcher."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ.update(place, RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_SIZE="1")
 
 
 def device() -> torch.device:
@@ -77,6 +93,12 @@ def build(model: nn.Module, config: Config) -> Engine:
     trainable = [p for p in model.parameters() if p.requires_grad]
     config = _with_bucket(config, max(1, sum(full_numel(p) for p in trainable)))
     return deepspeed.initialize(model=model, model_parameters=trainable, config=config)[0]
+
+
+def serve(model: nn.Module, config: Config) -> Engine:
+    """An engine that runs a sharded model (stage 3) and trains nothing: no optimizer, no gradients. Collective."""
+    model.requires_grad_(False)
+    return deepspeed.initialize(model=model, config=copy.deepcopy(config))[0]
 
 
 def _with_bucket(config: Config, numel: int) -> Config:
