@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 from apt_ds.config import RankError, UserError
+from apt_ds.stopping import Stopped
 
 USER_ERROR = 2
 
@@ -32,6 +33,10 @@ def main(action: Callable[[], object]) -> None:
             time.sleep(3)
         print(f"error: {where}{error}", file=sys.stderr, flush=True)
         leave(USER_ERROR)
+    except Stopped as stop:
+        if not int(os.environ.get("RANK", "0")):
+            print(stop, file=sys.stderr, flush=True)
+        leave(stop.status)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr, flush=True)
         leave(128 + signal.SIGINT)

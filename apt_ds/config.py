@@ -128,6 +128,10 @@ class RunConfig:
     max_bad_steps: int = option("run", 5, "non-finite losses in a row that end the run", COUNT)
     report: bool = option("run", True, "compare the model before and after, with generated samples")
     report_samples: int = option("run", 2, "prompts the report generates from", NOT_NEGATIVE)
+    save_steps: int = option("run", 500, "optimizer steps between two checkpoints; 0 or less: only when stopped")
+    save_total_limit: int = option("run", 0, "checkpoints to keep; 0: all", NOT_NEGATIVE)
+    resume_from_checkpoint: str = option("run", "", "go on from a checkpoint: last, or its folder")
+    timeout: int = option("run", 600, "seconds without a sign of life after which a rank is given up", COUNT)
     local_rank: int = -1  # the deepspeed launcher passes it; not for users
 
     learning_rate: float = option("training", 1e-4, "peak learning rate", POSITIVE)

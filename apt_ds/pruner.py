@@ -9,6 +9,7 @@ The pruner decides and remembers; `surgery.operate` does the work.
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -201,6 +202,36 @@ class Pruner:
         self.alive = self.alive[plan.keep]
         self.anatomy = anatomy
         self.settled = not self.gradual or (step >= self.phase and bool(self.decision.all()))
+
+    def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """(values, tensors) that `load_state` takes."""
+        salience = self.salience
+        tensors = {
+            "alive": torch.from_numpy(self.alive),
+            "masks": torch.from_numpy(self.masks.values),
+            "decision": torch.from_numpy(self.decision),
+            "average": salience.average.cpu(),
+            "outliers": salience.outliers.cpu(),
+        }
+        if self.importance is not None:
+            tensors["importance"] = self.importance.cpu()
+        values = {"settled": self.settled, "stale": salience.stale, "initial_adapters": self.initial_adapters}
+        return values | {"seconds": self.seconds}, tensors
+
+    def load_state(self, anatomy: Anatomy, values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        """Take over what `state` gave on a run with `anatomy`, on a pruner that has seen nothing yet."""
+        self.alive, self.decision = tensors["alive"].numpy(), tensors["decision"].numpy()
+        self.random = self.random[self.alive]
+        self.anatomy, device = anatomy, self.salience.device
+        self.masks, self.salience = Masks(anatomy), Salience(anatomy, self.run.salience_decay, self.run.outlier, device)
+        self.masks.set(tensors["masks"].numpy())
+        self.salience.average.copy_(tensors["average"])
+        self.salience.outliers.copy_(tensors["outliers"])
+        self.salience.stale = values["stale"]
+        self.settled, self.initial_adapters = values["settled"], values["initial_adapters"]
+        self.seconds = dict(values["seconds"])
+        if "importance" in tensors:
+            self.importance = tensors["importance"].to(device)
 
     def summary(self) -> dict[str, object]:
         """Actual sizes next to the target, for people."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from apt_ds import adapter, dist, models, schedule, surgery, zero
-from apt_ds.config import RunConfig, UserError
+from apt_ds import adapter, checkpoint, dist, models, resume, schedule, surgery, zero
+from apt_ds.checkpoint import Checkpoint
+from apt_ds.config import OPTIONS, RunConfig, UserError
 from apt_ds.data.base import Batch, GlobalOrder, collate, load_examples
 from apt_ds.data.instructions import TokenizedSet, build_dataset, resolve_pad_id, split_held_out
 from apt_ds.ds_config import load_config
@@ -23,6 +25,7 @@ from apt_ds.models import Base
 from apt_ds.objective import summed_loss, trained_tokens
 from apt_ds.pruner import Pruner
 from apt_ds.report import report
+from apt_ds.stopping import Stopped, Stopping
 from apt_ds.surgery import Plan
 
 
@@ -36,6 +39,15 @@ class Data:
     order: GlobalOrder
     total_steps: int
     corpus: torch.Tensor | None
+
+    def counts(self) -> dict[str, int]:
+        """What a resumed run must have in common besides options (see `checkpoint.COUNTS`)."""
+        return {"global_batch": self.order.global_batch, "total_steps": self.total_steps}
+
+    def prints(self) -> dict[str, str]:
+        """Fingerprints of what is read."""
+        corpus = "" if self.corpus is None else dist.digest(self.corpus)
+        return {"train": self.train.fingerprint, "held_out": self.held_out.fingerprint, "corpus": corpus}
 
 
 def train(run: RunConfig) -> dict[str, Any]:
@@ -62,8 +74,11 @@ def prepare(run: RunConfig) -> Trainer:
     zero.check_config(config, run.deepspeed)
     data = read_data(run, base)
     pruner = Pruner(run, base.anatomy, data.total_steps, zero.device())
-    output = prepare_output(run)
-    return Trainer(run, base, config, data, pruner, Journal(output, data.total_steps))
+    saved = checkpoint.find(run.resume_from_checkpoint, Path(run.output_dir))
+    if saved is not None:
+        saved.check(run, data.counts(), data.prints())
+    output = prepare_output(run, saved.metrics if saved is not None else None)
+    return Trainer(run, base, config, data, pruner, Journal(output, data.total_steps), saved)
 
 
 def read_data(run: RunConfig, base: Base) -> Data:
@@ -87,7 +102,14 @@ class Trainer:
     """One run's engine, data position and pruner."""
 
     def __init__(
-        self, run: RunConfig, base: Base, config: zero.Config, data: Data, pruner: Pruner, journal: Journal
+        self,
+        run: RunConfig,
+        base: Base,
+        config: zero.Config,
+        data: Data,
+        pruner: Pruner,
+        journal: Journal,
+        saved: Checkpoint | None = None,
     ) -> None:
         self.run_config, self.base, self.config = run, base, config
         self.data, self.pruner, self.journal = data, pruner, journal
@@ -96,32 +118,84 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(run.seed + 1)
         self.meter = Meter(self.device)
         self.bad_steps = 0
-        self.rebuild_seconds = 0.0
+        self.asked = 0  # the number of a signal that some rank has received
+        self.done = 0  # steps
+        self.figures: dict[str, Any] = {}
+        self.stopping = Stopping()
         torch.manual_seed(run.seed)
         sharding = zero.shard_while_loading(config)
         model = models.load_model(base, run)
         del sharding
+        self.prints = data.prints() | {"model": models.fingerprint(model)}
         self.generation: GenerationConfig | None = model.generation_config
         adapter.attach(model, base.anatomy, run.targets, run.rank, run.seed)
+        if saved is not None:
+            saved.check(run, data.counts(), self.prints)
+            resume.reshape(model, pruner, saved)
+            self.done = saved.step
         model.train()
-        self.scoring = pruner.needs_scores(0)
+        self.scoring = pruner.needs_scores(self.done)
         pruner.dress(model, self.scoring)
         self.engine = zero.build(model, config)
+        if saved is not None:
+            self.take_over(saved)
 
     def run(self) -> dict[str, Any]:
         """Tune and prune; returns the figures of the report."""
-        figures: dict[str, Any] = {"before": self.judge(), "data": self.describe_data()}
-        if self.pruner.prunes and not self.pruner.gradual:
-            self.calibrate()
-            figures["after_cut"] = self.judge()
-        for step in range(self.data.total_steps):
-            self.train_step(step)
-            self.adjust(step + 1)
+        with self.stopping:
+            self.tune()
+        figures = self.figures
         figures["before"] |= self.meter.dense()
         figures["after"] = self.judge() | (self.meter.cut() if self.pruner.kept() < 1.0 else self.meter.dense())
         figures["pruning"] = self.pruner.summary() | {"rebuild_seconds": self.meter.rebuilds}
         self.finish()
         return figures
+
+    def tune(self) -> None:
+        """All steps that are not done yet."""
+        if not self.figures:
+            self.figures = {"before": self.judge(), "data": self.describe_data()}
+            if self.pruner.prunes and not self.pruner.gradual:
+                self.calibrate()
+                self.figures["after_cut"] = self.judge()
+        for step in range(self.done, self.data.total_steps):
+            self.train_step(step)
+            self.adjust(step + 1)
+            self.done = step + 1
+            every = self.run_config.save_steps
+            bad = self.bad_steps >= self.run_config.max_bad_steps
+            if self.asked or bad or (every > 0 and self.done % every == 0):
+                self.save()
+            self.give_up(f"step {self.done}")
+            if self.asked:
+                raise Stopped(self.asked, f"stopped after step {self.done}: go on with --resume_from_checkpoint last")
+
+    def save(self) -> None:
+        """Write a checkpoint of this step boundary. Collective."""
+        values, tensors = {}, {}
+        values["engine"], tensors["trained"] = resume.engine_state(self.engine)
+        values["pruner"], tensors["pruner"] = self.pruner.state()
+        values["random"], tensors["random"] = resume.random_state()
+        tensors["random"]["surgery"] = self.generator.get_state()
+        values |= {"meter": self.meter.state(), "figures": self.figures, "bad_steps": self.bad_steps}
+        shape = resume.shape(self.engine.module, self.pruner)
+
+        def write() -> None:
+            run = {name: getattr(self.run_config, name) for name in OPTIONS}
+            made = Checkpoint(self.done, run, self.data.counts(), self.prints, values, tensors, shape)
+            made.metrics = self.journal.metrics()
+            checkpoint.write(self.journal.folder, made, self.run_config.save_total_limit)
+
+        dist.on_main(write)
+
+    def take_over(self, saved: Checkpoint) -> None:
+        """Go on from where `save` was: what is not in the model's shapes. Collective."""
+        values, tensors = saved.values, saved.tensors
+        zero.put_state(self.engine, resume.read_engine_state(values["engine"], tensors["trained"]))
+        self.meter.load_state(values["meter"])
+        self.figures, self.bad_steps = values["figures"], values["bad_steps"]
+        self.generator.set_state(tensors["random"]["surgery"])
+        resume.put_random_state(values["random"], tensors["random"])
 
     def calibrate(self) -> None:
         """Pre-tuning pruning: score with the learning rate at 0, cut once, start tuning with a fresh optimizer."""
@@ -129,6 +203,9 @@ class Trainer:
         self.set_scoring(steps > 0)
         for step in range(steps):
             self.train_step(step, calibrating=True)
+            self.give_up(f"calibration step {step + 1}")
+            if self.asked:
+                raise Stopped(self.asked, "stopped while calibrating: nothing was tuned yet, start anew")
         self.rebuild(0, self.pruner.cut_now(), fresh=True)
 
     def set_scoring(self, on: bool) -> None:
@@ -152,10 +229,13 @@ class Trainer:
         tokens = sum(trained_tokens(self.data.train[i]["labels"]) for i in indices)
         loss = self.accumulate(step, tokens)
         own = self.pruner.observations(self.engine, self.scoring, importance)
-        reduced = dist.all_reduce_sum(torch.cat([loss.float().reshape(1), own]))
+        asked = torch.tensor(float(self.stopping.asked > 0), device=self.device)
+        reduced = dist.all_reduce_sum(torch.cat([torch.stack([loss.float(), asked]), own]))
+        # all ranks learn of a signal in the same step
+        self.asked = max(dist.gather_objects(self.stopping.asked)) if reduced[1] > 0 else 0
         mean, finite = reduced[0].item() / tokens, bool(torch.isfinite(reduced).all())
         if finite:
-            self.pruner.observe(self.engine, reduced[1:], self.scoring, importance)
+            self.pruner.observe(self.engine, reduced[2:], self.scoring, importance)
         else:
             self.pruner.discard()
         applied = zero.step(self.engine)
@@ -194,13 +274,16 @@ class Trainer:
         return schedule.learning_rate(step, total, run.learning_rate, run.lr_scheduler_type, warmup)
 
     def watch(self, step: str, loss: float, good: bool) -> None:
-        """Report a step that was skipped; end the run after too many in a row."""
+        """Report a step that was skipped and count how many there were in a row."""
         # under fp16 the scaler looks for its scale by overflowing: no news while the loss is finite
         if good or (self.run_config.fp16 and math.isfinite(loss)):
             self.bad_steps = 0
             return
         self.bad_steps += 1
         self.journal.warn(f"{step}: non-finite loss or gradient (loss {loss}); not applied, not scored")
+
+    def give_up(self, step: str) -> None:
+        """End the run after too many bad steps in a row."""
         if self.bad_steps >= self.run_config.max_bad_steps:
             raise UserError(
                 f"{step}: {self.bad_steps} steps in a row had a non-finite loss or gradient; lower "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -199,3 +200,61 @@ def middle_rebuild(folder: str, stages: list[tuple[int, bool]], flags: list[str]
             losses.append([json.loads(row)["loss"] for row in rows])
         found[f"{stage}{'o' if offload else ''}"] = losses
     return found
+
+
+def told(made: trainer.Trainer, figures: dict[str, Any]) -> dict[str, Any]:
+    """All that a run says and writes and that does not measure time or memory."""
+    timed = ("tokens_per_second", "peak_memory_bytes", "seconds")
+    rows = [json.loads(row) for row in (made.journal.folder / "metrics.jsonl").read_text(encoding="utf8").splitlines()]
+    weights = b"".join(path.read_bytes() for path in sorted((made.journal.folder / "model").glob("*.safetensors")))
+    measured = ("step_seconds", "peak_memory_bytes", "generated_tokens_per_second")
+    judged = {w: figures[w] for w in ("before", "after_cut", "after") if w in figures}
+    return {
+        "rows": [{key: value for key, value in row.items() if key not in timed} for row in rows],
+        "judged": {w: {k: v for k, v in found.items() if k not in measured} for w, found in judged.items()},
+        "rebuilds": len(figures["pruning"]["rebuild_seconds"]),
+        "model": hashlib.sha256(weights).hexdigest(),
+        "alive": made.pruner.alive.tolist(),
+        "scores": made.pruner.salience.scores().tolist(),
+        "held_out": figures["after"]["held_out_loss"],
+    }
+
+
+def whole(folder: str, name: str, stage: int, offload: bool, flags: list[str]) -> dict[str, Any]:
+    """A run into `folder/name`, and what it tells."""
+    made = trainer.prepare(run_config(folder, stage, offload, ["--output_dir", str(Path(folder) / name), *flags]))
+    figures = made.run()
+    made.journal.close()
+    dist.barrier()
+    return told(made, figures)
+
+
+def resumed(
+    folder: str, stages: list[tuple[int, bool]], modes: dict[str, list[str]], steps: list[int]
+) -> dict[str, dict[str, Any]]:
+    """A run that never stops, one that saves after every step, and one from each checkpoint of `steps`."""
+    found = {}
+    for stage, offload in stages:
+        for mode, flags in modes.items():
+            name = f"{mode}{stage}{'o' if offload else ''}_{dist.world_size()}"
+            runs = {"straight": whole(folder, f"{name}_straight", stage, offload, ["--save_steps", "0", *flags])}
+            runs["saving"] = whole(folder, name, stage, offload, ["--save_steps", "1", *flags])
+            for step in steps:
+                source = str(Path(folder) / name / f"checkpoint-{step}")
+                # whatever was drawn since must not matter
+                torch.rand(step)
+                go_on = ["--save_steps", "0", "--resume_from_checkpoint", source, *flags]
+                runs[str(step)] = whole(folder, f"{name}_{step}", stage, offload, go_on)
+            found[name] = runs
+    return found
+
+
+def continued(folder: str, sources: dict[str, list[str]], stages: list[tuple[int, bool]]) -> dict[str, Any]:
+    """Runs from checkpoints of other worlds and stages."""
+    return {
+        f"{source} in {stage}{'o' if offload else ''}": whole(
+            folder, "other", stage, offload, ["--save_steps", "0", "--resume_from_checkpoint", source, *flags]
+        )
+        for source, flags in sources.items()
+        for stage, offload in stages
+    }

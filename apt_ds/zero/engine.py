@@ -25,6 +25,7 @@ from deepspeed.utils import logger
 from torch import nn
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
+from apt_ds import dist
 from apt_ds.config import UserError
 
 Config = dict[str, Any]
@@ -148,6 +149,17 @@ def full_numel(parameter: nn.Parameter) -> int:
 def full_shape(parameter: nn.Parameter) -> torch.Size:
     """Shape, partitioned or not."""
     return torch.Size(parameter.ds_shape) if is_zero_param(parameter) else parameter.shape
+
+
+def own_part(parameter: nn.Parameter) -> tuple[int, torch.Tensor]:
+    """(offset, flat values) of this rank's share; the shares of all ranks make the whole. Needs no other rank."""
+    if is_zero_param(parameter):
+        part = parameter.ds_tensor.numel()
+        start = min(part * parameter.ds_process_group.rank(), full_numel(parameter))
+        return start, parameter.ds_tensor.flatten()[: full_numel(parameter) - start]
+    part = -(-parameter.numel() // dist.world_size())
+    start = min(part * dist.rank(), parameter.numel())
+    return start, parameter.detach().flatten()[start : start + part]
 
 
 @contextmanager
