@@ -39,6 +39,10 @@ class RankError(RuntimeError):
     """Ranks disagree on a decision: raised on every rank, names those that differ."""
 
 
+class LostRank(RuntimeError):
+    """Another rank is gone, so that this one cannot go on."""
+
+
 class Range(NamedTuple):
     """Finite numbers from `low` to `high`; an end that is open does not belong to it."""
 

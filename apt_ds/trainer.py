@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from apt_ds import adapter, checkpoint, dist, models, resume, schedule, surgery, zero
+from apt_ds import adapter, checkpoint, dist, models, pulse, resume, schedule, surgery, zero
 from apt_ds.checkpoint import Checkpoint
 from apt_ds.config import OPTIONS, RunConfig, UserError
 from apt_ds.data.base import Batch, GlobalOrder, collate, load_examples
@@ -20,6 +20,7 @@ from apt_ds.data.instructions import TokenizedSet, build_dataset, resolve_pad_id
 from apt_ds.ds_config import load_config
 from apt_ds.eval.losses import held_out_loss, perplexity, text_blocks
 from apt_ds.export.write import export
+from apt_ds.faults import explain
 from apt_ds.journal import Journal, Meter, prepare_output
 from apt_ds.models import Base
 from apt_ds.objective import summed_loss, trained_tokens
@@ -27,6 +28,7 @@ from apt_ds.pruner import Pruner
 from apt_ds.report import report
 from apt_ds.stopping import Stopped, Stopping
 from apt_ds.surgery import Plan
+from apt_ds.watchdog import Watchdog
 
 
 @dataclass
@@ -57,17 +59,26 @@ def train(run: RunConfig) -> dict[str, Any]:
         UserError: a mistake in the input, found before anything is trained or written.
         RankError: ranks disagree on a decision.
     """
-    trainer = prepare(run)
-    try:
-        figures = trainer.run()
-    finally:
-        trainer.journal.close()
+    zero.init_distributed(run.timeout)
+    with Watchdog(run.timeout) as watchdog:
+        try:
+            trainer = prepare(run)
+            try:
+                figures = trainer.run()
+            finally:
+                trainer.journal.close()
+            dist.barrier()
+        except (RuntimeError, MemoryError) as error:
+            told = explain(error, watchdog)
+            if told is error:
+                raise
+            raise told from error
     return report(run, trainer.base, trainer.data.held_out_examples, figures, trainer.journal.folder)
 
 
 def prepare(run: RunConfig) -> Trainer:
     """Everything up to the first step; what the user got wrong comes out here, before anything is written."""
-    zero.init_distributed()
+    zero.init_distributed(run.timeout)
     models.quiet_transformers()
     base = models.find_base(run.model_name_or_path)
     config = load_config(run, dist.world_size(), base.config.hidden_size)
@@ -172,6 +183,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of this step boundary. Collective."""
+        pulse.phase(f"step {self.done}: save", limited=False)
         values, tensors = {}, {}
         values["engine"], tensors["trained"] = resume.engine_state(self.engine)
         values["pruner"], tensors["pruner"] = self.pruner.state()
@@ -220,7 +232,8 @@ class Trainer:
 
     def train_step(self, step: int, calibrating: bool = False) -> None:
         """One optimizer step over a global batch. Collective."""
-        start = time.perf_counter()
+        start, name = time.perf_counter(), f"{'calibration ' if calibrating else ''}step {step + 1}"
+        pulse.phase(f"{name}: forward and backward")
         self.set_scoring(calibrating or self.pruner.needs_scores(step))
         importance = not calibrating and self.pruner.needs_importance(step)
         rate = 0.0 if calibrating else self.learning_rate(step)
@@ -228,6 +241,7 @@ class Trainer:
         indices = self.data.order.indices(step)
         tokens = sum(trained_tokens(self.data.train[i]["labels"]) for i in indices)
         loss = self.accumulate(step, tokens)
+        pulse.phase(f"{name}: update")
         own = self.pruner.observations(self.engine, self.scoring, importance)
         asked = torch.tensor(float(self.stopping.asked > 0), device=self.device)
         reduced = dist.all_reduce_sum(torch.cat([torch.stack([loss.float(), asked]), own]))
@@ -239,7 +253,7 @@ class Trainer:
         else:
             self.pruner.discard()
         applied = zero.step(self.engine)
-        self.watch(f"{'calibration ' if calibrating else ''}step {step + 1}", mean, finite and applied)
+        self.watch(name, mean, finite and applied)
         seconds = time.perf_counter() - start
         self.meter.step(seconds, dense=self.pruner.kept() == 1.0)
         if not calibrating:
@@ -251,6 +265,7 @@ class Trainer:
         # the engine averages over ranks and accumulation: undo it, the loss is a mean over the global batch's tokens
         scale = dist.world_size() * run.gradient_accumulation_steps / tokens
         for micro in range(run.gradient_accumulation_steps):
+            pulse.beat()
             batch = self.micro_batch(step, micro)
             if self.scoring:
                 self.pruner.begin(batch, self.dtype)
@@ -302,6 +317,7 @@ class Trainer:
 
         fresh: forget moments and counters whatever `moments` says (after calibration).
         """
+        pulse.phase(f"step {step}: rebuild", limited=False)
         start, kept = time.perf_counter(), self.pruner.kept()
         self.pruner.agree(step, plan)
         state = zero.take_state(self.engine, moments=not fresh and self.run_config.moments == "carry")
@@ -322,6 +338,7 @@ class Trainer:
 
     def judge(self) -> dict[str, Any]:
         """Held-out loss and corpus perplexity of the model as it is. Collective."""
+        pulse.phase("evaluation", limited=False)
         batch, engine = self.run_config.per_device_eval_batch_size, self.engine
         loss = held_out_loss(engine, self.data.held_out, batch, self.pad_id, self.device)
         found = {"held_out_loss": loss, "held_out_perplexity": math.exp(min(loss, 80.0))}
@@ -361,6 +378,7 @@ class Trainer:
 
     def finish(self) -> None:
         """Write the model, then let go of engine and process group's memory."""
+        pulse.phase("writing the model", limited=False)
         model: nn.Module = zero.destroy(self.engine)
         del self.engine
         self.pruner.undress()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import os
+import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import psutil
 import torch
 from torch import nn
 
-from apt_ds import dist, trainer, zero
+from apt_ds import checkpoint, dist, resume, surgery, trainer, zero
 from apt_ds.config import RunConfig, resolve
 from apt_ds.surgery import Plan
 
@@ -229,23 +232,19 @@ def whole(folder: str, name: str, stage: int, offload: bool, flags: list[str]) -
     return told(made, figures)
 
 
-def resumed(
-    folder: str, stages: list[tuple[int, bool]], modes: dict[str, list[str]], steps: list[int]
-) -> dict[str, dict[str, Any]]:
-    """A run that never stops, one that saves after every step, and one from each checkpoint of `steps`."""
+def resumed(folder: str, cases: list[tuple[str, int, bool, list[str], list[int]]]) -> dict[str, dict[str, Any]]:
+    """For (name, stage, offload, flags, steps): a run that never stops, one that saves, one from each of `steps`."""
     found = {}
-    for stage, offload in stages:
-        for mode, flags in modes.items():
-            name = f"{mode}{stage}{'o' if offload else ''}_{dist.world_size()}"
-            runs = {"straight": whole(folder, f"{name}_straight", stage, offload, ["--save_steps", "0", *flags])}
-            runs["saving"] = whole(folder, name, stage, offload, ["--save_steps", "1", *flags])
-            for step in steps:
-                source = str(Path(folder) / name / f"checkpoint-{step}")
-                # whatever was drawn since must not matter
-                torch.rand(step)
-                go_on = ["--save_steps", "0", "--resume_from_checkpoint", source, *flags]
-                runs[str(step)] = whole(folder, f"{name}_{step}", stage, offload, go_on)
-            found[name] = runs
+    for name, stage, offload, flags, steps in cases:
+        runs = {"straight": whole(folder, f"{name}_straight", stage, offload, ["--save_steps", "0", *flags])}
+        runs["saving"] = whole(folder, name, stage, offload, ["--save_steps", "1", *flags])
+        for step in steps:
+            source = str(Path(folder) / name / f"checkpoint-{step}")
+            # whatever was drawn since must not matter
+            torch.rand(step)
+            go_on = ["--save_steps", "0", "--resume_from_checkpoint", source, *flags]
+            runs[str(step)] = whole(folder, f"{name}_{step}", stage, offload, go_on)
+        found[name] = runs
     return found
 
 
@@ -258,3 +257,27 @@ def continued(folder: str, sources: dict[str, list[str]], stages: list[tuple[int
         for source, flags in sources.items()
         for stage, offload in stages
     }
+
+
+def faulty(folder: str, where: str, victim: int, number: int, flags: list[str]) -> None:
+    """A run in which rank `victim` gets signal `number` in its second step, rebuild, save, or at its boundary."""
+    module, name = {
+        "step": (trainer, "summed_loss"),
+        "rebuild": (surgery, "operate"),
+        "save": (resume, "engine_state"),
+        "write": (checkpoint, "_seal"),
+    }[where]
+    original, calls = getattr(module, name), 0
+
+    def struck(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2 and dist.rank() == victim:
+            if number == signal.SIGSTOP:
+                # so that the test ends: long after the others should have
+                subprocess.Popen(["sh", "-c", f"sleep 30; kill -KILL {os.getpid()}"], start_new_session=True)
+            os.kill(os.getpid(), number)
+        return original(*arguments)
+
+    setattr(module, name, struck)
+    trainer.train(run_config(folder, 3, False, flags))

@@ -18,7 +18,19 @@ MODES = {
     "gradual": ["--pruning", "gradual", "--structure", "adaptive", "--max_steps", "16", "--sparsity", "0.5", *SIZES],
     "pretuning": ["--calibration_steps", "2", "--max_steps", "10", "--sparsity", "0.4", *SIZES],
 }
-BEFORE_AT_AFTER = [3, 4, 5, 9]
+BF16 = {mode: [*flags, "--bf16"] for mode, flags in MODES.items()}
+# name, stage, offload, flags, checkpoints: before, at and after a cut or a growth
+CASES = [
+    ("gradual3", 3, False, MODES["gradual"], [3, 4, 9]),
+    ("pretuning2o", 2, True, BF16["pretuning"], [3, 4]),
+]
+MORE = [
+    ("gradual2", 2, False, BF16["gradual"], [3, 4, 5, 9]),
+    ("pretuning2", 2, False, MODES["pretuning"], [3, 4, 5]),
+    ("gradual3o", 3, True, MODES["gradual"], [3, 4, 5, 9, 16]),
+    ("pretuning3o", 3, True, BF16["pretuning"], [3, 4, 5]),
+    ("gradual0", 0, False, MODES["gradual"], [5]),
+]
 
 
 @pytest.fixture(scope="module")
@@ -33,40 +45,45 @@ Runs = dict[str, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def fp32(folder: Path) -> Runs:
-    arguments = {"folder": str(folder), "stages": [(2, False), (3, True)], "modes": MODES, "steps": BEFORE_AT_AFTER}
-    return worlds.run(2, "resumed", arguments)
+def some(folder: Path) -> Runs:
+    return worlds.run(2, "resumed", {"folder": str(folder), "cases": CASES})
 
 
-@pytest.fixture(scope="module")
-def bf16(folder: Path) -> Runs:
-    modes = {"gradual bf16": [*MODES["gradual"], "--bf16"]}
-    arguments = {"folder": str(folder), "stages": [(2, True), (3, False)], "modes": modes, "steps": BEFORE_AT_AFTER}
-    return worlds.run(2, "resumed", arguments)
+def same(runs: dict[str, Any]) -> None:
+    """All of a case's runs told the same, and had something to tell."""
+    straight = runs["straight"]
+    assert straight["rebuilds"] >= 3 and straight["rows"][-1]["kept"] < 0.62
+    assert straight["rows"][-1]["ranks"]["max"] > 2
+    for when, run in runs.items():
+        differing = [key for key in straight if run[key] != straight[key]]
+        assert not differing, (when, differing)
 
 
-@pytest.mark.parametrize("kind", ["fp32", "bf16"])
-def test_resuming_is_bit_identical_to_never_having_stopped(kind: str, request: pytest.FixtureRequest) -> None:
-    found: Runs = request.getfixturevalue(kind)
-    assert len(found) == (4 if kind == "fp32" else 2)
-    for name, runs in found.items():
-        straight = runs["straight"]
-        assert straight["rebuilds"] >= 3 and straight["rows"][-1]["kept"] < 0.62, name
-        assert straight["rows"][-1]["ranks"]["max"] > 2 and len(runs) == 2 + len(BEFORE_AT_AFTER), name
-        for when, run in runs.items():
-            differing = [key for key in straight if run[key] != straight[key]]
-            assert not differing, (name, when, differing)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case[0])
+def test_resuming_is_bit_identical_to_never_having_stopped(case: tuple[Any, ...], some: Runs) -> None:
+    assert len(some[case[0]]) == 2 + len(case[4])
+    same(some[case[0]])
 
 
-def test_other_ranks_and_stages_go_on_alike(folder: Path, fp32: Runs) -> None:
-    sources = {str(folder / f"{mode}3o_2" / f"checkpoint-{step}"): flags for mode, flags in MODES.items() for step in [5]}
-    for world in (1, 4):
-        arguments = {"folder": str(folder), "sources": sources, "stages": [(0, False), (2, False), (3, False)]}
-        for name, run in worlds.run(world, "continued", arguments).items():
-            straight = fp32["gradual3o_2" if "gradual" in name else "pretuning3o_2"]["straight"]
-            assert run["alive"] == straight["alive"] and run["rebuilds"] == straight["rebuilds"], name
-            for key in ("kept", "ranks", "step"):
-                assert [row[key] for row in run["rows"]] == [row[key] for row in straight["rows"]], (name, key)
-            losses, expected = ([row["loss"] for row in found["rows"]] for found in (run, straight))
-            assert np.allclose(losses, expected, rtol=1e-5), name
-            assert run["held_out"] == pytest.approx(straight["held_out"], rel=1e-5), name
+@pytest.mark.slow
+@pytest.mark.parametrize("case", MORE, ids=lambda case: case[0])
+def test_resuming_is_bit_identical_in_every_mode(case: tuple[Any, ...], folder: Path) -> None:
+    same(worlds.run(2, "resumed", {"folder": str(folder), "cases": [case]})[case[0]])
+
+
+def alike(run: dict[str, Any], straight: dict[str, Any]) -> None:
+    """The same decisions, the same losses within rounding."""
+    assert run["alive"] == straight["alive"] and run["rebuilds"] == straight["rebuilds"]
+    for key in ("kept", "ranks", "step"):
+        assert [row[key] for row in run["rows"]] == [row[key] for row in straight["rows"]], key
+    losses, expected = ([row["loss"] for row in found["rows"]] for found in (run, straight))
+    assert np.allclose(losses, expected, rtol=1e-5)
+    assert run["held_out"] == pytest.approx(straight["held_out"], rel=1e-5)
+
+
+@pytest.mark.parametrize("world", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_other_ranks_and_stages_go_on_alike(world: int, folder: Path, some: Runs) -> None:
+    sources = {str(folder / "gradual3" / "checkpoint-5"): MODES["gradual"]}
+    stages = [(2, False), (3, True)] if world == 1 else [(0, False), (2, False), (3, False)]
+    for run in worlds.run(world, "continued", {"folder": str(folder), "sources": sources, "stages": stages}).values():
+        alike(run, some["gradual3"]["straight"])

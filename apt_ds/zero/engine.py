@@ -13,6 +13,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import deepspeed
@@ -32,12 +33,15 @@ Config = dict[str, Any]
 Engine = deepspeed.DeepSpeedEngine
 
 
-def init_distributed() -> None:
-    """Join the process group the launcher has prepared; a process of its own where there is none."""
+def init_distributed(timeout: float = 600) -> None:
+    """Join the process group the launcher has prepared; a process of its own where there is none.
+
+    timeout: seconds after which the watchdog gives up; a collective waits longer, as the watchdog knows who is gone.
+    """
     logger.setLevel(logging.WARNING)
     # deepspeed calls collectives under names that newer torch renames
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    deepspeed.init_distributed(verbose=False)
+    deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=4 * timeout + 60))
     if device().type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         # every process would take all cores otherwise
         local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
