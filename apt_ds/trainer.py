@@ -203,7 +203,11 @@ class Trainer:
     def take_over(self, saved: Checkpoint) -> None:
         """Go on from where `save` was: what is not in the model's shapes. Collective."""
         values, tensors = saved.values, saved.tensors
-        zero.put_state(self.engine, resume.read_engine_state(values["engine"], tensors["trained"]))
+        state = resume.read_engine_state(values["engine"], tensors["trained"])
+        # DeepSpeed finds the boundary of an optimizer step from this one, and accumulation may have changed
+        done = state.counters["micro_steps"] // saved.run["gradient_accumulation_steps"]
+        state.counters["micro_steps"] = done * self.run_config.gradient_accumulation_steps
+        zero.put_state(self.engine, state)
         self.meter.load_state(values["meter"])
         self.figures, self.bad_steps = values["figures"], values["bad_steps"]
         self.generator.set_state(tensors["random"]["surgery"])
