@@ -8,12 +8,15 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from apt_ds.config import RankError, UserError
+from apt_ds.config import LostRank, RankError, UserError
+from apt_ds.stopping import Stopped
 
 USER_ERROR = 2
+LOST_RANK = 3
 
 
 class Parser(argparse.ArgumentParser):
@@ -55,7 +58,10 @@ def words(text: str) -> list[str]:
 
 
 def main(action: Callable[[], object]) -> None:
-    """Run `action` and leave the process: 0, or 2 after one line on stderr for a mistake the user can mend.
+    """Run `action` and leave the process: 0, or after one line on stderr
+
+    2: a mistake the user can mend; 3: another rank is gone; 128 plus its number: stopped by a signal. Anything else
+    is a defect: 1 and a traceback.
 
     All ranks usually meet the same mistake: the first one tells, the others give it time to, since a launcher
     ends all processes as soon as one has failed.
@@ -73,9 +79,19 @@ def main(action: Callable[[], object]) -> None:
             time.sleep(3)
         print(f"error: {where}{error}", file=sys.stderr, flush=True)
         leave(USER_ERROR)
+    except LostRank as error:
+        print(f"error: rank {os.environ.get('RANK', '0')}, {error}", file=sys.stderr, flush=True)
+        leave(LOST_RANK)
+    except Stopped as stop:
+        if not int(os.environ.get("RANK", "0")):
+            print(stop, file=sys.stderr, flush=True)
+        leave(stop.status)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr, flush=True)
         leave(128 + signal.SIGINT)
+    except Exception:
+        traceback.print_exc()
+        leave(1)
 
 
 def leave(status: int) -> None:

@@ -39,6 +39,10 @@ class RankError(RuntimeError):
     """Ranks disagree on a decision: raised on every rank, names those that differ."""
 
 
+class LostRank(RuntimeError):
+    """Another rank is gone, so that this one cannot go on."""
+
+
 class Range(NamedTuple):
     """Finite numbers from `low` to `high`; an end that is open does not belong to it."""
 
@@ -135,6 +139,10 @@ class RunConfig:
     max_bad_steps: int = option("run", 5, "non-finite losses in a row that end the run", COUNT)
     report: bool = option("run", True, "compare the model before and after, with generated samples")
     report_samples: int = option("run", 2, "prompts the report generates from", NOT_NEGATIVE)
+    save_steps: int = option("run", 500, "optimizer steps between two checkpoints; 0 or less: only when stopped")
+    save_total_limit: int = option("run", 0, "checkpoints to keep; 0: all", NOT_NEGATIVE)
+    resume_from_checkpoint: str = option("run", "", "go on from a checkpoint: last, or its folder")
+    timeout: int = option("run", 600, "seconds without a sign of life after which a rank is given up", COUNT)
     local_rank: int = -1  # the deepspeed launcher passes it; not for users
 
     tune: str = choice("training", "adapters, all", "what is trained; all weights only with --pruning none")
@@ -212,6 +220,8 @@ class RunConfig:
             raise UserError(
                 f"--pruning gradual with --score {self.score} is not there: give --score salience or random"
             )
+        if self.pruning == "posttuning" and self.score == "taylor":
+            raise UserError("--pruning posttuning with --score taylor is not there: give --score fisher or salience")
         if self.rank_growth and self.rank > self.max_rank:
             raise UserError(f"--rank {self.rank} is not allowed: give at most --max_rank {self.max_rank}")
 

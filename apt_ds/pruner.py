@@ -9,6 +9,7 @@ once its masks have run out. The pruner decides and remembers; `surgery.operate`
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,6 +54,7 @@ class Pruner:
         self.decision = np.ones(anatomy.sizes.total(), dtype=bool)
         self.alive = np.arange(anatomy.sizes.total())  # the original number of every block still there
         self.random = np.random.default_rng(run.seed).random(anatomy.sizes.total())
+        self.scale = np.ones(anatomy.sizes.total())  # what every block there has been multiplied with
         self.initial_adapters = 0
         self.importance: torch.Tensor | None = None
         self.settled = not self.prunes
@@ -227,9 +229,45 @@ class Pruner:
         self.masks.after_cut(anatomy, plan.keep)
         self.random, self.taylor = self.random[plan.keep], self.taylor[plan.keep]
         self.decision = self.decision[plan.keep]
+        self.scale = (self.scale if plan.scale is None else self.scale * plan.scale)[plan.keep]
         self.alive = self.alive[plan.keep]
         self.anatomy = anatomy
         self.settled = not self.gradual or (step >= self.phase and bool(self.decision.all()))
+
+    def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """(values, tensors) that `load_state` takes. What a cut all at once is decided by is measured anew."""
+        tensors = {
+            "alive": torch.from_numpy(self.alive),
+            "masks": torch.from_numpy(self.masks.values),
+            "decision": torch.from_numpy(self.decision),
+            "scale": torch.from_numpy(self.scale),
+        }
+        values = {"settled": self.settled, "initial_adapters": self.initial_adapters, "cut_done": self.cut_done}
+        values["seconds"] = self.seconds
+        if isinstance(self.scorer, Salience):
+            tensors |= {"average": self.scorer.average.cpu(), "outliers": self.scorer.outliers.cpu()}
+            values["stale"] = self.scorer.stale
+        if self.importance is not None:
+            tensors["importance"] = self.importance.cpu()
+        return values, tensors
+
+    def load_state(self, anatomy: Anatomy, values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        """Take over what `state` gave on a run with `anatomy`, on a pruner that has seen nothing yet."""
+        self.alive, self.decision = tensors["alive"].numpy(), tensors["decision"].numpy()
+        self.scale = tensors["scale"].numpy()
+        self.random, self.taylor = self.random[self.alive], self.taylor[self.alive]
+        self.anatomy, self.masks = anatomy, Masks(anatomy)
+        self.masks.set(tensors["masks"].numpy())
+        self.scorer.resize(anatomy)
+        device = self.scorer.device
+        if isinstance(self.scorer, Salience):
+            self.scorer.average = tensors["average"].to(device)
+            self.scorer.outliers = tensors["outliers"].to(device)
+            self.scorer.stale = values["stale"]
+        self.settled, self.initial_adapters = values["settled"], values["initial_adapters"]
+        self.cut_done, self.seconds = values["cut_done"], dict(values["seconds"])
+        if "importance" in tensors:
+            self.importance = tensors["importance"].to(device)
 
     def summary(self) -> dict[str, object]:
         """Actual sizes next to the target, for people."""

@@ -5,25 +5,30 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from apt_ds import adapter, dist, models, schedule, surgery, zero
-from apt_ds.config import RunConfig, UserError
+from apt_ds import adapter, checkpoint, dist, models, pulse, resume, schedule, surgery, zero
+from apt_ds.checkpoint import Checkpoint
+from apt_ds.config import OPTIONS, RunConfig, UserError
 from apt_ds.data.base import Batch, GlobalOrder, collate, load_examples
 from apt_ds.data.instructions import TokenizedSet, build_dataset, resolve_pad_id, split_held_out
 from apt_ds.ds_config import load_config
 from apt_ds.eval.losses import held_out_loss, perplexity, text_blocks
 from apt_ds.export.write import export
+from apt_ds.faults import explain
 from apt_ds.journal import Journal, Meter, prepare_output
 from apt_ds.models import Base
 from apt_ds.objective import summed_loss, trained_tokens
 from apt_ds.pruner import Pruner
 from apt_ds.report import report
+from apt_ds.stopping import Stopped, Stopping
 from apt_ds.surgery import Plan
+from apt_ds.watchdog import Watchdog
 
 
 @dataclass
@@ -37,6 +42,15 @@ class Data:
     total_steps: int
     corpus: torch.Tensor | None
 
+    def counts(self) -> dict[str, int]:
+        """What a resumed run must have in common besides options (see `checkpoint.COUNTS`)."""
+        return {"global_batch": self.order.global_batch, "total_steps": self.total_steps}
+
+    def prints(self) -> dict[str, str]:
+        """Fingerprints of what is read."""
+        corpus = "" if self.corpus is None else dist.digest(self.corpus)
+        return {"train": self.train.fingerprint, "held_out": self.held_out.fingerprint, "corpus": corpus}
+
 
 def train(run: RunConfig) -> dict[str, Any]:
     """Do the whole run; returns what `summary.json` holds. Every rank calls it.
@@ -45,25 +59,37 @@ def train(run: RunConfig) -> dict[str, Any]:
         UserError: a mistake in the input, found before anything is trained or written.
         RankError: ranks disagree on a decision.
     """
-    trainer = prepare(run)
-    try:
-        figures = trainer.run()
-    finally:
-        trainer.journal.close()
+    zero.init_distributed(run.timeout)
+    with Watchdog(run.timeout) as watchdog:
+        try:
+            trainer = prepare(run)
+            try:
+                figures = trainer.run()
+            finally:
+                trainer.journal.close()
+            dist.barrier()
+        except (RuntimeError, MemoryError) as error:
+            told = explain(error, watchdog)
+            if told is error:
+                raise
+            raise told from error
     return report(run, trainer.base, trainer.data.held_out_examples, figures, trainer.journal.folder)
 
 
 def prepare(run: RunConfig) -> Trainer:
     """Everything up to the first step; what the user got wrong comes out here, before anything is written."""
-    zero.init_distributed()
+    zero.init_distributed(run.timeout)
     models.quiet_transformers()
     base = models.find_base(run.model_name_or_path)
     config = load_config(run, dist.world_size(), base.config.hidden_size)
     zero.check_config(config, run.deepspeed)
     data = read_data(run, base)
     pruner = Pruner(run, base.anatomy, data.total_steps, zero.device())
-    output = prepare_output(run)
-    return Trainer(run, base, config, data, pruner, Journal(output, data.total_steps))
+    saved = checkpoint.find(run.resume_from_checkpoint, Path(run.output_dir))
+    if saved is not None:
+        saved.check(run, data.counts(), data.prints())
+    output = prepare_output(run, saved.metrics if saved is not None else None)
+    return Trainer(run, base, config, data, pruner, Journal(output, data.total_steps), saved)
 
 
 def read_data(run: RunConfig, base: Base) -> Data:
@@ -87,7 +113,14 @@ class Trainer:
     """One run's engine, data position and pruner."""
 
     def __init__(
-        self, run: RunConfig, base: Base, config: zero.Config, data: Data, pruner: Pruner, journal: Journal
+        self,
+        run: RunConfig,
+        base: Base,
+        config: zero.Config,
+        data: Data,
+        pruner: Pruner,
+        journal: Journal,
+        saved: Checkpoint | None = None,
     ) -> None:
         self.run_config, self.base, self.config = run, base, config
         self.data, self.pruner, self.journal = data, pruner, journal
@@ -96,17 +129,30 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(run.seed + 1)
         self.meter = Meter(self.device)
         self.bad_steps = 0
-        self.rebuild_seconds = 0.0
+        self.asked = 0  # the number of a signal that some rank has received
+        self.done = 0  # steps
+        self.figures: dict[str, Any] = {}
+        self.stopping = Stopping()
         torch.manual_seed(run.seed)
         sharding = zero.shard_while_loading(config)
         model = models.load_model(base, run)
         del sharding
+        self.prints = data.prints() | {"model": models.fingerprint(model)}
         self.generation: GenerationConfig | None = model.generation_config
+        if saved is not None:
+            saved.check(run, data.counts(), self.prints)
+            # a run that has cut by weight gradients trains adapters from there on
+            pruner.cut_done = saved.values["pruner"]["cut_done"]
         self.prepare_weights(model)
+        if saved is not None:
+            resume.reshape(model, pruner, saved)
+            self.done = saved.step
         model.train()
-        self.scoring = pruner.needs_scores(0)
+        self.scoring = pruner.needs_scores(self.done)
         pruner.dress(model, self.scoring)
         self.engine = zero.build(model, self.engine_config())
+        if saved is not None:
+            self.take_over(saved)
 
     def prepare_weights(self, model: nn.Module) -> None:
         """Decide what is trained from here on: adapters, or every weight."""
@@ -126,18 +172,65 @@ class Trainer:
 
     def run(self) -> dict[str, Any]:
         """Tune and prune; returns the figures of the report."""
-        figures: dict[str, Any] = {"before": self.judge(), "data": self.describe_data()}
-        for step in range(self.data.total_steps):
-            if step == self.pruner.cut_step:
-                self.cut_at_once(step)
-                figures["after_cut"] = self.judge()
-            self.train_step(step)
-            self.adjust(step + 1)
+        with self.stopping:
+            self.tune()
+        figures = self.figures
         figures["before"] |= self.meter.dense()
         figures["after"] = self.judge() | (self.meter.cut() if self.pruner.kept() < 1.0 else self.meter.dense())
         figures["pruning"] = self.pruner.summary() | {"rebuild_seconds": self.meter.rebuilds}
         self.finish()
         return figures
+
+    def tune(self) -> None:
+        """All steps that are not done yet."""
+        if not self.figures:
+            self.figures = {"before": self.judge(), "data": self.describe_data()}
+        for step in range(self.done, self.data.total_steps):
+            if step == self.pruner.cut_step and not self.pruner.cut_done:
+                self.cut_at_once(step)
+                self.figures["after_cut"] = self.judge()
+            self.train_step(step)
+            self.adjust(step + 1)
+            self.done = step + 1
+            every = self.run_config.save_steps
+            bad = self.bad_steps >= self.run_config.max_bad_steps
+            if self.asked or bad or (every > 0 and self.done % every == 0):
+                self.save()
+            self.give_up(f"step {self.done}")
+            if self.asked:
+                raise Stopped(self.asked, f"stopped after step {self.done}: go on with --resume_from_checkpoint last")
+
+    def save(self) -> None:
+        """Write a checkpoint of this step boundary. Collective."""
+        pulse.phase(f"step {self.done}: save", limited=False)
+        values, tensors = {}, {}
+        values["engine"], tensors["trained"] = resume.engine_state(self.engine)
+        values["pruner"], tensors["pruner"] = self.pruner.state()
+        values["random"], tensors["random"] = resume.random_state()
+        tensors["random"]["surgery"] = self.generator.get_state()
+        values |= {"meter": self.meter.state(), "figures": self.figures, "bad_steps": self.bad_steps}
+        shape = resume.shape(self.engine.module, self.pruner)
+
+        def write() -> None:
+            run = {name: getattr(self.run_config, name) for name in OPTIONS}
+            made = Checkpoint(self.done, run, self.data.counts(), self.prints, values, tensors, shape)
+            made.metrics = self.journal.metrics()
+            checkpoint.write(self.journal.folder, made, self.run_config.save_total_limit)
+
+        dist.on_main(write)
+
+    def take_over(self, saved: Checkpoint) -> None:
+        """Go on from where `save` was: what is not in the model's shapes. Collective."""
+        values, tensors = saved.values, saved.tensors
+        state = resume.read_engine_state(values["engine"], tensors["trained"])
+        # DeepSpeed finds the boundary of an optimizer step from this one, and accumulation may have changed
+        done = state.counters["micro_steps"] // saved.run["gradient_accumulation_steps"]
+        state.counters["micro_steps"] = done * self.run_config.gradient_accumulation_steps
+        zero.put_state(self.engine, state)
+        self.meter.load_state(values["meter"])
+        self.figures, self.bad_steps = values["figures"], values["bad_steps"]
+        self.generator.set_state(tensors["random"]["surgery"])
+        resume.put_random_state(values["random"], tensors["random"])
 
     def cut_at_once(self, step: int) -> None:
         """Score with the learning rate at 0, cut, go on tuning from `step` with a fresh optimizer."""
@@ -147,6 +240,9 @@ class Trainer:
         elif score != "random":
             for number in range(self.run_config.calibration_steps):
                 self.train_step(number, calibrating=True)
+                self.give_up(f"calibration step {number + 1}")
+                if self.asked:
+                    raise Stopped(self.asked, "stopped while scoring: go on from the last checkpoint, or start anew")
         zero.settle(self.engine)
         self.rebuild(step, self.pruner.cut_now(self.engine.module), fresh=True)
 
@@ -174,7 +270,8 @@ class Trainer:
 
     def train_step(self, step: int, calibrating: bool = False) -> None:
         """One optimizer step over a global batch. Collective."""
-        start = time.perf_counter()
+        start, name = time.perf_counter(), f"{'calibration ' if calibrating else ''}step {step + 1}"
+        pulse.phase(f"{name}: forward and backward")
         self.set_scoring(calibrating or self.pruner.needs_scores(step))
         importance = not calibrating and self.pruner.needs_importance(step)
         rate = 0.0 if calibrating else self.learning_rate(step)
@@ -182,15 +279,19 @@ class Trainer:
         indices = self.data.order.indices(step)
         tokens = sum(trained_tokens(self.data.train[i]["labels"]) for i in indices)
         loss = self.accumulate(step, tokens)
+        pulse.phase(f"{name}: update")
         own = self.pruner.observations(self.engine, self.scoring, importance)
-        reduced = dist.all_reduce_sum(torch.cat([loss.float().reshape(1), own]))
+        asked = torch.tensor(float(self.stopping.asked > 0), device=self.device)
+        reduced = dist.all_reduce_sum(torch.cat([torch.stack([loss.float(), asked]), own]))
+        # all ranks learn of a signal in the same step
+        self.asked = max(dist.gather_objects(self.stopping.asked)) if reduced[1] > 0 else 0
         mean, finite = reduced[0].item() / tokens, bool(torch.isfinite(reduced).all())
         if finite:
-            self.pruner.observe(self.engine, reduced[1:], self.scoring, importance)
+            self.pruner.observe(self.engine, reduced[2:], self.scoring, importance)
         else:
             self.pruner.discard()
         applied = zero.step(self.engine)
-        self.watch(f"{'calibration ' if calibrating else ''}step {step + 1}", mean, finite and applied)
+        self.watch(name, mean, finite and applied)
         seconds = time.perf_counter() - start
         self.meter.step(seconds, dense=self.pruner.kept() == 1.0)
         if not calibrating:
@@ -202,6 +303,7 @@ class Trainer:
         # the engine averages over ranks and accumulation: undo it, the loss is a mean over the global batch's tokens
         scale = dist.world_size() * run.gradient_accumulation_steps / tokens
         for micro in range(run.gradient_accumulation_steps):
+            pulse.beat()
             batch = self.micro_batch(step, micro)
             if self.scoring:
                 first = (micro * dist.world_size() + dist.rank()) * run.per_device_train_batch_size
@@ -226,13 +328,16 @@ class Trainer:
         return schedule.learning_rate(step, total, run.learning_rate, run.lr_scheduler_type, warmup)
 
     def watch(self, step: str, loss: float, good: bool) -> None:
-        """Report a step that was skipped; end the run after too many in a row."""
+        """Report a step that was skipped and count how many there were in a row."""
         # under fp16 the scaler looks for its scale by overflowing: no news while the loss is finite
         if good or (self.run_config.fp16 and math.isfinite(loss)):
             self.bad_steps = 0
             return
         self.bad_steps += 1
         self.journal.warn(f"{step}: non-finite loss or gradient (loss {loss}); not applied, not scored")
+
+    def give_up(self, step: str) -> None:
+        """End the run after too many bad steps in a row."""
         if self.bad_steps >= self.run_config.max_bad_steps:
             raise UserError(
                 f"{step}: {self.bad_steps} steps in a row had a non-finite loss or gradient; lower "
@@ -251,6 +356,7 @@ class Trainer:
 
         fresh: forget moments and counters whatever `moments` says (after calibration).
         """
+        pulse.phase(f"step {step}: rebuild", limited=False)
         start, kept = time.perf_counter(), self.pruner.kept()
         self.pruner.agree(step, plan)
         # weights were trainable only to be weighed
@@ -278,6 +384,7 @@ class Trainer:
 
     def judge(self) -> dict[str, Any]:
         """Held-out loss and corpus perplexity of the model as it is. Collective."""
+        pulse.phase("evaluation", limited=False)
         batch, engine = self.run_config.per_device_eval_batch_size, self.engine
         loss = held_out_loss(engine, self.data.held_out, batch, self.pad_id, self.device)
         found = {"held_out_loss": loss, "held_out_perplexity": math.exp(min(loss, 80.0))}
@@ -317,6 +424,7 @@ class Trainer:
 
     def finish(self) -> None:
         """Write the model, then let go of engine and process group's memory."""
+        pulse.phase("writing the model", limited=False)
         model: nn.Module = zero.destroy(self.engine)
         del self.engine
         self.pruner.undress()

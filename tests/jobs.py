@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
+import os
+import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,7 @@ import psutil
 import torch
 from torch import nn
 
-from apt_ds import dist, trainer, zero
+from apt_ds import checkpoint, dist, resume, surgery, trainer, zero
 from apt_ds.anatomy import spans
 from apt_ds.config import RunConfig, resolve
 from apt_ds.surgery import Plan
@@ -240,3 +244,81 @@ def plain_taylor(folder: str) -> list[float]:
                 if axis is not None:
                     parts[axis.site] = parts.get(axis.site, 0) + sums.view(-1, axis.unit).sum(1)
     return torch.cat([parts[site] for site, _ in spans(base.anatomy.sizes)]).tolist()
+
+
+def told(made: trainer.Trainer, figures: dict[str, Any]) -> dict[str, Any]:
+    """All that a run says and writes and that does not measure time or memory."""
+    timed = ("tokens_per_second", "peak_memory_bytes", "seconds")
+    rows = [json.loads(row) for row in (made.journal.folder / "metrics.jsonl").read_text(encoding="utf8").splitlines()]
+    weights = b"".join(path.read_bytes() for path in sorted((made.journal.folder / "model").glob("*.safetensors")))
+    measured = ("step_seconds", "peak_memory_bytes", "generated_tokens_per_second")
+    judged = {w: figures[w] for w in ("before", "after_cut", "after") if w in figures}
+    return {
+        "rows": [{key: value for key, value in row.items() if key not in timed} for row in rows],
+        "judged": {w: {k: v for k, v in found.items() if k not in measured} for w, found in judged.items()},
+        "rebuilds": len(figures["pruning"]["rebuild_seconds"]),
+        "model": hashlib.sha256(weights).hexdigest(),
+        "alive": made.pruner.alive.tolist(),
+        "scores": made.pruner.scorer.scores().tolist(),
+        "held_out": figures["after"]["held_out_loss"],
+    }
+
+
+def whole(folder: str, name: str, stage: int, offload: bool, flags: list[str]) -> dict[str, Any]:
+    """A run into `folder/name`, and what it tells."""
+    made = trainer.prepare(run_config(folder, stage, offload, ["--output_dir", str(Path(folder) / name), *flags]))
+    figures = made.run()
+    made.journal.close()
+    dist.barrier()
+    return told(made, figures)
+
+
+def resumed(folder: str, cases: list[tuple[str, int, bool, list[str], list[int]]]) -> dict[str, dict[str, Any]]:
+    """For (name, stage, offload, flags, steps): a run that never stops, one that saves, one from each of `steps`."""
+    found = {}
+    for name, stage, offload, flags, steps in cases:
+        runs = {"straight": whole(folder, f"{name}_straight", stage, offload, ["--save_steps", "0", *flags])}
+        runs["saving"] = whole(folder, name, stage, offload, ["--save_steps", "1", *flags])
+        for step in steps:
+            source = str(Path(folder) / name / f"checkpoint-{step}")
+            # whatever was drawn since must not matter
+            torch.rand(step)
+            go_on = ["--save_steps", "0", "--resume_from_checkpoint", source, *flags]
+            runs[str(step)] = whole(folder, f"{name}_{step}", stage, offload, go_on)
+        found[name] = runs
+    return found
+
+
+def continued(folder: str, sources: dict[str, list[str]], stages: list[tuple[int, bool]]) -> dict[str, Any]:
+    """Runs from checkpoints of other worlds and stages."""
+    return {
+        f"{source} in {stage}{'o' if offload else ''}": whole(
+            folder, "other", stage, offload, ["--save_steps", "0", "--resume_from_checkpoint", source, *flags]
+        )
+        for source, flags in sources.items()
+        for stage, offload in stages
+    }
+
+
+def faulty(folder: str, where: str, victim: int, number: int, flags: list[str]) -> None:
+    """A run in which rank `victim` gets signal `number` in its second step, rebuild, save, or at its boundary."""
+    module, name = {
+        "step": (trainer, "summed_loss"),
+        "rebuild": (surgery, "operate"),
+        "save": (resume, "engine_state"),
+        "write": (checkpoint, "_seal"),
+    }[where]
+    original, calls = getattr(module, name), 0
+
+    def struck(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2 and dist.rank() == victim:
+            if number == signal.SIGSTOP:
+                # so that the test ends: long after the others should have
+                subprocess.Popen(["sh", "-c", f"sleep 30; kill -KILL {os.getpid()}"], start_new_session=True)
+            os.kill(os.getpid(), number)
+        return original(*arguments)
+
+    setattr(module, name, struck)
+    trainer.train(run_config(folder, 3, False, flags))

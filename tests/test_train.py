@@ -500,7 +500,7 @@ def test_a_bad_step_is_neither_applied_nor_scored(
             tuned = [p.detach().cpu().numpy().tobytes() for p in weights]
         pruner = made.pruner
         importance = b"" if pruner.importance is None else pruner.importance.cpu().numpy().tobytes()
-        return [*tuned, importance, pruner.scores().tobytes(), pruner.salience.masses.cpu().numpy().tobytes()]
+        return [*tuned, importance, pruner.scores().tobytes(), pruner.scorer.masses.cpu().numpy().tobytes()]
 
     monkeypatch.setattr(trainer, "summed_loss", spoiled)
     for step in range(4):

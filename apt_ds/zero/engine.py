@@ -14,6 +14,7 @@ import socket
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import deepspeed
@@ -26,6 +27,7 @@ from deepspeed.utils import logger
 from torch import nn
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
+from apt_ds import dist
 from apt_ds.config import UserError
 
 Config = dict[str, Any]
@@ -35,14 +37,17 @@ Engine = deepspeed.DeepSpeedEngine
 LAUNCHED = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 
 
-def init_distributed() -> None:
-    """Join the process group the launcher has prepared; a process of its own where there is none."""
+def init_distributed(timeout: float = 600) -> None:
+    """Join the process group the launcher has prepared; a process of its own where there is none.
+
+    timeout: seconds after which the watchdog gives up; a collective waits longer, as the watchdog knows who is gone.
+    """
     logger.setLevel(logging.WARNING)
     # deepspeed calls collectives under names that newer torch renames
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     if not any(name in os.environ for name in LAUNCHED):
         _be_alone()
-    deepspeed.init_distributed(verbose=False)
+    deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=4 * timeout + 60))
     # DeepSpeed itself does so only when it shards weights or builds an engine: too late for what loads before
     get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if device().type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
@@ -171,6 +176,17 @@ def full_numel(parameter: nn.Parameter) -> int:
 def full_shape(parameter: nn.Parameter) -> torch.Size:
     """Shape, partitioned or not."""
     return torch.Size(parameter.ds_shape) if is_zero_param(parameter) else parameter.shape
+
+
+def own_part(parameter: nn.Parameter) -> tuple[int, torch.Tensor]:
+    """(offset, flat values) of this rank's share; the shares of all ranks make the whole. Needs no other rank."""
+    if is_zero_param(parameter):
+        part = parameter.ds_tensor.numel()
+        start = min(part * parameter.ds_process_group.rank(), full_numel(parameter))
+        return start, parameter.ds_tensor.flatten()[: full_numel(parameter) - start]
+    part = -(-parameter.numel() // dist.world_size())
+    start = min(part * dist.rank(), parameter.numel())
+    return start, parameter.detach().flatten()[start : start + part]
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from deepspeed.ops.adam import DeepSpeedCPUAdam
 from deepspeed.runtime.zero.partition_parameters import is_zero_param
 from deepspeed.utils import (
     safe_get_full_fp32_param,
@@ -143,8 +144,19 @@ def _seed_moments(engine: Engine, adam_step: float) -> None:
     for group in inner.param_groups:
         if "step" in group:
             group["step"] = int(adam_step)
+    if isinstance(inner, DeepSpeedCPUAdam):
+        _replay_powers(inner, int(adam_step))
     if engine.zero_optimization_stage() in (1, 2):
         engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _replay_powers(inner: DeepSpeedCPUAdam, adam_step: int) -> None:
+    """CPUAdam multiplies beta^t up step by step, in float: count up, or they would be those of pow(), a bit off."""
+    nothing = [torch.zeros(1) for _ in range(4)]
+    for group in inner.param_groups[:1]:
+        fixed = (*group["betas"], group["eps"], group["weight_decay"], group["bias_correction"])
+        for count in range(1, adam_step + 1):
+            inner.ds_opt_adam.adam_update(inner.opt_id, count, 0.0, *fixed, *nothing)
 
 
 def _read(engine: Engine, parameter: nn.Parameter, key: str) -> Tensor:

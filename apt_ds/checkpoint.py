@@ -1,0 +1,264 @@
+"""Checkpoint folders: written whole or not at all, checked byte by byte, refused when they belong to another run.
+
+`output_dir/checkpoint-STEP` holds `manifest.json` (what it is, and a checksum of every file), `state.json` (numbers),
+tensors as safetensors, and the metrics so far. It appears under its name only once all of it is on the disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from apt_ds import dist
+from apt_ds.config import OPTIONS, RunConfig, UserError
+
+FORMAT = 1
+LAST = "last"
+MANIFEST, STATE, METRICS = "manifest.json", "state.json", "metrics.jsonl"
+NAME = re.compile(r"checkpoint-(\d+)")
+# what may change from one run to the next; what a path or a count stands for is compared by itself
+FREE = {
+    *("preset", "model_name_or_path", "data_path", "eval_data_path", "perplexity_path", "output_dir"),
+    *("overwrite_output_dir", "deepspeed", "gradient_checkpointing", "attn_implementation", "logging_steps"),
+    *("max_bad_steps", "report", "report_samples", "per_device_eval_batch_size", "num_train_epochs", "max_steps"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps"),
+    *("save_steps", "save_total_limit", "resume_from_checkpoint", "timeout"),
+}
+COUNTS = {
+    "global_batch": "processes x --per_device_train_batch_size x --gradient_accumulation_steps",
+    "total_steps": "--max_steps or --num_train_epochs, in steps,",
+}
+PRINTS = {
+    "train": "the training data",
+    "held_out": "the evaluation data",
+    "corpus": "the text of --perplexity_path",
+    "model": "the base model",
+}
+
+
+class Damaged(UserError):
+    """A checkpoint that is not what was written."""
+
+
+@dataclass
+class Checkpoint:
+    """A run at a step boundary. values: what JSON holds; tensors: file name without its ending to tensors by name.
+
+    prints: fingerprints of what the run reads (see `PRINTS`); they and `counts` must be those of the resuming run.
+    """
+
+    step: int
+    run: dict[str, Any]
+    counts: dict[str, int]
+    prints: dict[str, str]
+    values: dict[str, Any]
+    tensors: dict[str, dict[str, Tensor]]
+    shape: dict[str, Any] = field(default_factory=dict)
+    metrics: bytes = b""
+    path: str = ""
+
+    def check(self, run: RunConfig, counts: dict[str, int], prints: dict[str, str]) -> None:
+        """Raise UserError for the first thing that matters and differs."""
+        for name, spec in OPTIONS.items():
+            then, now = self.run.get(name, spec.default), getattr(run, name)
+            if name not in FREE and then != now:
+                raise UserError(f"{self.path} was made with --{name} {then!r}, this run says {now!r}: use the former")
+        for name, what in COUNTS.items():
+            then, now = self.counts.get(name), counts[name]
+            if then != now:
+                raise UserError(f"{self.path}: {what} made {then}, this run makes {now}: they must be equal")
+        for name, now in prints.items():
+            if self.prints.get(name) != now:
+                raise UserError(f"{self.path}: {PRINTS[name]} is not what the checkpoint was made with; give the same")
+
+
+def write(output: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write `output/checkpoint-STEP`, then remove the oldest beyond `keep` (0: none). On one rank.
+
+    Raises:
+        UserError: it cannot be written; earlier checkpoints are untouched and nothing is left of this one.
+    """
+    folder = output / f"checkpoint-{checkpoint.step}"
+    partial = folder.with_name(f"{folder.name}.tmp")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        _fill(partial, checkpoint)
+        if folder.exists():
+            _remove(folder)
+        partial.rename(folder)
+        _sync(output)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise UserError(
+            f"cannot write the checkpoint {folder}: {reason}; earlier ones are intact: free space and go on with "
+            "--resume_from_checkpoint last"
+        ) from None
+    others = sorted(path for path in numbered(output) if path[0] != checkpoint.step)
+    for _, old in others[: max(0, len(others) + 1 - keep)] if keep else []:
+        _remove(old)
+    return folder
+
+
+def _fill(folder: Path, checkpoint: Checkpoint) -> None:
+    for name, tensors in checkpoint.tensors.items():
+        save_file({key: value.contiguous() for key, value in tensors.items()}, folder / f"{name}.safetensors")
+    (folder / STATE).write_text(json.dumps(checkpoint.values), encoding="utf8")
+    (folder / METRICS).write_bytes(checkpoint.metrics)
+    manifest = {
+        "format": FORMAT,
+        "step": checkpoint.step,
+        "versions": versions(),
+        "run": checkpoint.run,
+        "counts": checkpoint.counts,
+        "fingerprints": checkpoint.prints,
+        "shape": checkpoint.shape,
+        "files": {path.name: _checksum(path) for path in sorted(folder.iterdir())},
+    }
+    manifest["checksum"] = _seal(manifest)
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf8")
+    for path in [*folder.iterdir(), folder]:
+        _sync(path)
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the numbers."""
+    return {name: version(name) for name in ("torch", "deepspeed", "transformers")}
+
+
+def numbered(output: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of everything under `output` that is named as a checkpoint, complete or not."""
+    if not output.is_dir():
+        return []
+    found = [(NAME.fullmatch(path.name), path) for path in output.iterdir()]
+    return [(int(match[1]), path) for match, path in found if match]
+
+
+def sweep(output: Path, everything: bool) -> None:
+    """Remove what an interrupted save left, or all checkpoints. Raises OSError."""
+    for path in output.glob("checkpoint-*"):
+        name = path.name.removesuffix(".tmp")
+        if NAME.fullmatch(name) and (everything or name != path.name):
+            _remove(path)
+
+
+def find(wanted: str, output: Path) -> Checkpoint | None:
+    """The checkpoint `--resume_from_checkpoint` names, on every rank; None where it names none. Collective.
+
+    Raises:
+        UserError: there is none, it is damaged, or some rank does not see it.
+    """
+    if not wanted:
+        return None
+    path = dist.on_main(lambda: _newest(output) if wanted == LAST else _named(Path(wanted)))
+    unseen = [rank for rank, seen in enumerate(dist.gather_objects((path / MANIFEST).is_file())) if not seen]
+    if unseen:
+        raise UserError(f"rank {unseen} does not see {path}: put --output_dir on a disk that all nodes share")
+    return load(path)
+
+
+def _named(path: Path) -> Path:
+    if not path.is_dir():
+        raise UserError(f"--resume_from_checkpoint {str(path)!r} is no folder: give {LAST} or a checkpoint's folder")
+    verify(path)
+    return path
+
+
+def _newest(output: Path) -> Path:
+    """The newest whole checkpoint; damaged ones are named and passed over."""
+    for _, path in sorted(numbered(output), reverse=True):
+        try:
+            verify(path)
+        except Damaged as error:
+            print(f"skipped: {error}", file=sys.stderr, flush=True)
+        else:
+            return path
+    raise UserError(
+        f"--resume_from_checkpoint {LAST}: no whole checkpoint under {str(output)!r}; leave it out to start anew"
+    )
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint whose files are all as they were written.
+
+    Raises:
+        Damaged: something is absent or other than written; the message names it.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf8"))
+    except OSError as error:
+        raise Damaged(f"checkpoint {path} is not complete: {MANIFEST}: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise Damaged(f"checkpoint {path} is damaged: {MANIFEST} is not JSON") from None
+    if not isinstance(manifest, dict) or manifest.pop("checksum", None) != _seal(manifest):
+        raise Damaged(f"checkpoint {path} is damaged: {MANIFEST} is not what was written")
+    if manifest.get("format") != FORMAT:
+        raise UserError(f"checkpoint {path} has format {manifest.get('format')}, this version reads {FORMAT}")
+    for name, expected in manifest["files"].items():
+        try:
+            found = _checksum(path / name)
+        except OSError as error:
+            raise Damaged(f"checkpoint {path} is damaged: {name}: {error.strerror}") from None
+        if found != expected:
+            raise Damaged(f"checkpoint {path} is damaged: {name} is not what was written")
+    return manifest
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint that `verify` has passed."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf8"))
+        tensors = {Path(name).stem: load_file(path / name) for name in manifest["files"] if name.endswith("tensors")}
+        return Checkpoint(
+            manifest["step"],
+            manifest["run"],
+            manifest["counts"],
+            manifest["fingerprints"],
+            json.loads((path / STATE).read_text(encoding="utf8")),
+            tensors,
+            manifest["shape"],
+            (path / METRICS).read_bytes(),
+            str(path),
+        )
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise UserError(f"checkpoint {path} cannot be read: {' '.join(str(error).split())}") from None
+
+
+def _remove(folder: Path) -> None:
+    """Without its manifest it is no checkpoint any more, however far the rest gets."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder)
+
+
+def _sync(path: Path) -> None:
+    """Have a file or folder on the disk, not just on its way there."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _checksum(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _seal(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

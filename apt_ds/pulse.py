@@ -1,0 +1,32 @@
+"""What this process is doing, for its watchdog and for whoever reads why a run ended. One per process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Pulse:
+    """phase: in words, with the step; beats: grows with every sign of progress.
+
+    limited: whether progress must show within `--timeout`. Loading, rebuilding and writing may take longer: there a
+    process only has to be alive.
+    """
+
+    phase: str = "starting"
+    beats: int = 0
+    limited: bool = False
+
+
+NOW = Pulse()
+
+
+def phase(text: str, limited: bool = True) -> None:
+    """Enter a phase."""
+    NOW.phase, NOW.limited = text, limited
+    beat()
+
+
+def beat() -> None:
+    """Show progress within the phase."""
+    NOW.beats += 1

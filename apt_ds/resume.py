@@ -1,0 +1,104 @@
+"""A run at a step boundary as values and tensors, and back: what a checkpoint holds (see `checkpoint.py`).
+
+Frozen base weights are not in it: the numbers of the blocks that are left say how to cut the base model again.
+Every tensor is whole, so that a run may go on with other ranks and in another ZeRO stage.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from apt_ds import dist, surgery, zero
+from apt_ds.adapter import adapters
+from apt_ds.checkpoint import Checkpoint
+from apt_ds.pruner import Pruner
+from apt_ds.surgery import Plan
+
+Values = dict[str, Any]
+Tensors = dict[str, Tensor]
+
+
+def engine_state(engine: zero.Engine) -> tuple[Values, Tensors]:
+    """Masters, moments, loss scale and counters. Collective."""
+    state = zero.take_state(engine)
+    flat = {f"{key}:{name}": value for name, entry in state.tensors.items() for key, value in entry.items()}
+    return {"adam_step": state.adam_step, "scaler": state.scaler, "counters": state.counters}, flat
+
+
+def read_engine_state(values: Values, flat: Tensors) -> zero.EngineState:
+    """What `zero.put_state` takes, from what `engine_state` gave."""
+    tensors: dict[str, Tensors] = {}
+    for label, value in flat.items():
+        key, _, name = label.partition(":")
+        tensors.setdefault(name, {})[key] = value
+    return zero.EngineState(tensors, values["adam_step"], dict(values["scaler"]), dict(values["counters"]))
+
+
+def reshape(model: nn.Module, pruner: Pruner, saved: Checkpoint) -> None:
+    """Give a freshly loaded model with adapters the shapes and trained values of the checkpoint. Collective.
+
+    One module is gathered at a time. The pruner takes its state over; it must not be on the model yet.
+    """
+    held = saved.tensors["pruner"]
+    keep, scale = np.zeros(pruner.anatomy.sizes.total(), dtype=bool), np.ones(pruner.anatomy.sizes.total())
+    keep[held["alive"].numpy()], scale[held["alive"].numpy()] = True, held["scale"].numpy()
+    anatomy = surgery.operate(model, pruner.anatomy, Plan(keep, scale=scale), None, torch.Generator())
+    pruner.load_state(anatomy, saved.values["pruner"], held)
+    replaced: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
+    for label, value in saved.tensors["trained"].items():
+        key, _, name = label.partition(":")
+        if key == "master":
+            path, _, attribute = name.rpartition(".")
+            old = getattr(model.get_submodule(path), attribute)
+            # the weight is its master rounded
+            new = nn.Parameter(value.to(old.device, old.dtype))
+            zero.shard([new], like=old)
+            replaced[id(old)] = old, new
+    # a tied weight has several places
+    for module in model.modules():
+        for attribute, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+            if id(parameter) in replaced:
+                setattr(module, attribute, replaced[id(parameter)][1])
+
+
+def random_state() -> tuple[list[Values], Tensors]:
+    """Every rank's generators: Python, NumPy, torch on CPU and device. Collective."""
+    version, words, gauss = random.getstate()
+    _, keys, position, has_gauss, cached = np.random.get_state()
+    own = {
+        "python": torch.tensor(words),
+        "numpy": torch.from_numpy(keys.astype(np.int64)),
+        "cpu": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        own["cuda"] = torch.cuda.get_rng_state()
+    values = {"python": [version, gauss], "numpy": [int(position), int(has_gauss), float(cached)]}
+    gathered = dist.gather_objects((values, own))
+    return [v for v, _ in gathered], {f"{rank}:{k}": t for rank, (_, ts) in enumerate(gathered) for k, t in ts.items()}
+
+
+def put_random_state(values: list[Values], tensors: Tensors) -> None:
+    """Set this rank's generators; a rank that the saved run did not have keeps its own."""
+    rank = dist.rank()
+    if rank >= len(values):
+        return
+    own = {name.partition(":")[2]: value for name, value in tensors.items() if name.startswith(f"{rank}:")}
+    version, gauss = values[rank]["python"]
+    random.setstate((version, tuple(own["python"].tolist()), gauss))
+    np.random.set_state(("MT19937", own["numpy"].numpy().astype(np.uint32), *values[rank]["numpy"]))
+    torch.set_rng_state(own["cpu"])
+    if torch.cuda.is_available() and "cuda" in own:
+        torch.cuda.set_rng_state(own["cuda"])
+
+
+def shape(model: nn.Module, pruner: Pruner) -> Values:
+    """What is left, for people: sizes and ranks."""
+    ranks = {path: zero.full_shape(a.lora_A)[0] for path, a in adapters(model)}
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    sizes = pruner.anatomy.sizes
+    return {"counts": list(sizes.counts), "hidden": sizes.hidden, "ranks": ranks, "dtype": dtype}

@@ -1,0 +1,71 @@
+"""Signals that ask a run to stop: noted at once, obeyed at the next step boundary.
+
+SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 (Slurm's warning before it takes a node away). A second SIGINT leaves at once,
+even while this process waits inside a collective.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Stopped(Exception):
+    """The run has left at a step boundary because of a signal; `status` is 128 plus its number."""
+
+    def __init__(self, number: int, text: str) -> None:
+        super().__init__(text)
+        self.status = 128 + number
+
+
+class Stopping:
+    """A context in which signals are noted. asked: number of the first one, 0 before."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stopping:
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        self._pair, self._wakeup = (ours, theirs), signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        self._before = {number: signal.signal(number, self._note) for number in ASKING}
+        # the interpreter runs handlers between its own instructions only, and a collective may wait for minutes
+        threading.Thread(target=self._listen, args=(ours,), daemon=True, name="signals").start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if not self._before:
+            return
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup)
+        for end in self._pair:
+            end.close()
+        self._before = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.asked = self.asked or number
+
+    def _listen(self, end: socket.socket) -> None:
+        interrupts = 0
+        while True:
+            try:
+                numbers = end.recv(16)
+            except OSError:
+                return
+            if not numbers:
+                return
+            interrupts += numbers.count(signal.SIGINT)
+            if interrupts > 1:
+                print("stopped at once; nothing more was saved", file=sys.stderr, flush=True)
+                os._exit(128 + signal.SIGINT)

@@ -1,0 +1,131 @@
+"""Ends this process when another rank is gone or nobody moves: a collective would wait for it for ever.
+
+Two threads. One exchanges signs of life with all ranks through the rendezvous store; it may get stuck, as that store
+lives in one of the processes. The other only looks at clocks. Times are this process's own: no clocks are compared.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from types import TracebackType
+
+from apt_ds import command, dist, pulse
+
+ADVICE = "go on with --resume_from_checkpoint last"
+
+
+@dataclass
+class Seen:
+    """The last that was heard of a rank, and when (monotonic seconds) it last was alive and last made progress."""
+
+    sign: int = -1
+    beats: int = -1
+    phase: str = "starting"
+    limited: bool = False
+    alive: float = 0.0
+    moved: float = 0.0
+
+
+class Watchdog:
+    """A context in which the process ends with `command.LOST_RANK` at most `timeout` seconds after a rank was lost."""
+
+    def __init__(self, timeout: float) -> None:
+        self.period = min(5.0, timeout / 20)
+        self.limit = timeout - 3 * self.period
+        now = time.monotonic()
+        self.seen = [Seen(alive=now, moved=now) for _ in range(dist.world_size())]
+        self.answered = now  # when the store last answered
+        self._over = threading.Event()
+        self._store = dist.mailbox(timeout)
+
+    def __enter__(self) -> Watchdog:
+        if self._store is not None:
+            for work in (self._exchange, self._judge):
+                threading.Thread(target=work, daemon=True, name="watchdog").start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._over.set()
+
+    def _exchange(self) -> None:
+        assert self._store is not None
+        keys = [str(rank) for rank in range(len(self.seen))]
+        sign, complete = 0, False
+        while not self._over.wait(self.period if sign else 0):
+            sign += 1
+            own = pulse.NOW
+            try:
+                self._store.set(str(dist.rank()), json.dumps([sign, own.beats, own.phase, own.limited]))
+                complete = complete or self._store.check(keys)
+                notes = self._store.multi_get(keys) if complete else []
+            except Exception:
+                # its process is gone: the other thread notices the silence
+                return
+            self.answered = time.monotonic()
+            for seen, note in zip(self.seen, notes, strict=False):
+                take(seen, json.loads(note), self.answered)
+
+    def _judge(self) -> None:
+        last = time.monotonic()
+        while not self._over.wait(self.period):
+            now = time.monotonic()
+            if now - last > 4 * self.period + 1:
+                # this process itself was stopped: it could not have heard anyone
+                self._forgive(now)
+            last = now
+            verdict = self.verdict(now)
+            if verdict and not self._over.is_set():
+                text = f"error: rank {dist.rank()}, in {pulse.NOW.phase}: {verdict}; {ADVICE}"
+                print(text, file=sys.stderr, flush=True)
+                command.leave(command.LOST_RANK)
+
+    def _forgive(self, now: float) -> None:
+        self.answered = now
+        for seen in self.seen:
+            seen.alive = seen.moved = now
+
+    def verdict(self, now: float) -> str:
+        """Why this process must end, empty if it need not."""
+        if now - self.answered > self.limit:
+            return f"rank 0, which keeps the signs of life, has not answered for {now - self.answered:.0f} s"
+        if silent := self.silent(now, self.limit):
+            return f"{self.names(silent)} gave no sign of life for {self.limit:.0f} s"
+        if all(seen.limited and now - seen.moved > self.limit for seen in self.seen):
+            slowest = min(seen.beats for seen in self.seen)
+            behind = [rank for rank, seen in enumerate(self.seen) if seen.beats == slowest]
+            return f"no rank has moved for {self.limit:.0f} s; furthest behind: {self.names(behind)}"
+        return ""
+
+    def silent(self, now: float, limit: float) -> list[int]:
+        """Other ranks not heard of for more than `limit` seconds."""
+        return [rank for rank, seen in enumerate(self.seen) if rank != dist.rank() and now - seen.alive > limit]
+
+    def names(self, ranks: list[int]) -> str:
+        """Ranks with the phase each was last in."""
+        return ", ".join(f"rank {rank} (last in {self.seen[rank].phase})" for rank in ranks)
+
+    def lost(self) -> str:
+        """After a collective has failed: who is gone, empty if that does not show within a few periods."""
+        end = time.monotonic() + 4 * self.period
+        while time.monotonic() < end:
+            now = time.monotonic()
+            if now - self.answered > 2.5 * self.period:
+                return "rank 0 does not answer"
+            if silent := self.silent(now, 2.5 * self.period):
+                return f"{self.names(silent)} is gone"
+            time.sleep(self.period / 4)
+        return ""
+
+
+def take(seen: Seen, note: list[object], now: float) -> None:
+    """Take over what a rank says of itself."""
+    sign, beats, phase, limited = note
+    if sign != seen.sign:
+        seen.alive = now
+    if beats != seen.beats:
+        seen.moved = now
+    seen.sign, seen.beats, seen.phase, seen.limited = int(str(sign)), int(str(beats)), str(phase), bool(limited)
