@@ -24,10 +24,11 @@ from apt_ds.config import RunConfig
 from apt_ds.data.base import GlobalOrder, collate, load_examples
 from apt_ds.data.instructions import build_dataset, resolve_pad_id
 from apt_ds.ds_config import load_config
+from apt_ds.feed import Data
 from apt_ds.journal import Journal, peak_memory, reset_peak, write_json
 from apt_ds.models import Base
 from apt_ds.pruner import Pruner
-from apt_ds.trainer import Data, Trainer
+from apt_ds.trainer import Trainer
 
 VARIANTS = {"lora": 0.0, "dense": 0.3, "cut30": 0.3, "cut50": 0.5}
 TARGETS = {"dense": 1.05, "cut30": 0.80, "cut50": 0.65}  # of LoRA's step time

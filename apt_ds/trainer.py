@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,13 @@ from transformers import GenerationConfig
 from apt_ds import adapter, checkpoint, dist, models, pulse, resume, schedule, surgery, zero
 from apt_ds.checkpoint import Checkpoint
 from apt_ds.config import OPTIONS, RunConfig, UserError
-from apt_ds.data.base import Batch, GlobalOrder, collate, load_examples
-from apt_ds.data.instructions import TokenizedSet, build_dataset, resolve_pad_id, split_held_out
+from apt_ds.data.base import Batch, collate
+from apt_ds.data.instructions import resolve_pad_id
 from apt_ds.ds_config import load_config
-from apt_ds.eval.losses import held_out_loss, perplexity, text_blocks
+from apt_ds.eval.losses import held_out_loss, perplexity
 from apt_ds.export.write import export
 from apt_ds.faults import explain
+from apt_ds.feed import Data, read_data
 from apt_ds.journal import Journal, Meter, prepare_output
 from apt_ds.models import Base
 from apt_ds.objective import summed_loss, trained_tokens
@@ -29,27 +29,6 @@ from apt_ds.report import report
 from apt_ds.stopping import Stopped, Stopping
 from apt_ds.surgery import Plan
 from apt_ds.watchdog import Watchdog
-
-
-@dataclass
-class Data:
-    """Training and held-out sets, the order of samples, and the corpus perplexity is taken on (or None)."""
-
-    train: TokenizedSet
-    held_out: TokenizedSet
-    held_out_examples: list[Any]
-    order: GlobalOrder
-    total_steps: int
-    corpus: torch.Tensor | None
-
-    def counts(self) -> dict[str, int]:
-        """What a resumed run must have in common besides options (see `checkpoint.COUNTS`)."""
-        return {"global_batch": self.order.global_batch, "total_steps": self.total_steps}
-
-    def prints(self) -> dict[str, str]:
-        """Fingerprints of what is read."""
-        corpus = "" if self.corpus is None else dist.digest(self.corpus)
-        return {"train": self.train.fingerprint, "held_out": self.held_out.fingerprint, "corpus": corpus}
 
 
 def train(run: RunConfig) -> dict[str, Any]:
@@ -90,23 +69,6 @@ def prepare(run: RunConfig) -> Trainer:
         saved.check(run, data.counts(), data.prints())
     output = prepare_output(run, saved.metrics if saved is not None else None)
     return Trainer(run, base, config, data, pruner, Journal(output, data.total_steps), saved)
-
-
-def read_data(run: RunConfig, base: Base) -> Data:
-    """Read, split and tokenize; every rank does the same."""
-    examples = load_examples(run.data_path)
-    if run.eval_data_path:
-        held = load_examples(run.eval_data_path)[: run.eval_size]
-    else:
-        examples, held = split_held_out(examples, run.eval_size, run.seed)
-    train_set, held_set = (build_dataset(e, base.tokenizer, run.max_seq_length) for e in (examples, held))
-    batch = run.per_device_train_batch_size * run.gradient_accumulation_steps * dist.world_size()
-    order = GlobalOrder(len(train_set), batch, run.seed)
-    steps = run.max_steps if run.max_steps > 0 else order.steps(run.num_train_epochs)
-    corpus = None
-    if run.perplexity_path:
-        corpus = text_blocks(run.perplexity_path, base.tokenizer, run.perplexity_length, run.perplexity_blocks)
-    return Data(train_set, held_set, held, order, steps, corpus)
 
 
 class Trainer:

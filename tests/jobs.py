@@ -225,15 +225,17 @@ def taylor(folder: str, stages: list[tuple[int, bool]]) -> dict[str, list[float]
 def plain_taylor(folder: str) -> list[float]:
     """The same from the definition: one backward pass over both global batches, no engine."""
     from apt_ds import models
+    from apt_ds.data.base import collate
+    from apt_ds.feed import read_data
     from apt_ds.objective import summed_loss, trained_tokens
 
     zero.init_distributed()
     run = run_config(folder, 0, False, TAYLOR)
     base = models.find_base(run.model_name_or_path)
-    data = trainer.read_data(run, base)
+    data = read_data(run, base)
     model = models.load_model(base, run)
     picked = [data.train[i] for step in range(2) for i in data.order.indices(step)]
-    loss = sum(summed_loss(model, trainer.collate([row], 0)) for row in picked)
+    loss = sum(summed_loss(model, collate([row], 0)) for row in picked)
     (loss / sum(trained_tokens(row["labels"]) for row in picked)).backward()
     parts: dict[int, torch.Tensor] = {}
     for slot in base.anatomy.slots:

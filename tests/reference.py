@@ -18,11 +18,11 @@ from apt_ds import adapter, models, surgery
 from apt_ds.config import RunConfig
 from apt_ds.data.base import collate
 from apt_ds.eval.losses import held_out_loss
+from apt_ds.feed import Data, read_data
 from apt_ds.objective import summed_loss, trained_tokens
 from apt_ds.pruner import Pruner, adapter_sizes
 from apt_ds.schedule import learning_rate, warmup_steps
 from apt_ds.surgery import Plan
-from apt_ds.trainer import Data, read_data
 from apt_ds.zero import EngineState
 
 CPU = torch.device("cpu")
