@@ -13,6 +13,8 @@ import torch
 import worlds
 from reference import reference_run
 
+from apt_ds import zero
+
 pytestmark = pytest.mark.dist
 
 STAGES = [(0, False), (1, False), (2, False), (3, False), (2, True), (3, True)]
@@ -78,6 +80,15 @@ def test_fifty_rebuilds_leave_nothing(world: int, folder: Path) -> None:
             assert last[key] <= first[key] + in_flight, (mode, key, [c[key] for c in census])
         assert last["engines"] == 1 and len(census) == 6
         assert last["rss"] - first["rss"] < 40e6, mode
+
+
+def test_a_compilation_that_was_killed_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    zero.engine.warn_of_locks(tmp_path)
+    assert capsys.readouterr().err == ""
+    (tmp_path / "py" / "some_op").mkdir(parents=True)
+    (tmp_path / "py" / "some_op" / "lock").touch()
+    zero.engine.warn_of_locks(tmp_path)
+    assert str(tmp_path / "py" / "some_op" / "lock") in capsys.readouterr().err
 
 
 def test_no_rank_ever_holds_all_weights_under_stage_3(folder: Path) -> None:

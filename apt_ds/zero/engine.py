@@ -11,10 +11,12 @@ import gc
 import logging
 import os
 import socket
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -25,6 +27,7 @@ from deepspeed.runtime.zero.partition_parameters import GatheredParameters, is_z
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from deepspeed.utils import logger
 from torch import nn
+from torch.utils import cpp_extension
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from apt_ds import dist
@@ -47,6 +50,8 @@ def init_distributed(timeout: float = 600) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     if not any(name in os.environ for name in LAUNCHED):
         _be_alone()
+    if dist.is_main():
+        warn_of_locks(Path(cpp_extension.get_default_build_root()))
     deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=4 * timeout + 60))
     # DeepSpeed itself does so only when it shards weights or builds an engine: too late for what loads before
     get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -54,6 +59,17 @@ def init_distributed(timeout: float = 600) -> None:
         # every process would take all cores otherwise
         local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))
+
+
+def warn_of_locks(root: Path) -> None:
+    """Tell on stderr of compilations under way: whoever killed one would wait for it for ever, not knowing why."""
+    for lock in sorted(root.glob("**/lock")):
+        print(
+            f"{lock}: another process is compiling, or one was killed while it did; should this wait for minutes with "
+            "no compiler running, remove that file",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _be_alone() -> None:
