@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +54,48 @@ def check_writable(*paths: str) -> None:
     for path in filter(None, paths):
         if not Path(path).parent.is_dir():
             raise UserError(f"{path!r} cannot be written: its folder {str(Path(path).parent)!r} is not there")
+
+
+def run_suite(given: argparse.Namespace) -> dict[str, Any]:
+    """Tasks of lm-evaluation-harness: table and JSON. Collective."""
+    try:
+        from apt_ds.eval import harness
+    except ModuleNotFoundError as error:
+        raise UserError(f"--suite and --tasks need {error.name}: pip install 'apt_ds[eval]'") from None
+    check_writable(given.json)
+    if given.suite and given.suite not in harness.SUITES:
+        raise UserError(f"--suite {given.suite!r} is not allowed: give one of {', '.join(harness.SUITES)}")
+    if given.data_dir and not Path(given.data_dir).is_dir():
+        raise UserError(f"--data_dir {given.data_dir!r} is no folder")
+    tasks = dict(harness.SUITES[given.suite]) if given.suite else {}
+    tasks |= dict.fromkeys(given.tasks, (given.num_fewshot, ""))
+    request = harness.Request(tasks, given.data_dir, given.limit, given.batch_size)
+    found = harness.run(loading.load(given.model, given.bf16, given.deepspeed), request)
+    publish({"model": given.model, "tasks": found}, harness.render(found), given.json)
+    return found
+
+
+def run_perplexity(given: argparse.Namespace) -> dict[str, Any]:
+    """Perplexity of a corpus: one line and JSON. Collective."""
+    from apt_ds.eval import corpus
+
+    check_writable(given.json)
+    source = corpus.Corpus(given.perplexity, given.subset, given.split, given.column)
+    judged = loading.load(given.model, given.bf16, given.deepspeed)
+    figures = corpus.judge(judged, source, given.block_length, given.bos, given.batch_size)
+    publish(figures | {"model": given.model, "corpus": given.perplexity}, corpus.render(figures), given.json)
+    return figures
+
+
+def run_efficiency(given: argparse.Namespace) -> dict[str, Any]:
+    """What one or two models cost to run: table and JSON. One process."""
+    from apt_ds.eval import efficiency
+
+    check_writable(given.json)
+    if dist.world_size() > 1 or given.deepspeed:
+        raise UserError("--efficiency measures one process: start it with python, without --deepspeed")
+    plan = efficiency.Plan(given.prompt_length, given.new_tokens, given.rounds, given.max_batch)
+    sources = {"model": given.model} | ({"baseline": given.baseline} if given.baseline else {})
+    found = efficiency.measure(sources, given.bf16, plan)
+    publish({"plan": asdict(plan), "models": found}, efficiency.render(found, plan), given.json)
+    return found
