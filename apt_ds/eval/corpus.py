@@ -63,19 +63,19 @@ def token_blocks(text: str, tokenizer: PreTrainedTokenizerBase, length: int, bos
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"][0].long()
     own = length - bos
     if len(ids) < own:
-        raise UserError(f"--perplexity {name!r} holds {len(ids)} tokens, fewer than one block of {length}")
+        raise UserError(f"--perplexity: {name} holds {len(ids)} tokens, fewer than one block of {length}")
     blocks = ids[: len(ids) // own * own].view(-1, own)
     if not bos:
         return blocks
     return torch.cat([torch.full((len(blocks), 1), tokenizer.bos_token_id), blocks], dim=1)
 
 
-def judge(judged: Judged, corpus: Corpus, length: int, bos: bool, batch_size: int) -> dict[str, Any]:
+def judge(judged: Judged, text: str, length: int, bos: bool, batch_size: int, name: str = "the text") -> dict[str, Any]:
     """`perplexity`, and `tokens` (predicted), `blocks`, `block_length`, `bos`. Collective."""
     room = getattr(judged.model.config, "max_position_embeddings", None) or length
     if length > room:
         raise UserError(f"--block_length {length} is longer than the model's context of {room} tokens")
-    blocks = token_blocks(corpus.text(), judged.tokenizer, length, bos, corpus.name)
+    blocks = token_blocks(text, judged.tokenizer, length, bos, name)
     return {
         "perplexity": perplexity(judged.runner, blocks, batch_size, zero.device()),
         "tokens": len(blocks) * (length - 1),

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -85,7 +86,7 @@ def run(judged: Judged, request: Request) -> dict[str, Any]:
     """
     if zero.is_partitioned(judged.model):
         raise UserError("--suite and --tasks hold the whole model on every rank: leave out --deepspeed")
-    manager = TaskManager()
+    manager = task_manager()
     check_tasks(request.tasks, manager.all_tasks)
     found: dict[str, Any] = {}
     for task, (shots, metric) in request.tasks.items():
@@ -96,6 +97,12 @@ def run(judged: Judged, request: Request) -> dict[str, Any]:
         if metric:
             found[task]["metric"] = metric
     return found
+
+
+@lru_cache(maxsize=1)
+def task_manager() -> TaskManager:
+    """The index of all tasks, which takes seconds to make."""
+    return TaskManager()
 
 
 def check_tasks(names: dict[str, Any], known: list[str]) -> None:

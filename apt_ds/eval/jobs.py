@@ -81,8 +81,10 @@ def run_perplexity(given: argparse.Namespace) -> dict[str, Any]:
 
     check_writable(given.json)
     source = corpus.Corpus(given.perplexity, given.subset, given.split, given.column)
+    loading.start_ranks(bool(given.deepspeed))
+    text = source.text()
     judged = loading.load(given.model, given.bf16, given.deepspeed)
-    figures = corpus.judge(judged, source, given.block_length, given.bos, given.batch_size)
+    figures = corpus.judge(judged, text, given.block_length, given.bos, given.batch_size, given.perplexity)
     publish(figures | {"model": given.model, "corpus": given.perplexity}, corpus.render(figures), given.json)
     return figures
 
