@@ -112,7 +112,7 @@ def measure_apt(run: RunConfig, base: Base, data: Data, name: str, steps: int) -
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(run, base, config, data, pruner, Journal(Path(folder), 0, quiet=True))
         if not scoring:
-            trainer.calibrate()
+            trainer.cut_at_once(0)
 
         def step(number: int) -> None:
             trainer.train_step(number)

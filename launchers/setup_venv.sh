@@ -34,4 +34,6 @@ setup_venv() {
     fi
     # shellcheck disable=SC1091
     source "$venv/bin/activate"
+    # a compiler killed anywhere else leaves a lock in the shared folder that torch waits for without end
+    export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$VIRTUAL_ENV/torch_extensions}
 }

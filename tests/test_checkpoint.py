@@ -13,7 +13,7 @@ import worlds
 pytestmark = pytest.mark.dist
 
 SIZES = ["--align", "4", "--mask_step", "0.5", "--rank", "2", "--adjust_every", "2"]
-# gradual: cuts and growth after steps 2 and 4, the last cut after 6; pretuning: growth after 2 and 3
+# gradual: cuts and growth after steps 2 and 4; pretuning: a cut before step 1, growth after 2 and 3
 MODES = {
     "gradual": ["--pruning", "gradual", "--structure", "adaptive", "--max_steps", "8", "--sparsity", "0.5", *SIZES],
     "pretuning": ["--calibration_steps", "2", "--max_steps", "6", "--sparsity", "0.4", *SIZES],
@@ -52,7 +52,7 @@ def some(folder: Path) -> Runs:
 def same(runs: dict[str, Any]) -> None:
     """All of a case's runs told the same, and had something to tell."""
     straight = runs["straight"]
-    assert straight["rebuilds"] >= 3 and straight["rows"][-1]["kept"] < 0.62
+    assert straight["rebuilds"] >= 2 and straight["rows"][-1]["kept"] < 0.62
     assert straight["rows"][-1]["ranks"]["max"] > 2
     for when, run in runs.items():
         differing = [key for key in straight if run[key] != straight[key]]
