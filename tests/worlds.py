@@ -69,8 +69,13 @@ def run(world: int, job: str, arguments: dict[str, Any], timeout: float = 420) -
             log.seek(0)
             text += log.read()
             log.close()
+        # a world killed while it forms may leave its shared memory
+        left = list(Path("/dev/shm").glob(f"*_{port}_*"))
+        for path in left:
+            path.unlink()
         if any(statuses):
             raise WorldFailed(statuses, text)
+        assert not left, f"shared memory outlived its world: {left}"
         return json.loads(result.read_text(encoding="utf8"))
 
 
