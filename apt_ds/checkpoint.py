@@ -129,7 +129,7 @@ def _fill(folder: Path, checkpoint: Checkpoint) -> None:
         "files": {path.name: _checksum(path) for path in sorted(folder.iterdir())},
     }
     manifest["checksum"] = _seal(manifest)
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf8")
+    (folder / MANIFEST).write_text(_text(manifest), encoding="utf8")
     for path in [*folder.iterdir(), folder]:
         _sync(path)
 
@@ -198,12 +198,14 @@ def verify(path: Path) -> dict[str, Any]:
         Damaged: something is absent or other than written; the message names it.
     """
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf8"))
+        written = (path / MANIFEST).read_bytes()
+        manifest = json.loads(written)
     except OSError as error:
         raise Damaged(f"checkpoint {path} is not complete: {MANIFEST}: {error.strerror}") from None
     except (ValueError, RecursionError):
         raise Damaged(f"checkpoint {path} is damaged: {MANIFEST} is not JSON") from None
-    if not isinstance(manifest, dict) or manifest.pop("checksum", None) != _seal(manifest):
+    whole = isinstance(manifest, dict) and written == _text(manifest).encode()
+    if not whole or manifest.pop("checksum", None) != _seal(manifest):
         raise Damaged(f"checkpoint {path} is damaged: {MANIFEST} is not what was written")
     if manifest.get("format") != FORMAT:
         raise UserError(f"checkpoint {path} has format {manifest.get('format')}, this version reads {FORMAT}")
@@ -258,6 +260,10 @@ def _checksum(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _text(manifest: dict[str, Any]) -> str:
+    return json.dumps(manifest, indent=1)
 
 
 def _seal(manifest: dict[str, Any]) -> str:

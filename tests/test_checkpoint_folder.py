@@ -91,6 +91,13 @@ def test_damage_is_named_and_passed_over(
         checkpoint.find(LAST, tmp_path)
 
 
+def test_a_manifest_that_only_looks_otherwise_is_refused(run: RunConfig, tmp_path: Path) -> None:
+    manifest = checkpoint.write(tmp_path, made(run, 1), 0) / MANIFEST
+    manifest.write_text(manifest.read_text().replace(",\n", ", \n", 1))
+    with pytest.raises(Damaged, match=MANIFEST):
+        checkpoint.verify(manifest.parent)
+
+
 def test_no_malformed_checkpoint_raises_anything_else(run: RunConfig, tmp_path: Path) -> None:
     draw = random.Random(0)
     good = checkpoint.write(tmp_path, made(run, 1), 0)
