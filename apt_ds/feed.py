@@ -35,6 +35,11 @@ class Data:
         corpus = "" if self.corpus is None else dist.digest(self.corpus)
         return {"train": self.train.fingerprint, "held_out": self.held_out.fingerprint, "corpus": corpus}
 
+    def describe(self) -> dict[str, int]:
+        """Sizes, for the report."""
+        sizes = {"train": len(self.train), "held_out": len(self.held_out), "dropped": self.train.dropped}
+        return sizes | {"steps": self.total_steps}
+
 
 def read_data(run: RunConfig, base: Base) -> Data:
     """Read, split and tokenize; every rank does the same."""

@@ -23,6 +23,27 @@ Values = dict[str, Any]
 Tensors = dict[str, Tensor]
 
 
+def collect(engine: zero.Engine, pruner: Pruner, surgeon: torch.Generator) -> tuple[Values, dict[str, Tensors], Values]:
+    """(values, tensors by file, shape) of a run at a step boundary; `surgeon` draws what ranks grow by. Collective."""
+    values, tensors = {}, {}
+    values["engine"], tensors["trained"] = engine_state(engine)
+    values["pruner"], tensors["pruner"] = pruner.state()
+    values["random"], tensors["random"] = random_state()
+    tensors["random"]["surgery"] = surgeon.get_state()
+    return values, tensors, shape(engine.module, pruner)
+
+
+def put_back(engine: zero.Engine, surgeon: torch.Generator, saved: Checkpoint, accumulation: int) -> None:
+    """Set what `reshape` has not: moments, counters and generators. Collective."""
+    state = read_engine_state(saved.values["engine"], saved.tensors["trained"])
+    # DeepSpeed finds the boundary of an optimizer step from this one, and accumulation may have changed
+    done = state.counters["micro_steps"] // saved.run["gradient_accumulation_steps"]
+    state.counters["micro_steps"] = done * accumulation
+    zero.put_state(engine, state)
+    surgeon.set_state(saved.tensors["random"]["surgery"])
+    put_random_state(saved.values["random"], saved.tensors["random"])
+
+
 def engine_state(engine: zero.Engine) -> tuple[Values, Tensors]:
     """Masters, moments, loss scale and counters. Collective."""
     state = zero.take_state(engine)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,59 +15,15 @@ from apt_ds.checkpoint import Checkpoint
 from apt_ds.config import OPTIONS, RunConfig, UserError
 from apt_ds.data.base import Batch, collate
 from apt_ds.data.instructions import resolve_pad_id
-from apt_ds.ds_config import load_config
 from apt_ds.eval.losses import held_out_loss, perplexity
 from apt_ds.export.write import export
-from apt_ds.faults import explain
-from apt_ds.feed import Data, read_data
-from apt_ds.journal import Journal, Meter, prepare_output
+from apt_ds.feed import Data
+from apt_ds.journal import Journal, Meter
 from apt_ds.models import Base
 from apt_ds.objective import summed_loss, trained_tokens
 from apt_ds.pruner import Pruner
-from apt_ds.report import report
 from apt_ds.stopping import Stopped, Stopping
 from apt_ds.surgery import Plan
-from apt_ds.watchdog import Watchdog
-
-
-def train(run: RunConfig) -> dict[str, Any]:
-    """Do the whole run; returns what `summary.json` holds. Every rank calls it.
-
-    Raises:
-        UserError: a mistake in the input, found before anything is trained or written.
-        RankError: ranks disagree on a decision.
-    """
-    zero.init_distributed(run.timeout)
-    with Watchdog(run.timeout) as watchdog:
-        try:
-            trainer = prepare(run)
-            try:
-                figures = trainer.run()
-            finally:
-                trainer.journal.close()
-            dist.barrier()
-        except (RuntimeError, MemoryError) as error:
-            told = explain(error, watchdog)
-            if told is error:
-                raise
-            raise told from error
-    return report(run, trainer.base, trainer.data.held_out_examples, figures, trainer.journal.folder)
-
-
-def prepare(run: RunConfig) -> Trainer:
-    """Everything up to the first step; what the user got wrong comes out here, before anything is written."""
-    zero.init_distributed(run.timeout)
-    models.quiet_transformers()
-    base = models.find_base(run.model_name_or_path)
-    config = load_config(run, dist.world_size(), base.config.hidden_size)
-    zero.check_config(config, run.deepspeed)
-    data = read_data(run, base)
-    pruner = Pruner(run, base.anatomy, data.total_steps, zero.device())
-    saved = checkpoint.find(run.resume_from_checkpoint, Path(run.output_dir))
-    if saved is not None:
-        saved.check(run, data.counts(), data.prints())
-    output = prepare_output(run, saved.metrics if saved is not None else None)
-    return Trainer(run, base, config, data, pruner, Journal(output, data.total_steps), saved)
 
 
 class Trainer:
@@ -146,7 +101,7 @@ class Trainer:
     def tune(self) -> None:
         """All steps that are not done yet."""
         if not self.figures:
-            self.figures = {"before": self.judge(), "data": self.describe_data()}
+            self.figures = {"before": self.judge(), "data": self.data.describe()}
         for step in range(self.done, self.data.total_steps):
             if step == self.pruner.cut_step and not self.pruner.cut_done:
                 self.cut_at_once(step)
@@ -165,13 +120,8 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of this step boundary. Collective."""
         pulse.phase(f"step {self.done}: save", limited=False)
-        values, tensors = {}, {}
-        values["engine"], tensors["trained"] = resume.engine_state(self.engine)
-        values["pruner"], tensors["pruner"] = self.pruner.state()
-        values["random"], tensors["random"] = resume.random_state()
-        tensors["random"]["surgery"] = self.generator.get_state()
+        values, tensors, shape = resume.collect(self.engine, self.pruner, self.generator)
         values |= {"meter": self.meter.state(), "figures": self.figures, "bad_steps": self.bad_steps}
-        shape = resume.shape(self.engine.module, self.pruner)
 
         def write() -> None:
             run = {name: getattr(self.run_config, name) for name in OPTIONS}
@@ -183,16 +133,9 @@ class Trainer:
 
     def take_over(self, saved: Checkpoint) -> None:
         """Go on from where `save` was: what is not in the model's shapes. Collective."""
-        values, tensors = saved.values, saved.tensors
-        state = resume.read_engine_state(values["engine"], tensors["trained"])
-        # DeepSpeed finds the boundary of an optimizer step from this one, and accumulation may have changed
-        done = state.counters["micro_steps"] // saved.run["gradient_accumulation_steps"]
-        state.counters["micro_steps"] = done * self.run_config.gradient_accumulation_steps
-        zero.put_state(self.engine, state)
-        self.meter.load_state(values["meter"])
-        self.figures, self.bad_steps = values["figures"], values["bad_steps"]
-        self.generator.set_state(tensors["random"]["surgery"])
-        resume.put_random_state(values["random"], tensors["random"])
+        resume.put_back(self.engine, self.generator, saved, self.run_config.gradient_accumulation_steps)
+        self.meter.load_state(saved.values["meter"])
+        self.figures, self.bad_steps = saved.values["figures"], saved.values["bad_steps"]
 
     def cut_at_once(self, step: int) -> None:
         """Score with the learning rate at 0, cut, go on tuning from `step` with a fresh optimizer."""
@@ -375,14 +318,6 @@ class Trainer:
                 "seconds": {"step": seconds, "rebuild": self.meter.last_rebuild(), **self.pruner.take_seconds()},
             }
         )
-
-    def describe_data(self) -> dict[str, Any]:
-        return {
-            "train": len(self.data.train),
-            "held_out": len(self.data.held_out),
-            "dropped": self.data.train.dropped,
-            "steps": self.data.total_steps,
-        }
 
     def finish(self) -> None:
         """Write the model, then let go of engine and process group's memory."""

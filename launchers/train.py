@@ -11,7 +11,7 @@ from apt_ds.config import RunConfig, resolve
 def main() -> None:
     run: RunConfig = resolve(sys.argv[1:])
     # torch and deepspeed take seconds to import: a wrong flag should not
-    from apt_ds.trainer import train
+    from apt_ds.main import train
 
     train(run)
 

@@ -15,7 +15,7 @@ import psutil
 import torch
 from torch import nn
 
-from apt_ds import checkpoint, dist, resume, surgery, trainer, zero
+from apt_ds import checkpoint, dist, main, resume, surgery, trainer, zero
 from apt_ds.anatomy import spans
 from apt_ds.config import RunConfig, resolve
 from apt_ds.surgery import Plan
@@ -75,7 +75,7 @@ def runs(folder: str, stages: list[tuple[int, bool]], modes: dict[str, list[str]
     found = {}
     for stage, offload in stages:
         for mode, flags in modes.items():
-            made = trainer.prepare(run_config(folder, stage, offload, flags))
+            made = main.prepare(run_config(folder, stage, offload, flags))
             figures = made.run()
             # only the first rank writes metrics
             dist.barrier()
@@ -87,7 +87,7 @@ def rebuilds(folder: str, stages: list[tuple[int, bool]], count: int) -> dict[st
     """`count` rebuilds with a step between them; what is alive after every tenth."""
     found = {}
     for stage, offload in stages:
-        made = trainer.prepare(run_config(folder, stage, offload, ["--sparsity", "0", "--rank_growth", "false"]))
+        made = main.prepare(run_config(folder, stage, offload, ["--sparsity", "0", "--rank_growth", "false"]))
         census = []
         for step in range(count):
             made.train_step(step)
@@ -158,7 +158,7 @@ def importances(folder: str, stages: list[tuple[int, bool]]) -> dict[str, list[f
     found = {}
     for stage, offload in stages:
         flags = ["--pruning", "none", "--max_steps", "4", "--rank_growth", "true", "--prune_ratio", "1.0"]
-        made = trainer.prepare(run_config(folder, stage, offload, flags))
+        made = main.prepare(run_config(folder, stage, offload, flags))
         for step in range(3):
             made.train_step(step)
         found[f"{stage}{'o' if offload else ''}"] = made.pruner.importance.tolist()
@@ -171,7 +171,7 @@ def loss_scales(folder: str, stages: list[tuple[int, bool]]) -> dict[str, list[d
     found = {}
     for stage, offload in stages:
         flags = ["--fp16", "--pruning", "none", "--max_steps", "8"]
-        made = trainer.prepare(run_config(folder, stage, offload, flags))
+        made = main.prepare(run_config(folder, stage, offload, flags))
         for step in range(4):
             made.train_step(step)
         states = []
@@ -193,7 +193,7 @@ def middle_rebuild(folder: str, stages: list[tuple[int, bool]], flags: list[str]
         losses = []
         for rebuild in (False, True):
             fixed = ["--pruning", "none", "--rank_growth", "false", "--max_steps", "8", *flags]
-            made = trainer.prepare(run_config(folder, stage, offload, fixed))
+            made = main.prepare(run_config(folder, stage, offload, fixed))
             for step in range(8):
                 made.train_step(step)
                 if rebuild and step == 3:
@@ -213,7 +213,7 @@ def taylor(folder: str, stages: list[tuple[int, bool]]) -> dict[str, list[float]
     """Taylor importance of every block, in several ZeRO modes."""
     found = {}
     for stage, offload in stages:
-        made = trainer.prepare(run_config(folder, stage, offload, TAYLOR))
+        made = main.prepare(run_config(folder, stage, offload, TAYLOR))
         made.weigh()
         found[f"{stage}{'o' if offload else ''}"] = made.pruner.taylor.tolist()
         zero.destroy(made.engine)
@@ -268,7 +268,7 @@ def told(made: trainer.Trainer, figures: dict[str, Any]) -> dict[str, Any]:
 
 def whole(folder: str, name: str, stage: int, offload: bool, flags: list[str]) -> dict[str, Any]:
     """A run into `folder/name`, and what it tells."""
-    made = trainer.prepare(run_config(folder, stage, offload, ["--output_dir", str(Path(folder) / name), *flags]))
+    made = main.prepare(run_config(folder, stage, offload, ["--output_dir", str(Path(folder) / name), *flags]))
     figures = made.run()
     made.journal.close()
     dist.barrier()
@@ -323,7 +323,7 @@ def faulty(folder: str, where: str, victim: int, number: int, flags: list[str]) 
         return original(*arguments)
 
     setattr(module, name, struck)
-    trainer.train(run_config(folder, 3, False, flags))
+    main.train(run_config(folder, 3, False, flags))
 
 
 def mmlu_choices(folder: str, limit: int, max_length: int) -> dict[str, Any]:

@@ -25,7 +25,7 @@ import yaml
 from conftest import ROOT
 from torch import nn
 
-from apt_ds import adapter, command, dist, models, trainer, zero
+from apt_ds import adapter, command, dist, main, models, trainer, zero
 from apt_ds.config import UserError, resolve
 from apt_ds.data.base import Batch
 from apt_ds.journal import write_json
@@ -227,7 +227,7 @@ def run(alone: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.Monk
         # the group serves the next run of this process
         monkeypatch.setattr(dist, "shut_down", lambda: None)
         try:
-            command.main(lambda: trainer.train(resolve(words)))
+            command.main(lambda: main.train(resolve(words)))
             status = 0
         except SystemExit as end:
             status = int(str(end.code))
@@ -487,7 +487,7 @@ def test_a_bad_step_is_neither_applied_nor_scored(
 ) -> None:
     """A NaN every other step: never two in a row, so the run goes on."""
     words = place.words(tmp_path / "out", *GRADUAL, "--max_bad_steps", "2", "--warmup_ratio", "0")
-    made = trainer.prepare(resolve([*words, "--deepspeed", str(ROOT / "ds_configs" / f"{name}.json")]))
+    made = main.prepare(resolve([*words, "--deepspeed", str(ROOT / "ds_configs" / f"{name}.json")]))
     original = trainer.summed_loss
     bad = False
 

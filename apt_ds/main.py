@@ -1,0 +1,57 @@
+"""A whole run: join the world, find every mistake before anything is written, train, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from apt_ds import checkpoint, dist, models, zero
+from apt_ds.config import RunConfig
+from apt_ds.ds_config import load_config
+from apt_ds.faults import explain
+from apt_ds.feed import read_data
+from apt_ds.journal import Journal, prepare_output
+from apt_ds.pruner import Pruner
+from apt_ds.report import report
+from apt_ds.trainer import Trainer
+from apt_ds.watchdog import Watchdog
+
+
+def train(run: RunConfig) -> dict[str, Any]:
+    """Do the whole run; returns what `summary.json` holds. Every rank calls it.
+
+    Raises:
+        UserError: a mistake in the input, found before anything is trained or written.
+        RankError: ranks disagree on a decision.
+    """
+    zero.init_distributed(run.timeout)
+    with Watchdog(run.timeout) as watchdog:
+        try:
+            trainer = prepare(run)
+            try:
+                figures = trainer.run()
+            finally:
+                trainer.journal.close()
+            dist.barrier()
+        except (RuntimeError, MemoryError) as error:
+            told = explain(error, watchdog)
+            if told is error:
+                raise
+            raise told from error
+    return report(run, trainer.base, trainer.data.held_out_examples, figures, trainer.journal.folder)
+
+
+def prepare(run: RunConfig) -> Trainer:
+    """Everything up to the first step; what the user got wrong comes out here, before anything is written."""
+    zero.init_distributed(run.timeout)
+    models.quiet_transformers()
+    base = models.find_base(run.model_name_or_path)
+    config = load_config(run, dist.world_size(), base.config.hidden_size)
+    zero.check_config(config, run.deepspeed)
+    data = read_data(run, base)
+    pruner = Pruner(run, base.anatomy, data.total_steps, zero.device())
+    saved = checkpoint.find(run.resume_from_checkpoint, Path(run.output_dir))
+    if saved is not None:
+        saved.check(run, data.counts(), data.prints())
+    output = prepare_output(run, saved.metrics if saved is not None else None)
+    return Trainer(run, base, config, data, pruner, Journal(output, data.total_steps), saved)
