@@ -178,6 +178,7 @@ class RunConfig:
         "pruning", "salience, fisher, taylor, random", "what blocks are ranked by; random is the control"
     )
     outlier: str = choice("pruning", "normalized, literal, off", "kurtosis term of the score")
+    outlier_weight: float = option("pruning", 0.3, "what the kurtosis term is multiplied with", NOT_NEGATIVE)
     salience_decay: float = option("pruning", 0.85, "weight of the past in the score's average", BELOW_ONE)
     moments: str = choice("pruning", "carry, reset", "Adam moments when shapes change")
 

@@ -3,8 +3,8 @@
 Per optimizer step and over the global batch A = sum |H|, G = sum |dL/dH| for every dimension; a block's score is
 the sum of A * G over its dimensions (a head) or over all places that write the stream (a hidden dimension), so
 that scores of blocks of any size compare per parameter. The outlier term adds sqrt(max(excess kurtosis, 0)) of the
-block's contributions. Departure: `normalized` divides both terms by their mean over the kind, as the method
-says, and then gives the sum the scale of the first term back, since kinds would not compare otherwise.
+block's contributions, times a weight. Departure: `normalized` divides both terms by their mean over the kind, as the
+method says, and then gives the sum the scale of the first term back, since kinds would not compare otherwise.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Salience(Taps):
     stale: whether the outlier term must be measured before the next update.
     """
 
-    def __init__(self, anatomy: Anatomy, decay: float, outlier: str, device: torch.device) -> None:
-        self.decay, self.outlier = decay, outlier
+    def __init__(self, anatomy: Anatomy, decay: float, outlier: str, weight: float, device: torch.device) -> None:
+        self.decay, self.outlier, self.weight = decay, outlier, weight
         super().__init__(anatomy, device)
         self.average = torch.zeros(anatomy.sizes.total(), device=device)
 
@@ -90,12 +90,12 @@ class Salience(Taps):
         if self.outlier == "off":
             return first_order
         if self.outlier == "literal":
-            return first_order + self.outliers
+            return first_order + self.weight * self.outliers
         counts = torch.bincount(self._kind, minlength=3).clamp(min=1)
         mean = torch.zeros(3, device=self.device).index_add_(0, self._kind, first_order) / counts
         mean_outlier = torch.zeros(3, device=self.device).index_add_(0, self._kind, self.outliers) / counts
-        weight = mean / mean_outlier.clamp(min=1e-12)
-        return first_order + weight[self._kind] * self.outliers
+        scale = self.weight * mean / mean_outlier.clamp(min=1e-12)
+        return first_order + scale[self._kind] * self.outliers
 
     def scores(self) -> np.ndarray:
         """The moving average, float64 [blocks] on the host."""

@@ -43,7 +43,7 @@ def prepared(outlier: str = "off", checkpointing: bool | None = None) -> tuple[L
     model.train()
     if checkpointing is not None:
         model.gradient_checkpointing_enable({"use_reentrant": checkpointing})
-    salience = Salience(anatomy, 0.85, outlier, CPU)
+    salience = Salience(anatomy, 0.85, outlier, 0.5, CPU)
     salience.install(model)
     return model, anatomy, salience
 
@@ -170,9 +170,9 @@ def test_outlier_options() -> None:
         salience.outliers = torch.tensor([4.0, 0.0, 5.0])
         results[outlier] = salience.combine(first).tolist()
     assert results["off"] == [1.0, 3.0, 10.0]
-    assert results["literal"] == [5.0, 3.0, 15.0]
+    assert results["literal"] == [3.0, 3.0, 12.5]
     # means: 2 and 2 for the first kind, 10 and 5 for the second
-    assert results["normalized"] == pytest.approx([1 + 4.0, 3.0, 10 + 10.0])
+    assert results["normalized"] == pytest.approx([1 + 2.0, 3.0, 10 + 5.0])
 
 
 def test_averages_follow_a_cut() -> None:
