@@ -2,19 +2,16 @@
 
 Three kinds of block: a *head* (under grouped-query attention one key/value group with all its query
 heads), a *neuron* of a feed-forward layer, a *hidden* dimension of the residual stream. Heads and
-neurons live at *sites*: one attention or feed-forward sublayer each. A new architecture is one more
-function in `ARCHITECTURES`; nothing else in the package knows a module name.
+neurons live at *sites*: one attention or feed-forward sublayer each. The tables themselves are in
+`architectures.py`; nothing else in the package knows a module name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-from transformers import PretrainedConfig
-
-from apt_ds.config import UserError
 
 HIDDEN = -1  # the site number under which hidden dimensions go
 
@@ -26,12 +23,14 @@ class Site:
     consumer: path of the linear layer that reads its blocks and writes the residual stream.
     unit: input columns of the consumer per block (query heads x head_dim, or 1).
     weight: parameters per block and per hidden dimension (head 2 d_h (n_q + 1), neuron 2, gated 3).
+    biased: path of the attention whose relative position bias follows its heads ('': none).
     """
 
     kind: str
     consumer: str
     unit: int
     weight: int
+    biased: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,9 +66,11 @@ class Sizes:
 class Anatomy:
     """The table for one model. Paths are relative to the model that holds them.
 
-    writers: modules whose output goes into the residual stream; readers: those that read it (normed).
-    norms: normalisations over the stream and the name of their epsilon attribute.
+    writers: modules whose output is the residual stream or goes into it; readers: those that read it.
+    norms: normalisations over the stream, epsilon the name of that attribute; centred: LayerNorm, not RMSNorm.
+    asides: modules whose output is as wide as the stream and follows it, without being part of it (a pooler).
     targets: short adapter names ("q", "gate", ...) to the paths of all layers.
+    second: paths under this prefix see the tokens of a second sequence, the decoder's ('': there is one sequence).
     """
 
     sites: tuple[Site, ...]
@@ -81,6 +82,9 @@ class Anatomy:
     targets: dict[str, tuple[str, ...]]
     layers: tuple[str, ...]
     sizes: Sizes
+    centred: bool = False
+    asides: tuple[str, ...] = ()
+    second: str = ""
 
     def cost(self, sizes: Sizes) -> int:
         """Model size C(n) in parameters (section 2): d_m times the sum over sites."""
@@ -122,64 +126,6 @@ def kept_sizes(sizes: Sizes, keep: np.ndarray) -> Sizes:
     return Sizes(tuple(counts[:-1]), counts[-1])
 
 
-def attention_weight(head_dim: int, queries_per_group: int) -> int:
+def attention_weight(head_dim: int, queries_per_group: int = 1) -> int:
     """Parameters of a head block per hidden dimension: q and o rows of its queries, one k and one v."""
     return 2 * head_dim * (queries_per_group + 1)
-
-
-def llama(config: PretrainedConfig) -> Anatomy:
-    """LlamaForCausalLM: pre-norm, gated feed-forward, multi-head or grouped-query attention."""
-    groups = config.num_key_value_heads
-    queries = config.num_attention_heads // groups
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    hidden = Axis(HIDDEN)
-    sites: list[Site] = []
-    slots = [Slot("model.embed_tokens", None, hidden), Slot("lm_head", None, hidden), Slot("model.norm", hidden)]
-    targets: dict[str, list[str]] = {name: [] for name in ("q", "k", "v", "o", "gate", "up", "down")}
-    layers = [f"model.layers.{i}" for i in range(config.num_hidden_layers)]
-    for number, layer in enumerate(layers):
-        attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
-        query, group, neuron = Axis(2 * number, queries * head_dim), Axis(2 * number, head_dim), Axis(2 * number + 1)
-        sites += [
-            Site("head", f"{attention}.o_proj", queries * head_dim, attention_weight(head_dim, queries)),
-            Site("neuron", f"{mlp}.down_proj", 1, 3),
-        ]
-        slots += [
-            Slot(f"{layer}.input_layernorm", hidden),
-            Slot(f"{attention}.q_proj", query, hidden),
-            Slot(f"{attention}.k_proj", group, hidden),
-            Slot(f"{attention}.v_proj", group, hidden),
-            Slot(f"{attention}.o_proj", hidden, query),
-            Slot(f"{layer}.post_attention_layernorm", hidden),
-            Slot(f"{mlp}.gate_proj", neuron, hidden),
-            Slot(f"{mlp}.up_proj", neuron, hidden),
-            Slot(f"{mlp}.down_proj", hidden, neuron),
-        ]
-        for name in targets:
-            targets[name].append(f"{attention if name in 'qkvo' else mlp}.{name}_proj")
-    return Anatomy(
-        sites=tuple(sites),
-        slots=tuple(slots),
-        writers=("model.embed_tokens", *(site.consumer for site in sites)),
-        readers=tuple(p for n in ("q", "k", "v", "gate", "up") for p in targets[n]),
-        norms=tuple(s.path for s in slots if s.path.endswith("norm")),
-        epsilon="variance_epsilon",
-        targets={name: tuple(paths) for name, paths in targets.items()},
-        layers=tuple(layers),
-        sizes=Sizes((groups, config.intermediate_size) * config.num_hidden_layers, config.hidden_size),
-    )
-
-
-ARCHITECTURES: dict[str, Callable[[PretrainedConfig], Anatomy]] = {"llama": llama}
-
-
-def anatomy_of(config: PretrainedConfig) -> Anatomy:
-    """The table of a model, from its configuration alone.
-
-    Raises:
-        UserError: the architecture has no table; the message lists those that do.
-    """
-    if config.model_type not in ARCHITECTURES:
-        known = ", ".join(sorted(ARCHITECTURES))
-        raise UserError(f"architecture '{config.model_type}' is not supported; supported: {known}")
-    return ARCHITECTURES[config.model_type](config)

@@ -1,9 +1,9 @@
 """Soft masks on heads, neurons and hidden dimensions, worn by a stock model as hooks (sections 1, 4, 8).
 
 Heads and neurons are masked where their consumer reads them, hidden dimensions where the stream is written.
-Norms take their statistics over kept dimensions: the mean over d becomes a sum over the mask's total K, by
-scaling epsilon with K/d and the output with sqrt(K/d). A model under 0/1 masks therefore equals the cut one,
-and nothing jumps on the way there.
+Norms take their statistics over kept dimensions. RMSNorm: the mean over d becomes a sum over the mask's total K, by
+scaling epsilon with K/d and the output with sqrt(K/d). LayerNorm: mean and variance are weighted with the mask. A
+model under 0/1 masks therefore equals the cut one, and nothing jumps on the way there.
 """
 
 from __future__ import annotations
@@ -60,12 +60,16 @@ class Masks:
         for number, site in enumerate(self.anatomy.sites):
             consumer = model.get_submodule(site.consumer)
             self._handles.append(consumer.register_forward_pre_hook(self._on_input(number, site.unit)))
-        for path in self.anatomy.writers:
-            self._handles.append(model.get_submodule(path).register_forward_hook(self._on_output))
+        # a norm may write the stream: its statistics first, then its mask
         for path in self.anatomy.norms:
             norm = model.get_submodule(path)
-            self._epsilons.append((norm, getattr(norm, self.anatomy.epsilon)))
-            self._handles.append(norm.register_forward_hook(self._on_norm))
+            if self.anatomy.centred:
+                self._handles.append(norm.register_forward_hook(self._on_layer_norm))
+            else:
+                self._epsilons.append((norm, getattr(norm, self.anatomy.epsilon)))
+                self._handles.append(norm.register_forward_hook(self._on_norm))
+        for path in (*self.anatomy.writers, *self.anatomy.asides):
+            self._handles.append(model.get_submodule(path).register_forward_hook(self._on_output))
         self.set(self.values)
 
     def remove(self) -> None:
@@ -100,3 +104,13 @@ class Masks:
 
     def _on_norm(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         return None if self._kept == 1.0 else output * math.sqrt(self._kept)
+
+    def _on_layer_norm(self, module: nn.LayerNorm, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        mask = self._mask(HIDDEN, 1, args[0])
+        if mask is None:
+            return None
+        x, weight = args[0].float(), mask.float() / mask.float().sum()
+        centred = x - (x * weight).sum(-1, keepdim=True)
+        variance = (centred.square() * weight).sum(-1, keepdim=True)
+        scaled = centred * torch.rsqrt(variance + module.eps)
+        return (scaled * module.weight.float() + module.bias.float()).to(output.dtype)

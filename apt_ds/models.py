@@ -23,7 +23,8 @@ from transformers import (
 )
 
 from apt_ds import dist, zero
-from apt_ds.anatomy import Anatomy, anatomy_of
+from apt_ds.anatomy import Anatomy
+from apt_ds.architectures import anatomy_of
 from apt_ds.config import RunConfig, UserError
 
 BUILTIN = "builtin:smollm2"

@@ -45,7 +45,7 @@ class Salience(Taps):
 
     def watch(self, number: int, x: Tensor) -> Any:
         """Sums |x| now, |gradient| later; commits both together."""
-        place, valid = self.places[number], self.valid
+        place, valid = self.places[number], self.counted(number)
         activation = column_mass(valid, x)
 
         def commit(gradient: Tensor) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from apt_ds import zero
+from apt_ds import bias, zero
 from apt_ds.adapter import AptLinear, adapters, gaussian_rows
 from apt_ds.anatomy import Anatomy, Axis, Slot, kept_sizes, spans
 
@@ -92,6 +92,10 @@ def _cut(model: nn.Module, anatomy: Anatomy, plan: Plan, state: zero.EngineState
                     _follow(state, f"{slot.path}.{name}", index, weigh)
             setattr(module, name, replaced[id(old)])
         _set_widths(module)
+    for number, site in enumerate(anatomy.sites):
+        heads = element_index(Axis(number), keep, anatomy)
+        if site.biased and heads is not None:
+            bias.follow(model, site.biased, heads)
     return anatomy.with_sizes(kept_sizes(anatomy.sizes, keep))
 
 
@@ -136,6 +140,8 @@ def _set_widths(module: nn.Module) -> None:
         module.out_features, module.in_features = shape
     elif isinstance(module, nn.Embedding):
         module.embedding_dim = shape[1]
+    elif isinstance(module, nn.LayerNorm):
+        module.normalized_shape = tuple(shape)
 
 
 def _grow(path: str, adapter: AptLinear, rank: int, state: zero.EngineState | None, generator: torch.Generator) -> None:

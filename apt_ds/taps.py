@@ -19,13 +19,15 @@ class Taps:
     """Hooks on the input of every consumer (heads, neurons) and on the output of every writer (hidden dimensions).
 
     owner: int64 [dimensions], the block each tapped dimension belongs to; places: the slice of every tap in it, those
-    of the sites first; valid: [1, tokens], which tokens of the micro-batch count, None while nothing is scored.
+    of the sites first; valid: [1, tokens], which tokens of the micro-batch count, None while nothing is scored;
+    second: the same for the decoder's tokens where there is a decoder.
     """
 
     def __init__(self, anatomy: Anatomy, device: torch.device) -> None:
         self.device = device
         self._handles: list[RemovableHandle] = []
         self.valid: Tensor | None = None
+        self.second: Tensor | None = None
         self.first = 0
         self.resize(anatomy)
 
@@ -40,6 +42,7 @@ class Taps:
             owners.append(block.repeat_interleave(site.unit))
         hidden = torch.arange(offsets[HIDDEN].start, offsets[HIDDEN].stop)
         owners += [hidden] * len(anatomy.writers)
+        self.paths = [*(site.consumer for site in anatomy.sites), *anatomy.writers]
         self.owner = torch.cat(owners).to(self.device)
         ends = torch.tensor([len(owner) for owner in owners]).cumsum(0).tolist()
         self.places = [slice(end - len(owner), end) for end, owner in zip(ends, owners, strict=True)]
@@ -59,17 +62,25 @@ class Taps:
             handle.remove()
         self._handles = []
 
-    def begin(self, attention_mask: Tensor, dtype: torch.dtype, first: int = 0) -> None:
+    def begin(
+        self, attention_mask: Tensor, dtype: torch.dtype, first: int = 0, second_mask: Tensor | None = None
+    ) -> None:
         """Before each scored forward pass.
 
         attention_mask: which tokens count, [batch, length], 1 or 0; first: place of the micro-batch's first example
-        in the global batch.
+        in the global batch; second_mask: the same for the decoder's tokens where there is a decoder.
         """
         self.valid, self.first = attention_mask.reshape(1, -1).to(dtype), first
+        self.second = None if second_mask is None else second_mask.reshape(1, -1).to(dtype)
 
     def end(self) -> None:
         """After the backward pass: forward passes from here on (evaluation) are not scored."""
-        self.valid = None
+        self.valid = self.second = None
+
+    def counted(self, number: int) -> Tensor | None:
+        """Which tokens count at tap `number`, [1, tokens]."""
+        second = self.anatomy.second
+        return self.second if second and self.paths[number].startswith(second) else self.valid
 
     def watch(self, number: int, x: Tensor) -> Any:
         """What to call with the gradient of `x`, seen at tap `number`; returns a function of a tensor like x."""

@@ -7,7 +7,8 @@ import pytest
 import tiny
 from transformers import PretrainedConfig
 
-from apt_ds.anatomy import Anatomy, Site, Sizes, anatomy_of, attention_weight, kept_sizes, spans
+from apt_ds.anatomy import Anatomy, Site, Sizes, attention_weight, kept_sizes, spans
+from apt_ds.architectures import anatomy_of
 from apt_ds.config import UserError
 
 
@@ -55,7 +56,7 @@ def test_every_path_exists_and_spans_cover() -> None:
 
 
 def test_unknown_architecture_lists_the_known() -> None:
-    with pytest.raises(UserError, match="'gpt99' is not supported; supported: llama"):
+    with pytest.raises(UserError, match="'gpt99' is not supported as a language model; supported: llama"):
         anatomy_of(_config("gpt99"))
 
 

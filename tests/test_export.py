@@ -18,7 +18,8 @@ from test_masks import random_keep
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from apt_ds import adapter
-from apt_ds.anatomy import Anatomy, anatomy_of, spans
+from apt_ds.anatomy import Anatomy, spans
+from apt_ds.architectures import anatomy_of
 from apt_ds.config import UserError
 from apt_ds.export import write
 from apt_ds.surgery import Plan, operate

@@ -10,7 +10,8 @@ import tiny
 import torch
 
 from apt_ds import adapter
-from apt_ds.anatomy import HIDDEN, Anatomy, anatomy_of, spans
+from apt_ds.anatomy import HIDDEN, Anatomy, spans
+from apt_ds.architectures import anatomy_of
 from apt_ds.masks import Masks
 from apt_ds.surgery import Plan, operate
 

@@ -13,7 +13,8 @@ import worlds
 from torch.nn.functional import linear
 
 from apt_ds import surgery
-from apt_ds.anatomy import anatomy_of, spans
+from apt_ds.anatomy import spans
+from apt_ds.architectures import anatomy_of
 from apt_ds.config import UserError, resolve
 from apt_ds.data.base import Batch, collate
 from apt_ds.fisher import Fisher, rearranged, tuned_masks

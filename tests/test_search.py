@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import tiny
 
-from apt_ds.anatomy import Anatomy, Sizes, anatomy_of, kept_sizes, spans
+from apt_ds.anatomy import Anatomy, Sizes, kept_sizes, spans
+from apt_ds.architectures import anatomy_of
 from apt_ds.config import UserError
 from apt_ds.search import Rules, best_of_each, cuttable, default_align, search, smallest_sizes
 

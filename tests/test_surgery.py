@@ -9,7 +9,7 @@ import torch
 from test_masks import random_keep, with_adapters
 
 from apt_ds import adapter
-from apt_ds.anatomy import anatomy_of
+from apt_ds.architectures import anatomy_of
 from apt_ds.surgery import Plan, element_index, operate
 from apt_ds.zero import EngineState
 

@@ -8,7 +8,22 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForQuestionAnswering,
+    RobertaForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from apt_ds.architectures import ANSWERS, CLASSIFICATION, GENERATION, LANGUAGE_MODEL
 
 WORDS = [
     *("the", "a", "cat", "dog", "sees", "likes", "big", "small", "red", "blue", "house", "tree"),
@@ -47,6 +62,55 @@ def model(kind: str = "gqa", seed: int = 0, **changes: object) -> LlamaForCausal
             else:
                 parameter.normal_(0, 0.15)
     return made
+
+
+# the small ones: class, configuration, task
+SMALL = {
+    "bert-classes": (BertForSequenceClassification, BertConfig, CLASSIFICATION),
+    "bert-answers": (BertForQuestionAnswering, BertConfig, ANSWERS),
+    "roberta-classes": (RobertaForSequenceClassification, RobertaConfig, CLASSIFICATION),
+    "roberta-answers": (RobertaForQuestionAnswering, RobertaConfig, ANSWERS),
+    "t5": (T5ForConditionalGeneration, T5Config, GENERATION),
+    "t5-gated": (T5ForConditionalGeneration, T5Config, GENERATION),
+}
+TASKS = {"mha": LANGUAGE_MODEL, "gqa": LANGUAGE_MODEL} | {kind: task for kind, (_, _, task) in SMALL.items()}
+
+
+def small(kind: str, seed: int = 0) -> PreTrainedModel:
+    """An fp32 BERT, RoBERTa or T5: two layers (T5: of each), hidden 32, 4 heads, 48 neurons, far from its start."""
+    torch.manual_seed(seed)
+    model_class, config_class, _ = SMALL[kind]
+    values: dict[str, object] = {"vocab_size": len(SPECIAL) + len(WORDS) + 200, "pad_token_id": 0, "num_heads": 4}
+    if kind.startswith("t5"):
+        values |= {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 2, "dropout_rate": 0.0}
+        values |= {"decoder_start_token_id": 0, "eos_token_id": 2, "relative_attention_num_buckets": 8}
+        values["feed_forward_proj"] = "gated-gelu" if kind == "t5-gated" else "relu"
+    else:
+        values |= {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+        values |= {"num_labels": 2, "max_position_embeddings": 64, "hidden_dropout_prob": 0.0}
+        values["attention_probs_dropout_prob"] = 0.0
+        del values["num_heads"]
+    made = model_class(config_class(**values)).eval()
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if "norm" in name.lower() and name.endswith("weight"):
+                parameter.uniform_(0.5, 1.5)
+            else:
+                parameter.normal_(0, 0.15)
+    return made
+
+
+def answer(model: PreTrainedModel, batch: int = 3) -> torch.Tensor:
+    """Everything a small model says to random tokens, the second half of the last row padded away."""
+    tokens = ids(batch)
+    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    inputs["attention_mask"][-1, 6:] = 0
+    if model.config.model_type == "t5":
+        inputs["decoder_input_ids"] = ids(batch, 7, seed=1)
+    found = model(**inputs)
+    if "start_logits" in found:
+        return torch.stack([found.start_logits, found.end_logits])
+    return found.logits
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
