@@ -17,6 +17,7 @@ from apt_ds.stopping import Stopped
 
 USER_ERROR = 2
 LOST_RANK = 3
+LONGEST = 900  # characters of an error's line
 
 
 class Parser(argparse.ArgumentParser):
@@ -77,10 +78,10 @@ def main(action: Callable[[], object]) -> None:
         where = f"rank {rank}: " if rank else ""
         if rank:
             time.sleep(3)
-        print(f"error: {where}{error}", file=sys.stderr, flush=True)
+        print(f"error: {where}{one_line(error)}", file=sys.stderr, flush=True)
         leave(USER_ERROR)
     except LostRank as error:
-        print(f"error: rank {os.environ.get('RANK', '0')}, {error}", file=sys.stderr, flush=True)
+        print(f"error: rank {os.environ.get('RANK', '0')}, {one_line(error)}", file=sys.stderr, flush=True)
         leave(LOST_RANK)
     except Stopped as stop:
         if not int(os.environ.get("RANK", "0")):
@@ -92,6 +93,12 @@ def main(action: Callable[[], object]) -> None:
     except Exception:
         traceback.print_exc()
         leave(1)
+
+
+def one_line(error: Exception) -> str:
+    """An error's text as one line that a terminal can hold, whatever input it quotes."""
+    text = " ".join(str(error).splitlines())
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
 
 
 def leave(status: int) -> None:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -99,6 +101,35 @@ def on_each_node(action: Callable[[], object]) -> None:
     for error in gather_objects(failure):
         if error is not None:
             raise error
+
+
+def from_node(make: Callable[[], bytes]) -> bytes:
+    """What `make` returns, made by the first rank of every node and read by the node's others. Collective.
+
+    An exception on one node is raised on every rank of all nodes.
+    """
+    if world_size() == 1:
+        return make()
+    content, made = b"", ""
+    failure: Exception | None = None
+    if local_rank() == 0:
+        try:
+            content = make()
+            with tempfile.NamedTemporaryFile(prefix="apt_ds_", delete=False) as file:
+                file.write(content)
+            made = file.name
+        except Exception as error:
+            failure = error
+    places = gather_objects((made, failure))
+    for _, error in places:
+        if error is not None:
+            raise error
+    if local_rank():
+        content = Path(places[rank() - local_rank()][0]).read_bytes()
+    barrier()
+    if local_rank() == 0:
+        Path(made).unlink()
+    return content
 
 
 def digest(*parts: object) -> str:

@@ -63,6 +63,8 @@ def _optimizer(config: Config, run: RunConfig, fill: _Filler, where: str) -> Non
     optimizer = config.setdefault("optimizer", default)
     if optimizer.get("type") != "AdamW":
         raise UserError(f"{where}: optimizer.type is {optimizer.get('type')!r}; allowed: 'AdamW'")
+    if not isinstance(optimizer.get("params", {}), dict):
+        raise UserError(f"{where}: optimizer.params must be an object, found {optimizer['params']!r}")
     unknown = sorted(set(optimizer.get("params", {})) - set(ADAMW))
     if unknown:
         raise UserError(f"{where}: optimizer.params has unknown {', '.join(unknown)}; known: {', '.join(ADAMW)}")

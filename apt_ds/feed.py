@@ -9,7 +9,7 @@ import torch
 
 from apt_ds import dist
 from apt_ds.config import RunConfig
-from apt_ds.data.base import GlobalOrder, load_examples
+from apt_ds.data.base import Example, GlobalOrder, load_examples
 from apt_ds.data.instructions import TokenizedSet, build_dataset, split_held_out
 from apt_ds.eval.losses import text_blocks
 from apt_ds.models import Base
@@ -42,13 +42,18 @@ class Data:
 
 
 def read_data(run: RunConfig, base: Base) -> Data:
-    """Read, split and tokenize; every rank does the same."""
+    """Read and split on every rank; tokenize once on every node. Collective."""
     examples = load_examples(run.data_path)
     if run.eval_data_path:
         held = load_examples(run.eval_data_path)[: run.eval_size]
     else:
         examples, held = split_held_out(examples, run.eval_size, run.seed)
-    train_set, held_set = (build_dataset(e, base.tokenizer, run.max_seq_length) for e in (examples, held))
+
+    def tokenized(part: list[Example]) -> TokenizedSet:
+        made = dist.from_node(lambda: build_dataset(part, base.tokenizer, run.max_seq_length).to_bytes())
+        return TokenizedSet.from_bytes(made)
+
+    train_set, held_set = tokenized(examples), tokenized(held)
     batch = run.per_device_train_batch_size * run.gradient_accumulation_steps * dist.world_size()
     order = GlobalOrder(len(train_set), batch, run.seed)
     steps = run.max_steps if run.max_steps > 0 else order.steps(run.num_train_epochs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from apt_ds import checkpoint, dist, models, zero
+from apt_ds import checkpoint, dist, models, preflight, zero
 from apt_ds.config import RunConfig
 from apt_ds.ds_config import load_config
 from apt_ds.faults import explain
@@ -49,6 +49,9 @@ def prepare(run: RunConfig) -> Trainer:
     config = load_config(run, dist.world_size(), base.config.hidden_size)
     zero.check_config(config, run.deepspeed)
     data = read_data(run, base)
+    commit = str(vars(base.config).get("_commit_hash"))
+    preflight.compare(preflight.facts_of(run, config, base.source, commit, data.prints()))
+    preflight.check_room(Path(run.output_dir), models.bytes_written(base, run))
     pruner = Pruner(run, base.anatomy, data.total_steps, zero.device())
     saved = checkpoint.find(run.resume_from_checkpoint, Path(run.output_dir))
     if saved is not None:

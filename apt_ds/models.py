@@ -151,6 +151,16 @@ def run_dtype(run: RunConfig) -> torch.dtype:
     return torch.bfloat16 if run.bf16 else torch.float16 if run.fp16 else torch.float32
 
 
+def bytes_written(base: Base, run: RunConfig) -> int:
+    """About what a run writes at its least: the model at the end, and one checkpoint where it saves any."""
+    width = base.anatomy.sizes.hidden * base.config.vocab_size * (1 if base.config.tie_word_embeddings else 2)
+    pruned = run.pruning != "none"
+    model = (base.anatomy.cost(base.anatomy.sizes) * (1 - run.sparsity * pruned) + width) * run_dtype(run).itemsize
+    # master and two moments of everything that is trained; adapters are small beside the model
+    saved = 3 * 4 * (base.anatomy.cost(base.anatomy.sizes) + width) if run.save_steps and run.tune == "all" else 0
+    return int(model + saved)
+
+
 def quiet_transformers() -> None:
     """No progress bars or advice from loading: several ranks would print them at once."""
     from transformers.utils import logging as transformers_logging

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import psutil
 import torch
 from torch import nn
 
-from apt_ds import checkpoint, dist, main, resume, surgery, trainer, zero
+from apt_ds import checkpoint, dist, feed, main, models, preflight, resume, surgery, trainer, zero
 from apt_ds.anatomy import spans
 from apt_ds.config import RunConfig, resolve
 from apt_ds.surgery import Plan
@@ -151,6 +152,45 @@ def disagree(odd: int) -> None:
     """All ranks but one have the same plan."""
     zero.init_distributed()
     dist.agree("the plan of step 7", "other" if dist.rank() == odd else "same")
+
+
+def tokenized_once(folder: str) -> list[int]:
+    """How many sets each rank has tokenized, with two ranks on the first node and one on the second."""
+    os.environ["LOCAL_RANK"] = str(dist.rank() % 2)
+    run = run_config(folder, 3, False, [])
+    zero.init_distributed()
+    calls = 0
+    original = feed.build_dataset
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return original(*arguments)
+
+    feed.build_dataset = counted
+    data = feed.read_data(run, models.find_base(run.model_name_or_path))
+    dist.agree("the data", data.train.fingerprint)
+    assert feed.TokenizedSet.from_bytes(data.train.to_bytes()) == data.train
+    return dist.gather_objects(calls)
+
+
+def differing(folder: str, odd: int, change: str) -> None:
+    """A run in which one rank has other data, another model, flag, DeepSpeed file or version."""
+    # every rank a node of its own: ranks of one node share what the first has read
+    os.environ["LOCAL_RANK"] = "0"
+    zero.init_distributed()
+    other = dist.rank() == odd
+    flags = ["--sparsity", "0.35"] if other and change == "flag" else []
+    run = run_config(folder, 2 if other and change == "config" else 3, False, flags)
+    if other and change == "data":
+        run = replace(run, data_path=str(Path(folder) / "other" / "data.json"))
+    if other and change == "model":
+        run = replace(run, model_name_or_path=str(Path(folder) / "other" / "model"))
+    if other and change == "version":
+        # what a node with another release would say of itself
+        real = preflight.version
+        preflight.version = lambda name: "0.0.1" if name == "transformers" else real(name)
+    main.train(run)
 
 
 def importances(folder: str, stages: list[tuple[int, bool]]) -> dict[str, list[float]]:

@@ -128,9 +128,9 @@ def ids(batch: int = 3, length: int = 11, seed: int = 0) -> torch.Tensor:
     return torch.randint(4, 200, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
-def save_model(folder: Path, kind: str = "gqa", **changes: object) -> Path:
+def save_model(folder: Path, kind: str = "gqa", seed: int = 0, **changes: object) -> Path:
     """A model folder as `from_pretrained` reads it."""
-    model(kind, **changes).save_pretrained(folder)
+    model(kind, seed, **changes).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
 

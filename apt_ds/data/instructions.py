@@ -8,6 +8,7 @@ it will be when generating: a token never spans the end of the prompt.
 from __future__ import annotations
 
 import hashlib
+import io
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,6 +51,23 @@ class TokenizedSet:
 
     def __getitem__(self, index: int) -> Row:
         return self.rows[index]
+
+    def to_bytes(self) -> bytes:
+        """The set as `from_bytes` takes it."""
+        buffer = io.BytesIO()
+        flat = {key: np.array([i for row in self.rows for i in row[key]], np.int64) for key in ("input_ids", "labels")}
+        lengths = np.array([len(row["labels"]) for row in self.rows])
+        np.savez(buffer, **flat, lengths=lengths, dropped=self.dropped, fingerprint=self.fingerprint)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> TokenizedSet:
+        """What `to_bytes` gave."""
+        with np.load(io.BytesIO(content)) as held:
+            ends = held["lengths"].cumsum()[:-1]
+            columns = [[part.tolist() for part in np.split(held[key], ends)] for key in ("input_ids", "labels")]
+            rows = tuple({"input_ids": ids, "labels": labels} for ids, labels in zip(*columns, strict=True))
+            return cls(rows, int(held["dropped"]), str(held["fingerprint"]))
 
 
 def build_dataset(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int) -> TokenizedSet:

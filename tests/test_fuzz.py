@@ -1,0 +1,180 @@
+"""Hundreds of malformed inputs, seeds fixed: each is one clear line and exit status 2, or no mistake."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import yaml
+from conftest import ROOT
+
+from apt_ds import command, zero
+from apt_ds.config import UserError, resolve
+from apt_ds.data import mmlu
+from apt_ds.data.base import load_examples
+from apt_ds.data.instructions import build_dataset
+from apt_ds.ds_config import load_config
+
+JUNK = [None, True, -1, 0, 3.5, 1e400, float("nan"), "", "auto", "zwölf", [], {}, [[]], {"a": 1}, "x" * 3000, 10**30]
+FLAGS = ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json")]
+Case = Callable[[random.Random, Path], Callable[[], object]]
+
+
+def spoil(value: Any, draw: random.Random) -> Any:
+    """A JSON value with something replaced, removed, renamed or added at a random depth."""
+    value = copy.deepcopy(value)
+    node = value
+    while isinstance(node, dict | list) and node:
+        key = draw.choice(list(node)) if isinstance(node, dict) else draw.randrange(len(node))
+        inner = node[key]
+        if isinstance(inner, dict | list) and inner and draw.random() < 0.7:
+            node = inner
+            continue
+        harm = draw.randrange(4)
+        if harm == 0 or (harm == 2 and isinstance(node, list)):
+            node[key] = draw.choice(JUNK)
+        elif harm == 1:
+            del node[key]
+        elif harm == 2:
+            node[f"{key}s"] = node.pop(key)
+        elif isinstance(node, dict):
+            node[draw.choice(["", "steps", "ä", "rank "])] = draw.choice(JUNK)
+        else:
+            node.insert(key, draw.choice(JUNK))
+        return value
+    return draw.choice(JUNK)
+
+
+def tear(text: str, draw: random.Random) -> bytes:
+    """A text with bytes cut out, put in or replaced."""
+    content = bytearray(text.encode())
+    for _ in range(draw.randint(1, 4)):
+        place = draw.randrange(max(1, len(content)))
+        content[place : place + draw.choice([0, 1, 40])] = draw.choice(
+            [draw.randbytes(3), b"", b"{", b"]", b'"', b"\n"]
+        )
+    return bytes(content)
+
+
+def write(path: Path, value: Any, draw: random.Random, render: Callable[[Any], str] = json.dumps) -> Path:
+    """A spoilt value, well-formed or torn."""
+    text = render(spoil(value, draw))
+    path.write_bytes(tear(text, draw) if draw.random() < 0.4 else text.encode())
+    return path
+
+
+def data_file(draw: random.Random, folder: Path) -> Callable[[], object]:
+    alpaca = [{"instruction": "see the cat", "input": "", "output": f"a {word} dog"} for word in tiny.WORDS[:4]]
+    turns = [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "sees a dog"}]
+    records = draw.choice([alpaca, [{"messages": turns}] * 3])
+    if draw.random() < 0.5:
+        path = write(folder / "data.json", records, draw)
+    else:
+
+        def lines(value: Any) -> str:
+            return "\n".join(map(json.dumps, value)) if isinstance(value, list) else json.dumps(value)
+
+        path = write(folder / "data.jsonl", records, draw, lines)
+    return lambda: build_dataset(load_examples(path), tiny.tokenizer(), 32)
+
+
+def options_file(draw: random.Random, folder: Path) -> Callable[[], object]:
+    options = {"sparsity": 0.3, "rank": 8, "bf16": True, "adapter_targets": ["q", "v"], "learning_rate": 1e-4}
+    options |= {"pruning": "gradual", "max_steps": 5, "output_dir": "out"}
+    if draw.random() < 0.5:
+        path = write(folder / "run.json", options, draw)
+    else:
+        path = write(folder / "run.yaml", options, draw, yaml.safe_dump)
+    return lambda: resolve([*FLAGS, "--config", str(path)])
+
+
+def deepspeed_file(draw: random.Random, folder: Path) -> Callable[[], object]:
+    name = draw.choice(["zero2", "zero3", "zero2_offload", "zero3_offload"])
+    config = json.loads((ROOT / "ds_configs" / f"{name}.json").read_text(encoding="utf8"))
+    path = write(folder / "ds.json", config, draw)
+
+    def read() -> None:
+        zero.check_config(load_config(resolve(["--deepspeed", str(path)]), 1, 64), str(path))
+
+    return read
+
+
+def words(draw: random.Random, folder: Path) -> Callable[[], object]:
+    given = ["--sparsity", "0.3", "--rank", "8", "--bf16", "--seed", "1", "--structure", "uniform", "--max_steps", "9"]
+    for _ in range(draw.randint(1, 3)):
+        place = draw.randrange(len(given))
+        given[place] = draw.choice(
+            ["", "-", "--", "--sparsityy", "nan", "-1", "1e999", "true", "ü", "--=3", "None", "=" * 9]
+        )
+    return lambda: resolve([*FLAGS, *given])
+
+
+def questions(draw: random.Random, folder: Path) -> Callable[[], object]:
+    rows = [[f"question {i}", "a", "b", "c", "d", "ABCD"[i]] for i in range(4)]
+
+    def table(value: Any) -> str:
+        whole = value if isinstance(value, list) else [value]
+        return "\n".join(",".join(map(str, row)) if isinstance(row, list) else str(row) for row in whole)
+
+    for split in ("dev", "test"):
+        (folder / split).mkdir(exist_ok=True)
+        (folder / split / f"anatomy_{split}.csv").write_text(table(rows), encoding="utf8")
+    split = draw.choice(["dev", "test"])
+    write(folder / split / f"anatomy_{split}.csv", rows, draw, table)
+    return lambda: mmlu.load(str(folder), ("anatomy",))
+
+
+@pytest.mark.parametrize(
+    ("case", "count", "refused"),
+    [(data_file, 200, 120), (options_file, 120, 70), (deepspeed_file, 150, 60), (words, 100, 60), (questions, 80, 30)],
+)
+def test_malformed_input_is_one_line_and_status_two(
+    case: Case,
+    count: int,
+    refused: int,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def leave(status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(command, "leave", leave)
+    monkeypatch.setattr("apt_ds.dist.shut_down", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    statuses = []
+    for seed in range(count):
+        action = case(random.Random(seed), tmp_path)
+        capfd.readouterr()
+        try:
+            command.main(action)
+            statuses.append(0)
+        except SystemExit as end:
+            statuses.append(int(str(end.code)))
+        said = capfd.readouterr().err
+        if statuses[-1]:
+            lines = [line for line in said.splitlines() if line.startswith("error: ")]
+            assert statuses[-1] == 2 and len(lines) == 1 and len(said.splitlines()) == 1, (case.__name__, seed, said)
+            assert len(lines[0]) < 1000, (case.__name__, seed, lines[0])
+    assert statuses.count(2) >= refused, statuses.count(2)
+
+
+def test_the_harness_notices_a_traceback(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave(status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(command, "leave", leave)
+    for error, status in ((UserError("a line"), 2), (KeyError("a defect"), 1)):
+
+        def fail(error: Exception = error) -> None:
+            raise error
+
+        with pytest.raises(SystemExit) as end:
+            command.main(fail)
+        assert end.value.code == status
