@@ -412,28 +412,42 @@ def test_a_mistake_under_the_launcher_ends_all_processes(place: Place, tmp_path:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 128 KiB."""
+def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mounts an empty file system of so many bytes."""
     place = tmp_path / "disk"
     place.mkdir()
-    options = ["-t", "tmpfs", "-o", "size=128k", "tmpfs", str(place)]
-    if not shutil.which("mount") or subprocess.run(["mount", *options], capture_output=True).returncode:
-        pytest.skip("a full disk needs the right to mount a small tmpfs")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+
+    def mount(size: int) -> Path:
+        options = ["-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+        if not shutil.which("mount") or subprocess.run(["mount", *options], capture_output=True).returncode:
+            pytest.skip("a full disk needs the right to mount a small tmpfs")
+        return place
+
+    yield mount
+    if place.is_mount():
+        subprocess.run(["umount", str(place)], check=True)
 
 
 @pytest.mark.dist
-def test_a_full_disk_ends_all_processes_and_leaves_no_model(place: Place, small_disk: Path) -> None:
-    # logs and configuration fit, the model does not
+@pytest.mark.parametrize("early", [True, False])
+def test_a_full_disk_ends_all_processes_and_leaves_no_model(
+    early: bool, place: Place, disk: Callable[[int], Path], tmp_path: Path
+) -> None:
     tiny.save_model(place.folder / "larger", vocab_size=2000)
-    words = place.words(small_disk / "out", "--model_name_or_path", str(place.folder / "larger"), *PRETUNING)
+    output = tmp_path / "disk" / "out"
+    words = place.words(output, "--model_name_or_path", str(place.folder / "larger"), *PRETUNING)
+    wanted = resolve([*words, "--deepspeed", str(ROOT / "ds_configs" / "zero2.json")])
+    needed = models.bytes_written(models.find_base(wanted.model_name_or_path), wanted)
+    # late: the weights alone would fit, but not beside logs, configuration and tokenizer
+    disk(needed // 2 if early else (needed // 4096 + 2) * 4096)
     ended = launch(2, words)
     assert ended.status == 2
-    assert len(ended.mistakes) == 1 and "cannot write the model to" in ended.mistakes[0], ended.err
-    assert "No space left" in ended.mistakes[0]
-    assert "Traceback" not in ended.err
-    assert sorted(path.name for path in (small_disk / "out").iterdir()) == ["config.yaml", "metrics.jsonl"]
+    assert len(ended.mistakes) == 1 and "Traceback" not in ended.err, ended.err
+    if early:
+        assert "MB free under" in ended.mistakes[0] and not output.exists()
+    else:
+        assert "cannot write the model to" in ended.mistakes[0] and "No space left" in ended.mistakes[0], ended.err
+        assert sorted(path.name for path in output.iterdir()) == ["config.yaml", "metrics.jsonl"]
 
 
 def test_a_file_size_limit_leaves_no_model(place: Place, tmp_path: Path, run: Run) -> None:
