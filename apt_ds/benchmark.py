@@ -21,7 +21,8 @@ from peft import LoraConfig, get_peft_model
 
 from apt_ds import dist, models, zero
 from apt_ds.config import RunConfig
-from apt_ds.data.base import GlobalOrder, collate, load_examples
+from apt_ds.data.base import load_examples
+from apt_ds.data.batches import GlobalOrder, collate
 from apt_ds.data.instructions import build_dataset, resolve_pad_id
 from apt_ds.ds_config import load_config
 from apt_ds.feed import Data

@@ -9,8 +9,10 @@ import torch
 
 from apt_ds import dist
 from apt_ds.config import RunConfig
-from apt_ds.data.base import Example, GlobalOrder, load_examples
-from apt_ds.data.instructions import TokenizedSet, build_dataset, split_held_out
+from apt_ds.data.base import Example, load_examples
+from apt_ds.data.batches import GlobalOrder
+from apt_ds.data.instructions import build_dataset, split_held_out
+from apt_ds.data.rows import TokenizedSet
 from apt_ds.eval.losses import text_blocks
 from apt_ds.models import Base
 

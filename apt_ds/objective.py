@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apt_ds.data.base import IGNORED, Batch
+from apt_ds.data.batches import Batch
+from apt_ds.data.rows import IGNORED
 
 
 def summed_loss(model: nn.Module, batch: Batch) -> Tensor:

@@ -19,7 +19,7 @@ from apt_ds import dist, ranks, schedule, zero
 from apt_ds.adapter import adapters
 from apt_ds.anatomy import Anatomy
 from apt_ds.config import RunConfig, UserError
-from apt_ds.data.base import Batch
+from apt_ds.data.batches import Batch
 from apt_ds.fisher import Fisher
 from apt_ds.masks import Masks
 from apt_ds.salience import Salience

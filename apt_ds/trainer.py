@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 from apt_ds import adapter, checkpoint, dist, models, pulse, resume, schedule, surgery, zero
 from apt_ds.checkpoint import Checkpoint
 from apt_ds.config import OPTIONS, RunConfig, UserError
-from apt_ds.data.base import Batch, collate
+from apt_ds.data.batches import Batch, collate
 from apt_ds.data.instructions import resolve_pad_id
 from apt_ds.eval.losses import held_out_loss, perplexity
 from apt_ds.export.write import export

@@ -265,7 +265,7 @@ def taylor(folder: str, stages: list[tuple[int, bool]]) -> dict[str, list[float]
 def plain_taylor(folder: str) -> list[float]:
     """The same from the definition: one backward pass over both global batches, no engine."""
     from apt_ds import models
-    from apt_ds.data.base import collate
+    from apt_ds.data.batches import collate
     from apt_ds.feed import read_data
     from apt_ds.objective import summed_loss, trained_tokens
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from apt_ds import adapter, models, surgery
 from apt_ds.config import RunConfig
-from apt_ds.data.base import collate
+from apt_ds.data.batches import collate
 from apt_ds.eval.losses import held_out_loss
 from apt_ds.feed import Data, read_data
 from apt_ds.objective import summed_loss, trained_tokens

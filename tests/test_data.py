@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from apt_ds.config import UserError
-from apt_ds.data.base import IGNORED, Example, GlobalOrder, builtin_path, collate, load_examples
+from apt_ds.data.base import Example, builtin_path, load_examples
+from apt_ds.data.batches import GlobalOrder, collate
 from apt_ds.data.builtin import make
+from apt_ds.data.rows import IGNORED
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = {"instruction": "Add.", "input": "1 and 2", "output": "3"}

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from apt_ds.config import UserError
-from apt_ds.data.base import IGNORED, Example, Row
+from apt_ds.data.base import Example
 from apt_ds.data.instructions import (
     build_dataset,
     encode,
@@ -17,6 +17,7 @@ from apt_ds.data.instructions import (
     resolve_pad_id,
     split_held_out,
 )
+from apt_ds.data.rows import IGNORED, Row
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

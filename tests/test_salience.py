@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 from apt_ds import adapter
 from apt_ds.anatomy import HIDDEN, Anatomy, kept_sizes, spans
 from apt_ds.architectures import anatomy_of
-from apt_ds.data.base import Batch, collate
+from apt_ds.data.batches import Batch, collate
 from apt_ds.objective import summed_loss
 from apt_ds.salience import (
     Salience,

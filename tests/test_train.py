@@ -27,7 +27,7 @@ from torch import nn
 
 from apt_ds import adapter, command, dist, main, models, trainer, zero
 from apt_ds.config import UserError, resolve
-from apt_ds.data.base import Batch
+from apt_ds.data.batches import Batch
 from apt_ds.journal import write_json
 
 STEPS = 8

@@ -1,35 +1,25 @@
-"""What the model eats: examples read from files or the hub, padded batches, and the order of samples.
+"""What a language model eats: conversations, read from files or the hub.
 
-Reading is strict: a broken record stops the run with its line, because a silently skipped one changes the
-result. The order of samples depends on the seed and the step alone, so that a run resumes from its step
-number and sees the same global batches however they are split over ranks and micro-batches.
+Reading is strict: a broken record stops the run with its line, because a silently skipped one changes the result.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from apt_ds.config import UserError
 
 BUILTIN = "builtin:instructions"
-IGNORED = -100  # the label cross-entropy skips
 BLANK_TOLERANCE = 0.01  # well-known sets hold a few empty answers; more of them is a broken file
 
 Message = dict[str, str]
-Row = dict[str, list[int]]
 
 _ROLES = {role: role for role in ("system", "user", "assistant", "tool")} | {
     "human": "user",
@@ -208,68 +198,3 @@ def _text(record: dict[str, Any], column: str, where: str) -> str:
 
 def _kind(value: Any) -> str:
     return "null" if value is None else type(value).__name__
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Right-padded token ids, attention mask (1 real, 0 padding) and labels (-100 untrained), each [B, L]."""
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    labels: Tensor
-
-    def to(self, device: torch.device | str) -> Batch:
-        """A copy of the batch on `device`."""
-        return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device))
-
-
-def collate(rows: Sequence[Row], pad_id: int, multiple: int = 8) -> Batch:
-    """Pads rows of input_ids and labels to one length, a multiple of `multiple`; int64 tensors [B, L]."""
-    longest = max(len(row["input_ids"]) for row in rows)
-    shape = (len(rows), math.ceil(longest / multiple) * multiple)
-    input_ids = torch.full(shape, pad_id, dtype=torch.int64)
-    labels = torch.full(shape, IGNORED, dtype=torch.int64)
-    attention_mask = torch.zeros(shape, dtype=torch.int64)
-    for i, row in enumerate(rows):
-        length = len(row["input_ids"])
-        input_ids[i, :length] = torch.tensor(row["input_ids"])
-        labels[i, :length] = torch.tensor(row["labels"])
-        attention_mask[i, :length] = 1
-    return Batch(input_ids, attention_mask, labels)
-
-
-@lru_cache(maxsize=4)
-def _permutation(n: int, seed: int, epoch: int) -> tuple[int, ...]:
-    return tuple(np.random.default_rng([seed, epoch]).permutation(n).tolist())
-
-
-@dataclass(frozen=True)
-class GlobalOrder:
-    """Which of `n` samples each optimizer step sees; a pure function of seed and step.
-
-    Epochs are permutations laid end to end, so a step may end one epoch and begin the next, and no sample
-    is left out. `global_batch` may exceed `n`.
-    """
-
-    n: int
-    global_batch: int
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        assert self.n > 0 and self.global_batch > 0 and self.seed >= 0
-
-    def indices(self, step: int) -> list[int]:
-        """The `global_batch` sample indices of optimizer step `step`, counted from 0."""
-        first = step * self.global_batch
-        places = (divmod(place, self.n) for place in range(first, first + self.global_batch))
-        return [_permutation(self.n, self.seed, epoch)[offset] for epoch, offset in places]
-
-    def micro(self, step: int, micro: int, rank: int, world: int, per_device: int) -> list[int]:
-        """The `per_device` indices that rank `rank` of `world` takes in micro-batch `micro` of the step."""
-        first = (micro * world + rank) * per_device
-        assert 0 <= rank < world and first + per_device <= self.global_batch
-        return self.indices(step)[first : first + per_device]
-
-    def steps(self, epochs: float) -> int:
-        """Optimizer steps in which every sample is seen `epochs` times, rounded up."""
-        return math.ceil(epochs * self.n / self.global_batch)

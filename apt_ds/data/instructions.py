@@ -7,18 +7,15 @@ it will be when generating: a token never spans the end of the prompt.
 
 from __future__ import annotations
 
-import hashlib
-import io
-from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import jinja2
 import numpy as np
 
 from apt_ds.config import UserError
-from apt_ds.data.base import IGNORED, Example, Message, Row
+from apt_ds.data.base import Example, Message
+from apt_ds.data.rows import IGNORED, Row, TokenizedSet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,42 +31,6 @@ SECTIONS = {"system": "{}\n\n", "user": "### Instruction:\n{}\n\n", "tool": "###
 RESPONSE = "### Response:"
 
 
-@dataclass(frozen=True)
-class TokenizedSet:
-    """Rows of input_ids and labels (-100 where untrained), ready for `collate`.
-
-    `dropped` counts the examples whose answer lay beyond max_length; `fingerprint` is the sha256 hex digest
-    of all ids and labels in order.
-    """
-
-    rows: tuple[Row, ...]
-    dropped: int
-    fingerprint: str
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Row:
-        return self.rows[index]
-
-    def to_bytes(self) -> bytes:
-        """The set as `from_bytes` takes it."""
-        buffer = io.BytesIO()
-        flat = {key: np.array([i for row in self.rows for i in row[key]], np.int64) for key in ("input_ids", "labels")}
-        lengths = np.array([len(row["labels"]) for row in self.rows])
-        np.savez(buffer, **flat, lengths=lengths, dropped=self.dropped, fingerprint=self.fingerprint)
-        return buffer.getvalue()
-
-    @classmethod
-    def from_bytes(cls, content: bytes) -> TokenizedSet:
-        """What `to_bytes` gave."""
-        with np.load(io.BytesIO(content)) as held:
-            ends = held["lengths"].cumsum()[:-1]
-            columns = [[part.tolist() for part in np.split(held[key], ends)] for key in ("input_ids", "labels")]
-            rows = tuple({"input_ids": ids, "labels": labels} for ids, labels in zip(*columns, strict=True))
-            return cls(rows, int(held["dropped"]), str(held["fingerprint"]))
-
-
 def build_dataset(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int) -> TokenizedSet:
     """Encodes all examples; UserError when max_length (tokens) leaves nothing of any answer."""
     encoded = [encode(example, tokenizer, max_length) for example in examples]
@@ -79,10 +40,7 @@ def build_dataset(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBas
         shortest = min(len(prompt_ids(example, tokenizer)) for example in examples)
         reason = f"the shortest prompt alone takes {shortest} tokens"
         raise UserError(f"--max_seq_length {max_length} cuts off every answer ({reason}); raise it")
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(array("q", [len(row["labels"]), *row["input_ids"], *row["labels"]]).tobytes())
-    return TokenizedSet(rows, len(encoded) - len(rows), digest.hexdigest())
+    return TokenizedSet.of(rows, len(encoded) - len(rows))
 
 
 def split_held_out(examples: Sequence[Example], n: int, seed: int) -> tuple[list[Example], list[Example]]:

@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from apt_ds import dist
 from apt_ds.config import UserError
-from apt_ds.data.base import collate
-from apt_ds.data.instructions import TokenizedSet
+from apt_ds.data.batches import collate
+from apt_ds.data.rows import TokenizedSet
 from apt_ds.objective import summed_loss, token_losses, trained_tokens
 
 
