@@ -69,6 +69,7 @@ class Anatomy:
     writers: modules whose output is the residual stream or goes into it; readers: those that read it.
     norms: normalisations over the stream, epsilon the name of that attribute; centred: LayerNorm, not RMSNorm.
     asides: modules whose output is as wide as the stream and follows it, without being part of it (a pooler).
+    heads: linear layers that make the task's answer, trained whole.
     targets: short adapter names ("q", "gate", ...) to the paths of all layers.
     second: paths under this prefix see the tokens of a second sequence, the decoder's ('': there is one sequence).
     """
@@ -84,6 +85,7 @@ class Anatomy:
     sizes: Sizes
     centred: bool = False
     asides: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
     second: str = ""
 
     def cost(self, sizes: Sizes) -> int:

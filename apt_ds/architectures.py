@@ -11,8 +11,8 @@ from transformers import PretrainedConfig
 
 from apt_ds.anatomy import HIDDEN, Anatomy, Axis, Site, Sizes, Slot, attention_weight
 from apt_ds.config import UserError
+from apt_ds.tasks import ANSWERS, CLASSIFICATION, GENERATION, LANGUAGE_MODEL
 
-LANGUAGE_MODEL, CLASSIFICATION, ANSWERS, GENERATION = "language model", "classification", "answers", "generation"
 Targets = dict[str, list[str]]
 
 
@@ -102,6 +102,7 @@ def bert(config: PretrainedConfig, task: str, name: str = "bert") -> Anatomy:
         sizes=Sizes((config.num_attention_heads, config.intermediate_size) * len(layers), config.hidden_size),
         centred=True,
         asides=aside,
+        heads=(*aside, last),
     )
 
 

@@ -34,7 +34,7 @@ FREE = {
     *("overwrite_output_dir", "deepspeed", "gradient_checkpointing", "attn_implementation", "logging_steps"),
     *("max_bad_steps", "report", "report_samples", "per_device_eval_batch_size", "num_train_epochs", "max_steps"),
     *("per_device_train_batch_size", "gradient_accumulation_steps"),
-    *("save_steps", "save_total_limit", "resume_from_checkpoint", "timeout"),
+    *("save_steps", "save_total_limit", "resume_from_checkpoint", "timeout", "eval_steps", "reference_score"),
 }
 COUNTS = {
     "global_batch": "processes x --per_device_train_batch_size x --gradient_accumulation_steps",

@@ -19,10 +19,12 @@ from typing import Any, NamedTuple, NoReturn
 import yaml
 
 from apt_ds.presets import METHODS, PRESETS
+from apt_ds.tasks import INSTRUCTIONS, TASKS
 
 DEFAULT_PRESET = "quickstart"
 BLOCKS = ("heads", "neurons", "hidden")
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
+AUTO = "auto"
 
 Value = str | int | float | bool
 
@@ -117,12 +119,17 @@ class RunConfig:
         "prune by first-order Taylor then LoRA",
     )
 
-    model_name_or_path: str = option("model", "", "a hub name, a folder, or builtin:smollm2")
+    task: str = choice("source", ", ".join(TASKS), "what the model learns to do")
+    model_name_or_path: str = option("model", "", "a hub name, a folder, builtin:smollm2 or builtin:minilm")
     attn_implementation: str = choice("model", "sdpa, eager, flash_attention_2", "attention kernel")
-    data_path: str = option("data", "", "training data: a hub name, a file, or builtin:instructions")
-    eval_data_path: str = option("data", "", "evaluation data; empty: hold out eval_size training examples")
-    eval_size: int = option("data", 100, "examples to evaluate on", COUNT)
+    data_path: str = option(
+        "data", "", "training data: a hub name, a file, a folder with train.* and validation.*, or builtin:instructions"
+    )
+    eval_data_path: str = option("data", "", "evaluation data; empty: that of data_path, or training examples held out")
+    eval_size: int = option("data", 0, "examples to evaluate on; 0: all, or 100 of the training examples", NOT_NEGATIVE)
     max_seq_length: int = option("data", 512, "tokens an example is cut to", Range(2))
+    max_target_length: int = option("data", 128, "tokens of an answer that is written (T5)", Range(2))
+    doc_stride: int = option("data", 128, "tokens that windows of a long context share (SQuAD)", COUNT)
 
     perplexity_path: str = option("data", "", "a text file to take perplexity on, before and after")
     perplexity_length: int = option("data", 1024, "tokens in one of its blocks", Range(2))
@@ -139,6 +146,10 @@ class RunConfig:
     max_bad_steps: int = option("run", 5, "non-finite losses in a row that end the run", COUNT)
     report: bool = option("run", True, "compare the model before and after, with generated samples")
     report_samples: int = option("run", 2, "prompts the report generates from", NOT_NEGATIVE)
+    eval_steps: int = option("run", 0, "optimizer steps between two evaluations; 0 or less: only at the ends")
+    reference_score: float = option(
+        "run", 0.0, "score of a reference: tells when 97 % of it were first reached; 0: there is none", NOT_NEGATIVE
+    )
     save_steps: int = option("run", 500, "optimizer steps between two checkpoints; 0 or less: only when stopped")
     save_total_limit: int = option("run", 0, "checkpoints to keep; 0: all", NOT_NEGATIVE)
     resume_from_checkpoint: str = option("run", "", "go on from a checkpoint: last, or its folder")
@@ -181,12 +192,20 @@ class RunConfig:
     outlier_weight: float = option("pruning", 0.3, "what the kurtosis term is multiplied with", NOT_NEGATIVE)
     salience_decay: float = option("pruning", 0.85, "weight of the past in the score's average", BELOW_ONE)
     moments: str = choice("pruning", "carry, reset", "Adam moments when shapes change")
+    hold_cuts: bool = option("pruning", False, "gradual: mask only, and cut at the end of the pruning phase")
+    distill: bool = option("pruning", False, "learn from the unpruned model within while gradually pruning")
 
     rank: int = option("adapter", 8, "initial rank", COUNT)
     max_rank: int = option("adapter", 64, "rank an adapter may grow to", COUNT)
     rank_growth: bool = option("adapter", True, "raise the ranks of the adapters that matter most")
+    growth: str = choice("adapter", "importance, even", "which adapters grow: the half that matters most, or all")
     rank_budget: float = option("adapter", 4.0, "adapter parameters at the end over those at the start", COUNT)
-    adapter_targets: str = option("adapter", "q,v", "projections that get an adapter", SomeOf(PROJECTIONS))
+    adapter_targets: str = option(
+        "adapter",
+        "auto",
+        "projections that get an adapter; auto: q,v, and up too for all tasks but instructions",
+        SomeOf((AUTO, *PROJECTIONS)),
+    )
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -196,7 +215,10 @@ class RunConfig:
     @property
     def targets(self) -> tuple[str, ...]:
         """The projections that get an adapter: some of q, k, v, o, gate, up, down, in this order."""
-        return tuple(name for name in PROJECTIONS if name in _words(self.adapter_targets))
+        words = _words(self.adapter_targets)
+        if words == [AUTO]:
+            words = ["q", "v"] if self.task == INSTRUCTIONS else ["q", "v", "up"]
+        return tuple(name for name in PROJECTIONS if name in words)
 
     def check(self) -> None:
         """Raise `UserError` for the first value that is not allowed or contradicts another."""
@@ -221,6 +243,8 @@ class RunConfig:
             raise UserError(
                 f"--pruning gradual with --score {self.score} is not there: give --score salience or random"
             )
+        if self.distill and self.pruning != "gradual":
+            raise UserError(f"--distill goes with --pruning gradual, not {self.pruning}: the teacher lives as it lasts")
         if self.pruning == "posttuning" and self.score == "taylor":
             raise UserError("--pruning posttuning with --score taylor is not there: give --score fisher or salience")
         if self.rank_growth and self.rank > self.max_rank:
@@ -335,7 +359,10 @@ def _convert(label: str, spec: Field[Any], value: object) -> Value:
 def _help(spec: Field[Any]) -> str:
     allowed, default = spec.metadata["allowed"], spec.default
     shown = str(default).lower() if type(default) is bool else str(default) or "empty"
-    return "; ".join([spec.metadata["help"], *([str(allowed)] if allowed else []), f"default {shown}"])
+    # argparse fills in what follows a per cent sign
+    return "; ".join(
+        [spec.metadata["help"].replace("%", "%%"), *([str(allowed)] if allowed else []), f"default {shown}"]
+    )
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
 from apt_ds import dist
 from apt_ds.config import RunConfig
-from apt_ds.data.base import Example, load_examples
+from apt_ds.data import glue, squad, summaries
+from apt_ds.data.base import load_examples
 from apt_ds.data.batches import GlobalOrder
 from apt_ds.data.instructions import build_dataset, split_held_out
 from apt_ds.data.rows import TokenizedSet
+from apt_ds.eval.exams import ClassExam, Exam, SpanExam, TextExam
 from apt_ds.eval.losses import text_blocks
 from apt_ds.models import Base
+from apt_ds.tasks import ANSWERS, CLASSIFICATION, GENERATION, LANGUAGE_MODEL
+
+HELD_OUT = 100  # training examples, where nothing is said about evaluation
+HELD_ARTICLES = 0.2  # of the questions, article by article
 
 
 @dataclass
@@ -27,6 +35,7 @@ class Data:
     order: GlobalOrder
     total_steps: int
     corpus: torch.Tensor | None
+    exam: Exam | None = None
 
     def counts(self) -> dict[str, int]:
         """What a resumed run must have in common besides options (see `checkpoint.COUNTS`)."""
@@ -45,21 +54,80 @@ class Data:
 
 def read_data(run: RunConfig, base: Base) -> Data:
     """Read and split on every rank; tokenize once on every node. Collective."""
-    examples = load_examples(run.data_path)
-    if run.eval_data_path:
-        held = load_examples(run.eval_data_path)[: run.eval_size]
-    else:
-        examples, held = split_held_out(examples, run.eval_size, run.seed)
-
-    def tokenized(part: list[Example]) -> TokenizedSet:
-        made = dist.from_node(lambda: build_dataset(part, base.tokenizer, run.max_seq_length).to_bytes())
-        return TokenizedSet.from_bytes(made)
-
-    train_set, held_set = tokenized(examples), tokenized(held)
+    sets = READERS[base.kind](run, base)
     batch = run.per_device_train_batch_size * run.gradient_accumulation_steps * dist.world_size()
-    order = GlobalOrder(len(train_set), batch, run.seed)
+    order = GlobalOrder(len(sets.train), batch, run.seed)
     steps = run.max_steps if run.max_steps > 0 else order.steps(run.num_train_epochs)
     corpus = None
     if run.perplexity_path:
         corpus = text_blocks(run.perplexity_path, base.tokenizer, run.perplexity_length, run.perplexity_blocks)
-    return Data(train_set, held_set, held, order, steps, corpus)
+    return Data(sets.train, sets.held_out, sets.examples, order, steps, corpus, sets.exam)
+
+
+class Sets(NamedTuple):
+    """What a kind of task reads: tokenized sets, the examples behind the held-out one, and the exam on them."""
+
+    train: TokenizedSet
+    held_out: TokenizedSet
+    examples: list[Any]
+    exam: Exam | None
+
+
+def on_node(make: Callable[[], TokenizedSet]) -> TokenizedSet:
+    """Tokenized once on every node. Collective."""
+    return TokenizedSet.from_bytes(dist.from_node(lambda: make().to_bytes()))
+
+
+def both_parts(run: RunConfig, read: Callable[[str, str], list[Any]]) -> tuple[list[Any], list[Any]]:
+    """Training and held-out examples: of two splits, or of the one file there is. read: (path, split) -> examples."""
+    if not run.eval_data_path and Path(run.data_path).is_file():
+        return split_held_out(read(run.data_path, "train"), run.eval_size or HELD_OUT, run.seed)
+    held = read(run.eval_data_path or run.data_path, "validation")
+    return read(run.data_path, "train"), held[: run.eval_size or None]
+
+
+def instructions(run: RunConfig, base: Base) -> Sets:
+    """Conversations; loss and perplexity judge them."""
+    examples = load_examples(run.data_path)
+    if run.eval_data_path:
+        held = load_examples(run.eval_data_path)[: run.eval_size or None]
+    else:
+        examples, held = split_held_out(examples, run.eval_size or HELD_OUT, run.seed)
+    sets = [on_node(lambda p=part: build_dataset(p, base.tokenizer, run.max_seq_length)) for part in (examples, held)]
+    return Sets(*sets, held, None)
+
+
+def classes(run: RunConfig, base: Base) -> Sets:
+    """GLUE for an encoder."""
+    parts = both_parts(run, lambda path, split: glue.read(run.task, path, split))
+    sets = [on_node(lambda p=part: glue.encode(p, base.tokenizer, run.max_seq_length)) for part in parts]
+    return Sets(*sets, parts[1], ClassExam(run.task, sets[1]))
+
+
+def spans(run: RunConfig, base: Base) -> Sets:
+    """SQuAD; of a single file articles are held out, so that no context is known from training."""
+    if not run.eval_data_path and Path(run.data_path).is_file():
+        train, held = squad.split_by_article(squad.read(run.data_path, "train"), HELD_ARTICLES, run.seed)
+        parts = train, held[: run.eval_size or None]
+    else:
+        parts = both_parts(run, squad.read)
+    lengths = run.max_seq_length, run.doc_stride
+    sets = [on_node(lambda p=part: squad.encode(p, base.tokenizer, *lengths)) for part in parts]
+    return Sets(*sets, parts[1], SpanExam(parts[1], squad.features(parts[1], base.tokenizer, *lengths)))
+
+
+def texts(run: RunConfig, base: Base) -> Sets:
+    """Texts from texts: summaries, or GLUE in words."""
+    parts = both_parts(run, lambda path, split: summaries.read(run.task, path, split))
+    lengths = run.max_seq_length, run.max_target_length
+    sets = [on_node(lambda p=part: summaries.encode(p, base.tokenizer, *lengths)) for part in parts]
+    references = [pair.target for pair in parts[1]]
+    return Sets(*sets, parts[1], TextExam(run.task, sets[1], references, base.tokenizer, run.max_target_length))
+
+
+READERS: dict[str, Callable[[RunConfig, Base], Sets]] = {
+    LANGUAGE_MODEL: instructions,
+    CLASSIFICATION: classes,
+    ANSWERS: spans,
+    GENERATION: texts,
+}

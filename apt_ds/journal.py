@@ -120,11 +120,15 @@ class Journal:
 
 
 class Meter:
-    """Step times in seconds and peak memory in bytes of this rank, before the first cut and after the last."""
+    """Step times in seconds and peak memory in bytes of this rank, before the first cut and after the last.
+
+    seconds: all steps and rebuilds so far, evaluation and writing left out.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.rebuilds: list[float] = []
+        self.seconds = 0.0
         self._dense: list[float] = []
         self._cut: list[float] = []
         self._peaks = {"dense": 0, "cut": 0}
@@ -134,12 +138,14 @@ class Meter:
     def step(self, seconds: float, dense: bool) -> None:
         """Take one optimizer step, with nothing cut yet (`dense`) or later."""
         (self._dense if dense else self._cut).append(seconds)
+        self.seconds += seconds
         when = "dense" if dense else "cut"
         self._peaks[when] = max(self._peaks[when], self.peak())
 
     def rebuilt(self, seconds: float, cut: bool) -> None:
         """Take one rebuild. After a cut, times and peak start afresh."""
         self.rebuilds.append(seconds)
+        self.seconds += seconds
         self._last_rebuild = seconds
         if cut:
             self._cut, self._peaks["cut"] = [], 0
@@ -160,13 +166,13 @@ class Meter:
 
     def state(self) -> dict[str, Any]:
         """What `load_state` takes; times are in seconds, peaks in bytes."""
-        times = {"rebuilds": self.rebuilds, "dense": self._dense, "cut": self._cut}
+        times = {"rebuilds": self.rebuilds, "dense": self._dense, "cut": self._cut, "seconds": self.seconds}
         return times | {"peaks": self._peaks, "last_rebuild": self._last_rebuild}
 
     def load_state(self, values: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
         self.rebuilds, self._dense, self._cut = values["rebuilds"], values["dense"], values["cut"]
-        self._peaks, self._last_rebuild = values["peaks"], values["last_rebuild"]
+        self._peaks, self._last_rebuild, self.seconds = values["peaks"], values["last_rebuild"], values["seconds"]
 
     def dense(self) -> dict[str, float | int | None]:
         """Median step time and peak memory before the first cut."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from apt_ds import checkpoint, dist, models, preflight, zero
 from apt_ds.config import RunConfig
+from apt_ds.data.glue import GLUE
 from apt_ds.ds_config import load_config
 from apt_ds.faults import explain
 from apt_ds.feed import read_data
@@ -45,7 +46,7 @@ def prepare(run: RunConfig) -> Trainer:
     """Everything up to the first step; what the user got wrong comes out here, before anything is written."""
     zero.init_distributed(run.timeout)
     models.quiet_transformers()
-    base = models.find_base(run.model_name_or_path)
+    base = models.find_base(run.model_name_or_path, run.task, GLUE[run.task].labels or () if run.task in GLUE else ())
     config = load_config(run, dist.world_size(), base.config.hidden_size)
     zero.check_config(config, run.deepspeed)
     data = read_data(run, base)

@@ -9,6 +9,8 @@ model under 0/1 masks therefore equals the cut one, and nothing jumps on the way
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ class Masks:
         self._kept = 1.0
         self._epsilons: list[tuple[nn.Module, float]] = []
         self._handles: list[RemovableHandle] = []
+        self._lifted = False
 
     def move_towards(self, keep: np.ndarray, step: float) -> None:
         """Move by `step` towards 1 where `keep` (bool [blocks]), towards 0 elsewhere."""
@@ -80,8 +83,23 @@ class Masks:
             setattr(norm, self.anatomy.epsilon, epsilon)
         self._handles, self._epsilons = [], []
 
-    def _mask(self, site: int, unit: int, like: Tensor) -> Tensor | None:
-        """Mask of a site's columns in the dtype of `like`, None when all ones."""
+    @contextmanager
+    def lifted(self) -> Iterator[None]:
+        """Inside, the model is as if it wore no masks."""
+        self._lifted = True
+        for norm, epsilon in self._epsilons:
+            setattr(norm, self.anatomy.epsilon, epsilon)
+        try:
+            yield
+        finally:
+            self._lifted = False
+            for norm, epsilon in self._epsilons:
+                setattr(norm, self.anatomy.epsilon, epsilon * self._kept)
+
+    def worn(self, site: int, like: Tensor, unit: int = 1) -> Tensor | None:
+        """Mask of a site's columns, `unit` per block, in the dtype and place of `like`; None when all ones."""
+        if self._lifted:
+            return None
         if site not in self._worn:
             values = self.values[dict(spans(self.anatomy.sizes))[site]]
             if (values == 1.0).all():
@@ -93,20 +111,20 @@ class Masks:
 
     def _on_input(self, site: int, unit: int) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-            mask = self._mask(site, unit, args[0])
+            mask = self.worn(site, args[0], unit)
             return None if mask is None else (args[0] * mask, *args[1:])
 
         return hook
 
     def _on_output(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        mask = self._mask(HIDDEN, 1, output)
+        mask = self.worn(HIDDEN, output)
         return None if mask is None else output * mask
 
     def _on_norm(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        return None if self._kept == 1.0 else output * math.sqrt(self._kept)
+        return None if self._kept == 1.0 or self._lifted else output * math.sqrt(self._kept)
 
     def _on_layer_norm(self, module: nn.LayerNorm, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        mask = self._mask(HIDDEN, 1, args[0])
+        mask = self.worn(HIDDEN, args[0])
         if mask is None:
             return None
         x, weight = args[0].float(), mask.float() / mask.float().sum()

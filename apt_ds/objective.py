@@ -1,32 +1,131 @@
-"""The causal language-model loss, scaled so that it does not depend on how the global batch is split."""
+"""What a kind of task asks of a model: logits from a batch, their loss, and what each row weighs in the mean of it.
+
+Losses are sums, so that dividing them by the weight of the global batch gives a mean that does not depend on how the
+batch is split. For the same reason padding enters no softmax.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from apt_ds import zero
 from apt_ds.data.batches import Batch
-from apt_ds.data.rows import IGNORED
+from apt_ds.data.rows import IGNORED, Row
+from apt_ds.tasks import ANSWERS, CLASSIFICATION, GENERATION, LANGUAGE_MODEL
+
+Logits = tuple[Tensor, ...]  # each [what is predicted, choices]; one choice is a number
 
 
-def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Cross-entropy summed over the trained tokens of a micro-batch, fp32 scalar, unit nat.
+@dataclass(frozen=True)
+class Objective:
+    """logits: of everything in a batch that is trained; loss: summed over it, fp32 scalar; weight: what a row counts.
 
-    Logits are made only at positions some row is trained on. Padding sits on the right, where causal attention
+    second: which tokens of a decoder count, [B, T], None where there is no decoder.
+    """
+
+    logits: Callable[[nn.Module, Batch], Logits]
+    loss: Callable[[Logits, Batch], Tensor]
+    weight: Callable[[Row], int]
+    second: Callable[[Batch], Tensor | None] = lambda batch: None
+
+
+def language_logits(model: nn.Module, batch: Batch) -> Logits:
+    """Next-token logits of the trained tokens, [trained, vocabulary].
+
+    They are made only at positions some row is trained on. Padding sits on the right, where causal attention
     never looks back from a real token, so no attention mask is passed.
     """
-    targets = batch.labels[:, 1:]
-    trained = targets != IGNORED
+    trained = batch.labels[:, 1:] != IGNORED
     positions = trained.any(dim=0).nonzero().squeeze(1)
     logits = model(input_ids=batch.input_ids, logits_to_keep=positions, use_cache=False).logits
-    trained, targets = trained[:, positions], targets[:, positions]
-    return F.cross_entropy(logits[trained].float(), targets[trained], reduction="sum")
+    return (logits[trained[:, positions]],)
 
 
-def trained_tokens(labels: list[int]) -> int:
-    """How many tokens of a row enter the loss."""
-    return sum(label != IGNORED for label in labels[1:])
+def language_loss(logits: Logits, batch: Batch) -> Tensor:
+    """Cross-entropy summed over trained tokens, in nats."""
+    targets = batch.labels[:, 1:]
+    return F.cross_entropy(logits[0].float(), targets[targets != IGNORED], reduction="sum")
+
+
+def trained_tokens(row: Row) -> int:
+    """How many tokens of a causal row enter the loss: the first is predicted from nothing."""
+    return sum(label != IGNORED for label in row["labels"][1:])
+
+
+def encoder_inputs(batch: Batch) -> dict[str, Tensor]:
+    """What an encoder takes."""
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    return inputs if batch.token_type_ids is None else inputs | {"token_type_ids": batch.token_type_ids}
+
+
+def class_logits(model: nn.Module, batch: Batch) -> Logits:
+    """[B, classes]; [B, 1] where a number is asked for."""
+    return (model(**encoder_inputs(batch)).logits,)
+
+
+def class_loss(logits: Logits, batch: Batch) -> Tensor:
+    """Cross-entropy, or the squared error of a number, summed over examples."""
+    found, targets = logits[0].float(), batch.targets[:, 0]
+    if targets.is_floating_point():
+        return F.mse_loss(found[:, 0], targets, reduction="sum")
+    return F.cross_entropy(found, targets, reduction="sum")
+
+
+def span_logits(model: nn.Module, batch: Batch) -> Logits:
+    """Of the first and the last token of the answer, [B, L] each; the lowest number at padding."""
+    found = model(**encoder_inputs(batch))
+    padding = batch.attention_mask == 0
+    lowest = torch.finfo(found.start_logits.dtype).min
+    return tuple(side.masked_fill(padding, lowest) for side in (found.start_logits, found.end_logits))
+
+
+def span_loss(logits: Logits, batch: Batch) -> Tensor:
+    """Mean of the cross-entropies of both ends, summed over windows."""
+    ends = zip(logits, batch.targets.unbind(1), strict=True)
+    return torch.stack([F.cross_entropy(side.float(), end, reduction="sum") for side, end in ends]).mean()
+
+
+def text_logits(model: nn.Module, batch: Batch) -> Logits:
+    """Logits of the decoder's trained tokens, [trained, vocabulary]."""
+    found = model(**encoder_inputs(batch), decoder_input_ids=shifted(batch.labels, model), use_cache=False).logits
+    return (found[batch.labels != IGNORED],)
+
+
+def shifted(labels: Tensor, model: nn.Module) -> Tensor:
+    """What the decoder reads while it is to write `labels`, [B, T]: these one step later, behind its start token."""
+    config = zero.plain(model).config
+    begun = torch.full_like(labels[:, :1], config.decoder_start_token_id)
+    read = torch.cat([begun, labels[:, :-1]], dim=1)
+    return read.masked_fill(read == IGNORED, config.pad_token_id)
+
+
+def text_loss(logits: Logits, batch: Batch) -> Tensor:
+    """Cross-entropy summed over the decoder's trained tokens, in nats."""
+    return F.cross_entropy(logits[0].float(), batch.labels[batch.labels != IGNORED], reduction="sum")
+
+
+OBJECTIVES = {
+    LANGUAGE_MODEL: Objective(language_logits, language_loss, trained_tokens),
+    CLASSIFICATION: Objective(class_logits, class_loss, lambda row: 1),
+    ANSWERS: Objective(span_logits, span_loss, lambda row: 1),
+    GENERATION: Objective(
+        text_logits,
+        text_loss,
+        lambda row: sum(label != IGNORED for label in row["labels"]),
+        lambda batch: (batch.labels != IGNORED).long(),
+    ),
+}
+
+
+def summed_loss(model: nn.Module, batch: Batch, kind: str = LANGUAGE_MODEL) -> Tensor:
+    """The loss of a micro-batch, summed over what is trained, fp32 scalar."""
+    objective = OBJECTIVES[kind]
+    return objective.loss(objective.logits(model, batch), batch)
 
 
 @torch.no_grad()

@@ -87,6 +87,14 @@ class Pruner:
             return schedule.kept_fraction(step, self.phase, self.run.sparsity)
         return 1.0 - self.run.sparsity if self.cut_done else 1.0
 
+    def at_target(self) -> bool:
+        """Whether all that should go is gone."""
+        return not self.prunes or self.kept() <= 1.0 - self.run.sparsity
+
+    def progress(self, step: int) -> dict[str, float]:
+        """Sizes after `step` updates, for the log."""
+        return {"kept": self.kept(), "kept_parameters": self.kept_parameters(), "target": self.target(step)}
+
     def weighs(self) -> bool:
         """Whether the cut that comes next is decided by gradients of all weights, which then must be trainable."""
         return self.prunes and self.run.score == "taylor" and not self.cut_done
@@ -119,9 +127,12 @@ class Pruner:
         self.scorer.remove()
         self.masks.remove()
 
-    def begin(self, batch: Batch, dtype: torch.dtype, first: int) -> None:
-        """Before a forward pass that counts for the scores; `first`: place of its first example in the global batch."""
-        self.scorer.begin(batch.attention_mask, dtype, first)
+    def begin(self, batch: Batch, dtype: torch.dtype, first: int, second: torch.Tensor | None = None) -> None:
+        """Before a forward pass that counts for the scores.
+
+        first: place of its first example in the global batch; second: which tokens of a decoder count, [B, T].
+        """
+        self.scorer.begin(batch.attention_mask, dtype, first, second)
 
     def end(self) -> None:
         """After its backward pass."""
@@ -204,7 +215,7 @@ class Pruner:
         dead = self.masks.dead() & ~self.decision
         if step >= self.phase and (dead == ~self.decision).all():
             return self.decision
-        if step % self.run.adjust_every:
+        if step % self.run.adjust_every or self.run.hold_cuts:
             return None
         return cuttable(dead, self.scores(), self.anatomy, self.rules)
 
@@ -212,7 +223,10 @@ class Pruner:
         if self.importance is None:
             return {}
         budget = schedule.rank_budget(step, self.phase, self.initial_adapters, self.run.rank_budget)
-        return ranks.tune(self.importance.tolist(), adapter_sizes(model), budget, self.run.max_rank)
+        sizes = adapter_sizes(model)
+        if self.run.growth == "even":
+            return ranks.even(sizes, budget, self.run.max_rank)
+        return ranks.tune(self.importance.tolist(), sizes, budget, self.run.max_rank)
 
     def agree(self, step: int, plan: Plan) -> None:
         """Stop all ranks unless they have the same plan and masks. Collective."""

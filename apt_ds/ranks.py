@@ -34,3 +34,10 @@ def tune(importance: list[float], sizes: list[AdapterSize], budget: float, max_r
         if rank > sizes[i].rank:
             grown[sizes[i].path] = rank
     return grown
+
+
+def even(sizes: list[AdapterSize], budget: float, max_rank: int) -> dict[str, int]:
+    """New ranks where all adapters grow alike to `budget` parameters: the control of `tune`."""
+    ratio = budget / parameters(sizes)
+    grown = {size.path: min(max_rank, int(size.rank * ratio + 1e-9)) for size in sizes}
+    return {size.path: grown[size.path] for size in sizes if grown[size.path] > size.rank}

@@ -18,6 +18,7 @@ from apt_ds.data.base import Example
 from apt_ds.data.instructions import prompt_ids, resolve_pad_id
 from apt_ds.journal import write_json
 from apt_ds.models import Base
+from apt_ds.tasks import LANGUAGE_MODEL
 
 NEW_TOKENS = 48
 REPEATS = 3
@@ -43,7 +44,7 @@ def report(
     dist.barrier()
     if not dist.is_main():
         return figures
-    if run.report:
+    if run.report and base.kind == LANGUAGE_MODEL:
         figures |= compare_plain(run, base, held_out, output / "model", figures)
     write_json(output / "summary.json", figures)
     print(render(figures), flush=True)
@@ -125,7 +126,9 @@ def render(figures: dict[str, Any]) -> str:
     """The table, and the samples under it."""
     columns = [c for c in ("before", "after_cut", "after") if c in figures]
     lines = [f"{'':34}" + "".join(f"{c.replace('_', ' '):>16}" for c in columns) + f"{'after/before':>14}"]
-    for key, label, form in ROWS:
+    known = [key for key, _, _ in ROWS]
+    metrics = [(key, key.replace("_", " "), "{:.4f}") for key in figures["after"] if key not in known]
+    for key, label, form in (*metrics, *ROWS):
         cells = [figures[c].get(key) for c in columns]
         if all(cell is None for cell in cells):
             continue

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from apt_ds import bias, zero
 from apt_ds.adapter import AptLinear, adapters, gaussian_rows
 from apt_ds.anatomy import Anatomy, Axis, Slot, kept_sizes, spans
+from apt_ds.teacher import Transform
 
 
 @dataclass(frozen=True)
@@ -104,10 +105,12 @@ Index = tuple[Tensor | None, Tensor | None]
 
 def _indexed(module: nn.Module, slot: Slot, rows: Tensor | None, columns: Tensor | None) -> list[tuple[str, Index]]:
     """The module's parameters and how a cut indexes them."""
-    found: list[tuple[str, Index]] = [("weight", (rows, columns))]
-    if getattr(module, "bias", None) is not None:
-        found.append(("bias", (rows, None)))
-    if isinstance(module, AptLinear):
+    found: list[tuple[str, Index]] = []
+    if not isinstance(module, Transform):
+        found.append(("weight", (rows, columns)))
+        if getattr(module, "bias", None) is not None:
+            found.append(("bias", (rows, None)))
+    if isinstance(module, (AptLinear, Transform)):
         found += [("lora_A", (None, columns)), ("lora_B", (rows, None))]
     return [(name, index) for name, index in found if index != (None, None)]
 
@@ -135,6 +138,8 @@ def _follow(state: zero.EngineState, name: str, index: Index, factor: Tensor | N
 
 
 def _set_widths(module: nn.Module) -> None:
+    if isinstance(module, Transform):
+        return
     shape = zero.full_shape(module.weight)
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = shape

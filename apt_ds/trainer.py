@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from typing import Any
 
@@ -10,19 +9,19 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from apt_ds import adapter, checkpoint, dist, models, pulse, resume, schedule, surgery, zero
+from apt_ds import adapter, checkpoint, dist, heads, models, pulse, resume, schedule, surgery, zero
 from apt_ds.checkpoint import Checkpoint
-from apt_ds.config import OPTIONS, RunConfig, UserError
-from apt_ds.data.batches import Batch, collate
+from apt_ds.config import OPTIONS, RunConfig
 from apt_ds.data.instructions import resolve_pad_id
-from apt_ds.eval.losses import held_out_loss, perplexity
+from apt_ds.eval.judge import Judge
 from apt_ds.export.write import export
 from apt_ds.feed import Data
 from apt_ds.journal import Journal, Meter
+from apt_ds.lesson import Lesson
+from apt_ds.milestones import Milestones
 from apt_ds.models import Base
-from apt_ds.objective import summed_loss, trained_tokens
 from apt_ds.pruner import Pruner
-from apt_ds.stopping import Stopped, Stopping
+from apt_ds.steps import Stepper
 from apt_ds.surgery import Plan
 
 
@@ -41,43 +40,47 @@ class Trainer:
     ) -> None:
         self.run_config, self.base, self.config = run, base, config
         self.data, self.pruner, self.journal = data, pruner, journal
-        self.device, self.dtype = zero.device(), models.run_dtype(run)
-        self.pad_id = resolve_pad_id(base.tokenizer)
+        pad_id = resolve_pad_id(base.tokenizer)
+        self.judged = Judge(run, base.kind, data.held_out, data.exam, data.corpus, pad_id)
         self.generator = torch.Generator().manual_seed(run.seed + 1)
-        self.meter = Meter(self.device)
-        self.bad_steps = 0
-        self.asked = 0  # the number of a signal that some rank has received
+        self.meter = Meter(zero.device())
         self.done = 0  # steps
         self.figures: dict[str, Any] = {}
-        self.stopping = Stopping()
+        self.milestones = Milestones(run.reference_score)
+        self.lesson = Lesson(run, base.kind, pruner.anatomy, pruner.phase, zero.device())
+        self.steps = Stepper(run, data, pruner, self.lesson, journal, self.meter, pad_id)
         torch.manual_seed(run.seed)
         sharding = zero.shard_while_loading(config)
         model = models.load_model(base, run)
         del sharding
         self.prints = data.prints() | {"model": models.fingerprint(model)}
-        self.generation: GenerationConfig | None = model.generation_config
+        self.generation: GenerationConfig | None = model.generation_config if model.can_generate() else None
         if saved is not None:
             saved.check(run, data.counts(), self.prints)
             # a run that has cut by weight gradients trains adapters from there on
             pruner.cut_done = saved.values["pruner"]["cut_done"]
+            self.lesson.load_state(saved.values["lesson"], saved.tensors.get("lesson", {}))
         self.prepare_weights(model)
+        pruner.anatomy = self.lesson.prepare(model, pruner.anatomy)
         if saved is not None:
             resume.reshape(model, pruner, saved)
             self.done = saved.step
         model.train()
-        self.scoring = pruner.needs_scores(self.done)
-        pruner.dress(model, self.scoring)
+        self.steps.scoring = pruner.needs_scores(self.done)
+        pruner.dress(model, self.steps.scoring)
+        self.lesson.dress(model)
         self.engine = zero.build(model, self.engine_config())
         if saved is not None:
             self.take_over(saved)
 
     def prepare_weights(self, model: nn.Module) -> None:
-        """Decide what is trained from here on: adapters, or every weight."""
+        """Decide what is trained from here on: adapters and heads, or every weight."""
         run = self.run_config
         if run.tune == "all" or self.pruner.weighs():
             model.requires_grad_(True)
         else:
             adapter.attach(model, self.pruner.anatomy, run.targets, run.rank, run.seed)
+            heads.attach(model, self.pruner.anatomy)
 
     def engine_config(self) -> zero.Config:
         """The run's configuration; an engine that weighs accumulates all calibration batches."""
@@ -89,12 +92,13 @@ class Trainer:
 
     def run(self) -> dict[str, Any]:
         """Tune and prune; returns the figures of the report."""
-        with self.stopping:
+        with self.steps.stopping:
             self.tune()
         figures = self.figures
         figures["before"] |= self.meter.dense()
         figures["after"] = self.judge() | (self.meter.cut() if self.pruner.kept() < 1.0 else self.meter.dense())
         figures["pruning"] = self.pruner.summary() | {"rebuild_seconds": self.meter.rebuilds}
+        figures["training"] = {"seconds": self.meter.seconds} | self.milestones.summary()
         self.finish()
         return figures
 
@@ -109,19 +113,23 @@ class Trainer:
             self.train_step(step)
             self.adjust(step + 1)
             self.done = step + 1
+            if self.run_config.eval_steps > 0 and self.done % self.run_config.eval_steps == 0:
+                self.evaluate(self.done)
             every = self.run_config.save_steps
-            bad = self.bad_steps >= self.run_config.max_bad_steps
-            if self.asked or bad or (every > 0 and self.done % every == 0):
+            bad = self.steps.bad_steps >= self.run_config.max_bad_steps
+            if self.steps.asked or bad or (every > 0 and self.done % every == 0):
                 self.save()
-            self.give_up(f"step {self.done}")
-            if self.asked:
-                raise Stopped(self.asked, f"stopped after step {self.done}: go on with --resume_from_checkpoint last")
+            self.steps.give_up(f"step {self.done}")
+            self.steps.leave(f"stopped after step {self.done}: go on with --resume_from_checkpoint last")
 
     def save(self) -> None:
         """Write a checkpoint of this step boundary. Collective."""
         pulse.phase(f"step {self.done}: save", limited=False)
         values, tensors, shape = resume.collect(self.engine, self.pruner, self.generator)
-        values |= {"meter": self.meter.state(), "figures": self.figures, "bad_steps": self.bad_steps}
+        values |= {"meter": self.meter.state(), "figures": self.figures, "bad_steps": self.steps.bad_steps}
+        values["milestones"] = self.milestones.state()
+        values["lesson"], snapshot = self.lesson.state()
+        tensors |= {"lesson": snapshot} if snapshot else {}
 
         def write() -> None:
             run = {name: getattr(self.run_config, name) for name in OPTIONS}
@@ -135,7 +143,8 @@ class Trainer:
         """Go on from where `save` was: what is not in the model's shapes. Collective."""
         resume.put_back(self.engine, self.generator, saved, self.run_config.gradient_accumulation_steps)
         self.meter.load_state(saved.values["meter"])
-        self.figures, self.bad_steps = saved.values["figures"], saved.values["bad_steps"]
+        self.milestones.load_state(saved.values["milestones"])
+        self.figures, self.steps.bad_steps = saved.values["figures"], saved.values["bad_steps"]
 
     def cut_at_once(self, step: int) -> None:
         """Score with the learning rate at 0, cut, go on tuning from `step` with a fresh optimizer."""
@@ -145,115 +154,26 @@ class Trainer:
         elif score != "random":
             for number in range(self.run_config.calibration_steps):
                 self.train_step(number, calibrating=True)
-                self.give_up(f"calibration step {number + 1}")
-                if self.asked:
-                    raise Stopped(self.asked, "stopped while scoring: go on from the last checkpoint, or start anew")
+                self.steps.give_up(f"calibration step {number + 1}")
+                self.steps.leave("stopped while scoring: go on from the last checkpoint, or start anew")
         zero.settle(self.engine)
         self.rebuild(step, self.pruner.cut_now(self.engine.module), fresh=True)
 
-    def weigh(self) -> None:
-        """One backward pass over all calibration batches through an engine that trains every weight; no step."""
-        run = self.run_config
-        micros = [(s, m) for s in range(run.calibration_steps) for m in range(run.gradient_accumulation_steps)]
-        rows = [i for s in range(run.calibration_steps) for i in self.data.order.indices(s)]
-        scale = dist.world_size() * len(micros) / sum(trained_tokens(self.data.train[i]["labels"]) for i in rows)
-        for number, (step, micro) in enumerate(micros, start=1):
-            self.engine.backward(summed_loss(self.engine, self.micro_batch(step, micro)) * scale)
-            if number < len(micros):
-                self.engine.step()
-        self.pruner.weigh(self.engine)
-
-    def set_scoring(self, on: bool) -> None:
-        """Put the taps on or take them off; they are plain hooks, so the engine may stay."""
-        if on == self.scoring:
-            return
-        self.scoring = on
-        if on:
-            self.pruner.scorer.install(self.engine.module)
-        else:
-            self.pruner.scorer.remove()
-
     def train_step(self, step: int, calibrating: bool = False) -> None:
         """One optimizer step over a global batch. Collective."""
-        start, name = time.perf_counter(), f"{'calibration ' if calibrating else ''}step {step + 1}"
-        pulse.phase(f"{name}: forward and backward")
-        self.set_scoring(calibrating or self.pruner.needs_scores(step))
-        importance = not calibrating and self.pruner.needs_importance(step)
-        rate = 0.0 if calibrating else self.learning_rate(step)
-        zero.set_learning_rate(self.engine, rate)
-        indices = self.data.order.indices(step)
-        tokens = sum(trained_tokens(self.data.train[i]["labels"]) for i in indices)
-        loss = self.accumulate(step, tokens)
-        pulse.phase(f"{name}: update")
-        own = self.pruner.observations(self.engine, self.scoring, importance)
-        asked = torch.tensor(float(self.stopping.asked > 0), device=self.device)
-        reduced = dist.all_reduce_sum(torch.cat([torch.stack([loss.float(), asked]), own]))
-        # all ranks learn of a signal in the same step
-        self.asked = max(dist.gather_objects(self.stopping.asked)) if reduced[1] > 0 else 0
-        mean, finite = reduced[0].item() / tokens, bool(torch.isfinite(reduced).all())
-        if finite:
-            self.pruner.observe(self.engine, reduced[2:], self.scoring, importance)
-        else:
-            self.pruner.discard()
-        applied = zero.step(self.engine)
-        self.watch(name, mean, finite and applied)
-        seconds = time.perf_counter() - start
-        self.meter.step(seconds, dense=self.pruner.kept() == 1.0)
-        if not calibrating:
-            self.log(step, mean, rate, seconds, indices)
+        self.steps.take(self.engine, step, calibrating)
 
-    def accumulate(self, step: int, tokens: int) -> torch.Tensor:
-        """Forward and backward over this rank's micro-batches; returns its summed loss."""
-        run, total = self.run_config, torch.zeros((), device=self.device)
-        # the engine averages over ranks and accumulation: undo it, the loss is a mean over the global batch's tokens
-        scale = dist.world_size() * run.gradient_accumulation_steps / tokens
-        for micro in range(run.gradient_accumulation_steps):
-            pulse.beat()
-            batch = self.micro_batch(step, micro)
-            if self.scoring:
-                first = (micro * dist.world_size() + dist.rank()) * run.per_device_train_batch_size
-                self.pruner.begin(batch, self.dtype, first)
-            loss = summed_loss(self.engine, batch)
-            self.engine.backward(loss * scale)
-            self.pruner.end()
-            total += loss.detach()
-            if micro + 1 < run.gradient_accumulation_steps:
-                self.engine.step()
-        return total
-
-    def micro_batch(self, step: int, micro: int) -> Batch:
-        """This rank's part of a global batch, on its device."""
-        size = self.run_config.per_device_train_batch_size
-        own = self.data.order.micro(step, micro, dist.rank(), dist.world_size(), size)
-        return collate([self.data.train[i] for i in own], self.pad_id).to(self.device)
-
-    def learning_rate(self, step: int) -> float:
-        run, total = self.run_config, self.data.total_steps
-        warmup = schedule.warmup_steps(total, run.warmup_ratio, run.warmup_steps)
-        return schedule.learning_rate(step, total, run.learning_rate, run.lr_scheduler_type, warmup)
-
-    def watch(self, step: str, loss: float, good: bool) -> None:
-        """Report a step that was skipped and count how many there were in a row."""
-        # under fp16 the scaler looks for its scale by overflowing: no news while the loss is finite
-        if good or (self.run_config.fp16 and math.isfinite(loss)):
-            self.bad_steps = 0
-            return
-        self.bad_steps += 1
-        self.journal.warn(f"{step}: non-finite loss or gradient (loss {loss}); not applied, not scored")
-
-    def give_up(self, step: str) -> None:
-        """End the run after too many bad steps in a row."""
-        if self.bad_steps >= self.run_config.max_bad_steps:
-            raise UserError(
-                f"{step}: {self.bad_steps} steps in a row had a non-finite loss or gradient; lower "
-                "--learning_rate, use --bf16, or look at the data of these steps"
-            )
+    def weigh(self) -> None:
+        """Score by gradients of all weights. Collective."""
+        self.steps.weigh(self.engine)
 
     def adjust(self, step: int) -> None:
         """After update number `step`: move masks; cut, grow and rebuild where it is time. Collective."""
         self.pruner.advance(step)
         plan = self.pruner.plan(step, self.data.total_steps, self.engine.module)
-        if plan:
+        if not self.lesson.over and schedule.is_adjustment(step, self.run_config.adjust_every, self.lesson.phase):
+            self.lesson.follow(self.evaluate(step), self.engine.module)
+        if plan or self.lesson.due(step):
             self.rebuild(step, plan)
 
     def rebuild(self, step: int, plan: Plan, fresh: bool = False) -> None:
@@ -275,49 +195,39 @@ class Trainer:
         model = zero.destroy(self.engine)
         del self.engine
         self.pruner.undress()
-        anatomy = surgery.operate(model, self.pruner.anatomy, plan, state, self.generator)
+        self.lesson.undress()
+        with self.lesson.riding(state):
+            anatomy = surgery.operate(model, self.pruner.anatomy, plan, state, self.generator)
         self.pruner.follow(plan, anatomy, step)
+        if self.lesson.due(step):
+            self.pruner.anatomy = self.lesson.end(model, self.pruner.anatomy)
         if bare:
             self.prepare_weights(model)
         zero.collect()
-        self.scoring = self.pruner.needs_scores(step) and not fresh
-        self.pruner.dress(model, self.scoring)
+        self.steps.scoring = self.pruner.needs_scores(step) and not fresh
+        self.pruner.dress(model, self.steps.scoring)
+        self.lesson.dress(model)
         self.engine = zero.build(model, self.engine_config())
         zero.put_state(self.engine, state)
         self.meter.rebuilt(time.perf_counter() - start, cut=self.pruner.kept() < kept)
         self.journal.adjusted(step, self.pruner.kept(), plan)
 
     def judge(self) -> dict[str, Any]:
-        """Held-out loss and corpus perplexity of the model as it is. Collective."""
+        """All that is to be said of the model as it is. Collective."""
         pulse.phase("evaluation", limited=False)
-        batch, engine = self.run_config.per_device_eval_batch_size, self.engine
-        loss = held_out_loss(engine, self.data.held_out, batch, self.pad_id, self.device)
-        found = {"held_out_loss": loss, "held_out_perplexity": math.exp(min(loss, 80.0))}
-        found |= models.count_parameters(engine.module)
-        if self.data.corpus is not None:
-            found["corpus_perplexity"] = perplexity(engine, self.data.corpus, max(1, batch // 4), self.device)
+        found = self.judged.everything(self.engine)
         self.meter.forget_peak()
         return found
 
-    def log(self, step: int, loss: float, rate: float, seconds: float, indices: list[int]) -> None:
-        if (step + 1) % self.run_config.logging_steps and step + 1 != self.data.total_steps:
-            return
-        ranks = list(adapter.ranks(self.engine.module).values()) or [0]
-        tokens = sum(len(self.data.train[i]["input_ids"]) for i in indices)
-        self.journal.step(
-            {
-                "step": step + 1,
-                "loss": loss,
-                "learning_rate": rate,
-                "kept": self.pruner.kept(),
-                "kept_parameters": self.pruner.kept_parameters(),
-                "target": self.pruner.target(step + 1),
-                "ranks": {"min": min(ranks), "mean": sum(ranks) / len(ranks), "max": max(ranks)},
-                "tokens_per_second": tokens / seconds,
-                "peak_memory_bytes": self.meter.peak(),
-                "seconds": {"step": seconds, "rebuild": self.meter.last_rebuild(), **self.pruner.take_seconds()},
-            }
-        )
+    def evaluate(self, step: int) -> float:
+        """The score after `step` updates, taken once. Collective."""
+        if not self.milestones.knows(step):
+            pulse.phase(f"step {step}: evaluation", limited=False)
+            score = self.judged.score(self.engine)
+            self.milestones.take(step, score, self.meter.seconds, self.pruner.at_target())
+            self.journal.warn(f"step {step}: score {score:.4f}")
+            self.meter.forget_peak()
+        return self.milestones.score
 
     def finish(self) -> None:
         """Write the model, then let go of engine and process group's memory."""
@@ -332,5 +242,6 @@ class Trainer:
             self.generation,
             self.base.tokenizer,
             self.journal.folder / "model",
+            self.base.kind,
         )
         zero.collect()

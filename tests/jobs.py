@@ -276,7 +276,7 @@ def plain_taylor(folder: str) -> list[float]:
     model = models.load_model(base, run)
     picked = [data.train[i] for step in range(2) for i in data.order.indices(step)]
     loss = sum(summed_loss(model, collate([row], 0)) for row in picked)
-    (loss / sum(trained_tokens(row["labels"]) for row in picked)).backward()
+    (loss / sum(trained_tokens(row) for row in picked)).backward()
     parts: dict[int, torch.Tensor] = {}
     for slot in base.anatomy.slots:
         weight = model.get_submodule(slot.path).weight

@@ -53,7 +53,7 @@ class Plain:
         if scoring:
             pruner.scorer.install(self.model)
         rows = [self.data.train[i] for i in self.data.order.indices(step)]
-        tokens = sum(trained_tokens(row["labels"]) for row in rows)
+        tokens = sum(trained_tokens(row) for row in rows)
         batch = collate(rows, 0)
         pruner.begin(batch, torch.float32, 0)
         loss = summed_loss(self.model, batch) / tokens
@@ -119,7 +119,7 @@ def reference_run(folder: Path, flags: list[str]) -> dict[str, Any]:
         plan = plain.pruner.plan(step + 1, data.total_steps, plain.model)
         if plan:
             plain.operate(step + 1, plan)
-    held = held_out_loss(plain.model, data.held_out, 4, 0, CPU)
+    held = held_out_loss(plain.model, data.held_out, base.kind, 4, 0, CPU)
     assert math.isfinite(held)
     return plain.found | {
         "scores": plain.pruner.scorer.scores().tolist(),

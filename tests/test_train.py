@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,12 +24,12 @@ import torch
 import worlds
 import yaml
 from conftest import ROOT
-from torch import nn
 
-from apt_ds import adapter, command, dist, main, models, trainer, zero
+from apt_ds import adapter, command, dist, main, models, zero
 from apt_ds.config import UserError, resolve
 from apt_ds.data.batches import Batch
 from apt_ds.journal import write_json
+from apt_ds.objective import Logits
 
 STEPS = 8
 PRETUNING = ["--calibration_steps", "3"]
@@ -502,11 +503,11 @@ def test_a_bad_step_is_neither_applied_nor_scored(
     """A NaN every other step: never two in a row, so the run goes on."""
     words = place.words(tmp_path / "out", *GRADUAL, "--max_bad_steps", "2", "--warmup_ratio", "0")
     made = main.prepare(resolve([*words, "--deepspeed", str(ROOT / "ds_configs" / f"{name}.json")]))
-    original = trainer.summed_loss
+    original = made.lesson.objective
     bad = False
 
-    def spoiled(engine: nn.Module, batch: Batch) -> torch.Tensor:
-        return original(engine, batch) * (math.nan if bad else 1.0)
+    def spoiled(logits: Logits, batch: Batch) -> torch.Tensor:
+        return original.loss(logits, batch) * (math.nan if bad else 1.0)
 
     def state() -> list[bytes]:
         weights = [p for _, a in adapter.adapters(made.engine.module) for p in (a.lora_A, a.lora_B)]
@@ -516,7 +517,7 @@ def test_a_bad_step_is_neither_applied_nor_scored(
         importance = b"" if pruner.importance is None else pruner.importance.cpu().numpy().tobytes()
         return [*tuned, importance, pruner.scores().tobytes(), pruner.scorer.masses.cpu().numpy().tobytes()]
 
-    monkeypatch.setattr(trainer, "summed_loss", spoiled)
+    made.lesson.objective = replace(original, loss=spoiled)
     for step in range(4):
         before, bad = state(), step % 2 == 1
         made.train_step(step)

@@ -63,7 +63,7 @@ def load(name: str, bf16: bool = False, deepspeed: str = "", attention: str = "s
         ) from None
     sharding = zero.shard_while_loading(config)
     dtype = torch.bfloat16 if bf16 else torch.float32
-    model = models.read_weights(source, dtype, attention, "--model").eval()
+    model = models.read_weights(source, dtype, attention, flag="--model")[0].eval()
     runner = zero.serve(model, config) if sharding is not None else model.to(zero.device())
     del sharding
     return Judged(source, model, runner, tokenizer)

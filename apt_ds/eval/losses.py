@@ -13,7 +13,7 @@ from apt_ds import dist
 from apt_ds.config import UserError
 from apt_ds.data.batches import collate
 from apt_ds.data.rows import TokenizedSet
-from apt_ds.objective import summed_loss, token_losses, trained_tokens
+from apt_ds.objective import OBJECTIVES, token_losses
 
 
 def shares(count: int, per_device: int) -> list[list[int]]:
@@ -30,15 +30,19 @@ def shares(count: int, per_device: int) -> list[list[int]]:
 
 
 @torch.no_grad()
-def held_out_loss(model: nn.Module, data: TokenizedSet, per_device: int, pad_id: int, device: torch.device) -> float:
-    """Mean cross-entropy per trained token of `data`, in nats. Collective."""
+def held_out_loss(
+    model: nn.Module, data: TokenizedSet, kind: str, per_device: int, pad_id: int, device: torch.device
+) -> float:
+    """Mean loss of `data`, per whatever a kind of task counts: of a language model per trained token. Collective."""
+    objective = OBJECTIVES[kind]
     model.eval()
     total = torch.zeros(2, dtype=torch.float64)
     for share in shares(len(data), per_device):
         rows = [data[i] for i in share or [0]]
-        loss = summed_loss(model, collate(rows, pad_id).to(device))
+        batch = collate(rows, pad_id).to(device)
+        loss = objective.loss(objective.logits(model, batch), batch)
         if share:
-            total += torch.tensor([loss.item(), sum(trained_tokens(row["labels"]) for row in rows)])
+            total += torch.tensor([loss.item(), sum(objective.weight(row) for row in rows)])
     model.train()
     total = dist.all_reduce_sum(total.to(device, torch.float32)).double()
     return float(total[0] / total[1])

@@ -190,6 +190,11 @@ def collect() -> None:
         torch.cuda.empty_cache()
 
 
+def plain(model: nn.Module) -> nn.Module:
+    """The model an engine is on; a plain model as it is."""
+    return model.module if isinstance(model, Engine) else model
+
+
 def is_partitioned(model: nn.Module) -> bool:
     """Whether weights are spread over ranks (ZeRO-3)."""
     return any(is_zero_param(p) for p in model.parameters())
