@@ -5,19 +5,16 @@ Reading is strict: a broken record stops the run with its line, because a silent
 
 from __future__ import annotations
 
-import json
-import logging
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from apt_ds.config import UserError
+from apt_ds.data.records import JSON, Located, is_hub_name, kind, leave_out, read_file, read_hub, text_of
 
 BUILTIN = "builtin:instructions"
-BLANK_TOLERANCE = 0.01  # well-known sets hold a few empty answers; more of them is a broken file
 
 Message = dict[str, str]
 
@@ -25,10 +22,6 @@ _ROLES = {role: role for role in ("system", "user", "assistant", "tool")} | {
     "human": "user",
     "gpt": "assistant",
 }
-_FILE_ENDINGS = {".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".gz", ".zip"}
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,71 +66,15 @@ def load_examples(data_path: str | Path, split: str = "train") -> list[Example]:
     if path.is_dir():
         raise UserError(f"{name} is a folder; give one .json or .jsonl file in it")
     if path.is_file():
-        records = _read_file(path)
-    elif _HUB_NAME.fullmatch(name) and path.suffix.lower() not in _FILE_ENDINGS:
-        records = _read_hub(name, split)
+        records = read_file(path, JSON)
+    elif is_hub_name(name):
+        records = read_hub(name, split)
     else:
         raise UserError(f"no such data file: {name}")
     return _parse(records, name)
 
 
-def _read_file(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yields (where, record)."""
-    if path.suffix.lower() not in {".json", ".jsonl"}:
-        raise UserError(f"{path}: unknown file ending '{path.suffix}'; use .json (one list) or .jsonl")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    if not text.strip():
-        raise UserError(f"{path} is empty; it should hold records with an instruction and an output")
-    if path.suffix.lower() == ".jsonl":
-        yield from _read_lines(path, text)
-        return
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        hint = "; name it .jsonl if it holds one record per line" if error.msg == "Extra data" else ""
-        where = f"{path}, line {error.lineno}, column {error.colno}"
-        raise UserError(f"{where}: not valid JSON ({error.msg}){hint}") from error
-    records = content.get("data") if isinstance(content, dict) else content
-    if not isinstance(records, list):
-        raise UserError(f"{path} must hold a list of records, or an object with such a list under 'data'")
-    for number, record in enumerate(records, start=1):
-        yield f"{path}, record {number}", record
-
-
-def _read_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    # not splitlines(), which also cuts at separators that JSON allows inside a string
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            yield where, json.loads(line)
-        except json.JSONDecodeError as error:
-            problem = f"not valid JSON ({error.msg}); put one record on one line"
-            raise UserError(f"{where}, column {error.colno}: {problem}") from error
-
-
-def _read_hub(name: str, split: str) -> Iterator[tuple[str, Any]]:
-    try:
-        import datasets
-    except ImportError as error:
-        raise UserError(f"{name} is no file, and hub datasets need `pip install datasets`") from error
-    try:
-        records = datasets.load_dataset(name, split=split)
-    except Exception as error:  # the hub client has no common error class
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        message = f"{name} is neither a file nor a dataset whose split '{split}' can be loaded: {reason}"
-        raise UserError(message) from error
-    for number, record in enumerate(records, start=1):
-        yield f"{name}, record {number}", record
-
-
-def _parse(records: Iterable[tuple[str, Any]], name: str) -> list[Example]:
+def _parse(records: Iterable[Located], name: str) -> list[Example]:
     examples: list[Example] = []
     blank: list[str] = []
     for where, record in records:
@@ -146,11 +83,7 @@ def _parse(records: Iterable[tuple[str, Any]], name: str) -> list[Example]:
             blank.append(where)
         else:
             examples.append(example)
-    if len(blank) > BLANK_TOLERANCE * (len(blank) + len(examples)):
-        others = f" (as in {len(blank) - 1} more records)" if len(blank) > 1 else ""
-        raise UserError(f"{blank[0]}: the output is empty{others}; fill it in or remove the record")
-    if blank:
-        log.warning("%s: left out %d records with an empty output, the first: %s", name, len(blank), blank[0])
+    leave_out(blank, len(blank) + len(examples), "the output is empty", name)
     if not examples:
         raise UserError(f"{name} holds no records; it needs at least one")
     return examples
@@ -158,15 +91,15 @@ def _parse(records: Iterable[tuple[str, Any]], name: str) -> list[Example]:
 
 def _parse_record(record: Any, where: str) -> Example:
     if not isinstance(record, dict):
-        raise UserError(f"{where}: a record must be an object, not {_kind(record)}")
+        raise UserError(f"{where}: a record must be an object, not {kind(record)}")
     if "messages" in record:
         return _parse_chat(record["messages"], "messages", "role", "content", where)
     if "conversations" in record:
         return _parse_chat(record["conversations"], "conversations", "from", "value", where)
-    instruction, output = _text(record, "instruction", where), _text(record, "output", where)
+    instruction, output = text_of(record, ("instruction",), where), text_of(record, ("output",), where)
     if not instruction.strip():
         raise UserError(f"{where}: the instruction is empty; fill it in or remove the record")
-    input = "" if record.get("input") is None else _text(record, "input", where)
+    input = "" if record.get("input") is None else text_of(record, ("input",), where)
     return Example.from_instruction(instruction, input, output)
 
 
@@ -177,24 +110,11 @@ def _parse_chat(turns: Any, column: str, role_key: str, text_key: str, where: st
     for number, turn in enumerate(turns, start=1):
         place = f"{where}, message {number}"
         if not isinstance(turn, dict):
-            raise UserError(f"{place}: a message must be an object, not {_kind(turn)}")
-        role = _text(turn, role_key, place)
+            raise UserError(f"{place}: a message must be an object, not {kind(turn)}")
+        role = text_of(turn, (role_key,), place)
         if role not in _ROLES:
             raise UserError(f"{place}: unknown {role_key} '{role}'; use one of {', '.join(_ROLES)}")
-        messages.append({"role": _ROLES[role], "content": _text(turn, text_key, place)})
+        messages.append({"role": _ROLES[role], "content": text_of(turn, (text_key,), place)})
     if messages[-1]["role"] != "assistant":
         raise UserError(f"{where}: the last message is the {messages[-1]['role']}'s, not the assistant's")
     return Example(tuple(messages))
-
-
-def _text(record: dict[str, Any], column: str, where: str) -> str:
-    if column not in record:
-        present = ", ".join(map(str, record)) or "nothing"
-        raise UserError(f"{where}: no column '{column}' (it has: {present}); rename or add it")
-    if not isinstance(record[column], str):
-        raise UserError(f"{where}: '{column}' must be text, not {_kind(record[column])}")
-    return record[column]
-
-
-def _kind(value: Any) -> str:
-    return "null" if value is None else type(value).__name__

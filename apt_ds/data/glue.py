@@ -1,0 +1,174 @@
+"""GLUE: sentences and pairs of sentences with a label, from the hub or from local files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from apt_ds.config import UserError
+from apt_ds.data.records import Located, find_file, leave_out, read_file, read_hub, text_of, value_of
+from apt_ds.data.rows import Row, TokenizedSet
+from apt_ds.data.tokens import check_room, token_columns
+
+HUB_NAME = "nyu-mll/glue"
+HIGHEST_SCORE = 5.0  # of STS-B
+
+
+@dataclass(frozen=True)
+class Glue:
+    """One task.
+
+    texts: for one or two texts the names its column may have, the hub's first. labels: names in the order of
+    their numbers, None for a score from 0 to 5. metrics: names of `eval.metrics`, the one that counts first.
+    label_columns: names the column of the label may have. validation: the hub's name of the split to judge on,
+    and the first word of a local file. headerless: the columns of GLUE's own file where it has no header.
+    """
+
+    texts: tuple[tuple[str, ...], ...]
+    labels: tuple[str, ...] | None
+    metrics: tuple[str, ...] = ("accuracy",)
+    label_columns: tuple[str, ...] = ("label",)
+    validation: str = "validation"
+    headerless: tuple[str, ...] = ()
+
+    @property
+    def main(self) -> str:
+        """The metric that counts."""
+        return self.metrics[0]
+
+    @property
+    def num_labels(self) -> int:
+        """Outputs of the model's head: one for a score."""
+        return 1 if self.labels is None else len(self.labels)
+
+    def stems(self, split: str) -> tuple[str, ...]:
+        """The names, without ending, that the file of `train` or `validation` may have."""
+        if split == "train":
+            return ("train",)
+        return tuple(
+            dict.fromkeys((self.validation, self.validation.replace("validation", "dev"), "validation", "dev"))
+        )
+
+
+_ENTAILMENT = ("entailment", "not_entailment")
+_BOTH = (("sentence1",), ("sentence2",))
+GLUE: dict[str, Glue] = {
+    "sst2": Glue((("sentence",),), ("negative", "positive")),
+    "mnli": Glue(
+        (("premise", "sentence1"), ("hypothesis", "sentence2")),
+        ("entailment", "neutral", "contradiction"),
+        label_columns=("gold_label", "label"),
+        validation="validation_matched",
+    ),
+    "qnli": Glue((("question",), ("sentence",)), _ENTAILMENT),
+    "qqp": Glue(
+        (("question1",), ("question2",)),
+        ("not_duplicate", "duplicate"),
+        ("accuracy", "f1"),
+        label_columns=("label", "is_duplicate"),
+    ),
+    "mrpc": Glue(
+        (("sentence1", "#1 String"), ("sentence2", "#2 String")),
+        ("not_equivalent", "equivalent"),
+        ("accuracy", "f1"),
+        label_columns=("label", "Quality"),
+    ),
+    "cola": Glue(
+        (("sentence",),),
+        ("unacceptable", "acceptable"),
+        ("matthews", "accuracy"),
+        headerless=("source", "label", "mark", "sentence"),
+    ),
+    "rte": Glue(_BOTH, _ENTAILMENT),
+    "stsb": Glue(_BOTH, None, ("pearson", "spearman"), label_columns=("label", "score")),
+}
+
+
+class Pair(NamedTuple):
+    """One or two texts (`second` empty if one), the label's number or the score, and where it stands."""
+
+    first: str
+    second: str
+    label: int | float
+    where: str
+
+
+def read(task: str, path: str, split: str) -> list[Pair]:
+    """The `train` or `validation` split of a task.
+
+    path: a file (all of it, whatever the split), a folder with train.* and validation.* or dev.* (TSV, CSV, JSON,
+    JSON lines; GLUE's own layouts too), `glue`, or the name of another hub data set with such columns.
+
+    Raises:
+        UserError: an unknown task, no such data, or a record that does not fit; names file and line.
+    """
+    assert split in ("train", "validation")
+    if task not in GLUE:
+        raise UserError(f"unknown task {task!r} of GLUE; give one of {', '.join(GLUE)}")
+    glue = GLUE[task]
+    place = HUB_NAME if path == "glue" else path
+    file = find_file(place, glue.stems(split))
+    if file is not None:
+        place = str(file)
+        records = read_file(file, headerless=glue.headerless)
+    else:
+        hub_split = "train" if split == "train" else glue.validation
+        records = read_hub(place, hub_split, task if place == HUB_NAME else "")
+    found = [_pair(task, record) for record in records]
+    pairs = [pair for pair in found if pair.first.strip() or pair.second.strip()]
+    blank = [pair.where for pair in found if not pair.first.strip() and not pair.second.strip()]
+    leave_out(blank, len(found), "there is no text", place)
+    if not pairs:
+        raise UserError(f"{place} holds no records; it needs at least one")
+    return pairs
+
+
+def _pair(task: str, located: Located) -> Pair:
+    where, record = located
+    first, second = (*(text_of(record, names, where) for names in GLUE[task].texts), "")[:2]
+    return Pair(first, second, _label(task, value_of(record, GLUE[task].label_columns, where), where), where)
+
+
+def _label(task: str, value: Any, where: str) -> int | float:
+    labels = GLUE[task].labels
+    said = "null" if value is None else str(value).strip()
+    usable = isinstance(value, str | int | float) and not isinstance(value, bool)
+    if labels is None:
+        try:
+            score = float(said) if usable else math.nan
+        except ValueError:
+            score = math.nan
+        if not 0 <= score <= HIGHEST_SCORE:
+            raise UserError(f"{where}: {said[:40]!r} is no score of {task}; give a number from 0 to {HIGHEST_SCORE:g}")
+        return score
+    if usable and said in labels:
+        return labels.index(said)
+    if usable and said in map(str, range(len(labels))):
+        return int(said)
+    allowed = ", ".join(f"{name} or {number}" for number, name in enumerate(labels))
+    raise UserError(f"{where}: {said[:40]!r} is no label of {task}; give {allowed}")
+
+
+def encode(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, max_length: int) -> TokenizedSet:
+    """Rows of input_ids, token_type_ids where the tokenizer makes them, and targets, the label alone.
+
+    A text is cut from the right to `max_length` tokens in all, of a pair always the longer one.
+
+    Raises:
+        UserError: `max_length` leaves no room.
+    """
+    twofold = any(pair.second for pair in pairs)
+    check_room(tokenizer, twofold, max_length)
+    texts = [[pair.first for pair in pairs]]
+    if twofold:
+        texts.append([pair.second for pair in pairs])
+    found = tokenizer(*texts, truncation=True, max_length=max_length, verbose=False)
+    columns = token_columns(tokenizer)
+    rows: list[Row] = [
+        {name: found[name][i] for name in columns} | {"targets": [pair.label]} for i, pair in enumerate(pairs)
+    ]
+    return TokenizedSet.of(rows)

@@ -1,0 +1,265 @@
+"""SQuAD: questions about a context, answered by a piece of it or, in version 2, by nothing.
+
+A long context is read through windows that overlap. The question stands first; the answer of a window without one is
+the token before everything (CLS).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from apt_ds.config import UserError
+from apt_ds.data.records import JSON, find_file, kind, log, read_file, read_hub, text_of, value_of
+from apt_ds.data.rows import Row, TokenizedSet
+from apt_ds.data.tokens import check_room, token_columns
+
+HUB_NAMES = {"squad": "rajpurkar/squad", "squad_v2": "rajpurkar/squad_v2"}
+STEMS = {
+    "train": ("train", "train-v2.0", "train-v1.1"),
+    "validation": ("validation", "dev", "dev-v2.0", "dev-v1.1"),
+}
+QUESTION_TOKENS = 64  # of a longer question the rest is not read
+NO_ANSWER = 0  # the place of CLS
+_CHUNK = 512  # questions tokenized at once: their offsets take far more memory than their rows
+
+Span = tuple[int, int]  # first character, and the one after the last
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question; `answers` are texts with their first characters in the context, none where it tells nothing."""
+
+    id: str
+    title: str
+    context: str
+    question: str
+    answers: tuple[tuple[str, int], ...]
+
+    def span(self) -> Span | None:
+        """The characters of the first answer that lies where it says, blanks around it left out; None if none does."""
+        for text, start in self.answers:
+            if text.strip() and start >= 0 and self.context[start : start + len(text)] == text:
+                begin = start + len(text) - len(text.lstrip())
+                return begin, begin + len(text.strip())
+        return None
+
+
+@dataclass(frozen=True)
+class Features:
+    """The windows of questions to be answered: rows, the question of each, and of each token its characters.
+
+    `offsets` has None for tokens outside the context.
+    """
+
+    rows: TokenizedSet
+    examples: tuple[int, ...]
+    offsets: tuple[tuple[Span | None, ...], ...]
+
+
+def read(path: str, split: str) -> list[Question]:
+    """The `train` or `validation` questions.
+
+    path: a SQuAD JSON file (version 1 or 2; all of it, whatever the split) or JSON lines of flat records, a folder
+    with train.json and validation.json or dev.json, `squad`, `squad_v2`, or another hub data set with such columns.
+
+    Raises:
+        UserError: no such data, or a record that does not fit; names file and place.
+    """
+    file = find_file(path, STEMS[split], JSON)
+    name = str(file) if file is not None else HUB_NAMES.get(path, path)
+    records = read_file(file, JSON) if file is not None else read_hub(name, split)
+    questions: list[Question] = []
+    places: dict[str, str] = {}
+    for where, record in records:
+        for place, question in _questions(record, where):
+            if question.id in places:
+                raise UserError(f"{place}: the id {question.id[:60]!r} is that of {places[question.id]} already")
+            places[question.id] = place
+            questions.append(question)
+    if not questions:
+        raise UserError(f"{name} holds no questions; it needs at least one")
+    return questions
+
+
+def _questions(record: Any, where: str) -> Iterator[tuple[str, Question]]:
+    """Those of an article (paragraphs, each with its questions) or of a flat record, which is one."""
+    if isinstance(record, dict) and "paragraphs" not in record and "context" in record:
+        answers = record.get("answers")
+        if isinstance(answers, dict):
+            texts, starts = (_list(answers, column, where) for column in ("text", "answer_start"))
+            if len(texts) != len(starts):
+                raise UserError(f"{where}: {len(texts)} texts of answers, but {len(starts)} starts")
+            answers = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
+        yield where, _question(record if answers is None else record | {"answers": answers}, record, record, where)
+        return
+    for i, paragraph in enumerate(_list(record, "paragraphs", where), start=1):
+        for j, asked in enumerate(_list(paragraph, "qas", f"{where}, paragraph {i}"), start=1):
+            place = f"{where}, paragraph {i}, question {j}"
+            yield place, _question(asked, paragraph, record, place)
+
+
+def _question(asked: Any, paragraph: Any, article: Any, where: str) -> Question:
+    answers = []
+    for number, answer in enumerate(_list(asked, "answers", where), start=1):
+        place = f"{where}, answer {number}"
+        start = value_of(answer, ("answer_start",), place)
+        if not isinstance(start, int) or isinstance(start, bool):
+            raise UserError(f"{place}: 'answer_start' must be a whole number, not {kind(start)}")
+        answers.append((text_of(answer, ("text",), place), start))
+    texts = [text_of(asked, ("id",), where), text_of(article, ("title",), where) if "title" in article else ""]
+    texts += [text_of(paragraph, ("context",), where), text_of(asked, ("question",), where)]
+    for name, text in (("context", texts[2]), ("question", texts[3])):
+        if not text.strip():
+            raise UserError(f"{where}: the {name} is empty; fill it in or remove the question")
+    return Question(*texts, tuple(answers))
+
+
+def _list(record: Any, column: str, where: str) -> list[Any]:
+    value = value_of(record, (column,), where)
+    if not isinstance(value, list):
+        raise UserError(f"{where}: '{column}' must be a list, not {kind(value)}")
+    return value
+
+
+def split_by_article(
+    questions: Sequence[Question], fraction: float, seed: int
+) -> tuple[list[Question], list[Question]]:
+    """Sets articles aside until they hold `fraction` of the questions: (train, held out), both in their order.
+
+    Raises:
+        UserError: there is but one article.
+    """
+    titles = sorted({question.title for question in questions})
+    if len(titles) < 2:
+        raise UserError("the questions are all of one article and cannot be split by article; give --eval_data_path")
+    held: set[str] = set()
+    count = 0
+    for i in np.random.default_rng(seed).permutation(len(titles))[:-1]:
+        if held and count >= fraction * len(questions):
+            break
+        held.add(titles[i])
+        count += sum(question.title == titles[i] for question in questions)
+    train = [question for question in questions if question.title not in held]
+    return train, [question for question in questions if question.title in held]
+
+
+def encode(
+    questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase, max_length: int = 384, doc_stride: int = 128
+) -> TokenizedSet:
+    """Windows to train on, of at most `max_length` tokens and overlapping by `doc_stride`.
+
+    Columns: input_ids, token_type_ids where the tokenizer makes them, targets: the answer's first and last token,
+    CLS twice in a window that does not hold it whole. Questions whose answers all lie elsewhere than they say are
+    left out, told and counted in `dropped`.
+    """
+    usable = [question for question in questions if question.span() or not question.answers]
+    dropped = len(questions) - len(usable)
+    if not usable:
+        raise UserError(f"none of the {dropped} answers lies in its context where it says; is this SQuAD's JSON?")
+    if dropped:
+        first = next(question.id for question in questions if question.answers and not question.span())
+        log.warning("left out %d questions whose answers lie outside their context, the first: %s", dropped, first)
+    rows = [
+        row | {"targets": _targets(usable[example].span(), offsets)}
+        for example, row, offsets in _cut(usable, tokenizer, max_length, doc_stride)
+    ]
+    return TokenizedSet.of(rows, dropped)
+
+
+def windows(
+    questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase, max_length: int = 384, doc_stride: int = 128
+) -> Features:
+    """The same windows for all questions, to be answered. Columns: input_ids, token_type_ids where there are."""
+    examples, rows, offsets = zip(*_cut(questions, tokenizer, max_length, doc_stride), strict=True)
+    return Features(TokenizedSet.of(rows), examples, offsets)
+
+
+def _cut(
+    questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase, max_length: int, doc_stride: int
+) -> Iterator[tuple[int, Row, tuple[Span | None, ...]]]:
+    if not tokenizer.is_fast:
+        raise UserError("the tokenizer does not tell where its tokens stand in the text; a tokenizer.json is needed")
+    check_room(tokenizer, True, max_length)
+    framing = tokenizer.num_special_tokens_to_add(pair=True)
+    asked = _shortened(questions, tokenizer, min(QUESTION_TOKENS, max_length // 2))
+    longest = max(len(ids) for ids in tokenizer(asked, add_special_tokens=False)["input_ids"])
+    if (room := max_length - framing - longest) <= doc_stride:
+        raise UserError(
+            f"windows of {max_length} tokens leave {room} for the context, which cannot overlap by {doc_stride}; "
+            "raise --max_seq_length or lower --doc_stride"
+        )
+    for start in range(0, len(questions), _CHUNK):
+        part = questions[start : start + _CHUNK]
+        found = tokenizer(
+            asked[start : start + _CHUNK],
+            [question.context for question in part],
+            truncation="only_second",
+            max_length=max_length,
+            stride=doc_stride,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+        )
+        for i, example in enumerate(found["overflow_to_sample_mapping"]):
+            row = {name: found[name][i] for name in token_columns(tokenizer)}
+            places = zip(found["offset_mapping"][i], found.sequence_ids(i), strict=True)
+            yield start + example, row, tuple(span if text == 1 else None for span, text in places)
+
+
+def _shortened(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase, limit: int) -> list[str]:
+    texts = [question.question.strip() for question in questions]
+    offsets = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    return [
+        text[: spans[limit - 1][1]] if len(spans) > limit else text for text, spans in zip(texts, offsets, strict=True)
+    ]
+
+
+def _targets(span: Span | None, offsets: Sequence[Span | None]) -> list[int]:
+    inside = [i for i, place in enumerate(offsets) if place is not None]
+    if span is None or not inside or offsets[inside[0]][0] > span[0] or offsets[inside[-1]][1] < span[1]:
+        return [NO_ANSWER, NO_ANSWER]
+    met = [i for i in inside if offsets[i][1] > span[0] and offsets[i][0] < span[1]]
+    return [met[0], met[-1]] if met else [NO_ANSWER, NO_ANSWER]
+
+
+def answers(
+    features: Features,
+    start_logits: Sequence[np.ndarray],
+    end_logits: Sequence[np.ndarray],
+    questions: Sequence[Question],
+    max_answer: int = 30,
+) -> dict[str, tuple[str, float]]:
+    """Of each question, by id: the likeliest piece of its context, and how much likelier it is that there is no answer.
+
+    start_logits, end_logits: one row per window, fp32, at least as long as the window. The piece is the best of all
+    of at most `max_answer` tokens in any window; the score is the lowest of the windows' scores of CLS minus the
+    piece's, in logits. Where the tokenizer finds nothing in a context, the answer is ('', 0).
+    """
+    best: dict[int, tuple[float, str]] = {}
+    blank: dict[int, float] = {}
+    reach = {}
+    for window, (example, offsets) in enumerate(zip(features.examples, features.offsets, strict=True)):
+        starts = np.asarray(start_logits[window], np.float64)
+        ends = np.asarray(end_logits[window], np.float64)
+        blank[example] = min(blank.get(example, np.inf), float(starts[NO_ANSWER] + ends[NO_ANSWER]))
+        inside = np.array([i for i, place in enumerate(offsets) if place is not None], np.int64)
+        if not len(inside):
+            continue
+        length = len(inside)
+        if length not in reach:  # last token minus first token of every pair
+            reach[length] = np.arange(length)[None, :] - np.arange(length)[:, None]
+        allowed = (reach[length] >= 0) & (reach[length] < max_answer)
+        scores = np.where(allowed, starts[inside][:, None] + ends[inside][None, :], -np.inf)
+        first, last = np.unravel_index(int(scores.argmax()), scores.shape)
+        score = float(scores[first, last])
+        if example not in best or score > best[example][0]:
+            text = questions[example].context[offsets[inside[first]][0] : offsets[inside[last]][1]]
+            best[example] = (score, text)
+    return {
+        question.id: (best[i][1], blank[i] - best[i][0]) if i in best else ("", 0.0)
+        for i, question in enumerate(questions)
+    }
