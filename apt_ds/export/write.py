@@ -1,12 +1,11 @@
 """The result as an ordinary Hugging Face folder: adapters merged, masks gone, safetensors (section 1, last line).
 
-Models with the same sizes in every layer load with plain `from_pretrained`. The others carry a small modelling
-file, copied from this package, that `trust_remote_code=True` picks up.
+Models that a stock configuration can describe (see `configs.py`) load with plain `from_pretrained`. The others carry
+a small modelling file, copied from this package, that `trust_remote_code=True` picks up.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -22,11 +21,11 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizer
 from apt_ds import dist, zero
 from apt_ds.adapter import AptLinear
 from apt_ds.anatomy import Anatomy
+from apt_ds.architectures import LANGUAGE_MODEL
 from apt_ds.config import UserError
-from apt_ds.export.modeling_apt_llama import AptLlamaConfig
+from apt_ds.export.configs import written
 
 SHARD_BYTES = 4 * 2**30
-ADAPTIVE = "modeling_apt_llama"
 
 
 def merged_state(model: nn.Module) -> Iterator[tuple[str, Tensor | None]]:
@@ -50,29 +49,6 @@ def merged_state(model: nn.Module) -> Iterator[tuple[str, Tensor | None]]:
         seen.update(id(p) for p in own)
 
 
-def exported_config(config: PretrainedConfig, anatomy: Anatomy) -> PretrainedConfig:
-    """The configuration of the cut model, head_dim explicit; per-layer sizes where they differ."""
-    config = copy.deepcopy(config)
-    heads = [n for s, n in zip(anatomy.sites, anatomy.sizes.counts, strict=True) if s.kind == "head"]
-    neurons = [n for s, n in zip(anatomy.sites, anatomy.sizes.counts, strict=True) if s.kind == "neuron"]
-    queries = config.num_attention_heads // config.num_key_value_heads
-    config.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    config.hidden_size = anatomy.sizes.hidden
-    config.num_key_value_heads, config.num_attention_heads = max(heads), max(heads) * queries
-    config.intermediate_size = max(neurons)
-    config.use_cache = True
-    if len(set(heads)) > 1 or len(set(neurons)) > 1:
-        values = config.to_dict() | {"layer_key_value_heads": heads, "layer_intermediate_sizes": neurons}
-        values.pop("model_type")
-        config = AptLlamaConfig(**values)
-        config.architectures = ["AptLlamaForCausalLM"]
-        config.auto_map = {
-            "AutoConfig": f"{ADAPTIVE}.AptLlamaConfig",
-            "AutoModelForCausalLM": f"{ADAPTIVE}.AptLlamaForCausalLM",
-        }
-    return config
-
-
 def export(
     model: nn.Module,
     anatomy: Anatomy,
@@ -80,14 +56,17 @@ def export(
     generation: GenerationConfig | None,
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
+    task: str = LANGUAGE_MODEL,
 ) -> None:
     """Write the model to `folder`, whole or not at all. No masks may be soft. Collective.
+
+    base_config: that of the model before any cut; task: what is asked of the model, a constant of `architectures.py`.
 
     Raises:
         UserError: it cannot be written (no space, no permission); nothing is left under `folder`.
     """
     partial = folder.with_name(f"{folder.name}.tmp")
-    config = exported_config(base_config, anatomy)
+    form = written(model, base_config, anatomy, task)
     writer = ShardWriter(partial)
     dist.on_main(lambda: _writing(partial, writer.start))
     failure: UserError | None = None
@@ -95,7 +74,8 @@ def export(
         # the other ranks go on gathering: a failure waits until all have arrived
         if tensor is not None and failure is None:
             try:
-                _writing(partial, partial_add(writer, name, tensor))
+                edit = form.edits.get(name)
+                _writing(partial, partial_add(writer, name, edit(tensor) if edit else tensor))
             except UserError as error:
                 failure = error
 
@@ -103,10 +83,10 @@ def export(
         if failure is not None:
             raise failure
         writer.finish()
-        config.save_pretrained(partial)
-        if config.model_type == "apt_llama":
-            source = resources.files("apt_ds.export") / f"{ADAPTIVE}.py"
-            (partial / f"{ADAPTIVE}.py").write_text(source.read_text(encoding="utf8"), encoding="utf8")
+        form.config.save_pretrained(partial)
+        if form.module:
+            source = resources.files("apt_ds.export") / f"{form.module}.py"
+            (partial / f"{form.module}.py").write_text(source.read_text(encoding="utf8"), encoding="utf8")
         if generation is not None:
             generation.save_pretrained(partial)
         tokenizer.save_pretrained(partial)

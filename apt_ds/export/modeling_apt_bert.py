@@ -1,0 +1,96 @@
+"""BERT and RoBERTa whose layers keep different numbers of heads and neurons. Needs transformers only.
+
+The configurations add `head_dim` and two lists, one entry per layer: `layer_heads` and `layer_intermediate_sizes`.
+"""
+
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    PretrainedConfig,
+    RobertaConfig,
+    RobertaForQuestionAnswering,
+    RobertaForSequenceClassification,
+)
+
+
+class AptBertConfig(BertConfig):
+    """BertConfig plus the sizes of each layer; the scalar fields hold the largest.
+
+    embedding_size: as hidden_size; where there is one, stock layers let hidden_size be no multiple of the heads.
+    """
+
+    model_type = "apt_bert"
+    embedding_size: int | None = None
+    head_dim: int | None = None
+    layer_heads: list[int] | None = None
+    layer_intermediate_sizes: list[int] | None = None
+
+
+class AptRobertaConfig(RobertaConfig):
+    """RobertaConfig plus the sizes of each layer, as AptBertConfig."""
+
+    model_type = "apt_roberta"
+    embedding_size: int | None = None
+    head_dim: int | None = None
+    layer_heads: list[int] | None = None
+    layer_intermediate_sizes: list[int] | None = None
+
+
+def resize(encoder: nn.Module, config: PretrainedConfig) -> None:
+    """Replace the linear layers of each layer by ones of its own sizes."""
+    hidden, size = config.hidden_size, config.head_dim
+    sizes = zip(config.layer_heads, config.layer_intermediate_sizes, strict=True)
+    for layer, (heads, neurons) in zip(encoder.layer, sizes, strict=True):
+        attention, width = layer.attention.self, heads * size
+        attention.num_attention_heads, attention.attention_head_size, attention.all_head_size = heads, size, width
+        attention.scaling = size**-0.5
+        attention.query, attention.key, attention.value = (nn.Linear(hidden, width) for _ in range(3))
+        layer.attention.output.dense = nn.Linear(width, hidden)
+        layer.intermediate.dense = nn.Linear(hidden, neurons)
+        layer.output.dense = nn.Linear(neurons, hidden)
+
+
+class AptBertForSequenceClassification(BertForSequenceClassification):
+    """Stock BERT with layers of their own sizes."""
+
+    config_class = AptBertConfig
+
+    def __init__(self, config: AptBertConfig) -> None:
+        super().__init__(config)
+        resize(self.bert.encoder, config)
+        self.post_init()
+
+
+class AptBertForQuestionAnswering(BertForQuestionAnswering):
+    """Stock BERT with layers of their own sizes."""
+
+    config_class = AptBertConfig
+
+    def __init__(self, config: AptBertConfig) -> None:
+        super().__init__(config)
+        resize(self.bert.encoder, config)
+        self.post_init()
+
+
+class AptRobertaForSequenceClassification(RobertaForSequenceClassification):
+    """Stock RoBERTa with layers of their own sizes."""
+
+    config_class = AptRobertaConfig
+
+    def __init__(self, config: AptRobertaConfig) -> None:
+        super().__init__(config)
+        resize(self.roberta.encoder, config)
+        self.post_init()
+
+
+class AptRobertaForQuestionAnswering(RobertaForQuestionAnswering):
+    """Stock RoBERTa with layers of their own sizes."""
+
+    config_class = AptRobertaConfig
+
+    def __init__(self, config: AptRobertaConfig) -> None:
+        super().__init__(config)
+        resize(self.roberta.encoder, config)
+        self.post_init()
