@@ -19,7 +19,7 @@ from apt_ds.data.rows import TokenizedSet
 from apt_ds.eval.exams import ClassExam, Exam, SpanExam, TextExam
 from apt_ds.eval.losses import text_blocks
 from apt_ds.models import Base
-from apt_ds.tasks import ANSWERS, CLASSIFICATION, GENERATION, LANGUAGE_MODEL
+from apt_ds.tasks import ANSWERS, CLASSIFICATION, GENERATION, LANGUAGE_MODEL, TEXTS
 
 HELD_OUT = 100  # training examples, where nothing is said about evaluation
 HELD_ARTICLES = 0.2  # of the questions, article by article
@@ -118,7 +118,8 @@ def spans(run: RunConfig, base: Base) -> Sets:
 
 def texts(run: RunConfig, base: Base) -> Sets:
     """Texts from texts: summaries, or GLUE in words."""
-    parts = both_parts(run, lambda path, split: summaries.read(run.task, path, split))
+    name = run.task if run.task in TEXTS else f"{summaries.T5}{run.task}"
+    parts = both_parts(run, lambda path, split: summaries.read(name, path, split))
     lengths = run.max_seq_length, run.max_target_length
     sets = [on_node(lambda p=part: summaries.encode(p, base.tokenizer, *lengths)) for part in parts]
     references = [pair.target for pair in parts[1]]

@@ -238,7 +238,7 @@ def t5_cnndm() -> Preset:
     Expect: the paper reports ROUGE-1/2/L of 38.6/17.0/35.8.
     """
     return t5_sst2() | {
-        "task": "summarization",
+        "task": "cnndm",
         "data_path": "cnn_dailymail",
         "output_dir": "apt_out/t5-cnndm",
         "learning_rate": 1e-4,

@@ -164,4 +164,4 @@ def _grow(path: str, adapter: AptLinear, rank: int, state: zero.EngineState | No
             for key, value in entry.items():
                 # the master of what was drawn is what the weight really holds after rounding
                 fresh = new.to(old.dtype).float() if key == "master" else torch.zeros_like(new)
-                entry[key] = torch.cat([value, fresh.to(value.device)], dim)
+                entry[key] = torch.cat([value, fresh.to(value.device, value.dtype)], dim)

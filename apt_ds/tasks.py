@@ -11,11 +11,12 @@ LANGUAGE_MODEL, CLASSIFICATION, ANSWERS, GENERATION = "language model", "classif
 INSTRUCTIONS = "instructions"
 GLUE_TASKS = ("sst2", "mnli", "qnli", "qqp", "mrpc", "cola", "rte", "stsb")
 SQUADS = ("squad", "squad_v2")
-SUMMARIES = "summarization"
-TASKS = (INSTRUCTIONS, *GLUE_TASKS, *SQUADS, SUMMARIES)
+# article to summary, and any text from any text
+TEXTS = ("cnndm", "text")
+TASKS = (INSTRUCTIONS, *GLUE_TASKS, *SQUADS, *TEXTS)
 
 # task to kind, for each family of architectures; those that write answer everything with a text
 DECODER = {INSTRUCTIONS: LANGUAGE_MODEL}
 ENCODER = dict.fromkeys(GLUE_TASKS, CLASSIFICATION) | dict.fromkeys(SQUADS, ANSWERS)
-WRITER = dict.fromkeys((*GLUE_TASKS, SUMMARIES), GENERATION)
+WRITER = dict.fromkeys((*GLUE_TASKS, *TEXTS), GENERATION)
 FAMILIES = {"llama": DECODER, "bert": ENCODER, "roberta": ENCODER, "t5": WRITER}

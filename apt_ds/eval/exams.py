@@ -87,7 +87,7 @@ class SpanExam:
         texts = {name: text for name, (text, _) in answers.items()}
         nothing = {name: score for name, (_, score) in answers.items()}
         found = metrics.squad_metrics(self.questions, texts, nothing)
-        return found | {"score": found.get("best_f1", found["f1"])}
+        return found | {"score": found["best_f1"]}
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class TextExam:
         said = over_ranks(self.rows, per_device, pad_id, engine, answer)
         if self.task not in GLUE:
             found = metrics.rouge(said, list(self.references))
-            return found | {"score": found["rouge2"]}
-        values = [summaries.label_of(self.task, text) for text in (*said, *self.references)]
+            return found | {"score": found["rougeLsum"]}
+        values = [summaries.predicted(self.task, text) for text in (*said, *self.references)]
         found = metrics.glue_metrics(self.task, values[: len(said)], values[len(said) :])
         return found | {"score": found[GLUE[self.task].main]}
