@@ -113,7 +113,7 @@ def spans(run: RunConfig, base: Base) -> Sets:
         parts = both_parts(run, squad.read)
     lengths = run.max_seq_length, run.doc_stride
     sets = [on_node(lambda p=part: squad.encode(p, base.tokenizer, *lengths)) for part in parts]
-    return Sets(*sets, parts[1], SpanExam(parts[1], squad.features(parts[1], base.tokenizer, *lengths)))
+    return Sets(*sets, parts[1], SpanExam(parts[1], squad.windows(parts[1], base.tokenizer, *lengths)))
 
 
 def texts(run: RunConfig, base: Base) -> Sets:

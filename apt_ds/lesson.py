@@ -168,4 +168,5 @@ class Lesson:
         self.match = {int(layer): int(own) for layer, own in values["match"]}
         self.best = -float("inf") if values["best"] is None else values["best"]
         self.over = values["over"]
-        self.teacher.snapshot = {name: tensor.to(self.device) for name, tensor in tensors.items()}
+        # as freshly allocated as the ones they stand for: kernels round differently on memory aligned otherwise
+        self.teacher.snapshot = {name: tensor.to(self.device).clone() for name, tensor in tensors.items()}

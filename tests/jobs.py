@@ -16,7 +16,7 @@ import psutil
 import torch
 from torch import nn
 
-from apt_ds import checkpoint, dist, feed, main, models, preflight, resume, surgery, trainer, zero
+from apt_ds import checkpoint, dist, feed, lesson, main, models, preflight, resume, surgery, trainer, zero
 from apt_ds.anatomy import spans
 from apt_ds.config import RunConfig, resolve
 from apt_ds.surgery import Plan
@@ -67,6 +67,7 @@ def facts(made: trainer.Trainer, figures: dict[str, Any]) -> dict[str, Any]:
         "importance": [] if made.pruner.importance is None else made.pruner.importance.tolist(),
         "alive": made.pruner.alive.tolist(),
         "held_out": figures["after"]["held_out_loss"],
+        "score": figures["after"].get("score"),
         "rebuilds": len(figures["pruning"]["rebuild_seconds"]),
     }
 
@@ -303,6 +304,7 @@ def told(made: trainer.Trainer, figures: dict[str, Any]) -> dict[str, Any]:
         "alive": made.pruner.alive.tolist(),
         "scores": made.pruner.scorer.scores().tolist(),
         "held_out": figures["after"]["held_out_loss"],
+        "score": figures["after"].get("score"),
     }
 
 
@@ -345,7 +347,7 @@ def continued(folder: str, sources: dict[str, list[str]], stages: list[tuple[int
 def faulty(folder: str, where: str, victim: int, number: int, flags: list[str]) -> None:
     """A run in which rank `victim` gets signal `number` in its second step, rebuild, save, or at its boundary."""
     module, name = {
-        "step": (trainer, "summed_loss"),
+        "step": (lesson.Lesson, "micro"),
         "rebuild": (surgery, "operate"),
         "save": (resume, "engine_state"),
         "write": (checkpoint, "_seal"),

@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
     BertForQuestionAnswering,
@@ -121,6 +121,59 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
+
+
+def framing_tokenizer() -> PreTrainedTokenizerFast:
+    """The same words between a token that begins and one that ends, as encoders read them."""
+    made = tokenizer()
+    made.add_special_tokens({"cls_token": "<s>", "sep_token": "</s>"})
+    places = [(token, made.convert_tokens_to_ids(token)) for token in ("<s>", "</s>")]
+    made.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        "<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=places
+    )
+    return made
+
+
+def save_task(folder: Path, kind: str) -> list[str]:
+    """A small model and data it can learn, in `folder`; the flags of train.py that name them.
+
+    Classes: whether a sentence says `big`. Answers: where the context says `big`. Text: the words of a colour, twice.
+    """
+    draw = random.Random(1)
+    folder.mkdir(parents=True, exist_ok=True)
+    small(kind).save_pretrained(folder / "model")
+    (tokenizer() if kind.startswith("t5") else framing_tokenizer()).save_pretrained(folder / "model")
+    others = [word for word in WORDS if word != "big"]
+
+    def sentence(with_big: bool) -> str:
+        words = [draw.choice(others) for _ in range(draw.randint(4, 9))]
+        return " ".join([*words[:2], "big", *words[2:]] if with_big else words)
+
+    for split, count in (("train", 40), ("validation", 12)):
+        said = [i % 2 == 0 for i in range(count)]
+        if kind.endswith("classes"):
+            lines = ["sentence\tlabel", *(f"{sentence(yes)}\t{int(yes)}" for yes in said)]
+            (folder / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf8")
+        elif kind.endswith("answers"):
+            asked = [_question(f"{split}{i}", sentence(yes), yes) for i, yes in enumerate(said)]
+            articles = {"data": [{"title": "sizes", "paragraphs": asked}]}
+            (folder / f"{split}.json").write_text(json.dumps(articles), encoding="utf8")
+        else:
+            pairs = [{"source": f"{a} {b}", "target": f"{b} {a}"} for a, b in _colours(draw, count)]
+            (folder / f"{split}.json").write_text(json.dumps(pairs), encoding="utf8")
+    task = {"classes": "sst2", "answers": "squad_v2"}.get(kind.partition("-")[2], "text")
+    words = ["--task", task, "--model_name_or_path", str(folder / "model"), "--data_path", str(folder)]
+    return [*words, "--eval_size", "0", "--max_target_length", "6", "--doc_stride", "8"]
+
+
+def _question(name: str, context: str, answered: bool) -> dict[str, object]:
+    answers = [{"text": "big", "answer_start": f"{context} ".index("big ")}] if answered else []
+    asked = {"id": name, "question": "the red house", "answers": answers, "is_impossible": not answered}
+    return {"context": context, "qas": [asked]}
+
+
+def _colours(draw: random.Random, count: int) -> list[tuple[str, str]]:
+    return [(draw.choice(["red", "blue"]), draw.choice(["cat", "dog", "house", "tree"])) for _ in range(count)]
 
 
 def ids(batch: int = 3, length: int = 11, seed: int = 0) -> torch.Tensor:

@@ -1,0 +1,125 @@
+"""BERT, RoBERTa and T5 as users run them: tasks, teacher, export; the same run in every ZeRO stage, and resumed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import worlds
+from conftest import ROOT
+from test_checkpoint import same
+from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+
+from apt_ds import main, models
+from apt_ds.config import UserError, resolve
+from apt_ds.feed import read_data
+from apt_ds.tasks import FAMILIES
+
+KINDS = ("bert-classes", "roberta-answers", "t5-gated", "t5")
+SIZES = ["--align", "4", "--mask_step", "0.5", "--rank", "2", "--adjust_every", "2", "--prune_blocks"]
+FLAGS = [
+    *("--pruning", "gradual", "--structure", "adaptive", "--sparsity", "0.4", "--max_steps", "8", "--distill"),
+    *SIZES,
+    "heads,neurons,hidden",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tasks")
+
+
+@pytest.fixture(scope="module")
+def modes(folder: Path) -> dict[str, list[str]]:
+    return {kind: [*tiny.save_task(folder / kind, kind), *FLAGS] for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path, modes: dict[str, list[str]]) -> dict[str, list[dict[str, Any]]]:
+    """Every kind's runs: one process first, then two."""
+    runs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
+    for world, stages in ((1, [(0, False)]), (2, [(2, False), (3, False), (2, True)])):
+        for name, run in worlds.run(world, "runs", {"folder": str(folder), "stages": stages, "modes": modes}).items():
+            runs[name.split()[1]].append(run)
+    return runs
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_distilled_run_is_the_same_in_every_stage(kind: str, found: dict[str, list[dict[str, Any]]]) -> None:
+    first, *others = found[kind]
+    assert len(others) == 3
+    assert first["kept"][-1] <= 0.6 and first["rebuilds"] in (2, 3)
+    for other in others:
+        assert other["alive"] == first["alive"] and other["ranks"] == first["ranks"]
+        assert np.allclose(other["losses"], first["losses"], rtol=1e-3)
+        assert np.allclose(other["scores"], first["scores"], rtol=2e-2)
+        assert other["held_out"] == pytest.approx(first["held_out"], rel=1e-3)
+        assert other["score"] == pytest.approx(first["score"], abs=1e-6)
+
+
+@pytest.mark.dist
+def test_resuming_a_distilled_run_is_never_having_stopped(folder: Path, modes: dict[str, list[str]]) -> None:
+    """Checkpoints while the teacher teaches, at the end of its time, and after it."""
+    cases = [
+        (f"resumed-{kind}", stage, False, modes[kind], [1, 3, 4, 6]) for kind, stage in (("bert-classes", 3), ("t5", 2))
+    ]
+    for case in worlds.run(2, "resumed", {"folder": str(folder), "cases": cases}).values():
+        same(case)
+
+
+def test_what_is_written_is_what_was_judged(
+    folder: Path, modes: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loaded by plain transformers, the models give the answers whose score the summary holds."""
+    for kind, loader in (("bert-classes", AutoModelForSequenceClassification), ("t5", AutoModelForSeq2SeqLM)):
+        output = folder / f"written-{kind}"
+        words = [*modes[kind], "--output_dir", str(output), "--learning_rate", "1e-2", "--reference_score", "1"]
+        run = resolve(["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), *words, "--eval_steps", "4"])
+        figures = main.train(run)
+        model = loader.from_pretrained(output / "model", trust_remote_code=True)
+        base = models.find_base(str(folder / kind / "model"), run.task, ("negative", "positive"))
+        data = read_data(run, base)
+        assert data.exam is not None
+        assert data.exam.ask(model, 3, 0)["score"] == pytest.approx(figures["after"]["score"])
+        assert figures == json.loads((output / "summary.json").read_text(encoding="utf8"))
+        steps = [entry["step"] for entry in figures["training"]["history"]]
+        assert steps == [2, 4, 8]
+        reached = figures["training"]["reached_97_percent_pruned"]
+        assert (reached is None) == all(e["score"] < 0.97 for e in figures["training"]["history"][1:])
+    assert model.generation_config.decoder_start_token_id == 0
+
+
+def test_a_checkpoint_without_a_head_gets_one_and_says_so(
+    folder: Path, modes: dict[str, list[str]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = tiny.small("bert-classes")
+    source.bert.save_pretrained(folder / "bare")
+    tiny.framing_tokenizer().save_pretrained(folder / "bare")
+    base = models.find_base(str(folder / "bare"), "mnli", ("a", "b", "c"))
+    run = resolve(["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), *modes["bert-classes"]])
+    made = [models.load_model(base, run) for _ in range(2)]
+    assert made[0].config.num_labels == 3 and made[0].classifier.weight.shape == (3, 32)
+    assert torch.equal(made[0].classifier.weight, made[1].classifier.weight)
+    assert 0.01 < made[0].classifier.weight.std() < 0.03 and not made[0].classifier.bias.any()
+    assert torch.equal(made[0].bert.pooler.dense.weight, source.bert.pooler.dense.weight)
+    assert "classifier: not in the checkpoint, started anew" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("task", "model_type", "allowed"),
+    [
+        ("sst2", "llama", "instructions"),
+        ("instructions", "bert", "sst2, mnli"),
+        ("squad_v2", "t5", "stsb, cnndm, text"),
+    ],
+)
+def test_a_task_that_is_not_for_a_model(task: str, model_type: str, allowed: str) -> None:
+    with pytest.raises(UserError, match=f"--task {task} is not for a model of type '{model_type}'.*{allowed}"):
+        models.kind_of(task, model_type)
+    assert task not in FAMILIES[model_type]
