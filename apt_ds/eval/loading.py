@@ -1,4 +1,4 @@
-"""A finished model as its judges see it: any causal language model, whole on every rank or sharded over them."""
+"""A finished model as its judges see it: a task's model, whole on every rank or sharded over them."""
 
 from __future__ import annotations
 
@@ -9,20 +9,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from apt_ds import dist, models, zero
+from apt_ds import builtins, dist, models, zero
+from apt_ds.architectures import ANSWERS, ARCHITECTURES, CLASSIFICATION, GENERATION, HEADS, LANGUAGE_MODEL
 from apt_ds.config import UserError
 from apt_ds.ds_config import read_json
-from apt_ds.export.modeling_apt_llama import AptLlamaConfig, AptLlamaForCausalLM
+from apt_ds.export import modeling_apt_bert, modeling_apt_llama, modeling_apt_t5
+from apt_ds.export.configs import AUTO
 
 PROBES, PROBE_BYTES = 1024, 2**16
+ENDINGS = {
+    "ForCausalLM": LANGUAGE_MODEL,
+    "ForSequenceClassification": CLASSIFICATION,
+    "ForQuestionAnswering": ANSWERS,
+    "ForConditionalGeneration": GENERATION,
+}
 
-# our own class serves for folders with sizes by layer, so that nothing they carry is ever executed here
-AutoConfig.register(AptLlamaConfig.model_type, AptLlamaConfig, exist_ok=True)
-AutoModelForCausalLM.register(AptLlamaConfig, AptLlamaForCausalLM, exist_ok=True)
+# our own classes serve for folders with sizes by layer, so that nothing they carry is ever executed here
+OWN = {
+    LANGUAGE_MODEL: (modeling_apt_llama.AptLlamaForCausalLM,),
+    CLASSIFICATION: (
+        modeling_apt_bert.AptBertForSequenceClassification,
+        modeling_apt_bert.AptRobertaForSequenceClassification,
+    ),
+    ANSWERS: (modeling_apt_bert.AptBertForQuestionAnswering, modeling_apt_bert.AptRobertaForQuestionAnswering),
+    GENERATION: (modeling_apt_t5.AptT5ForConditionalGeneration,),
+}
+for _task, _classes in OWN.items():
+    for _class in _classes:
+        AutoConfig.register(_class.config_class.model_type, _class.config_class, exist_ok=True)
+        getattr(transformers, AUTO[_task]).register(_class.config_class, _class, exist_ok=True)
 
 
 @dataclass
@@ -40,33 +60,76 @@ class Judged:
         return zero.device()
 
 
-def load(name: str, bf16: bool = False, deepspeed: str = "", attention: str = "sdpa") -> Judged:
-    """The model `name` (a folder, a hub name or builtin:smollm2) in bfloat16 or float32, ready to run. Collective.
+def load(
+    name: str,
+    bf16: bool = False,
+    deepspeed: str = "",
+    attention: str = "sdpa",
+    task: str = LANGUAGE_MODEL,
+    fresh_head: bool = False,
+) -> Judged:
+    """The model `name` (a folder, a hub name or a builtin) in bfloat16 or float32, ready to run. Collective.
 
     deepspeed: the path of a DeepSpeed JSON; with ZeRO-3 the weights are sharded over ranks while they are read,
     with anything else every rank holds the whole model.
+    task: what is asked of it, a constant of `architectures.py` (see `task_of`).
+    fresh_head: a model without the task's head gets a random one; its answers then mean nothing, its costs do.
 
     Raises:
         UserError: no model or tokenizer there, broken weights, or a DeepSpeed file that is refused.
     """
     start_ranks(bool(deepspeed))
     models.quiet_transformers()
-    config = serving_config(deepspeed, bf16) if deepspeed else {}
-    source = models.source_of(name)
+    engine = serving_config(deepspeed, bf16) if deepspeed else {}
+    source, config = described(name)
     try:
-        AutoConfig.from_pretrained(source, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"--model {name!r}: no model and tokenizer there ({models.first_line(error)}); "
-            f"give a folder made by save_pretrained, a hub name, or {models.BUILTIN}"
-        ) from None
-    sharding = zero.shard_while_loading(config)
+        raise absent(name, error) from None
+    sharding = zero.shard_while_loading(engine)
     dtype = torch.bfloat16 if bf16 else torch.float32
-    model = models.read_weights(source, dtype, attention, flag="--model")[0].eval()
-    runner = zero.serve(model, config) if sharding is not None else model.to(zero.device())
+    head = HEADS.get((family(config), task)) if fresh_head else None
+    allowed = (*head[0], head[1]) if head else ()
+    model, _ = models.read_weights(source, dtype, attention, task, allowed, flag="--model")
+    model.eval()
+    runner = zero.serve(model, engine) if sharding is not None else model.to(zero.device())
     del sharding
     return Judged(source, model, runner, tokenizer)
+
+
+def described(name: str) -> tuple[str, PretrainedConfig]:
+    """What `from_pretrained` reads for `name`, and the configuration that is there. Collective.
+
+    Raises:
+        UserError: there is none.
+    """
+    source = builtins.source_of(name)
+    try:
+        return source, AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise absent(name, error) from None
+
+
+def absent(name: str, error: Exception) -> UserError:
+    """What is said of a name that leads nowhere."""
+    return UserError(
+        f"--model {name!r}: no model and tokenizer there ({models.first_line(error)}); "
+        f"give a folder made by save_pretrained, a hub name, or {builtins.NAMES}"
+    )
+
+
+def family(config: PretrainedConfig) -> str:
+    """The architecture, whether its sizes are by layer or not."""
+    return config.model_type.removeprefix("apt_")
+
+
+def task_of(config: PretrainedConfig) -> str:
+    """What a model is for, by the class its configuration names; without one, what its architecture is first for."""
+    named = (config.architectures or [""])[0]
+    for ending, task in ENDINGS.items():
+        if named.endswith(ending):
+            return task
+    return next(iter(ARCHITECTURES.get(family(config), {LANGUAGE_MODEL: None})))
 
 
 def start_ranks(needed: bool = False) -> None:
