@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import random
 from collections.abc import Callable
@@ -13,6 +12,8 @@ import pytest
 import tiny
 import yaml
 from conftest import ROOT
+from fuzz_tasks import articles, exchanges, pairs
+from spoilt import write
 
 from apt_ds import command, zero
 from apt_ds.config import UserError, resolve
@@ -21,52 +22,8 @@ from apt_ds.data.base import load_examples
 from apt_ds.data.instructions import build_dataset
 from apt_ds.ds_config import load_config
 
-JUNK = [None, True, -1, 0, 3.5, 1e400, float("nan"), "", "auto", "zwölf", [], {}, [[]], {"a": 1}, "x" * 3000, 10**30]
 FLAGS = ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json")]
 Case = Callable[[random.Random, Path], Callable[[], object]]
-
-
-def spoil(value: Any, draw: random.Random) -> Any:
-    """A JSON value with something replaced, removed, renamed or added at a random depth."""
-    value = copy.deepcopy(value)
-    node = value
-    while isinstance(node, dict | list) and node:
-        key = draw.choice(list(node)) if isinstance(node, dict) else draw.randrange(len(node))
-        inner = node[key]
-        if isinstance(inner, dict | list) and inner and draw.random() < 0.7:
-            node = inner
-            continue
-        harm = draw.randrange(4)
-        if harm == 0 or (harm == 2 and isinstance(node, list)):
-            node[key] = draw.choice(JUNK)
-        elif harm == 1:
-            del node[key]
-        elif harm == 2:
-            node[f"{key}s"] = node.pop(key)
-        elif isinstance(node, dict):
-            node[draw.choice(["", "steps", "ä", "rank "])] = draw.choice(JUNK)
-        else:
-            node.insert(key, draw.choice(JUNK))
-        return value
-    return draw.choice(JUNK)
-
-
-def tear(text: str, draw: random.Random) -> bytes:
-    """A text with bytes cut out, put in or replaced."""
-    content = bytearray(text.encode())
-    for _ in range(draw.randint(1, 4)):
-        place = draw.randrange(max(1, len(content)))
-        content[place : place + draw.choice([0, 1, 40])] = draw.choice(
-            [draw.randbytes(3), b"", b"{", b"]", b'"', b"\n"]
-        )
-    return bytes(content)
-
-
-def write(path: Path, value: Any, draw: random.Random, render: Callable[[Any], str] = json.dumps) -> Path:
-    """A spoilt value, well-formed or torn."""
-    text = render(spoil(value, draw))
-    path.write_bytes(tear(text, draw) if draw.random() < 0.4 else text.encode())
-    return path
 
 
 def data_file(draw: random.Random, folder: Path) -> Callable[[], object]:
@@ -132,7 +89,16 @@ def questions(draw: random.Random, folder: Path) -> Callable[[], object]:
 
 @pytest.mark.parametrize(
     ("case", "count", "refused"),
-    [(data_file, 200, 120), (options_file, 120, 70), (deepspeed_file, 150, 60), (words, 100, 60), (questions, 80, 30)],
+    [
+        *[
+            (data_file, 200, 120),
+            (options_file, 120, 70),
+            (deepspeed_file, 150, 60),
+            (words, 100, 60),
+            (questions, 80, 30),
+        ],
+        *[(pairs, 150, 60), (articles, 150, 60), (exchanges, 120, 50)],
+    ],
 )
 def test_malformed_input_is_one_line_and_status_two(
     case: Case,

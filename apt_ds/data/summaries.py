@@ -12,7 +12,6 @@ from apt_ds.data import glue
 from apt_ds.data.glue import GLUE
 from apt_ds.data.records import Located, find_file, leave_out, read_file, read_hub, text_of
 from apt_ds.data.rows import TokenizedSet
-from apt_ds.data.tokens import check_room
 
 SUMMARIES = "cnndm"
 PREFIXES = {SUMMARIES: "summarize: ", "text": ""}  # what a source begins with; `text` takes sources as they are
@@ -112,7 +111,8 @@ def encode(
         UserError: a length leaves no room, or the tokenizer has no end token.
     """
     for length in (max_source, max_target):
-        check_room(tokenizer, False, length)
+        if length < 2:
+            raise UserError(f"a length of {length} tokens leaves no room beside the end token; raise it")
     end = tokenizer.eos_token_id
     if end is None:
         raise UserError(f"the tokenizer of {tokenizer.name_or_path or 'the model'} has no eos_token to end a text with")
