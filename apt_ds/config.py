@@ -9,15 +9,28 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
-import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import yaml
 
+from apt_ds.options import (
+    BELOW_ONE,
+    COUNT,
+    NOT_NEGATIVE,
+    POSITIVE,
+    UP_TO_ONE,
+    OneOf,
+    Range,
+    SomeOf,
+    Value,
+    choice,
+    option,
+    words,
+)
 from apt_ds.presets import METHODS, PRESETS
 from apt_ds.tasks import INSTRUCTIONS, TASKS
 
@@ -26,15 +39,9 @@ BLOCKS = ("heads", "neurons", "hidden")
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 AUTO = "auto"
 
-Value = str | int | float | bool
-
 
 class UserError(ValueError):
     """A mistake the user can fix; the launcher prints its one line and exits with status 2."""
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",")]
 
 
 class RankError(RuntimeError):
@@ -43,67 +50,6 @@ class RankError(RuntimeError):
 
 class LostRank(RuntimeError):
     """Another rank is gone, so that this one cannot go on."""
-
-
-class Range(NamedTuple):
-    """Finite numbers from `low` to `high`; an end that is open does not belong to it."""
-
-    low: float
-    high: float = math.inf
-    low_open: bool = False
-    high_open: bool = False
-
-    def holds(self, value: float) -> bool:
-        """True for a number of the range, never for NaN or infinity."""
-        above = value > self.low if self.low_open else value >= self.low
-        below = value < self.high if self.high_open else value <= self.high
-        return math.isfinite(value) and above and below
-
-    def __str__(self) -> str:
-        low = f"{'above' if self.low_open else 'at least'} {self.low:g}"
-        if self.high == math.inf:
-            return low
-        return f"{low} and {'below' if self.high_open else 'at most'} {self.high:g}"
-
-
-class OneOf(tuple[str, ...]):
-    """Words of which the value is one."""
-
-    def holds(self, value: str) -> bool:
-        """True for one of the words."""
-        return value in self
-
-    def __str__(self) -> str:
-        return "one of " + ", ".join(self)
-
-
-class SomeOf(OneOf):
-    """Words of which the value is a comma-separated list."""
-
-    def holds(self, value: str) -> bool:
-        """True for a list of at least one of the words, none of them twice."""
-        words = _words(value)
-        return set(words) <= set(self) and len(words) == len(set(words))
-
-    def __str__(self) -> str:
-        return "a comma-separated list, nothing twice, of " + ", ".join(self)
-
-
-POSITIVE = Range(0, low_open=True)
-NOT_NEGATIVE = Range(0)
-COUNT = Range(1)
-BELOW_ONE = Range(0, 1, high_open=True)
-UP_TO_ONE = Range(0, 1, low_open=True)
-
-
-def option(group: str, default: Value, help: str, allowed: Range | OneOf | None = None) -> Any:
-    """A field of `RunConfig` that the user sets; its type is the type of `default`."""
-    return field(default=default, metadata={"group": group, "help": help, "allowed": allowed})
-
-
-def choice(group: str, words: str, help: str) -> Any:
-    """A field whose value is one of `words`, which are comma-separated; the first is the default."""
-    return option(group, _words(words)[0], help, OneOf(_words(words)))
 
 
 @dataclass(frozen=True)
@@ -210,15 +156,15 @@ class RunConfig:
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of block that may go: some of heads, neurons, hidden, in this order."""
-        return tuple(kind for kind in BLOCKS if kind in _words(self.prune_blocks))
+        return tuple(kind for kind in BLOCKS if kind in words(self.prune_blocks))
 
     @property
     def targets(self) -> tuple[str, ...]:
         """The projections that get an adapter: some of q, k, v, o, gate, up, down, in this order."""
-        words = _words(self.adapter_targets)
-        if words == [AUTO]:
-            words = ["q", "v"] if self.task == INSTRUCTIONS else ["q", "v", "up"]
-        return tuple(name for name in PROJECTIONS if name in words)
+        named = words(self.adapter_targets)
+        if named == [AUTO]:
+            named = ["q", "v"] if self.task == INSTRUCTIONS else ["q", "v", "up"]
+        return tuple(name for name in PROJECTIONS if name in named)
 
     def check(self) -> None:
         """Raise `UserError` for the first value that is not allowed or contradicts another."""

@@ -139,8 +139,8 @@ def read_weights(
 ) -> tuple[PreTrainedModel, list[str]]:
     """(model, those of `optional` it has no weights for) of a folder or hub name, where `from_pretrained` puts it.
 
-    kind: see `tasks.py`; optional: heads that may be absent, or made for other classes; config: to use instead of the folder's
-    own; flag: what an error names.
+    kind: see `tasks.py`; optional: heads that may be absent, or made for other classes; config: to use instead of the
+    folder's own; flag: what an error names.
 
     Raises:
         UserError: as `load_model`.

@@ -1,0 +1,75 @@
+"""What a value of an option may be, and the fields of `RunConfig` that are made of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import field
+from typing import Any, NamedTuple
+
+Value = str | int | float | bool
+
+
+def words(text: str) -> list[str]:
+    """The words of a comma-separated list."""
+    return [word.strip() for word in text.split(",")]
+
+
+class Range(NamedTuple):
+    """Finite numbers from `low` to `high`; an end that is open does not belong to it."""
+
+    low: float
+    high: float = math.inf
+    low_open: bool = False
+    high_open: bool = False
+
+    def holds(self, value: float) -> bool:
+        """True for a number of the range, never for NaN or infinity."""
+        above = value > self.low if self.low_open else value >= self.low
+        below = value < self.high if self.high_open else value <= self.high
+        return math.isfinite(value) and above and below
+
+    def __str__(self) -> str:
+        low = f"{'above' if self.low_open else 'at least'} {self.low:g}"
+        if self.high == math.inf:
+            return low
+        return f"{low} and {'below' if self.high_open else 'at most'} {self.high:g}"
+
+
+class OneOf(tuple[str, ...]):
+    """Words of which the value is one."""
+
+    def holds(self, value: str) -> bool:
+        """True for one of the words."""
+        return value in self
+
+    def __str__(self) -> str:
+        return "one of " + ", ".join(self)
+
+
+class SomeOf(OneOf):
+    """Words of which the value is a comma-separated list."""
+
+    def holds(self, value: str) -> bool:
+        """True for a list of at least one of the words, none of them twice."""
+        given = words(value)
+        return set(given) <= set(self) and len(given) == len(set(given))
+
+    def __str__(self) -> str:
+        return "a comma-separated list, nothing twice, of " + ", ".join(self)
+
+
+POSITIVE = Range(0, low_open=True)
+NOT_NEGATIVE = Range(0)
+COUNT = Range(1)
+BELOW_ONE = Range(0, 1, high_open=True)
+UP_TO_ONE = Range(0, 1, low_open=True)
+
+
+def option(group: str, default: Value, help: str, allowed: Range | OneOf | None = None) -> Any:
+    """A field of `RunConfig` that the user sets; its type is the type of `default`."""
+    return field(default=default, metadata={"group": group, "help": help, "allowed": allowed})
+
+
+def choice(group: str, values: str, help: str) -> Any:
+    """A field whose value is one of `values`, which are comma-separated; the first is the default."""
+    return option(group, words(values)[0], help, OneOf(words(values)))
