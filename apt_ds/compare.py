@@ -8,6 +8,7 @@ measured last, all models interleaved in one process.
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import statistics
@@ -24,13 +25,19 @@ from apt_ds.presets import METHODS
 
 LAUNCHERS = Path(__file__).resolve().parents[1] / "launchers"
 UNPRUNED = ("lora", "full")
+# given by other options of the comparison
+OWN = ("method", "sparsity", "seed", "output_dir")
 # what a folder may differ in and still be the same run
 INCIDENTAL = ("output_dir", "overwrite_output_dir", "deepspeed", "logging_steps", "report", "report_samples")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What to compare. mmlu_data: a folder of MMLU in CSV layout ('' leaves it out); processes: per run."""
+    """What to compare.
+
+    processes: per run; mmlu_data: a folder of MMLU in CSV layout ('' leaves it out); vary: names of options of
+    train.py, each with the values it takes; all combinations are run.
+    """
 
     methods: tuple[str, ...]
     sparsities: tuple[float, ...]
@@ -40,6 +47,7 @@ class Comparison:
     mmlu_data: str
     mmlu_sample: int
     efficiency: bool
+    vary: tuple[tuple[str, ...], ...] = ()
 
     def check(self) -> None:
         """Raise UserError for a value that is not allowed."""
@@ -53,21 +61,31 @@ class Comparison:
             raise UserError(f"--processes {self.processes} is not allowed: give at least 1")
         if self.mmlu_data and not Path(self.mmlu_data).is_dir():
             raise UserError(f"--mmlu_data {self.mmlu_data!r} is no folder: give one that holds dev/ and test/")
+        for words in self.vary:
+            if len(words) < 2 or len(set(words)) < len(words):
+                raise UserError(f"--vary {' '.join(words)}: give the name of an option and its values, nothing twice")
+            if words[0] in OWN or [other[0] for other in self.vary].count(words[0]) > 1:
+                raise UserError(f"--vary {words[0]} is not allowed: it is given elsewhere on this command line")
+
+    def settings(self) -> list[tuple[tuple[str, str], ...]]:
+        """All combinations of the varied options' values, as (name, value) pairs."""
+        return list(itertools.product(*([(name, value) for value in values] for name, *values in self.vary)))
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run: a method at a sparsity with a seed, and its folder."""
+    """One run: a method at a sparsity with a seed and its own options, and its folder."""
 
     method: str
     sparsity: float
     seed: int
     folder: Path
+    setting: tuple[tuple[str, str], ...] = ()
 
     @property
-    def row(self) -> tuple[str, float]:
-        """What a row of the table averages over: seeds."""
-        return self.method, self.sparsity
+    def row(self) -> tuple[object, ...]:
+        """What runs of one row of the table have in common: all but the seed."""
+        return self.method, self.sparsity, self.setting
 
 
 def compare(comparison: Comparison, words: Sequence[str]) -> list[dict[str, Any]]:
@@ -101,7 +119,9 @@ def plan(comparison: Comparison, output: Path) -> list[Trial]:
     for seed in comparison.seeds:
         for method in comparison.methods:
             for sparsity in (0.0,) if method in UNPRUNED else comparison.sparsities:
-                found.append(Trial(method, sparsity, seed, output / f"{method}-{100 * sparsity:g}-{seed}"))
+                for setting in comparison.settings():
+                    name = "-".join([method, f"{100 * sparsity:g}", str(seed), *(f"{n}={v}" for n, v in setting)])
+                    found.append(Trial(method, sparsity, seed, output / name.replace("/", "_"), setting))
     return found
 
 
@@ -110,6 +130,7 @@ def configure(comparison: Comparison, trial: Trial, words: Sequence[str]) -> Run
     own = [*words, "--method", trial.method, "--sparsity", str(trial.sparsity), "--seed", str(trial.seed)]
     if trial.method == "full":
         own += ["--learning_rate", str(comparison.full_learning_rate)]
+    own += [word for name, value in trial.setting for word in (f"--{name}", value)]
     return replace(resolve(own), output_dir=str(trial.folder), overwrite_output_dir=True, report=False)
 
 
@@ -133,7 +154,7 @@ def check_finished(trial: Trial, config: RunConfig) -> None:
 
 def train(comparison: Comparison, trial: Trial, config: RunConfig) -> None:
     """Run train.py under the deepspeed launcher."""
-    file = trial.folder.with_suffix(".yaml")
+    file = trial.folder.with_name(f"{trial.folder.name}.yaml")
     file.parent.mkdir(parents=True, exist_ok=True)
     config.save(file)
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "warning"]
@@ -161,7 +182,7 @@ def run(trial: Trial, words: list[str]) -> None:
 
 def infer(trials: list[Trial], shared: RunConfig) -> dict[str, Any]:
     """Inference speed and memory of one model per row, interleaved in one process; by folder name."""
-    first: dict[tuple[str, float], Trial] = {}
+    first: dict[tuple[object, ...], Trial] = {}
     for trial in trials:
         first.setdefault(trial.row, trial)
     from apt_ds.eval import efficiency
@@ -176,7 +197,9 @@ def tabulate(trials: list[Trial], speeds: dict[str, Any]) -> list[dict[str, Any]
     for key in dict.fromkeys(trial.row for trial in trials):
         members = [trial for trial in trials if trial.row == key]
         summaries = [json.loads((t.folder / "summary.json").read_text(encoding="utf8")) for t in members]
-        row: dict[str, Any] = {"method": key[0], "removed": 1 - summaries[0]["pruning"]["kept"], "seeds": len(members)}
+        first = members[0]
+        row: dict[str, Any] = {"method": first.method, "removed": 1 - summaries[0]["pruning"]["kept"]}
+        row |= dict(first.setting) | {"seeds": len(members)}
         for name, keys in QUALITY.items():
             put(row, name, [summary.get(keys[0], {}).get(keys[1]) for summary in summaries])
         marks = [t.folder / "mmlu.json" for t in members]
@@ -185,7 +208,7 @@ def tabulate(trials: list[Trial], speeds: dict[str, Any]) -> list[dict[str, Any]
         after = [summary["after"] for summary in summaries]
         row["step_seconds"] = statistics.median(a["step_seconds"] for a in after)
         row["train_bytes"] = max(a["peak_memory_bytes"] for a in after)
-        row |= speeds.get(members[0].folder.name, {})
+        row |= speeds.get(first.folder.name, {})
         rows.append(row)
     normalize(rows)
     return rows
@@ -194,6 +217,7 @@ def tabulate(trials: list[Trial], speeds: dict[str, Any]) -> list[dict[str, Any]
 # column: where summary.json holds it
 QUALITY = {
     "perplexity_cut": ("after_cut", "corpus_perplexity"),
+    "held_out_loss_cut": ("after_cut", "held_out_loss"),
     "perplexity": ("after", "corpus_perplexity"),
     "held_out_loss": ("after", "held_out_loss"),
 }
@@ -228,6 +252,7 @@ COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "method": ("method", str),
     "removed": ("removed", lambda v: f"{100 * v:.1f} %"),
     "perplexity_cut": ("perplexity, cut", lambda v: f"{v:.1f}"),
+    "held_out_loss_cut": ("held-out loss, cut", lambda v: f"{v:.3f}"),
     "perplexity": ("perplexity", lambda v: f"{v:.1f}"),
     "held_out_loss": ("held-out loss", lambda v: f"{v:.3f}"),
     "mmlu": ("MMLU", lambda v: f"{100 * v:.1f} %"),
@@ -238,10 +263,15 @@ COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
 }
 
 
+def varied(row: dict[str, Any]) -> list[str]:
+    """Which of a row's keys are options that the comparison varies."""
+    return [name for name in row if name in OPTIONS and name not in COLUMNS]
+
+
 def cell(row: dict[str, Any], name: str) -> str:
     """One cell as people read it."""
-    if name not in row:
-        return ""
+    if name not in row or name not in COLUMNS:
+        return str(row.get(name, ""))
     shown = COLUMNS[name][1]
     spread = f"{name}_std"
     return shown(row[name]) + (f" ± {shown(row[spread])}" if spread in row else "")
@@ -250,7 +280,9 @@ def cell(row: dict[str, Any], name: str) -> str:
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The table; columns that nobody filled are left out."""
     names = [name for name in COLUMNS if any(name in row for row in rows)]
-    lines = ["| " + " | ".join(COLUMNS[name][0] for name in names) + " |", "|---" * len(names) + "|"]
+    names[2:2] = dict.fromkeys(name for row in rows for name in varied(row))
+    heads = (COLUMNS[name][0] if name in COLUMNS else name for name in names)
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(names) + "|"]
     return "\n".join([*lines, *("| " + " | ".join(cell(row, name) for name in names) + " |" for row in rows)]) + "\n"
 
 

@@ -1,12 +1,10 @@
 """Methods under one budget, one table: `python launchers/compare.py --deepspeed ds_configs/zero2.json --max_steps 100`.
 
-Takes the options of `train.py` for all runs, and its own: --methods, --sparsity (a list here), --seeds, --processes,
---full_learning_rate, --mmlu_data, --mmlu_sample, --efficiency. Needs the extra [eval].
+Takes the options of `train.py` for all runs beside its own. Needs the extra [eval].
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +12,8 @@ from typing import Any
 from apt_ds import command
 from apt_ds.config import UserError
 from apt_ds.presets import METHODS
+
+USAGE = "compare.py --deepspeed FILE [--methods A,B] [--sparsity X,Y] [--vary NAME VALUE ...] [--NAME VALUE ...]"
 
 
 def listed(name: str, text: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
@@ -24,17 +24,25 @@ def listed(name: str, text: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
         raise UserError(f"{name} {text!r} is not allowed: give a comma-separated list of numbers") from None
 
 
+def parser() -> command.Parser:
+    """The comparison's own options."""
+    made = command.Parser(USAGE)
+    made.epilog = "All other options are those of train.py and go to every run."
+    made.add_argument("--methods", default=",".join(METHODS), help="comma-separated; default: all")
+    made.add_argument("--sparsity", default="0.3,0.5", help="removed fractions, comma-separated; default 0.3,0.5")
+    made.add_argument("--seeds", default="128", help="comma-separated; a row of the table is their mean")
+    vary = "an option of train.py and the values to try; may be given again: all combinations are run"
+    made.add_argument("--vary", nargs="*", action="append", default=[], metavar=("NAME", "VALUE"), help=vary)
+    made.add_argument("--processes", default="1", help="of each run; default 1")
+    made.add_argument("--full_learning_rate", default="1e-5", help="of full fine-tuning; default 1e-5")
+    made.add_argument("--mmlu_data", default="", help="a folder of MMLU's CSV files; empty: no MMLU")
+    made.add_argument("--mmlu_sample", default="1000", help="questions to ask; default 1000")
+    made.add_argument("--efficiency", action="store_true", help="measure inference, all models in turn")
+    return made
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--sparsity", default="0.3,0.5")
-    parser.add_argument("--seeds", default="128")
-    parser.add_argument("--processes", default="1")
-    parser.add_argument("--full_learning_rate", default="1e-5")
-    parser.add_argument("--mmlu_data", default="")
-    parser.add_argument("--mmlu_sample", default="1000")
-    parser.add_argument("--efficiency", action="store_true")
-    own, rest = parser.parse_known_args(sys.argv[1:])
+    own, rest = parser().parse_known_args(sys.argv[1:])
     from apt_ds.compare import Comparison, compare
 
     comparison = Comparison(
@@ -46,6 +54,7 @@ def main() -> None:
         own.mmlu_data,
         listed("--mmlu_sample", own.mmlu_sample, int)[0],
         own.efficiency,
+        tuple(map(tuple, own.vary)),
     )
     compare(comparison, rest)
 

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import tiny
 import worlds
 from conftest import ROOT
 
-from apt_ds.compare import Comparison, Trial, markdown, normalize, plan, put
+from apt_ds.compare import Comparison, Trial, configure, markdown, normalize, plan, put
 
 SHARED = Comparison(("lora", "apt", "full"), (0.3, 0.5), (1, 2), 1, 1e-5, "", 10, False)
 
@@ -23,6 +24,24 @@ def test_what_prunes_nothing_runs_once_a_seed(tmp_path: Path) -> None:
     names = [trial.folder.name for trial in plan(SHARED, tmp_path)]
     assert names == [f"{run}-{seed}" for seed in (1, 2) for run in ("lora-0", "apt-30", "apt-50", "full-0")]
     assert plan(SHARED, tmp_path)[1] == Trial("apt", 0.3, 1, tmp_path / "apt-30-1")
+
+
+def test_varied_options_are_crossed_and_have_columns(tmp_path: Path) -> None:
+    varied = replace(SHARED, sparsities=(0.3,), seeds=(1,), vary=(("score", "salience", "random"), ("align", "8")))
+    trials = plan(varied, tmp_path)
+    assert [trial.folder.name for trial in trials] == [
+        f"{run}-1-score={score}-align=8" for run in ("lora-0", "apt-30", "full-0") for score in ("salience", "random")
+    ]
+    assert len({trial.row for trial in trials}) == 6
+    (tmp_path / "ds.json").write_text("{}", encoding="utf8")
+    words = ["--deepspeed", str(tmp_path / "ds.json"), "--preset", "quickstart", "--align", "4"]
+    made = configure(varied, trials[3], words)
+    assert (made.method, made.score, made.align, made.output_dir) == ("apt", "random", 8, str(trials[3].folder))
+    rows = [{"method": "apt", "removed": 0.3, "seeds": 1, "score": "random", "held_out_loss_cut": 3.25}]
+    assert markdown(rows).splitlines()[::2] == [
+        "| method | removed | score | held-out loss, cut |",
+        "| apt | 30.0 % | random | 3.250 |",
+    ]
 
 
 def test_rows_are_means_over_seeds_and_ratios_to_lora() -> None:
@@ -85,6 +104,11 @@ def test_an_interrupted_comparison_goes_on_with_what_is_missing(tmp_path: Path) 
         (["--sparsity", "0.3,x"], "--sparsity '0.3,x' is not allowed"),
         (["--sparsity", "1.0"], "--sparsity 1.0 is not allowed"),
         (["--mmlu_data", "nowhere"], "--mmlu_data 'nowhere' is no folder"),
+        (["--vary", "outlier", "off", "of"], "--outlier 'of' is not allowed: give one of normalized"),
+        (["--vary", "outlir", "off"], "--outlir is no option (did you mean --outlier"),
+        (["--vary", "outlier"], "--vary outlier: give the name of an option and its values, nothing twice"),
+        (["--vary", "sparsity", "0.3"], "--vary sparsity is not allowed: it is given elsewhere"),
+        (["--seeds"], "argument --seeds: expected one argument"),
     ],
 )
 def test_mistakes_are_one_line(words: list[str], part: str, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from apt_ds.config import UserError
 from apt_ds.data import mmlu as data
 from apt_ds.data.mmlu import Mmlu, Question
-from apt_ds.eval import loading, mmlu
+from apt_ds.eval import jobs, loading, mmlu
 from apt_ds.eval.letters import Encoder, letter_scores, shared_length
 from apt_ds.eval.progress import Progress
 
@@ -208,6 +209,17 @@ def test_the_reused_prefix_changes_nothing(kind: str) -> None:
     assert len({choice for rows in found[0].values() for choice in rows}) > 1
 
 
+def test_a_prefix_is_run_once_for_all_questions() -> None:
+    made, asked, run = model(), small_set(), []
+    made.register_forward_pre_hook(lambda _, args, kwargs: run.append(kwargs["input_ids"].numel()), with_kwargs=True)
+    tokens = {}
+    for reuse in (True, False):
+        run.clear()
+        mmlu.evaluate(made, tokenizer(), asked, mmlu.Settings(reuse_prefix=reuse))
+        tokens[reuse] = sum(run)
+    assert tokens[True] < tokens[False] / 3
+
+
 def test_one_prompt_alone_still_has_a_token_of_its_own() -> None:
     assert shared_length([[1, 2, 3]]) == 2
     assert shared_length([[1, 2, 3], [1, 2, 3]]) == 2
@@ -260,6 +272,35 @@ def test_an_interrupted_evaluation_goes_on(tmp_path: Path, monkeypatch: pytest.M
     path.write_text("{", encoding="utf8")
     with pytest.raises(UserError, match="cannot be read; delete it"):
         Progress(path, {})
+
+
+@pytest.mark.parametrize("own_file", [False, True])
+def test_an_interrupted_script_asks_only_what_is_missing(
+    own_file: bool, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / ("kept" if own_file else "mmlu.json.progress")
+    words = ["--model", str(place / "model"), "--data_dir", str(place / "data"), "--subjects", ",".join(SUBJECTS)]
+    words += ["--json", str(tmp_path / "mmlu.json"), *(["--resume_file", str(kept)] if own_file else [])]
+    given = runpy.run_path(str(ROOT / "launchers" / "eval_mmlu.py"))["parser"]().read(words)
+    original, asked = mmlu.answer_subject, []
+
+    def answer(runner: Any, encoder: Any, rows: list[Question], *more: Any) -> list[int]:
+        asked.append(rows[0].subject)
+        if asked == [*SUBJECTS[:2]]:
+            raise KeyboardInterrupt
+        return original(runner, encoder, rows, *more)
+
+    monkeypatch.setattr(mmlu, "answer_subject", answer)
+    with pytest.raises(KeyboardInterrupt):
+        jobs.run_mmlu(given)
+    assert list(json.loads(kept.read_text(encoding="utf8"))["answers"]) == [SUBJECTS[0]]
+    figures = jobs.run_mmlu(given)
+    assert asked == [*SUBJECTS[:2], *SUBJECTS[1:]]
+    monkeypatch.setattr(mmlu, "answer_subject", original)
+    whole = mmlu.evaluate(model(), tokenizer(), data.load(str(place / "data"), SUBJECTS)).figures()
+    assert {key: figures[key] for key in whole} == whole
+    # a file the user named is the user's
+    assert kept.exists() == own_file
 
 
 def test_a_fingerprint_tells_models_apart(place: Path, tmp_path: Path) -> None:
