@@ -124,6 +124,8 @@ class RunConfig:
     eval_size: int = option("data", 100, "examples to evaluate on", COUNT)
     max_seq_length: int = option("data", 512, "tokens an example is cut to", Range(2))
 
+    packing: bool = option("data", False, "several short examples in one row; changes speed, not results")
+
     perplexity_path: str = option("data", "", "a text file to take perplexity on, before and after")
     perplexity_length: int = option("data", 1024, "tokens in one of its blocks", Range(2))
     perplexity_blocks: int = option("data", 0, "blocks to use, spread over the file; 0: all", NOT_NEGATIVE)
@@ -223,6 +225,8 @@ class RunConfig:
             )
         if self.pruning == "posttuning" and self.score == "taylor":
             raise UserError("--pruning posttuning with --score taylor is not there: give --score fisher or salience")
+        if self.packing and self.score == "fisher":
+            raise UserError("--packing true with --score fisher is not there: it needs a row for each example")
         if self.rank_growth and self.rank > self.max_rank:
             raise UserError(f"--rank {self.rank} is not allowed: give at most --max_rank {self.max_rank}")
 

@@ -13,12 +13,14 @@ def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Cross-entropy summed over the trained tokens of a micro-batch, fp32 scalar, unit nat.
 
     Logits are made only at positions some row is trained on. Padding sits on the right, where causal attention
-    never looks back from a real token, so no attention mask is passed.
+    never looks back from a real token, so no attention mask is passed; where rows hold several examples, positions
+    that restart keep them apart.
     """
     targets = batch.labels[:, 1:]
     trained = targets != IGNORED
     positions = trained.any(dim=0).nonzero().squeeze(1)
-    logits = model(input_ids=batch.input_ids, logits_to_keep=positions, use_cache=False).logits
+    inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
+    logits = model(**inputs, logits_to_keep=positions, use_cache=False).logits
     trained, targets = trained[:, positions], targets[:, positions]
     return F.cross_entropy(logits[trained].float(), targets[trained], reduction="sum")
 

@@ -15,6 +15,7 @@ from apt_ds.checkpoint import Checkpoint
 from apt_ds.config import OPTIONS, RunConfig, UserError
 from apt_ds.data.base import Batch, collate
 from apt_ds.data.instructions import resolve_pad_id
+from apt_ds.data.packing import pack
 from apt_ds.eval.losses import held_out_loss, perplexity
 from apt_ds.export.write import export
 from apt_ds.feed import Data
@@ -223,9 +224,13 @@ class Trainer:
 
     def micro_batch(self, step: int, micro: int) -> Batch:
         """This rank's part of a global batch, on its device."""
-        size = self.run_config.per_device_train_batch_size
-        own = self.data.order.micro(step, micro, dist.rank(), dist.world_size(), size)
-        return collate([self.data.train[i] for i in own], self.pad_id).to(self.device)
+        run = self.run_config
+        own = self.data.order.micro(step, micro, dist.rank(), dist.world_size(), run.per_device_train_batch_size)
+        rows = [self.data.train[i] for i in own]
+        if not run.packing:
+            return collate(rows, self.pad_id).to(self.device)
+        single = run.attn_implementation == "flash_attention_2"
+        return pack(rows, self.pad_id, run.max_seq_length, single).to(self.device)
 
     def learning_rate(self, step: int) -> float:
         run, total = self.run_config, self.data.total_steps

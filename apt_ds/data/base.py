@@ -212,15 +212,19 @@ def _kind(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded token ids, attention mask (1 real, 0 padding) and labels (-100 untrained), each [B, L]."""
+    """Right-padded token ids, attention mask (1 real, 0 padding) and labels (-100 untrained), each [B, L].
+
+    position_ids: where each token is in its example, [B, L]; None: a row is one example.
+    """
 
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
+    position_ids: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """A copy of the batch on `device`."""
-        return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device))
+        return Batch(*(None if part is None else part.to(device) for part in vars(self).values()))
 
 
 def collate(rows: Sequence[Row], pad_id: int, multiple: int = 8) -> Batch:
