@@ -144,6 +144,7 @@ class RunConfig:
     save_steps: int = option("run", 500, "optimizer steps between two checkpoints; 0 or less: only when stopped")
     save_total_limit: int = option("run", 0, "checkpoints to keep; 0: all", NOT_NEGATIVE)
     resume_from_checkpoint: str = option("run", "", "go on from a checkpoint: last, or its folder")
+    profile: bool = option("run", False, "tell at the end where the time of a step goes")
     timeout: int = option("run", 600, "seconds without a sign of life after which a rank is given up", COUNT)
     local_rank: int = -1  # the deepspeed launcher passes it; not for users
 

@@ -15,7 +15,7 @@ import psutil
 import torch
 from tqdm import tqdm
 
-from apt_ds import checkpoint, dist
+from apt_ds import checkpoint, dist, profiling
 from apt_ds.config import RunConfig, UserError
 from apt_ds.surgery import Plan
 
@@ -143,6 +143,7 @@ class Meter:
         self._last_rebuild = seconds
         if cut:
             self._cut, self._peaks["cut"] = [], 0
+            profiling.NOW.cut()
         reset_peak(self.device)
 
     def forget_peak(self) -> None:

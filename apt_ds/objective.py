@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apt_ds.data.base import IGNORED, Batch
+from apt_ds.profiling import timed
 
 
+@timed("forward")
 def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Cross-entropy summed over the trained tokens of a micro-batch, fp32 scalar, unit nat.
 

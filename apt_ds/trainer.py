@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from apt_ds import adapter, checkpoint, dist, models, pulse, resume, schedule, surgery, zero
+from apt_ds import adapter, checkpoint, dist, models, profiling, pulse, resume, schedule, surgery, zero
 from apt_ds.checkpoint import Checkpoint
 from apt_ds.config import OPTIONS, RunConfig, UserError
 from apt_ds.data.base import Batch, collate
@@ -51,6 +51,7 @@ class Trainer:
         self.done = 0  # steps
         self.figures: dict[str, Any] = {}
         self.stopping = Stopping()
+        profiling.NOW.start(self.device, run.profile)
         torch.manual_seed(run.seed)
         sharding = zero.shard_while_loading(config)
         model = models.load_model(base, run)
@@ -96,6 +97,8 @@ class Trainer:
         figures["before"] |= self.meter.dense()
         figures["after"] = self.judge() | (self.meter.cut() if self.pruner.kept() < 1.0 else self.meter.dense())
         figures["pruning"] = self.pruner.summary() | {"rebuild_seconds": self.meter.rebuilds}
+        if self.run_config.profile:
+            figures["profile"] = profiling.NOW.summary()
         self.finish()
         return figures
 
@@ -174,6 +177,7 @@ class Trainer:
         else:
             self.pruner.scorer.remove()
 
+    @profiling.timed(profiling.OTHER)
     def train_step(self, step: int, calibrating: bool = False) -> None:
         """One optimizer step over a global batch. Collective."""
         start, name = time.perf_counter(), f"{'calibration ' if calibrating else ''}step {step + 1}"
@@ -222,6 +226,7 @@ class Trainer:
                 self.engine.step()
         return total
 
+    @profiling.timed("data")
     def micro_batch(self, step: int, micro: int) -> Batch:
         """This rank's part of a global batch, on its device."""
         run = self.run_config

@@ -84,6 +84,23 @@ def runs(folder: str, stages: list[tuple[int, bool]], modes: dict[str, list[str]
     return found
 
 
+def profiled(folder: str, stages: list[tuple[int, bool]]) -> dict[str, Any]:
+    """What runs tell of their steps, and the same runs without a profile."""
+    flags = ["--pruning", "gradual", "--max_steps", "10", "--align", "4", "--mask_step", "0.5", "--adjust_every", "7"]
+    found = {}
+    for stage, offload in stages:
+        runs = {}
+        for on in ("false", "true"):
+            made = main.prepare(run_config(folder, stage, offload, [*flags, "--profile", on]))
+            figures = made.run()
+            dist.barrier()
+            runs[on] = facts(made, figures)
+        step = figures["before"]["step_seconds"]
+        told = {"profile": figures["profile"], "step_seconds": step, "unprofiled": runs["false"]}
+        found[f"{stage}{'o' if offload else ''}"] = told | {"losses": runs["true"]["losses"]}
+    return found
+
+
 def rebuilds(folder: str, stages: list[tuple[int, bool]], count: int) -> dict[str, list[dict[str, int]]]:
     """`count` rebuilds with a step between them; what is alive after every tenth."""
     found = {}

@@ -32,6 +32,8 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from apt_ds import dist
 from apt_ds.config import UserError
+from apt_ds.profiling import timed
+from apt_ds.zero.marks import mark
 
 Config = dict[str, Any]
 LARGEST_BUCKET = 500_000_000  # DeepSpeed's own default
@@ -124,7 +126,9 @@ def build(model: nn.Module, config: Config) -> Engine:
     """An engine that trains the parameters of `model` that require a gradient. Collective."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     config = _with_bucket(config, max(1, sum(full_numel(p) for p in trainable)))
-    return deepspeed.initialize(model=model, model_parameters=trainable, config=config)[0]
+    engine = deepspeed.initialize(model=model, model_parameters=trainable, config=config)[0]
+    mark(engine)
+    return engine
 
 
 def serve(model: nn.Module, config: Config) -> Engine:
@@ -241,6 +245,7 @@ def loss_scale(engine: Engine) -> float:
     return float(getattr(engine.optimizer, "loss_scale", 1.0))
 
 
+@timed("optimizer")
 def step(engine: Engine) -> bool:
     """`engine.step()` at a boundary. False if it was skipped because of non-finite gradients. Collective."""
     if not engine.zero_optimization():
