@@ -16,15 +16,17 @@ def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
 
     Logits are made only at positions some row is trained on. Padding sits on the right, where causal attention
     never looks back from a real token, so no attention mask is passed; where rows hold several examples, positions
-    that restart keep them apart.
+    that restart keep them apart. Labels are best left on the host: on a device, looking them up makes the host wait.
     """
+    place = {"device": batch.input_ids.device, "non_blocking": True}
     targets = batch.labels[:, 1:]
     trained = targets != IGNORED
     positions = trained.any(dim=0).nonzero().squeeze(1)
+    chosen = trained[:, positions].flatten().nonzero().squeeze(1)
     inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
-    logits = model(**inputs, logits_to_keep=positions, use_cache=False).logits
-    trained, targets = trained[:, positions], targets[:, positions]
-    return F.cross_entropy(logits[trained].float(), targets[trained], reduction="sum")
+    logits = model(**inputs, logits_to_keep=positions.to(**place), use_cache=False).logits
+    logits = logits.flatten(0, 1).index_select(0, chosen.to(**place))
+    return F.cross_entropy(logits.float(), targets[trained].to(**place), reduction="sum")
 
 
 def trained_tokens(labels: list[int]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -191,17 +192,19 @@ class Trainer:
         loss = self.accumulate(step, tokens)
         pulse.phase(f"{name}: update")
         own = self.pruner.observations(self.engine, self.scoring, importance)
-        asked = torch.tensor(float(self.stopping.asked > 0), device=self.device)
+        asked = torch.full((), float(self.stopping.asked > 0), device=self.device)
         reduced = dist.all_reduce_sum(torch.cat([torch.stack([loss.float(), asked]), own]))
+        # the one time a step waits for the device
+        summed, signals, finite = torch.cat([reduced[:2], torch.isfinite(reduced).all().float()[None]]).tolist()
         # all ranks learn of a signal in the same step
-        self.asked = max(dist.gather_objects(self.stopping.asked)) if reduced[1] > 0 else 0
-        mean, finite = reduced[0].item() / tokens, bool(torch.isfinite(reduced).all())
+        self.asked = max(dist.gather_objects(self.stopping.asked)) if signals > 0 else 0
+        mean = summed / tokens
         if finite:
             self.pruner.observe(self.engine, reduced[2:], self.scoring, importance)
         else:
             self.pruner.discard()
         applied = zero.step(self.engine)
-        self.watch(name, mean, finite and applied)
+        self.watch(name, mean, bool(finite) and applied)
         seconds = time.perf_counter() - start
         self.meter.step(seconds, dense=self.pruner.kept() == 1.0)
         if not calibrating:
@@ -232,10 +235,10 @@ class Trainer:
         run = self.run_config
         own = self.data.order.micro(step, micro, dist.rank(), dist.world_size(), run.per_device_train_batch_size)
         rows = [self.data.train[i] for i in own]
-        if not run.packing:
-            return collate(rows, self.pad_id).to(self.device)
         single = run.attn_implementation == "flash_attention_2"
-        return pack(rows, self.pad_id, run.max_seq_length, single).to(self.device)
+        made = pack(rows, self.pad_id, run.max_seq_length, single) if run.packing else collate(rows, self.pad_id)
+        # labels stay on the host: what the loss looks up there needs no waiting for the device
+        return replace(made.to(self.device), labels=made.labels)
 
     def learning_rate(self, step: int) -> float:
         run, total = self.run_config, self.data.total_steps

@@ -224,7 +224,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """A copy of the batch on `device`."""
-        return Batch(*(None if part is None else part.to(device) for part in vars(self).values()))
+        return Batch(*(None if part is None else part.to(device, non_blocking=True) for part in vars(self).values()))
 
 
 def collate(rows: Sequence[Row], pad_id: int, multiple: int = 8) -> Batch:
