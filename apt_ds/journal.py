@@ -125,6 +125,7 @@ class Meter:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.rebuilds: list[float] = []
+        self.rebuild_peaks: list[int] = []
         self._dense: list[float] = []
         self._cut: list[float] = []
         self._peaks = {"dense": 0, "cut": 0}
@@ -138,8 +139,9 @@ class Meter:
         self._peaks[when] = max(self._peaks[when], self.peak())
 
     def rebuilt(self, seconds: float, cut: bool) -> None:
-        """Take one rebuild. After a cut, times and peak start afresh."""
+        """Take one rebuild, before which `forget_peak` was called. After a cut, times and peak start afresh."""
         self.rebuilds.append(seconds)
+        self.rebuild_peaks.append(self.peak())
         self._last_rebuild = seconds
         if cut:
             self._cut, self._peaks["cut"] = [], 0
@@ -147,7 +149,7 @@ class Meter:
         reset_peak(self.device)
 
     def forget_peak(self) -> None:
-        """What came before (an evaluation) is no part of training's peak."""
+        """What came before (an evaluation) is no part of the peak of what comes."""
         reset_peak(self.device)
 
     def last_rebuild(self) -> float:
@@ -161,11 +163,12 @@ class Meter:
 
     def state(self) -> dict[str, Any]:
         """What `load_state` takes; times are in seconds, peaks in bytes."""
-        times = {"rebuilds": self.rebuilds, "dense": self._dense, "cut": self._cut}
+        times = {"rebuilds": self.rebuilds, "rebuild_peaks": self.rebuild_peaks, "dense": self._dense, "cut": self._cut}
         return times | {"peaks": self._peaks, "last_rebuild": self._last_rebuild}
 
     def load_state(self, values: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
+        self.rebuild_peaks = values["rebuild_peaks"]
         self.rebuilds, self._dense, self._cut = values["rebuilds"], values["dense"], values["cut"]
         self._peaks, self._last_rebuild = values["peaks"], values["last_rebuild"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import logging
 import os
@@ -36,12 +37,16 @@ ODD = 0x1E3779B97F4A7C15
 
 @dataclass
 class Base:
-    """What a run starts from. `source` is the folder or hub name that `from_pretrained` reads."""
+    """What a run starts from. `source` is the folder or hub name that `from_pretrained` reads.
+
+    random: there is nothing to read, weights are drawn (for measurements).
+    """
 
     source: str
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
     anatomy: Anatomy
+    random: bool = False
 
 
 def find_base(name: str) -> Base:
@@ -83,7 +88,8 @@ def load_model(base: Base, run: RunConfig) -> PreTrainedModel:
         UserError: weights absent, broken or not those of the configuration, or an attention kernel that is not there.
     """
     quiet_transformers()
-    model = read_weights(base.source, run_dtype(run), run.attn_implementation)
+    make = random_weights if base.random else read_weights
+    model = make(base.config if base.random else base.source, run_dtype(run), run.attn_implementation)
     model.config.use_cache = False
     if not zero.is_partitioned(model):
         model.to(zero.device())
@@ -121,6 +127,24 @@ def read_weights(
     if missing := sorted(found["missing_keys"]):
         # transformers would start these at random
         raise UserError(f"{where}: {len(missing)} weights are missing, such as {missing[0]}")
+    return model
+
+
+@torch.no_grad()
+def random_weights(config: PretrainedConfig, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+    """A model of `config` with drawn weights, made on the device, under ZeRO-3 sharded while it is made.
+
+    Every rank draws its own: below stage 3 the engine takes those of rank 0. Raises UserError as `load_model`.
+    """
+    try:
+        with zero.device():
+            model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype, attn_implementation=attention)
+    except ImportError as error:
+        raise UserError(f"--attn_implementation {attention}: {first_line(error)}") from None
+    for parameter in model.parameters():
+        held = zero.held_part(parameter)
+        # norms start at 1
+        held.normal_(0, config.initializer_range) if len(zero.full_shape(parameter)) > 1 else held.fill_(1)
     return model
 
 

@@ -98,6 +98,7 @@ class Trainer:
         figures["before"] |= self.meter.dense()
         figures["after"] = self.judge() | (self.meter.cut() if self.pruner.kept() < 1.0 else self.meter.dense())
         figures["pruning"] = self.pruner.summary() | {"rebuild_seconds": self.meter.rebuilds}
+        figures["pruning"]["rebuild_peak_bytes"] = self.meter.rebuild_peaks
         if self.run_config.profile:
             figures["profile"] = profiling.NOW.summary()
         self.finish()
@@ -276,6 +277,7 @@ class Trainer:
         """
         pulse.phase(f"step {step}: rebuild", limited=False)
         start, kept = time.perf_counter(), self.pruner.kept()
+        self.meter.forget_peak()
         self.pruner.agree(step, plan)
         # weights were trainable only to be weighed
         bare = self.run_config.tune == "adapters" and not adapter.ranks(self.engine.module)

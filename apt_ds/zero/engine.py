@@ -7,6 +7,7 @@ plain model, `build`, `put_state`. Facts about what an engine leaves behind are 
 from __future__ import annotations
 
 import copy
+import ctypes
 import gc
 import logging
 import os
@@ -14,7 +15,7 @@ import socket
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -188,10 +189,12 @@ def destroy(engine: Engine) -> nn.Module:
 
 
 def collect() -> None:
-    """Free what a destroyed engine left in reference cycles. Call once nothing else holds it."""
+    """Free what a destroyed engine left in reference cycles, for others too. Call once nothing else holds it."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    with suppress(OSError):  # not glibc: what is free stays with this process
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def is_partitioned(model: nn.Module) -> bool:
@@ -218,6 +221,11 @@ def own_part(parameter: nn.Parameter) -> tuple[int, torch.Tensor]:
     part = -(-parameter.numel() // dist.world_size())
     start = min(part * dist.rank(), parameter.numel())
     return start, parameter.detach().flatten()[start : start + part]
+
+
+def held_part(parameter: nn.Parameter) -> torch.Tensor:
+    """What this rank holds of it, for writing: its share under stage 3, else all."""
+    return parameter.ds_tensor if is_zero_param(parameter) else parameter.detach()
 
 
 @contextmanager
