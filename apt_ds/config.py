@@ -77,6 +77,8 @@ class RunConfig:
     max_target_length: int = option("data", 128, "tokens of an answer that is written (T5)", Range(2))
     doc_stride: int = option("data", 128, "tokens that windows of a long context share (SQuAD)", COUNT)
 
+    packing: bool = option("data", False, "several short examples in one row; changes speed, not results")
+
     perplexity_path: str = option("data", "", "a text file to take perplexity on, before and after")
     perplexity_length: int = option("data", 1024, "tokens in one of its blocks", Range(2))
     perplexity_blocks: int = option("data", 0, "blocks to use, spread over the file; 0: all", NOT_NEGATIVE)
@@ -99,6 +101,7 @@ class RunConfig:
     save_steps: int = option("run", 500, "optimizer steps between two checkpoints; 0 or less: only when stopped")
     save_total_limit: int = option("run", 0, "checkpoints to keep; 0: all", NOT_NEGATIVE)
     resume_from_checkpoint: str = option("run", "", "go on from a checkpoint: last, or its folder")
+    profile: bool = option("run", False, "tell at the end where the time of a step goes")
     timeout: int = option("run", 600, "seconds without a sign of life after which a rank is given up", COUNT)
     local_rank: int = -1  # the deepspeed launcher passes it; not for users
 
@@ -193,6 +196,8 @@ class RunConfig:
             raise UserError(f"--distill goes with --pruning gradual, not {self.pruning}: the teacher lives as it lasts")
         if self.pruning == "posttuning" and self.score == "taylor":
             raise UserError("--pruning posttuning with --score taylor is not there: give --score fisher or salience")
+        if self.packing and self.score == "fisher":
+            raise UserError("--packing true with --score fisher is not there: it needs a row for each example")
         if self.rank_growth and self.rank > self.max_rank:
             raise UserError(f"--rank {self.rank} is not allowed: give at most --max_rank {self.max_rank}")
 

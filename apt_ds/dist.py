@@ -18,6 +18,7 @@ import torch
 import torch.distributed as td
 
 from apt_ds.config import RankError
+from apt_ds.profiling import timed
 
 T = TypeVar("T")
 
@@ -47,6 +48,7 @@ def is_main() -> bool:
     return rank() == 0
 
 
+@timed("reduce")
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     """Sum `tensor` over all ranks in place and return it. Collective."""
     if ready() and td.get_world_size() > 1:

@@ -15,7 +15,7 @@ import psutil
 import torch
 from tqdm import tqdm
 
-from apt_ds import checkpoint, dist
+from apt_ds import checkpoint, dist, profiling
 from apt_ds.config import RunConfig, UserError
 from apt_ds.surgery import Plan
 
@@ -128,6 +128,7 @@ class Meter:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.rebuilds: list[float] = []
+        self.rebuild_peaks: list[int] = []
         self.seconds = 0.0
         self._dense: list[float] = []
         self._cut: list[float] = []
@@ -143,16 +144,18 @@ class Meter:
         self._peaks[when] = max(self._peaks[when], self.peak())
 
     def rebuilt(self, seconds: float, cut: bool) -> None:
-        """Take one rebuild. After a cut, times and peak start afresh."""
+        """Take one rebuild, before which `forget_peak` was called. After a cut, times and peak start afresh."""
         self.rebuilds.append(seconds)
         self.seconds += seconds
+        self.rebuild_peaks.append(self.peak())
         self._last_rebuild = seconds
         if cut:
             self._cut, self._peaks["cut"] = [], 0
+            profiling.NOW.cut()
         reset_peak(self.device)
 
     def forget_peak(self) -> None:
-        """What came before (an evaluation) is no part of training's peak."""
+        """What came before (an evaluation) is no part of the peak of what comes."""
         reset_peak(self.device)
 
     def last_rebuild(self) -> float:
@@ -166,11 +169,13 @@ class Meter:
 
     def state(self) -> dict[str, Any]:
         """What `load_state` takes; times are in seconds, peaks in bytes."""
-        times = {"rebuilds": self.rebuilds, "dense": self._dense, "cut": self._cut, "seconds": self.seconds}
+        times = {"rebuilds": self.rebuilds, "rebuild_peaks": self.rebuild_peaks, "dense": self._dense, "cut": self._cut}
+        times["seconds"] = self.seconds
         return times | {"peaks": self._peaks, "last_rebuild": self._last_rebuild}
 
     def load_state(self, values: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
+        self.rebuild_peaks = values["rebuild_peaks"]
         self.rebuilds, self._dense, self._cut = values["rebuilds"], values["dense"], values["cut"]
         self._peaks, self._last_rebuild, self.seconds = values["peaks"], values["last_rebuild"], values["seconds"]
 

@@ -21,6 +21,7 @@ from apt_ds.data.batches import Batch
 from apt_ds.data.rows import IGNORED, Row
 from apt_ds.masks import Masks
 from apt_ds.objective import OBJECTIVES, Logits
+from apt_ds.profiling import timed
 from apt_ds.teacher import TRANSFORM, Teacher, Watcher, attach, detach, slot
 
 
@@ -106,6 +107,7 @@ class Lesson:
         count = 0 if self.over else len(self.following) * sum(map(len, self.stacks))
         self.distances = torch.zeros(count, device=self.device)
 
+    @timed("forward")
     def micro(self, engine: nn.Module, batch: Batch, masks: Masks) -> tuple[Tensor, Tensor]:
         """(what to go backward from, the task's loss summed) of a micro-batch.
 

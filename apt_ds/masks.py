@@ -104,7 +104,7 @@ class Masks:
             values = self.values[dict(spans(self.anatomy.sizes))[site]]
             if (values == 1.0).all():
                 values = values[:0]
-            worn = torch.from_numpy(values).to(like.device, like.dtype)
+            worn = torch.from_numpy(values).to(like.device, like.dtype, non_blocking=True)
             self._worn[site] = worn.repeat_interleave(unit)
         worn = self._worn[site]
         return worn if worn.numel() else None

@@ -45,13 +45,17 @@ CLASSES = {
 
 @dataclass
 class Base:
-    """What a run starts from. `source` is the folder or hub name that `from_pretrained` reads; kind: see `tasks.py`."""
+    """What a run starts from. `source` is the folder or hub name that `from_pretrained` reads.
+
+    kind: see `tasks.py`; random: there is nothing to read, weights are drawn (for measurements).
+    """
 
     source: str
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
     anatomy: Anatomy
     kind: str = LANGUAGE_MODEL
+    random: bool = False
 
 
 def find_base(name: str, task: str = INSTRUCTIONS, labels: tuple[str, ...] = ()) -> Base:
@@ -107,9 +111,11 @@ def load_model(base: Base, run: RunConfig) -> PreTrainedModel:
         UserError: weights absent, broken or not those of the configuration, or an attention kernel that is not there.
     """
     quiet_transformers()
-    model, missing = read_weights(
-        base.source, run_dtype(run), run.attn_implementation, base.kind, base.anatomy.heads, base.config
-    )
+    dtype, attention = run_dtype(run), run.attn_implementation
+    if base.random:
+        model, missing = random_weights(base.config, dtype, attention), []
+    else:
+        model, missing = read_weights(base.source, dtype, attention, base.kind, base.anatomy.heads, base.config)
     if missing:
         start_heads(model, missing, run.seed)
     bias.prepare(model, base.anatomy)
@@ -174,6 +180,24 @@ def read_weights(
         # transformers would start these at random
         raise UserError(f"{where}: {len(missing)} weights are missing or of another shape, such as {missing[0]}")
     return model, [path for path in optional if any(key.rpartition(".")[0] == path for key in absent)]
+
+
+@torch.no_grad()
+def random_weights(config: PretrainedConfig, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+    """A model of `config` with drawn weights, made on the device, under ZeRO-3 sharded while it is made.
+
+    Every rank draws its own: below stage 3 the engine takes those of rank 0. Raises UserError as `load_model`.
+    """
+    try:
+        with zero.device():
+            model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype, attn_implementation=attention)
+    except ImportError as error:
+        raise UserError(f"--attn_implementation {attention}: {first_line(error)}") from None
+    for parameter in model.parameters():
+        held = zero.held_part(parameter)
+        # norms start at 1
+        held.normal_(0, config.initializer_range) if len(zero.full_shape(parameter)) > 1 else held.fill_(1)
+    return model
 
 
 @torch.no_grad()

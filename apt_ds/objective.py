@@ -38,18 +38,23 @@ def language_logits(model: nn.Module, batch: Batch) -> Logits:
     """Next-token logits of the trained tokens, [trained, vocabulary].
 
     They are made only at positions some row is trained on. Padding sits on the right, where causal attention
-    never looks back from a real token, so no attention mask is passed.
+    never looks back from a real token, so no attention mask is passed; where rows hold several examples, positions
+    that restart keep them apart. Labels are best left on the host: on a device, looking them up makes the host wait.
     """
+    place = {"device": batch.input_ids.device, "non_blocking": True}
     trained = batch.labels[:, 1:] != IGNORED
     positions = trained.any(dim=0).nonzero().squeeze(1)
-    logits = model(input_ids=batch.input_ids, logits_to_keep=positions, use_cache=False).logits
-    return (logits[trained[:, positions]],)
+    chosen = trained[:, positions].flatten().nonzero().squeeze(1)
+    inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
+    logits = model(**inputs, logits_to_keep=positions.to(**place), use_cache=False).logits
+    return (logits.flatten(0, 1).index_select(0, chosen.to(**place)),)
 
 
 def language_loss(logits: Logits, batch: Batch) -> Tensor:
     """Cross-entropy summed over trained tokens, in nats."""
     targets = batch.labels[:, 1:]
-    return F.cross_entropy(logits[0].float(), targets[targets != IGNORED], reduction="sum")
+    targets = targets[targets != IGNORED].to(logits[0].device, non_blocking=True)
+    return F.cross_entropy(logits[0].float(), targets, reduction="sum")
 
 
 def trained_tokens(row: Row) -> int:
@@ -92,8 +97,9 @@ def span_loss(logits: Logits, batch: Batch) -> Tensor:
 
 def text_logits(model: nn.Module, batch: Batch) -> Logits:
     """Logits of the decoder's trained tokens, [trained, vocabulary]."""
-    found = model(**encoder_inputs(batch), decoder_input_ids=shifted(batch.labels, model), use_cache=False).logits
-    return (found[batch.labels != IGNORED],)
+    labels = batch.labels.to(batch.input_ids.device)
+    found = model(**encoder_inputs(batch), decoder_input_ids=shifted(labels, model), use_cache=False).logits
+    return (found[labels != IGNORED],)
 
 
 def shifted(labels: Tensor, model: nn.Module) -> Tensor:
@@ -106,7 +112,8 @@ def shifted(labels: Tensor, model: nn.Module) -> Tensor:
 
 def text_loss(logits: Logits, batch: Batch) -> Tensor:
     """Cross-entropy summed over the decoder's trained tokens, in nats."""
-    return F.cross_entropy(logits[0].float(), batch.labels[batch.labels != IGNORED], reduction="sum")
+    targets = batch.labels[batch.labels != IGNORED].to(logits[0].device)
+    return F.cross_entropy(logits[0].float(), targets, reduction="sum")
 
 
 OBJECTIVES = {
@@ -117,7 +124,7 @@ OBJECTIVES = {
         text_logits,
         text_loss,
         lambda row: sum(label != IGNORED for label in row["labels"]),
-        lambda batch: (batch.labels != IGNORED).long(),
+        lambda batch: (batch.labels != IGNORED).long().to(batch.input_ids.device),
     ),
 }
 

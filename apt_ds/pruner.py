@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from apt_ds import dist, ranks, schedule, zero
+from apt_ds import dist, profiling, ranks, schedule, zero
 from apt_ds.adapter import adapters
 from apt_ds.anatomy import Anatomy
 from apt_ds.config import RunConfig, UserError
@@ -138,6 +138,7 @@ class Pruner:
         """After its backward pass."""
         self.scorer.end()
 
+    @profiling.timed("salience")
     @torch.no_grad()
     def observations(self, engine: zero.Engine, scoring: bool, importance: bool) -> torch.Tensor:
         """This rank's part of the step's masses and importances, flat: one all-reduce sums it over ranks."""
@@ -149,6 +150,7 @@ class Pruner:
             parts.append(zero.weight_times_gradient(engine, weights))
         return torch.cat(parts)
 
+    @profiling.timed("salience")
     def observe(self, engine: zero.Engine, reduced: torch.Tensor, scoring: bool, importance: bool) -> None:
         """Take the reduced observations of a step with a finite loss into the averages. Collective."""
         start = time.perf_counter()
@@ -175,6 +177,7 @@ class Pruner:
             return self.random * self.anatomy.prices(self.anatomy.sizes)
         return self.taylor if self.run.score == "taylor" else self.scorer.scores()
 
+    @profiling.timed("search")
     def decide(self, removed: float) -> np.ndarray:
         """Blocks to keep at this removed fraction, bool [blocks]."""
         start = time.perf_counter()

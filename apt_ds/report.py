@@ -12,7 +12,7 @@ import psutil
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from apt_ds import dist, models, zero
+from apt_ds import dist, models, profiling, zero
 from apt_ds.config import RunConfig
 from apt_ds.data.base import Example
 from apt_ds.data.instructions import prompt_ids, resolve_pad_id
@@ -142,6 +142,8 @@ def render(figures: dict[str, Any]) -> str:
         f"kept {100 * pruning['kept']:.2f} % of the prunable parameters (target {100 * pruning['target_kept']:.2f} %): "
         f"{pruning['sizes']}"
     )
+    if "profile" in figures:
+        lines += ["", profiling.render(figures["profile"])]
     if "note" in figures:
         lines.append(figures["note"])
     for sample in figures.get("samples", []):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 
 import torch
 
-from apt_ds import adapter, dist, models, pulse, schedule, zero
+from apt_ds import adapter, dist, models, profiling, pulse, schedule, zero
 from apt_ds.config import RunConfig, UserError
 from apt_ds.data.batches import Batch, collate
+from apt_ds.data.packing import pack
 from apt_ds.feed import Data
 from apt_ds.journal import Journal, Meter
 from apt_ds.lesson import Lesson
@@ -35,6 +37,7 @@ class Stepper:
         self.bad_steps = 0
         self.asked = 0
 
+    @profiling.timed(profiling.OTHER)
     def take(self, engine: zero.Engine, step: int, calibrating: bool = False) -> None:
         """One optimizer step over a global batch. Collective."""
         start, name = time.perf_counter(), f"{'calibration ' if calibrating else ''}step {step + 1}"
@@ -48,19 +51,21 @@ class Stepper:
         loss = self.accumulate(engine, step)
         pulse.phase(f"{name}: update")
         own = self.pruner.observations(engine, self.scoring, importance)
-        asked = torch.tensor(float(self.stopping.asked > 0), device=self.device)
+        asked = torch.full((), float(self.stopping.asked > 0), device=self.device)
         distances = self.lesson.distances
         reduced = dist.all_reduce_sum(torch.cat([torch.stack([loss.float(), asked]), distances, own]))
+        # the one time a step waits for the device
+        summed, signals, finite = torch.cat([reduced[:2], torch.isfinite(reduced).all().float()[None]]).tolist()
         # all ranks learn of a signal in the same step
-        self.asked = max(dist.gather_objects(self.stopping.asked)) if reduced[1] > 0 else 0
-        mean, finite = reduced[0].item() / self.lesson.weight, bool(torch.isfinite(reduced).all())
+        self.asked = max(dist.gather_objects(self.stopping.asked)) if signals > 0 else 0
+        mean = summed / self.lesson.weight
         if finite:
             self.lesson.observe(reduced[2 : 2 + len(distances)])
             self.pruner.observe(engine, reduced[2 + len(distances) :], self.scoring, importance)
         else:
             self.pruner.discard()
         applied = zero.step(engine)
-        self.watch(name, mean, finite and applied)
+        self.watch(name, mean, bool(finite) and applied)
         seconds = time.perf_counter() - start
         self.meter.step(seconds, dense=self.pruner.kept() == 1.0)
         if not calibrating:
@@ -108,11 +113,16 @@ class Stepper:
         else:
             self.pruner.scorer.remove()
 
+    @profiling.timed("data")
     def micro_batch(self, step: int, micro: int) -> Batch:
         """This rank's part of a global batch, on its device."""
-        size = self.run.per_device_train_batch_size
-        own = self.data.order.micro(step, micro, dist.rank(), dist.world_size(), size)
-        return collate([self.data.train[i] for i in own], self.pad_id).to(self.device)
+        run = self.run
+        own = self.data.order.micro(step, micro, dist.rank(), dist.world_size(), run.per_device_train_batch_size)
+        rows = [self.data.train[i] for i in own]
+        single = run.attn_implementation == "flash_attention_2"
+        made = pack(rows, self.pad_id, run.max_seq_length, single) if run.packing else collate(rows, self.pad_id)
+        # labels stay on the host: what the loss looks up there needs no waiting for the device
+        return replace(made.to(self.device), labels=made.labels)
 
     def learning_rate(self, step: int) -> float:
         run, total = self.run, self.data.total_steps

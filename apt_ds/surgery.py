@@ -6,6 +6,7 @@ held anyway; new weights are partitioned as soon as they are made.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -73,8 +74,9 @@ def take(tensor: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
 def _cut(model: nn.Module, anatomy: Anatomy, plan: Plan, state: zero.EngineState | None) -> Anatomy:
     keep = plan.keep
     consumers = {site.consumer for site in anatomy.sites}
-    replaced: dict[int, nn.Parameter] = {}
-    alive: list[nn.Parameter] = []  # ids must not be reused while `replaced` holds them
+    # weights that several slots share, old ones with the new: an old one that lives on keeps its id to itself
+    shared = _shared(model, anatomy)
+    replaced: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
     for slot in anatomy.slots:
         rows, columns = (element_index(axis, keep, anatomy) for axis in (slot.rows, slot.columns))
         if rows is None and columns is None:
@@ -86,18 +88,29 @@ def _cut(model: nn.Module, anatomy: Anatomy, plan: Plan, state: zero.EngineState
         for name, index in _indexed(module, slot, rows, columns):
             weigh = factor if index[1] is not None else None
             old = getattr(module, name)
-            if id(old) not in replaced:
-                replaced[id(old)] = _replace(old, index, weigh)
-                alive.append(old)
-                if state is not None:
-                    _follow(state, f"{slot.path}.{name}", index, weigh)
-            setattr(module, name, replaced[id(old)])
+            if id(old) in replaced:
+                setattr(module, name, replaced[id(old)][1])
+                continue
+            new = _replace(old, index, weigh)
+            setattr(module, name, new)
+            if id(old) in shared:
+                replaced[id(old)] = old, new
+            # what is gone must be free before the next is made
+            del old, new
+            if state is not None:
+                _follow(state, f"{slot.path}.{name}", index, weigh)
         _set_widths(module)
     for number, site in enumerate(anatomy.sites):
         heads = element_index(Axis(number), keep, anatomy)
         if site.biased and heads is not None:
             bias.follow(model, site.biased, heads)
     return anatomy.with_sizes(kept_sizes(anatomy.sizes, keep))
+
+
+def _shared(model: nn.Module, anatomy: Anatomy) -> set[int]:
+    """The ids of weights that are those of several slots (tied embeddings)."""
+    counts = Counter(id(model.get_submodule(slot.path).weight) for slot in anatomy.slots)
+    return {number for number, count in counts.items() if count > 1}
 
 
 Index = tuple[Tensor | None, Tensor | None]

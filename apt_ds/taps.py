@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from apt_ds.anatomy import HIDDEN, Anatomy, spans
+from apt_ds.profiling import seen
 
 
 class Taps:
@@ -93,8 +94,8 @@ class Taps:
             if not x.requires_grad:
                 x.requires_grad_()
             with torch.no_grad():
-                commit = self.watch(number, x.detach())
-            x.register_hook(commit)
+                commit = seen("salience", self.watch)(number, x.detach())
+            x.register_hook(seen("salience", commit))
 
         return tap
 

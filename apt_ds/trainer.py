@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from apt_ds import adapter, checkpoint, dist, heads, models, pulse, resume, schedule, surgery, zero
+from apt_ds import adapter, checkpoint, dist, heads, models, profiling, pulse, resume, schedule, surgery, zero
 from apt_ds.checkpoint import Checkpoint
 from apt_ds.config import OPTIONS, RunConfig
 from apt_ds.data.instructions import resolve_pad_id
@@ -49,6 +49,7 @@ class Trainer:
         self.milestones = Milestones(run.reference_score)
         self.lesson = Lesson(run, base.kind, pruner.anatomy, pruner.phase, zero.device())
         self.steps = Stepper(run, data, pruner, self.lesson, journal, self.meter, pad_id)
+        profiling.NOW.start(zero.device(), run.profile)
         torch.manual_seed(run.seed)
         sharding = zero.shard_while_loading(config)
         model = models.load_model(base, run)
@@ -98,6 +99,9 @@ class Trainer:
         figures["before"] |= self.meter.dense()
         figures["after"] = self.judge() | (self.meter.cut() if self.pruner.kept() < 1.0 else self.meter.dense())
         figures["pruning"] = self.pruner.summary() | {"rebuild_seconds": self.meter.rebuilds}
+        figures["pruning"]["rebuild_peak_bytes"] = self.meter.rebuild_peaks
+        if self.run_config.profile:
+            figures["profile"] = profiling.NOW.summary()
         figures["training"] = {"seconds": self.meter.seconds} | self.milestones.summary()
         self.finish()
         return figures
@@ -183,6 +187,7 @@ class Trainer:
         """
         pulse.phase(f"step {step}: rebuild", limited=False)
         start, kept = time.perf_counter(), self.pruner.kept()
+        self.meter.forget_peak()
         self.pruner.agree(step, plan)
         # weights were trainable only to be weighed
         bare = self.run_config.tune == "adapters" and not adapter.ranks(self.engine.module)

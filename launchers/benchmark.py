@@ -1,32 +1,81 @@
 """Step time and memory against PEFT's LoRA: `deepspeed launchers/benchmark.py --deepspeed ds_configs/zero3.json`.
 
-Takes the options of `train.py`, and --rounds, --steps, --json. Needs the extra [dev] (peft).
+Takes the options of `train.py` and those below. Needs the extra [dev] (peft); bitsandbytes for what is in 4 bit.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from typing import NoReturn
 
 from apt_ds import command
-from apt_ds.config import UserError, resolve
+from apt_ds.command import at_least, words
+from apt_ds.config import RunConfig, UserError, resolve
+
+
+class Parser(argparse.ArgumentParser):
+    """Mistakes become a `UserError`."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(" ".join(message.split()))
+
+
+def above_zero(text: str) -> float:
+    """The type of an argument: a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: give a number above 0")
+    return value
+
+
+def read(argv: list[str]) -> tuple[argparse.Namespace, RunConfig]:
+    """The script's own options and the run's. Raises UserError."""
+    parser = Parser(
+        add_help="--help" in argv, allow_abbrev=False, usage="benchmark.py [options, and those of train.py]"
+    )
+    parser.add_argument("--variants", type=words, default=[], help="some of the table's rows; all by default")
+    parser.add_argument("--rounds", type=at_least(1), default=3, help="how often every variant is built")
+    parser.add_argument("--steps", type=at_least(1), default=3, help="timed steps of each round")
+    parser.add_argument("--json", default="", help="a file for the figures")
+    parser.add_argument("--random_weights", default="", help="llama2-7b, llama2-13b, wide, tiny, or a config.json")
+    parser.add_argument("--generate", type=at_least(0), default=32, help="tokens to generate; 0: not measured")
+    parser.add_argument("--prompt", type=at_least(1), default=128, help="tokens of the prompt")
+    parser.add_argument("--peak_tflops", type=above_zero, help="of a device; measured by a product otherwise")
+    parser.add_argument(
+        "--predict", type=words, default=[], help="numbers of devices to predict a step for; runs nothing"
+    )
+    parser.add_argument("--measured", default="", help="figures of an earlier --json, for --predict")
+    parser.add_argument("--inside", type=above_zero, default=400.0, help="GB/s of a device within its node")
+    parser.add_argument("--between", type=above_zero, default=320.0, help="GB/s of a node to others")
+    own, rest = parser.parse_known_args(argv)
+    if own.random_weights:
+        rest += ["--model_name_or_path", f"random:{own.random_weights}", "--data_path", "random"]
+    elif own.predict:
+        raise UserError("--predict needs --random_weights, which says what sizes to predict for")
+    return own, resolve(rest)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--json", default="")
-    own, rest = parser.parse_known_args(sys.argv[1:])
-    if own.rounds < 1 or own.steps < 1:
-        raise UserError("--rounds and --steps must be at least 1")
-    run = resolve(rest)
+    own, run = read(sys.argv[1:])
     try:
-        from apt_ds.benchmark import benchmark
+        from apt_ds.bench.inference import Asked
+        from apt_ds.benchmark import Settings, benchmark, predict
+        from apt_ds.scaling import Cluster
     except ModuleNotFoundError as error:
         raise UserError(f"the benchmark needs {error.name}: pip install 'apt_ds[dev]'") from None
 
-    benchmark(run, own.rounds, own.steps, own.json)
+    if own.predict:
+        sizes = tuple(at_least(1)(number) for number in own.predict)
+        cluster = Cluster(1e12 * (own.peak_tflops or 989.0), 1e9 * own.inside, 1e9 * own.between)
+        print(predict(run, cluster, sizes, own.measured))
+        return
+    generation = Asked(own.prompt, own.generate, own.rounds) if own.generate else None
+    settings = Settings(tuple(own.variants), own.rounds, own.steps, generation, own.peak_tflops or 0.0)
+    benchmark(run, settings, own.json)
 
 
 if __name__ == "__main__":

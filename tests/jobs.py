@@ -85,6 +85,69 @@ def runs(folder: str, stages: list[tuple[int, bool]], modes: dict[str, list[str]
     return found
 
 
+def profiled(folder: str, stages: list[tuple[int, bool]]) -> dict[str, Any]:
+    """What runs tell of their steps, and the same runs without a profile."""
+    flags = ["--pruning", "gradual", "--max_steps", "10", "--align", "4", "--mask_step", "0.5", "--adjust_every", "7"]
+    found = {}
+    for stage, offload in stages:
+        runs = {}
+        for on in ("false", "true"):
+            made = main.prepare(run_config(folder, stage, offload, [*flags, "--profile", on]))
+            figures = made.run()
+            dist.barrier()
+            runs[on] = facts(made, figures)
+        step = figures["before"]["step_seconds"]
+        told = {"profile": figures["profile"], "step_seconds": step, "unprofiled": runs["false"]}
+        found[f"{stage}{'o' if offload else ''}"] = told | {"losses": runs["true"]["losses"]}
+    return found
+
+
+def sent(folder: str, stages: list[tuple[int, bool]]) -> dict[str, Any]:
+    """Bytes this rank sends in one scored step, by what they are for, counted where collectives start."""
+    import torch.distributed as td
+
+    from apt_ds.bench.shapes import shape_of
+
+    found = {}
+    for stage, offload in stages:
+        flags = ["--pruning", "gradual", "--rank_growth", "false", "--max_steps", "8"]
+        made = main.prepare(run_config(folder, stage, offload, flags))
+        counted = {"gather": 0.0, "reduce": 0.0, "salience": 0.0}
+        half = (dist.world_size() - 1) / dist.world_size()
+
+        def count(name: str, kind: str, factor: float, whole: int, counted: dict[str, float] = counted) -> Any:
+            original = getattr(td, name)
+
+            def counting(*arguments: Any, **options: Any) -> Any:
+                tensor = arguments[whole]
+                size = sum(t.nbytes for t in tensor) if isinstance(tensor, list) else tensor.nbytes
+                # DeepSpeed's own small ones: norms and overflow
+                if kind != "salience" or size > 64:
+                    counted[kind] += factor * size
+                return original(*arguments, **options)
+
+            setattr(td, name, counting)
+            return name, original
+
+        made.train_step(0)
+        patched = [
+            count("all_gather_into_tensor", "gather", half, 0),
+            count("all_gather", "gather", half, 0),
+            count("reduce_scatter_tensor", "reduce", half, 1),
+            count("reduce", "reduce", half, 0),
+            count("all_reduce", "salience", 2 * half, 0),
+        ]
+        made.train_step(1)
+        for name, original in patched:
+            setattr(td, name, original)
+        run, base = made.run_config, made.base
+        load = {"tokens": 1.0, "trained": 1.0, "context": 1.0, "scoring": True}
+        load["micro_batches"] = run.gradient_accumulation_steps
+        found[str(stage)] = counted | {"shape": vars(shape_of(base, base.anatomy, run)), "load": load}
+        made.finish()
+    return found
+
+
 def rebuilds(folder: str, stages: list[tuple[int, bool]], count: int) -> dict[str, list[dict[str, int]]]:
     """`count` rebuilds with a step between them; what is alive after every tenth."""
     found = {}

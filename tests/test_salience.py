@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import tiny
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaForCausalLM
 
 from apt_ds import adapter
@@ -15,6 +18,8 @@ from apt_ds.data.batches import Batch, collate
 from apt_ds.objective import summed_loss
 from apt_ds.salience import (
     Salience,
+    column_mass,
+    column_norm,
     consumer_outliers,
     excess_kurtosis,
     power_sums,
@@ -130,6 +135,44 @@ def test_moving_average_and_discard() -> None:
     assert np.array_equal(salience.scores(), first)
     salience.update(1.0)
     assert np.allclose(salience.scores(), 0.85 * first)
+
+
+@pytest.mark.parametrize("padded", [0, 5])
+def test_both_ways_to_sum_a_column_agree(padded: int) -> None:
+    x = torch.randn(3, 8, 6, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(3, 8)
+    mask[1, 8 - padded :] = 0
+    blank = (mask.flatten() == 0).nonzero().squeeze(1)
+    assert torch.allclose(column_norm(blank, x), column_mass(mask.reshape(1, -1), x), rtol=1e-6)
+    assert (column_norm(torch.arange(24), x) == 0).all()
+
+
+class HostReads(TorchDispatchMode):
+    """Counts what would make the host wait for a device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += any(name in str(function) for name in ("_local_scalar_dense", "nonzero", "bincount"))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("outlier", ["off", "literal", "normalized"])
+def test_scoring_never_makes_the_host_wait(outlier: str) -> None:
+    counts = []
+    for scoring in (False, True):
+        model, _, salience = prepared(outlier)
+        with HostReads() as reads:
+            batch = collate(rows(), 0)
+            if scoring:
+                salience.begin(batch.attention_mask, torch.float32)
+            summed_loss(model, batch).backward()
+            salience.end()
+            if scoring:
+                salience.update(1.0)
+        counts.append(reads.count)
+    # the loss looks labels up, on the host; transformers asks once whether rows are packed
+    assert counts[1] == counts[0] <= 4
 
 
 def test_evaluation_is_not_scored() -> None:

@@ -32,10 +32,13 @@ class Batch:
     labels: Tensor | None = None
     token_type_ids: Tensor | None = None
     targets: Tensor | None = None
+    position_ids: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """A copy of the batch on `device`."""
-        return Batch(**{name: None if held is None else held.to(device) for name, held in vars(self).items()})
+        return Batch(
+            **{name: None if held is None else held.to(device, non_blocking=True) for name, held in vars(self).items()}
+        )
 
 
 def collate(rows: Sequence[Row], pad_id: int, multiple: int = 8) -> Batch:

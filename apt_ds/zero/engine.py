@@ -7,6 +7,7 @@ plain model, `build`, `put_state`. Facts about what an engine leaves behind are 
 from __future__ import annotations
 
 import copy
+import ctypes
 import gc
 import logging
 import os
@@ -14,7 +15,7 @@ import socket
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from apt_ds import dist
 from apt_ds.config import UserError
+from apt_ds.profiling import timed
+from apt_ds.zero.marks import mark
 
 Config = dict[str, Any]
 LARGEST_BUCKET = 500_000_000  # DeepSpeed's own default
@@ -124,7 +127,9 @@ def build(model: nn.Module, config: Config) -> Engine:
     """An engine that trains the parameters of `model` that require a gradient. Collective."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     config = _with_bucket(config, max(1, sum(full_numel(p) for p in trainable)))
-    return deepspeed.initialize(model=model, model_parameters=trainable, config=config)[0]
+    engine = deepspeed.initialize(model=model, model_parameters=trainable, config=config)[0]
+    mark(engine)
+    return engine
 
 
 def serve(model: nn.Module, config: Config) -> Engine:
@@ -184,10 +189,12 @@ def destroy(engine: Engine) -> nn.Module:
 
 
 def collect() -> None:
-    """Free what a destroyed engine left in reference cycles. Call once nothing else holds it."""
+    """Free what a destroyed engine left in reference cycles, for others too. Call once nothing else holds it."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    with suppress(OSError):  # not glibc: what is free stays with this process
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def plain(model: nn.Module) -> nn.Module:
@@ -221,6 +228,11 @@ def own_part(parameter: nn.Parameter) -> tuple[int, torch.Tensor]:
     return start, parameter.detach().flatten()[start : start + part]
 
 
+def held_part(parameter: nn.Parameter) -> torch.Tensor:
+    """What this rank holds of it, for writing: its share under stage 3, else all."""
+    return parameter.ds_tensor if is_zero_param(parameter) else parameter.detach()
+
+
 @contextmanager
 def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Whole weights inside, for reading. Does nothing below stage 3. Collective."""
@@ -246,6 +258,7 @@ def loss_scale(engine: Engine) -> float:
     return float(getattr(engine.optimizer, "loss_scale", 1.0))
 
 
+@timed("optimizer")
 def step(engine: Engine) -> bool:
     """`engine.step()` at a boundary. False if it was skipped because of non-finite gradients. Collective."""
     if not engine.zero_optimization():

@@ -1,0 +1,62 @@
+"""Generation, dense against cut: plain models without an engine, all in memory at once, one after the other in turn."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from apt_ds import models, surgery, zero
+from apt_ds.config import RunConfig
+from apt_ds.eval.efficiency import prompts, run_once
+from apt_ds.models import Base
+from apt_ds.search import Rules, default_align, search
+from apt_ds.surgery import Plan
+
+BATCHES = (1, 32)
+Speeds = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """prompt, new: tokens; rounds: how often every model runs at every batch."""
+
+    prompt: int
+    new: int
+    rounds: int
+
+
+def inference(run: RunConfig, base: Base, sparsities: dict[str, float], asked: Asked) -> Speeds:
+    """By name and `batch N`: median tokens made per second, prompt included; `first N`: seconds to the first token.
+
+    sparsities: name to removed fraction. What is removed is drawn: speed depends on how many blocks stay, not on which.
+    """
+    run = replace(run, gradient_checkpointing=False)
+    loaded = {name: plain_model(run, base, sparsity) for name, sparsity in sparsities.items()}
+    taken: dict[str, dict[str, list[float]]] = {name: {} for name in loaded}
+    for turn in range(asked.rounds + 1):
+        for batch in BATCHES:
+            for name, model in loaded.items():
+                read, made = run_once(model, prompts(model, batch, asked.prompt), asked.new)
+                if turn:  # the first warms up
+                    taken[name].setdefault(f"batch {batch}", []).append(batch * asked.new / (read + made))
+                    taken[name].setdefault(f"first {batch}", []).append(read)
+    return {name: {key: statistics.median(values) for key, values in of.items()} for name, of in taken.items()}
+
+
+def plain_model(run: RunConfig, base: Base, sparsity: float) -> PreTrainedModel:
+    """The base model, `sparsity` of its prunable parameters removed by the run's rules."""
+    model = models.load_model(base, run)
+    if sparsity:
+        align = run.align or default_align(base.anatomy)
+        rules = Rules(run.kinds, run.structure, align, align)
+        prices = base.anatomy.prices(base.anatomy.sizes)
+        scores = np.random.default_rng(run.seed).random(len(prices)) * prices
+        keep = search(scores, base.anatomy, rules, (1 - sparsity) * base.anatomy.cost(base.anatomy.sizes))
+        surgery.operate(model, base.anatomy, Plan(keep=keep), None, torch.Generator())
+        zero.collect()
+    model.config.use_cache = True
+    return model.eval()

@@ -1,0 +1,135 @@
+"""What a training step costs on many devices: FLOPs, bytes on the wire, seconds. Formulas only; nothing is run.
+
+Adapters are trained, everything else is frozen. Bytes are those one device sends; with rings of n devices an
+all-gather or a reduce-scatter of S bytes sends S (n-1)/n, an all-reduce twice that. ZeRO-3 gathers all weights
+in the forward and again in the backward pass of every micro-batch, whatever n is; ZeRO-2 gathers none. Gradients are
+those of adapters alone. Scoring adds one all-reduce per optimizer step.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+WEIGHT = 2  # bytes, bf16
+SCORE = 4  # bytes, fp32
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a causal model and its adapters, in elements.
+
+    blocks: weights of all attention and feed-forward projections; head: those of the LM head; embeddings: looked up,
+    not multiplied (0 where they are the head's); adapters: trained; attention: query width summed over layers; taps:
+    dimensions that scoring looks at; modules: weights that ZeRO-3 gathers one by one.
+    """
+
+    blocks: int
+    head: int
+    embeddings: int
+    adapters: int
+    attention: int
+    taps: int
+    modules: int
+
+    def frozen(self) -> int:
+        """Everything that is held but not trained."""
+        return self.blocks + self.head + self.embeddings
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one device does in an optimizer step.
+
+    tokens: real ones; trained: those with a loss; context: tokens an average token's example has; micro_batches: per
+    step; scoring: whether salience is summed up.
+    """
+
+    tokens: float
+    trained: float
+    context: float
+    micro_batches: int = 1
+    scoring: bool = True
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Devices and what connects them.
+
+    flops: per second that the model's arithmetic reaches on one device (peak times utilisation); inside, between:
+    bytes per second a device sends to others in its node, and a whole node to other nodes; per_node: devices in a
+    node; latency: seconds to start a collective and per doubling of the devices.
+    """
+
+    flops: float
+    inside: float
+    between: float
+    per_node: int = 8
+    latency: float = 1e-5
+
+
+def training_flops(shape: Shape, load: Load) -> float:
+    """Floating-point operations that the mathematics of a step needs, on one device.
+
+    2 per weight and token forward, 2 backward for the gradient of the input, 2 more for that of a trained weight;
+    attention 2 per query dimension and pair of tokens for scores and for values, causal, and twice that backward.
+    """
+    linear = load.tokens * (4 * shape.blocks + 6 * shape.adapters) + load.trained * 4 * shape.head
+    return linear + load.tokens * 6 * load.context * shape.attention
+
+
+def wire_bytes(shape: Shape, load: Load, devices: int, stage: int) -> dict[str, float]:
+    """Bytes that one device sends in an optimizer step: `gather`, `reduce`, `salience`."""
+    ring = (devices - 1) / devices
+    adapters = WEIGHT * shape.adapters
+    gradients = adapters * load.micro_batches
+    observed = SCORE * ((2 * shape.taps if load.scoring else 0) + 2)
+    if stage == 3:
+        gathers = 2 * load.micro_batches * (WEIGHT * shape.frozen() + adapters)
+    else:
+        # stages 1 and 2 gather what was updated; stage 0 has it, and reduces to all
+        gathers = adapters if stage else 0
+        gradients *= 1 if stage else 2
+    return {"gather": ring * gathers, "reduce": ring * gradients, "salience": 2 * ring * observed}
+
+
+def collectives(shape: Shape, load: Load, stage: int) -> int:
+    """How many collectives a step starts; gradients are reduced in one bucket."""
+    gathers = 2 * load.micro_batches * shape.modules if stage == 3 else int(stage > 0)
+    return gathers + load.micro_batches + 1
+
+
+def predict(shape: Shape, load: Load, cluster: Cluster, devices: int, stage: int) -> dict[str, float]:
+    """A step on `devices`, each with the same load: seconds of each part and of the whole.
+
+    `hidden`: all communication behind computation, as a step that is `compute` or `wire` long, whichever is longer;
+    `exposed`: none of it. What is measured lies between the two.
+    """
+    sent = wire_bytes(shape, load, devices, stage)
+    nodes = math.ceil(devices / cluster.per_node)
+    # a ring through several nodes leaves and enters each once: the node's whole connection serves one ring
+    speed = cluster.inside if nodes == 1 else min(cluster.inside, cluster.between)
+    start = cluster.latency * math.log2(devices) * collectives(shape, load, stage) if devices > 1 else 0.0
+    seconds = {name: value / speed for name, value in sent.items()} | {"start": start}
+    wire = sum(seconds.values())
+    compute = training_flops(shape, load) / cluster.flops
+    return seconds | {"compute": compute, "wire": wire, "hidden": max(compute, wire), "exposed": compute + wire}
+
+
+def render(shape: Shape, load: Load, cluster: Cluster, sizes: tuple[int, ...] = (8, 64, 512)) -> str:
+    """The table of both ZeRO stages at several numbers of devices."""
+    head = ("ZeRO", "devices", "gather MB", "reduce MB", "score MB", "compute s", "wire s", "step s", "longest part")
+    lines = ["".join(f"{title:>13}" for title in head)]
+    for stage in (2, 3):
+        for devices in sizes:
+            sent = wire_bytes(shape, load, devices, stage)
+            found = predict(shape, load, cluster, devices, stage)
+            parts = {name: found[name] for name in (*sent, "start", "compute")}
+            cells = [f"{stage}", f"{devices}", *(f"{value / 1e6:,.1f}" for value in sent.values())]
+            cells += [
+                f"{found['compute']:.3f}",
+                f"{found['wire']:.4f}",
+                f"{found['hidden']:.3f}-{found['exposed']:.3f}",
+            ]
+            lines.append("".join(f"{cell:>13}" for cell in [*cells, max(parts, key=lambda name: parts[name])]))
+    return "\n".join(lines)

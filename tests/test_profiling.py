@@ -1,0 +1,91 @@
+"""The profile accounts for all of a step, and for nothing else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+import worlds
+
+from apt_ds import profiling
+from apt_ds.profiling import NOW, OTHER, PHASES, seen, timed
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def recording() -> Iterator[None]:
+    NOW.start(CPU, on=True)
+    yield
+    NOW.start(CPU, on=False)
+
+
+@timed("gather")
+def gather() -> None:
+    time.sleep(0.02)
+
+
+@timed("forward")
+def forward() -> None:
+    time.sleep(0.01)
+    gather()
+
+
+@timed(OTHER)
+def step() -> None:
+    forward()
+    time.sleep(0.005)
+
+
+def test_time_goes_to_the_innermost_phase(recording: None) -> None:
+    gather()  # outside of a step
+    for _ in range(3):
+        before = time.perf_counter()
+        step()
+        took = time.perf_counter() - before
+        with NOW.phase("search"):
+            time.sleep(0.01)
+    found = NOW.summary()["dense"]
+    seconds = found["seconds"]
+    assert seconds["gather"] >= 0.02 > seconds["forward"] >= 0.01 and seconds["search"] >= 0.01
+    assert sum(seconds.values()) - seconds["search"] == pytest.approx(took, rel=0.5)
+    assert sum(found["share"].values()) == pytest.approx(1) and found["steps"]["counted"] == 2
+
+
+def test_a_cut_starts_afresh(recording: None) -> None:
+    step()
+    NOW.cut()
+    assert set(NOW.summary()) == {"dense"}
+    step()
+    NOW.cut()
+    step()
+    assert {when: of["steps"]["counted"] for when, of in NOW.summary().items()} == {"dense": 1, "cut": 1}
+    assert "where a step goes" in profiling.render(NOW.summary())
+
+
+def test_off_nothing_is_kept_or_wrapped() -> None:
+    NOW.start(CPU, on=False)
+    step()
+    assert NOW.summary() == {} and seen("gather", step) is step
+
+
+@pytest.mark.dist
+def test_a_run_tells_where_its_steps_go(tmp_path: Path) -> None:
+    tiny.save_model(tmp_path / "model")
+    tiny.save_data(tmp_path / "data.json")
+    found = worlds.run(
+        2, "profiled", {"folder": str(tmp_path), "stages": [(0, False), (1, False), (2, False), (3, False)]}
+    )
+    for stage, told in found.items():
+        assert set(told["profile"]) == {"dense", "cut"}
+        seconds = told["profile"]["dense"]["seconds"]
+        assert set(seconds) == set(PHASES)
+        # stage 0 has nothing to gather
+        absent = {name for name, value in seconds.items() if not value} - ({"gather"} if stage == "0" else set())
+        assert not absent, (stage, seconds)
+        assert sum(seconds.values()) == pytest.approx(told["step_seconds"], rel=0.3), stage
+        assert told["losses"] == told["unprofiled"]["losses"], stage
