@@ -96,7 +96,7 @@ def load_of(run: RunConfig, data: Data, steps: int) -> Load:
     rows = [data.train[i] for step in range(1, steps + 1) for i in data.order.indices(step)]
     lengths = [len(row["input_ids"]) for row in rows]
     shares = steps * dist.world_size()
-    trained = sum(trained_tokens(row["labels"]) for row in rows)
+    trained = sum(trained_tokens(row) for row in rows)
     context = sum(n * n for n in lengths) / sum(lengths)
     return Load(sum(lengths) / shares, trained / shares, context, run.gradient_accumulation_steps)
 

@@ -17,8 +17,9 @@ from transformers.modeling_flash_attention_utils import _is_packed_sequence, pre
 from apt_ds import adapter
 from apt_ds.architectures import anatomy_of
 from apt_ds.config import UserError, resolve
-from apt_ds.data.base import IGNORED, Batch, Row, collate
+from apt_ds.data.batches import Batch, collate
 from apt_ds.data.packing import grouped, pack, rounded
+from apt_ds.data.rows import IGNORED, Row
 from apt_ds.objective import summed_loss
 from apt_ds.salience import Salience
 

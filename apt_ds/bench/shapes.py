@@ -16,8 +16,8 @@ from apt_ds import dist
 from apt_ds.anatomy import Anatomy, spans
 from apt_ds.architectures import anatomy_of
 from apt_ds.config import RunConfig, UserError
-from apt_ds.data.base import GlobalOrder, Row
-from apt_ds.data.instructions import TokenizedSet
+from apt_ds.data.batches import GlobalOrder
+from apt_ds.data.rows import Row, TokenizedSet
 from apt_ds.feed import Data
 from apt_ds.models import Base, first_line
 from apt_ds.scaling import Shape

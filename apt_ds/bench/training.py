@@ -19,7 +19,7 @@ from apt_ds.bench.shapes import shape_of
 from apt_ds.bench.table import Timed
 from apt_ds.bench.variants import Variant, options
 from apt_ds.config import RunConfig
-from apt_ds.data.base import collate
+from apt_ds.data.batches import collate
 from apt_ds.data.instructions import resolve_pad_id
 from apt_ds.ds_config import load_config
 from apt_ds.feed import Data
