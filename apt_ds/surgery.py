@@ -109,7 +109,8 @@ def _cut(model: nn.Module, anatomy: Anatomy, plan: Plan, state: zero.EngineState
 
 def _shared(model: nn.Module, anatomy: Anatomy) -> set[int]:
     """The ids of weights that are those of several slots (tied embeddings)."""
-    counts = Counter(id(model.get_submodule(slot.path).weight) for slot in anatomy.slots)
+    held = (p for slot in anatomy.slots for p in model.get_submodule(slot.path).parameters(recurse=False))
+    counts = Counter(map(id, held))
     return {number for number, count in counts.items() if count > 1}
 
 
