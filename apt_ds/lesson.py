@@ -117,9 +117,10 @@ class Lesson:
             loss = self.objective.loss(self.objective.logits(engine, batch), batch)
             return loss / self.weight, loss.detach()
         model = zero.plain(engine)
-        with self.teacher.speaking(model, masks), self.watcher.seeing() as taught:
+        asked = {*self.layers, *self.following}
+        with self.teacher.speaking(model, masks), self.watcher.seeing(asked) as taught:
             said = self.objective.logits(engine, batch)
-        with self.watcher.seeing() as states:
+        with self.watcher.seeing(self.match) as states:
             logits = self.objective.logits(engine, batch)
         loss = self.objective.loss(logits, batch)
         distance = self._distill(model, batch, masks, (logits, states), (said, taught))
@@ -146,12 +147,12 @@ class Lesson:
             distance = distill.layer_distance(shown, taught[layer], valid[number], kept)
             total = total + distill.LAYER_WEIGHT * distance / self.tokens[number]
         with torch.no_grad():
-            shown_all = {layer: transform(state.detach()) for layer, state in states.items()}
             table = self.distances.view(len(self.following), -1)
-            for row, layer in enumerate(self.following):
-                for candidate in self.stacks[place[layer]]:
-                    pair = shown_all[candidate], taught[layer]
-                    table[row, candidate] += distill.layer_distance(*pair, valid[place[layer]], kept)
+            for candidate, state in states.items():
+                shown, number = transform(state.detach()), place[candidate]
+                for row, layer in enumerate(self.following):
+                    if place[layer] == number:
+                        table[row, candidate] += distill.layer_distance(shown, taught[layer], valid[number], kept)
         return total
 
     def observe(self, reduced: Tensor) -> None:

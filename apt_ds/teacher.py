@@ -5,7 +5,7 @@ It costs the values of adapters and heads once more, and its layers' outputs whi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -97,6 +97,7 @@ class Watcher:
     def __init__(self, anatomy: Anatomy) -> None:
         self.layers = anatomy.layers
         self._states: dict[int, Tensor] | None = None
+        self._wanted: Container[int] = ()
         self._handles: list[RemovableHandle] = []
 
     def install(self, model: nn.Module) -> None:
@@ -112,9 +113,9 @@ class Watcher:
         self._handles = []
 
     @contextmanager
-    def seeing(self) -> Iterator[dict[int, Tensor]]:
-        """The outputs of the forward pass inside; those of later passes (recomputed in backward) are not kept."""
-        self._states = states = {}
+    def seeing(self, layers: Container[int]) -> Iterator[dict[int, Tensor]]:
+        """Outputs of `layers` in the pass inside; those of later passes (recomputed in backward) are not kept."""
+        self._states, self._wanted = (states := {}), layers
         try:
             yield states
         finally:
@@ -122,7 +123,7 @@ class Watcher:
 
     def _on_output(self, number: int) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if self._states is not None:
+            if self._states is not None and number in self._wanted:
                 self._states[number] = output[0] if isinstance(output, tuple) else output
 
         return hook

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import tiny
 import torch
+import worlds
 from conftest import ROOT
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -217,3 +220,18 @@ def test_the_teacher_learns_unless_the_student_got_worse() -> None:
     assert torch.equal(made.lesson.teacher.snapshot["classifier.weight"], first)
     assert made.lesson.follow(50.0, made.model)
     assert torch.equal(made.lesson.teacher.snapshot["classifier.weight"], first + 1.0)
+
+
+@pytest.mark.slow
+def test_the_teacher_costs_a_tenth_more_memory_at_most() -> None:
+    """A model as large as MiniLM, 32 sequences of 128 tokens."""
+    program = [sys.executable, str(ROOT / "tests" / "footprint_of_a_step.py")]
+    environment = worlds.environment()
+    peaks = {}
+    for mode in ("student", "distilled"):
+        done = subprocess.run(
+            [*program, mode, "32", "128"], env=environment, capture_output=True, text=True, check=True
+        )
+        peaks[mode] = int(done.stdout.split()[-1])
+    print(peaks, peaks["distilled"] / peaks["student"])
+    assert peaks["student"] < peaks["distilled"] < 1.10 * peaks["student"]
