@@ -8,16 +8,17 @@ NEAR = 0.97  # of the reference
 
 
 class Milestones:
-    """reference: a score, 0 without one; history: step, score and seconds of training at every evaluation so far.
+    """reference: a score, 0 without one; history: step, score, seconds of training, and whether it is `pruned`
+    to the size aimed at, at every evaluation so far.
 
     reached: where the score first was near the reference; reached_pruned: the same at the size aimed at.
     """
 
     def __init__(self, reference: float) -> None:
         self.reference = reference
-        self.history: list[dict[str, float]] = []
-        self.reached: dict[str, float] | None = None
-        self.reached_pruned: dict[str, float] | None = None
+        self.history: list[dict[str, Any]] = []
+        self.reached: dict[str, Any] | None = None
+        self.reached_pruned: dict[str, Any] | None = None
 
     @property
     def score(self) -> float:
@@ -30,7 +31,7 @@ class Milestones:
 
     def take(self, step: int, score: float, seconds: float, at_target: bool) -> None:
         """Take an evaluation after `step` updates and `seconds` of training; at_target: nothing is left to prune."""
-        self.history.append({"step": step, "score": score, "seconds": seconds})
+        self.history.append({"step": step, "score": score, "seconds": seconds, "pruned": at_target})
         if self.reference <= 0 or score < NEAR * self.reference:
             return
         self.reached = self.reached or self.history[-1]

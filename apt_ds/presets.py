@@ -130,10 +130,11 @@ def minilm_sst2() -> Preset:
         "task": "sst2",
         "data_path": "glue",
         "output_dir": "apt_out/minilm-sst2",
-        "num_train_epochs": 12.0,
+        "num_train_epochs": 6.0,
+        "learning_rate": 1e-3,
         "max_seq_length": 64,
-        "adjust_every": 108,
-        "eval_steps": 108,
+        "adjust_every": 109,
+        "eval_steps": 109,
         "bf16": True,
     }
 

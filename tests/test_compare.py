@@ -15,7 +15,8 @@ import tiny
 import worlds
 from conftest import ROOT
 
-from apt_ds.compare import Comparison, Trial, configure, markdown, normalize, plan, put
+from apt_ds.compare import Comparison, configure, plan
+from apt_ds.results import Trial, markdown, normalize, put
 
 SHARED = Comparison(("lora", "apt", "full"), (0.3, 0.5), (1, 2), 1, 1e-5, "", 10, False)
 
@@ -115,3 +116,23 @@ def test_mistakes_are_one_line(words: list[str], part: str, tmp_path: Path) -> N
     done = launch(tmp_path, *words)
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 2 and len(lines) == 1 and part in lines[0]
+
+
+def test_a_task_is_timed_to_near_the_best_of_full_tuning() -> None:
+    """The first evaluation within 97 %, once pruned; the costs are ratios to full fine-tuning."""
+
+    def history(*scores: float, pruned: int) -> list[dict[str, object]]:
+        return [
+            {"step": 10 * i, "score": score, "seconds": 2.0 * i, "pruned": i >= pruned}
+            for i, score in enumerate(scores, start=1)
+        ]
+
+    full = {"method": "full", "dev_score": 88.0, "histories": [history(80.0, 90.0, 88.0, pruned=1)]}
+    apt = {"method": "apt", "dev_score": 87.0, "histories": [history(89.0, 80.0, 87.3, 88.0, pruned=2)]}
+    weak = {"method": "lora_prune", "dev_score": 70.0, "histories": [history(70.0, pruned=1)]}
+    normalize([full | {"forward_seconds": 3.0}, weak])  # nothing to divide by zero or a missing figure
+    full["forward_seconds"], apt["forward_seconds"] = 3.0, 1.5
+    normalize([apt, full, weak])
+    assert (full["near_steps"], apt["near_steps"], "near_steps" in weak) == (20, 30, False)
+    assert (apt["near_time"], apt["inference_speed"]) == (1.5, 2.0)
+    assert "| score | steps to 97 % | time to 97 % |" in markdown([apt, full, weak]).splitlines()[0]
