@@ -107,42 +107,48 @@ def sent(folder: str, stages: list[tuple[int, bool]]) -> dict[str, Any]:
 
     from apt_ds.bench.shapes import shape_of
 
+    half = (dist.world_size() - 1) / dist.world_size()
+    # name: the whole tensor's place and name among the arguments, what it is for, how often a ring sends it
+    watched = {
+        "all_gather_into_tensor": (0, "output_tensor", "gather", half),
+        "all_gather": (0, "tensor_list", "gather", half),
+        "reduce_scatter_tensor": (1, "input", "reduce", half),
+        "reduce": (0, "tensor", "reduce", half),
+        "all_reduce": (0, "tensor", "reduce", 2 * half),
+    }
     found = {}
     for stage, offload in stages:
         flags = ["--pruning", "gradual", "--rank_growth", "false", "--max_steps", "8"]
         made = main.prepare(run_config(folder, stage, offload, flags))
+        observed = made.pruner.scorer.masses.numel() + 2
         counted = {"gather": 0.0, "reduce": 0.0, "salience": 0.0}
-        half = (dist.world_size() - 1) / dist.world_size()
 
-        def count(name: str, kind: str, factor: float, whole: int, counted: dict[str, float] = counted) -> Any:
+        def counting(name: str, observed: int = observed, counted: dict[str, float] = counted) -> Any:
             original = getattr(td, name)
+            place, word, kind, factor = watched[name]
 
-            def counting(*arguments: Any, **options: Any) -> Any:
-                tensor = arguments[whole]
-                size = sum(t.nbytes for t in tensor) if isinstance(tensor, list) else tensor.nbytes
-                # DeepSpeed's own small ones: norms and overflow
-                if kind != "salience" or size > 64:
-                    counted[kind] += factor * size
+            def count(*arguments: Any, **options: Any) -> Any:
+                tensor = options[word] if word in options else arguments[place]
+                parts = tensor if isinstance(tensor, list) else [tensor]
+                scored = name == "all_reduce" and parts[0].numel() == observed
+                # the small ones are DeepSpeed's norms
+                if parts[0].numel() > 8:
+                    counted["salience" if scored else kind] += factor * sum(part.nbytes for part in parts)
                 return original(*arguments, **options)
 
-            setattr(td, name, counting)
-            return name, original
+            return count
 
         made.train_step(0)
-        patched = [
-            count("all_gather_into_tensor", "gather", half, 0),
-            count("all_gather", "gather", half, 0),
-            count("reduce_scatter_tensor", "reduce", half, 1),
-            count("reduce", "reduce", half, 0),
-            count("all_reduce", "salience", 2 * half, 0),
-        ]
+        originals = {name: getattr(td, name) for name in watched}
+        for name in watched:
+            setattr(td, name, counting(name))
         made.train_step(1)
-        for name, original in patched:
+        for name, original in originals.items():
             setattr(td, name, original)
-        run, base = made.run_config, made.base
         load = {"tokens": 1.0, "trained": 1.0, "context": 1.0, "scoring": True}
-        load["micro_batches"] = run.gradient_accumulation_steps
-        found[str(stage)] = counted | {"shape": vars(shape_of(base, base.anatomy, run)), "load": load}
+        load["micro_batches"] = made.run_config.gradient_accumulation_steps
+        shape = vars(shape_of(made.base, made.base.anatomy, made.run_config))
+        found[str(stage)] = counted | {"shape": shape, "load": load}
         made.finish()
     return found
 
