@@ -153,6 +153,55 @@ def sent(folder: str, stages: list[tuple[int, bool]]) -> dict[str, Any]:
     return found
 
 
+def rebuild_memory(folder: str, stages: list[tuple[int, bool]]) -> dict[str, dict[str, int]]:
+    """Resident bytes before a cut of a model of many layers, and the most while it is cut and while its engine is built."""
+    from apt_ds.bench.shapes import random_base, random_data
+    from apt_ds.benchmark import LAST_STEP
+    from apt_ds.ds_config import load_config
+    from apt_ds.journal import Journal, peak_memory, reset_peak
+    from apt_ds.pruner import Pruner
+
+    zero.init_distributed()
+    found: dict[str, dict[str, int]] = {}
+    for stage, offload in stages:
+        run = run_config(folder, stage, offload, ["--calibration_steps", "1", "--prune_blocks", "heads,neurons,hidden"])
+        base = random_base(folder)
+        config = load_config(run, dist.world_size(), base.config.hidden_size)
+        pruner = Pruner(run, base.anatomy, 100, zero.device())
+        journal = Journal(Path(folder), 0, quiet=True)
+        made = trainer.Trainer(run, base, config, random_data(run, base, LAST_STEP), pruner, journal)
+        made.train_step(0, calibrating=True)
+        zero.settle(made.engine)
+        zero.collect()
+        layer = sum(zero.full_numel(p) * p.element_size() for p in made.engine.module.model.layers[0].parameters())
+        told = {"layer": layer, "held": psutil.Process().memory_info().rss}
+
+        def watched(place: Any, name: str, told: dict[str, int] = told) -> tuple[Any, str, Any]:
+            original = getattr(place, name)
+
+            def watch(*arguments: Any) -> Any:
+                reset_peak(zero.device())
+                value = original(*arguments)
+                told[name] = peak_memory(zero.device())
+                return value
+
+            setattr(place, name, watch)
+            return place, name, original
+
+        changed = [watched(surgery, "operate"), watched(zero, "build")]
+        made.rebuild(0, pruner.cut_now(made.engine.module), fresh=True)
+        for place, name, original in changed:
+            setattr(place, name, original)
+        made.train_step(1)
+        found[f"{stage}{'o' if offload else ''}"] = told | {"kept": round(100 * pruner.kept())}
+        pruner.undress()
+        zero.destroy(made.engine)
+        journal.close()
+        del made
+        zero.collect()
+    return found
+
+
 def rebuilds(folder: str, stages: list[tuple[int, bool]], count: int) -> dict[str, list[dict[str, int]]]:
     """`count` rebuilds with a step between them; what is alive after every tenth."""
     found = {}
@@ -188,12 +237,12 @@ def alive(made: trainer.Trainer) -> dict[str, int]:
     return census
 
 
-def load_sharded(folder: str) -> dict[str, Any]:
+def load_sharded(folder: str, model: str = "model") -> dict[str, Any]:
     """How much of the model this rank ever holds while it loads and right after."""
     from apt_ds import models
 
     zero.init_distributed()
-    run = run_config(folder, 3, False, [])
+    run = run_config(folder, 3, False, ["--model_name_or_path", str(Path(folder) / model)])
     base = models.find_base(run.model_name_or_path)
     from apt_ds.ds_config import load_config
 
