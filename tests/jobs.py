@@ -154,7 +154,7 @@ def sent(folder: str, stages: list[tuple[int, bool]]) -> dict[str, Any]:
 
 
 def rebuild_memory(folder: str, stages: list[tuple[int, bool]]) -> dict[str, dict[str, int]]:
-    """Resident bytes before a cut of a model of many layers, and the most while it is cut and while its engine is built."""
+    """Resident bytes before a cut of a model, and the most while it is cut and while its engine is built."""
     from apt_ds.bench.shapes import random_base, random_data
     from apt_ds.benchmark import LAST_STEP
     from apt_ds.ds_config import load_config
