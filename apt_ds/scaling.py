@@ -87,9 +87,9 @@ def wire_bytes(shape: Shape, load: Load, devices: int, stage: int) -> dict[str, 
     if stage == 3:
         gathers = 2 * load.micro_batches * (WEIGHT * shape.frozen() + adapters)
     else:
-        # stages 1 and 2 gather what was updated; stage 0 has it, and reduces to all
+        # DeepSpeed's stages 1 and 2 reduce a bucket to all and keep their part, then gather what was updated
         gathers = adapters if stage else 0
-        gradients *= 1 if stage else 2
+        gradients *= 2
     return {"gather": ring * gathers, "reduce": ring * gradients, "salience": 2 * ring * observed}
 
 

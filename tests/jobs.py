@@ -108,43 +108,98 @@ def sent(folder: str, stages: list[tuple[int, bool]]) -> dict[str, Any]:
 
     from apt_ds.bench.shapes import shape_of
 
+    half = (dist.world_size() - 1) / dist.world_size()
+    # name: the whole tensor's place and name among the arguments, what it is for, how often a ring sends it
+    watched = {
+        "all_gather_into_tensor": (0, "output_tensor", "gather", half),
+        "all_gather": (0, "tensor_list", "gather", half),
+        "reduce_scatter_tensor": (1, "input", "reduce", half),
+        "reduce": (0, "tensor", "reduce", half),
+        "all_reduce": (0, "tensor", "reduce", 2 * half),
+    }
     found = {}
     for stage, offload in stages:
         flags = ["--pruning", "gradual", "--rank_growth", "false", "--max_steps", "8"]
         made = main.prepare(run_config(folder, stage, offload, flags))
+        observed = made.pruner.scorer.masses.numel() + 2
         counted = {"gather": 0.0, "reduce": 0.0, "salience": 0.0}
-        half = (dist.world_size() - 1) / dist.world_size()
 
-        def count(name: str, kind: str, factor: float, whole: int, counted: dict[str, float] = counted) -> Any:
+        def counting(name: str, observed: int = observed, counted: dict[str, float] = counted) -> Any:
             original = getattr(td, name)
+            place, word, kind, factor = watched[name]
 
-            def counting(*arguments: Any, **options: Any) -> Any:
-                tensor = arguments[whole]
-                size = sum(t.nbytes for t in tensor) if isinstance(tensor, list) else tensor.nbytes
-                # DeepSpeed's own small ones: norms and overflow
-                if kind != "salience" or size > 64:
-                    counted[kind] += factor * size
+            def count(*arguments: Any, **options: Any) -> Any:
+                tensor = options[word] if word in options else arguments[place]
+                parts = tensor if isinstance(tensor, list) else [tensor]
+                scored = name == "all_reduce" and parts[0].numel() == observed
+                # the small ones are DeepSpeed's norms
+                if parts[0].numel() > 8:
+                    counted["salience" if scored else kind] += factor * sum(part.nbytes for part in parts)
                 return original(*arguments, **options)
 
-            setattr(td, name, counting)
-            return name, original
+            return count
 
         made.train_step(0)
-        patched = [
-            count("all_gather_into_tensor", "gather", half, 0),
-            count("all_gather", "gather", half, 0),
-            count("reduce_scatter_tensor", "reduce", half, 1),
-            count("reduce", "reduce", half, 0),
-            count("all_reduce", "salience", 2 * half, 0),
-        ]
+        originals = {name: getattr(td, name) for name in watched}
+        for name in watched:
+            setattr(td, name, counting(name))
         made.train_step(1)
-        for name, original in patched:
+        for name, original in originals.items():
             setattr(td, name, original)
-        run, base = made.run_config, made.base
         load = {"tokens": 1.0, "trained": 1.0, "context": 1.0, "scoring": True}
-        load["micro_batches"] = run.gradient_accumulation_steps
-        found[str(stage)] = counted | {"shape": vars(shape_of(base, base.anatomy, run)), "load": load}
+        load["micro_batches"] = made.run_config.gradient_accumulation_steps
+        shape = vars(shape_of(made.base, made.base.anatomy, made.run_config))
+        found[str(stage)] = counted | {"shape": shape, "load": load}
         made.finish()
+    return found
+
+
+def rebuild_memory(folder: str, stages: list[tuple[int, bool]]) -> dict[str, dict[str, int]]:
+    """Resident bytes before a cut of a model, and the most while it is cut and while its engine is built."""
+    from apt_ds.bench.shapes import random_base, random_data
+    from apt_ds.benchmark import LAST_STEP
+    from apt_ds.ds_config import load_config
+    from apt_ds.journal import Journal, peak_memory, reset_peak
+    from apt_ds.pruner import Pruner
+
+    zero.init_distributed()
+    found: dict[str, dict[str, int]] = {}
+    for stage, offload in stages:
+        run = run_config(folder, stage, offload, ["--calibration_steps", "1", "--prune_blocks", "heads,neurons,hidden"])
+        base = random_base(folder)
+        config = load_config(run, dist.world_size(), base.config.hidden_size)
+        pruner = Pruner(run, base.anatomy, 100, zero.device())
+        journal = Journal(Path(folder), 0, quiet=True)
+        made = trainer.Trainer(run, base, config, random_data(run, base, LAST_STEP), pruner, journal)
+        made.train_step(0, calibrating=True)
+        zero.settle(made.engine)
+        zero.collect()
+        layer = sum(zero.full_numel(p) * p.element_size() for p in made.engine.module.model.layers[0].parameters())
+        told = {"layer": layer, "held": psutil.Process().memory_info().rss}
+
+        def watched(place: Any, name: str, told: dict[str, int] = told) -> tuple[Any, str, Any]:
+            original = getattr(place, name)
+
+            def watch(*arguments: Any) -> Any:
+                reset_peak(zero.device())
+                value = original(*arguments)
+                told[name] = peak_memory(zero.device())
+                return value
+
+            setattr(place, name, watch)
+            return place, name, original
+
+        changed = [watched(surgery, "operate"), watched(zero, "build")]
+        made.rebuild(0, pruner.cut_now(made.engine.module), fresh=True)
+        for place, name, original in changed:
+            setattr(place, name, original)
+        made.train_step(1)
+        found[f"{stage}{'o' if offload else ''}"] = told | {"kept": round(100 * pruner.kept())}
+        pruner.undress()
+        zero.destroy(made.engine)
+        journal.close()
+        del made
+        zero.collect()
     return found
 
 
@@ -183,12 +238,12 @@ def alive(made: trainer.Trainer) -> dict[str, int]:
     return census
 
 
-def load_sharded(folder: str) -> dict[str, Any]:
+def load_sharded(folder: str, model: str = "model") -> dict[str, Any]:
     """How much of the model this rank ever holds while it loads and right after."""
     from apt_ds import models
 
     zero.init_distributed()
-    run = run_config(folder, 3, False, [])
+    run = run_config(folder, 3, False, ["--model_name_or_path", str(Path(folder) / model)])
     base = models.find_base(run.model_name_or_path)
     from apt_ds.ds_config import load_config
 

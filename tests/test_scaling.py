@@ -46,7 +46,7 @@ def test_bytes_by_hand() -> None:
     three = scaling.wire_bytes(SHAPE, LOAD, 2, 3)
     assert three == {"gather": 0.5 * 2 * 2 * 2 * 1210, "reduce": 0.5 * 2 * 20, "salience": 4.0 * 16}
     two = scaling.wire_bytes(SHAPE, LOAD, 2, 2)
-    assert two == three | {"gather": 0.5 * 20}
+    assert two == three | {"gather": 0.5 * 20, "reduce": 2 * three["reduce"]}
     assert scaling.wire_bytes(SHAPE, replace(LOAD, scoring=False), 2, 0) == {"gather": 0, "reduce": 40, "salience": 8}
     assert set(scaling.wire_bytes(SHAPE, LOAD, 1, 3).values()) == {0}
 

@@ -91,10 +91,25 @@ def test_a_compilation_that_was_killed_is_named(tmp_path: Path, capsys: pytest.C
     assert str(tmp_path / "py" / "some_op" / "lock") in capsys.readouterr().err
 
 
-def test_no_rank_ever_holds_all_weights_under_stage_3(folder: Path) -> None:
-    found = worlds.run(2, "load_sharded", {"folder": str(folder)})
+@pytest.mark.parametrize("files", [1, 3])
+def test_no_rank_ever_holds_all_weights_under_stage_3(files: int, folder: Path) -> None:
+    name = f"model_in_{files}"
+    size = "1GB" if files == 1 else "60KB"
+    tiny.model().save_pretrained(folder / name, max_shard_size=size)
+    tiny.tokenizer().save_pretrained(folder / name)
+    assert len(list((folder / name).glob("*.safetensors"))) >= files
+    found = worlds.run(2, "load_sharded", {"folder": str(folder), "model": name})
     assert found["held"] <= 0.51 * found["total"] + 64
     assert found["largest"] < 0.8 * found["total"]
+
+
+def test_a_rebuild_needs_one_layer_more_than_is_held(tmp_path: Path) -> None:
+    tiny.config("mha", hidden_size=512, intermediate_size=1408, num_hidden_layers=6).save_pretrained(tmp_path)
+    stages = [(2, False), (3, False)]
+    for name, told in worlds.run(1, "rebuild_memory", {"folder": str(tmp_path), "stages": stages}).items():
+        assert told["kept"] <= 70, name
+        for part in ("operate", "build"):
+            assert told[part] <= told["held"] + told["layer"], (name, part, told)
 
 
 def test_a_disagreement_stops_all_ranks_and_names_the_odd_one() -> None:
