@@ -86,10 +86,17 @@ def load_model(base: Base, run: RunConfig) -> PreTrainedModel:
     model = read_weights(base.source, run_dtype(run), run.attn_implementation)
     model.config.use_cache = False
     if not zero.is_partitioned(model):
+        _off_the_file(model)
         model.to(zero.device())
     if run.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
+
+
+def _off_the_file(model: nn.Module) -> None:
+    """Copy what is mapped from the file: one weight that is would hold all of the file in memory, after cuts too."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
 
 
 def read_weights(
