@@ -103,6 +103,12 @@ class RunConfig:
     resume_from_checkpoint: str = option("run", "", "go on from a checkpoint: last, or its folder")
     profile: bool = option("run", False, "tell at the end where the time of a step goes")
     timeout: int = option("run", 600, "seconds without a sign of life after which a rank is given up", COUNT)
+    dry_run: bool = option(
+        "run", False, "only estimate the memory a rank needs and whether it is there; see world_size"
+    )
+    world_size: int = option("run", 0, "processes a dry run is for; 0: as launched", NOT_NEGATIVE)
+    device_memory: float = option("run", 0.0, "GB of a GPU a dry run is for; 0: this machine's device", NOT_NEGATIVE)
+    host_memory: float = option("run", 0.0, "GB of a node a dry run is for; 0: this one", NOT_NEGATIVE)
     local_rank: int = -1  # the deepspeed launcher passes it; not for users
 
     tune: str = choice("training", "adapters, all", "what is trained; all weights only with --pruning none")

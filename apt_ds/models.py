@@ -121,6 +121,7 @@ def load_model(base: Base, run: RunConfig) -> PreTrainedModel:
     bias.prepare(model, base.anatomy)
     model.config.use_cache = False
     if not zero.is_partitioned(model):
+        _off_the_file(model)
         model.to(zero.device())
     if run.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -132,6 +133,12 @@ def start_heads(model: PreTrainedModel, paths: list[str], seed: int) -> None:
     heads.start(model, paths, model.config.initializer_range, seed)
     if dist.is_main():
         print(f"{', '.join(paths)}: not in the checkpoint, started anew", file=sys.stderr, flush=True)
+
+
+def _off_the_file(model: nn.Module) -> None:
+    """Copy what is mapped from the file: one weight that is would hold all of the file in memory, after cuts too."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
 
 
 def read_weights(

@@ -79,7 +79,9 @@ class Watchdog:
             last = now
             verdict = self.verdict(now)
             if verdict and not self._over.is_set():
-                text = f"error: rank {dist.rank()}, in {pulse.NOW.phase}: {verdict}; {ADVICE}"
+                # the first rank's progress bar has left no end of line
+                start = "\n" if dist.is_main() else ""
+                text = f"{start}error: rank {dist.rank()}, in {pulse.NOW.phase}: {verdict}; {ADVICE}"
                 print(text, file=sys.stderr, flush=True)
                 command.leave(command.LOST_RANK)
 

@@ -1,4 +1,7 @@
-"""Fine-tune and prune in one run: `deepspeed launchers/train.py --deepspeed ds_configs/zero3.json`."""
+"""Fine-tune and prune in one run: `deepspeed launchers/train.py --deepspeed ds_configs/zero3.json`.
+
+`python launchers/train.py --dry_run --world_size 8 ...` tells beforehand what memory a rank of such a run needs.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,11 @@ from apt_ds.config import RunConfig, resolve
 def main() -> None:
     run: RunConfig = resolve(sys.argv[1:])
     # torch and deepspeed take seconds to import: a wrong flag should not
+    if run.dry_run:
+        from apt_ds.dry_run import dry_run
+
+        dry_run(run)
+        return
     from apt_ds.main import train
 
     train(run)

@@ -16,9 +16,24 @@ import psutil
 import torch
 from torch import nn
 
-from apt_ds import checkpoint, dist, feed, lesson, main, models, preflight, resume, surgery, trainer, zero
+from apt_ds import (
+    checkpoint,
+    dist,
+    dry_run,
+    feed,
+    journal,
+    lesson,
+    main,
+    models,
+    preflight,
+    resume,
+    surgery,
+    trainer,
+    zero,
+)
 from apt_ds.anatomy import spans
 from apt_ds.config import RunConfig, resolve
+from apt_ds.ds_config import load_config
 from apt_ds.surgery import Plan
 
 # weights stay sharded between uses only with these; a tiny model would be held whole otherwise
@@ -245,7 +260,6 @@ def load_sharded(folder: str, model: str = "model") -> dict[str, Any]:
     zero.init_distributed()
     run = run_config(folder, 3, False, ["--model_name_or_path", str(Path(folder) / model)])
     base = models.find_base(run.model_name_or_path)
-    from apt_ds.ds_config import load_config
 
     config = load_config(run, dist.world_size(), base.config.hidden_size)
     largest = 0
@@ -484,6 +498,21 @@ def faulty(folder: str, where: str, victim: int, number: int, flags: list[str]) 
 
     setattr(module, name, struck)
     main.train(run_config(folder, 3, False, flags))
+
+
+def memory(flags: list[str]) -> dict[str, int]:
+    """Peak of a whole run above what the process had before it, and the estimate of it, in bytes."""
+    run = resolve(flags)
+    zero.init_distributed()
+    base = models.find_base(run.model_name_or_path)
+    data = feed.read_data(run, base)
+    process = psutil.Process().memory_info().rss
+    journal.reset_peak(torch.device("cpu"))
+    main.train(run)
+    peak = journal.peak_memory(torch.device("cpu")) - process
+    config = load_config(run, dist.world_size(), base.config.hidden_size)
+    found = dry_run.estimate_run(run, base, data, config, dist.world_size(), on_cpu=True)
+    return {"measured": peak, "estimated": found.total()}
 
 
 def mmlu_choices(folder: str, limit: int, max_length: int) -> dict[str, Any]:

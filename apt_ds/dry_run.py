@@ -1,0 +1,145 @@
+"""`--dry_run`: what a run will need, told from the model's configuration, the data and the DeepSpeed file alone.
+
+Needs no launcher and no process group. Data is tokenized, since the longest batch decides; weights are not read.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import NamedTuple
+
+import numpy as np
+import psutil
+import torch
+
+from apt_ds import dist, models, zero
+from apt_ds.config import RunConfig
+from apt_ds.data.base import IGNORED, GlobalOrder
+from apt_ds.data.instructions import TokenizedSet
+from apt_ds.ds_config import load_config
+from apt_ds.estimate import Bytes, Estimate, Layout, estimate
+from apt_ds.feed import Data, read_data
+from apt_ds.footprint import Shape, measure
+from apt_ds.models import Base
+
+GPUS = 8  # of a node, where nothing says
+
+
+class Machine(NamedTuple):
+    """What there is. device and host: bytes of one device and of one node; ranks: on a node; on_cpu: one memory."""
+
+    device: int
+    host: int
+    ranks: int
+    on_cpu: bool
+
+
+def dry_run(run: RunConfig) -> Estimate | None:
+    """Print the table and whether the run fits, on the first rank; returns the estimate there.
+
+    Raises:
+        UserError: a mistake in the input that a run would have named too.
+    """
+    if not dist.is_main():
+        return None
+    models.quiet_transformers()
+    world = run.world_size or dist.world_size()
+    machine = machine_of(run, world)
+    base = models.find_base(run.model_name_or_path)
+    config = load_config(run, world, base.config.hidden_size)
+    zero.check_config(alone(run, config), run.deepspeed)
+    data = read_data(run, base)
+    process = psutil.Process().memory_info().rss
+    found = estimate_run(run, base, data, config, world, machine.on_cpu)
+    print("\n".join(tell(found, process, machine, world)), flush=True)
+    return found
+
+
+def alone(run: RunConfig, config: zero.Config) -> zero.Config:
+    """What DeepSpeed can judge in a single process; a device that is not here may train in float16."""
+    batch = config["train_micro_batch_size_per_gpu"] * config["gradient_accumulation_steps"]
+    elsewhere = {"fp16": {"enabled": False}} if run.device_memory else {}
+    return config | {"train_batch_size": batch} | elsewhere
+
+
+def machine_of(run: RunConfig, world: int) -> Machine:
+    """The machine the run is meant for: this one, unless options say otherwise."""
+    on_cpu = zero.device().type == "cpu" and not run.device_memory
+    launched = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "0")))
+    devices = world if on_cpu else torch.cuda.device_count() or GPUS
+    host = round(run.host_memory * 1e9) or psutil.virtual_memory().total
+    device = round(run.device_memory * 1e9)
+    if not device and not on_cpu:
+        device = torch.cuda.get_device_properties(zero.device()).total_memory
+    return Machine(device, host, launched or min(world, devices), on_cpu)
+
+
+def estimate_run(run: RunConfig, base: Base, data: Data, config: zero.Config, world: int, on_cpu: bool) -> Estimate:
+    """The estimate of one rank's memory."""
+    weighs = run.pruning != "none" and run.score == "taylor"
+    everything = run.tune == "all" or weighs
+    # ranks that grow while the model is still whole
+    grows = run.rank_growth and run.pruning != "pretuning"
+    rank = min(run.max_rank, math.ceil(run.rank * run.rank_budget)) if grows else run.rank
+    batch = run.per_device_eval_batch_size
+    tests = [list(range(i, min(i + batch, len(data.held_out)))) for i in range(0, len(data.held_out), batch)]
+    judged = [bound(data.held_out, tests)]
+    if data.corpus is not None:
+        length = data.corpus.shape[1]
+        judged.append(Shape(max(1, batch // 4), length, length, length))
+    model = measure(base, run, micro_batches(run, data, world), judged, rank, everything)
+    prunable = base.anatomy.cost(base.anatomy.sizes) / sum(w.numel for w in model.weights)
+    kept = 1 - prunable * run.sparsity if run.pruning != "none" else 1.0
+    layout = Layout(world, models.run_dtype(run).itemsize, kept, run.tune == "all" or not weighs, on_cpu)
+    return estimate(model, config, layout)
+
+
+def micro_batches(run: RunConfig, data: Data, world: int) -> Shape:
+    """What no training micro-batch of the run exceeds in any dimension, on any of `world` ranks."""
+    size = run.per_device_train_batch_size
+    order = GlobalOrder(len(data.train), size * run.gradient_accumulation_steps * world, run.seed)
+    steps = run.max_steps if run.max_steps > 0 else order.steps(run.num_train_epochs)
+    drawn = (order.indices(step) for step in range(steps))
+    return bound(data.train, [indices[i : i + size] for indices in drawn for i in range(0, len(indices), size)])
+
+
+def bound(rows: TokenizedSet, batches: list[list[int]]) -> Shape:
+    """What none of the batches exceeds."""
+    lengths = [len(rows[i]["input_ids"]) for i in range(len(rows))]
+    trained = [np.array(rows[i]["labels"][1:]) != IGNORED for i in range(len(rows))]
+    most = Shape(0, 0, 0, 0)
+    for batch in batches:
+        columns = np.zeros(max(lengths[i] for i in batch), dtype=bool)
+        for i in batch:
+            columns[: len(trained[i])] |= trained[i]
+        count = sum(int(trained[i].sum()) for i in batch)
+        # `collate` pads to a multiple of 8
+        own = Shape(len(batch), math.ceil(len(columns) / 8) * 8, int(columns.sum()), count)
+        most = Shape(*map(max, most, own))
+    return most
+
+
+def tell(found: Estimate, process: int, machine: Machine, world: int) -> list[str]:
+    """The table and the verdict. process: bytes of this process before it holds a model."""
+    ranks = "1 rank" if world == 1 else f"{world} ranks"
+    lines = [f"estimate per rank, MB, of {ranks}, {machine.ranks} on a node", f"{'':24}{'device':>10}{'host':>10}"]
+    for title, part in (("", found.parts), ("peak in ", found.phases)):
+        lines += [f"{title + name:24}{b.device / 1e6:10,.0f}{b.host / 1e6:10,.0f}" for name, b in part.items()]
+    lines.append(f"{'process without a model':24}{0:10,.0f}{process / 1e6:10,.0f}")
+    return [*lines, verdict(found, process, machine)]
+
+
+def verdict(found: Estimate, process: int, machine: Machine) -> str:
+    """One line: whether it fits."""
+    if machine.on_cpu:
+        needs = [("the host", machine.ranks * (found.total() + process), machine.host)]
+    else:
+        peak: Bytes = found.peak()
+        needs = [("a device", peak.device, machine.device)]
+        needs.append(("the host", machine.ranks * (peak.host + process), machine.host))
+    short = [
+        f"{where} needs {need / 1e9:.2f} GB, has {there / 1e9:.2f}" for where, need, there in needs if need > there
+    ]
+    shown = ", ".join(f"{where} {need / 1e9:.2f} of {there / 1e9:.2f} GB" for where, need, there in needs)
+    return f"does not fit: {'; '.join(short)}" if short else f"fits: {shown}"

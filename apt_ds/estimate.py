@@ -1,0 +1,135 @@
+"""Memory of a rank before the fact: what a model needs (`footprint.py`) and a DeepSpeed configuration in, bytes out.
+
+Pure arithmetic. Device bytes are those in use; what the allocator keeps besides and the CUDA context come on top.
+On the CPU both columns are one memory, the process's resident set. There glibc keeps much of what is freed, up to as
+much again; MALLOC_MMAP_THRESHOLD_=131072 in the environment has it returned, for some time. oneDNN's buffers for bf16
+grow with every new shape and are not in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from apt_ds.footprint import Footprint
+
+LIVE, PERSISTENT = 1_000_000_000, 100_000  # DeepSpeed's defaults, in elements
+MASTER, MOMENTS = 4, 8  # bytes per trained element
+CODE = 47 << 20  # what DeepSpeed's first engine loads
+FINGERPRINT = 5 * 8 << 22  # int64 pieces of `models.fingerprint`
+
+
+class Bytes(NamedTuple):
+    """On the device and on the host."""
+
+    device: int = 0
+    host: int = 0
+
+    def plus(self, *others: Bytes) -> Bytes:
+        """The sum."""
+        return Bytes(self.device + sum(o.device for o in others), self.host + sum(o.host for o in others))
+
+
+class Layout(NamedTuple):
+    """A run's own part. item: bytes of a weight; kept: fraction of the weights that a cut leaves.
+
+    moments: whether Adam's exist before the cut; on_cpu: whether the device is the host.
+    """
+
+    world: int
+    item: int
+    kept: float = 1.0
+    moments: bool = True
+    on_cpu: bool = False
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """parts: what lives through a training step; phases: what each phase needs at its most, `parts` included."""
+
+    parts: dict[str, Bytes] = field(default_factory=dict)
+    phases: dict[str, Bytes] = field(default_factory=dict)
+
+    def peak(self) -> Bytes:
+        """The most of any phase, on the device and on the host."""
+        found = self.phases.values()
+        return Bytes(max(p.device for p in found), max(p.host for p in found))
+
+    def total(self) -> int:
+        """The most of any phase where device and host are one memory."""
+        return max(p.device + p.host for p in self.phases.values())
+
+
+def estimate(model: Footprint, config: dict[str, Any], layout: Layout) -> Estimate:
+    """Bytes per rank of the phases of a run. config: resolved, as `load_config` gives it."""
+    zero = config.get("zero_optimization", {})
+    stage, item, world = int(zero.get("stage", 0)), layout.item, layout.world
+    aside = "offload_optimizer" in zero
+    total = sum(w.numel for w in model.weights)
+    trained = sum(w.numel for w in model.weights if w.trained)
+    share = -(-trained // world) if stage else trained
+
+    def held(bytes_: int, away: bool = False) -> Bytes:
+        return Bytes(0, bytes_) if away else Bytes(bytes_)
+
+    own = -(-total // world) if stage == 3 else total
+    own_trained = -(-trained // world) if stage == 3 else trained
+    params_aside = stage == 3 and "offload_param" in zero
+    master = MASTER * share if stage else 0
+    parts = {
+        "frozen weights": held((own - own_trained) * item, params_aside),
+        "trained weights": held(own_trained * item, params_aside),
+        "gradients": _gradients(zero, stage, trained, share, item),
+        "optimizer": held(master + (MOMENTS * share if layout.moments else 0), aside),
+        "gathered weights": Bytes(_gathered(model, zero, world, layout.on_cpu) * item if stage == 3 else 0),
+        "activations": Bytes(model.activations),
+    }
+    weights = parts["frozen weights"].plus(parts["trained weights"])
+    engine = weights.plus(parts["optimizer"], parts["gathered weights"], Bytes(0, CODE))
+    whole = model.largest * item
+    left = [round(n * layout.kept * item) for n in (own, total)]
+    state = Bytes(0, (MASTER + (MOMENTS if layout.moments else 0)) * trained)
+    phases = {
+        "loading": _loading(weights, total * item, stage, layout.on_cpu),
+        "fingerprint": weights.plus(Bytes(FINGERPRINT)),
+        "step": engine.plus(parts["gradients"], parts["activations"]),
+        "evaluation": engine.plus(Bytes(model.evaluation)),
+        "rebuild": weights.plus(state, Bytes(2 * whole, CODE)),
+        "writing": held(left[0], params_aside).plus(Bytes(whole, left[1] + CODE)),
+    }
+    return Estimate(parts, phases)
+
+
+def _gradients(zero: dict[str, Any], stage: int, trained: int, share: int, item: int) -> Bytes:
+    """Gradients, the bucket they are reduced in, and their fp32 copy at the step."""
+    bucket = zero.get("reduce_bucket_size", trained)
+    bucket = min(trained, bucket) if isinstance(bucket, int) else trained
+    buckets = (2 if zero.get("overlap_comm", stage == 3) else 1) * bucket * item
+    if stage == 0:
+        return Bytes(2 * trained * item)
+    kept = share * item
+    if "offload_optimizer" in zero:
+        return Bytes(buckets + kept, MASTER * share)
+    return Bytes(buckets + kept + MASTER * share)
+
+
+def _gathered(model: Footprint, zero: dict[str, Any], world: int, on_cpu: bool) -> int:
+    """Most elements that ZeRO-3 holds whole at a time."""
+    # alone, a rank's share is the whole, and used as it is but for what is at hand
+    if world == 1 and (on_cpu or "offload_param" not in zero):
+        return 2 * model.largest
+    threshold = int(zero.get("stage3_param_persistence_threshold", PERSISTENT))
+    always = sum(w.numel for w in model.weights if w.numel <= threshold)
+    rest = sum(w.numel for w in model.weights) - always
+    live = int(zero.get("stage3_max_live_parameters", LIVE))
+    near = int(zero.get("stage3_max_reuse_distance", LIVE))
+    ahead = int(zero.get("stage3_prefetch_bucket_size", 0))
+    # what is used again within the reuse distance stays, at most so much that max_live is kept
+    return always + min(rest, max(model.largest + ahead, min(live, near)))
+
+
+def _loading(weights: Bytes, whole: int, stage: int, on_cpu: bool) -> Bytes:
+    """The weights on their way: the files are read on the host, and what is read goes where it belongs."""
+    if stage < 3 and not on_cpu:
+        return Bytes(whole, whole)
+    return weights.plus(Bytes(0, whole))

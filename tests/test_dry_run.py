@@ -1,0 +1,157 @@
+"""The estimate of memory: its arithmetic, its table, and how near it comes to what runs take."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+import worlds
+from conftest import ROOT
+from torch import nn
+
+from apt_ds import dry_run, footprint
+from apt_ds.config import resolve
+from apt_ds.estimate import CODE, FINGERPRINT, Bytes, Layout, estimate
+from apt_ds.footprint import Footprint, Live, Shape, Weight
+
+MODEL = Footprint((Weight("w", 10_000_000, False), Weight("a", 1_000_000, True)), 5_000, 3_000, 10_000_000)
+BF16 = Layout(4, 2)
+
+
+def test_weights_and_moments_by_stage() -> None:
+    parts = {stage: estimate(MODEL, {"zero_optimization": {"stage": stage}}, BF16).parts for stage in (0, 2, 3)}
+    assert parts[0]["optimizer"] == Bytes(8_000_000), "moments of all; there is no master"
+    assert parts[2]["optimizer"] == Bytes(12 * 250_000) == parts[3]["optimizer"]
+    assert parts[0]["frozen weights"] == parts[2]["frozen weights"] == Bytes(20_000_000)
+    assert parts[3]["frozen weights"] == Bytes(5_000_000) and parts[3]["trained weights"] == Bytes(500_000)
+    assert parts[2]["gathered weights"] == Bytes(0) and parts[3]["gathered weights"] == Bytes(22_000_000)
+    # the bucket, a share of the gradients, their fp32 copy
+    assert parts[2]["gradients"] == Bytes(2_000_000 + 500_000 + 1_000_000)
+    assert parts[0]["gradients"] == Bytes(2 * 2_000_000)
+
+
+def test_offload_moves_to_the_host_and_limits_hold() -> None:
+    section = {"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
+    limits = {"stage3_max_live_parameters": 0, "stage3_param_persistence_threshold": 1_000_000}
+    found = estimate(MODEL, {"zero_optimization": section | limits}, BF16)
+    assert found.parts["optimizer"] == Bytes(0, 12 * 250_000)
+    assert found.parts["frozen weights"] == Bytes(0, 5_000_000)
+    # what persists, and the largest module
+    assert found.parts["gathered weights"] == Bytes(22_000_000)
+    far = Footprint((*[Weight(f"w{i}", 1_000_000, False) for i in range(9)], MODEL.weights[1]), 0, 0, 1_000_000)
+    limits["stage3_param_persistence_threshold"] = 0
+    assert estimate(far, {"zero_optimization": section | limits}, BF16).parts["gathered weights"] == Bytes(2_000_000)
+    near = limits | {"stage3_max_live_parameters": 3_000_000}
+    assert estimate(far, {"zero_optimization": section | near}, BF16).parts["gathered weights"] == Bytes(6_000_000)
+
+
+def test_phases() -> None:
+    found = estimate(MODEL, {"zero_optimization": {"stage": 2}}, BF16._replace(kept=0.5))
+    assert found.phases["step"] == Bytes(sum(part.device for part in found.parts.values()), CODE)
+    assert found.phases["loading"] == Bytes(22_000_000, 22_000_000)
+    assert found.phases["fingerprint"] == Bytes(22_000_000 + FINGERPRINT)
+    assert found.phases["rebuild"] == Bytes(22_000_000 + 40_000_000, 12_000_000 + CODE)
+    assert found.phases["writing"] == Bytes(11_000_000 + 20_000_000, 11_000_000 + CODE)
+    assert found.peak() == Bytes(22_000_000 + FINGERPRINT, CODE + 12_000_000)
+    assert found.total() == 22_000_000 + FINGERPRINT
+
+
+def test_what_is_alive_is_counted_once_and_forgotten() -> None:
+    model = nn.Linear(8, 8, bias=False).requires_grad_(False)
+    with Live(model) as live:
+        x = torch.zeros(100, 8)
+        view = x.view(-1)
+        y = model(x)
+        assert live.now == 2 * 3200
+        del x, view
+        assert live.now == 3200
+        del y
+    assert live.now == 0 and live.peak == 6400
+
+
+def test_a_longer_batch_and_no_checkpointing_need_more(tmp_path: Path) -> None:
+    tiny.save_model(tmp_path / "model")
+    words = ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), "--data_path", "none"]
+    words += ["--model_name_or_path", str(tmp_path / "model")]
+    base = dry_run.models.find_base(str(tmp_path / "model"))
+
+    def activations(length: int, *more: str) -> int:
+        shape = Shape(2, length, length, 2 * length)
+        return footprint.measure(base, resolve([*words, *more]), shape, [shape], 2, False).activations
+
+    plain = activations(64)
+    assert 1.9 < activations(128) / plain < 2.3
+    assert activations(64, "--gradient_checkpointing") < plain
+    assert 0.5 < activations(64, "--bf16") / plain < 1
+
+
+def test_the_table_needs_no_weights_and_ends_in_a_verdict(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    tiny.save_model(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    tiny.save_data(tmp_path / "data.json")
+    words = ["--dry_run", "--model_name_or_path", str(tmp_path / "model"), "--data_path", str(tmp_path / "data.json")]
+    words += ["--eval_size", "4", "--max_steps", "2", "--output_dir", str(tmp_path / "out")]
+    words += ["--deepspeed", str(ROOT / "ds_configs" / "zero3_offload.json"), "--world_size", "16"]
+    for more, verdict in (
+        (["--device_memory", "80", "--fp16"], "fits: a device 0."),
+        (["--device_memory", "0.001"], "does not fit: a device needs"),
+        (["--host_memory", "1"], "does not fit: the host needs"),
+    ):
+        dry_run.dry_run(resolve([*words, *more]))
+        out = capfd.readouterr().out.splitlines()
+        assert "of 16 ranks" in out[-16] and out[-1].startswith(verdict), out
+        assert [line.split()[0] for line in out[-14:-8]] == [
+            *("frozen", "trained", "gradients", "optimizer", "gathered", "activations")
+        ]
+    assert not (tmp_path / "out").exists()
+
+
+# name: (model, DeepSpeed section, ranks, flags)
+MEASURED = {
+    "wide fp32 stage 0": ("wide", {"stage": 0}, 1, []),
+    "wide bf16 stage 2": ("wide", {"stage": 2}, 1, ["--bf16"]),
+    "wide bf16 stage 3, two ranks": ("wide", {"stage": 3}, 2, ["--bf16"]),
+    "wide fp32 stage 3, offload": (
+        "wide",
+        {"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}},
+        1,
+        [],
+    ),
+    "SmolLM2 fp32 stage 2, checkpointing": ("smollm2", {"stage": 2}, 1, ["--gradient_checkpointing"]),
+    "SmolLM2 bf16 stage 2": ("smollm2", {"stage": 2}, 1, ["--bf16"]),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of 119 million weights and answers of one length."""
+    place = tmp_path_factory.mktemp("memory")
+    sizes = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8, "num_attention_heads": 16}
+    tiny.save_model(place / "wide", **sizes, num_key_value_heads=16, vocab_size=8000, max_position_embeddings=512)
+    text = " ".join(tiny.WORDS)
+    records = [{"instruction": f"{text} {text}", "input": "", "output": f"{text} {text} {text}"}] * 24
+    (place / "data.json").write_text(json.dumps(records))
+    return place
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+@pytest.mark.parametrize("name", MEASURED)
+def test_the_estimate_is_within_15_percent(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """glibc must return what is freed, or its habits are what is measured."""
+    model, section, ranks, flags = MEASURED[name]
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "131072")
+    (folder / "config.json").write_text(json.dumps({"zero_optimization": section}))
+    place = "builtin:smollm2" if model == "smollm2" else str(folder / model)
+    words = ["--deepspeed", str(folder / "config.json"), "--model_name_or_path", place]
+    words += ["--data_path", str(folder / "data.json"), "--output_dir", str(folder / "out"), "--overwrite_output_dir"]
+    words += ["--eval_size", "8", "--max_steps", "2", "--per_device_train_batch_size", "4", "--calibration_steps", "1"]
+    words += ["--report", "false", "--save_steps", "0", "--max_seq_length", "256", "--prune_blocks", "neurons", *flags]
+    found = worlds.run(ranks, "memory", {"flags": words}, timeout=900)
+    print(
+        f"\n{name}: estimated {found['estimated'] / 1e6:,.0f} MB, measured {found['measured'] / 1e6:,.0f} MB", end=" "
+    )
+    assert abs(found["estimated"] / found["measured"] - 1) < 0.15, found
