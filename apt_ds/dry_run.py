@@ -14,14 +14,15 @@ import psutil
 import torch
 
 from apt_ds import dist, models, zero
-from apt_ds.config import RunConfig
-from apt_ds.data.base import IGNORED, GlobalOrder
-from apt_ds.data.instructions import TokenizedSet
+from apt_ds.config import RunConfig, UserError
+from apt_ds.data.batches import GlobalOrder
+from apt_ds.data.rows import IGNORED, TokenizedSet
 from apt_ds.ds_config import load_config
 from apt_ds.estimate import Bytes, Estimate, Layout, estimate
 from apt_ds.feed import Data, read_data
 from apt_ds.footprint import Shape, measure
 from apt_ds.models import Base
+from apt_ds.tasks import INSTRUCTIONS
 
 GPUS = 8  # of a node, where nothing says
 
@@ -43,6 +44,8 @@ def dry_run(run: RunConfig) -> Estimate | None:
     """
     if not dist.is_main():
         return None
+    if run.task != INSTRUCTIONS:
+        raise UserError(f"--dry_run knows causal language models only, not --task {run.task}; start the run itself")
     models.quiet_transformers()
     world = run.world_size or dist.world_size()
     machine = machine_of(run, world)
