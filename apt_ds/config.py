@@ -64,15 +64,15 @@ class Range(NamedTuple):
         return f"{low} and {'below' if self.high_open else 'at most'} {self.high:g}"
 
 
-class OneOf(tuple[str, ...]):
-    """Words of which the value is one."""
+class OneOf(tuple[str | int, ...]):
+    """Words or numbers of which the value is one."""
 
-    def holds(self, value: str) -> bool:
-        """True for one of the words."""
+    def holds(self, value: str | int) -> bool:
+        """True for one of them."""
         return value in self
 
     def __str__(self) -> str:
-        return "one of " + ", ".join(self)
+        return "one of " + ", ".join(map(str, self))
 
 
 class SomeOf(OneOf):
@@ -84,7 +84,7 @@ class SomeOf(OneOf):
         return set(words) <= set(self) and len(words) == len(set(words))
 
     def __str__(self) -> str:
-        return "a comma-separated list, nothing twice, of " + ", ".join(self)
+        return "a comma-separated list, nothing twice, of " + ", ".join(map(str, self))
 
 
 POSITIVE = Range(0, low_open=True)
@@ -92,6 +92,7 @@ NOT_NEGATIVE = Range(0)
 COUNT = Range(1)
 BELOW_ONE = Range(0, 1, high_open=True)
 UP_TO_ONE = Range(0, 1, low_open=True)
+BITS = OneOf((16, 8, 4))
 
 
 def option(group: str, default: Value, help: str, allowed: Range | OneOf | None = None) -> Any:
@@ -119,6 +120,8 @@ class RunConfig:
 
     model_name_or_path: str = option("model", "", "a hub name, a folder, or builtin:smollm2")
     attn_implementation: str = choice("model", "sdpa, eager, flash_attention_2", "attention kernel")
+    base_bits: int = option("model", 16, "bits the frozen base is held in; 4: NF4, 8: int8, 16: as it computes", BITS)
+    export_bits: int = option("model", 16, "bits of the written model's projections: 16, or base_bits again", BITS)
     data_path: str = option("data", "", "training data: a hub name, a file, or builtin:instructions")
     eval_data_path: str = option("data", "", "evaluation data; empty: hold out eval_size training examples")
     eval_size: int = option("data", 100, "examples to evaluate on", COUNT)
@@ -160,6 +163,7 @@ class RunConfig:
     lr_scheduler_type: str = choice("training", "cosine, linear, constant", "learning rate after warm-up")
     warmup_ratio: float = option("training", 0.03, "fraction of all steps spent warming up", BELOW_ONE)
     warmup_steps: int = option("training", 0, "steps of warm-up; above 0 it wins over warmup_ratio", NOT_NEGATIVE)
+    optim: str = choice("training", "adamw_torch, adamw_8bit, paged_adamw_8bit", "AdamW, moments in 32 or 8 bits")
 
     sparsity: float = option("pruning", 0.3, "fraction of the model's parameters to remove", BELOW_ONE)
     pruning: str = choice(

@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from apt_ds import dist, zero
+from apt_ds import dist, quantized, zero
 from apt_ds.anatomy import Anatomy
 from apt_ds.architectures import anatomy_of
 from apt_ds.config import RunConfig, UserError
@@ -77,13 +77,17 @@ def load_model(base: Base, run: RunConfig) -> PreTrainedModel:
     """The base model in the run's dtype, on this rank's device.
 
     Under ZeRO-3 the caller keeps `zero.shard_while_loading` alive: weights are then partitioned as they are
-    read. Collective.
+    read. A base of few bits is quantized as it is read; the engine partitions it. Collective.
 
     Raises:
         UserError: weights absent, broken or not those of the configuration, or an attention kernel that is not there.
     """
     quiet_transformers()
-    model = read_weights(base.source, run_dtype(run), run.attn_implementation)
+    if vars(base.config).get("quantization_config"):
+        raise UserError(
+            f"--model_name_or_path {run.model_name_or_path!r} is quantized already; give the model it was made from"
+        )
+    model = read_weights(base.source, run_dtype(run), run.attn_implementation, bits=run.base_bits)
     model.config.use_cache = False
     if not zero.is_partitioned(model):
         model.to(zero.device())
@@ -93,9 +97,11 @@ def load_model(base: Base, run: RunConfig) -> PreTrainedModel:
 
 
 def read_weights(
-    source: str, dtype: torch.dtype, attention: str, flag: str = "--model_name_or_path"
+    source: str, dtype: torch.dtype, attention: str, flag: str = "--model_name_or_path", bits: int = 16
 ) -> PreTrainedModel:
     """The model of a folder or hub name, where `from_pretrained` puts it; `flag` is what an error names.
+
+    bits: below 16 every weight is quantized as it is read, so that no second model is ever held.
 
     Raises:
         UserError: as `load_model`.
@@ -108,6 +114,7 @@ def read_weights(
             attn_implementation=attention,
             low_cpu_mem_usage=True,
             output_loading_info=True,
+            **({"quantization_config": quantized.loading(bits, dtype)} if bits < 16 else {}),
         )
     except ImportError as error:
         raise UserError(f"--attn_implementation {attention}: {first_line(error)}") from None
@@ -121,6 +128,7 @@ def read_weights(
     if missing := sorted(found["missing_keys"]):
         # transformers would start these at random
         raise UserError(f"{where}: {len(missing)} weights are missing, such as {missing[0]}")
+    quantized.adopt(model, dtype)
     return model
 
 
@@ -140,7 +148,8 @@ def fingerprint(model: nn.Module) -> str:
             piece = bits[offset : offset + PIECE].long()
             index = torch.arange(start + offset, start + offset + piece.numel(), device=bits.device)
             total += (piece * ((index * ODD) ^ (index >> 7) | 1)).sum()
-        names.append((name, tuple(zero.full_shape(parameter)), str(flat.dtype)))
+        scales = dist.digest(*quantized.small_parts(parameter))
+        names.append((name, tuple(zero.full_shape(parameter)), str(flat.dtype), scales))
         sums.append(int(total))
     shares = dist.gather_objects(sums)
     return dist.digest(names, [sum(column) % 2**64 for column in zip(*shares, strict=True)])
@@ -170,7 +179,7 @@ def quiet_transformers() -> None:
     logging.getLogger("datasets").setLevel(logging.ERROR)
 
 
-def count_parameters(model: PreTrainedModel) -> dict[str, int]:
+def count_parameters(model: PreTrainedModel, export_bits: int = 16) -> dict[str, int]:
     """Parameters of the model as it will be written (adapters merged), with and without embeddings, and its bytes."""
     own = {id(p): p for name, p in model.named_parameters() if not name.rpartition(".")[2].startswith("lora_")}
     total = sum(zero.full_numel(p) for p in own.values())
@@ -179,7 +188,7 @@ def count_parameters(model: PreTrainedModel) -> dict[str, int]:
     return {
         "parameters": total,
         "parameters_without_embeddings": total - sum(zero.full_numel(p) for p in ends.values()),
-        "checkpoint_bytes": sum(zero.full_numel(p) * p.element_size() for p in own.values()),
+        "checkpoint_bytes": sum(quantized.written_bytes(p, zero.full_numel(p), export_bits) for p in own.values()),
     }
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from apt_ds import adapter, checkpoint, dist, models, pulse, resume, schedule, surgery, zero
+from apt_ds import adapter, checkpoint, dist, models, moments8, pulse, quantized, resume, schedule, surgery, zero
 from apt_ds.checkpoint import Checkpoint
 from apt_ds.config import OPTIONS, RunConfig, UserError
 from apt_ds.data.base import Batch, collate
@@ -51,7 +51,8 @@ class Trainer:
         self.figures: dict[str, Any] = {}
         self.stopping = Stopping()
         torch.manual_seed(run.seed)
-        sharding = zero.shard_while_loading(config)
+        self.make_optimizer = moments8.maker(run)
+        sharding = zero.shard_while_loading(config) if run.base_bits == 16 else None
         model = models.load_model(base, run)
         del sharding
         self.prints = data.prints() | {"model": models.fingerprint(model)}
@@ -67,7 +68,7 @@ class Trainer:
         model.train()
         self.scoring = pruner.needs_scores(self.done)
         pruner.dress(model, self.scoring)
-        self.engine = zero.build(model, self.engine_config())
+        self.engine = zero.build(model, self.engine_config(), self.make_optimizer)
         if saved is not None:
             self.take_over(saved)
 
@@ -95,6 +96,7 @@ class Trainer:
         figures["before"] |= self.meter.dense()
         figures["after"] = self.judge() | (self.meter.cut() if self.pruner.kept() < 1.0 else self.meter.dense())
         figures["pruning"] = self.pruner.summary() | {"rebuild_seconds": self.meter.rebuilds}
+        figures["pruning"] |= quantized.summary(self.engine.module)
         self.finish()
         return figures
 
@@ -282,7 +284,7 @@ class Trainer:
         zero.collect()
         self.scoring = self.pruner.needs_scores(step) and not fresh
         self.pruner.dress(model, self.scoring)
-        self.engine = zero.build(model, self.engine_config())
+        self.engine = zero.build(model, self.engine_config(), self.make_optimizer)
         zero.put_state(self.engine, state)
         self.meter.rebuilt(time.perf_counter() - start, cut=self.pruner.kept() < kept)
         self.journal.adjusted(step, self.pruner.kept(), plan)
@@ -293,7 +295,7 @@ class Trainer:
         batch, engine = self.run_config.per_device_eval_batch_size, self.engine
         loss = held_out_loss(engine, self.data.held_out, batch, self.pad_id, self.device)
         found = {"held_out_loss": loss, "held_out_perplexity": math.exp(min(loss, 80.0))}
-        found |= models.count_parameters(engine.module)
+        found |= models.count_parameters(engine.module, self.run_config.export_bits)
         if self.data.corpus is not None:
             found["corpus_perplexity"] = perplexity(engine, self.data.corpus, max(1, batch // 4), self.device)
         self.meter.forget_peak()
@@ -332,5 +334,6 @@ class Trainer:
             self.generation,
             self.base.tokenizer,
             self.journal.folder / "model",
+            self.run_config.export_bits,
         )
         zero.collect()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 
@@ -17,9 +17,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import BitsAndBytesConfig, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from apt_ds import dist, zero
+from apt_ds import dist, quantized, zero
 from apt_ds.adapter import AptLinear
 from apt_ds.anatomy import Anatomy
 from apt_ds.config import UserError
@@ -29,8 +29,10 @@ SHARD_BYTES = 4 * 2**30
 ADAPTIVE = "modeling_apt_llama"
 
 
-def merged_state(model: nn.Module) -> Iterator[tuple[str, Tensor | None]]:
+def merged_state(model: nn.Module, bits: int = 16) -> Iterator[tuple[str, Tensor | None]]:
     """(name, tensor on the host) of every weight a plain model has, adapters merged in; None on other ranks.
+
+    bits: below 16 packed weights stay packed, several tensors each; one that has an adapter is quantized anew.
 
     One module is gathered at a time; tied weights come once, under their first name. Collective under stage 3.
     """
@@ -45,12 +47,23 @@ def merged_state(model: nn.Module) -> Iterator[tuple[str, Tensor | None]]:
                 if not dist.is_main():
                     yield name, None
                     continue
-                value = module.merged() if merge else parameter.detach()
-                yield name, value.cpu().clone()
+                for part, value in _values(module, name, parameter, merge, bits):
+                    yield part, value.cpu().clone()
         seen.update(id(p) for p in own)
 
 
-def exported_config(config: PretrainedConfig, anatomy: Anatomy) -> PretrainedConfig:
+def _values(
+    module: nn.Module, name: str, parameter: nn.Parameter, merge: bool, bits: int
+) -> Iterable[tuple[str, Tensor]]:
+    if bits == 16 or not isinstance(parameter, quantized.Packed):
+        return [(name, module.merged() if merge else quantized.dense(parameter))]
+    packed = quantized.like(parameter, module.merged()) if merge else parameter
+    return quantized.files(name, packed).items()
+
+
+def exported_config(
+    config: PretrainedConfig, anatomy: Anatomy, quantization: BitsAndBytesConfig | None = None
+) -> PretrainedConfig:
     """The configuration of the cut model, head_dim explicit; per-layer sizes where they differ."""
     config = copy.deepcopy(config)
     heads = [n for s, n in zip(anatomy.sites, anatomy.sizes.counts, strict=True) if s.kind == "head"]
@@ -61,6 +74,8 @@ def exported_config(config: PretrainedConfig, anatomy: Anatomy) -> PretrainedCon
     config.num_key_value_heads, config.num_attention_heads = max(heads), max(heads) * queries
     config.intermediate_size = max(neurons)
     config.use_cache = True
+    if quantization is not None:
+        config.quantization_config = quantization.to_dict()
     if len(set(heads)) > 1 or len(set(neurons)) > 1:
         values = config.to_dict() | {"layer_key_value_heads": heads, "layer_intermediate_sizes": neurons}
         values.pop("model_type")
@@ -80,18 +95,22 @@ def export(
     generation: GenerationConfig | None,
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
+    bits: int = 16,
 ) -> None:
     """Write the model to `folder`, whole or not at all. No masks may be soft. Collective.
+
+    bits: below 16 projections of a base held in as many bits stay quantized.
 
     Raises:
         UserError: it cannot be written (no space, no permission); nothing is left under `folder`.
     """
     partial = folder.with_name(f"{folder.name}.tmp")
-    config = exported_config(base_config, anatomy)
+    dtype = next(model.parameters()).dtype
+    config = exported_config(base_config, anatomy, quantized.loading(bits, dtype))
     writer = ShardWriter(partial)
     dist.on_main(lambda: _writing(partial, writer.start))
     failure: UserError | None = None
-    for name, tensor in merged_state(model):
+    for name, tensor in merged_state(model, bits):
         # the other ranks go on gathering: a failure waits until all have arrived
         if tensor is not None and failure is None:
             try:
