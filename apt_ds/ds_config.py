@@ -92,10 +92,10 @@ def _offload(zero: Config, where: str) -> None:
         section = zero.get(name, {})
         if not isinstance(section, dict) or section.get("device") != "nvme":
             continue
-        folder = Path(str(section.get("nvme_path", "")))
-        if not section.get("nvme_path") or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        folder = str(section.get("nvme_path", ""))
+        if not folder or not Path(folder).is_dir() or not os.access(folder, os.W_OK | os.X_OK):
             raise UserError(
-                f"{where}: zero_optimization.{name}.nvme_path {str(folder)!r} is no folder that can be written on "
+                f"{where}: zero_optimization.{name}.nvme_path {folder!r} is no folder that can be written on "
                 f"{socket.gethostname()}; make it, or name another"
             )
 

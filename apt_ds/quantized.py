@@ -80,7 +80,7 @@ class _Product(torch.autograd.Function):
         return gradient @ dense(ctx.weight, gradient.dtype), None
 
 
-def linear(x: Tensor, weight: nn.Parameter, bias: nn.Parameter | None) -> Tensor:
+def linear(x: Tensor, weight: nn.Parameter, bias: nn.Parameter | None = None) -> Tensor:
     """x W^T + b, of a packed weight or a plain one. [..., in] -> [..., out]"""
     if not isinstance(weight, Packed):
         return F.linear(x, weight, bias)
