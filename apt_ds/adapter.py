@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apt_ds import zero
+from apt_ds import quantized, zero
 from apt_ds.anatomy import Anatomy
 
 SCALE = 2.0
 
 
 class AptLinear(nn.Linear):
-    """A frozen `nn.Linear` wearing an adapter. Takes the linear layer's parameters over, copies nothing.
+    """A frozen linear layer wearing an adapter. Takes its parameters over, packed or not, and copies nothing.
 
     lora_A: [rank, in_features], Gaussian with standard deviation 1/sqrt(3 in_features).
     lora_B: [out_features, rank], zero.
@@ -36,11 +36,12 @@ class AptLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         a, b = self.past.get("lora_A", self.lora_A), self.past.get("lora_B", self.lora_B)
         low = F.linear(F.linear(x, a), b)
-        return torch.add(F.linear(x, self.weight, self.bias), low, alpha=SCALE)
+        return torch.add(quantized.linear(x, self.weight, self.bias), low, alpha=SCALE)
 
     def merged(self) -> Tensor:
         """W + s W_B W_A in the weight's dtype, summed in fp32. Parameters must be gathered. [out, in]"""
-        return (self.weight.float() + SCALE * (self.lora_B.float() @ self.lora_A.float())).to(self.weight.dtype)
+        base = quantized.dense(self.weight, torch.float32).float()
+        return (base + SCALE * (self.lora_B.float() @ self.lora_A.float())).to(self.weight.dtype)
 
 
 def gaussian_rows(rows: int, columns: int, width: int, generator: torch.Generator) -> Tensor:

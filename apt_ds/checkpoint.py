@@ -24,7 +24,7 @@ from torch import Tensor
 from apt_ds import dist
 from apt_ds.config import OPTIONS, RunConfig, UserError
 
-FORMAT = 1
+FORMAT = 2
 LAST = "last"
 MANIFEST, STATE, METRICS = "manifest.json", "state.json", "metrics.jsonl"
 NAME = re.compile(r"checkpoint-(\d+)")
@@ -33,7 +33,7 @@ FREE = {
     *("preset", "model_name_or_path", "data_path", "eval_data_path", "perplexity_path", "output_dir"),
     *("overwrite_output_dir", "deepspeed", "gradient_checkpointing", "attn_implementation", "logging_steps"),
     *("max_bad_steps", "report", "report_samples", "per_device_eval_batch_size", "num_train_epochs", "max_steps"),
-    *("per_device_train_batch_size", "gradient_accumulation_steps", "packing", "profile"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "packing", "profile", "export_bits"),
     *("save_steps", "save_total_limit", "resume_from_checkpoint", "timeout", "eval_steps", "reference_score"),
     *("dry_run", "world_size", "device_memory", "host_memory"),
 }

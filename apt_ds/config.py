@@ -19,6 +19,7 @@ import yaml
 
 from apt_ds.options import (
     BELOW_ONE,
+    BITS,
     COUNT,
     NOT_NEGATIVE,
     POSITIVE,
@@ -68,6 +69,8 @@ class RunConfig:
     task: str = choice("source", ", ".join(TASKS), "what the model learns to do")
     model_name_or_path: str = option("model", "", "a hub name, a folder, builtin:smollm2 or builtin:minilm")
     attn_implementation: str = choice("model", "sdpa, eager, flash_attention_2", "attention kernel")
+    base_bits: int = option("model", 16, "bits the frozen base is held in; 4: NF4, 8: int8, 16: as it computes", BITS)
+    export_bits: int = option("model", 16, "bits of the written model's projections: 16, or base_bits again", BITS)
     data_path: str = option(
         "data", "", "training data: a hub name, a file, a folder with train.* and validation.*, or builtin:instructions"
     )
@@ -126,6 +129,7 @@ class RunConfig:
     lr_scheduler_type: str = choice("training", "cosine, linear, constant", "learning rate after warm-up")
     warmup_ratio: float = option("training", 0.03, "fraction of all steps spent warming up", BELOW_ONE)
     warmup_steps: int = option("training", 0, "steps of warm-up; above 0 it wins over warmup_ratio", NOT_NEGATIVE)
+    optim: str = choice("training", "adamw_torch, adamw_8bit, paged_adamw_8bit", "AdamW, moments in 32 or 8 bits")
 
     sparsity: float = option("pruning", 0.3, "fraction of the model's parameters to remove", BELOW_ONE)
     pruning: str = choice(

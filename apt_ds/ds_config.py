@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ def load_config(run: RunConfig, world_size: int, hidden_size: int) -> Config:
     fill("bf16.enabled", run.bf16, "--bf16")
     fill("fp16.enabled", run.fp16, "--fp16")
     _optimizer(config, run, fill, where)
+    _offload(zero, where)
     fill("zero_optimization.stage3_prefetch_bucket_size", int(0.9 * hidden_size**2), None)
     fill("zero_optimization.stage3_param_persistence_threshold", 10 * hidden_size, None)
     # printing is the run's own business
@@ -58,6 +61,11 @@ def load_config(run: RunConfig, world_size: int, hidden_size: int) -> Config:
 
 def _optimizer(config: Config, run: RunConfig, fill: _Filler, where: str) -> None:
     offload = "offload_optimizer" in config["zero_optimization"]
+    if offload and run.optim != "adamw_torch":
+        raise UserError(
+            f"{where}: offload_optimizer goes with --optim adamw_torch only, which then updates on the host; remove "
+            f"that section, since --optim {run.optim} needs a quarter of its memory, or leave --optim out"
+        )
     # torch's AdamW needs no compiler; offload needs DeepSpeed's own
     default = {"type": "AdamW", "params": {} if offload else {"torch_adam": True}}
     optimizer = config.setdefault("optimizer", default)
@@ -72,6 +80,24 @@ def _optimizer(config: Config, run: RunConfig, fill: _Filler, where: str) -> Non
     fill("optimizer.params.betas", [run.adam_beta1, run.adam_beta2], "--adam_beta1/2")
     fill("optimizer.params.eps", run.adam_epsilon, "--adam_epsilon")
     fill("optimizer.params.weight_decay", run.weight_decay, "--weight_decay")
+    if run.optim != "adamw_torch":
+        # the run makes it
+        del config["optimizer"]
+        config["zero_allow_untested_optimizer"] = True
+
+
+def _offload(zero: Config, where: str) -> None:
+    """A folder weights or moments go to must be there and take them."""
+    for name in ("offload_param", "offload_optimizer"):
+        section = zero.get(name, {})
+        if not isinstance(section, dict) or section.get("device") != "nvme":
+            continue
+        folder = str(section.get("nvme_path", ""))
+        if not folder or not Path(folder).is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            raise UserError(
+                f"{where}: zero_optimization.{name}.nvme_path {folder!r} is no folder that can be written on "
+                f"{socket.gethostname()}; make it, or name another"
+            )
 
 
 def read_json(path: str) -> Config:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from apt_ds import checkpoint, dist, models, preflight, zero
+from apt_ds import checkpoint, dist, models, preflight, quantized, zero
 from apt_ds.config import RunConfig
 from apt_ds.data.glue import GLUE
 from apt_ds.ds_config import load_config
@@ -49,6 +49,7 @@ def prepare(run: RunConfig) -> Trainer:
     base = models.find_base(run.model_name_or_path, run.task, GLUE[run.task].labels or () if run.task in GLUE else ())
     config = load_config(run, dist.world_size(), base.config.hidden_size)
     zero.check_config(config, run.deepspeed)
+    quantized.check(run, base.anatomy, zero.device())
     data = read_data(run, base)
     commit = str(vars(base.config).get("_commit_hash"))
     preflight.compare(preflight.facts_of(run, config, base.source, commit, data.prints()))

@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from apt_ds import bias, dist, heads, zero
+from apt_ds import bias, dist, heads, quantized, zero
 from apt_ds.anatomy import Anatomy
 from apt_ds.architectures import anatomy_of
 from apt_ds.builtins import NAMES, source_of
@@ -105,17 +105,23 @@ def load_model(base: Base, run: RunConfig) -> PreTrainedModel:
     """The base model in the run's dtype, on this rank's device.
 
     Under ZeRO-3 the caller keeps `zero.shard_while_loading` alive: weights are then partitioned as they are
-    read. Collective.
+    read. A base of few bits is quantized as it is read; the engine partitions it. Collective.
 
     Raises:
         UserError: weights absent, broken or not those of the configuration, or an attention kernel that is not there.
     """
     quiet_transformers()
+    if vars(base.config).get("quantization_config"):
+        raise UserError(
+            f"--model_name_or_path {run.model_name_or_path!r} is quantized already; give the model it was made from"
+        )
     dtype, attention = run_dtype(run), run.attn_implementation
     if base.random:
         model, missing = random_weights(base.config, dtype, attention), []
     else:
-        model, missing = read_weights(base.source, dtype, attention, base.kind, base.anatomy.heads, base.config)
+        model, missing = read_weights(
+            base.source, dtype, attention, base.kind, base.anatomy.heads, base.config, bits=run.base_bits
+        )
     if missing:
         start_heads(model, missing, run.seed)
     bias.prepare(model, base.anatomy)
@@ -149,11 +155,14 @@ def read_weights(
     optional: tuple[str, ...] = (),
     config: PretrainedConfig | None = None,
     flag: str = "--model_name_or_path",
+    bits: int = 16,
 ) -> tuple[PreTrainedModel, list[str]]:
     """(model, those of `optional` it has no weights for) of a folder or hub name, where `from_pretrained` puts it.
 
     kind: see `tasks.py`; optional: heads that may be absent, or made for other classes; config: to use instead of the
     folder's own; flag: what an error names.
+
+    bits: below 16 every weight is quantized as it is read, so that no second model is ever held.
 
     Raises:
         UserError: as `load_model`.
@@ -169,6 +178,7 @@ def read_weights(
             # a head of other classes is no head for these
             ignore_mismatched_sizes=bool(optional),
             **({"config": copy.deepcopy(config)} if config else {}),
+            **({"quantization_config": quantized.loading(bits, dtype)} if bits < 16 else {}),
         )
     except ImportError as error:
         raise UserError(f"--attn_implementation {attention}: {first_line(error)}") from None
@@ -186,6 +196,7 @@ def read_weights(
     if missing:
         # transformers would start these at random
         raise UserError(f"{where}: {len(missing)} weights are missing or of another shape, such as {missing[0]}")
+    quantized.adopt(model, dtype)
     return model, [path for path in optional if any(key.rpartition(".")[0] == path for key in absent)]
 
 
@@ -223,7 +234,8 @@ def fingerprint(model: nn.Module) -> str:
             piece = bits[offset : offset + PIECE].long()
             index = torch.arange(start + offset, start + offset + piece.numel(), device=bits.device)
             total += (piece * ((index * ODD) ^ (index >> 7) | 1)).sum()
-        names.append((name, tuple(zero.full_shape(parameter)), str(flat.dtype)))
+        scales = dist.digest(*quantized.small_parts(parameter))
+        names.append((name, tuple(zero.full_shape(parameter)), str(flat.dtype), scales))
         sums.append(int(total))
     shares = dist.gather_objects(sums)
     return dist.digest(names, [sum(column) % 2**64 for column in zip(*shares, strict=True)])
@@ -253,7 +265,7 @@ def quiet_transformers() -> None:
     logging.getLogger("datasets").setLevel(logging.ERROR)
 
 
-def count_parameters(model: PreTrainedModel) -> dict[str, int]:
+def count_parameters(model: PreTrainedModel, export_bits: int = 16) -> dict[str, int]:
     """Parameters of the model as it will be written (adapters merged), with and without embeddings, and its bytes."""
     own = {id(p): p for name, p in model.named_parameters() if not name.rpartition(".")[2].startswith("lora_")}
     total = sum(zero.full_numel(p) for p in own.values())
@@ -262,7 +274,7 @@ def count_parameters(model: PreTrainedModel) -> dict[str, int]:
     return {
         "parameters": total,
         "parameters_without_embeddings": total - sum(zero.full_numel(p) for p in ends.values()),
-        "checkpoint_bytes": sum(zero.full_numel(p) * p.element_size() for p in own.values()),
+        "checkpoint_bytes": sum(quantized.written_bytes(p, zero.full_numel(p), export_bits) for p in own.values()),
     }
 
 

@@ -35,15 +35,15 @@ class Range(NamedTuple):
         return f"{low} and {'below' if self.high_open else 'at most'} {self.high:g}"
 
 
-class OneOf(tuple[str, ...]):
-    """Words of which the value is one."""
+class OneOf(tuple[str | int, ...]):
+    """Words or numbers of which the value is one."""
 
-    def holds(self, value: str) -> bool:
-        """True for one of the words."""
+    def holds(self, value: str | int) -> bool:
+        """True for one of them."""
         return value in self
 
     def __str__(self) -> str:
-        return "one of " + ", ".join(self)
+        return "one of " + ", ".join(map(str, self))
 
 
 class SomeOf(OneOf):
@@ -55,7 +55,7 @@ class SomeOf(OneOf):
         return set(given) <= set(self) and len(given) == len(set(given))
 
     def __str__(self) -> str:
-        return "a comma-separated list, nothing twice, of " + ", ".join(self)
+        return "a comma-separated list, nothing twice, of " + ", ".join(map(str, self))
 
 
 POSITIVE = Range(0, low_open=True)
@@ -63,6 +63,7 @@ NOT_NEGATIVE = Range(0)
 COUNT = Range(1)
 BELOW_ONE = Range(0, 1, high_open=True)
 UP_TO_ONE = Range(0, 1, low_open=True)
+BITS = OneOf((16, 8, 4))
 
 
 def option(group: str, default: Value, help: str, allowed: Range | OneOf | None = None) -> Any:

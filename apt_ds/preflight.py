@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import apt_ds
-from apt_ds import dist
+from apt_ds import dist, quantized
 from apt_ds.config import OPTIONS, RunConfig, UserError
 
 PACKAGES = ("torch", "deepspeed", "transformers", "numpy")
@@ -60,6 +60,8 @@ def compare(facts: Facts) -> None:
 def facts_of(run: RunConfig, config: dict[str, Any], source: str, commit: str, prints: dict[str, str]) -> Facts:
     """Everything that decides the numbers. source: the model's folder or hub name; prints: the data's fingerprints."""
     facts = {f"version of {name}": version(name) for name in PACKAGES}
+    if quantized.needed(run):
+        facts["version of bitsandbytes"] = version("bitsandbytes")
     facts |= {"version of apt_ds": apt_ds.__version__, "version of python": platform.python_version()}
     facts |= {f"--{name}": str(getattr(run, name)) for name in OPTIONS if name not in PLACES}
     facts |= {f"DeepSpeed config {path}": value for path, value in leaves(config)}

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from apt_ds import dist, profiling, ranks, schedule, zero
+from apt_ds import dist, profiling, quantized, ranks, schedule, zero
 from apt_ds.adapter import adapters
 from apt_ds.anatomy import Anatomy
 from apt_ds.config import RunConfig, UserError
@@ -33,7 +33,7 @@ class Pruner:
 
     def __init__(self, run: RunConfig, anatomy: Anatomy, total_steps: int, device: torch.device) -> None:
         self.run, self.anatomy = run, anatomy
-        align = run.align or default_align(anatomy)
+        align = quantized.align(run, default_align(anatomy))
         self.rules = Rules(run.kinds, run.structure, align, align)
         self.original = anatomy.cost(anatomy.sizes)
         self.prunes = run.pruning != "none" and run.sparsity > 0
@@ -53,6 +53,7 @@ class Pruner:
         self.taylor = np.zeros(anatomy.sizes.total())
         self.decision = np.ones(anatomy.sizes.total(), dtype=bool)
         self.alive = np.arange(anatomy.sizes.total())  # the original number of every block still there
+        self.gone = np.zeros(anatomy.sizes.total(), dtype=np.int64)  # the number of the cut that took it, 0: none
         self.random = np.random.default_rng(run.seed).random(anatomy.sizes.total())
         self.scale = np.ones(anatomy.sizes.total())  # what every block there has been multiplied with
         self.initial_adapters = 0
@@ -247,6 +248,7 @@ class Pruner:
         self.random, self.taylor = self.random[plan.keep], self.taylor[plan.keep]
         self.decision = self.decision[plan.keep]
         self.scale = (self.scale if plan.scale is None else self.scale * plan.scale)[plan.keep]
+        self.gone[self.alive[~plan.keep]] = self.gone.max() + 1
         self.alive = self.alive[plan.keep]
         self.anatomy = anatomy
         self.settled = not self.gradual or (step >= self.phase and bool(self.decision.all()))
@@ -255,6 +257,7 @@ class Pruner:
         """(values, tensors) that `load_state` takes. What a cut all at once is decided by is measured anew."""
         tensors = {
             "alive": torch.from_numpy(self.alive),
+            "gone": torch.from_numpy(self.gone),
             "masks": torch.from_numpy(self.masks.values),
             "decision": torch.from_numpy(self.decision),
             "scale": torch.from_numpy(self.scale),
@@ -271,6 +274,7 @@ class Pruner:
     def load_state(self, anatomy: Anatomy, values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
         """Take over what `state` gave on a run with `anatomy`, on a pruner that has seen nothing yet."""
         self.alive, self.decision = tensors["alive"].numpy(), tensors["decision"].numpy()
+        self.gone = tensors["gone"].numpy()
         self.scale = tensors["scale"].numpy()
         self.random, self.taylor = self.random[self.alive], self.taylor[self.alive]
         self.anatomy, self.masks = anatomy, Masks(anatomy)

@@ -1,6 +1,7 @@
 """A run at a step boundary as values and tensors, and back: what a checkpoint holds (see `checkpoint.py`).
 
-Frozen base weights are not in it: the numbers of the blocks that are left say how to cut the base model again.
+Frozen base weights are not in it: the base model is cut again, once for every cut of the saved run, since a weight of
+few bits that was cut twice, and quantized anew each time, is not the one that was cut once.
 Every tensor is whole, so that a run may go on with other ranks and in another ZeRO stage.
 """
 
@@ -26,7 +27,9 @@ Tensors = dict[str, Tensor]
 def collect(engine: zero.Engine, pruner: Pruner, surgeon: torch.Generator) -> tuple[Values, dict[str, Tensors], Values]:
     """(values, tensors by file, shape) of a run at a step boundary; `surgeon` draws what ranks grow by. Collective."""
     values, tensors = {}, {}
-    values["engine"], tensors["trained"] = engine_state(engine)
+    values["engine"], tensors["trained"], blocks = engine_state(engine)
+    if blocks:
+        tensors["blocks"] = blocks
     values["pruner"], tensors["pruner"] = pruner.state()
     values["random"], tensors["random"] = random_state()
     tensors["random"]["surgery"] = surgeon.get_state()
@@ -35,7 +38,7 @@ def collect(engine: zero.Engine, pruner: Pruner, surgeon: torch.Generator) -> tu
 
 def put_back(engine: zero.Engine, surgeon: torch.Generator, saved: Checkpoint, accumulation: int) -> None:
     """Set what `reshape` has not: moments, counters and generators. Collective."""
-    state = read_engine_state(saved.values["engine"], saved.tensors["trained"])
+    state = read_engine_state(saved.values["engine"], saved.tensors["trained"], saved.tensors.get("blocks", {}))
     # DeepSpeed finds the boundary of an optimizer step from this one, and accumulation may have changed
     done = state.counters["micro_steps"] // saved.run["gradient_accumulation_steps"]
     state.counters["micro_steps"] = done * accumulation
@@ -44,20 +47,25 @@ def put_back(engine: zero.Engine, surgeon: torch.Generator, saved: Checkpoint, a
     put_random_state(saved.values["random"], saved.tensors["random"])
 
 
-def engine_state(engine: zero.Engine) -> tuple[Values, Tensors]:
-    """Masters, moments, loss scale and counters. Collective."""
+def engine_state(engine: zero.Engine) -> tuple[Values, Tensors, Tensors]:
+    """Loss scale and counters; masters and moments; the blocks of all ranks' 8-bit moments. Collective."""
     state = zero.take_state(engine)
     flat = {f"{key}:{name}": value for name, entry in state.tensors.items() for key, value in entry.items()}
-    return {"adam_step": state.adam_step, "scaler": state.scaler, "counters": state.counters}, flat
+    blocks = {f"{r}:{k}": v for r, own in enumerate(dist.gather_objects(state.blocks)) for k, v in own.items()}
+    values = {"adam_step": state.adam_step, "scaler": state.scaler, "counters": state.counters, "layout": state.layout}
+    return values, flat, blocks
 
 
-def read_engine_state(values: Values, flat: Tensors) -> zero.EngineState:
+def read_engine_state(values: Values, flat: Tensors, blocks: Tensors) -> zero.EngineState:
     """What `zero.put_state` takes, from what `engine_state` gave."""
     tensors: dict[str, Tensors] = {}
     for label, value in flat.items():
         key, _, name = label.partition(":")
         tensors.setdefault(name, {})[key] = value
-    return zero.EngineState(tensors, values["adam_step"], dict(values["scaler"]), dict(values["counters"]))
+    place = f"{dist.rank()}:"
+    own = {label.removeprefix(place): value for label, value in blocks.items() if label.startswith(place)}
+    scaler, counters = dict(values["scaler"]), dict(values["counters"])
+    return zero.EngineState(tensors, values["adam_step"], scaler, counters, own, values["layout"])
 
 
 def reshape(model: nn.Module, pruner: Pruner, saved: Checkpoint) -> None:
@@ -66,9 +74,14 @@ def reshape(model: nn.Module, pruner: Pruner, saved: Checkpoint) -> None:
     One module is gathered at a time. The pruner takes its state over; it must not be on the model yet.
     """
     held = saved.tensors["pruner"]
-    keep, scale = np.zeros(pruner.anatomy.sizes.total(), dtype=bool), np.ones(pruner.anatomy.sizes.total())
-    keep[held["alive"].numpy()], scale[held["alive"].numpy()] = True, held["scale"].numpy()
-    anatomy = surgery.operate(model, pruner.anatomy, Plan(keep, scale=scale), None, torch.Generator())
+    anatomy, gone = pruner.anatomy, held["gone"].numpy()
+    scale = np.ones(len(gone))
+    scale[held["alive"].numpy()] = held["scale"].numpy()
+    for number in range(1, gone.max() + 1):
+        there = (gone == 0) | (gone >= number)
+        # only runs that cut once scale what is left
+        plan = Plan(gone[there] != number, scale=scale[there] if number == gone.max() else None)
+        anatomy = surgery.operate(model, anatomy, plan, None, torch.Generator())
     pruner.load_state(anatomy, saved.values["pruner"], held)
     replaced: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
     for label, value in saved.tensors["trained"].items():

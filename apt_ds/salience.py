@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from apt_ds import zero
+from apt_ds import quantized, zero
 from apt_ds.adapter import AptLinear
 from apt_ds.anatomy import HIDDEN, Anatomy, spans
 from apt_ds.taps import Taps
@@ -152,7 +152,7 @@ def column_norm(blank: Tensor, x: Tensor) -> Tensor:
 def effective_weight(module: nn.Linear) -> Iterator[Tensor]:
     """The weight with its adapter's part, [out, in], gathered for as long as the context lasts."""
     with zero.gathered(module.parameters(recurse=False)), torch.no_grad():
-        yield module.merged() if isinstance(module, AptLinear) else module.weight
+        yield module.merged() if isinstance(module, AptLinear) else quantized.dense(module.weight)
 
 
 def excess_kurtosis(moments: Tensor, count: int) -> Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from apt_ds import bias, zero
+from apt_ds import bias, quantized, zero
 from apt_ds.adapter import AptLinear, adapters, gaussian_rows
 from apt_ds.anatomy import Anatomy, Axis, Slot, kept_sizes, spans
 from apt_ds.teacher import Transform
@@ -136,8 +136,9 @@ def _spread(axis: Axis, values: np.ndarray, anatomy: Anatomy) -> Tensor:
 
 
 def _replace(old: nn.Parameter, index: Index, factor: Tensor | None) -> nn.Parameter:
-    with zero.gathered([old]):
-        new = nn.Parameter(_weighed(take(old.detach(), *index), factor), requires_grad=old.requires_grad)
+    with zero.gathered([old]), torch.no_grad():
+        values = quantized.dense(old, torch.float32)
+        new = quantized.like(old, _weighed(take(values, *index), factor))
     zero.shard([new], like=old)
     return new
 

@@ -9,7 +9,21 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from apt_ds import adapter, checkpoint, dist, heads, models, profiling, pulse, resume, schedule, surgery, zero
+from apt_ds import (
+    adapter,
+    checkpoint,
+    dist,
+    heads,
+    models,
+    moments8,
+    profiling,
+    pulse,
+    quantized,
+    resume,
+    schedule,
+    surgery,
+    zero,
+)
 from apt_ds.checkpoint import Checkpoint
 from apt_ds.config import OPTIONS, RunConfig
 from apt_ds.data.instructions import resolve_pad_id
@@ -51,7 +65,8 @@ class Trainer:
         self.steps = Stepper(run, data, pruner, self.lesson, journal, self.meter, pad_id)
         profiling.NOW.start(zero.device(), run.profile)
         torch.manual_seed(run.seed)
-        sharding = zero.shard_while_loading(config)
+        self.make_optimizer = moments8.maker(run)
+        sharding = zero.shard_while_loading(config) if run.base_bits == 16 else None
         model = models.load_model(base, run)
         del sharding
         self.prints = data.prints() | {"model": models.fingerprint(model)}
@@ -70,7 +85,7 @@ class Trainer:
         self.steps.scoring = pruner.needs_scores(self.done)
         pruner.dress(model, self.steps.scoring)
         self.lesson.dress(model)
-        self.engine = zero.build(model, self.engine_config())
+        self.engine = zero.build(model, self.engine_config(), self.make_optimizer)
         if saved is not None:
             self.take_over(saved)
 
@@ -99,6 +114,7 @@ class Trainer:
         figures["before"] |= self.meter.dense()
         figures["after"] = self.judge() | (self.meter.cut() if self.pruner.kept() < 1.0 else self.meter.dense())
         figures["pruning"] = self.pruner.summary() | {"rebuild_seconds": self.meter.rebuilds}
+        figures["pruning"] |= quantized.summary(self.engine.module)
         figures["pruning"]["rebuild_peak_bytes"] = self.meter.rebuild_peaks
         if self.run_config.profile:
             figures["profile"] = profiling.NOW.summary()
@@ -212,7 +228,7 @@ class Trainer:
         self.steps.scoring = self.pruner.needs_scores(step) and not fresh
         self.pruner.dress(model, self.steps.scoring)
         self.lesson.dress(model)
-        self.engine = zero.build(model, self.engine_config())
+        self.engine = zero.build(model, self.engine_config(), self.make_optimizer)
         zero.put_state(self.engine, state)
         self.meter.rebuilt(time.perf_counter() - start, cut=self.pruner.kept() < kept)
         self.journal.adjusted(step, self.pruner.kept(), plan)
@@ -248,5 +264,6 @@ class Trainer:
             self.base.tokenizer,
             self.journal.folder / "model",
             self.base.kind,
+            self.run_config.export_bits,
         )
         zero.collect()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import hashlib
 import json
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 from apt_ds import (
+    adapter,
     checkpoint,
     dist,
     dry_run,
@@ -25,6 +27,7 @@ from apt_ds import (
     lesson,
     main,
     models,
+    objective,
     preflight,
     resume,
     surgery,
@@ -34,6 +37,7 @@ from apt_ds import (
 from apt_ds.anatomy import spans
 from apt_ds.config import RunConfig, resolve
 from apt_ds.ds_config import load_config
+from apt_ds.quantized import Packed
 from apt_ds.surgery import Plan
 
 # weights stay sharded between uses only with these; a tiny model would be held whole otherwise
@@ -513,6 +517,64 @@ def memory(flags: list[str]) -> dict[str, int]:
     config = load_config(run, dist.world_size(), base.config.hidden_size)
     found = dry_run.estimate_run(run, base, data, config, dist.world_size(), on_cpu=True)
     return {"measured": peak, "estimated": found.total()}
+
+
+def packed_shards(folder: str, flags: list[str]) -> dict[str, Any]:
+    """How many bytes of each packed weight a rank holds under ZeRO-3: its share, at rest and before a backward pass."""
+    made = main.prepare(run_config(folder, 3, False, flags))
+    packed = [p for p in made.engine.module.parameters() if isinstance(p, Packed)]
+    found = {"whole": [p.full.numel() * p.bits // 8 for p in packed], "rest": [held(p) for p in packed]}
+    loss = objective.summed_loss(made.engine, made.steps.micro_batch(0, 0))
+    found["waiting"] = [held(p) for p in packed]
+    made.engine.backward(loss)
+    made.engine.step()
+    made.finish()
+    return found
+
+
+def held(parameter: nn.Parameter) -> int:
+    """Bytes of a sharded parameter on this rank, gathered or not."""
+    return (parameter.numel() + parameter.ds_tensor.numel()) * parameter.element_size()
+
+
+def eight_bit_moments(folder: str, stages: list[tuple[int, bool]], flags: list[str]) -> dict[str, dict[str, Any]]:
+    """What becomes of moments in 8 bits in a rebuild that changes nothing, and in one that cuts and grows."""
+    found = {}
+    original = zero.put_state
+    for stage, offload in stages:
+        made = main.prepare(run_config(folder, stage, offload, flags))
+        for step in range(3):
+            made.train_step(step)
+        before = zero.take_state(made.engine)
+        made.rebuild(3, Plan())
+        after = zero.take_state(made.engine)
+        same = [torch.equal(before.blocks[name], after.blocks[name]) for name in before.blocks]
+        grown = next(path for path, _ in adapter.adapters(made.engine.module))
+        wanted: list[zero.EngineState] = []
+
+        def spy(engine: zero.Engine, state: zero.EngineState, wanted: list[zero.EngineState] = wanted) -> None:
+            wanted.append(copy.deepcopy(state))
+            original(engine, state)
+
+        zero.put_state = spy
+        made.rebuild(3, Plan(made.pruner.decide(0.3), {grown: 12}))
+        zero.put_state = original
+        moved = zero.take_state(made.engine)
+        errors = {}
+        for key in ("master", "exp_avg", "exp_avg_sq"):
+            # all at once: beside the large ones of its block a small tensor's moments are rounded to nothing
+            a, b = (torch.cat([e[key].flatten() for e in s.tensors.values()]) for s in (wanted[0], moved))
+            errors[key] = ((b - a).norm() / a.norm()).item()
+        found[str(stage)] = {
+            "same": all(same),
+            "blocks": len(same),
+            "errors": errors,
+            "new": moved.tensors[f"{grown}.lora_A"]["exp_avg"][8:].abs().max().item(),
+            "steps": [before.adam_step, after.adam_step, moved.adam_step],
+        }
+        made.train_step(3)
+        made.finish()
+    return found
 
 
 def mmlu_choices(folder: str, limit: int, max_length: int) -> dict[str, Any]:

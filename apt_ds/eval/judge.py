@@ -28,6 +28,7 @@ class Judge:
         pad_id: int,
     ) -> None:
         self.kind, self.held_out, self.exam, self.corpus, self.pad_id = kind, held_out, exam, corpus, pad_id
+        self.export_bits = run.export_bits
         self.batch, self.device = run.per_device_eval_batch_size, zero.device()
 
     def loss(self, engine: nn.Module) -> float:
@@ -46,7 +47,7 @@ class Judge:
             found["held_out_perplexity"] = math.exp(min(loss, 80.0))
         else:
             found |= self.exam.ask(engine, self.batch, self.pad_id)
-        found |= models.count_parameters(zero.plain(engine))
+        found |= models.count_parameters(zero.plain(engine), self.export_bits)
         if self.corpus is not None:
             found["corpus_perplexity"] = perplexity(engine, self.corpus, max(1, self.batch // 4), self.device)
         return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from apt_ds import dist, zero
+from apt_ds import dist, quantized, zero
 from apt_ds.adapter import AptLinear
 from apt_ds.anatomy import Anatomy
 from apt_ds.architectures import LANGUAGE_MODEL
@@ -28,8 +28,10 @@ from apt_ds.export.configs import written
 SHARD_BYTES = 4 * 2**30
 
 
-def merged_state(model: nn.Module) -> Iterator[tuple[str, Tensor | None]]:
+def merged_state(model: nn.Module, bits: int = 16) -> Iterator[tuple[str, Tensor | None]]:
     """(name, tensor on the host) of every weight a plain model has, adapters merged in; None on other ranks.
+
+    bits: below 16 packed weights stay packed, several tensors each; one that has an adapter is quantized anew.
 
     One module is gathered at a time; tied weights come once, under their first name. Collective under stage 3.
     """
@@ -44,9 +46,18 @@ def merged_state(model: nn.Module) -> Iterator[tuple[str, Tensor | None]]:
                 if not dist.is_main():
                     yield name, None
                     continue
-                value = module.merged() if merge else parameter.detach()
-                yield name, value.cpu().clone()
+                for part, value in _values(module, name, parameter, merge, bits):
+                    yield part, value.cpu().clone()
         seen.update(id(p) for p in own)
+
+
+def _values(
+    module: nn.Module, name: str, parameter: nn.Parameter, merge: bool, bits: int
+) -> Iterable[tuple[str, Tensor]]:
+    if bits == 16 or not isinstance(parameter, quantized.Packed):
+        return [(name, module.merged() if merge else quantized.dense(parameter))]
+    packed = quantized.like(parameter, module.merged()) if merge else parameter
+    return quantized.files(name, packed).items()
 
 
 def export(
@@ -57,20 +68,24 @@ def export(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     task: str = LANGUAGE_MODEL,
+    bits: int = 16,
 ) -> None:
     """Write the model to `folder`, whole or not at all. No masks may be soft. Collective.
 
-    base_config: that of the model before any cut; task: what is asked of the model, a constant of `architectures.py`.
+    base_config: that of the model before any cut; task: what is asked of the model, a constant of `tasks.py`; bits:
+    below 16 projections of a base held in as many bits stay quantized.
 
     Raises:
         UserError: it cannot be written (no space, no permission); nothing is left under `folder`.
     """
     partial = folder.with_name(f"{folder.name}.tmp")
     form = written(model, base_config, anatomy, task)
+    if bits < 16:
+        form.config.quantization_config = quantized.loading(bits, next(model.parameters()).dtype).to_dict()
     writer = ShardWriter(partial)
     dist.on_main(lambda: _writing(partial, writer.start))
     failure: UserError | None = None
-    for name, tensor in merged_state(model):
+    for name, tensor in merged_state(model, bits):
         # the other ranks go on gathering: a failure waits until all have arrived
         if tensor is not None and failure is None:
             try:

@@ -33,7 +33,9 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from apt_ds import dist
 from apt_ds.config import UserError
+from apt_ds.moments8 import Maker
 from apt_ds.profiling import timed
+from apt_ds.quantized import Packed
 from apt_ds.zero.marks import mark
 
 Config = dict[str, Any]
@@ -123,11 +125,14 @@ def shard_while_loading(config: Config) -> HfDeepSpeedConfig | None:
     return HfDeepSpeedConfig(copy.deepcopy(config)) if stage(config) == 3 else None
 
 
-def build(model: nn.Module, config: Config) -> Engine:
-    """An engine that trains the parameters of `model` that require a gradient. Collective."""
+def build(model: nn.Module, config: Config, make_optimizer: Maker | None = None) -> Engine:
+    """An engine that trains the parameters of `model` that require a gradient. Collective.
+
+    make_optimizer: makes the optimizer; None: the one `config` names.
+    """
     trainable = [p for p in model.parameters() if p.requires_grad]
     config = _with_bucket(config, max(1, sum(full_numel(p) for p in trainable)))
-    engine = deepspeed.initialize(model=model, model_parameters=trainable, config=config)[0]
+    engine = deepspeed.initialize(model=model, optimizer=make_optimizer, model_parameters=trainable, config=config)[0]
     mark(engine)
     return engine
 
@@ -208,21 +213,26 @@ def is_partitioned(model: nn.Module) -> bool:
 
 
 def full_numel(parameter: nn.Parameter) -> int:
-    """Number of elements, partitioned or not."""
-    return int(parameter.ds_numel) if is_zero_param(parameter) else parameter.numel()
+    """Number of weights, partitioned or not, packed or not."""
+    return full_shape(parameter).numel()
 
 
 def full_shape(parameter: nn.Parameter) -> torch.Size:
-    """Shape, partitioned or not."""
+    """Shape, partitioned or not, packed or not."""
+    if isinstance(parameter, Packed):
+        return parameter.full
     return torch.Size(parameter.ds_shape) if is_zero_param(parameter) else parameter.shape
 
 
 def own_part(parameter: nn.Parameter) -> tuple[int, torch.Tensor]:
-    """(offset, flat values) of this rank's share; the shares of all ranks make the whole. Needs no other rank."""
+    """(offset, flat values) of this rank's share; the shares of all ranks make the whole. Needs no other rank.
+
+    Of a packed weight: of its codes.
+    """
     if is_zero_param(parameter):
         part = parameter.ds_tensor.numel()
-        start = min(part * parameter.ds_process_group.rank(), full_numel(parameter))
-        return start, parameter.ds_tensor.flatten()[: full_numel(parameter) - start]
+        start = min(part * parameter.ds_process_group.rank(), parameter.ds_numel)
+        return start, parameter.ds_tensor.flatten()[: parameter.ds_numel - start]
     part = -(-parameter.numel() // dist.world_size())
     start = min(part * dist.rank(), parameter.numel())
     return start, parameter.detach().flatten()[start : start + part]

@@ -5,6 +5,7 @@ Stage 3 shards every parameter, stages 1 and 2 a flat buffer of them all, stage 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +25,8 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-from apt_ds.zero.engine import Engine, device, loss_scale
+from apt_ds import dist, moments8
+from apt_ds.zero.engine import Engine, device, full_shape, loss_scale
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -73,12 +75,16 @@ class EngineState:
     """What a rebuild must carry over; full tensors on the host, the same on all ranks.
 
     tensors: parameter name to {"master", "exp_avg", "exp_avg_sq"} (moments absent before the first step).
+    blocks: moments of 8 bits as this rank holds them, "number of the flat tensor:part" to its tensor; they are put
+    back only into an engine of the same `layout`, any other quantizes the moments in `tensors`.
     """
 
     tensors: dict[str, dict[str, Tensor]]
     adam_step: float
     scaler: dict[str, Any] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
+    blocks: dict[str, Tensor] = field(default_factory=dict)
+    layout: str = ""
 
 
 def take_state(engine: Engine, moments: bool = True) -> EngineState:
@@ -86,15 +92,25 @@ def take_state(engine: Engine, moments: bool = True) -> EngineState:
     adam_step = _adam_step(engine)
     keys = MOMENTS if moments and adam_step > 0 else ()
     tensors: dict[str, dict[str, Tensor]] = {}
+    eight_bit = bool(keys) and moments8.is_ours(_inner(engine))
+    if eight_bit:
+        _each_flat(engine, moments8.unpack)
     for name, parameter in engine.module.named_parameters():
         if parameter.requires_grad:
             tensors[name] = {key: _read(engine, parameter, key).cpu() for key in ("master", *keys)}
+    blocks: dict[str, Tensor] = {}
+    if eight_bit:
+        _each_flat(engine, moments8.drop)
+        for number, flat in enumerate(_flats(engine)):
+            blocks |= {f"{number}:{part}": value for part, value in moments8.raw(_inner(engine), flat).items()}
     scaler = getattr(engine.optimizer, "loss_scaler", None)
     return EngineState(
         tensors,
         adam_step if keys else 0.0,
         {key: getattr(scaler, key) for key in SCALER if hasattr(scaler, key)},
         {key: getattr(engine, key) for key in COUNTERS},
+        blocks,
+        _layout(engine),
     )
 
 
@@ -105,6 +121,9 @@ def put_state(engine: Engine, state: EngineState) -> None:
     for name, parameter in engine.module.named_parameters():
         for key, value in state.tensors.get(name, {}).items():
             _write(engine, parameter, key, value.to(parameter.device))
+    if state.adam_step > 0 and moments8.is_ours(_inner(engine)):
+        blocks = state.blocks if state.layout == _layout(engine) else {}
+        _pack_moments(engine, blocks)
     scaler = getattr(engine.optimizer, "loss_scaler", None)
     for key, value in state.scaler.items():
         setattr(scaler, key, value)
@@ -125,11 +144,37 @@ def _inner(engine: Engine) -> torch.optim.Optimizer:
     return engine.optimizer.optimizer if engine.zero_optimization() else engine.optimizer
 
 
+def _layout(engine: Engine) -> str:
+    """A hash of what decides which moments share a block: ZeRO stage, ranks, and the shapes of what is trained."""
+    shapes = [(n, tuple(full_shape(p))) for n, p in engine.module.named_parameters() if p.requires_grad]
+    return dist.digest(engine.zero_optimization_stage(), engine.dp_world_size, shapes)
+
+
+def _each_flat(engine: Engine, change: Callable[[torch.optim.Optimizer, Tensor], None]) -> None:
+    """Change every flat tensor's state, and have stages 1 and 2 look at it anew."""
+    for flat in _flats(engine):
+        change(_inner(engine), flat)
+    if engine.zero_optimization_stage() in (1, 2):
+        engine.optimizer._hp_optimizer_states_linked = False
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _pack_moments(engine: Engine, blocks: dict[str, Tensor]) -> None:
+    places = {id(flat): f"{number}:" for number, flat in enumerate(_flats(engine))}
+
+    def change(inner: torch.optim.Optimizer, flat: Tensor) -> None:
+        place = places[id(flat)]
+        own = {key.removeprefix(place): value for key, value in blocks.items() if key.startswith(place)}
+        moments8.pack(inner, flat, own)
+
+    _each_flat(engine, change)
+
+
 def _adam_step(engine: Engine) -> float:
     """Adam's step count; 0 before the first step. FusedAdam keeps it in the group, the others in the state."""
     inner = _inner(engine)
     state = inner.state.get(_flats(engine)[0], {})
-    if "exp_avg" not in state:
+    if "exp_avg" not in state and "state1" not in state:
         return 0.0
     return float(state["step"] if "step" in state else inner.param_groups[0]["step"])
 

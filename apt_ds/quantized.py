@@ -1,0 +1,284 @@
+"""Weights held in 4 or 8 bits. This module alone imports bitsandbytes, when it is needed.
+
+Not in the paper: QLoRA (Dettmers et al. 2023) keeps the frozen base in NF4, blocks of 64 weights with a scale each and
+the scales in 8 bits; LLM.int8 (Dettmers et al. 2022) in int8 with a scale per row. Departure from the latter:
+activations are not rounded. A product dequantizes its weight, forward and backward, so that it is the one of the
+dequantized weight, and keeps the parameter rather than its values, so that ZeRO-3 may shard it in between.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import math
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BitsAndBytesConfig
+
+from apt_ds.anatomy import HIDDEN, Anatomy, Axis
+from apt_ds.config import RunConfig, UserError
+
+BLOCK = 64  # weights that share a scale in 4 bits
+ROWS = 32  # rows that bitsandbytes takes together when it runs a 4-bit model on the CPU
+LARGEST = 127.0
+
+
+class Packed(nn.Parameter):
+    """A frozen weight in `bits` bits. Its data are the codes: raw bytes seen as numbers of the run's dtype.
+
+    That is what an engine of that dtype neither casts nor refuses, and what ZeRO-3 can shard. The scales are small
+    and whole on every rank. full: shape of the weight it stands for, [out, in]; scales: bitsandbytes' QuantState, or
+    fp32 [out]; lost: relative error that cutting and quantizing anew has added to it.
+    """
+
+    bits: int
+    full: torch.Size
+    scales: Any
+    lost: float
+
+    def __new__(
+        cls, codes: Tensor, bits: int, full: torch.Size, scales: Any, dtype: torch.dtype, lost: float = 0.0
+    ) -> Packed:
+        """codes: uint8, as bitsandbytes makes them, in any shape; dtype: what their bytes are seen as."""
+        raw = codes.reshape(-1)
+        raw = F.pad(raw, (0, -raw.numel() % dtype.itemsize)).clone().view(dtype)
+        made = torch.Tensor._make_subclass(cls, raw, False)
+        made.bits, made.full, made.scales, made.lost = bits, full, scales, lost
+        return made
+
+    def codes(self) -> Tensor:
+        """The codes, uint8, flat. The parameter must be gathered."""
+        return self.detach().contiguous().view(torch.uint8)[: self.full.numel() * self.bits // 8]
+
+
+class PackedLinear(nn.Linear):
+    """A linear layer over a packed weight."""
+
+    def __init__(self, weight: Packed, bias: nn.Parameter | None) -> None:
+        nn.Module.__init__(self)
+        self.out_features, self.in_features = weight.full
+        self.weight, self.bias = weight, bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Packed) -> Tensor:
+        ctx.weight = weight
+        return x @ dense(weight, x.dtype).t()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient @ dense(ctx.weight, gradient.dtype), None
+
+
+def linear(x: Tensor, weight: nn.Parameter, bias: nn.Parameter | None = None) -> Tensor:
+    """x W^T + b, of a packed weight or a plain one. [..., in] -> [..., out]"""
+    if not isinstance(weight, Packed):
+        return F.linear(x, weight, bias)
+    product = _Product.apply(x, weight)
+    return product if bias is None else product + bias
+
+
+def dense(weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A weight's values, [out, in], in `dtype` or the weight's own; a plain weight as it is. It must be gathered."""
+    if not isinstance(weight, Packed):
+        return weight
+    dtype, codes = dtype or weight.dtype, weight.codes()
+    if weight.bits == 8:
+        return codes.view(torch.int8).view(weight.full).to(dtype).mul_(weight.scales.unsqueeze(1) / LARGEST)
+    state, functional = weight.scales, _imported().functional
+    scales = functional.dequantize_blockwise(state.absmax, state.state2) + state.offset
+    return torch.ops.bitsandbytes.dequantize_4bit.default(
+        codes.unsqueeze(1), scales, BLOCK, state.quant_type, weight.full, dtype
+    )
+
+
+def pack(values: Tensor, bits: int, dtype: torch.dtype) -> Packed:
+    """Quantize [out, in] to `bits` bits, on the device where it is; `dtype` is the run's."""
+    functional = _imported().functional
+    if bits == 8:
+        codes, scales, _ = functional.int8_vectorwise_quant(values.half())
+        return Packed(codes.view(torch.uint8), 8, values.shape, scales, dtype)
+    codes, state = functional.quantize_4bit(
+        values.contiguous(), blocksize=BLOCK, compress_statistics=True, quant_type="nf4"
+    )
+    return Packed(codes, 4, values.shape, state, dtype)
+
+
+def like(old: nn.Parameter, values: Tensor) -> nn.Parameter:
+    """A parameter that holds `values` as `old` holds its own: in as many bits, or plain."""
+    if not isinstance(old, Packed):
+        return nn.Parameter(values, requires_grad=old.requires_grad)
+    made = pack(values, old.bits, old.dtype)
+    error = (dense(made, values.dtype) - values).norm() / values.norm().clamp(min=1e-12)
+    made.lost = math.hypot(old.lost, float(error))
+    return made
+
+
+def adopt(model: nn.Module, dtype: torch.dtype) -> None:
+    """Make bitsandbytes' linear layers in a model just loaded ours, weights untouched; others stay as they are."""
+    if "bitsandbytes" not in {type(module).__module__.partition(".")[0] for module in model.modules()}:
+        return
+    kinds = _imported().nn
+    for path, module in list(model.named_modules()):
+        weight = getattr(module, "weight", None)
+        if isinstance(module, kinds.Linear4bit):
+            state = weight.quant_state
+            packed = Packed(weight.data.view(torch.uint8), 4, state.shape, state, dtype)
+        elif isinstance(module, kinds.Linear8bitLt):
+            scales = weight.SCB
+            packed = Packed(weight.data.view(torch.uint8), 8, weight.shape, scales, dtype)
+        else:
+            continue
+        model.set_submodule(path, PackedLinear(packed, module.bias))
+    # it is no model of the quantizer's any more: transformers would refuse to move it
+    model.is_loaded_in_4bit = model.is_loaded_in_8bit = model.is_quantized = False
+    del model.hf_quantizer, model.config.quantization_config
+
+
+def loading(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    """What makes `from_pretrained` quantize each weight as it reads it; also what a quantized folder says of itself."""
+    if bits == 16:
+        return None
+    library(f"--base_bits {bits}")
+    return BitsAndBytesConfig(
+        load_in_4bit=bits == 4,
+        load_in_8bit=bits == 8,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_threshold=0.0,
+    )
+
+
+def files(name: str, weight: Packed) -> dict[str, Tensor]:
+    """The tensors that stand for a weight called `name` in a quantized folder. It must be gathered."""
+    codes = weight.codes()
+    if weight.bits == 8:
+        module = name.removesuffix(".weight")
+        held = {name: codes.view(torch.int8).view(weight.full), f"{module}.SCB": weight.scales}
+        return held | {f"{module}.weight_format": torch.zeros((), dtype=torch.uint8)}
+    state = weight.scales.as_dict(packed=True)
+    return {name: codes.unsqueeze(1)} | {f"{name}.{key}": value for key, value in state.items()}
+
+
+def small_parts(weight: Tensor) -> list[Tensor]:
+    """A packed weight's scales; nothing for a plain one."""
+    if not isinstance(weight, Packed):
+        return []
+    state = weight.scales
+    return [state] if weight.bits == 8 else [state.absmax, state.state2.absmax, state.offset.reshape(1)]
+
+
+def written_bytes(weight: nn.Parameter, numel: int, bits: int) -> int:
+    """Bytes of a weight in a folder of `bits`; numel: what it stands for."""
+    if bits == 16 or not isinstance(weight, Packed):
+        return numel * weight.element_size()
+    return numel * bits // 8 + sum(part.numel() * part.element_size() for part in small_parts(weight))
+
+
+def summary(model: nn.Module) -> dict[str, float]:
+    """For people: what cuts have lost by quantizing anew, relative to the weights, over all of them."""
+    lost = [p.lost for p in model.parameters() if isinstance(p, Packed)]
+    return {"requantization_error_mean": sum(lost) / len(lost), "requantization_error_max": max(lost)} if lost else {}
+
+
+def check(run: RunConfig, anatomy: Anatomy, device: torch.device) -> None:
+    """Raise UserError for a wish for few bits that cannot be met."""
+    flag = next((f"--{n} {v}" for n, v, plain in _wishes(run) if v != plain), "")
+    if not flag:
+        return
+    if run.base_bits != 16 and run.tune == "all":
+        raise UserError(
+            f"--base_bits {run.base_bits} freezes the base: --tune all (--method full) needs --base_bits 16"
+        )
+    if run.base_bits != 16 and run.score == "taylor":
+        raise UserError(
+            f"--base_bits {run.base_bits}: --score taylor (--method prune_lora) needs the gradient of every weight, "
+            "and these have none; give --score salience or fisher, or --base_bits 16"
+        )
+    if run.export_bits not in (16, run.base_bits):
+        raise UserError(
+            f"--export_bits {run.export_bits} is not allowed: give 16, or --base_bits {run.export_bits} too"
+        )
+    library(flag)
+    if device.type not in library(flag).supported_torch_devices:
+        raise UserError(f"{flag}: bitsandbytes does not support {device.type}; leave it out")
+    if run.base_bits == 4:
+        _check_sizes(run, anatomy)
+
+
+def _wishes(run: RunConfig) -> list[tuple[str, int | str, int | str]]:
+    """(option, value, what it is without bitsandbytes)."""
+    plain: dict[str, int | str] = {"base_bits": 16, "export_bits": 16, "optim": "adamw_torch"}
+    return [(name, getattr(run, name), value) for name, value in plain.items()]
+
+
+def needed(run: RunConfig) -> bool:
+    """Whether a run uses bitsandbytes."""
+    return any(value != plain for _, value, plain in _wishes(run))
+
+
+def align(run: RunConfig, default: int) -> int:
+    """Blocks of 4-bit weights must not cross rows: kept sizes are then multiples of them."""
+    return run.align or (max(default, BLOCK) if run.base_bits == 4 else default)
+
+
+def _check_sizes(run: RunConfig, anatomy: Anatomy) -> None:
+    """Rows must be whole blocks, before a cut and after, and their number what bitsandbytes can run."""
+    paths = {path for targets in anatomy.targets.values() for path in targets}
+    for slot in anatomy.slots:
+        if slot.path not in paths:
+            continue
+        for axis, unit, what in ((slot.columns, BLOCK, "inputs"), (slot.rows, ROWS, "outputs")):
+            size, step = _size_and_step(axis, run, anatomy)
+            if size % unit:
+                raise UserError(
+                    f"--base_bits 4: {slot.path} has {size} {what}, which is no multiple of {unit}, the block that "
+                    "is quantized together; use --base_bits 8 or 16"
+                )
+            if step % unit:
+                raise UserError(
+                    f"--base_bits 4: pruning {anatomy.kind(axis.site)} blocks would leave {slot.path} a number of "
+                    f"{what} that is no multiple of {unit}; give an --align that is, take that kind out of "
+                    "--prune_blocks, or use --base_bits 8 or 16"
+                )
+
+
+def _size_and_step(axis: Axis, run: RunConfig, anatomy: Anatomy) -> tuple[int, int]:
+    """A dimension's size, and what a cut's sizes are multiples of (the size where nothing may go)."""
+    kind = anatomy.kind(axis.site)
+    count = anatomy.sizes.hidden if axis.site == HIDDEN else anatomy.sizes.counts[axis.site]
+    cuts = run.pruning != "none" and {"head": "heads", "neuron": "neurons", "hidden": "hidden"}[kind] in run.kinds
+    blocks = count if not cuts else 1 if kind == "head" else align(run, 0)
+    return count * axis.unit, blocks * axis.unit
+
+
+def library(flag: str = "a quantized model") -> ModuleType:
+    """bitsandbytes. `flag` is what asks for it.
+
+    Raises:
+        UserError: it is not installed, or has no library for this machine.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"{flag} needs bitsandbytes: pip install 'apt_ds[quantized]'")
+    found = _imported()
+    if isinstance(found.cextension.lib, found.cextension.ErrorHandlerMockBNBNativeLibrary):
+        raise UserError(f"{flag}: the installed bitsandbytes has no library for this machine; leave it out")
+    return found
+
+
+@cache
+def _imported() -> ModuleType:
+    # it advises every user to install a further package
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    return importlib.import_module("bitsandbytes")

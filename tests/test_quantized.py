@@ -1,0 +1,311 @@
+"""Weights of 4 and 8 bits: what they stand for, how they are cut, what is written, what is refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+from apt_ds import adapter, models, quantized
+from apt_ds.anatomy import Anatomy, spans
+from apt_ds.architectures import anatomy_of
+from apt_ds.config import RunConfig, UserError
+from apt_ds.ds_config import load_config
+from apt_ds.export import write
+from apt_ds.masks import Masks
+from apt_ds.quantized import Packed
+from apt_ds.salience import effective_weight
+from apt_ds.surgery import Plan, element_index, operate
+
+# rows are whole blocks of 64: two groups of 64 query columns, 4 x 64 neurons
+SIZES = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4}
+PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
+CPU = torch.device("cpu")
+# relative error of a random normal weight: NF4, int8
+ERROR = {4: 0.11, 8: 0.01}
+
+each_width = pytest.mark.parametrize("bits", [4, 8])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save_model(tmp_path_factory.mktemp("quantized") / "model", **SIZES)
+
+
+Loaded = tuple[LlamaForCausalLM, Anatomy]
+
+
+@pytest.fixture
+def load(folder: Path) -> Callable[..., Loaded]:
+    def make(bits: int, dtype: torch.dtype = torch.float32, adapted: bool = True) -> Loaded:
+        model = models.read_weights(str(folder), dtype, "eager", bits=bits).eval()
+        anatomy = anatomy_of(model.config)
+        if adapted:
+            adapter.attach(model, anatomy, ("q", "down"), rank=3, seed=1)
+            torch.manual_seed(0)
+            for _, module in adapter.adapters(model):
+                module.lora_B.data.normal_(0, 0.02)
+        return model, anatomy
+
+    return make
+
+
+def projections(model: nn.Module, anatomy: Anatomy) -> dict[str, nn.Linear]:
+    return {path: model.get_submodule(path) for name in PROJECTIONS for path in anatomy.targets[name]}
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+def scattered(anatomy: Anatomy) -> np.ndarray:
+    """Half of the neurons here and there, and one head group of each layer, go."""
+    keep, draw = np.ones(anatomy.sizes.total(), dtype=bool), np.random.default_rng(0)
+    for site, span in spans(anatomy.sizes):
+        if anatomy.kind(site) == "neuron":
+            keep[span] = draw.permutation(span.stop - span.start) % 2 == 0
+        if anatomy.kind(site) == "head":
+            keep[span.start] = False
+    return keep
+
+
+@each_width
+def test_all_projections_are_packed_and_close_to_the_base(bits: int, load: Callable[..., Loaded]) -> None:
+    model, anatomy = load(bits, adapted=False)
+    plain, _ = load(16, adapted=False)
+    for path, module in projections(model, anatomy).items():
+        assert isinstance(module.weight, Packed) and not module.weight.requires_grad
+        error = relative(quantized.dense(module.weight), plain.get_submodule(path).weight)
+        assert ERROR[bits] / 4 < error < ERROR[bits], path
+        held = module.weight.numel() * module.weight.element_size()
+        assert held == module.in_features * module.out_features * bits // 8
+    assert type(model.lm_head) is nn.Linear and type(model.model.embed_tokens) is nn.Embedding
+    assert models.count_parameters(model) == models.count_parameters(plain)
+
+
+@each_width
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_a_product_is_that_of_the_dequantized_weight(
+    bits: int, dtype: torch.dtype, load: Callable[..., Loaded]
+) -> None:
+    model, anatomy = load(bits, dtype, adapted=False)
+    weight = model.get_submodule(anatomy.targets["down"][0]).weight
+    x = torch.randn(2, 5, 256, dtype=dtype, requires_grad=True)
+    y = x.detach().clone().requires_grad_()
+    found, expected = quantized.linear(x, weight), F.linear(y, quantized.dense(weight))
+    found.square().sum().backward()
+    expected.square().sum().backward()
+    assert torch.equal(found, expected) and torch.equal(x.grad, y.grad)
+
+
+@each_width
+def test_scores_see_the_dequantized_weight(bits: int, load: Callable[..., Loaded]) -> None:
+    model, anatomy = load(bits)
+    for path, module in projections(model, anatomy).items():
+        with effective_weight(module) as weight:
+            base = quantized.dense(module.weight)
+            assert weight.shape == (module.out_features, module.in_features), path
+            if isinstance(module, adapter.AptLinear):
+                base = base + adapter.SCALE * module.lora_B @ module.lora_A
+            assert torch.allclose(weight, base, atol=1e-6)
+
+
+@pytest.mark.parametrize(("bits", "bound"), [(4, 0.25), (8, 0.02)])
+def test_masked_equals_cut_within_quantization(bits: int, bound: float, load: Callable[..., Loaded]) -> None:
+    masked, anatomy = load(bits)
+    cut, _ = load(bits)
+    keep = scattered(anatomy)
+    masks = Masks(anatomy)
+    masks.install(masked)
+    masks.set(keep.astype(float))
+    smaller = operate(cut, anatomy, Plan(keep=keep), None, torch.Generator())
+    expected = masked(tiny.ids()).logits
+    assert relative(cut(tiny.ids()).logits, expected) < bound
+    # it is quantizing anew that makes the difference, and nothing else
+    masks.remove()
+    plain, _ = load(bits)
+    for path, module in projections(plain, anatomy).items():
+        weight = nn.Parameter(quantized.dense(module.weight), requires_grad=False)
+        plain.get_submodule(path).weight = weight
+    operate(plain, anatomy, Plan(keep=keep), None, torch.Generator())
+    assert relative(plain(tiny.ids()).logits, expected) < 1e-5
+    counted = sum(m.weight.full.numel() for m in projections(cut, smaller).values())
+    assert smaller.cost(smaller.sizes) == counted
+
+
+def test_masked_equals_cut_where_whole_blocks_go(load: Callable[..., Loaded]) -> None:
+    masked, anatomy = load(4)
+    cut, _ = load(4)
+    keep = np.ones(anatomy.sizes.total(), dtype=bool)
+    for site, span in spans(anatomy.sizes):
+        if site >= 0:
+            keep[span.start : span.start + (1 if anatomy.kind(site) == "head" else 64)] = False
+    masks = Masks(anatomy)
+    masks.install(masked)
+    masks.set(keep.astype(float))
+    operate(cut, anatomy, Plan(keep=keep), None, torch.Generator())
+    # their codes stay: only the scales are rounded again
+    assert relative(cut(tiny.ids()).logits, masked(tiny.ids()).logits) < 0.02
+    assert 0 < quantized.summary(cut)["requantization_error_max"] < 0.01
+
+
+@pytest.mark.parametrize(("bits", "ratio"), [(4, 1.5), (8, 1.5)])
+def test_a_cut_costs_little_more_than_quantizing_what_was_cut(
+    bits: int, ratio: float, load: Callable[..., Loaded]
+) -> None:
+    model, anatomy = load(bits, adapted=False)
+    plain, _ = load(16, adapted=False)
+    keep = scattered(anatomy)
+    slots = {slot.path: slot for slot in anatomy.slots}
+    operate(model, anatomy, Plan(keep=keep), None, torch.Generator())
+    operate(plain, anatomy, Plan(keep=keep), None, torch.Generator())
+    for path, module in projections(model, anatomy).items():
+        original = plain.get_submodule(path).weight
+        sliced_first = relative(quantized.dense(quantized.pack(original, bits, torch.float32)), original)
+        error = relative(quantized.dense(module.weight), original)
+        assert error < ratio * sliced_first, path
+        columns = element_index(slots[path].columns, keep, anatomy)
+        if bits == 4 and columns is None:
+            # whole rows: the codes are the same ones
+            assert error < 1.02 * sliced_first, path
+        assert module.weight.lost < ratio * sliced_first
+        assert (module.out_features, module.in_features) == tuple(original.shape)
+    assert set(quantized.summary(model)) == {"requantization_error_mean", "requantization_error_max"}
+    assert quantized.summary(plain) == {}
+
+
+@each_width
+def test_growth_leaves_outputs_bit_for_bit(bits: int, load: Callable[..., Loaded]) -> None:
+    model, anatomy = load(bits)
+    path, grown = next(adapter.adapters(model))
+    with torch.no_grad():
+        # whole numbers: sums are exact in any order, so that only a change of the function can show
+        grown.lora_A.copy_((grown.lora_A * 30).round())
+        grown.lora_B.copy_((grown.lora_B * 30).round())
+    base = quantized.dense(grown.weight)
+    x = torch.randint(-9, 9, (5, 128)).float()
+    before = grown(x)
+    operate(model, anatomy, Plan(grow={path: 8}), None, torch.Generator().manual_seed(0))
+    grown.lora_A.data[3:] = (grown.lora_A.data[3:] * 30).round()
+    assert grown.lora_A.shape[0] == 8 and torch.equal(grown(x), before)
+    assert torch.equal(quantized.dense(grown.weight), base)
+
+
+def test_a_fingerprint_sees_codes_and_scales(load: Callable[..., Loaded]) -> None:
+    prints = set()
+    for change in ("nothing", "codes", "scales"):
+        model, anatomy = load(4, adapted=False)
+        weight = model.get_submodule(anatomy.targets["up"][0]).weight
+        if change == "codes":
+            weight.data.view(torch.uint8)[7] += 1
+        if change == "scales":
+            weight.scales.absmax[3] += 1
+        prints.add(models.fingerprint(model))
+    assert len(prints) == 3
+
+
+@each_width
+@pytest.mark.parametrize("kept", [False, True], ids=["to 16", "kept"])
+def test_what_is_written(bits: int, kept: bool, load: Callable[..., Loaded], tmp_path: Path) -> None:
+    model, anatomy = load(bits)
+    base = tiny.config(**SIZES)
+    smaller = operate(model, anatomy, Plan(keep=scattered(anatomy)), None, torch.Generator())
+    width = bits if kept else 16
+    write.export(model, smaller, base, None, tiny.tokenizer(), tmp_path / "model", width)
+    config = json.loads((tmp_path / "model" / "config.json").read_text(encoding="utf8"))
+    assert ("quantization_config" in config) == kept
+    loaded, found = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "model", dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
+    assert not found["missing_keys"] and not found["unexpected_keys"]
+    size = sum(t.numel() * t.element_size() for t in load_file(tmp_path / "model" / "model.safetensors").values())
+    counted = models.count_parameters(model, width)["checkpoint_bytes"]
+    # tables that are the same for every weight, and what names its shape
+    assert counted <= size < counted + 14 * 2048 * kept + 1
+    logits = model(tiny.ids()).logits
+    if not kept:
+        assert relative(loaded(tiny.ids()).logits, logits) < 1e-5
+        return
+    quantized.adopt(loaded, torch.float32)
+    for path, module in projections(loaded, smaller).items():
+        own = model.get_submodule(path)
+        if isinstance(own, adapter.AptLinear):
+            assert relative(quantized.dense(module.weight), own.merged()) < ERROR[bits]
+        else:
+            assert torch.equal(quantized.dense(module.weight), quantized.dense(own.weight))
+    assert relative(loaded(tiny.ids()).logits, logits) < 3 * ERROR[bits]
+    # as its users run it
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation="eager").eval()
+    with torch.no_grad():
+        assert relative(plain(tiny.ids()).logits, logits) < 4 * ERROR[bits]
+
+
+def run_of(**options: object) -> RunConfig:
+    return replace(RunConfig(model_name_or_path="m", data_path="d"), **options)
+
+
+REFUSED: dict[str, tuple[dict[str, object], dict[str, int], list[str]]] = {
+    "all weights": ({"base_bits": 4, "tune": "all"}, {}, ["--base_bits 4", "--tune all", "--method full"]),
+    "Taylor": ({"base_bits": 8, "score": "taylor"}, {}, ["--base_bits 8", "--score taylor", "--score salience"]),
+    "other export": ({"base_bits": 8, "export_bits": 4}, {}, ["--export_bits 4", "give 16"]),
+    "export alone": ({"export_bits": 8}, {}, ["--export_bits 8", "give 16"]),
+    "inputs": ({"base_bits": 4}, {"hidden_size": 160}, ["160 inputs", "multiple of 64", "--base_bits 8"]),
+    "neurons": ({"base_bits": 4}, {"intermediate_size": 272}, ["272 outputs", "multiple of 32"]),
+    "alignment": ({"base_bits": 4, "align": 16}, {}, ["pruning neuron blocks", "outputs", "--align"]),
+    "heads": ({"base_bits": 4}, {"num_key_value_heads": 4}, ["pruning head blocks", "inputs", "--prune_blocks"]),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_is_refused_in_one_line(name: str) -> None:
+    options, sizes, parts = REFUSED[name]
+    anatomy = anatomy_of(tiny.config(**(SIZES | sizes)))
+    with pytest.raises(UserError) as caught:
+        quantized.check(run_of(**options), anatomy, CPU)
+    assert [part for part in parts if part not in str(caught.value)] == [] and "\n" not in str(caught.value)
+
+
+def test_sizes_that_nothing_cuts_or_that_eight_bits_take_are_allowed() -> None:
+    odd = anatomy_of(tiny.config())
+    quantized.check(run_of(base_bits=8), odd, CPU)
+    quantized.check(run_of(), odd, CPU)
+    heads = anatomy_of(tiny.config(**SIZES, num_key_value_heads=4))
+    quantized.check(run_of(base_bits=4, prune_blocks="neurons"), heads, CPU)
+    quantized.check(run_of(base_bits=4, pruning="none"), heads, CPU)
+
+
+@pytest.mark.parametrize("option", [{"base_bits": 4}, {"optim": "adamw_8bit"}])
+def test_a_missing_library_or_device_is_named(option: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    anatomy, flag = anatomy_of(tiny.config(**SIZES)), "--" + " ".join(map(str, *option.items()))
+    with pytest.raises(UserError, match=f"{flag}: bitsandbytes does not support meta"):
+        quantized.check(run_of(**option), anatomy, torch.device("meta"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=rf"{flag} needs bitsandbytes: pip install 'apt_ds\[quantized\]'"):
+        quantized.check(run_of(**option), anatomy, CPU)
+
+
+OFFLOADED = {
+    "moments of 8 bits": ({"device": "cpu"}, "adamw_8bit", "goes with --optim adamw_torch only"),
+    "no such folder": ({"device": "nvme", "nvme_path": "/none"}, "adamw_torch", "nvme_path '/none' is no folder"),
+    "no folder named": ({"device": "nvme"}, "adamw_torch", "nvme_path '' is no folder"),
+}
+
+
+@pytest.mark.parametrize("name", OFFLOADED)
+def test_offload_that_cannot_be_is_refused(name: str, tmp_path: Path) -> None:
+    section, optim, message = OFFLOADED[name]
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 3, "offload_optimizer": section}}), encoding="utf8")
+    with pytest.raises(UserError, match=message):
+        load_config(run_of(deepspeed=str(path), optim=optim), 1, 128)
