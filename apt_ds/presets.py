@@ -130,7 +130,7 @@ def minilm_sst2() -> Preset:
         "task": "sst2",
         "data_path": "glue",
         "output_dir": "apt_out/minilm-sst2",
-        "num_train_epochs": 6.0,
+        "num_train_epochs": 4.0,
         "learning_rate": 1e-3,
         "max_seq_length": 64,
         "adjust_every": 109,
