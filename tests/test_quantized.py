@@ -245,10 +245,10 @@ def test_what_is_written(bits: int, kept: bool, load: Callable[..., Loaded], tmp
         else:
             assert torch.equal(quantized.dense(module.weight), quantized.dense(own.weight))
     assert relative(loaded(tiny.ids()).logits, logits) < 3 * ERROR[bits]
-    # as its users run it
+    # as its users run it: bitsandbytes' int8 product rounds activations too
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation="eager").eval()
     with torch.no_grad():
-        assert relative(plain(tiny.ids()).logits, logits) < 4 * ERROR[bits]
+        assert relative(plain(tiny.ids()).logits, logits) < {4: 0.4, 8: 0.1}[bits]
 
 
 def run_of(**options: object) -> RunConfig:
