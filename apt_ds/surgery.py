@@ -96,7 +96,7 @@ def _cut(model: nn.Module, anatomy: Anatomy, plan: Plan, state: zero.EngineState
             if id(old) in shared:
                 replaced[id(old)] = old, new
             # what is gone must be free before the next is made
-            del old, new
+            zero.release(old)
             if state is not None:
                 _follow(state, f"{slot.path}.{name}", index, weigh)
         _set_widths(module)

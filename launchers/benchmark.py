@@ -32,6 +32,11 @@ def above_zero(text: str) -> float:
     return value
 
 
+def counts(text: str) -> list[int]:
+    """The type of an argument: comma-separated whole numbers of at least 1."""
+    return [at_least(1)(number) for number in words(text)]
+
+
 def read(argv: list[str]) -> tuple[argparse.Namespace, RunConfig]:
     """The script's own options and the run's. Raises UserError."""
     parser = Parser(
@@ -46,7 +51,7 @@ def read(argv: list[str]) -> tuple[argparse.Namespace, RunConfig]:
     parser.add_argument("--prompt", type=at_least(1), default=128, help="tokens of the prompt")
     parser.add_argument("--peak_tflops", type=above_zero, help="of a device; measured by a product otherwise")
     parser.add_argument(
-        "--predict", type=words, default=[], help="numbers of devices to predict a step for; runs nothing"
+        "--predict", type=counts, default=[], help="numbers of devices to predict a step for; runs nothing"
     )
     parser.add_argument("--measured", default="", help="figures of an earlier --json, for --predict")
     parser.add_argument("--inside", type=above_zero, default=400.0, help="GB/s of a device within its node")
@@ -69,9 +74,8 @@ def main() -> None:
         raise UserError(f"the benchmark needs {error.name}: pip install 'apt_ds[dev]'") from None
 
     if own.predict:
-        sizes = tuple(at_least(1)(number) for number in own.predict)
         cluster = Cluster(1e12 * (own.peak_tflops or 989.0), 1e9 * own.inside, 1e9 * own.between)
-        print(predict(run, cluster, sizes, own.measured))
+        print(predict(run, cluster, tuple(own.predict), own.measured))
         return
     generation = Asked(own.prompt, own.generate, own.rounds) if own.generate else None
     settings = Settings(tuple(own.variants), own.rounds, own.steps, generation, own.peak_tflops or 0.0)

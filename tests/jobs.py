@@ -124,18 +124,20 @@ def profiled(folder: str, stages: list[tuple[int, bool]]) -> dict[str, Any]:
 def sent(folder: str, stages: list[tuple[int, bool]]) -> dict[str, Any]:
     """Bytes this rank sends in one scored step, by what they are for, counted where collectives start."""
     import torch.distributed as td
+    from deepspeed.comm import comm
 
     from apt_ds.bench.shapes import shape_of
 
+    zero.init_distributed()
     half = (dist.world_size() - 1) / dist.world_size()
-    # name: the whole tensor's place and name among the arguments, what it is for, how often a ring sends it
-    watched = {
-        "all_gather_into_tensor": (0, "output_tensor", "gather", half),
-        "all_gather": (0, "tensor_list", "gather", half),
-        "reduce_scatter_tensor": (1, "input", "reduce", half),
-        "reduce": (0, "tensor", "reduce", half),
-        "all_reduce": (0, "tensor", "reduce", 2 * half),
-    }
+    # owner and name; the whole tensor's place and name among the arguments, what it is for, how often a ring sends it
+    watched = [
+        (comm.cdb, "all_gather_function", 0, "output_tensor", "gather", half),
+        (td.distributed_c10d, "all_gather_into_tensor", 0, "output_tensor", "gather", half),
+        (td, "all_gather", 0, "tensor_list", "gather", half),
+        (comm.cdb, "reduce_scatter_function", 1, "input", "reduce", half),
+        (td, "all_reduce", 0, "tensor", "reduce", 2 * half),
+    ]
     found = {}
     for stage, offload in stages:
         flags = ["--pruning", "gradual", "--rank_growth", "false", "--max_steps", "8"]
@@ -143,33 +145,33 @@ def sent(folder: str, stages: list[tuple[int, bool]]) -> dict[str, Any]:
         observed = made.pruner.scorer.masses.numel() + 2
         counted = {"gather": 0.0, "reduce": 0.0, "salience": 0.0}
 
-        def counting(name: str, observed: int = observed, counted: dict[str, float] = counted) -> Any:
-            original = getattr(td, name)
-            place, word, kind, factor = watched[name]
-
+        def counting(
+            original: Any, place: int, word: str, kind: str, factor: float, all_: int = observed, into: Any = counted
+        ) -> Any:
             def count(*arguments: Any, **options: Any) -> Any:
                 tensor = options[word] if word in options else arguments[place]
                 parts = tensor if isinstance(tensor, list) else [tensor]
-                scored = name == "all_reduce" and parts[0].numel() == observed
                 # the small ones are DeepSpeed's norms
                 if parts[0].numel() > 8:
-                    counted["salience" if scored else kind] += factor * sum(part.nbytes for part in parts)
+                    scored = original is td.distributed_c10d.all_reduce and parts[0].numel() == all_
+                    into["salience" if scored else kind] += factor * sum(part.nbytes for part in parts)
                 return original(*arguments, **options)
 
             return count
 
         made.train_step(0)
-        originals = {name: getattr(td, name) for name in watched}
-        for name in watched:
-            setattr(td, name, counting(name))
+        originals = [getattr(owner, name) for owner, name, *_ in watched]
+        for original, (owner, name, *how) in zip(originals, watched, strict=True):
+            setattr(owner, name, counting(original, *how))
         made.train_step(1)
-        for name, original in originals.items():
-            setattr(td, name, original)
+        for original, (owner, name, *_) in zip(originals, watched, strict=True):
+            setattr(owner, name, original)
         load = {"tokens": 1.0, "trained": 1.0, "context": 1.0, "scoring": True}
         load["micro_batches"] = made.run_config.gradient_accumulation_steps
         shape = vars(shape_of(made.base, made.base.anatomy, made.run_config))
         found[str(stage)] = counted | {"shape": shape, "load": load}
         made.finish()
+        dist.barrier()
     return found
 
 

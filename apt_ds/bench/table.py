@@ -67,7 +67,8 @@ def render(figures: Figures) -> str:
 
 def _training(figures: Figures) -> str:
     joules = figures["joules_per_step"]
-    head = ["step s", "tokens/s", "peak MB", "MFU", *(["J/step"] if joules else []), "time/lora", "memory/lora"]
+    head = ["step s", "tokens/s", "peak MB", "MFU", *(["J/step"] if joules else [])]
+    head += ["time/lora", "memory/lora"] if LORA in figures["step_seconds"] else []
     lines = [f"{'training':28}" + "".join(f"{title:>12}" for title in head)]
     step, peak = figures["step_seconds"], figures["peak_memory_bytes"]
     for name in step:

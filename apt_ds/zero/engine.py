@@ -257,6 +257,13 @@ def shard(parameters: list[nn.Parameter], like: nn.Parameter) -> None:
         like.convert_to_zero_parameters(param_list=parameters)
 
 
+def release(parameter: nn.Parameter) -> None:
+    """Free the values of a weight that has been replaced: under stage 3 it is in a reference cycle and would stay."""
+    parameter.data = parameter.data.new_empty(0)
+    if is_zero_param(parameter):
+        parameter.ds_tensor.data = parameter.ds_tensor.data.new_empty(0)
+
+
 def set_learning_rate(engine: Engine, value: float) -> None:
     """Use `value` from the next step on."""
     for group in engine.optimizer.param_groups:
