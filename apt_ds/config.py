@@ -177,6 +177,9 @@ class RunConfig:
     score: str = choice(
         "pruning", "salience, fisher, taylor, random", "what blocks are ranked by; random is the control"
     )
+    product: str = choice(
+        "pruning", "examples, masses", "activations times gradients: summed by example, or each over the batch first"
+    )
     outlier: str = choice("pruning", "normalized, literal, off", "kurtosis term of the score")
     outlier_weight: float = option("pruning", 0.3, "what the kurtosis term is multiplied with", NOT_NEGATIVE)
     salience_decay: float = option("pruning", 0.85, "weight of the past in the score's average", BELOW_ONE)

@@ -1,10 +1,13 @@
 """Outlier-aware salience of every block, from activations and their gradients (section 3).
 
-Per optimizer step and over the global batch A = sum |H|, G = sum |dL/dH| for every dimension; a block's score is
-the sum of A * G over its dimensions (a head) or over all places that write the stream (a hidden dimension), so
-that scores of blocks of any size compare per parameter. The outlier term adds sqrt(max(excess kurtosis, 0)) of the
-block's contributions, times a weight. Departure: `normalized` divides both terms by their mean over the kind, as the
-method says, and then gives the sum the scale of the first term back, since kinds would not compare otherwise.
+Per optimizer step and over the global batch every dimension has a product of activations and gradients; a block's
+score is the sum of it over its dimensions (a head) or over all places that write the stream (a hidden dimension), so
+that scores of blocks of any size compare per parameter. Two products: `masses` is the method's, A * G with A = sum |H|,
+G = sum |dL/dH|; `examples` is sum over examples of |sum over its tokens of H * dL/dH|, which sees that a neuron may be
+large on one token and matter on another, and that what it does on two of them may cancel. The outlier term adds
+sqrt(max(excess kurtosis, 0)) of the block's contributions, times a weight. Departure: `normalized` divides both terms
+by their mean over the kind, as the method says, and then gives the sum the scale of the first term back, since kinds
+would not compare otherwise.
 """
 
 from __future__ import annotations
@@ -26,12 +29,21 @@ from apt_ds.taps import Taps
 class Salience(Taps):
     """Moving averages of what the taps sum up.
 
-    average: fp32 [blocks], the moving average of scores; masses: fp32 [2, dimensions], A and G of this step;
-    stale: whether the outlier term must be measured before the next update.
+    average: fp32 [blocks], the moving average of scores; masses: fp32 [2, dimensions], of this step A and then G, or
+    with product `examples` what stands for A * G; stale: whether the outlier term must be measured before the next
+    update. Product `examples` holds the activations at all taps until their gradients are there.
     """
 
-    def __init__(self, anatomy: Anatomy, decay: float, outlier: str, weight: float, device: torch.device) -> None:
-        self.decay, self.outlier, self.weight = decay, outlier, weight
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        decay: float,
+        outlier: str,
+        weight: float,
+        device: torch.device,
+        product: str = "masses",
+    ) -> None:
+        self.decay, self.outlier, self.weight, self.product = decay, outlier, weight, product
         super().__init__(anatomy, device)
         self.average = torch.zeros(anatomy.sizes.total(), device=device)
 
@@ -44,13 +56,15 @@ class Salience(Taps):
         self._kind = torch.from_numpy(block_kinds(anatomy)).to(self.device)
 
     def watch(self, number: int, x: Tensor) -> Any:
-        """Sums |x| now, |gradient| later; commits both together."""
+        """Sums |x| now, |gradient| or the products with x later; commits both together."""
         place, valid = self.places[number], self.counted(number)
         activation = column_mass(valid, x)
+        kept = x if self.product == "examples" else None
 
         def commit(gradient: Tensor) -> None:
             self.masses[0, place] += activation
-            self.masses[1, place] += column_mass(valid, gradient)
+            mass = column_mass(valid, gradient) if kept is None else example_products(valid, kept, gradient)
+            self.masses[1, place] += mass
 
         return commit
 
@@ -77,7 +91,8 @@ class Salience(Taps):
         (undoes loss scaling and averaging over ranks), so that scores do not depend on the split.
         """
         first_order = torch.zeros_like(self.average)
-        first_order.index_add_(0, self.owner, self.masses[0] * self.masses[1] * gradient_scale)
+        products = self.masses[1] if self.product == "examples" else self.masses[0] * self.masses[1]
+        first_order.index_add_(0, self.owner, products * gradient_scale)
         self.average.mul_(self.decay).add_(self.combine(first_order), alpha=1 - self.decay)
         self.masses.zero_()
 
@@ -120,6 +135,13 @@ def block_kinds(anatomy: Anatomy) -> np.ndarray:
 def column_mass(valid: Tensor, x: Tensor) -> Tensor:
     """Sum of |x| over counted tokens: [1, tokens] x [..., tokens, d] -> fp32 [d]. One fused reduction."""
     return (valid.to(x.dtype) @ x.detach().abs().reshape(-1, x.shape[-1])).float().squeeze(0)
+
+
+def example_products(valid: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
+    """Sum over examples of |sum of x * gradient over their counted tokens|: [1, batch * length], 2 x [batch, length, d]
+    -> fp32 [d]."""
+    counted = gradient * valid.to(gradient.dtype).view(*gradient.shape[:-1], 1)
+    return (x.float() * counted.float()).sum(dim=-2).abs().sum(dim=0)
 
 
 @contextmanager
