@@ -147,8 +147,11 @@ class RunConfig:
     score: str = choice(
         "pruning", "salience, fisher, taylor, random", "what blocks are ranked by; random is the control"
     )
+    product: str = choice(
+        "pruning", "examples, masses", "activations times gradients: summed by example, or each over the batch first"
+    )
     outlier: str = choice("pruning", "normalized, literal, off", "kurtosis term of the score")
-    outlier_weight: float = option("pruning", 0.3, "what the kurtosis term is multiplied with", NOT_NEGATIVE)
+    outlier_weight: float = option("pruning", 0.1, "what the kurtosis term is multiplied with", NOT_NEGATIVE)
     salience_decay: float = option("pruning", 0.85, "weight of the past in the score's average", BELOW_ONE)
     moments: str = choice("pruning", "carry, reset", "Adam moments when shapes change")
     hold_cuts: bool = option("pruning", False, "gradual: mask only, and cut at the end of the pruning phase")

@@ -49,7 +49,8 @@ class Pruner:
             batch = run.per_device_train_batch_size * run.gradient_accumulation_steps * dist.world_size()
             self.scorer: Fisher | Salience = Fisher(anatomy, batch, device)
         else:
-            self.scorer = Salience(anatomy, run.salience_decay, run.outlier, run.outlier_weight, device)
+            terms = (run.salience_decay, run.outlier, run.outlier_weight)
+            self.scorer = Salience(anatomy, *terms, device, run.product)
         self.taylor = np.zeros(anatomy.sizes.total())
         self.decision = np.ones(anatomy.sizes.total(), dtype=bool)
         self.alive = np.arange(anatomy.sizes.total())  # the original number of every block still there
@@ -134,6 +135,9 @@ class Pruner:
         first: place of its first example in the global batch; second: which tokens of a decoder count, [B, T].
         """
         self.scorer.begin(batch.attention_mask, dtype, first, second)
+        if batch.position_ids is not None:
+            # positions restart at every example
+            self.scorer.segments = (batch.position_ids.flatten() == 0).cumsum(0) - 1
 
     def end(self) -> None:
         """After its backward pass."""

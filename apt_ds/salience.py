@@ -1,10 +1,13 @@
 """Outlier-aware salience of every block, from activations and their gradients (section 3).
 
-Per optimizer step and over the global batch A = sum |H|, G = sum |dL/dH| for every dimension; a block's score is
-the sum of A * G over its dimensions (a head) or over all places that write the stream (a hidden dimension), so
-that scores of blocks of any size compare per parameter. The outlier term adds sqrt(max(excess kurtosis, 0)) of the
-block's contributions, times a weight. Departure: `normalized` divides both terms by their mean over the kind, as the
-method says, and then gives the sum the scale of the first term back, since kinds would not compare otherwise.
+Per optimizer step and over the global batch every dimension has a product of activations and gradients; a block's
+score is the sum of it over its dimensions (a head) or over all places that write the stream (a hidden dimension), so
+that scores of blocks of any size compare per parameter. Two products: `masses` is the method's, A * G with A = sum |H|,
+G = sum |dL/dH|; `examples` is sum over examples of |sum over its tokens of H * dL/dH|, which sees that a neuron may be
+large on one token and matter on another, and that what it does on two of them may cancel. The outlier term adds
+sqrt(max(excess kurtosis, 0)) of the block's contributions, times a weight. Departure: `normalized` divides both terms
+by their mean over the kind, as the method says, and then gives the sum the scale of the first term back, since kinds
+would not compare otherwise.
 """
 
 from __future__ import annotations
@@ -27,12 +30,21 @@ from apt_ds.taps import Taps
 class Salience(Taps):
     """Moving averages of what the taps sum up.
 
-    average: fp32 [blocks], the moving average of scores; masses: fp32 [2, dimensions], A and G of this step;
-    stale: whether the outlier term must be measured before the next update.
+    average: fp32 [blocks], the moving average of scores; masses: fp32 [2, dimensions], of this step A and then G, or
+    with product `examples` what stands for A * G; stale: whether the outlier term must be measured before the next
+    update. Product `examples` holds the activations at all taps until their gradients are there.
     """
 
-    def __init__(self, anatomy: Anatomy, decay: float, outlier: str, weight: float, device: torch.device) -> None:
-        self.decay, self.outlier, self.weight = decay, outlier, weight
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        decay: float,
+        outlier: str,
+        weight: float,
+        device: torch.device,
+        product: str = "masses",
+    ) -> None:
+        self.decay, self.outlier, self.weight, self.product = decay, outlier, weight, product
         super().__init__(anatomy, device)
         self.average = torch.zeros(anatomy.sizes.total(), device=device)
 
@@ -54,16 +66,19 @@ class Salience(Taps):
             self._blank, self._second_blank = ((mask.flatten() == 0).nonzero().squeeze(1) for mask in masks)
 
     def watch(self, number: int, x: Tensor) -> Any:
-        """Sums |x| now, |gradient| later; commits both together."""
+        """Sums |x| now, |gradient| or the products with x later; commits both together."""
         place, valid = self.places[number], self.counted(number)
         measure = partial(column_mass, valid)
         if self.device.type != "cpu":
             measure = partial(column_norm, self._second_blank if valid is self.second else self._blank)
-        activation = measure(x)
+        activation, kept = measure(x), x if self.product == "examples" else None
 
         def commit(gradient: Tensor) -> None:
             self.masses[0, place] += activation
-            self.masses[1, place] += measure(gradient)
+            if kept is None:
+                self.masses[1, place] += measure(gradient)
+            else:
+                self.masses[1, place] += example_products(valid, kept, gradient, self.segments)
 
         return commit
 
@@ -90,7 +105,8 @@ class Salience(Taps):
         (undoes loss scaling and averaging over ranks), so that scores do not depend on the split.
         """
         first_order = torch.zeros_like(self.average)
-        first_order.index_add_(0, self.owner, self.masses[0] * self.masses[1] * gradient_scale)
+        products = self.masses[1] if self.product == "examples" else self.masses[0] * self.masses[1]
+        first_order.index_add_(0, self.owner, products * gradient_scale)
         self.average.mul_(self.decay).add_(self.combine(first_order), alpha=1 - self.decay)
         self.masses.zero_()
 
@@ -146,6 +162,20 @@ def column_norm(blank: Tensor, x: Tensor) -> Tensor:
     if not len(blank):
         return mass
     return (mass - torch.linalg.vector_norm(flat[blank], 1, dim=0, dtype=torch.float32)).clamp(min=0)
+
+
+def example_products(valid: Tensor, x: Tensor, gradient: Tensor, segments: Tensor | None = None) -> Tensor:
+    """Sum over examples of |sum of x * gradient over their counted tokens|: [1, batch * length], 2 x [batch, length, d]
+    -> fp32 [d].
+
+    segments: the number of the example each token belongs to, int64 [batch * length]; None: a row is an example.
+    """
+    counted = gradient * valid.to(gradient.dtype).view(*gradient.shape[:-1], 1)
+    products = x.float() * counted.float()
+    if segments is None:
+        return products.sum(dim=-2).abs().sum(dim=0)
+    sums = products.new_zeros(int(segments[-1]) + 1, products.shape[-1])
+    return sums.index_add_(0, segments, products.flatten(0, 1)).abs().sum(dim=0)
 
 
 @contextmanager

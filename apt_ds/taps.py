@@ -21,7 +21,8 @@ class Taps:
 
     owner: int64 [dimensions], the block each tapped dimension belongs to; places: the slice of every tap in it, those
     of the sites first; valid: [1, tokens], which tokens of the micro-batch count, None while nothing is scored;
-    second: the same for the decoder's tokens where there is a decoder.
+    second: the same for the decoder's tokens where there is a decoder; segments: which example a token is of, int64
+    [tokens], None where a row is one.
     """
 
     def __init__(self, anatomy: Anatomy, device: torch.device) -> None:
@@ -29,6 +30,7 @@ class Taps:
         self._handles: list[RemovableHandle] = []
         self.valid: Tensor | None = None
         self.second: Tensor | None = None
+        self.segments: Tensor | None = None
         self.first = 0
         self.resize(anatomy)
 

@@ -63,8 +63,9 @@ def test_choices_are_the_harness_s(real_data: Path, tmp_path: Path) -> None:
             if chosen != ours.choices[subject][number]:
                 differing.append((subject, number, four, ours.choices[subject][number]))
         right += sum(ours.correct[subject])
-        print(
-            f"{subject}: so far {right} right here, {correct} for the harness, choices differ: {differing}", flush=True
-        )
-    assert questions.count() >= 500
-    assert not differing and right == correct
+    count = questions.count()
+    here, there = 100 * right / count, 100 * correct / count
+    # what `pytest -m slow -s` is run for
+    print(f"{count} questions: {here:.2f} % here, {there:.2f} % by the harness, {here - there:+.2f} points apart")
+    assert count >= 500
+    assert not differing and right == correct, differing

@@ -39,7 +39,9 @@ def rows(count: int = 6) -> list[dict[str, list[int]]]:
     return made
 
 
-def prepared(outlier: str = "off", checkpointing: bool | None = None) -> tuple[LlamaForCausalLM, Anatomy, Salience]:
+def prepared(
+    outlier: str = "off", checkpointing: bool | None = None, product: str = "masses"
+) -> tuple[LlamaForCausalLM, Anatomy, Salience]:
     """checkpointing: use_reentrant of gradient checkpointing, None for none."""
     model = tiny.model()
     anatomy = anatomy_of(model.config)
@@ -49,7 +51,7 @@ def prepared(outlier: str = "off", checkpointing: bool | None = None) -> tuple[L
     model.train()
     if checkpointing is not None:
         model.gradient_checkpointing_enable({"use_reentrant": checkpointing})
-    salience = Salience(anatomy, 0.85, outlier, 0.5, CPU)
+    salience = Salience(anatomy, 0.85, outlier, 0.5, CPU, product)
     salience.install(model)
     return model, anatomy, salience
 
@@ -95,20 +97,49 @@ def test_masses_are_sums_over_real_tokens() -> None:
     assert masses.min() > 0
 
 
+def test_products_of_examples_are_sums_of_what_each_gives_alone() -> None:
+    model, _, salience = prepared(product="examples")
+    found = score(model, salience, [rows()])
+    salience.remove()
+    expected = torch.zeros_like(found[1])
+    for row in rows():
+        model, _, other = prepared()
+        signed = torch.zeros_like(expected)
+
+        def watch(number: int, x: torch.Tensor, into: torch.Tensor = signed, places: list[slice] = other.places) -> Any:
+            def commit(gradient: torch.Tensor) -> None:
+                into[places[number]] += (x * gradient).sum(dim=(0, 1))
+
+            return commit
+
+        other.watch = watch
+        score(model, other, [[row]])
+        expected += signed.abs()
+    assert torch.allclose(found[1], expected, rtol=1e-4, atol=1e-6)
+    assert torch.allclose(found[0], score(*prepared()[::2], [rows()])[0], rtol=1e-4)
+    assert (found[1] <= found[0] * score(*prepared()[::2], [rows()])[1]).all()
+    salience.update(gradient_scale=2.0)
+    totals = torch.zeros(len(salience.average)).index_add_(0, salience.owner, expected)
+    assert np.allclose(salience.scores(), 0.15 * 2 * totals.numpy(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("product", ["masses", "examples"])
 @pytest.mark.parametrize("split", [[2, 4], [1, 1, 1, 3], [6]])
-def test_no_micro_batch_split_changes_the_masses(split: list[int]) -> None:
-    whole = score(*prepared()[::2], [rows()])
+def test_no_micro_batch_split_changes_the_masses(split: list[int], product: str) -> None:
+    whole = score(*prepared(product=product)[::2], [rows()])
     parts, data = [], rows()
     for size in split:
         parts.append(data[:size])
         data = data[size:]
-    assert torch.allclose(score(*prepared()[::2], parts), whole, rtol=1e-4, atol=1e-6)
+    assert torch.allclose(score(*prepared(product=product)[::2], parts), whole, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("product", ["masses", "examples"])
 @pytest.mark.parametrize("use_reentrant", [True, False])
-def test_gradient_checkpointing_counts_once(use_reentrant: bool) -> None:
-    plain = score(*prepared()[::2], [rows()])
-    assert torch.allclose(score(*prepared(checkpointing=use_reentrant)[::2], [rows()]), plain, rtol=1e-4, atol=1e-6)
+def test_gradient_checkpointing_counts_once(use_reentrant: bool, product: str) -> None:
+    plain = score(*prepared(product=product)[::2], [rows()])
+    again = score(*prepared(checkpointing=use_reentrant, product=product)[::2], [rows()])
+    assert torch.allclose(again, plain, rtol=1e-4, atol=1e-6)
 
 
 def test_block_scores_sum_over_dimensions_and_places() -> None:

@@ -21,7 +21,10 @@ STAGES = [(0, False), (1, False), (2, False), (3, False), (2, True), (3, True)]
 SIZES = ["--align", "4", "--mask_step", "0.25", "--adjust_every", "4"]
 MODES = {
     "pretuning": ["--calibration_steps", "3", "--max_steps", "10", "--sparsity", "0.4", *SIZES],
-    "gradual": ["--pruning", "gradual", "--structure", "adaptive", "--max_steps", "20", "--sparsity", "0.5", *SIZES],
+    "gradual": [
+        *("--pruning", "gradual", "--structure", "adaptive", "--max_steps", "20", "--sparsity", "0.5", *SIZES),
+        *("--product", "masses"),
+    ],
 }
 
 
