@@ -209,6 +209,8 @@ class RunConfig:
             raise UserError(f"--distill goes with --pruning gradual, not {self.pruning}: the teacher lives as it lasts")
         if self.pruning == "posttuning" and self.score == "taylor":
             raise UserError("--pruning posttuning with --score taylor is not there: give --score fisher or salience")
+        if self.packing and self.task != INSTRUCTIONS:
+            raise UserError(f"--packing true with --task {self.task} is not there: it is for causal language models")
         if self.packing and self.score == "fisher":
             raise UserError("--packing true with --score fisher is not there: it needs a row for each example")
         if self.rank_growth and self.rank > self.max_rank:

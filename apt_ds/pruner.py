@@ -134,10 +134,7 @@ class Pruner:
 
         first: place of its first example in the global batch; second: which tokens of a decoder count, [B, T].
         """
-        self.scorer.begin(batch.attention_mask, dtype, first, second)
-        if batch.position_ids is not None:
-            # positions restart at every example
-            self.scorer.segments = (batch.position_ids.flatten() == 0).cumsum(0) - 1
+        self.scorer.begin(batch.attention_mask, dtype, first, second, batch.position_ids)
 
     def end(self) -> None:
         """After its backward pass."""

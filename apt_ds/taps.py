@@ -66,14 +66,21 @@ class Taps:
         self._handles = []
 
     def begin(
-        self, attention_mask: Tensor, dtype: torch.dtype, first: int = 0, second_mask: Tensor | None = None
+        self,
+        attention_mask: Tensor,
+        dtype: torch.dtype,
+        first: int = 0,
+        second_mask: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> None:
         """Before each scored forward pass.
 
         attention_mask: which tokens count, [batch, length], 1 or 0; first: place of the micro-batch's first example
-        in the global batch; second_mask: the same for the decoder's tokens where there is a decoder.
+        in the global batch; second_mask: the same for the decoder's tokens where there is a decoder; positions: those
+        of packed examples, [batch, length], which restart at every example.
         """
         self.valid, self.first = attention_mask.reshape(1, -1).to(dtype), first
+        self.segments = None if positions is None else (positions.flatten() == 0).cumsum(0) - 1
         self.second = None if second_mask is None else second_mask.reshape(1, -1).to(dtype)
 
     def end(self) -> None:

@@ -94,7 +94,9 @@ def test_moments_of_8_bits_follow_their_index(folder: Path) -> None:
         # where nothing moves the very blocks are put back
         assert run["same"] and run["blocks"] > 0, stage
         assert run["errors"].pop("master") == 0.0 and run["new"] == 0.0, stage
-        assert 1e-6 < min(run["errors"].values()) < max(run["errors"].values()) < 0.03, stage
+        # at stage 0 every tensor has blocks of its own, and what is added fills new ones
+        lowest = 0.0 if stage == "0" else 1e-6
+        assert lowest <= min(run["errors"].values()) <= max(run["errors"].values()) < 0.03, stage
         assert run["steps"] == [3, 3, 3]
 
 

@@ -84,7 +84,7 @@ def prepared(kind: str, attention: str, checkpointing: bool) -> tuple[LlamaForCa
 def learn(model: LlamaForCausalLM, salience: Salience, batch: Batch) -> dict[str, torch.Tensor]:
     """Loss, gradients, masses and scores of one batch."""
     model.zero_grad()
-    salience.begin(batch.attention_mask, torch.float32)
+    salience.begin(batch.attention_mask, torch.float32, positions=batch.position_ids)
     loss = summed_loss(model, batch) / 50
     loss.backward()
     salience.end()
