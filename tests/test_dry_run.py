@@ -150,7 +150,7 @@ def test_the_estimate_is_within_15_percent(name: str, folder: Path, monkeypatch:
     words += ["--data_path", str(folder / "data.json"), "--output_dir", str(folder / "out"), "--overwrite_output_dir"]
     words += ["--eval_size", "8", "--max_steps", "2", "--per_device_train_batch_size", "4", "--calibration_steps", "1"]
     words += ["--report", "false", "--save_steps", "0", "--max_seq_length", "256", "--prune_blocks", "neurons", *flags]
-    found = worlds.run(ranks, "memory", {"flags": words}, timeout=900)
+    found = worlds.run(ranks, "doom.memory", {"flags": words}, timeout=900, fresh=True)
     print(
         f"\n{name}: estimated {found['estimated'] / 1e6:,.0f} MB, measured {found['measured'] / 1e6:,.0f} MB", end=" "
     )

@@ -40,7 +40,7 @@ def strike(folder: Path, flags: list[str], where: str, victim: int, number: int)
     """How a world ends in which a rank is struck."""
     arguments = {"folder": str(folder), "where": where, "victim": victim, "number": int(number), "flags": flags}
     with pytest.raises(worlds.WorldFailed) as failure:
-        worlds.run(2, "faulty", arguments, timeout=120)
+        worlds.run(2, "doom.faulty", arguments, timeout=120)
     return failure.value
 
 
