@@ -74,9 +74,17 @@ def memory(flags: list[str]) -> dict[str, int]:
     base = models.find_base(run.model_name_or_path)
     data = feed.read_data(run, base)
     process = psutil.Process().memory_info().rss
-    journal.reset_peak(torch.device("cpu"))
+    cpu, peaks, reset = torch.device("cpu"), [], journal.reset_peak
+
+    def noting(device: torch.device) -> None:
+        peaks.append(journal.peak_memory(device))
+        reset(device)
+
+    # a run measures its phases one by one; here all of them count
+    journal.reset_peak = noting
+    reset(cpu)
     main.train(run)
-    peak = journal.peak_memory(torch.device("cpu")) - process
+    peak = max(*peaks, journal.peak_memory(cpu)) - process
     config = load_config(run, dist.world_size(), base.config.hidden_size)
     found = dry_run.estimate_run(run, base, data, config, dist.world_size(), on_cpu=True)
     return {"measured": peak, "estimated": found.total()}
