@@ -94,7 +94,9 @@ def estimate_run(run: RunConfig, base: Base, data: Data, config: zero.Config, wo
     model = measure(base, run, micro_batches(run, data, world), judged, rank, everything)
     prunable = base.anatomy.cost(base.anatomy.sizes) / sum(w.numel for w in model.weights)
     kept = 1 - prunable * run.sparsity if run.pruning != "none" else 1.0
-    layout = Layout(world, models.run_dtype(run).itemsize, kept, run.tune == "all" or not weighs, on_cpu)
+    dtype = models.run_dtype(run)
+    stored = base.config.dtype or dtype
+    layout = Layout(world, dtype.itemsize, stored.itemsize, kept, run.tune == "all" or not weighs, on_cpu)
     return estimate(model, config, layout)
 
 

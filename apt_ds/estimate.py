@@ -31,13 +31,15 @@ class Bytes(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """A run's own part. item: bytes of a weight; kept: fraction of the weights that a cut leaves.
+    """A run's own part. item: bytes of a weight; stored: bytes of one in the model's files.
 
-    moments: whether Adam's exist before the cut; on_cpu: whether the device is the host.
+    kept: fraction of the weights that a cut leaves; moments: whether Adam's exist before the cut; on_cpu: whether the
+    device is the host.
     """
 
     world: int
     item: int
+    stored: int
     kept: float = 1.0
     moments: bool = True
     on_cpu: bool = False
@@ -90,7 +92,7 @@ def estimate(model: Footprint, config: dict[str, Any], layout: Layout) -> Estima
     left = [round(n * layout.kept * item) for n in (own, total)]
     state = Bytes(0, (MASTER + (MOMENTS if layout.moments else 0)) * trained)
     phases = {
-        "loading": _loading(weights, total * item, stage, layout.on_cpu),
+        "loading": _loading(weights, total * layout.stored, stage, layout.on_cpu),
         "fingerprint": weights.plus(Bytes(FINGERPRINT)),
         "step": engine.plus(parts["gradients"], parts["activations"]),
         "evaluation": engine.plus(Bytes(model.evaluation)),
@@ -128,8 +130,7 @@ def _gathered(model: Footprint, zero: dict[str, Any], world: int, on_cpu: bool) 
     return always + min(rest, max(model.largest + ahead, min(live, near)))
 
 
-def _loading(weights: Bytes, whole: int, stage: int, on_cpu: bool) -> Bytes:
-    """The weights on their way: the files are read on the host, and what is read goes where it belongs."""
-    if stage < 3 and not on_cpu:
-        return Bytes(whole, whole)
-    return weights.plus(Bytes(0, whole))
+def _loading(weights: Bytes, files: int, stage: int, on_cpu: bool) -> Bytes:
+    """The weights on their way: the files are mapped on the host, and what is read goes where it belongs."""
+    copied = 0 if stage == 3 or on_cpu else weights.device
+    return weights.plus(Bytes(0, files + copied))

@@ -7,6 +7,7 @@ checkpointing counts as it is, and no weight is read. Workspace inside a kernel 
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -114,8 +115,9 @@ def fake() -> Iterator[None]:
 
 def skeleton(base: Base, run: RunConfig) -> nn.Module:
     """The model as `models.load_model` gives it, without content. Inside `fake`."""
+    # a copy: the configuration says what the files hold, and would take over what is asked for here
     model = AutoModelForCausalLM.from_config(
-        base.config, dtype=models.run_dtype(run), attn_implementation=run.attn_implementation
+        copy.deepcopy(base.config), dtype=models.run_dtype(run), attn_implementation=run.attn_implementation
     )
     model.config.use_cache = False
     if run.gradient_checkpointing:

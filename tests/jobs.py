@@ -7,8 +7,6 @@ import gc
 import hashlib
 import json
 import os
-import signal
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,23 +15,7 @@ import psutil
 import torch
 from torch import nn
 
-from apt_ds import (
-    adapter,
-    checkpoint,
-    dist,
-    dry_run,
-    feed,
-    journal,
-    lesson,
-    main,
-    models,
-    objective,
-    preflight,
-    resume,
-    surgery,
-    trainer,
-    zero,
-)
+from apt_ds import adapter, dist, feed, main, models, objective, preflight, trainer, zero
 from apt_ds.anatomy import spans
 from apt_ds.config import RunConfig, resolve
 from apt_ds.ds_config import load_config
@@ -480,45 +462,6 @@ def continued(folder: str, sources: dict[str, list[str]], stages: list[tuple[int
         for source, flags in sources.items()
         for stage, offload in stages
     }
-
-
-def faulty(folder: str, where: str, victim: int, number: int, flags: list[str]) -> None:
-    """A run in which rank `victim` gets signal `number` in its second step, rebuild, save, or at its boundary."""
-    module, name = {
-        "step": (lesson.Lesson, "micro"),
-        "rebuild": (surgery, "operate"),
-        "save": (resume, "engine_state"),
-        "write": (checkpoint, "_seal"),
-    }[where]
-    original, calls = getattr(module, name), 0
-
-    def struck(*arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 2 and dist.rank() == victim:
-            if number == signal.SIGSTOP:
-                # so that the test ends: long after the others should have
-                subprocess.Popen(["sh", "-c", f"sleep 30; kill -KILL {os.getpid()}"], start_new_session=True)
-            os.kill(os.getpid(), number)
-        return original(*arguments)
-
-    setattr(module, name, struck)
-    main.train(run_config(folder, 3, False, flags))
-
-
-def memory(flags: list[str]) -> dict[str, int]:
-    """Peak of a whole run above what the process had before it, and the estimate of it, in bytes."""
-    run = resolve(flags)
-    zero.init_distributed()
-    base = models.find_base(run.model_name_or_path)
-    data = feed.read_data(run, base)
-    process = psutil.Process().memory_info().rss
-    journal.reset_peak(torch.device("cpu"))
-    main.train(run)
-    peak = journal.peak_memory(torch.device("cpu")) - process
-    config = load_config(run, dist.world_size(), base.config.hidden_size)
-    found = dry_run.estimate_run(run, base, data, config, dist.world_size(), on_cpu=True)
-    return {"measured": peak, "estimated": found.total()}
 
 
 def packed_shards(folder: str, flags: list[str]) -> dict[str, Any]:
