@@ -15,7 +15,7 @@ import psutil
 import torch
 from torch import nn
 
-from apt_ds import adapter, dist, feed, main, models, objective, preflight, trainer, zero
+from apt_ds import adapter, dist, feed, main, models, objective, preflight, surgery, trainer, zero
 from apt_ds.anatomy import spans
 from apt_ds.config import RunConfig, resolve
 from apt_ds.ds_config import load_config
