@@ -49,7 +49,7 @@ Loaded = tuple[LlamaForCausalLM, Anatomy]
 @pytest.fixture
 def load(folder: Path) -> Callable[..., Loaded]:
     def make(bits: int, dtype: torch.dtype = torch.float32, adapted: bool = True) -> Loaded:
-        model = models.read_weights(str(folder), dtype, "eager", bits=bits).eval()
+        model = models.read_weights(str(folder), dtype, "eager", bits=bits)[0].eval()
         anatomy = anatomy_of(model.config)
         if adapted:
             adapter.attach(model, anatomy, ("q", "down"), rank=3, seed=1)
@@ -222,7 +222,7 @@ def test_what_is_written(bits: int, kept: bool, load: Callable[..., Loaded], tmp
     base = tiny.config(**SIZES)
     smaller = operate(model, anatomy, Plan(keep=scattered(anatomy)), None, torch.Generator())
     width = bits if kept else 16
-    write.export(model, smaller, base, None, tiny.tokenizer(), tmp_path / "model", width)
+    write.export(model, smaller, base, None, tiny.tokenizer(), tmp_path / "model", bits=width)
     config = json.loads((tmp_path / "model" / "config.json").read_text(encoding="utf8"))
     assert ("quantization_config" in config) == kept
     loaded, found = AutoModelForCausalLM.from_pretrained(
