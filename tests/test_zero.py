@@ -111,7 +111,7 @@ def test_a_rebuild_needs_one_layer_more_than_is_held(tmp_path: Path, monkeypatch
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")
     tiny.config("mha", hidden_size=512, intermediate_size=1408, num_hidden_layers=6).save_pretrained(tmp_path)
     stages = [(2, False), (3, False)]
-    for name, told in worlds.run(1, "rebuild_memory", {"folder": str(tmp_path), "stages": stages}).items():
+    for name, told in worlds.run(1, "rebuild_memory", {"folder": str(tmp_path), "stages": stages}, fresh=True).items():
         assert told["kept"] <= 70, name
         for part in ("operate", "build"):
             assert told[part] <= told["held"] + told["layer"], (name, part, told)
