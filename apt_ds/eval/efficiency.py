@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import statistics
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from apt_ds.config import UserError
 from apt_ds.eval import loading
 from apt_ds.eval.passes import ENCODER, KINDS, LANGUAGE, Figures, Kind, Plan, prompts, run_once
 from apt_ds.journal import peak_memory, reset_peak
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt
 
 
 def kind_of(sources: dict[str, str]) -> Kind:
@@ -52,14 +55,16 @@ def measure(sources: dict[str, str], bf16: bool = False, plan: Plan | None = Non
     plan = plan or Plan(prompt=kind.prompt)
     found: dict[str, Figures] = {}
     loaded: dict[str, PreTrainedModel] = {}
-    if zero.device().type == "cpu":
-        # what libraries take when they are first used would count as the first model's
-        load_measured(next(iter(sources.values())), bf16, plan, kind)
-    for name, source in sources.items():
-        try:
-            loaded[name], found[name] = load_measured(source, bf16, plan, kind)
-        except torch.OutOfMemoryError:
-            raise UserError(f"--model {source!r}: not enough device memory for {', '.join(sources)} at once") from None
+    with exact_heap():
+        # on the CPU what libraries take for themselves at first use would count as a model's
+        rehearsed = sources if zero.device().type == "cpu" else {}
+        for name, source in [*rehearsed.items(), *sources.items()]:
+            loaded.pop(name, None)
+            try:
+                loaded[name], found[name] = load_measured(source, bf16, plan, kind)
+            except torch.OutOfMemoryError:
+                told = f"not enough device memory for {', '.join(sources)} at once"
+                raise UserError(f"--model {source!r}: {told}") from None
     passes: dict[str, list[Figures]] = {name: [] for name in loaded}
     for _ in range(plan.rounds):
         for name, model in loaded.items():
@@ -107,6 +112,24 @@ def held_memory() -> int:
     with suppress(OSError):  # not glibc: the figure is a little lower
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     return psutil.Process().memory_info().rss
+
+
+@contextmanager
+def exact_heap() -> Iterator[None]:
+    """Have glibc give every tensor back as it is freed: what it keeps for later would count, or hide what is used."""
+
+    def allow(mapped: int, trimmed: int) -> None:
+        with suppress(OSError):
+            libc = ctypes.CDLL("libc.so.6")
+            libc.mallopt(M_MMAP_THRESHOLD, mapped)
+            libc.mallopt(M_TRIM_THRESHOLD, trimmed)
+
+    allow(2**16, 2**17)
+    try:
+        yield
+    finally:
+        # where they end up by themselves
+        allow(2**25, 2**26)
 
 
 def checkpoint_bytes(source: str) -> int:

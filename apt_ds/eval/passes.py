@@ -84,7 +84,8 @@ def read(model: PreTrainedModel, plan: Plan) -> Figures:
     ids = prompts(model, plan.batch, plan.prompt)
     start = now(model.device)
     model(input_ids=ids)
-    return {"forward_seconds": now(model.device) - start}
+    seconds = now(model.device) - start
+    return {"forward_seconds": seconds, "sequences_per_second": plan.batch / seconds}
 
 
 @torch.no_grad()
@@ -126,6 +127,7 @@ ENCODER = Kind(
     read,
     (
         ("forward_seconds", "forward pass, ms", "{:,.1f}", 1e3),
+        ("sequences_per_second", "sequences/s", "{:,.1f}", 1),
         ("inference_bytes", "peak memory, MB", "{:,.1f}", 1e-6),
         *SIZES,
     ),
