@@ -185,7 +185,7 @@ def read_weights(
     except (OSError, SafetensorError) as error:
         raise UserError(f"{where}: its weights cannot be read: {first_line(error)}") from None
     except ValueError as error:
-        raise UserError(f"{where} cannot be a model for {kind}: {first_line(error)}") from None
+        raise UserError(f"{where} is not for {kind}: {first_line(error)}") from None
     except RuntimeError as error:
         # transformers has no class of its own for this one
         if "mismatch" not in str(error):
@@ -195,7 +195,8 @@ def read_weights(
     missing = sorted(key for key in absent if key.rpartition(".")[0] not in optional)
     if missing:
         # transformers would start these at random
-        raise UserError(f"{where}: {len(missing)} weights are missing or of another shape, such as {missing[0]}")
+        what = "missing" if set(missing) <= set(found["missing_keys"]) else "missing or of another shape"
+        raise UserError(f"{where}: {len(missing)} weights are {what}, such as {missing[0]}")
     quantized.adopt(model, dtype)
     return model, [path for path in optional if any(key.rpartition(".")[0] == path for key in absent)]
 
