@@ -20,6 +20,7 @@ import torch.distributed as td
 from apt_ds.config import RankError
 
 T = TypeVar("T")
+BROKEN = (td.DistNetworkError, td.DistStoreError)  # what is raised where the store's process is gone
 
 
 def ready() -> bool:
