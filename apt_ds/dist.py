@@ -21,6 +21,7 @@ from apt_ds.config import RankError
 from apt_ds.profiling import timed
 
 T = TypeVar("T")
+BROKEN = (td.DistNetworkError, td.DistStoreError)  # what is raised where the store's process is gone
 
 
 def ready() -> bool:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from apt_ds import pulse
+from apt_ds import dist, pulse
 from apt_ds.config import LostRank, UserError
 from apt_ds.watchdog import ADVICE, Watchdog
 
-# what gloo, NCCL and the rendezvous store say when a peer has left
+# what gloo and NCCL say when a peer has left
 PEER = (
     *("Connection closed by peer", "Connection reset by peer", "Socket closed", "Broken pipe", "Timed out waiting"),
     *("Connection refused", "NCCL", "Application timeout caused pair closure", "Socket Timeout"),
@@ -25,7 +25,7 @@ def explain(error: Exception, watchdog: Watchdog) -> Exception:
             "--gradient_accumulation_steps by the same factor), pass --gradient_checkpointing, or use "
             "--deepspeed ds_configs/zero3_offload.json"
         )
-    if isinstance(error, RuntimeError) and any(part in text for part in PEER):
+    if isinstance(error, dist.BROKEN) or (isinstance(error, RuntimeError) and any(part in text for part in PEER)):
         who = watchdog.lost() or f"a collective failed: {' '.join(text.split())[:200]}"
         return LostRank(f"in {pulse.NOW.phase}: {who}; {ADVICE}")
     return error

@@ -126,7 +126,9 @@ def put_state(engine: Engine, state: EngineState) -> None:
         _pack_moments(engine, blocks)
     scaler = getattr(engine.optimizer, "loss_scaler", None)
     for key, value in state.scaler.items():
-        setattr(scaler, key, value)
+        # stage 0, in fp32 only, has none
+        if hasattr(scaler, key):
+            setattr(scaler, key, value)
     for key, value in state.counters.items():
         setattr(engine, key, value)
 
