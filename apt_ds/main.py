@@ -8,6 +8,7 @@ from typing import Any
 from apt_ds import checkpoint, dist, models, preflight, quantized, zero
 from apt_ds.config import RunConfig
 from apt_ds.data.glue import GLUE
+from apt_ds.data.tokens import check_positions
 from apt_ds.ds_config import load_config
 from apt_ds.faults import explain
 from apt_ds.feed import read_data
@@ -50,6 +51,7 @@ def prepare(run: RunConfig) -> Trainer:
     config = load_config(run, dist.world_size(), base.config.hidden_size)
     zero.check_config(config, run.deepspeed)
     quantized.check(run, base.anatomy, zero.device())
+    check_positions(base.config, run.max_seq_length)
     data = read_data(run, base)
     commit = str(vars(base.config).get("_commit_hash"))
     preflight.compare(preflight.facts_of(run, config, base.source, commit, data.prints()))

@@ -118,6 +118,8 @@ def load_model(base: Base, run: RunConfig) -> PreTrainedModel:
     dtype, attention = run_dtype(run), run.attn_implementation
     if base.random:
         model, missing = random_weights(base.config, dtype, attention), []
+        paths = [path for paths in base.anatomy.targets.values() for path in paths]
+        quantized.hold(model, paths, run.base_bits, dtype)
     else:
         model, missing = read_weights(
             base.source, dtype, attention, base.kind, base.anatomy.heads, base.config, bits=run.base_bits

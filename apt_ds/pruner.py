@@ -91,7 +91,7 @@ class Pruner:
 
     def at_target(self) -> bool:
         """Whether all that should go is gone."""
-        return not self.prunes or self.kept() <= 1.0 - self.run.sparsity
+        return not self.prunes or self.kept_parameters() <= self.budget(self.run.sparsity)
 
     def progress(self, step: int) -> dict[str, float]:
         """Sizes after `step` updates, for the log."""

@@ -124,6 +124,13 @@ def like(old: nn.Parameter, values: Tensor) -> nn.Parameter:
     return made
 
 
+def hold(model: nn.Module, paths: list[str], bits: int, dtype: torch.dtype) -> None:
+    """Quantize a plain model's linear layers in place, one at a time; 16 bits: nothing to do."""
+    for path in paths if bits < 16 else []:
+        module = model.get_submodule(path)
+        model.set_submodule(path, PackedLinear(pack(module.weight.detach(), bits, dtype), module.bias))
+
+
 def adopt(model: nn.Module, dtype: torch.dtype) -> None:
     """Make bitsandbytes' linear layers in a model just loaded ours, weights untouched; others stay as they are."""
     if "bitsandbytes" not in {type(module).__module__.partition(".")[0] for module in model.modules()}:

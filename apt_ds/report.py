@@ -27,7 +27,7 @@ ROWS = (
     ("parameters", "parameters, all", "{:,.0f}"),
     ("parameters_without_embeddings", "parameters, without embeddings", "{:,.0f}"),
     ("checkpoint_bytes", "checkpoint size, MB", "{:,.1f}"),
-    ("held_out_loss", "held-out loss, nats per token", "{:.3f}"),
+    ("held_out_loss", "held-out loss", "{:.3f}"),
     ("held_out_perplexity", "held-out perplexity", "{:.2f}"),
     ("corpus_perplexity", "corpus perplexity", "{:.2f}"),
     ("generated_tokens_per_second", "generation, tokens per second", "{:.1f}"),

@@ -56,18 +56,10 @@ class Salience(Taps):
         self.stale = self.outlier != "off"
         self._kind = torch.from_numpy(block_kinds(anatomy)).to(self.device)
 
-    def begin(
-        self,
-        attention_mask: Tensor,
-        dtype: torch.dtype,
-        first: int = 0,
-        second_mask: Tensor | None = None,
-        positions: Tensor | None = None,
-    ) -> None:
-        """As `Taps.begin`; on a GPU it waits once for the tokens that do not count."""
-        super().begin(attention_mask, dtype, first, second_mask, positions)
+    def prepare(self) -> None:
+        """On a GPU: wait once for the tokens that do not count, which a tap then takes off a sum over all."""
         if self.device.type != "cpu":
-            masks = (attention_mask, attention_mask if second_mask is None else second_mask)
+            masks = (self.valid, self.valid if self.second is None else self.second)
             self._blank, self._second_blank = ((mask.flatten() == 0).nonzero().squeeze(1) for mask in masks)
 
     def watch(self, number: int, x: Tensor) -> Any:

@@ -82,6 +82,10 @@ class Taps:
         self.valid, self.first = attention_mask.reshape(1, -1).to(dtype), first
         self.segments = None if positions is None else (positions.flatten() == 0).cumsum(0) - 1
         self.second = None if second_mask is None else second_mask.reshape(1, -1).to(dtype)
+        self.prepare()
+
+    def prepare(self) -> None:
+        """What else a subclass must know of the tokens before a forward pass."""
 
     def end(self) -> None:
         """After the backward pass: forward passes from here on (evaluation) are not scored."""

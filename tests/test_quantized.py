@@ -309,3 +309,14 @@ def test_offload_that_cannot_be_is_refused(name: str, tmp_path: Path) -> None:
     path.write_text(json.dumps({"zero_optimization": {"stage": 3, "offload_optimizer": section}}), encoding="utf8")
     with pytest.raises(UserError, match=message):
         load_config(run_of(deepspeed=str(path), optim=optim), 1, 128)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_drawn_weights_are_held_in_few_bits_too(bits: int, folder: Path) -> None:
+    """What the benchmark measures must be what it names."""
+    base = models.find_base(str(folder))
+    made = models.load_model(replace(base, random=True), RunConfig(base_bits=bits))
+    paths = [path for paths in base.anatomy.targets.values() for path in paths]
+    weights = [made.get_submodule(path).weight for path in paths]
+    assert all(isinstance(weight, quantized.Packed) and weight.bits == bits for weight in weights)
+    assert torch.isfinite(made(tiny.ids()).logits).all()

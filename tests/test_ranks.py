@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from apt_ds.ranks import AdapterSize, parameters, tune
+from apt_ds.ranks import AdapterSize, even, parameters, tune
 
 
 def sizes(*ranks: int) -> list[AdapterSize]:
@@ -34,3 +34,10 @@ def test_growth_stays_in_the_budget_and_ties_go_to_the_first() -> None:
     after = [AdapterSize(s.path, grown.get(s.path, s.rank), s.per_rank) for s in before]
     assert set(grown) == {"a0", "a1", "a2"}
     assert parameters(after) <= 2 * parameters(before)
+
+
+def test_even_growth_raises_all_alike_and_meets_the_budget() -> None:
+    before = sizes(8, 6, 4)
+    grown = even(before, budget=1.5 * parameters(before), max_rank=11)
+    assert grown == {"a0": 11, "a1": 9, "a2": 6}
+    assert even(before, budget=parameters(before), max_rank=64) == {}

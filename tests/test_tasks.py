@@ -16,10 +16,14 @@ from test_checkpoint import same
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
 from apt_ds import main, models
-from apt_ds.config import UserError, resolve
+from apt_ds.anatomy import kept_sizes
+from apt_ds.architectures import anatomy_of
+from apt_ds.config import RunConfig, UserError, resolve
 from apt_ds.feed import read_data
+from apt_ds.pruner import Pruner
 from apt_ds.tasks import FAMILIES
 
+CPU = torch.device("cpu")
 KINDS = ("bert-classes", "roberta-answers", "t5-gated", "t5")
 SIZES = ["--align", "4", "--mask_step", "0.5", "--rank", "2", "--adjust_every", "2", "--prune_blocks"]
 FLAGS = [
@@ -109,6 +113,32 @@ def test_a_checkpoint_without_a_head_gets_one_and_says_so(
     assert 0.01 < made[0].classifier.weight.std() < 0.03 and not made[0].classifier.bias.any()
     assert torch.equal(made[0].bert.pooler.dense.weight, source.bert.pooler.dense.weight)
     assert "classifier: not in the checkpoint, started anew" in capfd.readouterr().err
+
+
+def test_held_cuts_wait_for_the_end_of_the_phase() -> None:
+    model = tiny.small("bert-classes")
+    anatomy = anatomy_of(model.config, tiny.TASKS["bert-classes"])
+    flags = {"pruning": "gradual", "structure": "adaptive", "sparsity": 0.4, "align": 4, "adjust_every": 2}
+    cut_at = {}
+    for hold in (False, True):
+        pruner = Pruner(RunConfig(**flags, hold_cuts=hold, mask_step=0.5, rank_growth=False), anatomy, 16, CPU)
+        pruner.scorer.average = torch.arange(anatomy.sizes.total(), dtype=torch.float32)
+        cut_at[hold] = []
+        for step in range(1, 17):
+            pruner.advance(step)
+            plan = pruner.plan(step, 16, model)
+            if plan:
+                cut_at[hold].append(step)
+                pruner.follow(plan, anatomy.with_sizes(kept_sizes(pruner.anatomy.sizes, plan.keep)), step)
+        assert pruner.kept() <= 0.6 and pruner.at_target()
+    assert min(cut_at[False]) < 8 <= min(cut_at[True]) and len(cut_at[True]) == 1
+
+
+def test_a_sequence_longer_than_the_positions_is_refused(folder: Path, modes: dict[str, list[str]]) -> None:
+    words = [*modes["roberta-answers"], "--output_dir", str(folder / "long"), "--max_seq_length", "64"]
+    with pytest.raises(UserError, match="--max_seq_length 64 is more than the model's 63 positions"):
+        main.prepare(resolve(["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), *words]))
+    assert not (folder / "long").exists()
 
 
 @pytest.mark.parametrize(

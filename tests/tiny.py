@@ -163,7 +163,7 @@ def save_task(folder: Path, kind: str) -> list[str]:
             (folder / f"{split}.json").write_text(json.dumps(pairs), encoding="utf8")
     task = {"classes": "sst2", "answers": "squad_v2"}.get(kind.partition("-")[2], "text")
     words = ["--task", task, "--model_name_or_path", str(folder / "model"), "--data_path", str(folder)]
-    return [*words, "--eval_size", "0", "--max_target_length", "6", "--doc_stride", "8"]
+    return [*words, "--eval_size", "0", "--max_target_length", "6", "--doc_stride", "8", "--max_seq_length", "60"]
 
 
 def _question(name: str, context: str, answered: bool) -> dict[str, object]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 
-from apt_ds.config import OPTIONS, RunConfig, UserError
+from apt_ds.config import RunConfig, UserError
 from apt_ds.zero import Config, stage
 
 LORA, QLORA = "lora", "qlora"
@@ -50,8 +50,6 @@ def absent(variant: Variant, config: Config) -> str:
         return ""
     if importlib.util.find_spec("bitsandbytes") is None:
         return "bitsandbytes is not installed"
-    if not variant.peft and "base_bits" not in OPTIONS:
-        return "this release holds no base weights in 4 bit"
     return "4 bit and ZeRO stage 3 do not go together here" if stage(config) == 3 else ""
 
 

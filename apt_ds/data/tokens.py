@@ -48,6 +48,16 @@ def check_room(tokenizer: PreTrainedTokenizerBase, pair: bool, max_length: int) 
         raise UserError(f"a length of {max_length} tokens leaves no room beside {framing} special ones; raise it")
 
 
+def check_positions(config: PretrainedConfig, max_length: int) -> None:
+    """UserError where an encoder has no position for `max_length` tokens; relative positions have no end."""
+    if NEEDED.get(config.model_type) != _ENCODER:
+        return
+    # RoBERTa counts from the place after its padding token's
+    room = config.max_position_embeddings - (config.pad_token_id + 1 if config.model_type == "roberta" else 0)
+    if max_length > room:
+        raise UserError(f"--max_seq_length {max_length} is more than the model's {room} positions; lower it")
+
+
 def token_columns(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The columns of a row that the tokenizer makes."""
     return [name for name in ("input_ids", "token_type_ids") if name in tokenizer.model_input_names]
