@@ -153,3 +153,21 @@ def test_a_task_that_is_not_for_a_model(task: str, model_type: str, allowed: str
     with pytest.raises(UserError, match=f"--task {task} is not for a model of type '{model_type}'.*{allowed}"):
         models.kind_of(task, model_type)
     assert task not in FAMILIES[model_type]
+
+
+def test_a_small_t5_learns_to_swap_words_while_it_is_pruned_and_distilled(
+    folder: Path, modes: dict[str, list[str]]
+) -> None:
+    """The whole way: from answers that are all wrong to a written model that generates nearly all of them right."""
+    output = folder / "learnt"
+    words = [*modes["t5"], "--sparsity", "0.3", "--prune_blocks", "heads,neurons", "--mask_step", "0.1", "--rank", "8"]
+    words += ["--adapter_targets", "q,k,v,o,up,down", "--adjust_every", "20", "--max_steps", "200"]
+    words += ["--learning_rate", "2e-2", "--per_device_train_batch_size", "8", "--per_device_eval_batch_size", "12"]
+    run = resolve(["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), *words, "--output_dir", str(output)])
+    figures = main.train(run)
+    assert figures["before"]["score"] < 10 and figures["pruning"]["kept"] <= 0.7
+    model = AutoModelForSeq2SeqLM.from_pretrained(output / "model", trust_remote_code=True)
+    exam = read_data(run, models.find_base(str(folder / "t5" / "model"), run.task)).exam
+    assert exam is not None
+    score = exam.ask(model, 12, 0)["score"]
+    assert score == pytest.approx(figures["after"]["score"]) and score > 80
