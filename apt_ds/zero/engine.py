@@ -179,7 +179,8 @@ def destroy(engine: Engine) -> nn.Module:
         parameter.__dict__.pop("_z3_optimizer", None)
         parameter.grad = None
     for module in model.modules():
-        for name in ("pre_bwd_fn", "post_bwd_fn", "_original_parameters"):
+        # a weight that a parent's forward looks at (T5's wo) is kept as the parent's, and would be gathered after a cut
+        for name in ("pre_bwd_fn", "post_bwd_fn", "_original_parameters", "_external_params"):
             module.__dict__.pop(name, None)
         if type(module._parameters) is not dict:
             module._parameters = dict(module._parameters)
