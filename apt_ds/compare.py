@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from apt_ds import dist
 from apt_ds.config import OPTIONS, RunConfig, UserError, resolve
 from apt_ds.presets import METHODS
 from apt_ds.results import Trial, publish, tabulate
@@ -139,7 +140,8 @@ def train(comparison: Comparison, trial: Trial, config: RunConfig) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     config.save(file)
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "warning"]
-    launcher += ["--num_accelerators", str(comparison.processes)]
+    # the launcher's own port is fixed: two comparisons on a machine would meet there
+    launcher += ["--num_accelerators", str(comparison.processes), "--master_port", str(dist.free_port())]
     run(trial, [*launcher, str(LAUNCHERS / "train.py"), "--config", str(file)])
     file.unlink()
 

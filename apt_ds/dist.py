@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
@@ -133,6 +134,13 @@ def from_node(make: Callable[[], bytes]) -> bytes:
     if local_rank() == 0:
         Path(made).unlink()
     return content
+
+
+def free_port() -> int:
+    """A port nobody listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def digest(*parts: object) -> str:

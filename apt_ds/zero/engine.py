@@ -11,7 +11,6 @@ import ctypes
 import gc
 import logging
 import os
-import socket
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -90,10 +89,7 @@ def _unname_buffers() -> None:
 
 def _be_alone() -> None:
     """The environment of a world of one, for a script started without a launcher."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(dist.free_port())}
     os.environ.update(place, RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_SIZE="1")
 
 
