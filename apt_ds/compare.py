@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from apt_ds import dist
-from apt_ds.config import OPTIONS, RunConfig, UserError, resolve
+from apt_ds.arguments import resolve
+from apt_ds.config import OPTIONS, RunConfig, UserError
 from apt_ds.presets import METHODS
 from apt_ds.results import Trial, publish, tabulate
 

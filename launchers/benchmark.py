@@ -10,8 +10,9 @@ import sys
 from typing import NoReturn
 
 from apt_ds import command
+from apt_ds.arguments import resolve
 from apt_ds.command import at_least, words
-from apt_ds.config import RunConfig, UserError, resolve
+from apt_ds.config import RunConfig, UserError
 
 
 class Parser(argparse.ArgumentParser):

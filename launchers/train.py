@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 
 from apt_ds import command
-from apt_ds.config import RunConfig, resolve
+from apt_ds.arguments import resolve
+from apt_ds.config import RunConfig
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import torch
 from jobs import run_config
 
 from apt_ds import checkpoint, dist, dry_run, feed, journal, lesson, main, models, resume, surgery, zero
-from apt_ds.config import resolve
+from apt_ds.arguments import resolve
 from apt_ds.ds_config import load_config
 
 # phase: what is called once in it, at its start

@@ -15,7 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from apt_ds import adapter, heads
 from apt_ds.architectures import anatomy_of
-from apt_ds.config import resolve
+from apt_ds.arguments import resolve
 from apt_ds.data.batches import collate
 from apt_ds.journal import peak_memory, reset_peak
 from apt_ds.lesson import Lesson

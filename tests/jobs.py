@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import nn
 
-from apt_ds import adapter, dist, feed, main, models, objective, preflight, surgery, trainer, zero
+from apt_ds import adapter, dist, feed, main, models, objective, preflight, trainer, zero
 from apt_ds.anatomy import spans
-from apt_ds.config import RunConfig, resolve
+from apt_ds.arguments import resolve
+from apt_ds.config import RunConfig
 from apt_ds.ds_config import load_config
 from apt_ds.quantized import Packed
 from apt_ds.surgery import Plan
@@ -84,161 +84,6 @@ def runs(folder: str, stages: list[tuple[int, bool]], modes: dict[str, list[str]
             dist.barrier()
             found[f"{stage}{'o' if offload else ''} {mode}"] = facts(made, figures)
     return found
-
-
-def profiled(folder: str, stages: list[tuple[int, bool]]) -> dict[str, Any]:
-    """What runs tell of their steps, and the same runs without a profile."""
-    flags = ["--pruning", "gradual", "--max_steps", "10", "--align", "4", "--mask_step", "0.5", "--adjust_every", "7"]
-    found = {}
-    for stage, offload in stages:
-        runs = {}
-        for on in ("false", "true"):
-            made = main.prepare(run_config(folder, stage, offload, [*flags, "--profile", on]))
-            figures = made.run()
-            dist.barrier()
-            runs[on] = facts(made, figures)
-        step = figures["before"]["step_seconds"]
-        told = {"profile": figures["profile"], "step_seconds": step, "unprofiled": runs["false"]}
-        found[f"{stage}{'o' if offload else ''}"] = told | {"losses": runs["true"]["losses"]}
-    return found
-
-
-def sent(folder: str, stages: list[tuple[int, bool]]) -> dict[str, Any]:
-    """Bytes this rank sends in one scored step, by what they are for, counted where collectives start."""
-    import torch.distributed as td
-    from deepspeed.comm import comm
-
-    from apt_ds.bench.shapes import shape_of
-
-    zero.init_distributed()
-    half = (dist.world_size() - 1) / dist.world_size()
-    # owner and name; the whole tensor's place and name among the arguments, what it is for, how often a ring sends it
-    watched = [
-        (comm.cdb, "all_gather_function", 0, "output_tensor", "gather", half),
-        (td.distributed_c10d, "all_gather_into_tensor", 0, "output_tensor", "gather", half),
-        (td, "all_gather", 0, "tensor_list", "gather", half),
-        (comm.cdb, "reduce_scatter_function", 1, "input", "reduce", half),
-        (td, "all_reduce", 0, "tensor", "reduce", 2 * half),
-    ]
-    found = {}
-    for stage, offload in stages:
-        flags = ["--pruning", "gradual", "--rank_growth", "false", "--max_steps", "8"]
-        made = main.prepare(run_config(folder, stage, offload, flags))
-        observed = made.pruner.scorer.masses.numel() + 2
-        counted = {"gather": 0.0, "reduce": 0.0, "salience": 0.0}
-
-        def counting(
-            original: Any, place: int, word: str, kind: str, factor: float, all_: int = observed, into: Any = counted
-        ) -> Any:
-            def count(*arguments: Any, **options: Any) -> Any:
-                tensor = options[word] if word in options else arguments[place]
-                parts = tensor if isinstance(tensor, list) else [tensor]
-                # the small ones are DeepSpeed's norms
-                if parts[0].numel() > 8:
-                    scored = original is td.distributed_c10d.all_reduce and parts[0].numel() == all_
-                    into["salience" if scored else kind] += factor * sum(part.nbytes for part in parts)
-                return original(*arguments, **options)
-
-            return count
-
-        made.train_step(0)
-        originals = [getattr(owner, name) for owner, name, *_ in watched]
-        for original, (owner, name, *how) in zip(originals, watched, strict=True):
-            setattr(owner, name, counting(original, *how))
-        made.train_step(1)
-        for original, (owner, name, *_) in zip(originals, watched, strict=True):
-            setattr(owner, name, original)
-        load = {"tokens": 1.0, "trained": 1.0, "context": 1.0, "scoring": True}
-        load["micro_batches"] = made.run_config.gradient_accumulation_steps
-        shape = vars(shape_of(made.base, made.base.anatomy, made.run_config))
-        found[str(stage)] = counted | {"shape": shape, "load": load}
-        made.finish()
-        dist.barrier()
-    return found
-
-
-def rebuild_memory(folder: str, stages: list[tuple[int, bool]]) -> dict[str, dict[str, int]]:
-    """Resident bytes before a cut of a model, and the most while it is cut and while its engine is built."""
-    from apt_ds.bench.shapes import random_base, random_data
-    from apt_ds.benchmark import LAST_STEP
-    from apt_ds.ds_config import load_config
-    from apt_ds.journal import Journal, peak_memory, reset_peak
-    from apt_ds.pruner import Pruner
-
-    zero.init_distributed()
-    found: dict[str, dict[str, int]] = {}
-    for stage, offload in stages:
-        run = run_config(folder, stage, offload, ["--calibration_steps", "1", "--prune_blocks", "heads,neurons,hidden"])
-        base = random_base(folder)
-        config = load_config(run, dist.world_size(), base.config.hidden_size)
-        pruner = Pruner(run, base.anatomy, 100, zero.device())
-        journal = Journal(Path(folder), 0, quiet=True)
-        made = trainer.Trainer(run, base, config, random_data(run, base, LAST_STEP), pruner, journal)
-        made.train_step(0, calibrating=True)
-        zero.settle(made.engine)
-        zero.collect()
-        layer = sum(zero.full_numel(p) * p.element_size() for p in made.engine.module.model.layers[0].parameters())
-        told = {"layer": layer, "held": psutil.Process().memory_info().rss}
-
-        def watched(place: Any, name: str, told: dict[str, int] = told) -> tuple[Any, str, Any]:
-            original = getattr(place, name)
-
-            def watch(*arguments: Any) -> Any:
-                reset_peak(zero.device())
-                value = original(*arguments)
-                told[name] = peak_memory(zero.device())
-                return value
-
-            setattr(place, name, watch)
-            return place, name, original
-
-        changed = [watched(surgery, "operate"), watched(zero, "build")]
-        made.rebuild(0, pruner.cut_now(made.engine.module), fresh=True)
-        for place, name, original in changed:
-            setattr(place, name, original)
-        made.train_step(1)
-        found[f"{stage}{'o' if offload else ''}"] = told | {"kept": round(100 * pruner.kept())}
-        pruner.undress()
-        zero.destroy(made.engine)
-        journal.close()
-        del made
-        zero.collect()
-    return found
-
-
-def rebuilds(folder: str, stages: list[tuple[int, bool]], count: int) -> dict[str, list[dict[str, int]]]:
-    """`count` rebuilds with a step between them; what is alive after every tenth."""
-    found = {}
-    for stage, offload in stages:
-        made = main.prepare(run_config(folder, stage, offload, ["--sparsity", "0", "--rank_growth", "false"]))
-        census = []
-        for step in range(count):
-            made.train_step(step)
-            made.rebuild(step, Plan())
-            # a census walks every object: now and then is enough to see growth
-            if step % 10 == 4 or step + 1 == count:
-                gc.collect()
-                census.append(alive(made))
-        found[f"{stage}{'o' if offload else ''}"] = census
-        made.finish()
-    return found
-
-
-def alive(made: trainer.Trainer) -> dict[str, int]:
-    """Engines, tensors, bytes, hooks, registry entries of this process."""
-    from deepspeed.runtime.zero import parameter_offload
-
-    kinds = {"engines": zero.Engine, "tensors": torch.Tensor, "modules": nn.Module}
-    objects = gc.get_objects()
-    census = {name: sum(1 for o in objects if issubclass(type(o), kind)) for name, kind in kinds.items()}
-    tensors = [o for o in objects if issubclass(type(o), torch.Tensor)]
-    census["bytes"] = sum(t.untyped_storage().nbytes() for t in tensors)
-    census["hooks"] = sum(
-        len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in made.engine.module.modules()
-    )
-    census["stack"] = len(parameter_offload.FWD_MODULE_STACK)
-    census["rss"] = psutil.Process().memory_info().rss
-    return census
 
 
 def load_sharded(folder: str, model: str = "model") -> dict[str, Any]:

@@ -17,8 +17,9 @@ import torch
 from conftest import ROOT
 
 from apt_ds import checkpoint, models
+from apt_ds.arguments import resolve
 from apt_ds.checkpoint import LAST, MANIFEST, Checkpoint, Damaged
-from apt_ds.config import OPTIONS, RunConfig, UserError, resolve
+from apt_ds.config import OPTIONS, RunConfig, UserError
 
 COUNTS = {"global_batch": 8, "total_steps": 10}
 PRINTS = {"train": "a", "held_out": "b", "corpus": "", "model": "c"}

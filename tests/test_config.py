@@ -10,7 +10,8 @@ import pytest
 import yaml
 from deepspeed.launcher.runner import parse_args
 
-from apt_ds.config import OPTIONS, RunConfig, UserError, resolve
+from apt_ds.arguments import resolve
+from apt_ds.config import OPTIONS, RunConfig, UserError
 from apt_ds.presets import PRESETS
 
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from apt_ds import adapter, bias, distill, heads
 from apt_ds.anatomy import HIDDEN, Anatomy, spans
 from apt_ds.architectures import anatomy_of
-from apt_ds.config import resolve
+from apt_ds.arguments import resolve
 from apt_ds.data.batches import Batch, collate
 from apt_ds.data.rows import Row
 from apt_ds.lesson import Lesson

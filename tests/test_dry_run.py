@@ -13,7 +13,7 @@ from conftest import ROOT
 from torch import nn
 
 from apt_ds import dry_run, footprint
-from apt_ds.config import resolve
+from apt_ds.arguments import resolve
 from apt_ds.estimate import CODE, FINGERPRINT, Bytes, Layout, estimate
 from apt_ds.footprint import Footprint, Live, Shape, Weight
 

@@ -16,7 +16,8 @@ from fuzz_tasks import articles, exchanges, pairs
 from spoilt import write
 
 from apt_ds import command, zero
-from apt_ds.config import UserError, resolve
+from apt_ds.arguments import resolve
+from apt_ds.config import UserError
 from apt_ds.data import mmlu
 from apt_ds.data.base import load_examples
 from apt_ds.data.instructions import build_dataset

@@ -15,7 +15,8 @@ from torch.nn.functional import linear
 from apt_ds import surgery
 from apt_ds.anatomy import spans
 from apt_ds.architectures import anatomy_of
-from apt_ds.config import UserError, resolve
+from apt_ds.arguments import resolve
+from apt_ds.config import UserError
 from apt_ds.data.batches import Batch, collate
 from apt_ds.fisher import Fisher, rearranged, tuned_masks
 from apt_ds.objective import summed_loss

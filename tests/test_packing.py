@@ -16,7 +16,8 @@ from transformers.modeling_flash_attention_utils import _is_packed_sequence, pre
 
 from apt_ds import adapter
 from apt_ds.architectures import anatomy_of
-from apt_ds.config import UserError, resolve
+from apt_ds.arguments import resolve
+from apt_ds.config import UserError
 from apt_ds.data.batches import Batch, collate
 from apt_ds.data.packing import grouped, pack, rounded
 from apt_ds.data.rows import IGNORED, Row

@@ -78,7 +78,7 @@ def test_a_run_tells_where_its_steps_go(tmp_path: Path) -> None:
     tiny.save_model(tmp_path / "model")
     tiny.save_data(tmp_path / "data.json")
     found = worlds.run(
-        2, "profiled", {"folder": str(tmp_path), "stages": [(0, False), (1, False), (2, False), (3, False)]}
+        2, "upkeep.profiled", {"folder": str(tmp_path), "stages": [(0, False), (1, False), (2, False), (3, False)]}
     )
     for stage, told in found.items():
         assert set(told["profile"]) == {"dense", "cut"}

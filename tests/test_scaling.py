@@ -77,7 +77,9 @@ def test_engines_send_what_the_formulas_say(tmp_path: Path) -> None:
     tiny.save_model(tmp_path / "model")
     tiny.save_data(tmp_path / "data.json")
     assert torch.float32.itemsize == 2 * scaling.WEIGHT
-    for stage, found in worlds.run(2, "sent", {"folder": str(tmp_path), "stages": [(2, False), (3, False)]}).items():
+    for stage, found in worlds.run(
+        2, "upkeep.sent", {"folder": str(tmp_path), "stages": [(2, False), (3, False)]}
+    ).items():
         expected = scaling.wire_bytes(Shape(**found["shape"]), Load(**found["load"]), 2, int(stage))
         # the run is in fp32; norms, which the formula leaves out, and padding of flat buffers are in what was counted
         assert found["gather"] == pytest.approx(2 * expected["gather"], rel=0.01), (stage, found)

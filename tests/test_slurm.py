@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from apt_ds.config import OPTIONS, resolve
+from apt_ds.arguments import resolve
+from apt_ds.config import OPTIONS
 
 FILE = ROOT / "launchers" / "slurm_alpaca.sbatch"
 # of a node: the words it is started with, one a line, then whatever the file `then` says

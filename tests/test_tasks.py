@@ -18,7 +18,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassificati
 from apt_ds import main, models
 from apt_ds.anatomy import kept_sizes
 from apt_ds.architectures import anatomy_of
-from apt_ds.config import RunConfig, UserError, resolve
+from apt_ds.arguments import resolve
+from apt_ds.config import RunConfig, UserError
 from apt_ds.feed import read_data
 from apt_ds.pruner import Pruner
 from apt_ds.tasks import FAMILIES

@@ -26,7 +26,8 @@ import yaml
 from conftest import ROOT
 
 from apt_ds import adapter, builtins, command, dist, main, models, zero
-from apt_ds.config import UserError, resolve
+from apt_ds.arguments import resolve
+from apt_ds.config import UserError
 from apt_ds.data.batches import Batch
 from apt_ds.journal import write_json
 from apt_ds.objective import Logits

@@ -72,7 +72,7 @@ def test_training_learns(references: dict[str, dict[str, Any]]) -> None:
 @pytest.mark.parametrize("world", [1, 2])
 def test_fifty_rebuilds_leave_nothing(world: int, folder: Path) -> None:
     found = worlds.run(
-        world, "rebuilds", {"folder": str(folder), "stages": [(2, False), (3, False), (3, True)], "count": 50}
+        world, "upkeep.rebuilds", {"folder": str(folder), "stages": [(2, False), (3, False), (3, True)], "count": 50}
     )
     for mode, census in found.items():
         first, last = census[0], census[-1]
@@ -111,7 +111,9 @@ def test_a_rebuild_needs_one_layer_more_than_is_held(tmp_path: Path, monkeypatch
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")
     tiny.config("mha", hidden_size=512, intermediate_size=1408, num_hidden_layers=6).save_pretrained(tmp_path)
     stages = [(2, False), (3, False)]
-    for name, told in worlds.run(1, "rebuild_memory", {"folder": str(tmp_path), "stages": stages}, fresh=True).items():
+    for name, told in worlds.run(
+        1, "upkeep.rebuild_memory", {"folder": str(tmp_path), "stages": stages}, fresh=True
+    ).items():
         assert told["kept"] <= 70, name
         for part in ("operate", "build"):
             assert told[part] <= told["held"] + told["layer"], (name, part, told)
