@@ -365,21 +365,3 @@ def eight_bit_moments(folder: str, stages: list[tuple[int, bool]], flags: list[s
         made.train_step(3)
         made.finish()
     return found
-
-
-def mmlu_choices(folder: str, limit: int, max_length: int) -> dict[str, Any]:
-    """What a model answers, whole on every rank and sharded over them; and how much of it a rank then holds."""
-    from apt_ds.data import mmlu as data
-    from apt_ds.eval import loading, mmlu
-
-    place = Path(folder)
-    subjects = ("anatomy", "college_physics", "world_religions")
-    asked = data.load(str(place / "data"), subjects, limit=limit)
-    settings = mmlu.Settings(batch_size=2, max_length=max_length)
-    found: dict[str, Any] = {}
-    for name, config in (("plain", ""), ("sharded", zero_json(folder, 3))):
-        judged = loading.load(str(place / "model"), deepspeed=config)
-        found[name] = mmlu.evaluate(judged.runner, judged.tokenizer, asked, settings).choices
-    found["total"] = sum(zero.full_numel(p) for p in judged.model.parameters())
-    found["held"] = sum(p.numel() + p.ds_tensor.numel() for p in judged.model.parameters())
-    return found

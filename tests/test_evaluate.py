@@ -124,18 +124,35 @@ def records(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
     (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf8")
 
 
+def arc(folder: Path) -> None:
+    """A data set of the shape of ARC-Challenge where the harness's reader looks for it."""
+    labels = ["A", "B", "C"]
+    rows = [
+        {"id": str(i), "question": " ".join(f"w{n}" for n in range(i + 1)), "answerKey": labels[i % 3]}
+        | {"choices": {"text": ["the cat", "dog", "red house"], "label": labels}}
+        for i in range(7)
+    ]
+    for split in ("train", "validation", "test"):
+        records(folder / "ai2_arc" / "ARC-Challenge", split, rows)
+
+
+@pytest.mark.dist
+def test_the_harness_says_the_same_over_ranks_and_sharded_weights(place: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="needs lm-eval: install the extra [eval]")
+    arc(tmp_path)
+    shutil.copytree(place / "dense", tmp_path / "model")
+    (alone,) = worlds.run(1, "judging.harness_figures", {"folder": str(tmp_path), "stages": [0]}).values()
+    found = worlds.run(2, "judging.harness_figures", {"folder": str(tmp_path), "stages": [0, 3]})
+    assert alone["acc_norm"] > 0
+    for stage, figures in found.items():
+        assert figures == alone, stage
+
+
 def test_tasks_of_the_harness_run_on_local_data(place: Path, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval", reason="needs lm-eval: install the extra [eval]")
     from apt_ds.eval import harness
 
-    labels = ["A", "B", "C"]
-    rows = [
-        {"id": str(i), "question": f"w{i} the", "answerKey": labels[i % 3]}
-        | {"choices": {"text": ["the cat", "dog", "red house"], "label": labels}}
-        for i in range(6)
-    ]
-    for split in ("train", "validation", "test"):
-        records(tmp_path / "ai2_arc" / "ARC-Challenge", split, rows)
+    arc(tmp_path)
     judged = loading.load(str(place / "pruned"))
     found = harness.run(judged, harness.Request({"arc_challenge": (2, "acc_norm")}, str(tmp_path), limit=5))
     assert found["arc_challenge"]["shots"] == 2 and 0 <= found["arc_challenge"]["acc_norm"] <= 1

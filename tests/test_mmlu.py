@@ -323,7 +323,7 @@ def test_ranks_and_shards_agree_with_one_process(place: Path) -> None:
         expected = alone
         if dropping:
             expected = mmlu.evaluate(model(), tokenizer(), asked, mmlu.Settings(max_length=dropping)).choices
-        found = worlds.run(2, "mmlu_choices", {"folder": str(place), "limit": 7, "max_length": dropping})
+        found = worlds.run(2, "judging.mmlu_choices", {"folder": str(place), "limit": 7, "max_length": dropping})
         assert found["plain"] == found["sharded"] == expected
         assert found["held"] < 0.6 * found["total"]
 

@@ -52,20 +52,25 @@ class Request:
 
 
 class SpreadLM(HFLM):
-    """The harness's model around one that is loaded already, its questions spread over this run's ranks."""
+    """The harness's model around one that is loaded already, its questions spread over this run's ranks.
+
+    Where weights are sharded every rank answers all questions: a pass needs every rank, and the harness's batches
+    of a share differ in number.
+    """
 
     def __init__(self, judged: Judged, batch_size: int) -> None:
+        self.spread = dist.ready() and not zero.is_partitioned(judged.model)
         # the harness warns that it leaves the model as it is
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         super().__init__(pretrained=judged.model, tokenizer=judged.tokenizer, batch_size=batch_size)
 
     @property
     def rank(self) -> int:
-        return dist.rank() if dist.ready() else 0
+        return dist.rank() if self.spread else 0
 
     @property
     def world_size(self) -> int:
-        return dist.world_size() if dist.ready() else 1
+        return dist.world_size() if self.spread else 1
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         return torch.tensor(dist.gather_objects(tensor.item()))
@@ -84,8 +89,6 @@ def run(judged: Judged, request: Request) -> dict[str, Any]:
     Raises:
         UserError: an unknown task, or data that is neither here nor in reach.
     """
-    if zero.is_partitioned(judged.model):
-        raise UserError("--suite and --tasks hold the whole model on every rank: leave out --deepspeed")
     manager = task_manager()
     check_tasks(request.tasks, manager.all_tasks)
     found: dict[str, Any] = {}
