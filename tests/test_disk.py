@@ -1,0 +1,63 @@
+"""A disk that is full, a file that may not grow: one line, and nothing half written."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import tiny
+from conftest import ROOT
+from launched import PRETUNING, Place, launch
+
+from apt_ds import models
+from apt_ds.arguments import resolve
+from apt_ds.config import UserError
+from apt_ds.journal import write_json
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mounts an empty file system of so many bytes."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount(size: int) -> Path:
+        options = ["-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+        if not shutil.which("mount") or subprocess.run(["mount", *options], capture_output=True).returncode:
+            pytest.skip("a full disk needs the right to mount a small tmpfs")
+        return place
+
+    yield mount
+    if place.is_mount():
+        subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("early", [True, False])
+def test_a_full_disk_ends_all_processes_and_leaves_no_model(
+    early: bool, place: Place, disk: Callable[[int], Path], tmp_path: Path
+) -> None:
+    tiny.save_model(place.folder / "larger", vocab_size=2000)
+    output = tmp_path / "disk" / "out"
+    words = place.words(output, "--model_name_or_path", str(place.folder / "larger"), *PRETUNING)
+    wanted = resolve([*words, "--deepspeed", str(ROOT / "ds_configs" / "zero2.json")])
+    needed = models.bytes_written(models.find_base(wanted.model_name_or_path), wanted)
+    # late: the weights alone would fit, but not beside logs, configuration and tokenizer
+    disk(needed // 2 if early else (needed // 4096 + 2) * 4096)
+    ended = launch(2, words)
+    assert ended.status == 2
+    assert len(ended.mistakes) == 1 and "Traceback" not in ended.err, ended.err
+    if early:
+        assert "MB free under" in ended.mistakes[0] and not output.exists()
+    else:
+        assert "cannot write the model to" in ended.mistakes[0] and "No space left" in ended.mistakes[0], ended.err
+        assert sorted(path.name for path in output.iterdir()) == ["config.yaml", "metrics.jsonl"]
+
+
+def test_a_summary_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "summary.json.tmp").mkdir()
+    with pytest.raises(UserError, match="cannot write .*summary.json"):
+        write_json(tmp_path / "summary.json", {})
