@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import runpy
-import subprocess
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,17 +10,16 @@ import pytest
 import tiny
 import torch
 import worlds
-from conftest import ROOT
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from exam import SUBJECTS, model, planted, small_set, tokenizer, write_exam
+from transformers import LlamaForCausalLM
 
 from apt_ds.config import UserError
 from apt_ds.data import mmlu as data
 from apt_ds.data.mmlu import Mmlu, Question
-from apt_ds.eval import jobs, loading, mmlu
+from apt_ds.eval import loading, mmlu
 from apt_ds.eval.letters import Encoder, letter_scores, shared_length
 from apt_ds.eval.progress import Progress
 
-SUBJECTS = ("anatomy", "college_physics", "world_religions")
 EXPECTED = """The following are multiple choice questions (with answers) about college physics.
 
 the big cat sees
@@ -44,70 +37,9 @@ D. not
 Answer:"""
 
 
-def questions(subject: str, count: int, first: int = 0) -> list[Question]:
-    """Of different lengths, answers in turn A, B, C, D."""
-    made = []
-    for i in range(first, first + count):
-        words = [tiny.WORDS[(7 * i + k) % len(tiny.WORDS)] for k in range(8)]
-        text = " ".join(words[: 2 + i % 5] + [f"w{i}"])
-        made.append(Question(subject, text, (words[4], words[5], words[6], f"w{i + 100}"), i % 4, i + 1))
-    return made
-
-
-def small_set(count: int = 11) -> Mmlu:
-    return Mmlu({s: questions(s, 5, 50) for s in SUBJECTS}, {s: questions(s, count) for s in SUBJECTS})
-
-
-def write_folder(folder: Path, asked: Mmlu) -> Path:
-    """The original layout."""
-    for split, part in (("dev", asked.dev), ("test", asked.test)):
-        (folder / split).mkdir(parents=True, exist_ok=True)
-        for subject, rows in part.items():
-            lines = [",".join([q.text, *q.choices, data.LETTERS[q.answer]]) for q in rows]
-            (folder / split / f"{subject}_{split}.csv").write_text("\n".join(lines) + "\n", encoding="utf8")
-    return folder
-
-
-def tokenizer() -> PreTrainedTokenizerFast:
-    """The tiny one, with words for letters and the fixed text in place of unused ones."""
-    fixed = [*"ABCD", "Answer", ":", ".", "The", "following", "are", "multiple", "choice", "questions"]
-    fixed += ["(", "with", "answers", ")", "about", "anatomy", "college", "physics", "world", "religions"]
-    made = json.loads(tiny.tokenizer().backend_tokenizer.to_str())
-    vocabulary = {word: i for word, i in made["model"]["vocab"].items() if i < 200}
-    made["model"]["vocab"] = vocabulary | {word: 200 + i for i, word in enumerate(fixed)}
-    from tokenizers import Tokenizer
-
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(made)), pad_token="<pad>", bos_token="<s>", unk_token="<unk>"
-    )
-
-
-def model(**changes: object) -> LlamaForCausalLM:
-    # with this seed answers differ
-    return tiny.model(seed=10, max_position_embeddings=512, **changes)
-
-
-def planted(letter: str) -> LlamaForCausalLM:
-    """Answers `letter` always: its row of the head is along what the last position holds, whatever that is."""
-    made = model(tie_word_embeddings=False)
-    ids = Encoder(tokenizer()).letters
-    with torch.no_grad():
-        # a constant through the residual stream: the last norm sees it in every position
-        made.model.embed_tokens.weight[:, 0] = 1000.0
-        made.model.norm.weight[0] = 1.0
-        made.lm_head.weight[ids, 0] = 0.0
-        made.lm_head.weight[ids[data.LETTERS.index(letter)], 0] = 100.0
-    return made
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `model` and `data`."""
-    folder = tmp_path_factory.mktemp("mmlu")
-    model().save_pretrained(folder / "model")
-    tokenizer().save_pretrained(folder / "model")
-    write_folder(folder / "data", small_set())
-    return folder
+    return write_exam(tmp_path_factory.mktemp("mmlu"))
 
 
 def test_a_prompt_is_this_text() -> None:
@@ -274,35 +206,6 @@ def test_an_interrupted_evaluation_goes_on(tmp_path: Path, monkeypatch: pytest.M
         Progress(path, {})
 
 
-@pytest.mark.parametrize("own_file", [False, True])
-def test_an_interrupted_script_asks_only_what_is_missing(
-    own_file: bool, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept = tmp_path / ("kept" if own_file else "mmlu.json.progress")
-    words = ["--model", str(place / "model"), "--data_dir", str(place / "data"), "--subjects", ",".join(SUBJECTS)]
-    words += ["--json", str(tmp_path / "mmlu.json"), *(["--resume_file", str(kept)] if own_file else [])]
-    given = runpy.run_path(str(ROOT / "launchers" / "eval_mmlu.py"))["parser"]().read(words)
-    original, asked = mmlu.answer_subject, []
-
-    def answer(runner: Any, encoder: Any, rows: list[Question], *more: Any) -> list[int]:
-        asked.append(rows[0].subject)
-        if asked == [*SUBJECTS[:2]]:
-            raise KeyboardInterrupt
-        return original(runner, encoder, rows, *more)
-
-    monkeypatch.setattr(mmlu, "answer_subject", answer)
-    with pytest.raises(KeyboardInterrupt):
-        jobs.run_mmlu(given)
-    assert list(json.loads(kept.read_text(encoding="utf8"))["answers"]) == [SUBJECTS[0]]
-    figures = jobs.run_mmlu(given)
-    assert asked == [*SUBJECTS[:2], *SUBJECTS[1:]]
-    monkeypatch.setattr(mmlu, "answer_subject", original)
-    whole = mmlu.evaluate(model(), tokenizer(), data.load(str(place / "data"), SUBJECTS)).figures()
-    assert {key: figures[key] for key in whole} == whole
-    # a file the user named is the user's
-    assert kept.exists() == own_file
-
-
 def test_a_fingerprint_tells_models_apart(place: Path, tmp_path: Path) -> None:
     first = loading.fingerprint(str(place / "model"))
     assert first == loading.fingerprint(str(place / "model"))
@@ -326,60 +229,3 @@ def test_ranks_and_shards_agree_with_one_process(place: Path) -> None:
         found = worlds.run(2, "judging.mmlu_choices", {"folder": str(place), "limit": 7, "max_length": dropping})
         assert found["plain"] == found["sharded"] == expected
         assert found["held"] < 0.6 * found["total"]
-
-
-def launch(*words: str) -> subprocess.CompletedProcess[str]:
-    call = [sys.executable, str(ROOT / "launchers" / "eval_mmlu.py"), *words]
-    return subprocess.run(call, env=worlds.environment(), capture_output=True, text=True, timeout=200, check=False)
-
-
-def test_the_script_writes_table_and_figures(place: Path, tmp_path: Path) -> None:
-    path = tmp_path / "mmlu.json"
-    words = ["--model", str(place / "model"), "--data_dir", str(place / "data"), "--subjects", ",".join(SUBJECTS)]
-    ended = launch(*words, "--json", str(path), "--batch_size", "4")
-    assert ended.returncode == 0, ended.stderr
-    figures = json.loads(path.read_text(encoding="utf8"))
-    asked = data.load(str(place / "data"), SUBJECTS)
-    expected = mmlu.evaluate(model(), tokenizer(), asked).figures()
-    assert {key: figures[key] for key in expected} == expected
-    assert "world_religions" in ended.stdout and "STEM" in ended.stdout
-    assert os.listdir(tmp_path) == ["mmlu.json"]
-
-
-def no_model(place: Path, tmp_path: Path) -> list[str]:
-    return ["--model", str(tmp_path), "--data_dir", str(place / "data"), "--subjects", "anatomy"]
-
-
-def unknown_subject(place: Path, tmp_path: Path) -> list[str]:
-    return ["--model", str(place / "model"), "--data_dir", str(place / "data"), "--subjects", "anatmy"]
-
-
-def missing_files(place: Path, tmp_path: Path) -> list[str]:
-    return ["--model", str(place / "model"), "--data_dir", str(place / "data")]
-
-
-def unknown_flag(place: Path, tmp_path: Path) -> list[str]:
-    return ["--model", str(place / "model"), "--num_shot", "3"]
-
-
-def no_folder_for_json(place: Path, tmp_path: Path) -> list[str]:
-    return ["--model", str(place / "model"), "--json", str(tmp_path / "no" / "x.json")]
-
-
-@pytest.mark.parametrize(
-    ("words", "line"),
-    [
-        (no_model, "no model and tokenizer there"),
-        (unknown_subject, "'anatmy' is no subject of MMLU (did you mean anatomy"),
-        (missing_files, "lacks dev/abstract_algebra_dev.csv and 107 more files"),
-        (unknown_flag, "--num_shot is no option (did you mean --num_shots"),
-        (no_folder_for_json, "is not there"),
-    ],
-)
-def test_a_mistake_is_one_line_and_status_2(
-    words: Callable[[Path, Path], list[str]], line: str, place: Path, tmp_path: Path
-) -> None:
-    ended = launch(*words(place, tmp_path))
-    told = [text for text in ended.stderr.splitlines() if text.startswith("error: ")]
-    assert (ended.returncode, len(told)) == (2, 1), ended.stderr
-    assert line in told[0] and "Traceback" not in ended.stderr
