@@ -168,8 +168,8 @@ def test_every_method_is_the_same_run_in_every_stage(folder: Path) -> None:
 
 @pytest.mark.dist
 def test_taylor_importance_is_that_of_plain_pytorch(folder: Path) -> None:
-    found = worlds.run(2, "taylor", {"folder": str(folder), "stages": [(2, False), (3, False)]})
-    plain = worlds.run(1, "plain_taylor", {"folder": str(folder)})
+    found = worlds.run(2, "scored.taylor", {"folder": str(folder), "stages": [(2, False), (3, False)]})
+    plain = worlds.run(1, "scored.plain_taylor", {"folder": str(folder)})
     assert min(plain) > 0
     for name, importance in found.items():
         assert np.allclose(importance, plain, rtol=1e-3), name

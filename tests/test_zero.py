@@ -130,7 +130,7 @@ def test_importance_is_the_same_for_every_split(folder: Path) -> None:
     found = {
         f"{world} {name}": values
         for world in (1, 2)
-        for name, values in worlds.run(world, "importances", {"folder": str(folder), "stages": STAGES}).items()
+        for name, values in worlds.run(world, "scored.importances", {"folder": str(folder), "stages": STAGES}).items()
     }
     first = next(iter(found.values()))
     assert len(first) == 4 and min(first) > 0
@@ -141,14 +141,14 @@ def test_importance_is_the_same_for_every_split(folder: Path) -> None:
 @pytest.mark.parametrize("flags", [[], ["--bf16"]])
 def test_a_rebuild_that_changes_nothing_is_bit_exact(flags: list[str], folder: Path) -> None:
     stages = STAGES if not flags else STAGES[1:]
-    found = worlds.run(2, "middle_rebuild", {"folder": str(folder), "stages": stages, "flags": flags})
+    found = worlds.run(2, "scored.middle_rebuild", {"folder": str(folder), "stages": stages, "flags": flags})
     for name, (straight, rebuilt) in found.items():
         assert straight == rebuilt, name
 
 
 def test_reset_moments_differ_from_carried_ones(folder: Path) -> None:
     arguments = {"folder": str(folder), "stages": [(2, False)], "flags": ["--moments", "reset"]}
-    straight, rebuilt = worlds.run(1, "middle_rebuild", arguments)["2"]
+    straight, rebuilt = worlds.run(1, "scored.middle_rebuild", arguments)["2"]
     assert straight[:4] == rebuilt[:4] and straight[5:] != rebuilt[5:]
 
 
@@ -156,7 +156,7 @@ def test_reset_moments_differ_from_carried_ones(folder: Path) -> None:
 def test_loss_scale_and_counters_continue(folder: Path) -> None:
     if not torch.cuda.is_available():
         pytest.skip("DeepSpeed has no fp16 on the CPU: needs a CUDA device")
-    found = worlds.run(1, "loss_scales", {"folder": str(folder), "stages": [(1, False), (2, False), (3, False)]})
+    found = worlds.run(1, "scored.loss_scales", {"folder": str(folder), "stages": [(1, False), (2, False), (3, False)]})
     for name, (before, after) in found.items():
         assert before == after, name
         assert before["counters"]["global_steps"] == 4 and before["scaler"]["cur_iter"] == 4, name
