@@ -1,7 +1,8 @@
 """Checkpoint folders: written whole or not at all, checked byte by byte, refused when they belong to another run.
 
 `output_dir/checkpoint-STEP` holds `manifest.json` (what it is, and a checksum of every file), `state.json` (numbers),
-tensors as safetensors, and the metrics so far. It appears under its name only once all of it is on the disk.
+tensors as safetensors, in parts where they are many, and the metrics so far. It appears under its name only once all
+of it is on the disk.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from apt_ds import dist
+from apt_ds import dist, parts
 from apt_ds.config import OPTIONS, RunConfig, UserError
+from apt_ds.parts import Parts
 
-FORMAT = 2
+FORMAT = 3
+READABLE = (2, FORMAT)  # 2 had one file for every name
 LAST = "last"
 MANIFEST, STATE, METRICS = "manifest.json", "state.json", "metrics.jsonl"
 NAME = re.compile(r"checkpoint-(\d+)")
@@ -85,17 +87,33 @@ class Checkpoint:
                 raise UserError(f"{self.path}: {PRINTS[name]} is not what the checkpoint was made with; give the same")
 
 
-def write(output: Path, checkpoint: Checkpoint, keep: int) -> Path:
+def begin(output: Path, step: int) -> Parts:
+    """Where the tensors of a checkpoint go that `write` will complete. On one rank."""
+    partial = _folder(output, step, partial=True)
+    shutil.rmtree(partial, ignore_errors=True)
+    return Parts(partial)
+
+
+def _folder(output: Path, step: int, partial: bool = False) -> Path:
+    return output / f"checkpoint-{step}{'.tmp' if partial else ''}"
+
+
+def write(output: Path, checkpoint: Checkpoint, keep: int, begun: Parts | None = None) -> Path:
     """Write `output/checkpoint-STEP`, then remove the oldest beyond `keep` (0: none). On one rank.
+
+    begun: what `begin` gave and holds tensors besides those of `checkpoint`.
 
     Raises:
         UserError: it cannot be written; earlier checkpoints are untouched and nothing is left of this one.
     """
-    folder = output / f"checkpoint-{checkpoint.step}"
-    partial = folder.with_name(f"{folder.name}.tmp")
+    folder, partial = (_folder(output, checkpoint.step, partial) for partial in (False, True))
+    begun = begun or begin(output, checkpoint.step)
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+        for name, tensors in checkpoint.tensors.items():
+            for key, value in tensors.items():
+                begun.add(name, key, value)
+        begun.close()
+        partial.mkdir(exist_ok=True)
         _fill(partial, checkpoint)
         if folder.exists():
             _remove(folder)
@@ -115,8 +133,6 @@ def write(output: Path, checkpoint: Checkpoint, keep: int) -> Path:
 
 
 def _fill(folder: Path, checkpoint: Checkpoint) -> None:
-    for name, tensors in checkpoint.tensors.items():
-        save_file({key: value.contiguous() for key, value in tensors.items()}, folder / f"{name}.safetensors")
     (folder / STATE).write_text(json.dumps(checkpoint.values), encoding="utf8")
     (folder / METRICS).write_bytes(checkpoint.metrics)
     manifest = {
@@ -208,7 +224,7 @@ def verify(path: Path) -> dict[str, Any]:
     whole = isinstance(manifest, dict) and written == _text(manifest).encode()
     if not whole or manifest.pop("checksum", None) != _seal(manifest):
         raise Damaged(f"checkpoint {path} is damaged: {MANIFEST} is not what was written")
-    if manifest.get("format") != FORMAT:
+    if manifest.get("format") not in READABLE:
         raise UserError(f"checkpoint {path} has format {manifest.get('format')}, this version reads {FORMAT}")
     for name, expected in manifest["files"].items():
         try:
@@ -224,14 +240,13 @@ def load(path: Path) -> Checkpoint:
     """Read a checkpoint that `verify` has passed."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf8"))
-        tensors = {Path(name).stem: load_file(path / name) for name in manifest["files"] if name.endswith("tensors")}
         return Checkpoint(
             manifest["step"],
             manifest["run"],
             manifest["counts"],
             manifest["fingerprints"],
             json.loads((path / STATE).read_text(encoding="utf8")),
-            tensors,
+            parts.read(path, list(manifest["files"])),
             manifest["shape"],
             (path / METRICS).read_bytes(),
             str(path),

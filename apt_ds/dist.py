@@ -9,7 +9,7 @@ import hashlib
 import os
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -71,6 +71,24 @@ def gather_objects(value: T) -> list[T]:
     values: list[T | None] = [None] * td.get_world_size()
     td.all_gather_object(values, value)
     return values  # type: ignore[return-value]
+
+
+def to_main(own: dict[str, torch.Tensor], device: torch.device) -> Iterator[tuple[int, str, torch.Tensor]]:
+    """(rank, name, tensor on the host) of every rank's tensors, one at a time, on rank 0; nothing elsewhere.
+
+    Collective: exhaust it on every rank. device: where tensors travel.
+    """
+    held = gather_objects([(name, value.dtype, value.shape) for name, value in own.items()])
+    for source, listed in enumerate(held):
+        for name, dtype, shape in listed:
+            if source == rank() == 0:
+                yield source, name, own[name].cpu()
+            elif is_main():
+                value = torch.empty(shape, dtype=dtype, device=device)
+                td.recv(value, src=source)
+                yield source, name, value.cpu()
+            elif source == rank():
+                td.send(own[name].to(device).contiguous(), dst=0)
 
 
 def on_main(action: Callable[[], T]) -> T:

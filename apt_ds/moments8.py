@@ -42,7 +42,7 @@ def is_ours(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def unpack(optimizer: torch.optim.Optimizer, flat: Tensor) -> None:
-    """Add a parameter's moments in fp32, under AdamW's names, to its state."""
+    """Add a parameter's moments in fp32, under AdamW's names, to its state: on the host, being four times as large."""
     state = optimizer.state[flat]
     functional = quantized.library().functional
     for name, number in NUMBERS.items():
@@ -51,10 +51,10 @@ def unpack(optimizer: torch.optim.Optimizer, flat: Tensor) -> None:
             held = functional.QuantState(
                 state[f"absmax{number}"], code=state[f"qmap{number}"], blocksize=BLOCK, dtype=torch.float32
             )
-            state[name] = functional.dequantize_blockwise(codes, held)
+            state[name] = functional.dequantize_blockwise(codes, held).cpu()
         else:
             # few numbers stay in fp32
-            state[name] = codes
+            state[name] = codes.cpu()
 
 
 def drop(optimizer: torch.optim.Optimizer, flat: Tensor) -> None:
@@ -82,7 +82,7 @@ def pack(optimizer: torch.optim.Optimizer, flat: Tensor, blocks: dict[str, Tenso
             codes.copy_(given[name])
         elif not blocks:
             found, held = quantized.library().functional.quantize_blockwise(
-                given[name], code=state[f"qmap{number}"], blocksize=BLOCK
+                given[name].to(flat.device), code=state[f"qmap{number}"], blocksize=BLOCK
             )
             codes.copy_(found)
             state[f"absmax{number}"].copy_(held.absmax)

@@ -2,7 +2,8 @@
 
 Frozen base weights are not in it: the base model is cut again, once for every cut of the saved run, since a weight of
 few bits that was cut twice, and quantized anew each time, is not the one that was cut once.
-Every tensor is whole, so that a run may go on with other ranks and in another ZeRO stage.
+Every tensor is whole, so that a run may go on with other ranks and in another ZeRO stage; each is made whole, written
+and forgotten before the next.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from apt_ds import dist, surgery, zero
 from apt_ds.adapter import adapters
 from apt_ds.checkpoint import Checkpoint
+from apt_ds.parts import Parts
 from apt_ds.pruner import Pruner
 from apt_ds.surgery import Plan
 
@@ -24,12 +26,15 @@ Values = dict[str, Any]
 Tensors = dict[str, Tensor]
 
 
-def collect(engine: zero.Engine, pruner: Pruner, surgeon: torch.Generator) -> tuple[Values, dict[str, Tensors], Values]:
-    """(values, tensors by file, shape) of a run at a step boundary; `surgeon` draws what ranks grow by. Collective."""
+def collect(
+    engine: zero.Engine, pruner: Pruner, surgeon: torch.Generator, parts: Parts | None
+) -> tuple[Values, dict[str, Tensors], Values]:
+    """(values, tensors by file, shape) of a run at a step boundary. Collective.
+
+    surgeon: draws what ranks grow by; parts: takes what is trained, which may be large, on the first rank.
+    """
     values, tensors = {}, {}
-    values["engine"], tensors["trained"], blocks = engine_state(engine)
-    if blocks:
-        tensors["blocks"] = blocks
+    values["engine"] = engine_state(engine, parts)
     values["pruner"], tensors["pruner"] = pruner.state()
     values["random"], tensors["random"] = random_state()
     tensors["random"]["surgery"] = surgeon.get_state()
@@ -38,7 +43,8 @@ def collect(engine: zero.Engine, pruner: Pruner, surgeon: torch.Generator) -> tu
 
 def put_back(engine: zero.Engine, surgeon: torch.Generator, saved: Checkpoint, accumulation: int) -> None:
     """Set what `reshape` has not: moments, counters and generators. Collective."""
-    state = read_engine_state(saved.values["engine"], saved.tensors["trained"], saved.tensors.get("blocks", {}))
+    held = saved.tensors
+    state = read_engine_state(saved.values["engine"], held.get("trained", {}), held.get("blocks", {}))
     # DeepSpeed finds the boundary of an optimizer step from this one, and accumulation may have changed
     done = state.counters["micro_steps"] // saved.run["gradient_accumulation_steps"]
     state.counters["micro_steps"] = done * accumulation
@@ -47,13 +53,21 @@ def put_back(engine: zero.Engine, surgeon: torch.Generator, saved: Checkpoint, a
     put_random_state(saved.values["random"], saved.tensors["random"])
 
 
-def engine_state(engine: zero.Engine) -> tuple[Values, Tensors, Tensors]:
-    """Loss scale and counters; masters and moments; the blocks of all ranks' 8-bit moments. Collective."""
-    state = zero.take_state(engine)
-    flat = {f"{key}:{name}": value for name, entry in state.tensors.items() for key, value in entry.items()}
-    blocks = {f"{r}:{k}": v for r, own in enumerate(dist.gather_objects(state.blocks)) for k, v in own.items()}
-    values = {"adam_step": state.adam_step, "scaler": state.scaler, "counters": state.counters, "layout": state.layout}
-    return values, flat, blocks
+def engine_state(engine: zero.Engine, parts: Parts | None) -> Values:
+    """Loss scale and counters. Masters and moments, and the blocks of all ranks' 8-bit moments, go to `parts`.
+
+    One tensor at a time: no rank holds those of others, but for the first, which has what is not written yet.
+    Collective.
+    """
+
+    def put(name: str, entry: Tensors) -> None:
+        for key, value in entry.items() if parts else ():
+            parts.add("trained", f"{key}:{name}", value)
+
+    state = zero.take_state(engine, sink=put)
+    for rank, key, value in dist.to_main(state.blocks, zero.device()):
+        parts.add("blocks", f"{rank}:{key}", value)
+    return {"adam_step": state.adam_step, "scaler": state.scaler, "counters": state.counters, "layout": state.layout}
 
 
 def read_engine_state(values: Values, flat: Tensors, blocks: Tensors) -> zero.EngineState:
@@ -84,7 +98,7 @@ def reshape(model: nn.Module, pruner: Pruner, saved: Checkpoint) -> None:
         anatomy = surgery.operate(model, anatomy, plan, None, torch.Generator())
     pruner.load_state(anatomy, saved.values["pruner"], held)
     replaced: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
-    for label, value in saved.tensors["trained"].items():
+    for label, value in saved.tensors.get("trained", {}).items():
         key, _, name = label.partition(":")
         if key == "master":
             path, _, attribute = name.rpartition(".")

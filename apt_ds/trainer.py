@@ -145,7 +145,8 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of this step boundary. Collective."""
         pulse.phase(f"step {self.done}: save", limited=False)
-        values, tensors, shape = resume.collect(self.engine, self.pruner, self.generator)
+        begun = checkpoint.begin(self.journal.folder, self.done) if dist.is_main() else None
+        values, tensors, shape = resume.collect(self.engine, self.pruner, self.generator, begun)
         values |= {"meter": self.meter.state(), "figures": self.figures, "bad_steps": self.steps.bad_steps}
         values["milestones"] = self.milestones.state()
         values["lesson"], snapshot = self.lesson.state()
@@ -155,7 +156,7 @@ class Trainer:
             run = {name: getattr(self.run_config, name) for name in OPTIONS}
             made = Checkpoint(self.done, run, self.data.counts(), self.prints, values, tensors, shape)
             made.metrics = self.journal.metrics()
-            checkpoint.write(self.journal.folder, made, self.run_config.save_total_limit)
+            checkpoint.write(self.journal.folder, made, self.run_config.save_total_limit, begun)
 
         dist.on_main(write)
 

@@ -30,6 +30,7 @@ from apt_ds.zero.engine import Engine, device, full_shape, loss_scale
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+Sink = Callable[[str, dict[str, Tensor]], None]
 COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
 
 
@@ -87,8 +88,12 @@ class EngineState:
     layout: str = ""
 
 
-def take_state(engine: Engine, moments: bool = True) -> EngineState:
-    """Read fp32 masters, Adam moments (unless `moments` is False), loss scale and counters. Collective."""
+def take_state(engine: Engine, moments: bool = True, sink: Sink | None = None) -> EngineState:
+    """Read fp32 masters, Adam moments (unless `moments` is False), loss scale and counters. Collective.
+
+    sink: takes each parameter's tensors, one parameter after the other; the state then holds none. For what may be as
+    large as the model.
+    """
     adam_step = _adam_step(engine)
     keys = MOMENTS if moments and adam_step > 0 else ()
     tensors: dict[str, dict[str, Tensor]] = {}
@@ -97,7 +102,11 @@ def take_state(engine: Engine, moments: bool = True) -> EngineState:
         _each_flat(engine, moments8.unpack)
     for name, parameter in engine.module.named_parameters():
         if parameter.requires_grad:
-            tensors[name] = {key: _read(engine, parameter, key).cpu() for key in ("master", *keys)}
+            entry = {key: _read(engine, parameter, key).cpu() for key in ("master", *keys)}
+            if sink is None:
+                tensors[name] = entry
+            else:
+                sink(name, entry)
     blocks: dict[str, Tensor] = {}
     if eight_bit:
         _each_flat(engine, moments8.drop)
@@ -187,7 +196,9 @@ def _seed_moments(engine: Engine, adam_step: float) -> None:
     as_tensor = isinstance(inner, torch.optim.AdamW)
     for flat in _flats(engine):
         count = torch.tensor(adam_step) if as_tensor else int(adam_step)
-        inner.state[flat] = {"step": count, **{key: torch.zeros_like(flat) for key in MOMENTS}}
+        # those of 8 bits are in fp32 on the host only, where there is room, until they are packed
+        place = "cpu" if moments8.is_ours(inner) else flat.device
+        inner.state[flat] = {"step": count, **{key: torch.zeros_like(flat, device=place) for key in MOMENTS}}
     for group in inner.param_groups:
         if "step" in group:
             group["step"] = int(adam_step)
