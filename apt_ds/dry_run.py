@@ -92,7 +92,7 @@ def estimate_run(run: RunConfig, base: Base, data: Data, config: zero.Config, wo
         length = data.corpus.shape[1]
         judged.append(Shape(max(1, batch // 4), length, length, length))
     model = measure(base, run, micro_batches(run, data, world), judged, rank, everything)
-    prunable = base.anatomy.cost(base.anatomy.sizes) / sum(w.numel for w in model.weights)
+    prunable = base.anatomy.cost(base.anatomy.sizes) / sum(w.full or w.numel for w in model.weights)
     kept = 1 - prunable * run.sparsity if run.pruning != "none" else 1.0
     dtype = models.run_dtype(run)
     stored = base.config.dtype or dtype

@@ -63,12 +63,17 @@ class Estimate:
 
 
 def estimate(model: Footprint, config: dict[str, Any], layout: Layout) -> Estimate:
-    """Bytes per rank of the phases of a run. config: resolved, as `load_config` gives it."""
+    """Bytes per rank of the phases of a run. config: resolved, as `load_config` gives it.
+
+    A base of few bits is read whole by every rank and sharded by the engine; a product, a cut and what is written
+    dequantize one weight at a time.
+    """
     zero = config.get("zero_optimization", {})
     stage, item, world = int(zero.get("stage", 0)), layout.item, layout.world
     aside = "offload_optimizer" in zero
     total = sum(w.numel for w in model.weights)
     trained = sum(w.numel for w in model.weights if w.trained)
+    scales, unpacked = sum(w.scales for w in model.weights), max(w.full for w in model.weights)
     share = -(-trained // world) if stage else trained
 
     def held(bytes_: int, away: bool = False) -> Bytes:
@@ -79,25 +84,31 @@ def estimate(model: Footprint, config: dict[str, Any], layout: Layout) -> Estima
     params_aside = stage == 3 and "offload_param" in zero
     master = MASTER * share if stage else 0
     parts = {
-        "frozen weights": held((own - own_trained) * item, params_aside),
+        "frozen weights": held((own - own_trained) * item, params_aside).plus(Bytes(scales)),
         "trained weights": held(own_trained * item, params_aside),
         "gradients": _gradients(zero, stage, trained, share, item),
         "optimizer": held(master + (MOMENTS * share if layout.moments else 0), aside),
         "gathered weights": Bytes(_gathered(model, zero, world, layout.on_cpu) * item if stage == 3 else 0),
-        "activations": Bytes(model.activations),
+        "activations": Bytes(model.activations + unpacked * item),
     }
     weights = parts["frozen weights"].plus(parts["trained weights"])
     engine = weights.plus(parts["optimizer"], parts["gathered weights"], Bytes(0, CODE))
-    whole = model.largest * item
-    left = [round(n * layout.kept * item) for n in (own, total)]
+    whole = max(model.largest, unpacked) * item
+    read = weights if not unpacked else Bytes(total * item + scales)
+    parameters = sum(w.full or w.numel for w in model.weights)
+    thin = [w for w in model.weights if w.full] or list(model.weights)
+    # what goes was held as the projections are
+    gone = (1 - layout.kept) * parameters * sum(w.numel for w in thin) / sum(w.full or w.numel for w in thin)
+    left = round((total - gone) * item * own / total)
     state = Bytes(0, (MASTER + (MOMENTS if layout.moments else 0)) * trained)
     phases = {
-        "loading": _loading(weights, total * layout.stored, stage, layout.on_cpu),
-        "fingerprint": weights.plus(Bytes(FINGERPRINT)),
+        "loading": _loading(read, parameters * layout.stored, stage, layout.on_cpu),
+        "fingerprint": read.plus(Bytes(FINGERPRINT)),
         "step": engine.plus(parts["gradients"], parts["activations"]),
-        "evaluation": engine.plus(Bytes(model.evaluation)),
-        "rebuild": weights.plus(state, Bytes(2 * whole, CODE)),
-        "writing": held(left[0], params_aside).plus(Bytes(whole, left[1] + CODE)),
+        "evaluation": engine.plus(Bytes(model.evaluation + unpacked * item)),
+        # a weight of few bits is cut in fp32
+        "rebuild": weights.plus(state, Bytes(max(2 * whole, 8 * unpacked), CODE)),
+        "writing": held(left, params_aside).plus(Bytes(whole, round(parameters * layout.kept * item) + CODE)),
     }
     return Estimate(parts, phases)
 

@@ -2,13 +2,15 @@
 
 The model is built of fake tensors, which have shapes and no content, and runs forward and backward once; every storage
 counts from the operation that makes it to the moment nothing refers to it. So each architecture, attention kernel and
-checkpointing counts as it is, and no weight is read. Workspace inside a kernel does not show.
+checkpointing counts as it is, and no weight is read. Workspace inside a kernel does not show. A base of few bits counts
+with its codes and scales, and with one weight at a time as it computes.
 """
 
 from __future__ import annotations
 
 import copy
 import weakref
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from transformers import AutoModelForCausalLM
 
-from apt_ds import adapter, models
+from apt_ds import adapter, models, quantized
 from apt_ds.config import RunConfig
 from apt_ds.models import Base
 
@@ -37,11 +39,17 @@ class Shape(NamedTuple):
 
 
 class Weight(NamedTuple):
-    """A parameter: its elements, and whether it is trained."""
+    """A parameter: its elements, as the engine sees them (of one in few bits: its codes), and whether it is trained.
+
+    full: elements it stands for where it is held in few bits, else 0; scales: bytes beside its codes, whole on every
+    rank.
+    """
 
     name: str
     numel: int
     trained: bool
+    full: int = 0
+    scales: int = 0
 
 
 @dataclass(frozen=True)
@@ -101,9 +109,23 @@ def measure(base: Base, run: RunConfig, batch: Shape, judged: list[Shape], rank:
         activations = _peak(model, batch, backward=True)
         with torch.no_grad():
             evaluation = max(_peak(model.eval(), shape, backward=False) for shape in judged)
-        weights = tuple(Weight(name, p.numel(), p.requires_grad) for name, p in model.named_parameters())
-        largest = max(sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules())
+        packed = {f"{path}.weight" for paths in base.anatomy.targets.values() for path in paths if run.base_bits < 16}
+        weights = tuple(
+            _weight(name, p, run.base_bits if name in packed else 16) for name, p in model.named_parameters()
+        )
+        modules: Counter[str] = Counter()
+        for weight in weights:
+            modules[weight.name.rpartition(".")[0]] += weight.numel
+        largest = max(modules.values())
     return Footprint(weights, activations, evaluation, largest)
+
+
+def _weight(name: str, parameter: nn.Parameter, bits: int) -> Weight:
+    """What is held of a parameter, in `bits` bits where that is less than it computes in."""
+    if bits == 16:
+        return Weight(name, parameter.numel(), parameter.requires_grad)
+    codes, scales = quantized.room(parameter.shape, bits)
+    return Weight(name, -(-codes // parameter.element_size()), parameter.requires_grad, parameter.numel(), scales)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-PART = 1 << 30  # bytes of a file, one tensor more at most
 ENDING = ".safetensors"
 
 
@@ -16,10 +15,13 @@ class Parts:
     """Tensors on their way into `folder`: `name.safetensors`, `name-2.safetensors` and so on.
 
     What goes wrong is kept until `close`: other ranks, who send tensors meanwhile, must not wait in vain.
+    limit: bytes after which a file is full.
     """
 
-    def __init__(self, folder: Path, limit: int = PART) -> None:
-        self.folder, self.limit = folder, limit
+    limit = 1 << 30
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._failure: OSError | SafetensorError | None = None
         self._waiting: dict[str, dict[str, Tensor]] = {}
         self._written: dict[str, int] = {}

@@ -193,6 +193,15 @@ def written_bytes(weight: nn.Parameter, numel: int, bits: int) -> int:
     return numel * bits // 8 + sum(part.numel() * part.element_size() for part in small_parts(weight))
 
 
+def room(full: torch.Size, bits: int) -> tuple[int, int]:
+    """Bytes of the codes and of the scales of a weight [out, in] held in `bits` bits; rows are whole blocks."""
+    if bits == 8:
+        return full.numel(), 4 * full[0]
+    blocks = full.numel() // BLOCK
+    # scales of the blocks in 8 bits, 256 of them with a scale of their own, and what was taken off them all
+    return full.numel() // 2, blocks + 4 * -(-blocks // 256) + 4
+
+
 def summary(model: nn.Module) -> dict[str, float]:
     """For people: what cuts have lost by quantizing anew, relative to the weights, over all of them."""
     lost = [p.lost for p in model.parameters() if isinstance(p, Packed)]

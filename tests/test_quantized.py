@@ -95,7 +95,7 @@ def test_all_projections_are_packed_and_close_to_the_base(bits: int, load: Calla
 
 
 @each_width
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
 def test_a_product_is_that_of_the_dequantized_weight(
     bits: int, dtype: torch.dtype, load: Callable[..., Loaded]
 ) -> None:
