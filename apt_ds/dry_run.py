@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from apt_ds.config import RunConfig, UserError
 from apt_ds.data.batches import GlobalOrder
 from apt_ds.data.rows import IGNORED, TokenizedSet
 from apt_ds.ds_config import load_config
-from apt_ds.estimate import Bytes, Estimate, Layout, estimate
+from apt_ds.estimate import MOMENTS, MOMENTS_IN_8_BITS, Bytes, Estimate, Layout, estimate
 from apt_ds.feed import Data, read_data
 from apt_ds.footprint import Shape, measure
 from apt_ds.models import Base
@@ -36,7 +37,13 @@ class Machine(NamedTuple):
     on_cpu: bool
 
 
-def dry_run(run: RunConfig) -> Estimate | None:
+def files(run: RunConfig) -> tuple[Base, Data]:
+    """What `train.py` reads: the model's configuration, and the data. Collective."""
+    base = models.find_base(run.model_name_or_path)
+    return base, read_data(run, base)
+
+
+def dry_run(run: RunConfig, inputs: Callable[[RunConfig], tuple[Base, Data]] = files) -> Estimate | None:
     """Print the table and whether the run fits, on the first rank; returns the estimate there.
 
     Raises:
@@ -49,10 +56,9 @@ def dry_run(run: RunConfig) -> Estimate | None:
     models.quiet_transformers()
     world = run.world_size or dist.world_size()
     machine = machine_of(run, world)
-    base = models.find_base(run.model_name_or_path)
+    base, data = inputs(run)
     config = load_config(run, world, base.config.hidden_size)
     zero.check_config(alone(run, config), run.deepspeed)
-    data = read_data(run, base)
     process = psutil.Process().memory_info().rss
     found = estimate_run(run, base, data, config, world, machine.on_cpu)
     print("\n".join(tell(found, process, machine, world)), flush=True)
@@ -96,7 +102,8 @@ def estimate_run(run: RunConfig, base: Base, data: Data, config: zero.Config, wo
     kept = 1 - prunable * run.sparsity if run.pruning != "none" else 1.0
     dtype = models.run_dtype(run)
     stored = base.config.dtype or dtype
-    layout = Layout(world, dtype.itemsize, stored.itemsize, kept, run.tune == "all" or not weighs, on_cpu)
+    moments = MOMENTS if run.optim == "adamw_torch" else MOMENTS_IN_8_BITS
+    layout = Layout(world, dtype.itemsize, stored.itemsize, kept, moments * (run.tune == "all" or not weighs), on_cpu)
     return estimate(model, config, layout)
 
 

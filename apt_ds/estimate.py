@@ -15,6 +15,7 @@ from apt_ds.footprint import Footprint
 
 LIVE, PERSISTENT = 1_000_000_000, 100_000  # DeepSpeed's defaults, in elements
 MASTER, MOMENTS = 4, 8  # bytes per trained element
+MOMENTS_IN_8_BITS = 2 + 8 / 256
 CODE = 47 << 20  # what DeepSpeed's first engine loads
 FINGERPRINT = 5 * 8 << 22  # int64 pieces of `models.fingerprint`
 
@@ -33,15 +34,15 @@ class Bytes(NamedTuple):
 class Layout(NamedTuple):
     """A run's own part. item: bytes of a weight; stored: bytes of one in the model's files.
 
-    kept: fraction of the weights that a cut leaves; moments: whether Adam's exist before the cut; on_cpu: whether the
-    device is the host.
+    kept: fraction of the weights that a cut leaves; moments: bytes of Adam's per trained element, 0 where there are
+    none before the cut; on_cpu: whether the device is the host.
     """
 
     world: int
     item: int
     stored: int
     kept: float = 1.0
-    moments: bool = True
+    moments: float = MOMENTS
     on_cpu: bool = False
 
 
@@ -87,7 +88,7 @@ def estimate(model: Footprint, config: dict[str, Any], layout: Layout) -> Estima
         "frozen weights": held((own - own_trained) * item, params_aside).plus(Bytes(scales)),
         "trained weights": held(own_trained * item, params_aside),
         "gradients": _gradients(zero, stage, trained, share, item),
-        "optimizer": held(master + (MOMENTS * share if layout.moments else 0), aside),
+        "optimizer": held(master + round(layout.moments * share), aside),
         "gathered weights": Bytes(_gathered(model, zero, world, layout.on_cpu) * item if stage == 3 else 0),
         "activations": Bytes(model.activations + unpacked * item),
     }

@@ -97,9 +97,11 @@ def span_loss(logits: Logits, batch: Batch) -> Tensor:
 
 def text_logits(model: nn.Module, batch: Batch) -> Logits:
     """Logits of the decoder's trained tokens, [trained, vocabulary]."""
-    labels = batch.labels.to(batch.input_ids.device)
+    # looked up where labels are: best on the host
+    trained = (batch.labels.flatten() != IGNORED).nonzero().squeeze(1)
+    labels = batch.labels.to(batch.input_ids.device, non_blocking=True)
     found = model(**encoder_inputs(batch), decoder_input_ids=shifted(labels, model), use_cache=False).logits
-    return (found[labels != IGNORED],)
+    return (found.flatten(0, 1).index_select(0, trained.to(found.device, non_blocking=True)),)
 
 
 def shifted(labels: Tensor, model: nn.Module) -> Tensor:
@@ -112,7 +114,7 @@ def shifted(labels: Tensor, model: nn.Module) -> Tensor:
 
 def text_loss(logits: Logits, batch: Batch) -> Tensor:
     """Cross-entropy summed over the decoder's trained tokens, in nats."""
-    targets = batch.labels[batch.labels != IGNORED].to(logits[0].device)
+    targets = batch.labels[batch.labels != IGNORED].to(logits[0].device, non_blocking=True)
     return F.cross_entropy(logits[0].float(), targets, reduction="sum")
 
 

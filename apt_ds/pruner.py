@@ -132,7 +132,8 @@ class Pruner:
     def begin(self, batch: Batch, dtype: torch.dtype, first: int, second: torch.Tensor | None = None) -> None:
         """Before a forward pass that counts for the scores.
 
-        first: place of its first example in the global batch; second: which tokens of a decoder count, [B, T].
+        batch: best as it is on the host; first: place of its first example in the global batch; second: which tokens of
+        a decoder count, [B, T].
         """
         self.scorer.begin(batch.attention_mask, dtype, first, second, batch.position_ids)
 

@@ -45,6 +45,8 @@ class Salience(Taps):
         product: str = "masses",
     ) -> None:
         self.decay, self.outlier, self.weight, self.product = decay, outlier, weight, product
+        # where memory is what a sum costs
+        self.lean = device.type != "cpu"
         super().__init__(anatomy, device)
         self.average = torch.zeros(anatomy.sizes.total(), device=device)
 
@@ -56,17 +58,17 @@ class Salience(Taps):
         self.stale = self.outlier != "off"
         self._kind = torch.from_numpy(block_kinds(anatomy)).to(self.device)
 
-    def prepare(self) -> None:
-        """On a GPU: wait once for the tokens that do not count, which a tap then takes off a sum over all."""
-        if self.device.type != "cpu":
-            masks = (self.valid, self.valid if self.second is None else self.second)
-            self._blank, self._second_blank = ((mask.flatten() == 0).nonzero().squeeze(1) for mask in masks)
+    def prepare(self, mask: Tensor, second: Tensor) -> None:
+        """On a GPU: the tokens that do not count, which a tap then takes off a sum over all."""
+        if self.lean:
+            blanks = ((side.flatten() == 0).nonzero().squeeze(1) for side in (mask, second))
+            self._blank, self._second_blank = map(self.sent, blanks)
 
     def watch(self, number: int, x: Tensor) -> Any:
         """Sums |x| now, |gradient| or the products with x later; commits both together."""
         place, valid = self.places[number], self.counted(number)
         measure = partial(column_mass, valid)
-        if self.device.type != "cpu":
+        if self.lean:
             measure = partial(column_norm, self._second_blank if valid is self.second else self._blank)
         activation, kept = measure(x), x if self.product == "examples" else None
 
@@ -75,7 +77,7 @@ class Salience(Taps):
             if kept is None:
                 self.masses[1, place] += measure(gradient)
             else:
-                self.masses[1, place] += example_products(valid, kept, gradient, self.segments)
+                self.masses[1, place] += example_products(valid, kept, gradient, self.segments, self.examples)
 
         return commit
 
@@ -161,17 +163,20 @@ def column_norm(blank: Tensor, x: Tensor) -> Tensor:
     return (mass - torch.linalg.vector_norm(flat[blank], 1, dim=0, dtype=torch.float32)).clamp(min=0)
 
 
-def example_products(valid: Tensor, x: Tensor, gradient: Tensor, segments: Tensor | None = None) -> Tensor:
+def example_products(
+    valid: Tensor, x: Tensor, gradient: Tensor, segments: Tensor | None = None, examples: int = 0
+) -> Tensor:
     """Sum over examples of |sum of x * gradient over their counted tokens|: [1, batch * length], 2 x [batch, length, d]
     -> fp32 [d].
 
-    segments: the number of the example each token belongs to, int64 [batch * length]; None: a row is an example.
+    segments: the number of the example each token belongs to, int64 [batch * length], of `examples`; None: a row is an
+    example.
     """
     counted = gradient * valid.to(gradient.dtype).view(*gradient.shape[:-1], 1)
     products = x.float() * counted.float()
     if segments is None:
         return products.sum(dim=-2).abs().sum(dim=0)
-    sums = products.new_zeros(int(segments[-1]) + 1, products.shape[-1])
+    sums = products.new_zeros(examples, products.shape[-1])
     return sums.index_add_(0, segments, products.flatten(0, 1)).abs().sum(dim=0)
 
 

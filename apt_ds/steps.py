@@ -78,10 +78,11 @@ class Stepper:
         scale = dist.world_size() * run.gradient_accumulation_steps
         for micro in range(run.gradient_accumulation_steps):
             pulse.beat()
-            batch = self.micro_batch(step, micro)
+            made = self.on_host(step, micro)
+            batch = self.moved(made)
             if self.scoring:
                 first = (micro * dist.world_size() + dist.rank()) * run.per_device_train_batch_size
-                self.pruner.begin(batch, self.dtype, first, self.lesson.objective.second(batch))
+                self.pruner.begin(made, self.dtype, first, self.lesson.objective.second(made))
             loss, summed = self.lesson.micro(engine, batch, self.pruner.masks)
             engine.backward(loss * scale)
             self.pruner.end()
@@ -113,15 +114,22 @@ class Stepper:
         else:
             self.pruner.scorer.remove()
 
-    @profiling.timed("data")
     def micro_batch(self, step: int, micro: int) -> Batch:
         """This rank's part of a global batch, on its device."""
+        return self.moved(self.on_host(step, micro))
+
+    @profiling.timed("data")
+    def on_host(self, step: int, micro: int) -> Batch:
+        """The same before it is sent: what is looked up in it needs no waiting for the device."""
         run = self.run
         own = self.data.order.micro(step, micro, dist.rank(), dist.world_size(), run.per_device_train_batch_size)
         rows = [self.data.train[i] for i in own]
         single = run.attn_implementation == "flash_attention_2"
-        made = pack(rows, self.pad_id, run.max_seq_length, single) if run.packing else collate(rows, self.pad_id)
-        # labels stay on the host: what the loss looks up there needs no waiting for the device
+        return pack(rows, self.pad_id, run.max_seq_length, single) if run.packing else collate(rows, self.pad_id)
+
+    @profiling.timed("data")
+    def moved(self, made: Batch) -> Batch:
+        """On this rank's device, but for the labels, where the loss looks up what is trained."""
         return replace(made.to(self.device), labels=made.labels)
 
     def learning_rate(self, step: int) -> float:

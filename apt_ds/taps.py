@@ -21,8 +21,8 @@ class Taps:
 
     owner: int64 [dimensions], the block each tapped dimension belongs to; places: the slice of every tap in it, those
     of the sites first; valid: [1, tokens], which tokens of the micro-batch count, None while nothing is scored;
-    second: the same for the decoder's tokens where there is a decoder; segments: which example a token is of, int64
-    [tokens], None where a row is one.
+    second: the same for the decoder's tokens where there is a decoder; segments: which of `examples` a token is of,
+    int64 [tokens], None where a row is one.
     """
 
     def __init__(self, anatomy: Anatomy, device: torch.device) -> None:
@@ -31,7 +31,7 @@ class Taps:
         self.valid: Tensor | None = None
         self.second: Tensor | None = None
         self.segments: Tensor | None = None
-        self.first = 0
+        self.examples = self.first = 0
         self.resize(anatomy)
 
     def resize(self, anatomy: Anatomy) -> None:
@@ -73,19 +73,27 @@ class Taps:
         second_mask: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> None:
-        """Before each scored forward pass.
+        """Before each scored forward pass. Tensors are best on the host: to look one up on a device is to wait for it.
 
         attention_mask: which tokens count, [batch, length], 1 or 0; first: place of the micro-batch's first example
         in the global batch; second_mask: the same for the decoder's tokens where there is a decoder; positions: those
         of packed examples, [batch, length], which restart at every example.
         """
-        self.valid, self.first = attention_mask.reshape(1, -1).to(dtype), first
-        self.segments = None if positions is None else (positions.flatten() == 0).cumsum(0) - 1
-        self.second = None if second_mask is None else second_mask.reshape(1, -1).to(dtype)
-        self.prepare()
+        self.first = first
+        self.valid = self.sent(attention_mask.reshape(1, -1).to(dtype))
+        self.second = None if second_mask is None else self.sent(second_mask.reshape(1, -1).to(dtype))
+        self.segments = None
+        if positions is not None:
+            segments = (positions.flatten() == 0).cumsum(0) - 1
+            self.segments, self.examples = self.sent(segments), int(segments[-1]) + 1
+        self.prepare(attention_mask, attention_mask if second_mask is None else second_mask)
 
-    def prepare(self) -> None:
-        """What else a subclass must know of the tokens before a forward pass."""
+    def sent(self, tensor: Tensor) -> Tensor:
+        """On this device, without waiting for it."""
+        return tensor.to(self.device, non_blocking=True)
+
+    def prepare(self, mask: Tensor, second: Tensor) -> None:
+        """What else a subclass must know of the tokens before a forward pass: see `begin`."""
 
     def end(self) -> None:
         """After the backward pass: forward passes from here on (evaluation) are not scored."""

@@ -1,6 +1,7 @@
 """Step time and memory against PEFT's LoRA: `deepspeed launchers/benchmark.py --deepspeed ds_configs/zero3.json`.
 
-Takes the options of `train.py` and those below. Needs the extra [dev] (peft); bitsandbytes for what is in 4 bit.
+Takes the options of `train.py` and those below; with `--dry_run` it only estimates the memory of such a run. Needs the
+extra [dev] (peft); bitsandbytes for what is in 4 bit.
 """
 
 from __future__ import annotations
@@ -69,11 +70,15 @@ def main() -> None:
     own, run = read(sys.argv[1:])
     try:
         from apt_ds.bench.inference import Asked
-        from apt_ds.benchmark import Settings, benchmark, predict
+        from apt_ds.benchmark import Settings, benchmark, inputs, predict
+        from apt_ds.dry_run import dry_run
         from apt_ds.scaling import Cluster
     except ModuleNotFoundError as error:
         raise UserError(f"the benchmark needs {error.name}: pip install 'apt_ds[dev]'") from None
 
+    if run.dry_run:
+        dry_run(run, inputs)
+        return
     if own.predict:
         cluster = Cluster(1e12 * (own.peak_tflops or 989.0), 1e9 * own.inside, 1e9 * own.between)
         print(predict(run, cluster, tuple(own.predict), own.measured))

@@ -114,6 +114,13 @@ def test_a_prediction_needs_no_device() -> None:
     assert rows == [[stage, devices] for stage in "23" for devices in ("8", "64", "512")]
 
 
+def test_a_dry_run_of_sizes_needs_no_weights() -> None:
+    pytest.importorskip("peft", reason="the benchmark compares with PEFT: install the extra [dev]")
+    done = call("--deepspeed", str(FILES / "zero2.json"), "--dry_run", "--device_memory", "1", "--bf16", "--align", "8")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("fits: a device 0.")
+
+
 @pytest.mark.parametrize(
     "name", ["variants", "rounds", "steps", "json", "random_weights", "generate", "prompt", "peak_tflops", "predict"]
 )

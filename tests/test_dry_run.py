@@ -12,9 +12,9 @@ import worlds
 from conftest import ROOT
 from torch import nn
 
-from apt_ds import dry_run, footprint
+from apt_ds import dry_run, footprint, quantized
 from apt_ds.arguments import resolve
-from apt_ds.estimate import CODE, FINGERPRINT, Bytes, Layout, estimate
+from apt_ds.estimate import CODE, FINGERPRINT, MOMENTS_IN_8_BITS, Bytes, Layout, estimate
 from apt_ds.footprint import Footprint, Live, Shape, Weight
 
 MODEL = Footprint((Weight("w", 10_000_000, False), Weight("a", 1_000_000, True)), 5_000, 3_000, 10_000_000)
@@ -46,6 +46,23 @@ def test_offload_moves_to_the_host_and_limits_hold() -> None:
     assert estimate(far, {"zero_optimization": section | limits}, BF16).parts["gathered weights"] == Bytes(2_000_000)
     near = limits | {"stage3_max_live_parameters": 3_000_000}
     assert estimate(far, {"zero_optimization": section | near}, BF16).parts["gathered weights"] == Bytes(6_000_000)
+
+
+def test_a_base_of_few_bits() -> None:
+    thin = Weight("w", 10_000_000 // 4, False, full=10_000_000, scales=160_000)
+    model = Footprint((thin, MODEL.weights[1]), 5_000, 3_000, 2_500_000)
+    found = {
+        stage: estimate(model, {"zero_optimization": {"stage": stage}}, BF16._replace(kept=0.5)) for stage in (2, 3)
+    }
+    assert found[2].parts["frozen weights"] == Bytes(5_160_000), "half a byte each, and the scales"
+    assert found[3].parts["frozen weights"] == Bytes(1_250_000 + 160_000), "scales are whole on every rank"
+    assert found[2].parts["activations"] == Bytes(20_000_000 + 5_000), "one weight as it computes"
+    # read whole by every rank, from files in fp32
+    assert found[3].phases["loading"] == Bytes(7_160_000, 44_000_000)
+    assert found[2].phases["writing"].host - CODE == 11_000_000, "written in bf16"
+    eight = BF16._replace(moments=MOMENTS_IN_8_BITS)
+    parts = estimate(MODEL, {"zero_optimization": {"stage": 2}}, eight).parts
+    assert parts["optimizer"] == Bytes(4 * 250_000 + round((2 + 1 / 32) * 250_000))
 
 
 def test_phases() -> None:
@@ -86,6 +103,23 @@ def test_a_longer_batch_and_no_checkpointing_need_more(tmp_path: Path) -> None:
     assert 1.9 < activations(128) / plain < 2.3
     assert activations(64, "--gradient_checkpointing") < plain
     assert 0.5 < activations(64, "--bf16") / plain < 1
+
+
+def test_bits_of_the_base_count(tmp_path: Path) -> None:
+    tiny.save_model(tmp_path / "model", hidden_size=128, intermediate_size=256)
+    words = ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), "--data_path", "none", "--bf16"]
+    words += ["--model_name_or_path", str(tmp_path / "model")]
+    base, shape = dry_run.models.find_base(str(tmp_path / "model")), Shape(1, 8, 8, 8)
+    for bits in (4, 8):
+        run = resolve([*words, "--base_bits", str(bits)])
+        found = footprint.measure(base, run, shape, [shape], 2, False)
+        held = dict(dry_run.models.load_model(base, run).named_parameters())
+        packed = {w.name: w for w in found.weights if w.full}
+        assert len(packed) == 14
+        for name, weight in packed.items():
+            parameter = held[name]
+            assert (weight.numel, weight.full) == (parameter.numel(), parameter.full.numel()), name
+            assert weight.scales == sum(part.nbytes for part in quantized.small_parts(parameter)), name
 
 
 def test_the_table_needs_no_weights_and_ends_in_a_verdict(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

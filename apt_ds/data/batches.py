@@ -35,10 +35,14 @@ class Batch:
     position_ids: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
-        """A copy of the batch on `device`."""
-        return Batch(
-            **{name: None if held is None else held.to(device, non_blocking=True) for name, held in vars(self).items()}
-        )
+        """A copy of the batch on `device`. Sent from pinned memory, so that a GPU at work is not waited for."""
+        pinned = torch.device(device).type == "cuda"
+
+        def sent(held: Tensor) -> Tensor:
+            held = held.pin_memory() if pinned and not held.is_cuda else held
+            return held.to(device, non_blocking=True)
+
+        return Batch(**{name: None if held is None else sent(held) for name, held in vars(self).items()})
 
 
 def collate(rows: Sequence[Row], pad_id: int, multiple: int = 8) -> Batch:

@@ -277,8 +277,8 @@ def step(engine: Engine) -> bool:
     """`engine.step()` at a boundary. False if it was skipped because of non-finite gradients. Collective."""
     if not engine.zero_optimization():
         # stage 0 in fp32 checks nothing; its gradients are already the same on all ranks
-        finite = all(torch.isfinite(p.grad).all() for p in engine.module.parameters() if p.grad is not None)
-        if not finite:
+        finite = [torch.isfinite(p.grad).all() for p in engine.module.parameters() if p.grad is not None]
+        if finite and not torch.stack(finite).all():
             engine.zero_grad()
             engine.micro_steps += 1
             engine.skipped_steps += 1
