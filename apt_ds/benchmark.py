@@ -15,6 +15,7 @@ from apt_ds import dist, models, scaling, zero
 from apt_ds.bench import table
 from apt_ds.bench.inference import Asked, inference
 from apt_ds.bench.meters import peak_flops
+from apt_ds.bench.rounding import rounding
 from apt_ds.bench.shapes import PREFIX, random_base, random_data, shape_of
 from apt_ds.bench.training import Timed, measure
 from apt_ds.bench.variants import chosen
@@ -71,6 +72,8 @@ def benchmark(run: RunConfig, settings: Settings, json_path: str) -> table.Figur
     figures = table.summarize(rounds, load, dist.world_size(), peak)
     figures |= {"notes": notes, "devices": dist.world_size(), "peak_flops": peak, "load": asdict(load)}
     figures["shape"] = asdict(shape_of(base, base.anatomy, run))
+    few = [variant for variant in variants if variant.bits < 16 and variant.sparsity]
+    figures["rounding"] = {v.name: rounding(run, base, v.sparsity, v.bits) for v in few}
     if settings.generation is not None:
         figures["inference"] = inference(run, base, CUTS, settings.generation)
     if dist.is_main():

@@ -53,6 +53,9 @@ def test_every_variant_is_measured(name: str, processes: int, tmp_path: Path) ->
     cuts = {variant for variant in expected if VARIANTS[variant].sparsity}
     for key in ("rebuild_seconds", "rebuild_peak_bytes", "steady_peak_bytes"):
         assert cuts <= set(found[key]) and min(found[key].values()) > 0
+    assert set(found["rounding"]) == ({"cut30in4"} if four and not few else set())
+    for errors in found["rounding"].values():
+        assert 0 < errors["sliced_first"] <= errors["cut"] * 1.01 < 1.5 * errors["sliced_first"]
     assert set(found["inference"]) == {"dense", "cut30", "cut50"}
     assert min(found["inference"]["cut50"].values()) > 0 and "batch 32" in found["inference"]["cut50"]
     assert done.stdout.rstrip().splitlines()[-1] and "generation" in done.stdout
@@ -72,7 +75,9 @@ def test_the_table_says_which_targets_are_missed() -> None:
         name: {"batch 1": speed, "first 1": 0.1, "batch 32": speed, "first 32": 0.1}
         for name, speed in (("dense", 10.0), ("cut30", 13.4), ("cut50", 17.0))
     }
+    figures["rounding"] = {"cut30in4": {"cut": 0.1, "cut_max": 0.2, "sliced_first": 0.09, "sliced_first_max": 0.19}}
     text = render(figures)
+    assert "10.00       20.00          9.00       19.00" in text
     assert "dense: 1.060 of LoRA's time, target at most 1.05: MISSED" in text
     assert "cut30: 0.740 of LoRA's time, target at most 0.75: met" in text
     assert "cut50: 0.600 of LoRA's memory, target at most 0.58: MISSED" in text

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from apt_ds import models, surgery, zero
+from apt_ds import models, quantized, surgery, zero
 from apt_ds.config import RunConfig
 from apt_ds.eval.efficiency import prompts, run_once
 from apt_ds.models import Base
@@ -51,12 +51,16 @@ def plain_model(run: RunConfig, base: Base, sparsity: float) -> PreTrainedModel:
     """The base model, `sparsity` of its prunable parameters removed by the run's rules."""
     model = models.load_model(base, run)
     if sparsity:
-        align = run.align or default_align(base.anatomy)
-        rules = Rules(run.kinds, run.structure, align, align)
-        prices = base.anatomy.prices(base.anatomy.sizes)
-        scores = np.random.default_rng(run.seed).random(len(prices)) * prices
-        keep = search(scores, base.anatomy, rules, (1 - sparsity) * base.anatomy.cost(base.anatomy.sizes))
-        surgery.operate(model, base.anatomy, Plan(keep=keep), None, torch.Generator())
+        surgery.operate(model, base.anatomy, Plan(keep=drawn(run, base, sparsity)), None, torch.Generator())
         zero.collect()
     model.config.use_cache = True
     return model.eval()
+
+
+def drawn(run: RunConfig, base: Base, sparsity: float) -> np.ndarray:
+    """Blocks that stay, bool [blocks], when chance scores them and the run's rules choose."""
+    align = quantized.align(run, default_align(base.anatomy))
+    rules = Rules(run.kinds, run.structure, align, align)
+    prices = base.anatomy.prices(base.anatomy.sizes)
+    scores = np.random.default_rng(run.seed).random(len(prices)) * prices
+    return search(scores, base.anatomy, rules, (1 - sparsity) * base.anatomy.cost(base.anatomy.sizes))

@@ -60,6 +60,8 @@ def render(figures: Figures) -> str:
     lines = [_training(figures)]
     if figures["rebuild_seconds"]:
         lines += ["", _rebuilds(figures)]
+    if figures.get("rounding"):
+        lines += ["", _rounding(figures["rounding"])]
     if figures.get("inference"):
         lines += ["", _inference(figures["inference"])]
     return "\n".join([*lines, "", *_verdicts(figures), *figures.get("notes", [])])
@@ -89,6 +91,14 @@ def _rebuilds(figures: Figures) -> str:
             f"{VARIANTS[name].what:28}{seconds:>12.2f}{seconds / figures['step_seconds'][name]:>12.2f}"
             f"{peak / 1e6:>12,.0f}{steady / 1e6:>12,.0f}"
         )
+    return "\n".join(lines)
+
+
+def _rounding(errors: dict[str, dict[str, float]]) -> str:
+    lines = [f"{'error of weights, %':28}{'cut':>12}{'largest':>12}{'sliced first':>14}{'largest':>12}"]
+    for name, of in errors.items():
+        cells = [f"{100 * of[key]:.2f}" for key in ("cut", "cut_max", "sliced_first", "sliced_first_max")]
+        lines.append(f"{VARIANTS[name].what:28}{cells[0]:>12}{cells[1]:>12}{cells[2]:>14}{cells[3]:>12}")
     return "\n".join(lines)
 
 
