@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -78,34 +77,22 @@ def test_a_checkpoint_of_all_weights_is_made_tensor_by_tensor(folder: Path) -> N
 
 
 PLAIN = {bits: [*GRADUAL, "--base_bits", bits, "--export_bits", bits] for bits in ("4", "8")}
-# few bits and what else saves memory: name, offload, flags
-COMBINED = [
-    ("4", False, PLAIN["4"]),
-    ("4 offload", True, PLAIN["4"]),
-    ("4 checkpointing", False, [*PLAIN["4"], "--gradient_checkpointing"]),
-    ("8", False, PLAIN["8"]),
-    ("8 both", True, [*PLAIN["8"], "--gradient_checkpointing"]),
-]
-
-
-@pytest.fixture(scope="module")
-def combined(folder: Path) -> dict[str, dict[str, Any]]:
-    cases = [(name, 3, offload, flags) for name, offload, flags in COMBINED]
-    return worlds.run(1, "big.exported", {"folder": str(folder), "cases": cases})
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("name", ["4 offload", "4 checkpointing", "8 both"])
-def test_few_bits_go_with_what_else_saves_memory(name: str, folder: Path, combined: dict[str, dict[str, Any]]) -> None:
-    run, plain = combined[name], combined[name[0]]
+@pytest.mark.parametrize("bits", ["4", "8"])
+def test_few_bits_go_with_offload_and_checkpointing(bits: str, folder: Path) -> None:
+    cases = [("plain", 3, False, PLAIN[bits]), ("both", 3, True, [*PLAIN[bits], "--gradient_checkpointing"])]
+    found = worlds.run(1, "big.exported", {"folder": str(folder), "cases": cases})
+    run, plain = found["both"], found["plain"]
     assert run["alive"] == plain["alive"] and run["kept"] == plain["kept"] and run["ranks"] == plain["ranks"]
     assert run["rebuilds"] >= 2 and run["kept"][-1] <= 0.6 and run["ranks"][-1] > 8
     assert np.allclose(run["losses"], plain["losses"], rtol=1e-4)
     assert np.allclose(run["scores"], plain["scores"], rtol=1e-2)
-    written = [load_file(folder / which / "model" / "model.safetensors") for which in (name, name[0])]
+    written = [load_file(folder / which / "model" / "model.safetensors") for which in ("both", "plain")]
     assert set(written[0]) == set(written[1])
     kind = {"attn_implementation": "eager", "trust_remote_code": True}
-    model = AutoModelForCausalLM.from_pretrained(folder / name / "model", **kind).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder / "both" / "model", **kind).eval()
     with torch.no_grad():
         assert torch.isfinite(model(tiny.ids()).logits).all()
 
