@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from apt_ds.adapter import attach
 from apt_ds.architectures import anatomy_of
-from apt_ds.config import resolve
+from apt_ds.arguments import resolve
 from apt_ds.data.batches import Batch, collate
 from apt_ds.data.packing import pack
 from apt_ds.lesson import Lesson
