@@ -15,15 +15,17 @@ import psutil
 import torch
 
 from apt_ds import dist, models, zero
-from apt_ds.config import RunConfig, UserError
+from apt_ds.config import RunConfig
 from apt_ds.data.batches import GlobalOrder
-from apt_ds.data.rows import IGNORED, TokenizedSet
+from apt_ds.data.glue import labels_of
+from apt_ds.data.rows import IGNORED, Row, TokenizedSet
 from apt_ds.ds_config import load_config
 from apt_ds.estimate import MOMENTS, MOMENTS_IN_8_BITS, Bytes, Estimate, Layout, estimate
+from apt_ds.eval import metrics
 from apt_ds.feed import Data, read_data
 from apt_ds.footprint import Shape, measure
 from apt_ds.models import Base
-from apt_ds.tasks import INSTRUCTIONS
+from apt_ds.tasks import GENERATION, LANGUAGE_MODEL
 
 GPUS = 8  # of a node, where nothing says
 
@@ -39,7 +41,7 @@ class Machine(NamedTuple):
 
 def files(run: RunConfig) -> tuple[Base, Data]:
     """What `train.py` reads: the model's configuration, and the data. Collective."""
-    base = models.find_base(run.model_name_or_path)
+    base = models.find_base(run.model_name_or_path, run.task, labels_of(run.task))
     return base, read_data(run, base)
 
 
@@ -51,14 +53,13 @@ def dry_run(run: RunConfig, inputs: Callable[[RunConfig], tuple[Base, Data]] = f
     """
     if not dist.is_main():
         return None
-    if run.task != INSTRUCTIONS:
-        raise UserError(f"--dry_run knows causal language models only, not --task {run.task}; start the run itself")
     models.quiet_transformers()
     world = run.world_size or dist.world_size()
     machine = machine_of(run, world)
     base, data = inputs(run)
     config = load_config(run, world, base.config.hidden_size)
     zero.check_config(alone(run, config), run.deepspeed)
+    metrics.load(run.task)
     process = psutil.Process().memory_info().rss
     found = estimate_run(run, base, data, config, world, machine.on_cpu)
     print("\n".join(tell(found, process, machine, world)), flush=True)
@@ -93,11 +94,11 @@ def estimate_run(run: RunConfig, base: Base, data: Data, config: zero.Config, wo
     rank = min(run.max_rank, math.ceil(run.rank * run.rank_budget)) if grows else run.rank
     batch = run.per_device_eval_batch_size
     tests = [list(range(i, min(i + batch, len(data.held_out)))) for i in range(0, len(data.held_out), batch)]
-    judged = [bound(data.held_out, tests)]
+    judged = [bound(data.held_out, tests, base.kind)]
     if data.corpus is not None:
         length = data.corpus.shape[1]
         judged.append(Shape(max(1, batch // 4), length, length, length))
-    model = measure(base, run, micro_batches(run, data, world), judged, rank, everything)
+    model = measure(base, run, micro_batches(run, data, world, base.kind), judged, rank, everything)
     prunable = base.anatomy.cost(base.anatomy.sizes) / sum(w.full or w.numel for w in model.weights)
     kept = 1 - prunable * run.sparsity if run.pruning != "none" else 1.0
     dtype = models.run_dtype(run)
@@ -107,29 +108,43 @@ def estimate_run(run: RunConfig, base: Base, data: Data, config: zero.Config, wo
     return estimate(model, config, layout)
 
 
-def micro_batches(run: RunConfig, data: Data, world: int) -> Shape:
+def micro_batches(run: RunConfig, data: Data, world: int, kind: str) -> Shape:
     """What no training micro-batch of the run exceeds in any dimension, on any of `world` ranks."""
     size = run.per_device_train_batch_size
     order = GlobalOrder(len(data.train), size * run.gradient_accumulation_steps * world, run.seed)
     steps = run.max_steps if run.max_steps > 0 else order.steps(run.num_train_epochs)
     drawn = (order.indices(step) for step in range(steps))
-    return bound(data.train, [indices[i : i + size] for indices in drawn for i in range(0, len(indices), size)])
+    parts = [indices[i : i + size] for indices in drawn for i in range(0, len(indices), size)]
+    return bound(data.train, parts, kind)
 
 
-def bound(rows: TokenizedSet, batches: list[list[int]]) -> Shape:
+def bound(rows: TokenizedSet, batches: list[list[int]], kind: str) -> Shape:
     """What none of the batches exceeds."""
-    lengths = [len(rows[i]["input_ids"]) for i in range(len(rows))]
-    trained = [np.array(rows[i]["labels"][1:]) != IGNORED for i in range(len(rows))]
+    lengths = [len(row["input_ids"]) for row in rows.rows]
+    trained = [predicted(row, kind) for row in rows.rows]
     most = Shape(0, 0, 0, 0)
     for batch in batches:
-        columns = np.zeros(max(lengths[i] for i in batch), dtype=bool)
+        columns = np.zeros(max(len(trained[i]) for i in batch), dtype=bool)
         for i in batch:
             columns[: len(trained[i])] |= trained[i]
+        # a decoder makes logits everywhere
+        positions = padded(len(columns)) if kind == GENERATION else int(columns.sum())
         count = sum(int(trained[i].sum()) for i in batch)
-        # `collate` pads to a multiple of 8
-        own = Shape(len(batch), math.ceil(len(columns) / 8) * 8, int(columns.sum()), count)
-        most = Shape(*map(max, most, own))
+        most = Shape(*map(max, most, (len(batch), padded(max(lengths[i] for i in batch)), positions, count)))
     return most
+
+
+def predicted(row: Row, kind: str) -> np.ndarray:
+    """Which tokens of a row the loss asks for, bool; none where the answer is one for the row."""
+    if kind not in (LANGUAGE_MODEL, GENERATION):
+        return np.zeros(0, dtype=bool)
+    # the first token of a causal row is predicted from nothing
+    return np.array(row["labels"][1:] if kind == LANGUAGE_MODEL else row["labels"]) != IGNORED
+
+
+def padded(length: int) -> int:
+    """As `collate` pads."""
+    return math.ceil(length / 8) * 8
 
 
 def tell(found: Estimate, process: int, machine: Machine, world: int) -> list[str]:

@@ -1,9 +1,9 @@
 """What one micro-batch needs beside the weights, from a model's configuration alone.
 
 The model is built of fake tensors, which have shapes and no content, and runs forward and backward once; every storage
-counts from the operation that makes it to the moment nothing refers to it. So each architecture, attention kernel and
-checkpointing counts as it is, and no weight is read. Workspace inside a kernel does not show. A base of few bits counts
-with its codes and scales, and with one weight at a time as it computes.
+counts from the operation that makes it to the moment nothing refers to it. So each architecture, attention kernel,
+checkpointing, soft mask, tap and teacher counts as it is, and no weight is read. Workspace inside a kernel does not
+show. A base of few bits counts with its codes and scales, and with one weight at a time as it computes.
 """
 
 from __future__ import annotations
@@ -11,26 +11,39 @@ from __future__ import annotations
 import copy
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from transformers import AutoModelForCausalLM
 
-from apt_ds import adapter, models, quantized
+from apt_ds import adapter, bias, heads, models, quantized
+from apt_ds.anatomy import spans
 from apt_ds.config import RunConfig
+from apt_ds.data.batches import Batch
+from apt_ds.lesson import Lesson
+from apt_ds.masks import Masks
 from apt_ds.models import Base
+from apt_ds.objective import OBJECTIVES, Logits, Objective, encoder_inputs, shifted
+from apt_ds.salience import Salience
+from apt_ds.tasks import ANSWERS, GENERATION, LANGUAGE_MODEL
+
+CPU = torch.device("cpu")
+OUTPUTS = {ANSWERS: 2}  # targets of a row, 1 of other tasks
 
 
 class Shape(NamedTuple):
-    """A micro-batch: rows of `length` tokens, logits made at `positions` of each, `trained` of them in the loss."""
+    """A micro-batch: rows of `length` tokens, logits made at `positions` of each, `trained` of them in the loss.
+
+    Where there is a decoder, `positions` are its tokens; a task of one answer for a row has none of both.
+    """
 
     rows: int
     length: int
@@ -55,8 +68,8 @@ class Weight(NamedTuple):
 @dataclass(frozen=True)
 class Footprint:
     """weights: every parameter, adapters included; activations and evaluation: bytes at their most, weights and
-    their gradients not counted, of a training micro-batch and of an evaluation batch; largest: elements of the largest
-    module's own parameters.
+    their gradients not counted, of a training micro-batch and of an evaluation batch, what a teacher remembers in both;
+    largest: elements of the largest module's own parameters.
     """
 
     weights: tuple[Weight, ...]
@@ -99,16 +112,27 @@ def measure(base: Base, run: RunConfig, batch: Shape, judged: list[Shape], rank:
 
     batch: a training micro-batch; judged: batches of evaluation.
     """
+    taps = taps_of(base, run)
     with fake():
         model = skeleton(base, run)
         if everything:
             model.requires_grad_(True)
         else:
             adapter.attach(model, base.anatomy, run.targets, rank, run.seed)
-        model.train()
-        activations = _peak(model, batch, backward=True)
+            heads.attach(model, base.anatomy)
+        lesson, masks = Lesson(run, base.kind, base.anatomy, 1, CPU), half_masked(base, run)
+        lesson.prepare(model, base.anatomy)
+        masks.install(model.train())
+        taps.masses = torch.zeros_like(taps.masses)
+        if run.pruning != "none" and run.score in ("salience", "fisher"):
+            taps.install(model)
+        lesson.dress(model)
+        past = sum(tensor.nbytes for tensor in lesson.teacher.snapshot.values())
+        activations = past + _peak(model, lambda: _lesson(lesson, model, masks, taps, batch), backward=True)
+        taps.end()
         with torch.no_grad():
-            evaluation = max(_peak(model.eval(), shape, backward=False) for shape in judged)
+            model.eval()
+            peaks = [_peak(model, lambda s=shape: _loss(model, base.kind, s), backward=False) for shape in judged]
         packed = {f"{path}.weight" for paths in base.anatomy.targets.values() for path in paths if run.base_bits < 16}
         weights = tuple(
             _weight(name, p, run.base_bits if name in packed else 16) for name, p in model.named_parameters()
@@ -117,7 +141,7 @@ def measure(base: Base, run: RunConfig, batch: Shape, judged: list[Shape], rank:
         for weight in weights:
             modules[weight.name.rpartition(".")[0]] += weight.numel
         largest = max(modules.values())
-    return Footprint(weights, activations, evaluation, largest)
+    return Footprint(weights, activations, past + max(peaks), largest)
 
 
 def _weight(name: str, parameter: nn.Parameter, bits: int) -> Weight:
@@ -138,19 +162,36 @@ def fake() -> Iterator[None]:
 def skeleton(base: Base, run: RunConfig) -> nn.Module:
     """The model as `models.load_model` gives it, without content. Inside `fake`."""
     # a copy: the configuration says what the files hold, and would take over what is asked for here
-    model = AutoModelForCausalLM.from_config(
+    model = models.CLASSES[base.kind].from_config(
         copy.deepcopy(base.config), dtype=models.run_dtype(run), attn_implementation=run.attn_implementation
     )
+    bias.prepare(model, base.anatomy)
     model.config.use_cache = False
     if run.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
 
 
-def _peak(model: nn.Module, shape: Shape, backward: bool) -> int:
+def half_masked(base: Base, run: RunConfig) -> Masks:
+    """Masks on their way, where blocks go while the model is tuned; else none."""
+    masks, values = Masks(base.anatomy), np.ones(base.anatomy.sizes.total())
+    for site, span in spans(base.anatomy.sizes):
+        if run.pruning == "gradual" and base.anatomy.kind(site) in [kind.removesuffix("s") for kind in run.kinds]:
+            values[span] = 0.5
+    masks.set(values)
+    return masks
+
+
+def taps_of(base: Base, run: RunConfig) -> Salience:
+    """What a run scores by. Outside of `fake`, since it reads its own offsets. Fisher's taps hold as much as these."""
+    product = "examples" if run.score == "fisher" else run.product
+    return Salience(base.anatomy, run.salience_decay, "off", 0.0, CPU, product)
+
+
+def _peak(model: nn.Module, forward: Callable[[], Tensor], backward: bool) -> int:
     """Most bytes of a pass."""
     with Live(model) as live:
-        loss = _loss(model, shape)
+        loss = forward()
         if backward:
             for parameter in model.parameters():
                 if parameter.requires_grad:
@@ -164,9 +205,43 @@ def _drop(parameter: Tensor) -> None:
     parameter.grad = None
 
 
-def _loss(model: nn.Module, shape: Shape) -> Tensor:
-    """`objective.summed_loss` with the numbers of positions in place of the positions."""
+def _lesson(lesson: Lesson, model: nn.Module, masks: Masks, taps: Salience, shape: Shape) -> Tensor:
+    """What a training micro-batch goes backward from."""
+    lesson.objective = counted(lesson.kind, shape)
+    lesson.weight, lesson.tokens = 1, [1] * len(lesson.stacks)
+    batch = batch_of(lesson.kind, shape)
+    taps.begin(batch.attention_mask, next(model.parameters()).dtype, 0, lesson.objective.second(batch))
+    return lesson.micro(model, batch, masks)[0]
+
+
+def _loss(model: nn.Module, kind: str, shape: Shape) -> Tensor:
+    """`objective.summed_loss` of an evaluation batch."""
+    objective, batch = counted(kind, shape), batch_of(kind, shape)
+    return objective.loss(objective.logits(model, batch), batch)
+
+
+def batch_of(kind: str, shape: Shape) -> Batch:
+    """A batch of a shape. Inside `fake`."""
     ids = torch.zeros(shape.rows, shape.length, dtype=torch.int64)
+    labels = torch.zeros(shape.rows, shape.positions, dtype=torch.int64) if kind == GENERATION else None
+    targets = torch.zeros(shape.rows, OUTPUTS.get(kind, 1), dtype=torch.int64)
+    return Batch(ids, torch.ones_like(ids), labels, targets=targets)
+
+
+def counted(kind: str, shape: Shape) -> Objective:
+    """The objective of a kind with numbers of positions in place of the positions, which would need content."""
+    if kind not in (LANGUAGE_MODEL, GENERATION):
+        return OBJECTIVES[kind]
     positions, trained = (torch.zeros(n, dtype=torch.int64) for n in (shape.positions, shape.trained))
-    logits = model(input_ids=ids, logits_to_keep=positions, use_cache=False).logits
-    return F.cross_entropy(logits.flatten(0, 1)[trained].float(), trained, reduction="sum")
+
+    def logits(model: nn.Module, batch: Batch) -> Logits:
+        if batch.labels is None:
+            found = model(input_ids=batch.input_ids, logits_to_keep=positions, use_cache=False)
+        else:
+            found = model(**encoder_inputs(batch), decoder_input_ids=shifted(batch.labels, model), use_cache=False)
+        return (found.logits.flatten(0, 1)[trained],)
+
+    def loss(logits: Logits, batch: Batch) -> Tensor:
+        return F.cross_entropy(logits[0].float(), trained, reduction="sum")
+
+    return replace(OBJECTIVES[kind], logits=logits, loss=loss)

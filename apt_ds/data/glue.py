@@ -88,6 +88,11 @@ GLUE: dict[str, Glue] = {
 }
 
 
+def labels_of(task: str) -> tuple[str, ...]:
+    """The names of a task's classes; none where it has no classes."""
+    return (GLUE[task].labels or ()) if task in GLUE else ()
+
+
 class Pair(NamedTuple):
     """One or two texts (`second` empty if one), the label's number or the score, and where it stands."""
 
