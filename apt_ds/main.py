@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from apt_ds import checkpoint, dist, models, preflight, quantized, zero
 from apt_ds.config import RunConfig
-from apt_ds.data.glue import GLUE
+from apt_ds.data.glue import labels_of
 from apt_ds.data.tokens import check_positions
 from apt_ds.ds_config import load_config
 from apt_ds.faults import explain
@@ -15,6 +16,7 @@ from apt_ds.feed import read_data
 from apt_ds.journal import Journal, prepare_output
 from apt_ds.pruner import Pruner
 from apt_ds.report import report
+from apt_ds.stopping import Stopping
 from apt_ds.trainer import Trainer
 from apt_ds.watchdog import Watchdog
 
@@ -25,29 +27,36 @@ def train(run: RunConfig) -> dict[str, Any]:
     Raises:
         UserError: a mistake in the input, found before anything is trained or written.
         RankError: ranks disagree on a decision.
+        LostRank: another rank is gone.
+        Stopped: a signal has asked for it, and the run is saved.
     """
-    zero.init_distributed(run.timeout)
-    with Watchdog(run.timeout) as watchdog:
-        try:
-            trainer = prepare(run)
+    with Stopping() as stopping:
+        zero.init_distributed(run.timeout)
+        with Watchdog(run.timeout, stopping.leave) as watchdog:
+            stopping.tell = watchdog.tell
             try:
-                figures = trainer.run()
-            finally:
-                trainer.journal.close()
-            dist.barrier()
-        except (RuntimeError, MemoryError) as error:
-            told = explain(error, watchdog)
-            if told is error:
-                raise
-            raise told from error
-    return report(run, trainer.base, trainer.data.held_out_examples, figures, trainer.journal.folder)
+                trainer = prepare(run, stopping)
+                try:
+                    figures = trainer.run()
+                finally:
+                    trainer.journal.close()
+                dist.barrier()
+            except (RuntimeError, MemoryError) as error:
+                told = explain(error, watchdog)
+                if told is error:
+                    raise
+                raise told from error
+        if stopping.asked:
+            # it came while the model was written: the summary is, too, and what takes long is left out
+            run = replace(run, report=False)
+        return report(run, trainer.base, trainer.data.held_out_examples, figures, trainer.journal.folder)
 
 
-def prepare(run: RunConfig) -> Trainer:
+def prepare(run: RunConfig, stopping: Stopping | None = None) -> Trainer:
     """Everything up to the first step; what the user got wrong comes out here, before anything is written."""
     zero.init_distributed(run.timeout)
     models.quiet_transformers()
-    base = models.find_base(run.model_name_or_path, run.task, GLUE[run.task].labels or () if run.task in GLUE else ())
+    base = models.find_base(run.model_name_or_path, run.task, labels_of(run.task))
     config = load_config(run, dist.world_size(), base.config.hidden_size)
     zero.check_config(config, run.deepspeed)
     quantized.check(run, base.anatomy, zero.device())
@@ -61,4 +70,4 @@ def prepare(run: RunConfig) -> Trainer:
     if saved is not None:
         saved.check(run, data.counts(), data.prints())
     output = prepare_output(run, saved.metrics if saved is not None else None)
-    return Trainer(run, base, config, data, pruner, Journal(output, data.total_steps), saved)
+    return Trainer(run, base, config, data, pruner, Journal(output, data.total_steps), saved, stopping)

@@ -41,7 +41,6 @@ def report(
     run: RunConfig, base: Base, held_out: list[Example], figures: dict[str, Any], output: Path
 ) -> dict[str, Any]:
     """Complete the figures with what plain models do, write `summary.json`, print the table. Rank 0 works alone."""
-    dist.barrier()
     if not dist.is_main():
         return figures
     if run.report and base.kind == LANGUAGE_MODEL:

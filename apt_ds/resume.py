@@ -9,6 +9,7 @@ and forgotten before the next.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,21 +25,55 @@ from apt_ds.surgery import Plan
 
 Values = dict[str, Any]
 Tensors = dict[str, Tensor]
+State = tuple[Values, dict[str, Tensors]]  # values, and tensors by file
 
 
-def collect(
-    engine: zero.Engine, pruner: Pruner, surgeon: torch.Generator, parts: Parts | None
-) -> tuple[Values, dict[str, Tensors], Values]:
-    """(values, tensors by file, shape) of a run at a step boundary. Collective.
+def around(engine: zero.Engine, pruner: Pruner, surgeon: torch.Generator) -> State:
+    """A run at a step boundary, all but what the engine trains. Collective.
 
-    surgeon: draws what ranks grow by; parts: takes what is trained, which may be large, on the first rank.
+    They are small. surgeon: draws what ranks grow by. The engine is one that has not taken a step.
     """
-    values, tensors = {}, {}
-    values["engine"] = engine_state(engine, parts)
+    values: Values = {"engine": _values(zero.unstepped_state(engine))}
+    tensors: dict[str, Tensors] = {}
     values["pruner"], tensors["pruner"] = pruner.state()
     values["random"], tensors["random"] = random_state()
     tensors["random"]["surgery"] = surgeon.get_state()
-    return values, tensors, shape(engine.module, pruner)
+    return values, tensors
+
+
+def add_trained(values: Values, engine: zero.Engine, parts: Parts | None) -> None:
+    """Complete what `around` gave at this step boundary with counters; `parts` takes weights and moments. Collective.
+
+    One tensor at a time: no rank holds those of others, but for the first, which has what is not written yet.
+    """
+    state = zero.take_state(engine, sink=_into(parts))
+    for rank, key, value in dist.to_main(state.blocks, zero.device()):
+        parts.add("blocks", f"{rank}:{key}", value)
+    values["engine"] = _values(state)
+
+
+def add_unscored(engine: zero.Engine, bare: bool, parts: Parts | None) -> None:
+    """Give `parts` what is trained, as it was before scoring that has begun since. Collective.
+
+    At a learning rate of 0 it moves only moments and counters, which the cut forgets. bare: it trains what no cut
+    keeps, for its gradients alone.
+    """
+    if not bare:
+        zero.take_state(engine, moments=False, sink=_into(parts))
+
+
+def _into(parts: Parts | None) -> Callable[[str, Tensors], None]:
+    """Puts tensors of a parameter where a checkpoint has them, on the first rank."""
+
+    def put(name: str, entry: Tensors) -> None:
+        for key, value in entry.items() if parts else ():
+            parts.add("trained", f"{key}:{name}", value)
+
+    return put
+
+
+def _values(state: zero.EngineState) -> Values:
+    return {"adam_step": state.adam_step, "scaler": state.scaler, "counters": state.counters, "layout": state.layout}
 
 
 def put_back(engine: zero.Engine, surgeon: torch.Generator, saved: Checkpoint, accumulation: int) -> None:
@@ -53,25 +88,8 @@ def put_back(engine: zero.Engine, surgeon: torch.Generator, saved: Checkpoint, a
     put_random_state(saved.values["random"], saved.tensors["random"])
 
 
-def engine_state(engine: zero.Engine, parts: Parts | None) -> Values:
-    """Loss scale and counters. Masters and moments, and the blocks of all ranks' 8-bit moments, go to `parts`.
-
-    One tensor at a time: no rank holds those of others, but for the first, which has what is not written yet.
-    Collective.
-    """
-
-    def put(name: str, entry: Tensors) -> None:
-        for key, value in entry.items() if parts else ():
-            parts.add("trained", f"{key}:{name}", value)
-
-    state = zero.take_state(engine, sink=put)
-    for rank, key, value in dist.to_main(state.blocks, zero.device()):
-        parts.add("blocks", f"{rank}:{key}", value)
-    return {"adam_step": state.adam_step, "scaler": state.scaler, "counters": state.counters, "layout": state.layout}
-
-
 def read_engine_state(values: Values, flat: Tensors, blocks: Tensors) -> zero.EngineState:
-    """What `zero.put_state` takes, from what `engine_state` gave."""
+    """What `zero.put_state` takes, from what `add_trained` gave."""
     tensors: dict[str, Tensors] = {}
     for label, value in flat.items():
         key, _, name = label.partition(":")

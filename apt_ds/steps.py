@@ -27,12 +27,20 @@ class Stepper:
     """
 
     def __init__(
-        self, run: RunConfig, data: Data, pruner: Pruner, lesson: Lesson, journal: Journal, meter: Meter, pad_id: int
+        self,
+        run: RunConfig,
+        data: Data,
+        pruner: Pruner,
+        lesson: Lesson,
+        journal: Journal,
+        meter: Meter,
+        pad_id: int,
+        stopping: Stopping,
     ) -> None:
         self.run, self.data, self.pruner, self.lesson = run, data, pruner, lesson
         self.journal, self.meter, self.pad_id = journal, meter, pad_id
         self.device, self.dtype = zero.device(), models.run_dtype(run)
-        self.stopping = Stopping()
+        self.stopping = stopping
         self.scoring = False
         self.bad_steps = 0
         self.asked = 0
@@ -92,16 +100,25 @@ class Stepper:
         return total
 
     def weigh(self, engine: zero.Engine) -> None:
-        """One backward pass over all calibration batches through an engine that trains every weight; no step."""
+        """One backward pass over all calibration batches through an engine that trains every weight; no step.
+
+        A signal ends it between two batches, with nothing scored. Collective.
+        """
         run = self.run
         micros = [(s, m) for s in range(run.calibration_steps) for m in range(run.gradient_accumulation_steps)]
         rows = [i for s in range(run.calibration_steps) for i in self.data.order.indices(s)]
         self.lesson.begin(0, [self.data.train[i] for i in rows])
         for number, (step, micro) in enumerate(micros, start=1):
+            pulse.phase(f"calibration step {step + 1}: forward and backward")
             loss, _ = self.lesson.micro(engine, self.micro_batch(step, micro), self.pruner.masks)
             engine.backward(loss * dist.world_size() * len(micros))
             if number < len(micros):
                 engine.step()
+            if micro + 1 == run.gradient_accumulation_steps:
+                self.listen()
+                if self.asked:
+                    return
+        pulse.phase("weighing blocks", limited=False)
         self.pruner.weigh(engine)
 
     def set_scoring(self, engine: zero.Engine, on: bool) -> None:
@@ -146,18 +163,23 @@ class Stepper:
         self.bad_steps += 1
         self.journal.warn(f"{step}: non-finite loss or gradient (loss {loss}); not applied, not scored")
 
-    def give_up(self, step: str) -> None:
-        """End the run after too many bad steps in a row."""
+    def listen(self) -> None:
+        """Learn, outside of a step, of a signal that some rank has received. Collective."""
+        self.asked = max(dist.gather_objects(self.stopping.asked))
+
+    def must_end(self) -> bool:
+        """Whether a signal or too many bad steps in a row end the run at this boundary."""
+        return self.asked > 0 or self.bad_steps >= self.run.max_bad_steps
+
+    def end(self, where: str) -> None:
+        """End the run, which has been saved, if it must. where: the boundary, in words."""
         if self.bad_steps >= self.run.max_bad_steps:
             raise UserError(
-                f"{step}: {self.bad_steps} steps in a row had a non-finite loss or gradient; lower "
+                f"{where}: {self.bad_steps} steps in a row had a non-finite loss or gradient; lower "
                 "--learning_rate, use --bf16, or look at the data of these steps"
             )
-
-    def leave(self, why: str) -> None:
-        """End the run where a signal has asked for it."""
         if self.asked:
-            raise Stopped(self.asked, why)
+            raise Stopped(self.asked, f"stopped {where}: go on with --resume_from_checkpoint last")
 
     def log(self, engine: zero.Engine, step: int, loss: float, rate: float, seconds: float, indices: list[int]) -> None:
         if (step + 1) % self.run.logging_steps and step + 1 != self.data.total_steps:

@@ -1,7 +1,7 @@
-"""Signals that ask a run to stop: noted at once, obeyed at the next step boundary.
+"""Signals that ask a run to stop: before its first step it ends at once, then at the next step boundary.
 
 SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 (Slurm's warning before it takes a node away). A second SIGINT leaves at once,
-even while this process waits inside a collective.
+even while this process waits inside a collective. Once the model is being written a run is brought to its end.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
+
+from apt_ds import pulse
 
 ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -26,10 +29,16 @@ class Stopped(Exception):
 
 
 class Stopping:
-    """A context in which signals are noted. asked: number of the first one, 0 before."""
+    """A context in which signals are noted. asked: number of the first one, 0 before.
+
+    early: there is nothing to save yet; tell: has all ranks leave with the number it is given.
+    """
 
     def __init__(self) -> None:
         self.asked = 0
+        self.early = True
+        self.tell: Callable[[int], None] = lambda number: None
+        self._leaving = threading.Lock()
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Stopping:
@@ -65,7 +74,20 @@ class Stopping:
                 return
             if not numbers:
                 return
+            number = next((number for number in numbers if number in ASKING), 0)
+            if number and self.early:
+                self.leave(number)
             interrupts += numbers.count(signal.SIGINT)
             if interrupts > 1:
                 print("stopped at once; nothing more was saved", file=sys.stderr, flush=True)
                 os._exit(128 + signal.SIGINT)
+
+    def leave(self, number: int) -> None:
+        """End this process at once, and all others: no step of it is lost. From any thread; the first one does it."""
+        if not self._leaving.acquire(blocking=False):
+            return
+        self.tell(number)
+        if os.environ.get("RANK", "0") == "0":
+            where = f"stopped before the first step, in {pulse.NOW.phase}"
+            print(f"{where}: nothing was to be saved, start again as before", file=sys.stderr, flush=True)
+        os._exit(128 + number)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +38,7 @@ from apt_ds.milestones import Milestones
 from apt_ds.models import Base
 from apt_ds.pruner import Pruner
 from apt_ds.steps import Stepper
+from apt_ds.stopping import Stopping
 from apt_ds.surgery import Plan
 
 
@@ -51,7 +54,9 @@ class Trainer:
         pruner: Pruner,
         journal: Journal,
         saved: Checkpoint | None = None,
+        stopping: Stopping | None = None,
     ) -> None:
+        pulse.phase("loading", limited=False)
         self.run_config, self.base, self.config = run, base, config
         self.data, self.pruner, self.journal = data, pruner, journal
         pad_id = resolve_pad_id(base.tokenizer)
@@ -59,10 +64,11 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(run.seed + 1)
         self.meter = Meter(zero.device())
         self.done = 0  # steps
+        self.on_disk = -1  # step of the newest checkpoint
         self.figures: dict[str, Any] = {}
         self.milestones = Milestones(run.reference_score)
         self.lesson = Lesson(run, base.kind, pruner.anatomy, pruner.phase, zero.device())
-        self.steps = Stepper(run, data, pruner, self.lesson, journal, self.meter, pad_id)
+        self.steps = Stepper(run, data, pruner, self.lesson, journal, self.meter, pad_id, stopping or Stopping())
         profiling.NOW.start(zero.device(), run.profile)
         torch.manual_seed(run.seed)
         self.make_optimizer = moments8.maker(run)
@@ -108,11 +114,12 @@ class Trainer:
 
     def run(self) -> dict[str, Any]:
         """Tune and prune; returns the figures of the report."""
-        with self.steps.stopping:
-            self.tune()
+        self.tune()
+        after = self.judge()
+        self.keep()
         figures = self.figures
         figures["before"] |= self.meter.dense()
-        figures["after"] = self.judge() | (self.meter.cut() if self.pruner.kept() < 1.0 else self.meter.dense())
+        figures["after"] = after | (self.meter.cut() if self.pruner.kept() < 1.0 else self.meter.dense())
         figures["pruning"] = self.pruner.summary() | {"rebuild_seconds": self.meter.rebuilds}
         figures["pruning"] |= quantized.summary(self.engine.module)
         figures["pruning"]["rebuild_peak_bytes"] = self.meter.rebuild_peaks
@@ -126,6 +133,7 @@ class Trainer:
         """All steps that are not done yet."""
         if not self.figures:
             self.figures = {"before": self.judge(), "data": self.data.describe()}
+        self.steps.stopping.early = False
         for step in range(self.done, self.data.total_steps):
             if step == self.pruner.cut_step and not self.pruner.cut_done:
                 self.cut_at_once(step)
@@ -135,22 +143,38 @@ class Trainer:
             self.done = step + 1
             if self.run_config.eval_steps > 0 and self.done % self.run_config.eval_steps == 0:
                 self.evaluate(self.done)
-            every = self.run_config.save_steps
-            bad = self.steps.bad_steps >= self.run_config.max_bad_steps
-            if self.steps.asked or bad or (every > 0 and self.done % every == 0):
-                self.save()
-            self.steps.give_up(f"step {self.done}")
-            self.steps.leave(f"stopped after step {self.done}: go on with --resume_from_checkpoint last")
+            self.keep()
 
-    def save(self) -> None:
-        """Write a checkpoint of this step boundary. Collective."""
-        pulse.phase(f"step {self.done}: save", limited=False)
-        begun = checkpoint.begin(self.journal.folder, self.done) if dist.is_main() else None
-        values, tensors, shape = resume.collect(self.engine, self.pruner, self.generator, begun)
+    def keep(self, unscored: resume.State | None = None) -> None:
+        """Save where it is time to, or the run ends here; end it if it must. Collective.
+
+        unscored: the run as it was before the scoring that is under way.
+        """
+        every, total = self.run_config.save_steps, self.data.total_steps
+        due = unscored is None and every > 0 and (self.done % every == 0 or self.done == total > every)
+        if self.on_disk < self.done and (due or self.steps.must_end()):
+            self.save(unscored)
+        self.steps.end(f"after step {self.done}")
+
+    def around(self) -> resume.State:
+        """The run at this step boundary, all but what the engine trains. Collective."""
+        values, tensors = resume.around(self.engine, self.pruner, self.generator)
         values |= {"meter": self.meter.state(), "figures": self.figures, "bad_steps": self.steps.bad_steps}
         values["milestones"] = self.milestones.state()
         values["lesson"], snapshot = self.lesson.state()
         tensors |= {"lesson": snapshot} if snapshot else {}
+        return values, tensors
+
+    def save(self, unscored: resume.State | None = None) -> None:
+        """Write a checkpoint of this step boundary. Collective."""
+        pulse.phase(f"step {self.done}: save", limited=False)
+        begun = checkpoint.begin(self.journal.folder, self.done) if dist.is_main() else None
+        values, tensors = unscored or self.around()
+        if unscored is None:
+            resume.add_trained(values, self.engine, begun)
+        else:
+            resume.add_unscored(self.engine, self.bare(), begun)
+        shape = resume.shape(self.engine.module, self.pruner)
 
         def write() -> None:
             run = {name: getattr(self.run_config, name) for name in OPTIONS}
@@ -159,6 +183,7 @@ class Trainer:
             checkpoint.write(self.journal.folder, made, self.run_config.save_total_limit, begun)
 
         dist.on_main(write)
+        self.on_disk = self.done
 
     def take_over(self, saved: Checkpoint) -> None:
         """Go on from where `save` was: what is not in the model's shapes. Collective."""
@@ -166,17 +191,19 @@ class Trainer:
         self.meter.load_state(saved.values["meter"])
         self.milestones.load_state(saved.values["milestones"])
         self.figures, self.steps.bad_steps = saved.values["figures"], saved.values["bad_steps"]
+        if Path(saved.path).parent == self.journal.folder:
+            self.on_disk = saved.step
 
     def cut_at_once(self, step: int) -> None:
         """Score with the learning rate at 0, cut, go on tuning from `step` with a fresh optimizer."""
-        score = self.run_config.score
+        score, unscored = self.run_config.score, copy.deepcopy(self.around())
         if score == "taylor":
             self.weigh()
+            self.keep(unscored)
         elif score != "random":
             for number in range(self.run_config.calibration_steps):
                 self.train_step(number, calibrating=True)
-                self.steps.give_up(f"calibration step {number + 1}")
-                self.steps.leave("stopped while scoring: go on from the last checkpoint, or start anew")
+                self.keep(unscored)
         zero.settle(self.engine)
         self.rebuild(step, self.pruner.cut_now(self.engine.module), fresh=True)
 
@@ -187,6 +214,10 @@ class Trainer:
     def weigh(self) -> None:
         """Score by gradients of all weights. Collective."""
         self.steps.weigh(self.engine)
+
+    def bare(self) -> bool:
+        """Whether weights are trainable only to be weighed."""
+        return self.run_config.tune == "adapters" and not adapter.ranks(self.engine.module)
 
     def adjust(self, step: int) -> None:
         """After update number `step`: move masks; cut, grow and rebuild where it is time. Collective."""
@@ -206,8 +237,7 @@ class Trainer:
         start, kept = time.perf_counter(), self.pruner.kept()
         self.meter.forget_peak()
         self.pruner.agree(step, plan)
-        # weights were trainable only to be weighed
-        bare = self.run_config.tune == "adapters" and not adapter.ranks(self.engine.module)
+        bare = self.bare()
         if bare:
             state = zero.EngineState({}, 0.0)
         else:
@@ -239,6 +269,7 @@ class Trainer:
         pulse.phase("evaluation", limited=False)
         found = self.judged.everything(self.engine)
         self.meter.forget_peak()
+        self.steps.listen()
         return found
 
     def evaluate(self, step: int) -> float:
@@ -249,6 +280,7 @@ class Trainer:
             self.milestones.take(step, score, self.meter.seconds, self.pruner.at_target())
             self.journal.warn(f"step {step}: score {score:.4f}")
             self.meter.forget_peak()
+            self.steps.listen()
         return self.milestones.score
 
     def finish(self) -> None:

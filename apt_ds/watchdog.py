@@ -10,12 +10,15 @@ import json
 import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 
 from apt_ds import command, dist, pulse
 
 ADVICE = "go on with --resume_from_checkpoint last"
+STOPPED, HEARD = "stopped", "heard"  # in the store: a signal's number; how many ranks are leaving for it
 
 
 @dataclass
@@ -31,9 +34,13 @@ class Seen:
 
 
 class Watchdog:
-    """A context in which the process ends with `command.LOST_RANK` at most `timeout` seconds after a rank was lost."""
+    """A context in which the process ends with `command.LOST_RANK` at most `timeout` seconds after a rank was lost.
 
-    def __init__(self, timeout: float) -> None:
+    leave: called where another rank has left before the first step because of a signal, with its number.
+    """
+
+    def __init__(self, timeout: float, leave: Callable[[int], None] = lambda number: None) -> None:
+        self.leave = leave
         self.period = min(5.0, timeout / 20)
         self.limit = timeout - 3 * self.period
         now = time.monotonic()
@@ -62,12 +69,27 @@ class Watchdog:
                 self._store.set(str(dist.rank()), json.dumps([sign, own.beats, own.phase, own.limited]))
                 complete = complete or self._store.check(keys)
                 notes = self._store.multi_get(keys) if complete else []
+                stopped = int(self._store.get(STOPPED)) if self._store.check([STOPPED]) else 0
             except Exception:
                 # its process is gone: the other thread notices the silence
                 return
             self.answered = time.monotonic()
             for seen, note in zip(self.seen, notes, strict=False):
                 take(seen, json.loads(note), self.answered)
+            if stopped:
+                self.leave(stopped)
+
+    def tell(self, number: int) -> None:
+        """Have all ranks leave because of a signal. The first, which keeps the store, waits until they have heard."""
+        if self._store is None:
+            return
+        # where the store has gone, all have heard
+        with suppress(RuntimeError):
+            self._store.set(STOPPED, str(number))
+            heard, end = self._store.add(HEARD, 1), time.monotonic() + 4 * self.period
+            while dist.is_main() and heard < len(self.seen) and time.monotonic() < end:
+                time.sleep(self.period / 50)
+                heard = self._store.add(HEARD, 0)
 
     def _judge(self) -> None:
         last = time.monotonic()

@@ -11,29 +11,57 @@ from typing import Any
 
 import psutil
 import torch
-from jobs import run_config
+from jobs import run_config, whole
 
-from apt_ds import checkpoint, dist, dry_run, feed, journal, lesson, main, models, resume, surgery, zero
+from apt_ds import checkpoint, dist, dry_run, feed, journal, lesson, main, models, resume, surgery, trainer, zero
 from apt_ds.arguments import resolve
+from apt_ds.config import UserError
+from apt_ds.data.glue import labels_of
 from apt_ds.ds_config import load_config
+from apt_ds.eval import judge, metrics
+from apt_ds.stopping import Stopped, Stopping
 
+# a stopped process ends once the others have, or long after they should have: the test has to
+OUTLIVE = """stopped=$1; shift
+for _ in $(seq 120); do
+    sleep 0.5; left=0
+    for other; do if kill -0 "$other" 2> /dev/null; then left=1; fi; done
+    if [ $left = 0 ]; then break; fi
+done
+kill -KILL "$stopped"
+"""
 # phase: what is called once in it, at its start
 PHASES = {
+    "load": (models, "load_model"),
     "step": (lesson.Lesson, "micro"),
+    "evaluation": (judge, "held_out_loss"),
     "rebuild": (surgery, "operate"),
-    "save": (resume, "engine_state"),
+    "save": (resume, "add_trained"),
     "write": (checkpoint, "_seal"),
+    "export": (trainer, "export"),
 }
 
 
 def faulty(
-    folder: str, where: str, victim: int, number: int, flags: list[str], count: int = 2, delay: float = 0.0
-) -> None:
+    folder: str,
+    where: str,
+    victim: int,
+    number: int,
+    flags: list[str],
+    count: int = 2,
+    delay: float = 0.0,
+    stage: int = 3,
+    offload: bool = False,
+) -> bool:
     """A run in which rank `victim` gets signal `number`, `delay` seconds after phase `where` has begun `count` times.
 
-    number 0: the disk of the output folder, which must be a small one, is full from then on.
+    number 0: the disk of the output folder, which must be a small one, is full from then on. Returns whether it came
+    to that.
     """
-    run = run_config(folder, 3, False, flags)
+    run = run_config(folder, stage, offload, flags)
+    processes = Path(folder) / f"processes{os.environ['MASTER_PORT']}"
+    processes.mkdir(exist_ok=True)
+    (processes / str(dist.rank())).write_text(str(os.getpid()))
     module, name = PHASES[where]
     original, calls = getattr(module, name), 0
 
@@ -41,20 +69,74 @@ def faulty(
         if number == 0:
             fill(Path(run.output_dir).parent)
         elif number == signal.SIGSTOP:
-            # so that the test ends: long after the others should have
-            subprocess.Popen(["sh", "-c", f"sleep 30; kill -KILL {os.getpid()}"], start_new_session=True)
+            others = [path.read_text() for path in processes.iterdir() if path.name != str(victim)]
+            subprocess.Popen(["sh", "-c", OUTLIVE, "sh", str(os.getpid()), *others], start_new_session=True)
         if number:
             os.kill(os.getpid(), number)
 
-    def struck(*arguments: Any) -> Any:
+    def struck(*arguments: Any, **named: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == count and dist.rank() == victim:
             threading.Timer(delay, strike).start() if delay else strike()
-        return original(*arguments)
+        return original(*arguments, **named)
 
     setattr(module, name, struck)
     main.train(run)
+    return calls >= count
+
+
+def interrupted(
+    folder: str, cases: list[tuple[str, int, bool, list[str], int, list[str]]]
+) -> dict[str, dict[str, Any]]:
+    """For (name, stage, offload, flags, number, whys): a run, and for each why one that was ended and goes on.
+
+    It is ended while it scores before its cut, from micro-batch `number` on: by SIGTERM to rank 1 ("signal"), or by
+    losses that are not finite ("bad").
+    """
+    found = {}
+    for name, stage, offload, flags, number, whys in cases:
+        flags = [*flags, "--save_steps", "0", "--max_bad_steps", "1"]
+        found[name] = {"straight": whole(folder, f"{name}_straight", stage, offload, flags)}
+        for why in whys:
+            place = f"{name}_{why}"
+            why_ended = end_scoring(folder, place, stage, offload, flags, number, why == "bad")
+            steps = sorted(step for step, _ in checkpoint.numbered(Path(folder) / place))
+            torch.rand(3)
+            on = whole(folder, place, stage, offload, [*flags, "--resume_from_checkpoint", "last"])
+            found[name][why] = {"ended": why_ended, "steps": steps, "told": on}
+    return found
+
+
+def end_scoring(folder: str, place: str, stage: int, offload: bool, flags: list[str], number: int, bad: bool) -> str:
+    """End a run at micro-batch `number`; what it says."""
+    original, calls = lesson.Lesson.micro, 0
+
+    def struck(self: lesson.Lesson, *arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        loss, summed = original(self, *arguments)
+        if calls == number and dist.rank() == 1 and not bad:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return (loss, summed * float("nan")) if bad and calls >= number else (loss, summed)
+
+    lesson.Lesson.micro = struck
+    try:
+        with Stopping() as stopping:
+            made = main.prepare(
+                run_config(folder, stage, offload, ["--output_dir", str(Path(folder) / place), *flags]), stopping
+            )
+            try:
+                made.run()
+            except (Stopped, UserError) as ended:
+                return f"{getattr(ended, 'status', 2)} {ended}"
+            finally:
+                zero.destroy(made.engine)
+                made.journal.close()
+                dist.barrier()
+    finally:
+        lesson.Lesson.micro = original
+    raise AssertionError("it was not ended")
 
 
 def fill(disk: Path) -> None:
@@ -71,8 +153,9 @@ def memory(flags: list[str]) -> dict[str, int]:
     """Peak of a whole run above what the process had before it, and the estimate of it, in bytes."""
     run = resolve(flags)
     zero.init_distributed()
-    base = models.find_base(run.model_name_or_path)
+    base = models.find_base(run.model_name_or_path, run.task, labels_of(run.task))
     data = feed.read_data(run, base)
+    metrics.load(run.task)
     process = psutil.Process().memory_info().rss
     cpu, peaks, reset = torch.device("cpu"), [], journal.reset_peak
 

@@ -36,9 +36,10 @@ def output(folder: Path, tmp_path: Path) -> list[str]:
     return [*FLAGS, "--output_dir", str(tmp_path / "out")]
 
 
-def strike(folder: Path, flags: list[str], where: str, victim: int, number: int) -> worlds.WorldFailed:
+def strike(folder: Path, flags: list[str], where: str, victim: int, number: int, count: int = 2) -> worlds.WorldFailed:
     """How a world ends in which a rank is struck."""
     arguments = {"folder": str(folder), "where": where, "victim": victim, "number": int(number), "flags": flags}
+    arguments["count"] = count
     with pytest.raises(worlds.WorldFailed) as failure:
         worlds.run(2, "doom.faulty", arguments, timeout=120)
     return failure.value

@@ -26,7 +26,14 @@ from apt_ds.zero.engine import (
     stage,
     step,
 )
-from apt_ds.zero.state import EngineState, full_gradient, put_state, take_state, weight_times_gradient
+from apt_ds.zero.state import (
+    EngineState,
+    full_gradient,
+    put_state,
+    take_state,
+    unstepped_state,
+    weight_times_gradient,
+)
 
 __all__ = [
     "Config",
@@ -57,5 +64,6 @@ __all__ = [
     "stage",
     "step",
     "take_state",
+    "unstepped_state",
     "weight_times_gradient",
 ]

@@ -112,15 +112,18 @@ def take_state(engine: Engine, moments: bool = True, sink: Sink | None = None) -
         _each_flat(engine, moments8.drop)
         for number, flat in enumerate(_flats(engine)):
             blocks |= {f"{number}:{part}": value for part, value in moments8.raw(_inner(engine), flat).items()}
+    counters = {key: getattr(engine, key) for key in COUNTERS}
+    return EngineState(tensors, adam_step if keys else 0.0, _scaler(engine), counters, blocks, _layout(engine))
+
+
+def unstepped_state(engine: Engine) -> EngineState:
+    """That of an engine with this one's loss scale that has not taken a step; trained weights are left out."""
+    return EngineState({}, 0.0, _scaler(engine), dict.fromkeys(COUNTERS, 0))
+
+
+def _scaler(engine: Engine) -> dict[str, Any]:
     scaler = getattr(engine.optimizer, "loss_scaler", None)
-    return EngineState(
-        tensors,
-        adam_step if keys else 0.0,
-        {key: getattr(scaler, key) for key in SCALER if hasattr(scaler, key)},
-        {key: getattr(engine, key) for key in COUNTERS},
-        blocks,
-        _layout(engine),
-    )
+    return {key: getattr(scaler, key) for key in SCALER if hasattr(scaler, key)}
 
 
 def put_state(engine: Engine, state: EngineState) -> None:
