@@ -12,7 +12,7 @@ from conftest import ROOT
 from transformers import BertConfig, BertForSequenceClassification, T5Config, T5ForConditionalGeneration
 
 from apt_ds import dry_run, feed, models
-from apt_ds.config import resolve
+from apt_ds.arguments import resolve
 from apt_ds.data.glue import labels_of
 from apt_ds.footprint import Footprint, Shape, measure
 from apt_ds.teacher import RANK
