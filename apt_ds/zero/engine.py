@@ -60,7 +60,15 @@ def init_distributed(timeout: float = 600) -> None:
     _unname_buffers()
     # DeepSpeed itself does so only when it shards weights or builds an engine: too late for what loads before
     get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    if device().type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+    if device().type == "cpu":
+        _share_cpu()
+
+
+def _share_cpu() -> None:
+    """Settle for what a process may take of the host it computes on."""
+    # oneDNN keeps 1,024 kernels with their buffers, and every cut makes the old ones useless
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    if "OMP_NUM_THREADS" not in os.environ:
         # every process would take all cores otherwise
         local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))
