@@ -2,8 +2,8 @@
 
 Pure arithmetic. Device bytes are those in use; what the allocator keeps besides and the CUDA context come on top.
 On the CPU both columns are one memory, the process's resident set. There glibc keeps much of what is freed, up to as
-much again; MALLOC_MMAP_THRESHOLD_=131072 in the environment has it returned, for some time. oneDNN's buffers for bf16
-grow with every new shape and are not in it.
+much again; MALLOC_MMAP_THRESHOLD_=131072 in the environment has it returned, for some time. Buffers of the
+kernels that oneDNN keeps are not in it.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def launch(processes: int, words: list[str], timeout: float = 300) -> Ended:
     if not launcher.is_file():
         pytest.skip("the deepspeed command is not next to this python")
     head = [str(launcher), "--log_level", "warning", "--num_accelerators", str(processes)]
-    head += ["--master_port", str(worlds.free_port()), "launchers/train.py"]
+    head += ["--master_port", str(dist.free_port()), "launchers/train.py"]
     process = subprocess.Popen(
         [*head, *words],
         cwd=ROOT,
@@ -99,7 +99,7 @@ def own_world() -> Iterator[None]:
     """Inside, the environment is that of a world of one, as the launcher would set it."""
     with pytest.MonkeyPatch.context() as patch:
         place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1", "OMP_NUM_THREADS": "1"}
-        for name, value in {**place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(worlds.free_port())}.items():
+        for name, value in {**place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(dist.free_port())}.items():
             patch.setenv(name, value)
         yield
         dist.shut_down()

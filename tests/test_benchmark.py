@@ -12,6 +12,7 @@ import pytest
 import worlds
 from deepspeed.launcher.runner import parse_args
 
+from apt_ds import dist
 from apt_ds.bench.table import Timed, render, summarize
 from apt_ds.bench.variants import VARIANTS, chosen
 from apt_ds.config import UserError
@@ -27,7 +28,7 @@ def call(*words: str, processes: int = 0, timeout: float = 500) -> subprocess.Co
     head = [sys.executable]
     if processes:
         head += ["-m", "deepspeed.launcher.runner", "--num_accelerators", str(processes)]
-        head += ["--master_port", str(worlds.free_port())]
+        head += ["--master_port", str(dist.free_port())]
     done = [*head, str(SCRIPT), "--random_weights", "tiny", *words]
     return subprocess.run(done, env=worlds.environment(), capture_output=True, text=True, timeout=timeout, check=False)
 

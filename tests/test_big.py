@@ -22,10 +22,7 @@ FULL = ["--method", "full", "--max_steps", "4", "--optim", "adamw_8bit"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("big")
-    tiny.save_model(place / "model", hidden_size=128, intermediate_size=512, num_attention_heads=4)
-    tiny.save_data(place / "data.json")
-    return place
+    return tiny.save_blocks(tmp_path_factory.mktemp("big"))
 
 
 def test_no_file_is_larger_than_it_may_be(tmp_path: Path) -> None:

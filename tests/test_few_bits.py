@@ -29,10 +29,7 @@ dist = pytest.mark.dist
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("few_bits")
-    tiny.save_model(place / "model", hidden_size=128, intermediate_size=512, num_attention_heads=4)
-    tiny.save_data(place / "data.json")
-    return place
+    return tiny.save_blocks(tmp_path_factory.mktemp("few_bits"))
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ import tiny
 import worlds
 from conftest import ROOT
 
-from apt_ds import checkpoint
+from apt_ds import checkpoint, dist
 
 pytestmark = pytest.mark.dist
 PORT = "29577"  # both hosts are new: nothing listens there
@@ -150,7 +150,7 @@ def ended(processes: list[subprocess.Popen[str]], timeout: float) -> list[tuple[
 
 def alone(folder: Path, output: Path, steps: int = STEPS) -> list[dict[str, Any]]:
     """The same run on one host with two ranks."""
-    head = [*launcher(), "--num_accelerators", "2", "--master_port", str(worlds.free_port())]
+    head = [*launcher(), "--num_accelerators", "2", "--master_port", str(dist.free_port())]
     command = [*head, "launchers/train.py", *words(folder, output, "--save_steps", "0", steps=steps)]
     subprocess.run(command, cwd=ROOT, env=worlds.environment(), check=True, capture_output=True, timeout=300)
     return rows(output)

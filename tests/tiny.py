@@ -188,6 +188,13 @@ def save_model(folder: Path, kind: str = "gqa", seed: int = 0, **changes: object
     return folder
 
 
+def save_blocks(folder: Path) -> Path:
+    """`model`, whose sizes a base of 4 bits takes and a cut leaves some of, and `data.json`."""
+    save_model(folder / "model", hidden_size=128, intermediate_size=512, num_attention_heads=4)
+    save_data(folder / "data.json")
+    return folder
+
+
 def save_data(path: Path, count: int = 48, seed: int = 0) -> Path:
     """Alpaca records of different lengths."""
     draw = random.Random(seed)

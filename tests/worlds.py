@@ -11,7 +11,6 @@ import json
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from apt_ds.dist import free_port
 
 HERE = Path(__file__).resolve().parent
 
@@ -29,12 +30,6 @@ class WorldFailed(Exception):
     def __init__(self, statuses: list[int | None], text: str) -> None:
         super().__init__(f"statuses {statuses}\n{text[-4000:]}")
         self.statuses, self.text = statuses, text
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def environment(**more: str) -> dict[str, str]:
