@@ -7,6 +7,7 @@ import math
 import shutil
 import statistics
 import sys
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from apt_ds import checkpoint, dist, profiling
 from apt_ds.config import RunConfig, UserError
 from apt_ds.surgery import Plan
 
-OWN = ("model", "model.tmp", "metrics.jsonl", "summary.json", "config.yaml")
+OWN = ("model", "model.tmp", "metrics.jsonl", "summary.json", "summary.json.tmp", "config.yaml")
 
 
 def prepare_output(run: RunConfig, metrics: bytes | None = None) -> Path:
@@ -65,6 +66,9 @@ def write_json(path: Path, value: Any) -> None:
         partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf8")
         partial.replace(path)
     except OSError as error:
+        # half of it is of no use, and may hold the last free bytes
+        with suppress(OSError):
+            partial.unlink()
         raise UserError(f"cannot write {path}: {error.strerror}; free some space") from None
 
 

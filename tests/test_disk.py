@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import resource
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -61,3 +63,16 @@ def test_a_summary_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "summary.json.tmp").mkdir()
     with pytest.raises(UserError, match="cannot write .*summary.json"):
         write_json(tmp_path / "summary.json", {})
+
+
+def test_a_summary_cut_short_leaves_nothing(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    write_json(tmp_path / "summary.json", {"before": 1})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(UserError, match="cannot write .*summary.json: File too large"):
+            write_json(tmp_path / "summary.json", {"after": "x" * 10_000})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+    assert json.loads((tmp_path / "summary.json").read_text(encoding="utf8")) == {"before": 1}

