@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -155,10 +157,12 @@ def from_node(make: Callable[[], bytes]) -> bytes:
 
 
 def free_port() -> int:
-    """A port nobody listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port nobody listens on at the moment, below those the system lends to connections: it may lend one any time."""
+    while True:
+        port = secrets.choice(range(10_000, 32_768))
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            return port
 
 
 def digest(*parts: object) -> str:

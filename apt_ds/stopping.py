@@ -62,6 +62,12 @@ class Stopping:
             end.close()
         self._before = {}
 
+    def begin(self) -> None:
+        """From now on there is something to save. From the main thread; leaves if a signal came before."""
+        self.early = False
+        if self.asked:
+            self.leave(self.asked)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.asked = self.asked or number
 
@@ -84,8 +90,7 @@ class Stopping:
 
     def leave(self, number: int) -> None:
         """End this process at once, and all others: no step of it is lost. From any thread; the first one does it."""
-        if not self._leaving.acquire(blocking=False):
-            return
+        self._leaving.acquire()
         self.tell(number)
         if os.environ.get("RANK", "0") == "0":
             where = f"stopped before the first step, in {pulse.NOW.phase}"

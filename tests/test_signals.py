@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,16 @@ def test_a_signal_before_the_first_step_ends_all_at_once(where: str, victim: int
     assert "Traceback" not in ended.text and not lines(ended.text)
     assert ended.text.count("stopped before the first step, in ") == 1
     assert not saved(tmp_path / "out")
+
+
+def test_a_signal_that_nobody_has_looked_at_ends_the_run_before_its_first_step() -> None:
+    """The thread that listens may not get its turn before the step begins."""
+    script = "import os, signal\nfrom apt_ds.stopping import Stopping\n"
+    script += "Stopping._listen = lambda self, end: None\n"
+    script += "with Stopping() as stopping:\n    os.kill(os.getpid(), signal.SIGUSR1)\n    stopping.begin()\n"
+    script += "raise SystemExit('it went on')"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=worlds.environment())
+    assert ended.returncode == 128 + signal.SIGUSR1 and ended.stderr.startswith("stopped before the first step")
 
 
 def test_a_signal_in_an_evaluation_saves_and_one_in_the_export_lets_it_end(folder: Path, tmp_path: Path) -> None:
