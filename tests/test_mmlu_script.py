@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -55,9 +56,11 @@ def test_an_interrupted_script_asks_only_what_is_missing(
     assert kept.exists() == own_file
 
 
-def launch(*words: str) -> subprocess.CompletedProcess[str]:
+def launch(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
     call = [sys.executable, str(ROOT / "launchers" / "eval_mmlu.py"), *words]
-    return subprocess.run(call, env=worlds.environment(), capture_output=True, text=True, timeout=200, check=False)
+    return subprocess.run(
+        call, env=worlds.environment(**more), capture_output=True, text=True, timeout=200, check=False
+    )
 
 
 def test_the_script_writes_table_and_figures(place: Path, tmp_path: Path) -> None:
@@ -110,3 +113,15 @@ def test_a_mistake_is_one_line_and_status_2(
     told = [text for text in ended.stderr.splitlines() if text.startswith("error: ")]
     assert (ended.returncode, len(told)) == (2, 1), ended.stderr
     assert line in told[0] and "Traceback" not in ended.stderr
+
+
+def test_a_port_that_is_taken_is_one_line_and_status_2(place: Path) -> None:
+    """Without --master_port two runs of one machine meet at the launcher's own."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        words = ["--model", str(place / "model"), "--data_dir", str(place / "data"), "--subjects", "anatomy"]
+        ended = launch(*words, **alone, MASTER_PORT=port)
+    told = [text for text in ended.stderr.splitlines() if text.startswith("error: ")]
+    assert (ended.returncode, len(told)) == (2, 1), ended.stderr
+    assert f"port {port} is in use" in told[0] and "Traceback" not in ended.stderr

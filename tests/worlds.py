@@ -32,10 +32,17 @@ class WorldFailed(Exception):
         self.statuses, self.text = statuses, text
 
 
+PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
 def environment(**more: str) -> dict[str, str]:
-    """This process's environment, with the package and the tests importable and one thread a process."""
+    """This process's environment, with the package and the tests importable and one thread a process.
+
+    A test that has run in this process may have left it a place in a world, whose port it then holds.
+    """
     path = os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
-    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | more
+    inherited = {name: value for name, value in os.environ.items() if name not in PLACE}
+    return inherited | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | more
 
 
 class Forked:

@@ -48,6 +48,9 @@ def init_distributed(timeout: float = 600) -> None:
     """Join the process group the launcher has prepared; a process of its own where there is none.
 
     timeout: seconds after which the watchdog gives up; a collective waits longer, as the watchdog knows who is gone.
+
+    Raises:
+        UserError: the launcher's port is taken.
     """
     logger.setLevel(logging.WARNING)
     # deepspeed calls collectives under names that newer torch renames
@@ -56,7 +59,15 @@ def init_distributed(timeout: float = 600) -> None:
         _be_alone()
     if dist.is_main():
         warn_of_locks(Path(cpp_extension.get_default_build_root()))
-    deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=4 * timeout + 60))
+    try:
+        deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=4 * timeout + 60))
+    except dist.BROKEN as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        port = os.environ.get("MASTER_PORT")
+        raise UserError(
+            f"port {port} is in use, by another run perhaps: give the launcher another --master_port"
+        ) from None
     _unname_buffers()
     # DeepSpeed itself does so only when it shards weights or builds an engine: too late for what loads before
     get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
