@@ -11,7 +11,7 @@ import torch
 from jobs import facts, run_config
 from torch import nn
 
-from apt_ds import dist, main, surgery, trainer, zero
+from apt_ds import dist, main, profiling, surgery, trainer, zero
 from apt_ds.surgery import Plan
 
 
@@ -26,8 +26,9 @@ def profiled(folder: str, stages: list[tuple[int, bool]]) -> dict[str, Any]:
             figures = made.run()
             dist.barrier()
             runs[on] = facts(made, figures)
-        step = figures["before"]["step_seconds"]
-        told = {"profile": figures["profile"], "step_seconds": step, "unprofiled": runs["false"]}
+        spent = [sum(step.values()) for step in profiling.NOW._steps[profiling.DENSE]]
+        told = {"profile": figures["profile"], "unprofiled": runs["false"]}
+        told |= {"spent": spent, "steps": made.meter.state()["dense"]}
         found[f"{stage}{'o' if offload else ''}"] = told | {"losses": runs["true"]["losses"]}
     return found
 
