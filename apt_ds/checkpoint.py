@@ -128,7 +128,11 @@ def write(output: Path, checkpoint: Checkpoint, keep: int, begun: Parts | None =
         ) from None
     others = sorted(path for path in numbered(output) if path[0] != checkpoint.step)
     for _, old in others[: max(0, len(others) + 1 - keep)] if keep else []:
-        _remove(old)
+        try:
+            _remove(old)
+        except OSError as error:
+            # NFS keeps a file that some process still reads
+            print(f"{old} is not a checkpoint any more, but could not be removed: {error}", file=sys.stderr, flush=True)
     return folder
 
 

@@ -46,7 +46,8 @@ def unpack(optimizer: torch.optim.Optimizer, flat: Tensor) -> None:
     state = optimizer.state[flat]
     functional = quantized.library().functional
     for name, number in NUMBERS.items():
-        codes = state[f"state{number}"]
+        # paged ones lie in memory that says it is the host's
+        codes = state[f"state{number}"].to(flat.device)
         if codes.dtype == torch.uint8:
             held = functional.QuantState(
                 state[f"absmax{number}"], code=state[f"qmap{number}"], blocksize=BLOCK, dtype=torch.float32

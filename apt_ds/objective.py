@@ -126,7 +126,7 @@ OBJECTIVES = {
         text_logits,
         text_loss,
         lambda row: sum(label != IGNORED for label in row["labels"]),
-        lambda batch: (batch.labels != IGNORED).long().to(batch.input_ids.device),
+        lambda batch: (batch.labels != IGNORED).long().to(batch.input_ids.device, non_blocking=True),
     ),
 }
 

@@ -31,7 +31,7 @@ State = tuple[Values, dict[str, Tensors]]  # values, and tensors by file
 def around(engine: zero.Engine, pruner: Pruner, surgeon: torch.Generator) -> State:
     """A run at a step boundary, all but what the engine trains. Collective.
 
-    They are small. surgeon: draws what ranks grow by. The engine is one that has not taken a step.
+    They are small. surgeon: draws what ranks grow by. The engine is told of as one that has not taken a step.
     """
     values: Values = {"engine": _values(zero.unstepped_state(engine))}
     tensors: dict[str, Tensors] = {}
@@ -121,8 +121,9 @@ def reshape(model: nn.Module, pruner: Pruner, saved: Checkpoint) -> None:
         if key == "master":
             path, _, attribute = name.rpartition(".")
             old = getattr(model.get_submodule(path), attribute)
-            # the weight is its master rounded
-            new = nn.Parameter(value.to(old.device, old.dtype))
+            # the weight is its master rounded; of its own memory: a mapped file's is aligned otherwise, and kernels
+            # round by that
+            new = nn.Parameter(value.to(old.device, old.dtype, copy=True))
             zero.shard([new], like=old)
             replaced[id(old)] = old, new
     # a tied weight has several places

@@ -61,7 +61,7 @@ class Watchdog:
     def _exchange(self) -> None:
         assert self._store is not None
         keys = [str(rank) for rank in range(len(self.seen))]
-        sign, complete = 0, False
+        sign, complete, leaving = 0, False, False
         while not self._over.wait(self.period if sign else 0):
             sign += 1
             own = pulse.NOW
@@ -76,8 +76,10 @@ class Watchdog:
             self.answered = time.monotonic()
             for seen, note in zip(self.seen, notes, strict=False):
                 take(seen, json.loads(note), self.answered)
-            if stopped:
-                self.leave(stopped)
+            if stopped and not leaving:
+                # this thread goes on hearing of others: the one that leaves may wait for them
+                leaving = True
+                threading.Thread(target=self.leave, args=(stopped,), daemon=True, name="leaving").start()
 
     def tell(self, number: int) -> None:
         """Have all ranks leave because of a signal. The first, which keeps the store, waits until they have heard."""
