@@ -174,6 +174,11 @@ class RunConfig:
             named = ["q", "v"] if self.task == INSTRUCTIONS else ["q", "v", "up"]
         return tuple(name for name in PROJECTIONS if name in named)
 
+    @property
+    def one_row(self) -> bool:
+        """Whether all packed examples share a row: flash attention tells examples apart in a single one only."""
+        return self.attn_implementation == "flash_attention_2"
+
     def check(self) -> None:
         """Raise `UserError` for the first value that is not allowed or contradicts another."""
         for name, spec in OPTIONS.items():

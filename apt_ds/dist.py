@@ -5,13 +5,13 @@ Every function also works in a single process where no process group exists.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -160,9 +160,14 @@ def free_port() -> int:
     """A port nobody listens on at the moment, below those the system lends to connections: it may lend one any time."""
     while True:
         port = secrets.choice(range(10_000, 32_768))
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("", port))
-            return port
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    continue
+                raise
+        return port
 
 
 def digest(*parts: object) -> str:

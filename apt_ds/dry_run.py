@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from apt_ds import dist, models, zero
 from apt_ds.config import RunConfig
 from apt_ds.data.batches import GlobalOrder
 from apt_ds.data.glue import labels_of
+from apt_ds.data.packing import sharing
 from apt_ds.data.rows import IGNORED, Row, TokenizedSet
 from apt_ds.ds_config import load_config
 from apt_ds.estimate import MOMENTS, MOMENTS_IN_8_BITS, Bytes, Estimate, Layout, estimate
@@ -93,7 +94,7 @@ def estimate_run(run: RunConfig, base: Base, data: Data, config: zero.Config, wo
     grows = run.rank_growth and run.pruning != "pretuning"
     rank = min(run.max_rank, math.ceil(run.rank * run.rank_budget)) if grows else run.rank
     batch = run.per_device_eval_batch_size
-    tests = [list(range(i, min(i + batch, len(data.held_out)))) for i in range(0, len(data.held_out), batch)]
+    tests = [apart(range(i, min(i + batch, len(data.held_out)))) for i in range(0, len(data.held_out), batch)]
     judged = [bound(data.held_out, tests, base.kind)]
     if data.corpus is not None:
         length = data.corpus.shape[1]
@@ -115,23 +116,39 @@ def micro_batches(run: RunConfig, data: Data, world: int, kind: str) -> Shape:
     steps = run.max_steps if run.max_steps > 0 else order.steps(run.num_train_epochs)
     drawn = (order.indices(step) for step in range(steps))
     parts = [indices[i : i + size] for indices in drawn for i in range(0, len(indices), size)]
-    return bound(data.train, parts, kind)
+    if not run.packing:
+        return bound(data.train, [apart(part) for part in parts], kind)
+    lengths = [len(row["input_ids"]) for row in data.train.rows]
+    packed = [(part, sharing([lengths[i] for i in part], run.max_seq_length, run.one_row)) for part in parts]
+    return bound(data.train, [[[part[i] for i in group] for group in groups] for part, groups in packed], kind)
 
 
-def bound(rows: TokenizedSet, batches: list[list[int]], kind: str) -> Shape:
-    """What none of the batches exceeds."""
+def apart(indices: Iterable[int]) -> list[list[int]]:
+    """A row for each example."""
+    return [[i] for i in indices]
+
+
+def bound(rows: TokenizedSet, batches: list[list[list[int]]], kind: str) -> Shape:
+    """What none of the batches exceeds. A batch: the examples of each of its rows, one after the other."""
     lengths = [len(row["input_ids"]) for row in rows.rows]
     trained = [predicted(row, kind) for row in rows.rows]
     most = Shape(0, 0, 0, 0)
     for batch in batches:
-        columns = np.zeros(max(len(trained[i]) for i in batch), dtype=bool)
-        for i in batch:
-            columns[: len(trained[i])] |= trained[i]
+        asked = [joined([trained[i] for i in group]) for group in batch]
+        columns = np.zeros(max(map(len, asked)), dtype=bool)
+        for mask in asked:
+            columns[: len(mask)] |= mask
         # a decoder makes logits everywhere
         positions = padded(len(columns)) if kind == GENERATION else int(columns.sum())
-        count = sum(int(trained[i].sum()) for i in batch)
-        most = Shape(*map(max, most, (len(batch), padded(max(lengths[i] for i in batch)), positions, count)))
+        count, longest = sum(int(mask.sum()) for mask in asked), max(sum(lengths[i] for i in group) for group in batch)
+        most = Shape(*map(max, most, (len(batch), padded(longest), positions, count)))
     return most
+
+
+def joined(masks: list[np.ndarray]) -> np.ndarray:
+    """`predicted` of examples that share a row: nothing predicts the first token of the next one."""
+    first, *others = masks
+    return np.concatenate([first, *(part for mask in others for part in (np.zeros(1, dtype=bool), mask))])
 
 
 def predicted(row: Row, kind: str) -> np.ndarray:

@@ -39,7 +39,7 @@ def prepare_output(run: RunConfig, metrics: bytes | None = None) -> Path:
 def _prepare(folder: Path, run: RunConfig, metrics: bytes | None) -> None:
     try:
         held = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-        if held and metrics is None and not run.overwrite_output_dir and not _unbegun(folder, held):
+        if held and metrics is None and not run.overwrite_output_dir:
             raise UserError(
                 f"--output_dir {str(folder)!r} already holds {', '.join(held[:3])}; "
                 "choose another folder or pass --overwrite_output_dir"
@@ -53,11 +53,6 @@ def _prepare(folder: Path, run: RunConfig, metrics: bytes | None) -> None:
         run.save(folder / "config.yaml")
     except OSError as error:
         raise UserError(f"--output_dir {str(folder)!r} cannot be written: {error.strerror}") from None
-
-
-def _unbegun(folder: Path, held: list[str]) -> bool:
-    """Whether all that is there is what a run leaves that was stopped before its first step."""
-    return held == ["config.yaml", "metrics.jsonl"] and not (folder / "metrics.jsonl").stat().st_size
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -141,8 +141,7 @@ class Stepper:
         run = self.run
         own = self.data.order.micro(step, micro, dist.rank(), dist.world_size(), run.per_device_train_batch_size)
         rows = [self.data.train[i] for i in own]
-        single = run.attn_implementation == "flash_attention_2"
-        return pack(rows, self.pad_id, run.max_seq_length, single) if run.packing else collate(rows, self.pad_id)
+        return pack(rows, self.pad_id, run.max_seq_length, run.one_row) if run.packing else collate(rows, self.pad_id)
 
     @profiling.timed("data")
     def moved(self, made: Batch) -> Batch:

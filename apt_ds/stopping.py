@@ -94,5 +94,6 @@ class Stopping:
         self.tell(number)
         if os.environ.get("RANK", "0") == "0":
             where = f"stopped before the first step, in {pulse.NOW.phase}"
-            print(f"{where}: nothing was to be saved, start again as before", file=sys.stderr, flush=True)
+            told = "nothing was to be saved, start again, with --overwrite_output_dir where the folder has been made"
+            print(f"{where}: {told}", file=sys.stderr, flush=True)
         os._exit(128 + number)

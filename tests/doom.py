@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from apt_ds.data.glue import labels_of
 from apt_ds.ds_config import load_config
 from apt_ds.eval import judge, metrics
 from apt_ds.stopping import Stopped, Stopping
+from apt_ds.watchdog import Watchdog
 
 # a stopped process ends once the others have, or long after they should have: the test has to
 OUTLIVE = """stopped=$1; shift
@@ -84,6 +86,19 @@ def faulty(
     setattr(module, name, struck)
     main.train(run)
     return calls >= count
+
+
+def left_behind() -> None:
+    """Rank 1 is killed before the first step, and its launcher asks rank 0 to go, which looks for who is gone."""
+    zero.init_distributed()
+    with Stopping() as stopping, Watchdog(40, stopping.leave) as watchdog:
+        stopping.tell = watchdog.tell
+        dist.barrier()
+        time.sleep(2 * watchdog.period)
+        os.kill(os.getpid(), signal.SIGKILL if dist.rank() else signal.SIGTERM)
+        # it leaves after four periods, and learns of the loss before that
+        time.sleep(3 * watchdog.period)
+        print(f"found: {watchdog.lost()}", flush=True)
 
 
 def interrupted(

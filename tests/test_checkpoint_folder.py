@@ -53,6 +53,18 @@ def test_what_is_read_is_what_was_written(run: RunConfig, tmp_path: Path) -> Non
     assert {file.suffix for file in path.iterdir()} == {".json", ".jsonl", ".safetensors"}
 
 
+def test_an_old_one_that_cannot_be_removed_ends_no_run(
+    run: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on NFS, where a file that is still read leaves another behind in its folder."""
+    old, remove = checkpoint.write(tmp_path, made(run, 1), 1), shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **more: path.rmdir() if path == old else remove(path, **more))
+    checkpoint.write(tmp_path, made(run, 2), 1)
+    assert "checkpoint-1 is not a checkpoint any more, but could not be removed" in capsys.readouterr().err
+    found = checkpoint.find(LAST, tmp_path)
+    assert found is not None and found.step == 2
+
+
 def test_the_oldest_go_only_when_there_are_too_many(run: RunConfig, tmp_path: Path) -> None:
     for step in (1, 2, 10, 3):
         checkpoint.write(tmp_path, made(run, step), 2)

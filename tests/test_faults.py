@@ -77,6 +77,14 @@ def test_a_killed_rank_ends_the_others_and_the_run_goes_on(folder: Path, output:
 
 
 @pytest.mark.dist
+def test_who_is_asked_to_go_names_the_rank_that_is_gone() -> None:
+    with pytest.raises(worlds.WorldFailed) as failure:
+        worlds.run(2, "doom.left_behind", {}, timeout=60)
+    assert failure.value.statuses[1] == -signal.SIGKILL
+    assert "found: rank 1 (last in " in failure.value.text, failure.value.text
+
+
+@pytest.mark.dist
 @pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_rank_that_hangs_is_given_up(victim: int, folder: Path, output: list[str]) -> None:
     ended = strike(folder, output, "step", victim, signal.SIGSTOP)

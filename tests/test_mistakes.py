@@ -189,16 +189,6 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_run_that_was_stopped_before_its_first_step_starts_again_as_before(
-    place: Place, tmp_path: Path, run: Run
-) -> None:
-    (tmp_path / "config.yaml").write_text("sparsity: 0.5\n", encoding="utf8")
-    (tmp_path / "metrics.jsonl").touch()
-    assert run(place.words(tmp_path)).status == 0
-    again = run(place.words(tmp_path))
-    assert again.status == 2 and "already holds" in again.mistakes[0]
-
-
 def test_a_folder_with_a_run_is_kept_unless_it_may_be_overwritten(place: Place, tmp_path: Path, run: Run) -> None:
     output = tmp_path / "out"
     (output / "model").mkdir(parents=True)

@@ -10,17 +10,21 @@ import pytest
 import tiny
 import torch
 import worlds
+from conftest import ROOT
 from reference import reference_run
 from transformers import LlamaForCausalLM
 from transformers.modeling_flash_attention_utils import _is_packed_sequence, prepare_fa_kwargs_from_position_ids
 
-from apt_ds import adapter
+from apt_ds import adapter, dry_run
 from apt_ds.architectures import anatomy_of
 from apt_ds.arguments import resolve
 from apt_ds.config import UserError
-from apt_ds.data.batches import Batch, collate
+from apt_ds.data.batches import Batch, GlobalOrder, collate
 from apt_ds.data.packing import grouped, pack, rounded
 from apt_ds.data.rows import IGNORED, Row
+from apt_ds.feed import read_data
+from apt_ds.footprint import Shape
+from apt_ds.models import find_base
 from apt_ds.objective import summed_loss
 from apt_ds.salience import Salience
 
@@ -48,6 +52,24 @@ def test_every_example_is_in_one_row_and_rows_are_few() -> None:
         assert len(groups) * rounded(max(sums)) <= len(lengths) * rounded(max(lengths))
     assert len(grouped([8] * 12, LIMIT)) == 12  # nothing to gain: short rows are cheaper to attend in
     assert grouped([32, 8, 8, 8, 8], LIMIT) == [[0], [1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize("more", [[], ["--packing"], ["--packing", "--attn_implementation", "flash_attention_2"]])
+def test_the_estimate_of_memory_knows_the_batches(more: list[str], tmp_path: Path) -> None:
+    """The sizes that it counts with are the largest of those that the run makes."""
+    tiny.save_model(tmp_path / "model")
+    words = ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), "--model_name_or_path", str(tmp_path / "model")]
+    words += ["--data_path", str(tiny.save_data(tmp_path / "data.json")), "--eval_size", "4", "--max_seq_length", "64"]
+    run = resolve([*words, "--per_device_train_batch_size", "4", "--max_steps", "7", "--seed", "3", *more])
+    base = find_base(run.model_name_or_path)
+    data, sizes = read_data(run, base), []
+    order = GlobalOrder(len(data.train), 8, run.seed)
+    for step, rank in ((step, rank) for step in range(7) for rank in range(2)):
+        taken = [data.train[i] for i in order.micro(step, 0, rank, 2, 4)]
+        batch = pack(taken, 0, 64, len(more) > 1) if more else collate(taken, 0)
+        asked = batch.labels[:, 1:] != IGNORED
+        sizes.append((*batch.input_ids.shape, int(asked.any(0).sum()), int(asked.sum())))
+    assert dry_run.micro_batches(run, data, 2, base.kind) == Shape(*map(max, *sizes))
 
 
 def test_the_batch_tells_examples_apart() -> None:

@@ -69,6 +69,16 @@ def test_a_distilled_run_is_the_same_in_every_stage(kind: str, found: dict[str, 
 
 
 @pytest.mark.dist
+def test_resuming_without_zero_on_single_rows_is_never_having_stopped(
+    folder: Path, modes: dict[str, list[str]]
+) -> None:
+    """Nothing copies a weight there, and how a product of one row rounds depends on where it lies in memory."""
+    flags = [*modes["bert-classes"], "--per_device_train_batch_size", "1"]
+    case = ("resumed-alone", 0, False, flags, [1, 3, 5])
+    same(worlds.run(1, "resumed", {"folder": str(folder), "cases": [case]})["resumed-alone"])
+
+
+@pytest.mark.dist
 def test_resuming_a_distilled_run_is_never_having_stopped(folder: Path, modes: dict[str, list[str]]) -> None:
     """Checkpoints while the teacher teaches, at the end of its time, and after it."""
     cases = [

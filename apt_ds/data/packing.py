@@ -25,7 +25,7 @@ def pack(rows: Sequence[Row], pad_id: int, limit: int, single: bool = False) -> 
     Padding counts as an example of its own, with attention mask 0. The first token of an example has no label, as
     nothing before it predicts it.
     """
-    groups = [list(range(len(rows)))] if single else grouped([len(row["input_ids"]) for row in rows], limit)
+    groups = sharing([len(row["input_ids"]) for row in rows], limit, single)
     longest = max(sum(len(rows[i]["input_ids"]) for i in group) for group in groups)
     shape = (len(groups), rounded(longest))
     input_ids = torch.full(shape, pad_id, dtype=torch.int64)
@@ -43,6 +43,11 @@ def pack(rows: Sequence[Row], pad_id: int, limit: int, single: bool = False) -> 
             start = end
         position_ids[row, start:] = torch.arange(shape[1] - start)
     return Batch(input_ids, attention_mask, labels, position_ids=position_ids)
+
+
+def sharing(lengths: Sequence[int], limit: int, single: bool = False) -> list[list[int]]:
+    """Which examples share a row: see `pack`."""
+    return [list(range(len(lengths)))] if single else grouped(lengths, limit)
 
 
 def grouped(lengths: Sequence[int], limit: int) -> list[list[int]]:
