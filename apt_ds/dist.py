@@ -24,6 +24,7 @@ from apt_ds.config import RankError
 from apt_ds.profiling import timed
 
 T = TypeVar("T")
+Store = td.Store
 BROKEN = (td.DistNetworkError, td.DistStoreError)  # what is raised where the store's process is gone
 
 
@@ -192,7 +193,7 @@ def agree(what: str, hash_: str) -> None:
         raise RankError(f"ranks disagree on {what}: rank {odd} differs from rank 0 ({hashes}); stopping all ranks")
 
 
-def mailbox(timeout: float) -> td.Store | None:
+def mailbox(timeout: float) -> Store | None:
     """A connection of its own to the store the group was made through; None for a single process.
 
     The group's own connection is busy while a collective waits. timeout: seconds one request may take.

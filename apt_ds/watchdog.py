@@ -14,11 +14,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
+from typing import NoReturn
 
 from apt_ds import command, dist, pulse
 
 ADVICE = "go on with --resume_from_checkpoint last"
-STOPPED, HEARD = "stopped", "heard"  # in the store: a signal's number; how many ranks are leaving for it
+# in the store: a signal's number; how many ranks are leaving for it, and know that all are
+STOPPED, HEARD, SURE = "stopped", "heard", "sure"
 
 
 @dataclass
@@ -82,16 +84,36 @@ class Watchdog:
                 threading.Thread(target=self.leave, args=(stopped,), daemon=True, name="leaving").start()
 
     def tell(self, number: int) -> None:
-        """Have all ranks leave because of a signal. The first, which keeps the store, waits until they have heard."""
-        if self._store is None:
-            return
-        # where the store has gone, all have heard
+        """Have all ranks leave because of a signal; returns once all have heard.
+
+        A rank that is found silent was lost first, and a launcher that saw it sent the signal: then this process ends
+        with `command.LOST_RANK`, so that other hosts start again too.
+        """
+        # where the store has gone, so has the first rank
         with suppress(RuntimeError):
-            self._store.set(STOPPED, str(number))
-            heard, end = self._store.add(HEARD, 1), time.monotonic() + 4 * self.period
-            while dist.is_main() and heard < len(self.seen) and time.monotonic() < end:
+            if self._store is None or self._told(self._store, number):
+                return
+        if lost := self.lost():
+            self._end(f"asked to leave, but {lost}")
+
+    def _told(self, store: dist.Store, number: int) -> bool:
+        """Whether all ranks are leaving for the same signal."""
+
+        def joined(what: str, periods: int) -> bool:
+            there, end = store.add(what, 1), time.monotonic() + periods * self.period
+            while there < len(self.seen) and time.monotonic() < end:
                 time.sleep(self.period / 50)
-                heard = self._store.add(HEARD, 0)
+                there = store.add(what, 0)
+            return there >= len(self.seen)
+
+        store.set(STOPPED, str(number))
+        heard = joined(HEARD, 4)
+        # the first rank keeps the store: it goes when nobody asks it any more
+        if heard and dist.is_main():
+            joined(SURE, 1)
+        elif heard:
+            store.add(SURE, 1)
+        return heard
 
     def _judge(self) -> None:
         last = time.monotonic()
@@ -103,11 +125,14 @@ class Watchdog:
             last = now
             verdict = self.verdict(now)
             if verdict and not self._over.is_set():
-                # the first rank's progress bar has left no end of line
-                start = "\n" if dist.is_main() else ""
-                text = f"{start}error: rank {dist.rank()}, in {pulse.NOW.phase}: {verdict}; {ADVICE}"
-                print(text, file=sys.stderr, flush=True)
-                command.leave(command.LOST_RANK)
+                self._end(verdict)
+
+    def _end(self, why: str) -> NoReturn:
+        # the first rank's progress bar has left no end of line
+        start = "\n" if dist.is_main() else ""
+        text = f"{start}error: rank {dist.rank()}, in {pulse.NOW.phase}: {why}; {ADVICE}"
+        print(text, file=sys.stderr, flush=True)
+        command.leave(command.LOST_RANK)
 
     def _forgive(self, now: float) -> None:
         self.answered = now

@@ -96,9 +96,10 @@ def left_behind() -> None:
         dist.barrier()
         time.sleep(2 * watchdog.period)
         os.kill(os.getpid(), signal.SIGKILL if dist.rank() else signal.SIGTERM)
-        # it leaves after four periods, and learns of the loss before that
+        # it waits four periods to be heard, and learns of the loss before that
         time.sleep(3 * watchdog.period)
         print(f"found: {watchdog.lost()}", flush=True)
+        time.sleep(8 * watchdog.period)
 
 
 def interrupted(

@@ -80,7 +80,9 @@ def test_a_killed_rank_ends_the_others_and_the_run_goes_on(folder: Path, output:
 def test_who_is_asked_to_go_names_the_rank_that_is_gone() -> None:
     with pytest.raises(worlds.WorldFailed) as failure:
         worlds.run(2, "doom.left_behind", {}, timeout=60)
-    assert failure.value.statuses[1] == -signal.SIGKILL
+    # not the signal's own: whoever supervises another host must start again
+    assert failure.value.statuses == [3, -signal.SIGKILL]
+    assert "asked to leave, but rank 1 (last in " in lines(failure.value.text)[0], failure.value.text
     assert "found: rank 1 (last in " in failure.value.text, failure.value.text
 
 
