@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from apt_ds.footprint import Footprint
+from apt_ds.parts import Parts
 
 LIVE, PERSISTENT = 1_000_000_000, 100_000  # DeepSpeed's defaults, in elements
 MASTER, MOMENTS = 4, 8  # bytes per trained element
@@ -102,11 +103,14 @@ def estimate(model: Footprint, config: dict[str, Any], layout: Layout) -> Estima
     gone = (1 - layout.kept) * parameters * sum(w.numel for w in thin) / sum(w.full or w.numel for w in thin)
     left = round((total - gone) * item * own / total)
     state = Bytes(0, (MASTER + (MOMENTS if layout.moments else 0)) * trained)
+    # the first rank's, until a file is full
+    waiting = Bytes(0, min(state.host, Parts.limit))
     phases = {
         "loading": _loading(read, parameters * layout.stored, stage, layout.on_cpu),
         "fingerprint": read.plus(Bytes(FINGERPRINT)),
         "step": engine.plus(parts["gradients"], parts["activations"]),
         "evaluation": engine.plus(Bytes(model.evaluation + unpacked * item)),
+        "saving": engine.plus(waiting),
         # a weight of few bits is cut in fp32
         "rebuild": weights.plus(state, Bytes(max(2 * whole, 8 * unpacked), CODE)),
         "writing": held(left, params_aside).plus(Bytes(whole, round(parameters * layout.kept * item) + CODE)),

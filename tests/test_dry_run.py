@@ -70,6 +70,7 @@ def test_phases() -> None:
     assert found.phases["step"] == Bytes(sum(part.device for part in found.parts.values()), CODE)
     assert found.phases["loading"] == Bytes(22_000_000, 44_000_000 + 22_000_000), "files in fp32, and a copy in bf16"
     assert found.phases["fingerprint"] == Bytes(22_000_000 + FINGERPRINT)
+    assert found.phases["saving"] == Bytes(22_000_000 + 3_000_000, 12_000_000 + CODE), "what the first rank writes"
     assert found.phases["rebuild"] == Bytes(22_000_000 + 40_000_000, 12_000_000 + CODE)
     assert found.phases["writing"] == Bytes(11_000_000 + 20_000_000, 11_000_000 + CODE)
     assert found.peak() == Bytes(22_000_000 + FINGERPRINT, 66_000_000)
@@ -136,8 +137,8 @@ def test_the_table_needs_no_weights_and_ends_in_a_verdict(tmp_path: Path, capfd:
     ):
         dry_run.dry_run(resolve([*words, *more]))
         out = capfd.readouterr().out.splitlines()
-        assert "of 16 ranks" in out[-16] and out[-1].startswith(verdict), out
-        assert [line.split()[0] for line in out[-14:-8]] == [
+        assert "of 16 ranks" in out[-17] and out[-1].startswith(verdict), out
+        assert [line.split()[0] for line in out[-15:-9]] == [
             *("frozen", "trained", "gradients", "optimizer", "gathered", "activations")
         ]
     assert not (tmp_path / "out").exists()
