@@ -77,7 +77,7 @@ class Salience(Taps):
             if kept is None:
                 self.masses[1, place] += measure(gradient)
             else:
-                self.masses[1, place] += example_products(valid, kept, gradient, self.segments, self.examples)
+                self.masses[1, place] += example_products(valid, kept, gradient, self.members)
 
         return commit
 
@@ -163,21 +163,18 @@ def column_norm(blank: Tensor, x: Tensor) -> Tensor:
     return (mass - torch.linalg.vector_norm(flat[blank], 1, dim=0, dtype=torch.float32)).clamp(min=0)
 
 
-def example_products(
-    valid: Tensor, x: Tensor, gradient: Tensor, segments: Tensor | None = None, examples: int = 0
-) -> Tensor:
+def example_products(valid: Tensor, x: Tensor, gradient: Tensor, members: Tensor | None = None) -> Tensor:
     """Sum over examples of |sum of x * gradient over their counted tokens|: [1, batch * length], 2 x [batch, length, d]
     -> fp32 [d].
 
-    segments: the number of the example each token belongs to, int64 [batch * length], of `examples`; None: a row is an
-    example.
+    members: what every token counts in every example, [examples, batch * length]; None: a row is an example. Products
+    and sums are rounded like x, the summing is not; fp16 has not the range for it.
     """
-    counted = gradient * valid.to(gradient.dtype).view(*gradient.shape[:-1], 1)
-    products = x.float() * counted.float()
-    if segments is None:
-        return products.sum(dim=-2).abs().sum(dim=0)
-    sums = products.new_zeros(examples, products.shape[-1])
-    return sums.index_add_(0, segments, products.flatten(0, 1)).abs().sum(dim=0)
+    products = x.float() * gradient.float() if x.dtype == torch.float16 else x * gradient
+    if members is None:
+        counts = valid.to(products.dtype).view(len(x), 1, -1)
+        return (counts @ products).float().abs().sum(dim=(0, 1))
+    return (members.to(products.dtype) @ products.flatten(0, 1)).float().abs().sum(dim=0)
 
 
 @contextmanager

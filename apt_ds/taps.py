@@ -21,8 +21,8 @@ class Taps:
 
     owner: int64 [dimensions], the block each tapped dimension belongs to; places: the slice of every tap in it, those
     of the sites first; valid: [1, tokens], which tokens of the micro-batch count, None while nothing is scored;
-    second: the same for the decoder's tokens where there is a decoder; segments: which of `examples` a token is of,
-    int64 [tokens], None where a row is one.
+    second: the same for the decoder's tokens where there is a decoder; members: what every token counts in every packed
+    example, [examples, tokens], None where a row is one.
     """
 
     def __init__(self, anatomy: Anatomy, device: torch.device) -> None:
@@ -30,8 +30,8 @@ class Taps:
         self._handles: list[RemovableHandle] = []
         self.valid: Tensor | None = None
         self.second: Tensor | None = None
-        self.segments: Tensor | None = None
-        self.examples = self.first = 0
+        self.members: Tensor | None = None
+        self.first = 0
         self.resize(anatomy)
 
     def resize(self, anatomy: Anatomy) -> None:
@@ -82,10 +82,12 @@ class Taps:
         self.first = first
         self.valid = self.sent(attention_mask.reshape(1, -1).to(dtype))
         self.second = None if second_mask is None else self.sent(second_mask.reshape(1, -1).to(dtype))
-        self.segments = None
+        self.members = None
         if positions is not None:
             segments = (positions.flatten() == 0).cumsum(0) - 1
-            self.segments, self.examples = self.sent(segments), int(segments[-1]) + 1
+            counts = torch.zeros(int(segments[-1]) + 1, len(segments), dtype=dtype)
+            counts[segments, torch.arange(len(segments))] = attention_mask.flatten().to(dtype)
+            self.members = self.sent(counts)
         self.prepare(attention_mask, attention_mask if second_mask is None else second_mask)
 
     def sent(self, tensor: Tensor) -> Tensor:
