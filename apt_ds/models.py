@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.initialization import no_init_weights
 
 from apt_ds import bias, dist, heads, quantized, zero
 from apt_ds.anatomy import Anatomy
@@ -32,6 +33,7 @@ from apt_ds.tasks import ANSWERS, CLASSIFICATION, FAMILIES, GENERATION, INSTRUCT
 
 INTEGERS = {2: torch.int16, 4: torch.int32}
 PIECE = 1 << 22
+DRAWN = 16_777_213  # a prime: no two rows of a weight are alike
 ODD = 0x1E3779B97F4A7C15
 
 
@@ -207,17 +209,26 @@ def read_weights(
 def random_weights(config: PretrainedConfig, dtype: torch.dtype, attention: str) -> PreTrainedModel:
     """A model of `config` with drawn weights, made on the device, under ZeRO-3 sharded while it is made.
 
+    Weights repeat after `DRAWN` numbers: a host takes minutes to draw billions of them.
     Every rank draws its own: below stage 3 the engine takes those of rank 0. Raises UserError as `load_model`.
     """
     try:
-        with zero.device():
+        with zero.device(), no_init_weights():
             model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype, attn_implementation=attention)
     except ImportError as error:
         raise UserError(f"--attn_implementation {attention}: {first_line(error)}") from None
+    model.tie_weights()
+    pool, at = torch.empty(DRAWN, dtype=dtype, device=zero.device()).normal_(0, config.initializer_range), 0
     for parameter in model.parameters():
         held = zero.held_part(parameter)
-        # norms start at 1
-        held.normal_(0, config.initializer_range) if len(zero.full_shape(parameter)) > 1 else held.fill_(1)
+        if len(zero.full_shape(parameter)) == 1:
+            held.fill_(1)  # norms start there
+            continue
+        rest = held.view(-1)
+        while len(rest):
+            drawn = pool[at : at + len(rest)]
+            rest[: len(drawn)] = drawn
+            rest, at = rest[len(drawn) :], (at + len(drawn)) % DRAWN
     return model
 
 
