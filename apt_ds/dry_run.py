@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-import numpy as np
 import psutil
 import torch
 
@@ -19,13 +18,14 @@ from apt_ds.config import RunConfig
 from apt_ds.data.batches import GlobalOrder
 from apt_ds.data.glue import labels_of
 from apt_ds.data.packing import sharing
-from apt_ds.data.rows import IGNORED, Row, TokenizedSet
+from apt_ds.data.rows import TokenizedSet
 from apt_ds.ds_config import load_config
 from apt_ds.estimate import MOMENTS, MOMENTS_IN_8_BITS, Bytes, Estimate, Layout, estimate
 from apt_ds.eval import metrics
 from apt_ds.feed import Data, read_data
 from apt_ds.footprint import Shape, measure
 from apt_ds.models import Base
+from apt_ds.objective import OBJECTIVES
 from apt_ds.tasks import GENERATION, LANGUAGE_MODEL
 
 GPUS = 8  # of a node, where nothing says
@@ -97,8 +97,8 @@ def estimate_run(run: RunConfig, base: Base, data: Data, config: zero.Config, wo
     tests = [apart(range(i, min(i + batch, len(data.held_out)))) for i in range(0, len(data.held_out), batch)]
     judged = [bound(data.held_out, tests, base.kind)]
     if data.corpus is not None:
-        length = data.corpus.shape[1]
-        judged.append(Shape(max(1, batch // 4), length, length, length))
+        blocks, length = max(1, batch // 4), data.corpus.shape[1]
+        judged.append(Shape(blocks, length, 0, blocks * (length - 1)))
     model = measure(base, run, micro_batches(run, data, world, base.kind), judged, rank, everything)
     prunable = base.anatomy.cost(base.anatomy.sizes) / sum(w.full or w.numel for w in model.weights)
     kept = 1 - prunable * run.sparsity if run.pruning != "none" else 1.0
@@ -131,32 +131,15 @@ def apart(indices: Iterable[int]) -> list[list[int]]:
 def bound(rows: TokenizedSet, batches: list[list[list[int]]], kind: str) -> Shape:
     """What none of the batches exceeds. A batch: the examples of each of its rows, one after the other."""
     lengths = [len(row["input_ids"]) for row in rows.rows]
-    trained = [predicted(row, kind) for row in rows.rows]
+    # an answer for a row trains no tokens
+    trained = [OBJECTIVES[kind].weight(row) if kind in (LANGUAGE_MODEL, GENERATION) else 0 for row in rows.rows]
+    written = [len(row["labels"]) if kind == GENERATION else 0 for row in rows.rows]
     most = Shape(0, 0, 0, 0)
     for batch in batches:
-        asked = [joined([trained[i] for i in group]) for group in batch]
-        columns = np.zeros(max(map(len, asked)), dtype=bool)
-        for mask in asked:
-            columns[: len(mask)] |= mask
-        # a decoder makes logits everywhere
-        positions = padded(len(columns)) if kind == GENERATION else int(columns.sum())
-        count, longest = sum(int(mask.sum()) for mask in asked), max(sum(lengths[i] for i in group) for group in batch)
-        most = Shape(*map(max, most, (len(batch), padded(longest), positions, count)))
+        longest = max(sum(lengths[i] for i in group) for group in batch)
+        count, words = (sum(trained[i] for group in batch for i in group), max(written[i] for g in batch for i in g))
+        most = Shape(*map(max, most, (len(batch), padded(longest), padded(words), count)))
     return most
-
-
-def joined(masks: list[np.ndarray]) -> np.ndarray:
-    """`predicted` of examples that share a row: nothing predicts the first token of the next one."""
-    first, *others = masks
-    return np.concatenate([first, *(part for mask in others for part in (np.zeros(1, dtype=bool), mask))])
-
-
-def predicted(row: Row, kind: str) -> np.ndarray:
-    """Which tokens of a row the loss asks for, bool; none where the answer is one for the row."""
-    if kind not in (LANGUAGE_MODEL, GENERATION):
-        return np.zeros(0, dtype=bool)
-    # the first token of a causal row is predicted from nothing
-    return np.array(row["labels"][1:] if kind == LANGUAGE_MODEL else row["labels"]) != IGNORED
 
 
 def padded(length: int) -> int:

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,11 +26,12 @@ from torch.utils._pytree import tree_map_only
 from apt_ds import adapter, bias, heads, models, quantized
 from apt_ds.anatomy import spans
 from apt_ds.config import RunConfig
+from apt_ds.cross_entropy import summed_cross_entropy
 from apt_ds.data.batches import Batch
 from apt_ds.lesson import Lesson
 from apt_ds.masks import Masks
 from apt_ds.models import Base
-from apt_ds.objective import OBJECTIVES, Logits, Objective, encoder_inputs, shifted
+from apt_ds.objective import OBJECTIVES, Logits, Objective, encoder_inputs, logits_at, shifted
 from apt_ds.salience import Salience
 from apt_ds.tasks import ANSWERS, GENERATION, LANGUAGE_MODEL
 
@@ -40,14 +40,14 @@ OUTPUTS = {ANSWERS: 2}  # targets of a row, 1 of other tasks
 
 
 class Shape(NamedTuple):
-    """A micro-batch: rows of `length` tokens, logits made at `positions` of each, `trained` of them in the loss.
+    """A micro-batch: rows of `length` tokens, and of `written` tokens for a decoder; `trained` in all that have logits.
 
-    Where there is a decoder, `positions` are its tokens; a task of one answer for a row has none of both.
+    A task of one answer for a row trains no tokens.
     """
 
     rows: int
     length: int
-    positions: int
+    written: int
     trained: int
 
 
@@ -223,25 +223,25 @@ def _loss(model: nn.Module, kind: str, shape: Shape) -> Tensor:
 def batch_of(kind: str, shape: Shape) -> Batch:
     """A batch of a shape. Inside `fake`."""
     ids = torch.zeros(shape.rows, shape.length, dtype=torch.int64)
-    labels = torch.zeros(shape.rows, shape.positions, dtype=torch.int64) if kind == GENERATION else None
+    labels = torch.zeros(shape.rows, shape.written, dtype=torch.int64) if kind == GENERATION else None
     targets = torch.zeros(shape.rows, OUTPUTS.get(kind, 1), dtype=torch.int64)
     return Batch(ids, torch.ones_like(ids), labels, targets=targets)
 
 
 def counted(kind: str, shape: Shape) -> Objective:
-    """The objective of a kind with numbers of positions in place of the positions, which would need content."""
+    """The objective of a kind with a number of tokens in place of the tokens, which would need content."""
     if kind not in (LANGUAGE_MODEL, GENERATION):
         return OBJECTIVES[kind]
-    positions, trained = (torch.zeros(n, dtype=torch.int64) for n in (shape.positions, shape.trained))
+    trained = torch.zeros(shape.trained, dtype=torch.int64)
 
     def logits(model: nn.Module, batch: Batch) -> Logits:
-        if batch.labels is None:
-            found = model(input_ids=batch.input_ids, logits_to_keep=positions, use_cache=False)
-        else:
-            found = model(**encoder_inputs(batch), decoder_input_ids=shifted(batch.labels, model), use_cache=False)
-        return (found.logits.flatten(0, 1)[trained],)
+        more = {}
+        if batch.labels is not None:
+            more = encoder_inputs(batch) | {"decoder_input_ids": shifted(batch.labels, model)}
+        with logits_at(model, trained):
+            return (model(**({"input_ids": batch.input_ids} | more), use_cache=False).logits,)
 
     def loss(logits: Logits, batch: Batch) -> Tensor:
-        return F.cross_entropy(logits[0].float(), trained, reduction="sum")
+        return summed_cross_entropy(logits[0], trained)
 
     return replace(OBJECTIVES[kind], logits=logits, loss=loss)

@@ -6,7 +6,8 @@ batch is split. For the same reason padding enters no softmax.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apt_ds import zero
+from apt_ds.cross_entropy import summed_cross_entropy
 from apt_ds.data.batches import Batch
 from apt_ds.data.rows import IGNORED, Row
 from apt_ds.tasks import ANSWERS, CLASSIFICATION, GENERATION, LANGUAGE_MODEL
@@ -37,24 +39,43 @@ class Objective:
 def language_logits(model: nn.Module, batch: Batch) -> Logits:
     """Next-token logits of the trained tokens, [trained, vocabulary].
 
-    They are made only at positions some row is trained on. Padding sits on the right, where causal attention
-    never looks back from a real token, so no attention mask is passed; where rows hold several examples, positions
-    that restart keep them apart. Labels are best left on the host: on a device, looking them up makes the host wait.
+    Padding sits on the right, where causal attention never looks back from a real token, so no attention mask is
+    passed; where rows hold several examples, positions that restart keep them apart. Labels are best left on the host:
+    on a device, looking them up makes the host wait.
     """
-    place = {"device": batch.input_ids.device, "non_blocking": True}
-    trained = batch.labels[:, 1:] != IGNORED
-    positions = trained.any(dim=0).nonzero().squeeze(1)
-    chosen = trained[:, positions].flatten().nonzero().squeeze(1)
-    inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
-    logits = model(**inputs, logits_to_keep=positions.to(**place), use_cache=False).logits
-    return (logits.flatten(0, 1).index_select(0, chosen.to(**place)),)
+    trained = F.pad(batch.labels[:, 1:] != IGNORED, (0, 1))
+    with logits_at(model, places(trained, batch)):
+        return (model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits,)
 
 
 def language_loss(logits: Logits, batch: Batch) -> Tensor:
     """Cross-entropy summed over trained tokens, in nats."""
-    targets = batch.labels[:, 1:]
-    targets = targets[targets != IGNORED].to(logits[0].device, non_blocking=True)
-    return F.cross_entropy(logits[0].float(), targets, reduction="sum")
+    return token_loss(logits[0], batch.labels[:, 1:])
+
+
+def places(trained: Tensor, batch: Batch) -> Tensor:
+    """Where `trained` [B, L] is true, counted row after row, on the batch's device: int64 [n]."""
+    return trained.flatten().nonzero().squeeze(1).to(batch.input_ids.device, non_blocking=True)
+
+
+@contextmanager
+def logits_at(model: nn.Module, places: Tensor) -> Iterator[None]:
+    """Inside, the model's head sees the tokens at `places` alone: most of a batch has no logits to learn from."""
+
+    def chosen(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0].flatten(0, -2).index_select(0, places),)
+
+    handle = zero.plain(model).get_output_embeddings().register_forward_pre_hook(chosen)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of `logits` [trained, vocabulary], summed, in nats. labels: any shape, best on the host."""
+    targets = labels[labels != IGNORED].to(logits.device, non_blocking=True)
+    return summed_cross_entropy(logits, targets)
 
 
 def trained_tokens(row: Row) -> int:
@@ -97,11 +118,10 @@ def span_loss(logits: Logits, batch: Batch) -> Tensor:
 
 def text_logits(model: nn.Module, batch: Batch) -> Logits:
     """Logits of the decoder's trained tokens, [trained, vocabulary]."""
-    # looked up where labels are: best on the host
-    trained = (batch.labels.flatten() != IGNORED).nonzero().squeeze(1)
     labels = batch.labels.to(batch.input_ids.device, non_blocking=True)
-    found = model(**encoder_inputs(batch), decoder_input_ids=shifted(labels, model), use_cache=False).logits
-    return (found.flatten(0, 1).index_select(0, trained.to(found.device, non_blocking=True)),)
+    inputs = encoder_inputs(batch) | {"decoder_input_ids": shifted(labels, model)}
+    with logits_at(model, places(batch.labels != IGNORED, batch)):
+        return (model(**inputs, use_cache=False).logits,)
 
 
 def shifted(labels: Tensor, model: nn.Module) -> Tensor:
@@ -114,8 +134,7 @@ def shifted(labels: Tensor, model: nn.Module) -> Tensor:
 
 def text_loss(logits: Logits, batch: Batch) -> Tensor:
     """Cross-entropy summed over the decoder's trained tokens, in nats."""
-    targets = batch.labels[batch.labels != IGNORED].to(logits[0].device, non_blocking=True)
-    return F.cross_entropy(logits[0].float(), targets, reduction="sum")
+    return token_loss(logits[0], batch.labels)
 
 
 OBJECTIVES = {
@@ -138,9 +157,10 @@ def summed_loss(model: nn.Module, batch: Batch, kind: str = LANGUAGE_MODEL) -> T
 
 
 @torch.no_grad()
-def token_losses(model: nn.Module, input_ids: Tensor) -> Tensor:
-    """Cross-entropy summed over all tokens but the first of each row, fp32 scalar, unit nat. input_ids: [B, L]"""
-    logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
-    # row by row: fp32 logits of a whole batch may be larger than the model
-    rows = zip(logits, input_ids[:, 1:], strict=True)
-    return torch.stack([F.cross_entropy(row.float(), ids, reduction="sum") for row, ids in rows]).sum()
+def token_losses(model: nn.Module, input_ids: Tensor, device: torch.device) -> Tensor:
+    """Cross-entropy summed over all tokens but the first of each row, fp32 scalar, unit nat.
+
+    input_ids: [B, L] on the host; device: the model's.
+    """
+    batch = Batch(input_ids.to(device), torch.ones_like(input_ids), labels=input_ids)
+    return summed_loss(model, batch)

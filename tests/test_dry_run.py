@@ -97,7 +97,7 @@ def test_a_longer_batch_and_no_checkpointing_need_more(tmp_path: Path) -> None:
     base = dry_run.models.find_base(str(tmp_path / "model"))
 
     def activations(length: int, *more: str) -> int:
-        shape = Shape(2, length, length, 2 * length)
+        shape = Shape(2, length, 0, 2 * length)
         return footprint.measure(base, resolve([*words, *more]), shape, [shape], 2, False).activations
 
     plain = activations(64)
@@ -110,7 +110,7 @@ def test_bits_of_the_base_count(tmp_path: Path) -> None:
     tiny.save_model(tmp_path / "model", hidden_size=128, intermediate_size=256)
     words = ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), "--data_path", "none", "--bf16"]
     words += ["--model_name_or_path", str(tmp_path / "model")]
-    base, shape = dry_run.models.find_base(str(tmp_path / "model")), Shape(1, 8, 8, 8)
+    base, shape = dry_run.models.find_base(str(tmp_path / "model")), Shape(1, 8, 0, 8)
     for bits in (4, 8):
         run = resolve([*words, "--base_bits", str(bits)])
         found = footprint.measure(base, run, shape, [shape], 2, False)

@@ -27,7 +27,7 @@ def test_heads_adapters_and_teacher_count(kind: str, tmp_path: Path, capfd: pyte
     run = resolve(words)
     base = models.find_base(run.model_name_or_path, run.task, labels_of(run.task))
     shape = dry_run.micro_batches(run, feed.read_data(run, base), 1, base.kind)
-    assert bool(shape.positions) == bool(shape.trained) == (kind == "t5")
+    assert bool(shape.written) == bool(shape.trained) == (kind == "t5")
 
     def found(*more: str, shape: Shape = shape) -> Footprint:
         return measure(base, resolve([*words, *more]), shape, [shape], 2, everything=False)
@@ -50,7 +50,7 @@ def test_heads_adapters_and_teacher_count(kind: str, tmp_path: Path, capfd: pyte
     (tmp_path / "model" / "model.safetensors").unlink()
     dry_run.dry_run(run)
     out = capfd.readouterr().out.splitlines()
-    assert "of 1 rank" in out[-16] and out[-1].startswith("fits: the host "), out
+    assert "of 1 rank" in out[-17] and out[-1].startswith("fits: the host "), out
 
 
 # name: (model, flags)

@@ -74,7 +74,7 @@ def perplexity(model: nn.Module, blocks: torch.Tensor, per_device: int, device: 
     model.eval()
     total = torch.zeros((), dtype=torch.float64)
     for share in shares(len(blocks), per_device):
-        loss = token_losses(model, blocks[share or [0]].to(device))
+        loss = token_losses(model, blocks[share or [0]], device)
         if share:
             total += loss.item()
     model.train(training)
