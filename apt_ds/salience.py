@@ -26,6 +26,8 @@ from apt_ds.adapter import AptLinear
 from apt_ds.anatomy import HIDDEN, Anatomy, spans
 from apt_ds.taps import Taps
 
+PIECE = 1 << 20  # elements
+
 
 class Salience(Taps):
     """Moving averages of what the taps sum up.
@@ -192,11 +194,17 @@ def excess_kurtosis(moments: Tensor, count: int) -> Tensor:
     return (fourth / variance**2 - 3).float()
 
 
-def power_sums(weight: Tensor) -> Tensor:
-    """Sums over rows of the first four powers: [out, in] -> fp64 [4, in]."""
-    w = weight.double()
-    square = w * w
-    return torch.stack([w.sum(0), square.sum(0), (square * w).sum(0), (square * square).sum(0)])
+def power_sums(weight: Tensor, scale: Tensor | None = None) -> Tensor:
+    """Sums over rows of the first four powers of weight * scale: [out, in], [in] -> fp64 [4, in].
+
+    A piece of the rows at a time: in fp64 all of them may be larger than everything else of a step.
+    """
+    total = torch.zeros(4, weight.shape[1], dtype=torch.float64, device=weight.device)
+    for rows in weight.split(max(1, PIECE // weight.shape[1])):
+        w = rows.double() if scale is None else rows.double() * scale.double()
+        square = w * w
+        total += torch.stack([w.sum(0), square.sum(0), (square * w).sum(0), (square * square).sum(0)])
+    return total
 
 
 def outlier_term(kurtosis: Tensor) -> Tensor:
@@ -210,8 +218,7 @@ def consumer_outliers(weight: Tensor, unit: int, mass: Tensor) -> Tensor:
     weight: [d_m, blocks * unit]; mass: [blocks * unit], sum |x| per column. A column's own scale cancels for a neuron;
     for a head it weighs the head's dimensions against each other. Returns fp32 [blocks].
     """
-    weighed = weight.double() * mass.double() if unit > 1 else weight
-    sums = power_sums(weighed).view(4, -1, unit).sum(2)
+    sums = power_sums(weight, mass if unit > 1 else None).view(4, -1, unit).sum(2)
     return outlier_term(excess_kurtosis(sums, weight.shape[0] * unit))
 
 
