@@ -14,7 +14,7 @@ from pathlib import Path
 from apt_ds import dist, models, scaling, zero
 from apt_ds.bench import table
 from apt_ds.bench.inference import Asked, inference
-from apt_ds.bench.meters import peak_flops
+from apt_ds.bench.meters import peak_flops, process_bytes
 from apt_ds.bench.rounding import rounding
 from apt_ds.bench.shapes import PREFIX, random_base, random_data, shape_of
 from apt_ds.bench.training import Timed, measure
@@ -63,14 +63,23 @@ def benchmark(run: RunConfig, settings: Settings, json_path: str) -> table.Figur
     zero.check_config(config, run.deepspeed)
     variants, notes = chosen(list(settings.variants), config)
     peak = 1e12 * settings.peak_tflops or peak_flops(models.run_dtype(run))
+    process = max(dist.gather_objects(process_bytes()))
     rounds: dict[str, list[Timed]] = {variant.name: [] for variant in variants}
     for _ in range(settings.rounds):
         for variant in variants:
             rounds[variant.name].append(measure(variant, run, base, data, settings.steps))
             zero.collect()
     load = load_of(run, data, settings.steps)
-    figures = table.summarize(rounds, load, dist.world_size(), peak)
-    figures |= {"notes": notes, "devices": dist.world_size(), "peak_flops": peak, "load": asdict(load)}
+    figures = table.summarize(rounds, load, dist.world_size(), peak, process)
+    if process:
+        notes.append(f"memory is beside the {process / 1e6:,.0f} MB of a process without a model")
+    figures |= {
+        "process_bytes": process,
+        "notes": notes,
+        "devices": dist.world_size(),
+        "peak_flops": peak,
+        "load": asdict(load),
+    }
     figures["shape"] = asdict(shape_of(base, base.anatomy, run))
     few = [variant for variant in variants if variant.bits < 16 and variant.sparsity]
     figures["rounding"] = {v.name: rounding(run, base, v.sparsity, v.bits) for v in few}

@@ -66,10 +66,12 @@ def test_every_variant_is_measured(name: str, processes: int, tmp_path: Path) ->
 def test_the_table_says_which_targets_are_missed() -> None:
     seconds = {"lora": 1.0, "dense": 1.06, "cut30": 0.74, "cut50": 0.6}
     rounds = {
-        name: [Timed([value, value, 9.0], round(1e9 * value), None, SHAPE, [6.0] if "cut" in name else [], 1, 2)]
+        name: [Timed([value, value, 9.0], round(1e9 * value) + 7, None, SHAPE, [6.0] if "cut" in name else [], 8, 9)]
         for name, value in seconds.items()
     }
-    figures = summarize(rounds, Load(100, 0, 1), 2, 1e6)
+    figures = summarize(rounds, Load(100, 0, 1), 2, 1e6, process=7)
+    assert figures["peak_memory_bytes"]["lora"] == 1e9
+    assert figures["steady_peak_bytes"]["cut50"] == 1 and figures["rebuild_peak_bytes"]["cut50"] == 2
     assert figures["utilisation"]["lora"] == pytest.approx(0.4) and figures["joules_per_step"] == {}
     assert figures["tokens_per_second"]["lora"] == 200
     figures["inference"] = {

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import torch
 
 from apt_ds import zero
@@ -27,6 +28,11 @@ def peak_flops(dtype: torch.dtype) -> float:
         _ = a @ b
         seconds.append(now() - start)
     return 2 * side**3 / min(seconds)
+
+
+def process_bytes() -> int:
+    """Bytes of this process that hold no model, where they count as the device's: on the CPU its resident set."""
+    return psutil.Process().memory_info().rss if zero.device().type == "cpu" else 0
 
 
 def now() -> float:

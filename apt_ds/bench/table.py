@@ -30,9 +30,10 @@ class Timed:
     rebuild_peak: int = 0
 
 
-def summarize(rounds: dict[str, list[Timed]], load: Load, devices: int, peak_flops: float) -> Figures:
+def summarize(rounds: dict[str, list[Timed]], load: Load, devices: int, peak_flops: float, process: int = 0) -> Figures:
     """Figures by name of the variant, under what they are: medians of seconds, maxima of bytes.
 
+    process: bytes of every peak that no model holds: taken off, since a GPU does not have them.
     load: what one device does in a step; tokens per second are those of all `devices`; utilisation is the
     arithmetic that the model needs, over `peak_flops` of a device for as long as the step took.
     """
@@ -42,7 +43,7 @@ def summarize(rounds: dict[str, list[Timed]], load: Load, devices: int, peak_flo
         seconds = statistics.median(s for one in taken for s in one.seconds)
         found["step_seconds"][name] = seconds
         found["tokens_per_second"][name] = load.tokens * devices / seconds
-        found["peak_memory_bytes"][name] = max(one.peak for one in taken)
+        found["peak_memory_bytes"][name] = max(one.peak for one in taken) - process
         found["utilisation"][name] = training_flops(taken[0].shape, load) / (seconds * peak_flops)
         joules = [one.joules for one in taken if one.joules is not None]
         if joules:
@@ -50,8 +51,8 @@ def summarize(rounds: dict[str, list[Timed]], load: Load, devices: int, peak_flo
         rebuilds = [s for one in taken for s in one.rebuild]
         if rebuilds:
             found["rebuild_seconds"][name] = statistics.median(rebuilds)
-            found["rebuild_peak_bytes"][name] = max(one.rebuild_peak for one in taken)
-            found["steady_peak_bytes"][name] = max(one.steady for one in taken)
+            found["rebuild_peak_bytes"][name] = max(one.rebuild_peak for one in taken) - process
+            found["steady_peak_bytes"][name] = max(one.steady for one in taken) - process
     return found
 
 
