@@ -8,6 +8,8 @@ Face Trainer would hand them over, and computes the loss transformers computes. 
 from __future__ import annotations
 
 import json
+import statistics
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -65,9 +67,13 @@ def benchmark(run: RunConfig, settings: Settings, json_path: str) -> table.Figur
     peak = 1e12 * settings.peak_tflops or peak_flops(models.run_dtype(run))
     process = max(dist.gather_objects(process_bytes()))
     rounds: dict[str, list[Timed]] = {variant.name: [] for variant in variants}
-    for _ in range(settings.rounds):
+    for number in range(1, settings.rounds + 1):
         for variant in variants:
-            rounds[variant.name].append(measure(variant, run, base, data, settings.steps))
+            found = measure(variant, run, base, data, settings.steps)
+            rounds[variant.name].append(found)
+            if dist.is_main():
+                step = f"{statistics.median(found.seconds):.3f} s a step"
+                print(f"round {number} of {settings.rounds}: {variant.what}, {step}", file=sys.stderr, flush=True)
             zero.collect()
     load = load_of(run, data, settings.steps)
     figures = table.summarize(rounds, load, dist.world_size(), peak, process)

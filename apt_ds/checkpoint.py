@@ -25,8 +25,7 @@ from apt_ds import dist, parts
 from apt_ds.config import OPTIONS, RunConfig, UserError
 from apt_ds.parts import Parts
 
-FORMAT = 3
-READABLE = (2, FORMAT)  # 2 had one file for every name
+FORMAT = 4
 LAST = "last"
 MANIFEST, STATE, METRICS = "manifest.json", "state.json", "metrics.jsonl"
 NAME = re.compile(r"checkpoint-(\d+)")
@@ -228,7 +227,7 @@ def verify(path: Path) -> dict[str, Any]:
     whole = isinstance(manifest, dict) and written == _text(manifest).encode()
     if not whole or manifest.pop("checksum", None) != _seal(manifest):
         raise Damaged(f"checkpoint {path} is damaged: {MANIFEST} is not what was written")
-    if manifest.get("format") not in READABLE:
+    if manifest.get("format") != FORMAT:
         raise UserError(f"checkpoint {path} has format {manifest.get('format')}, this version reads {FORMAT}")
     for name, expected in manifest["files"].items():
         try:

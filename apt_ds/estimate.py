@@ -18,7 +18,7 @@ LIVE, PERSISTENT = 1_000_000_000, 100_000  # DeepSpeed's defaults, in elements
 MASTER, MOMENTS = 4, 8  # bytes per trained element
 MOMENTS_IN_8_BITS = 2 + 8 / 256
 CODE = 47 << 20  # what DeepSpeed's first engine loads
-FINGERPRINT = 5 * 8 << 22  # int64 pieces of `models.fingerprint`
+FINGERPRINT = 3 * 8 << 18  # int64 pieces of `models.fingerprint`
 
 
 class Bytes(NamedTuple):

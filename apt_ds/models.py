@@ -32,7 +32,7 @@ from apt_ds.data.tokens import check_tokenizer
 from apt_ds.tasks import ANSWERS, CLASSIFICATION, FAMILIES, GENERATION, INSTRUCTIONS, LANGUAGE_MODEL
 
 INTEGERS = {2: torch.int16, 4: torch.int32}
-PIECE = 1 << 22
+PIECE = 1 << 18
 DRAWN = 16_777_213  # a prime: no two rows of a weight are alike
 ODD = 0x1E3779B97F4A7C15
 
@@ -239,20 +239,29 @@ def fingerprint(model: nn.Module) -> str:
     Every rank reads its own share, in pieces. Position and value of each element count; sums wrap at 2^64, where
     order does not matter.
     """
+    low, high = -(2**63), 2**63 - 1
+    keys = torch.randint(low, high, (PIECE,), generator=torch.Generator().manual_seed(PIECE)) | 1
     names, sums = [], []
     for name, parameter in model.named_parameters():
         start, flat = zero.own_part(parameter)
-        bits = flat.contiguous().view(INTEGERS[flat.element_size()])
-        total = torch.zeros((), dtype=torch.int64, device=bits.device)
-        for offset in range(0, bits.numel(), PIECE):
-            piece = bits[offset : offset + PIECE].long()
-            index = torch.arange(start + offset, start + offset + piece.numel(), device=bits.device)
-            total += (piece * ((index * ODD) ^ (index >> 7) | 1)).sum()
+        bits, total = flat.contiguous().view(INTEGERS[flat.element_size()]), 0
+        keys = keys.to(bits.device)
+        while len(bits):
+            piece, inside = divmod(start, PIECE)
+            now = bits[: PIECE - inside]
+            # a piece is told from another by a factor of its own, odd so that nothing is lost
+            total += (now * keys[inside : inside + len(now)]).sum() * signed(piece * ODD | 1)
+            bits, start = bits[len(now) :], start + len(now)
         scales = dist.digest(*quantized.small_parts(parameter))
         names.append((name, tuple(zero.full_shape(parameter)), str(flat.dtype), scales))
         sums.append(int(total))
     shares = dist.gather_objects(sums)
     return dist.digest(names, [sum(column) % 2**64 for column in zip(*shares, strict=True)])
+
+
+def signed(number: int) -> int:
+    """A whole number as the int64 of its last 64 bits."""
+    return (number + 2**63) % 2**64 - 2**63
 
 
 def run_dtype(run: RunConfig) -> torch.dtype:
