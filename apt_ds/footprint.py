@@ -23,17 +23,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from apt_ds import adapter, bias, heads, models, quantized
+from apt_ds import adapter, bias, cross_entropy, heads, models, quantized
 from apt_ds.anatomy import spans
 from apt_ds.config import RunConfig
-from apt_ds.cross_entropy import summed_cross_entropy
 from apt_ds.data.batches import Batch
 from apt_ds.lesson import Lesson
 from apt_ds.masks import Masks
 from apt_ds.models import Base
-from apt_ds.objective import OBJECTIVES, Logits, Objective, encoder_inputs, logits_at, shifted
+from apt_ds.objective import OBJECTIVES, Logits, Objective, language_inputs, text_inputs
 from apt_ds.salience import Salience
 from apt_ds.tasks import ANSWERS, GENERATION, LANGUAGE_MODEL
+from apt_ds.vocabulary import grouped, logits_of, loss_of
 
 CPU = torch.device("cpu")
 OUTPUTS = {ANSWERS: 2}  # targets of a row, 1 of other tasks
@@ -216,8 +216,7 @@ def _lesson(lesson: Lesson, model: nn.Module, masks: Masks, taps: Salience, shap
 
 def _loss(model: nn.Module, kind: str, shape: Shape) -> Tensor:
     """`objective.summed_loss` of an evaluation batch."""
-    objective, batch = counted(kind, shape), batch_of(kind, shape)
-    return objective.loss(objective.logits(model, batch), batch)
+    return counted(kind, shape).summed_loss(model, batch_of(kind, shape))
 
 
 def batch_of(kind: str, shape: Shape) -> Batch:
@@ -232,16 +231,17 @@ def counted(kind: str, shape: Shape) -> Objective:
     """The objective of a kind with a number of tokens in place of the tokens, which would need content."""
     if kind not in (LANGUAGE_MODEL, GENERATION):
         return OBJECTIVES[kind]
-    trained = torch.zeros(shape.trained, dtype=torch.int64)
+    read = text_inputs if kind == GENERATION else language_inputs
+    targets = torch.zeros(shape.trained, dtype=torch.int64)
+    places = grouped(targets)
 
     def logits(model: nn.Module, batch: Batch) -> Logits:
-        more = {}
-        if batch.labels is not None:
-            more = encoder_inputs(batch) | {"decoder_input_ids": shifted(batch.labels, model)}
-        with logits_at(model, trained):
-            return (model(**({"input_ids": batch.input_ids} | more), use_cache=False).logits,)
+        return (logits_of(model, read(model, batch), places, shape.trained),)
 
     def loss(logits: Logits, batch: Batch) -> Tensor:
-        return summed_cross_entropy(logits[0], trained)
+        return cross_entropy.of_logits(logits[0], targets)
 
-    return replace(OBJECTIVES[kind], logits=logits, loss=loss)
+    def summed(model: nn.Module, batch: Batch) -> Tensor:
+        return loss_of(model, read(model, batch), places, targets)
+
+    return replace(OBJECTIVES[kind], logits=logits, loss=loss, summed=summed)

@@ -114,7 +114,7 @@ class Lesson:
         The first is this micro-batch's part of the mean over the global batch.
         """
         if self.over:
-            loss = self.objective.loss(self.objective.logits(engine, batch), batch)
+            loss = self.objective.summed_loss(engine, batch)
             return loss / self.weight, loss.detach()
         model = zero.plain(engine)
         asked = {*self.layers, *self.following}

@@ -21,7 +21,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.initialization import no_init_weights
 
 from apt_ds import bias, dist, heads, quantized, zero
 from apt_ds.anatomy import Anatomy
@@ -29,11 +28,11 @@ from apt_ds.architectures import anatomy_of
 from apt_ds.builtins import NAMES, source_of
 from apt_ds.config import RunConfig, UserError
 from apt_ds.data.tokens import check_tokenizer
+from apt_ds.drawn import random_model
 from apt_ds.tasks import ANSWERS, CLASSIFICATION, FAMILIES, GENERATION, INSTRUCTIONS, LANGUAGE_MODEL
 
 INTEGERS = {2: torch.int16, 4: torch.int32}
 PIECE = 1 << 18
-DRAWN = 16_777_213  # a prime: no two rows of a weight are alike
 ODD = 0x1E3779B97F4A7C15
 
 
@@ -119,9 +118,11 @@ def load_model(base: Base, run: RunConfig) -> PreTrainedModel:
         )
     dtype, attention = run_dtype(run), run.attn_implementation
     if base.random:
-        model, missing = random_weights(base.config, dtype, attention), []
-        paths = [path for paths in base.anatomy.targets.values() for path in paths]
-        quantized.hold(model, paths, run.base_bits, dtype)
+        projections = {path for paths in base.anatomy.targets.values() for path in paths}
+        try:
+            model, missing = random_model(base.config, dtype, attention, projections, run.base_bits), []
+        except ImportError as error:
+            raise UserError(f"--attn_implementation {attention}: {first_line(error)}") from None
     else:
         model, missing = read_weights(
             base.source, dtype, attention, base.kind, base.anatomy.heads, base.config, bits=run.base_bits
@@ -203,33 +204,6 @@ def read_weights(
         raise UserError(f"{where}: {len(missing)} weights are {what}, such as {missing[0]}")
     quantized.adopt(model, dtype)
     return model, [path for path in optional if any(key.rpartition(".")[0] == path for key in absent)]
-
-
-@torch.no_grad()
-def random_weights(config: PretrainedConfig, dtype: torch.dtype, attention: str) -> PreTrainedModel:
-    """A model of `config` with drawn weights, made on the device, under ZeRO-3 sharded while it is made.
-
-    Weights repeat after `DRAWN` numbers: a host takes minutes to draw billions of them.
-    Every rank draws its own: below stage 3 the engine takes those of rank 0. Raises UserError as `load_model`.
-    """
-    try:
-        with zero.device(), no_init_weights():
-            model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype, attn_implementation=attention)
-    except ImportError as error:
-        raise UserError(f"--attn_implementation {attention}: {first_line(error)}") from None
-    model.tie_weights()
-    pool, at = torch.empty(DRAWN, dtype=dtype, device=zero.device()).normal_(0, config.initializer_range), 0
-    for parameter in model.parameters():
-        held = zero.held_part(parameter)
-        if len(zero.full_shape(parameter)) == 1:
-            held.fill_(1)  # norms start there
-            continue
-        rest = held.view(-1)
-        while len(rest):
-            drawn = pool[at : at + len(rest)]
-            rest[: len(drawn)] = drawn
-            rest, at = rest[len(drawn) :], (at + len(drawn)) % DRAWN
-    return model
 
 
 @torch.no_grad()

@@ -6,20 +6,20 @@ batch is split. For the same reason padding enters no softmax.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apt_ds import zero
-from apt_ds.cross_entropy import summed_cross_entropy
+from apt_ds import cross_entropy, zero
 from apt_ds.data.batches import Batch
 from apt_ds.data.rows import IGNORED, Row
 from apt_ds.tasks import ANSWERS, CLASSIFICATION, GENERATION, LANGUAGE_MODEL
+from apt_ds.vocabulary import grouped, logits_of, loss_of
 
+Inputs = dict[str, Tensor | None]
 Logits = tuple[Tensor, ...]  # each [what is predicted, choices]; one choice is a number
 
 
@@ -27,55 +27,33 @@ Logits = tuple[Tensor, ...]  # each [what is predicted, choices]; one choice is 
 class Objective:
     """logits: of everything in a batch that is trained; loss: summed over it, fp32 scalar; weight: what a row counts.
 
-    second: which tokens of a decoder count, [B, T], None where there is no decoder.
+    second: which tokens of a decoder count, [B, T], None where there is no decoder; summed: the loss without logits,
+    None where it takes them.
     """
 
     logits: Callable[[nn.Module, Batch], Logits]
     loss: Callable[[Logits, Batch], Tensor]
     weight: Callable[[Row], int]
     second: Callable[[Batch], Tensor | None] = lambda batch: None
+    summed: Callable[[nn.Module, Batch], Tensor] | None = None
+
+    def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The loss of a micro-batch, for whoever does not ask for its logits."""
+        return self.summed(model, batch) if self.summed else self.loss(self.logits(model, batch), batch)
 
 
-def language_logits(model: nn.Module, batch: Batch) -> Logits:
-    """Next-token logits of the trained tokens, [trained, vocabulary].
+def language_inputs(model: nn.Module, batch: Batch) -> Inputs:
+    """What a causal model takes.
 
     Padding sits on the right, where causal attention never looks back from a real token, so no attention mask is
-    passed; where rows hold several examples, positions that restart keep them apart. Labels are best left on the host:
-    on a device, looking them up makes the host wait.
+    passed; where rows hold several examples, positions that restart keep them apart.
     """
-    trained = F.pad(batch.labels[:, 1:] != IGNORED, (0, 1))
-    with logits_at(model, places(trained, batch)):
-        return (model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits,)
+    return {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
 
 
-def language_loss(logits: Logits, batch: Batch) -> Tensor:
-    """Cross-entropy summed over trained tokens, in nats."""
-    return token_loss(logits[0], batch.labels[:, 1:])
-
-
-def places(trained: Tensor, batch: Batch) -> Tensor:
-    """Where `trained` [B, L] is true, counted row after row, on the batch's device: int64 [n]."""
-    return trained.flatten().nonzero().squeeze(1).to(batch.input_ids.device, non_blocking=True)
-
-
-@contextmanager
-def logits_at(model: nn.Module, places: Tensor) -> Iterator[None]:
-    """Inside, the model's head sees the tokens at `places` alone: most of a batch has no logits to learn from."""
-
-    def chosen(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0].flatten(0, -2).index_select(0, places),)
-
-    handle = zero.plain(model).get_output_embeddings().register_forward_pre_hook(chosen)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of `logits` [trained, vocabulary], summed, in nats. labels: any shape, best on the host."""
-    targets = labels[labels != IGNORED].to(logits.device, non_blocking=True)
-    return summed_cross_entropy(logits, targets)
+def next_tokens(batch: Batch) -> Tensor:
+    """What a causal model is to say at every token, [B, L], on the host."""
+    return F.pad(batch.labels[:, 1:], (0, 1), value=IGNORED)
 
 
 def trained_tokens(row: Row) -> int:
@@ -116,12 +94,10 @@ def span_loss(logits: Logits, batch: Batch) -> Tensor:
     return torch.stack([F.cross_entropy(side.float(), end, reduction="sum") for side, end in ends]).mean()
 
 
-def text_logits(model: nn.Module, batch: Batch) -> Logits:
-    """Logits of the decoder's trained tokens, [trained, vocabulary]."""
+def text_inputs(model: nn.Module, batch: Batch) -> Inputs:
+    """What an encoder with a decoder takes."""
     labels = batch.labels.to(batch.input_ids.device, non_blocking=True)
-    inputs = encoder_inputs(batch) | {"decoder_input_ids": shifted(labels, model)}
-    with logits_at(model, places(batch.labels != IGNORED, batch)):
-        return (model(**inputs, use_cache=False).logits,)
+    return encoder_inputs(batch) | {"decoder_input_ids": shifted(labels, model)}
 
 
 def shifted(labels: Tensor, model: nn.Module) -> Tensor:
@@ -132,18 +108,42 @@ def shifted(labels: Tensor, model: nn.Module) -> Tensor:
     return read.masked_fill(read == IGNORED, config.pad_token_id)
 
 
-def text_loss(logits: Logits, batch: Batch) -> Tensor:
-    """Cross-entropy summed over the decoder's trained tokens, in nats."""
-    return token_loss(logits[0], batch.labels)
+def of_tokens(
+    inputs: Callable[[nn.Module, Batch], Inputs],
+    wanted: Callable[[Batch], Tensor],
+    weight: Callable[[Row], int],
+    second: Callable[[Batch], Tensor | None] = lambda batch: None,
+) -> Objective:
+    """An objective over a vocabulary. wanted: what is to be said at every token, or -100, [B, T].
+
+    Labels are best left on the host: on a device, looking them up makes the host wait.
+    """
+
+    def asked(batch: Batch) -> tuple[Tensor, Tensor]:
+        words, place = wanted(batch), {"device": batch.input_ids.device, "non_blocking": True}
+        places = (words != IGNORED).flatten().nonzero().squeeze(1)
+        return grouped(places).to(**place), words.flatten()[places].to(**place)
+
+    def logits(model: nn.Module, batch: Batch) -> Logits:
+        places, targets = asked(batch)
+        return (logits_of(model, inputs(model, batch), places, len(targets)),)
+
+    def loss(logits: Logits, batch: Batch) -> Tensor:
+        return cross_entropy.of_logits(logits[0], asked(batch)[1])
+
+    def summed(model: nn.Module, batch: Batch) -> Tensor:
+        return loss_of(model, inputs(model, batch), *asked(batch))
+
+    return Objective(logits, loss, weight, second, summed)
 
 
 OBJECTIVES = {
-    LANGUAGE_MODEL: Objective(language_logits, language_loss, trained_tokens),
+    LANGUAGE_MODEL: of_tokens(language_inputs, next_tokens, trained_tokens),
     CLASSIFICATION: Objective(class_logits, class_loss, lambda row: 1),
     ANSWERS: Objective(span_logits, span_loss, lambda row: 1),
-    GENERATION: Objective(
-        text_logits,
-        text_loss,
+    GENERATION: of_tokens(
+        text_inputs,
+        lambda batch: batch.labels,
         lambda row: sum(label != IGNORED for label in row["labels"]),
         lambda batch: (batch.labels != IGNORED).long().to(batch.input_ids.device, non_blocking=True),
     ),
@@ -152,8 +152,7 @@ OBJECTIVES = {
 
 def summed_loss(model: nn.Module, batch: Batch, kind: str = LANGUAGE_MODEL) -> Tensor:
     """The loss of a micro-batch, summed over what is trained, fp32 scalar."""
-    objective = OBJECTIVES[kind]
-    return objective.loss(objective.logits(model, batch), batch)
+    return OBJECTIVES[kind].summed_loss(model, batch)
 
 
 @torch.no_grad()

@@ -73,8 +73,8 @@ def test_phases() -> None:
     assert found.phases["saving"] == Bytes(22_000_000 + 3_000_000, 12_000_000 + CODE), "what the first rank writes"
     assert found.phases["rebuild"] == Bytes(22_000_000 + 40_000_000, 12_000_000 + CODE)
     assert found.phases["writing"] == Bytes(11_000_000 + 20_000_000, 11_000_000 + CODE)
-    assert found.peak() == Bytes(22_000_000 + FINGERPRINT, 66_000_000)
-    assert found.total() == 22_000_000 + FINGERPRINT
+    assert found.peak() == Bytes(62_000_000, 66_000_000), "of the rebuild and of loading"
+    assert found.total() == 62_000_000 + 12_000_000 + CODE
 
 
 def test_what_is_alive_is_counted_once_and_forgotten() -> None:

@@ -40,7 +40,7 @@ def held_out_loss(
     for share in shares(len(data), per_device):
         rows = [data[i] for i in share or [0]]
         batch = collate(rows, pad_id).to(device)
-        loss = objective.loss(objective.logits(model, batch), batch)
+        loss = objective.summed_loss(model, batch)
         if share:
             total += torch.tensor([loss.item(), sum(objective.weight(row) for row in rows)])
     model.train()
