@@ -36,11 +36,15 @@ ROWS = 256
 def random_config(name: str) -> PretrainedConfig:
     """The configuration of one of `SIZES`, or of a config.json (a file, or the folder that holds it).
 
+    `NAME:N` has N layers, for a machine that does not hold them all.
+
     Raises:
         UserError: neither.
     """
-    if name in SIZES:
-        hidden, inner, layers, heads, words = SIZES[name]
+    known, _, some = name.partition(":")
+    if known in SIZES and (not some or (some.isdecimal() and int(some) > 0)):
+        hidden, inner, layers, heads, words = SIZES[known]
+        layers = int(some or layers)
         return LlamaConfig(
             hidden_size=hidden,
             intermediate_size=inner,
@@ -50,7 +54,10 @@ def random_config(name: str) -> PretrainedConfig:
             max_position_embeddings=4096,
         )
     if not Path(name).exists():
-        raise UserError(f"--random_weights {name!r}: give one of {', '.join(SIZES)}, or the path of a config.json")
+        raise UserError(
+            f"--random_weights {name!r}: give one of {', '.join(SIZES)}, with :N for N of its layers, "
+            "or the path of a config.json"
+        )
     try:
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
