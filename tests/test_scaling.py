@@ -63,9 +63,11 @@ def test_a_step_lies_between_all_hidden_and_nothing_hidden() -> None:
 @pytest.mark.parametrize("name", SIZES)
 def test_sizes_can_be_cut(name: str) -> None:
     assert random_base(name).anatomy.sizes.hidden == SIZES[name][0]
+    base = random_base(f"{name}:3")
+    assert base.anatomy.sizes.hidden == SIZES[name][0] and base.config.num_hidden_layers == 3
 
 
-@pytest.mark.parametrize("name", ["llama2-8b", "no/config.json"])
+@pytest.mark.parametrize("name", ["llama2-8b", "llama2-7b:0", "llama2-7b:few", "no/config.json"])
 def test_unknown_sizes_are_named(name: str) -> None:
     with pytest.raises(UserError, match="llama2-13b"):
         random_base(name)
