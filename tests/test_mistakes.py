@@ -22,7 +22,6 @@ from launched import GRADUAL, PRETUNING, Place, Run, caller, own_world
 from apt_ds import adapter, builtins, main, zero
 from apt_ds.arguments import resolve
 from apt_ds.data.batches import Batch
-from apt_ds.objective import Logits
 
 
 @pytest.fixture(scope="module")
@@ -256,8 +255,8 @@ def test_a_bad_step_is_neither_applied_nor_scored(
     original = made.lesson.objective
     bad = False
 
-    def spoiled(logits: Logits, batch: Batch) -> torch.Tensor:
-        return original.loss(logits, batch) * (math.nan if bad else 1.0)
+    def spoiled(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        return original.summed_loss(model, batch) * (math.nan if bad else 1.0)
 
     def state() -> list[bytes]:
         weights = [p for _, a in adapter.adapters(made.engine.module) for p in (a.lora_A, a.lora_B)]
@@ -267,7 +266,7 @@ def test_a_bad_step_is_neither_applied_nor_scored(
         importance = b"" if pruner.importance is None else pruner.importance.cpu().numpy().tobytes()
         return [*tuned, importance, pruner.scores().tobytes(), pruner.scorer.masses.cpu().numpy().tobytes()]
 
-    made.lesson.objective = replace(original, loss=spoiled)
+    made.lesson.objective = replace(original, summed=spoiled)
     for step in range(4):
         before, bad = state(), step % 2 == 1
         made.train_step(step)
