@@ -40,11 +40,6 @@ class Glue:
         """The metric that counts."""
         return self.metrics[0]
 
-    @property
-    def num_labels(self) -> int:
-        """Outputs of the model's head: one for a score."""
-        return 1 if self.labels is None else len(self.labels)
-
     def stems(self, split: str) -> tuple[str, ...]:
         """The names, without ending, that the file of `train` or `validation` may have."""
         if split == "train":
