@@ -147,11 +147,12 @@ def test_nothing_is_lost_and_nothing_hangs(folder: Path, disk: Path) -> None:
             step = max([step for step, _ in checkpoint.numbered(output)], default=0)
             fault = draw.choice(possible(faults, step, len(struck)))
             go_on = ["--resume_from_checkpoint", "last"] if step else []
-            if not strike(folder, spread, [*flags, *go_on], fault, draw):
+            hit = strike(folder, spread, [*flags, *go_on], fault, draw)
+            (disk / "ballast").unlink(missing_ok=True)
+            if not hit:
                 break
             tried[fault] += 1
             struck.append(fault)
-            (disk / "ballast").unlink(missing_ok=True)
             print(f"{spread.name}: {SIGNALS[fault.number]} in {fault.where}, after step {step}", flush=True)
         go_on = ["--resume_from_checkpoint", "last"] if checkpoint.numbered(output) else []
         found = whole(folder, spread, [*flags, *go_on])
