@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import worlds
 from deepspeed.launcher.runner import parse_args
 
 from apt_ds import dist
+from apt_ds.bench import shapes
 from apt_ds.bench.table import Timed, render, summarize
 from apt_ds.bench.variants import VARIANTS, chosen
 from apt_ds.config import UserError
@@ -135,3 +137,11 @@ def test_a_dry_run_of_sizes_needs_no_weights() -> None:
 def test_the_deepspeed_launcher_lets_options_through(name: str) -> None:
     words = [f"--{name}", "1", f"--{name}=1"]
     assert parse_args(["launchers/benchmark.py", *words]).user_args == words
+
+
+def test_layers_of_drawn_weights_are_alike() -> None:
+    thin = shapes.one_layer(shapes.random_base("tiny:3"))
+    assert thin.config.num_hidden_layers == 1 and thin.config.hidden_size == 64 and thin.random
+    assert {slot.path.split(".")[2] for slot in thin.anatomy.slots if ".layers." in slot.path} == {"0"}
+    other = replace(thin, random=False)
+    assert shapes.one_layer(other) is other

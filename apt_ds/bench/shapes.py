@@ -72,6 +72,12 @@ def random_base(name: str) -> Base:
     return Base(f"{PREFIX}{name}", config, tokenizer, anatomy_of(config), random=True)
 
 
+def one_layer(base: Base) -> Base:
+    """A base of one of `SIZES` with one layer, since layers of drawn weights are alike; any other as it is."""
+    known = base.source.removeprefix(PREFIX).partition(":")[0]
+    return random_base(f"{known}:1") if base.random and known in SIZES else base
+
+
 def random_data(run: RunConfig, base: Base, last_step: int) -> Data:
     """Rows of `max_seq_length` random tokens, all of them trained, in an order without end."""
     generator = torch.Generator().manual_seed(run.seed)
