@@ -43,7 +43,7 @@ class Fisher(Taps):
 
     def watch(self, number: int, x: Tensor) -> Any:
         """Keeps x for the gradient: dL/dm_j of an example is the sum of x * gradient over its tokens and j's dims."""
-        owner, valid, first = self.owner[self.places[number]], self.valid, self.first
+        owner, valid, first = self.owner[self.places[number]], self.counted(number), self.first
 
         def commit(gradient: Tensor) -> None:
             each = (x.float() * gradient.float()).sum(dim=1)

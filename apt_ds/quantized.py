@@ -219,6 +219,7 @@ def check(run: RunConfig, anatomy: Anatomy, device: torch.device) -> None:
     fp16                                refused where DeepSpeed has none, as on most CPUs; untried on a GPU
     adamw_8bit, offloaded optimizer     refused, see `ds_config`
     every weight trained, or weighed    refused here
+    layers trained whole (BERT's)       refused here
     """
     flag = next((f"--{n} {v}" for n, v, plain in _wishes(run) if v != plain), "")
     if not flag:
@@ -226,6 +227,11 @@ def check(run: RunConfig, anatomy: Anatomy, device: torch.device) -> None:
     if run.base_bits != 16 and run.tune == "all":
         raise UserError(
             f"--base_bits {run.base_bits} freezes the base: --tune all (--method full) needs --base_bits 16"
+        )
+    if run.base_bits != 16 and anatomy.heads:
+        raise UserError(
+            f"--base_bits {run.base_bits}: the layers {', '.join(anatomy.heads)} are trained whole, which few bits "
+            "cannot be; BERT and RoBERTa need --base_bits 16"
         )
     if run.base_bits != 16 and run.score == "taylor":
         raise UserError(

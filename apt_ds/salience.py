@@ -29,6 +29,17 @@ from apt_ds.taps import Taps
 PIECE = 1 << 20  # elements
 
 
+@contextmanager
+def in_order() -> Iterator[None]:
+    """Sums in one order: a GPU adds with atomics else, and ranks that decide alike must not differ in a last bit."""
+    before, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warns)
+
+
 class Salience(Taps):
     """Moving averages of what the taps sum up.
 
@@ -107,8 +118,9 @@ class Salience(Taps):
         """
         first_order = torch.zeros_like(self.average)
         products = self.masses[1] if self.product == "examples" else self.masses[0] * self.masses[1]
-        first_order.index_add_(0, self.owner, products * gradient_scale)
-        self.average.mul_(self.decay).add_(self.combine(first_order), alpha=1 - self.decay)
+        with in_order():
+            first_order.index_add_(0, self.owner, products * gradient_scale)
+            self.average.mul_(self.decay).add_(self.combine(first_order), alpha=1 - self.decay)
         self.masses.zero_()
 
     def discard(self) -> None:

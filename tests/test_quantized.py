@@ -276,6 +276,13 @@ def test_what_cannot_be_is_refused_in_one_line(name: str) -> None:
     assert [part for part in parts if part not in str(caught.value)] == [] and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", ["bert-classes", "roberta-answers"])
+def test_heads_that_are_trained_whole_are_not_quantized(kind: str) -> None:
+    anatomy = anatomy_of(tiny.small(kind).config, tiny.TASKS[kind])
+    with pytest.raises(UserError, match="--base_bits 8: the layers .* are trained whole"):
+        quantized.check(run_of(base_bits=8), anatomy, CPU)
+
+
 def test_sizes_that_nothing_cuts_or_that_eight_bits_take_are_allowed() -> None:
     odd = anatomy_of(tiny.config())
     quantized.check(run_of(base_bits=8), odd, CPU)
