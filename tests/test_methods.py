@@ -88,6 +88,28 @@ def test_a_split_changes_no_fisher_score() -> None:
     assert all(torch.allclose(whole._grams[n], split._grams[n], rtol=1e-4, atol=1e-5) for n in whole._grams)
 
 
+def test_a_decoder_has_tokens_of_its_own() -> None:
+    model = tiny.small("t5")
+    fisher = Fisher(anatomy_of(model.config, tiny.TASKS["t5"]), 2, CPU)
+    fisher.install(model)
+    read, write = torch.tensor([[1] * 9, [1] * 6 + [0] * 3]), torch.tensor([[1] * 4, [1] * 3 + [0]])
+    ids = [torch.randint(4, 60, mask.shape, generator=torch.Generator().manual_seed(5)) for mask in (read, write)]
+
+    def grams() -> dict[int, torch.Tensor]:
+        fisher._grams.clear()
+        fisher.begin(read, torch.float32, 0, write)
+        model(input_ids=ids[0], attention_mask=read, decoder_input_ids=ids[1]).logits[write > 0].sum().backward()
+        fisher.end()
+        return dict(fisher._grams)
+
+    first = grams()
+    assert len(first) == len(fisher.anatomy.sites)
+    # padding of either side counts nowhere
+    ids[0][1, 6:], ids[1][1, 3:] = 7, 9
+    assert all(torch.allclose(first[site], again, rtol=1e-4, atol=1e-5) for site, again in grams().items())
+    fisher.remove()
+
+
 def test_rearranging_keeps_the_count_and_lowers_the_cost() -> None:
     gradients = np.random.default_rng(0).normal(size=(6, 20))
     gradients[:, 5] = -gradients[:, 4]  # together they cost nothing, alone much
