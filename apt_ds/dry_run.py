@@ -13,7 +13,7 @@ from typing import NamedTuple
 import psutil
 import torch
 
-from apt_ds import dist, models, zero
+from apt_ds import dist, models, quantized, zero
 from apt_ds.config import RunConfig
 from apt_ds.data.batches import GlobalOrder
 from apt_ds.data.glue import labels_of
@@ -60,6 +60,7 @@ def dry_run(run: RunConfig, inputs: Callable[[RunConfig], tuple[Base, Data]] = f
     base, data = inputs(run)
     config = load_config(run, world, base.config.hidden_size)
     zero.check_config(alone(run, config), run.deepspeed)
+    quantized.check(run, base.anatomy, zero.device())
     metrics.load(run.task)
     process = psutil.Process().memory_info().rss
     found = estimate_run(run, base, data, config, world, machine.on_cpu)

@@ -189,7 +189,16 @@ class Pruner:
         return keep
 
     def cut_now(self, model: nn.Module) -> Plan:
-        """The plan of a cut all at once; the engine on `model` must be settled. Collective."""
+        """The plan of a cut all at once; the engine on `model` must be settled. Collective.
+
+        Raises:
+            UserError: nothing was scored, since no step was finite.
+        """
+        if not self.scores().any():
+            raise UserError(
+                "no step before the cut had a finite loss and gradient, so that nothing tells blocks apart; give more "
+                "--calibration_steps, with fp16 a lower initial_scale_power, or look for what is not finite"
+            )
         self.decision, scale = self.decide(self.run.sparsity), None
         if isinstance(self.scorer, Fisher):
             self.decision = self.scorer.rearrange(self.decision)

@@ -16,11 +16,12 @@ from apt_ds import surgery
 from apt_ds.anatomy import spans
 from apt_ds.architectures import anatomy_of
 from apt_ds.arguments import resolve
-from apt_ds.config import UserError
+from apt_ds.config import RunConfig, UserError
 from apt_ds.data.batches import Batch, collate
 from apt_ds.fisher import Fisher, rearranged, tuned_masks
 from apt_ds.objective import summed_loss
 from apt_ds.presets import METHODS
+from apt_ds.pruner import Pruner
 from apt_ds.surgery import Plan
 
 CPU = torch.device("cpu")
@@ -195,3 +196,13 @@ def test_taylor_importance_is_that_of_plain_pytorch(folder: Path) -> None:
     assert min(plain) > 0
     for name, importance in found.items():
         assert np.allclose(importance, plain, rtol=1e-3), name
+
+
+@pytest.mark.parametrize("score", ["salience", "fisher"])
+def test_a_cut_that_nothing_was_scored_for_is_refused(score: str) -> None:
+    model = tiny.model()
+    run = RunConfig(sparsity=0.4, align=4, score=score, rank_growth=False)
+    pruner = Pruner(run, anatomy_of(model.config), 8, CPU)
+    with pytest.raises(UserError, match="no step before the cut had a finite loss"):
+        pruner.cut_now(model)
+    assert not pruner.cut_done
