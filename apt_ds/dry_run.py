@@ -60,7 +60,7 @@ def dry_run(run: RunConfig, inputs: Callable[[RunConfig], tuple[Base, Data]] = f
     base, data = inputs(run)
     config = load_config(run, world, base.config.hidden_size)
     zero.check_config(alone(run, config), run.deepspeed)
-    quantized.check(run, base.anatomy, zero.device())
+    quantized.check(run, base.anatomy, None if run.device_memory else zero.device())
     metrics.load(run.task)
     process = psutil.Process().memory_info().rss
     found = estimate_run(run, base, data, config, world, machine.on_cpu)

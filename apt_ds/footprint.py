@@ -141,7 +141,7 @@ def measure(base: Base, run: RunConfig, batch: Shape, judged: list[Shape], rank:
         for weight in weights:
             modules[weight.name.rpartition(".")[0]] += weight.numel
         largest = max(modules.values())
-    return Footprint(weights, activations, past + max(peaks), largest)
+    return Footprint(weights, activations + grams(base, run), past + max(peaks), largest)
 
 
 def _weight(name: str, parameter: nn.Parameter, bits: int) -> Weight:
@@ -183,9 +183,15 @@ def half_masked(base: Base, run: RunConfig) -> Masks:
 
 
 def taps_of(base: Base, run: RunConfig) -> Salience:
-    """What a run scores by. Outside of `fake`, since it reads its own offsets. Fisher's taps hold as much as these."""
+    """What a run scores by. Outside of `fake`, since it reads its own offsets. Of Fisher's, all but `grams`."""
     product = "examples" if run.score == "fisher" else run.product
     return Salience(base.anatomy, run.salience_decay, "off", 0.0, CPU, product)
+
+
+def grams(base: Base, run: RunConfig) -> int:
+    """Bytes of the products X^T X, fp32, that Fisher holds at every place blocks go from until the cut."""
+    widths = [site.unit * n for site, n in zip(base.anatomy.sites, base.anatomy.sizes.counts, strict=True)]
+    return 4 * sum(width * width for width in widths) if run.score == "fisher" else 0
 
 
 def _peak(model: nn.Module, forward: Callable[[], Tensor], backward: bool) -> int:

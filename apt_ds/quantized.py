@@ -208,8 +208,8 @@ def summary(model: nn.Module) -> dict[str, float]:
     return {"requantization_error_mean": sum(lost) / len(lost), "requantization_error_max": max(lost)} if lost else {}
 
 
-def check(run: RunConfig, anatomy: Anatomy, device: torch.device) -> None:
-    """Raise UserError for a wish for few bits that cannot be met.
+def check(run: RunConfig, anatomy: Anatomy, device: torch.device | None) -> None:
+    """Raise UserError for a wish for few bits that cannot be met. device: None for one that is not here.
 
     What a base of 4 or 8 bits has been tried with (`tests/test_few_bits.py`, `tests/test_big.py`):
 
@@ -242,8 +242,7 @@ def check(run: RunConfig, anatomy: Anatomy, device: torch.device) -> None:
         raise UserError(
             f"--export_bits {run.export_bits} is not allowed: give 16, or --base_bits {run.export_bits} too"
         )
-    library(flag)
-    if device.type not in library(flag).supported_torch_devices:
+    if device is not None and device.type not in library(flag).supported_torch_devices:
         raise UserError(f"{flag}: bitsandbytes does not support {device.type}; leave it out")
     if run.base_bits == 4:
         _check_sizes(run, anatomy)

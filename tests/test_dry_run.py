@@ -14,7 +14,9 @@ from torch import nn
 
 from apt_ds import dry_run, footprint, quantized
 from apt_ds.arguments import resolve
+from apt_ds.config import UserError
 from apt_ds.estimate import CODE, FINGERPRINT, MOMENTS_IN_8_BITS, Bytes, Layout, estimate
+from apt_ds.fisher import Fisher
 from apt_ds.footprint import Footprint, Live, Shape, Weight
 
 MODEL = Footprint((Weight("w", 10_000_000, False), Weight("a", 1_000_000, True)), 5_000, 3_000, 10_000_000)
@@ -106,6 +108,43 @@ def test_a_longer_batch_and_no_checkpointing_need_more(tmp_path: Path) -> None:
     assert 0.5 < activations(64, "--bf16") / plain < 1
 
 
+def test_what_fisher_holds_until_the_cut_counts(tmp_path: Path) -> None:
+    tiny.save_model(tmp_path / "model")
+    words = ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), "--data_path", "none"]
+    words += ["--model_name_or_path", str(tmp_path / "model")]
+    model, place, shape = tiny.model(), dry_run.models.find_base(str(tmp_path / "model")), Shape(2, 8, 0, 16)
+    fisher = Fisher(place.anatomy, 2, torch.device("cpu"))
+    fisher.install(model)
+    fisher.begin(torch.ones(2, 8), torch.float32)
+    model(tiny.ids()[:2, :8]).logits.sum().backward()
+    fisher.remove()
+    held = sum(gram.nbytes for gram in fisher._grams.values())
+    found = {
+        score: footprint.measure(place, resolve([*words, *more]), shape, [shape], 2, False).activations
+        for score, more in (("fisher", ["--score", "fisher"]), ("salience", []))
+    }
+    assert len(fisher._grams) == len(place.anatomy.sites) and found["fisher"] - found["salience"] == held > 0
+
+
+def test_what_few_bits_cannot_do_is_named_without_a_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tiny.save_data(tmp_path / "data.json")
+    words = ["--dry_run", "--data_path", str(tmp_path / "data.json"), "--eval_size", "4", "--max_steps", "2"]
+    words += ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), "--base_bits", "4", "--bf16"]
+    for name, sizes in (("odd", {}), ("even", {"hidden_size": 128, "intermediate_size": 256})):
+        tiny.save_model(tmp_path / name, **sizes)
+        words += ["--model_name_or_path", str(tmp_path / name), "--output_dir", str(tmp_path / "out")]
+        if name == "odd":
+            with pytest.raises(UserError, match="no multiple of 64"):
+                dry_run.dry_run(resolve([*words, "--device_memory", "80"]))
+    monkeypatch.setattr(quantized.importlib.util, "find_spec", lambda _: None)
+    dry_run.dry_run(resolve([*words, "--prune_blocks", "neurons", "--device_memory", "80"]))
+    assert capfd.readouterr().out.splitlines()[-1].startswith("fits: a device ")
+    with pytest.raises(UserError, match="needs bitsandbytes"):
+        dry_run.dry_run(resolve([*words, "--prune_blocks", "neurons"]))
+
+
 def test_bits_of_the_base_count(tmp_path: Path) -> None:
     tiny.save_model(tmp_path / "model", hidden_size=128, intermediate_size=256)
     words = ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), "--data_path", "none", "--bf16"]
@@ -157,6 +196,13 @@ MEASURED = {
     ),
     "SmolLM2 fp32 stage 2, checkpointing": ("smollm2", {"stage": 2}, 1, ["--gradient_checkpointing"]),
     "SmolLM2 bf16 stage 2": ("smollm2", {"stage": 2}, 1, ["--bf16"]),
+    # the second pass finds all that the first has summed
+    "SmolLM2 bf16 stage 2, lora_prune": (
+        "smollm2",
+        {"stage": 2},
+        1,
+        ["--bf16", "--method", "lora_prune", "--calibration_steps", "2"],
+    ),
 }
 
 
