@@ -87,17 +87,21 @@ def _optimizer(config: Config, run: RunConfig, fill: _Filler, where: str) -> Non
 
 
 def _offload(zero: Config, where: str) -> None:
-    """A folder weights or moments go to must be there and take them."""
-    for name in ("offload_param", "offload_optimizer"):
-        section = zero.get(name, {})
-        if not isinstance(section, dict) or section.get("device") != "nvme":
-            continue
-        folder = str(section.get("nvme_path", ""))
-        if not folder or not Path(folder).is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-            raise UserError(
-                f"{where}: zero_optimization.{name}.nvme_path {folder!r} is no folder that can be written on "
-                f"{socket.gethostname()}; make it, or name another"
-            )
+    """A folder moments go to must be there and take them; weights on a disk are not where salience and cuts read."""
+    if isinstance(zero.get("offload_param"), dict) and zero["offload_param"].get("device") == "nvme":
+        raise UserError(
+            f"{where}: zero_optimization.offload_param.device 'nvme' is not supported, since weights are read and cut "
+            "where they lie; use 'cpu', and nvme for offload_optimizer alone"
+        )
+    section = zero.get("offload_optimizer", {})
+    if not isinstance(section, dict) or section.get("device") != "nvme":
+        return
+    folder = str(section.get("nvme_path", ""))
+    if not folder or not Path(folder).is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{where}: zero_optimization.offload_optimizer.nvme_path {folder!r} is no folder that can be written on "
+            f"{socket.gethostname()}; make it, or name another"
+        )
 
 
 def read_json(path: str) -> Config:

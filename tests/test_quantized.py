@@ -302,18 +302,20 @@ def test_a_missing_library_or_device_is_named(option: dict[str, object], monkeyp
         quantized.check(run_of(**option), anatomy, CPU)
 
 
+OPTIMIZER = "offload_optimizer"
 OFFLOADED = {
-    "moments of 8 bits": ({"device": "cpu"}, "adamw_8bit", "goes with --optim adamw_torch only"),
-    "no such folder": ({"device": "nvme", "nvme_path": "/none"}, "adamw_torch", "nvme_path '/none' is no folder"),
-    "no folder named": ({"device": "nvme"}, "adamw_torch", "nvme_path '' is no folder"),
+    "moments of 8 bits": (OPTIMIZER, {"device": "cpu"}, "adamw_8bit", "goes with --optim adamw_torch only"),
+    "no such folder": (OPTIMIZER, {"device": "nvme", "nvme_path": "/none"}, "adamw_torch", "'/none' is no folder"),
+    "no folder named": (OPTIMIZER, {"device": "nvme"}, "adamw_torch", "nvme_path '' is no folder"),
+    "weights on a disk": ("offload_param", {"device": "nvme", "nvme_path": "/tmp"}, "adamw_torch", "use 'cpu'"),
 }
 
 
 @pytest.mark.parametrize("name", OFFLOADED)
 def test_offload_that_cannot_be_is_refused(name: str, tmp_path: Path) -> None:
-    section, optim, message = OFFLOADED[name]
+    part, section, optim, message = OFFLOADED[name]
     path = tmp_path / "ds.json"
-    path.write_text(json.dumps({"zero_optimization": {"stage": 3, "offload_optimizer": section}}), encoding="utf8")
+    path.write_text(json.dumps({"zero_optimization": {"stage": 3, part: section}}), encoding="utf8")
     with pytest.raises(UserError, match=message):
         load_config(run_of(deepspeed=str(path), optim=optim), 1, 128)
 
