@@ -58,7 +58,8 @@ def next_tokens(batch: Batch) -> Tensor:
 
 def trained_tokens(row: Row) -> int:
     """How many tokens of a causal row enter the loss: the first is predicted from nothing."""
-    return sum(label != IGNORED for label in row["labels"][1:])
+    predicted = row["labels"][1:]
+    return len(predicted) - predicted.count(IGNORED)
 
 
 def encoder_inputs(batch: Batch) -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ PIECE = 1 << 20  # elements
 
 @contextmanager
 def in_order() -> Iterator[None]:
-    """Sums in one order: a GPU adds with atomics else, and ranks that decide alike must not differ in a last bit."""
+    """Sums in one order: otherwise a GPU adds in any, and ranks that decide for themselves differ."""
     before, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:

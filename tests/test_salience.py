@@ -22,6 +22,7 @@ from apt_ds.salience import (
     column_norm,
     consumer_outliers,
     excess_kurtosis,
+    in_order,
     power_sums,
     reader_outliers,
 )
@@ -261,3 +262,16 @@ def test_averages_follow_a_cut() -> None:
     salience.remove()
     salience.after_cut(anatomy.with_sizes(kept_sizes(anatomy.sizes, keep)), keep)
     assert np.array_equal(salience.scores(), before[keep])
+
+
+def test_sums_in_order_leave_torch_as_it_was() -> None:
+    for before in (False, True):
+        torch.use_deterministic_algorithms(before)
+        try:
+            with pytest.raises(KeyError), in_order():
+                assert torch.are_deterministic_algorithms_enabled()
+                raise KeyError
+            assert torch.are_deterministic_algorithms_enabled() is before
+            assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        finally:
+            torch.use_deterministic_algorithms(False)

@@ -54,6 +54,14 @@ def test_scoring_that_is_ended_starts_anew_on_resume(folder: Path) -> None:
             assert not differing, (name, why, differing)
 
 
+@pytest.mark.parametrize("score", [[], ["--score", "fisher"]])
+def test_a_cut_without_a_finite_step_ends_all_ranks(score: list[str], folder: Path) -> None:
+    flags = [*SIZES, *score, "--save_steps", "0", "--max_bad_steps", "5"]
+    arguments = {"folder": str(folder), "place": "unscored", "stage": 3, "offload": False, "flags": flags}
+    told = worlds.run(2, "doom.end_scoring", arguments | {"number": 1, "bad": True})
+    assert told.startswith("2 no step before the cut had a finite loss"), told
+
+
 @pytest.mark.parametrize(("where", "victim"), [("load", 1), ("evaluation", 0)])
 def test_a_signal_before_the_first_step_ends_all_at_once(where: str, victim: int, folder: Path, tmp_path: Path) -> None:
     """Only one rank gets it."""
