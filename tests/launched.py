@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import deepspeed
 import pytest
 import tiny
 import worlds
@@ -102,7 +103,9 @@ def own_world() -> Iterator[None]:
         for name, value in {**place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(dist.free_port())}.items():
             patch.setenv(name, value)
         yield
-        dist.shut_down()
+        # the process lives on: DeepSpeed must forget its groups with torch's
+        if dist.ready():
+            deepspeed.comm.destroy_process_group()
 
 
 def caller(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:

@@ -172,7 +172,7 @@ def test_the_table_needs_no_weights_and_ends_in_a_verdict(tmp_path: Path, capfd:
     for more, verdict in (
         (["--device_memory", "80", "--fp16"], "fits: a device 0."),
         (["--device_memory", "0.001"], "does not fit: a device needs"),
-        (["--host_memory", "1"], "does not fit: the host needs"),
+        (["--host_memory", "0.1"], "does not fit: the host needs"),
     ):
         dry_run.dry_run(resolve([*words, *more]))
         out = capfd.readouterr().out.splitlines()
