@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from apt_ds.config import UserError
 from apt_ds.data.records import kind, text_of
+from apt_ds.data.text import mended
 
 Message = dict[str, Any]
 
@@ -177,7 +178,7 @@ def _read_calls(turn: dict[str, Any], place: str) -> list[dict[str, Any]]:
 def _calls_of_text(text: str, place: str) -> list[dict[str, Any]]:
     """The calls that a ShareGPT turn of `function_call` holds as JSON: one object, or a list of them."""
     try:
-        found = json.loads(text)
+        found = _loads(text)
     except (ValueError, RecursionError):
         found = None
     calls = found if isinstance(found, list) else [found]
@@ -195,7 +196,7 @@ def _read_call(call: Any, place: str) -> dict[str, Any]:
     arguments = inner.get("arguments")
     if isinstance(arguments, str) and arguments.strip():
         try:
-            arguments = json.loads(arguments)
+            arguments = _loads(arguments)
         except (ValueError, RecursionError):
             raise UserError(f"{place}: 'arguments' is text, but not JSON; mend or remove the record") from None
     arguments = {} if is_empty(arguments) or isinstance(arguments, str) else arguments
@@ -217,7 +218,7 @@ def read_tools(record: dict[str, Any], where: str) -> tuple[dict[str, Any], ...]
         if not value.strip():
             return ()
         try:
-            value = json.loads(value)
+            value = _loads(value)
         except (ValueError, RecursionError):
             raise UserError(f"{place} is text, but not JSON of a list; mend or remove it") from None
     if not isinstance(value, list):
@@ -231,3 +232,7 @@ def _read_tool(tool: Any, place: str) -> dict[str, Any]:
     if not known or tool.get("type", "function") != "function":
         raise UserError(f"{place}, has an unknown form; give objects with 'name', 'description' and 'parameters'")
     return tool if inner is not tool else {"type": "function", "function": tool}
+
+
+def _loads(text: str) -> Any:
+    return mended(json.loads(text))
