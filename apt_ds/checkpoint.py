@@ -14,6 +14,7 @@ import re
 import shutil
 import sys
 from dataclasses import dataclass, field
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,12 @@ class Checkpoint:
     shape: dict[str, Any] = field(default_factory=dict)
     metrics: bytes = b""
     path: str = ""
+
+    @property
+    def started(self) -> datetime | None:
+        """When the run was first started, by rank 0's clock; None of a checkpoint that does not say."""
+        said = self.values.get("started")
+        return datetime.fromisoformat(said) if said else None
 
     def check(self, run: RunConfig, counts: dict[str, int], prints: dict[str, str]) -> None:
         """Raise UserError for the first thing that matters and differs."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +18,7 @@ from apt_ds.data.base import load_examples
 from apt_ds.data.batches import GlobalOrder
 from apt_ds.data.instructions import build_dataset, split_held_out
 from apt_ds.data.rows import TokenizedSet
+from apt_ds.data.tokens import check_longest
 from apt_ds.eval.exams import ClassExam, Exam, SpanExam, TextExam
 from apt_ds.eval.losses import text_blocks
 from apt_ds.models import Base
@@ -27,7 +30,10 @@ HELD_ARTICLES = 0.2  # of the questions, article by article
 
 @dataclass
 class Data:
-    """Training and held-out sets, the order of samples, and the corpus perplexity is taken on (or None)."""
+    """Training and held-out sets, the order of samples, and the corpus perplexity is taken on (or None).
+
+    now: the time that chat templates write, on all ranks and after every resume.
+    """
 
     train: TokenizedSet
     held_out: TokenizedSet
@@ -36,6 +42,7 @@ class Data:
     total_steps: int
     corpus: torch.Tensor | None
     exam: Exam | None = None
+    now: datetime | None = None
 
     def counts(self) -> dict[str, int]:
         """What a resumed run must have in common besides options (see `checkpoint.COUNTS`)."""
@@ -52,16 +59,23 @@ class Data:
         return sizes | {"steps": self.total_steps}
 
 
-def read_data(run: RunConfig, base: Base) -> Data:
-    """Read and split on every rank; tokenize once on every node. Collective."""
-    sets = READERS[base.kind](run, base)
+def read_data(run: RunConfig, base: Base, now: datetime | None = None) -> Data:
+    """Read and split on every rank; tokenize once on every node. Collective.
+
+    now: the time that chat templates write; None takes rank 0's clock for all ranks.
+    """
+    now = now or dist.on_main(datetime.now)
+    if not dist.is_main():
+        # rank 0 has warned of the same files
+        logging.getLogger("apt_ds.data").setLevel(logging.ERROR)
+    sets = READERS[base.kind](run, base, now)
     batch = run.per_device_train_batch_size * run.gradient_accumulation_steps * dist.world_size()
     order = GlobalOrder(len(sets.train), batch, run.seed)
     steps = run.max_steps if run.max_steps > 0 else order.steps(run.num_train_epochs)
     corpus = None
     if run.perplexity_path:
         corpus = text_blocks(run.perplexity_path, base.tokenizer, run.perplexity_length, run.perplexity_blocks)
-    return Data(sets.train, sets.held_out, sets.examples, order, steps, corpus, sets.exam)
+    return Data(sets.train, sets.held_out, sets.examples, order, steps, corpus, sets.exam, now)
 
 
 class Sets(NamedTuple):
@@ -86,25 +100,27 @@ def both_parts(run: RunConfig, read: Callable[[str, str], list[Any]]) -> tuple[l
     return read(run.data_path, "train"), held[: run.eval_size or None]
 
 
-def instructions(run: RunConfig, base: Base) -> Sets:
-    """Conversations; loss and perplexity judge them."""
+def instructions(run: RunConfig, base: Base, now: datetime) -> Sets:
+    """Conversations; loss and perplexity judge them. UserError where the model has no position for a token."""
     examples = load_examples(run.data_path)
     if run.eval_data_path:
         held = load_examples(run.eval_data_path)[: run.eval_size or None]
     else:
         examples, held = split_held_out(examples, run.eval_size or HELD_OUT, run.seed)
-    sets = [on_node(lambda p=part: build_dataset(p, base.tokenizer, run.max_seq_length)) for part in (examples, held)]
+    length = run.max_seq_length
+    sets = [on_node(lambda p=part: build_dataset(p, base.tokenizer, length, now)) for part in (examples, held)]
+    check_longest(base.config, max(len(row["input_ids"]) for rows in sets for row in rows.rows), length)
     return Sets(*sets, held, None)
 
 
-def classes(run: RunConfig, base: Base) -> Sets:
+def classes(run: RunConfig, base: Base, _: datetime) -> Sets:
     """GLUE for an encoder."""
     parts = both_parts(run, lambda path, split: glue.read(run.task, path, split))
     sets = [on_node(lambda p=part: glue.encode(p, base.tokenizer, run.max_seq_length)) for part in parts]
     return Sets(*sets, parts[1], ClassExam(run.task, sets[1]))
 
 
-def spans(run: RunConfig, base: Base) -> Sets:
+def spans(run: RunConfig, base: Base, _: datetime) -> Sets:
     """SQuAD; of a single file articles are held out, so that no context is known from training."""
     if not run.eval_data_path and Path(run.data_path).is_file():
         train, held = squad.split_by_article(squad.read(run.data_path, "train"), HELD_ARTICLES, run.seed)
@@ -116,7 +132,7 @@ def spans(run: RunConfig, base: Base) -> Sets:
     return Sets(*sets, parts[1], SpanExam(parts[1], squad.windows(parts[1], base.tokenizer, *lengths)))
 
 
-def texts(run: RunConfig, base: Base) -> Sets:
+def texts(run: RunConfig, base: Base, _: datetime) -> Sets:
     """Texts from texts: summaries, or GLUE in words."""
     name = run.task if run.task in TEXTS else f"{summaries.T5}{run.task}"
     parts = both_parts(run, lambda path, split: summaries.read(name, path, split))
@@ -126,7 +142,7 @@ def texts(run: RunConfig, base: Base) -> Sets:
     return Sets(*sets, parts[1], TextExam(run.task, sets[1], references, base.tokenizer, run.max_target_length))
 
 
-READERS: dict[str, Callable[[RunConfig, Base], Sets]] = {
+READERS: dict[str, Callable[[RunConfig, Base, datetime], Sets]] = {
     LANGUAGE_MODEL: instructions,
     CLASSIFICATION: classes,
     ANSWERS: spans,

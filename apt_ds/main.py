@@ -49,7 +49,7 @@ def train(run: RunConfig) -> dict[str, Any]:
         if stopping.asked:
             # it came while the model was written: the summary is, too, and what takes long is left out
             run = replace(run, report=False)
-        return report(run, trainer.base, trainer.data.held_out_examples, figures, trainer.journal.folder)
+        return report(run, trainer.base, trainer.data, figures, trainer.journal.folder)
 
 
 def prepare(run: RunConfig, stopping: Stopping | None = None) -> Trainer:
@@ -61,12 +61,12 @@ def prepare(run: RunConfig, stopping: Stopping | None = None) -> Trainer:
     zero.check_config(config, run.deepspeed)
     quantized.check(run, base.anatomy, zero.device())
     check_positions(base.config, run.max_seq_length)
-    data = read_data(run, base)
+    saved = checkpoint.find(run.resume_from_checkpoint, Path(run.output_dir))
+    data = read_data(run, base, saved.started if saved is not None else None)
     commit = str(vars(base.config).get("_commit_hash"))
     preflight.compare(preflight.facts_of(run, config, base.source, commit, data.prints()))
     preflight.check_room(Path(run.output_dir), models.bytes_written(base, run))
     pruner = Pruner(run, base.anatomy, data.total_steps, zero.device())
-    saved = checkpoint.find(run.resume_from_checkpoint, Path(run.output_dir))
     if saved is not None:
         saved.check(run, data.counts(), data.prints())
     output = prepare_output(run, saved.metrics if saved is not None else None)

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from apt_ds import dist, models, profiling, zero
 from apt_ds.config import RunConfig
-from apt_ds.data.base import Example
 from apt_ds.data.instructions import prompt_ids, resolve_pad_id
+from apt_ds.feed import Data
 from apt_ds.journal import write_json
 from apt_ds.models import Base
 from apt_ds.tasks import LANGUAGE_MODEL
@@ -37,23 +37,19 @@ ROWS = (
 IN_MEGABYTES = ("checkpoint_bytes", "peak_memory_bytes")
 
 
-def report(
-    run: RunConfig, base: Base, held_out: list[Example], figures: dict[str, Any], output: Path
-) -> dict[str, Any]:
+def report(run: RunConfig, base: Base, data: Data, figures: dict[str, Any], output: Path) -> dict[str, Any]:
     """Complete the figures with what plain models do, write `summary.json`, print the table. Rank 0 works alone."""
     if not dist.is_main():
         return figures
     if run.report and base.kind == LANGUAGE_MODEL:
-        figures |= compare_plain(run, base, held_out, output / "model", figures)
+        figures |= compare_plain(run, base, data, output / "model", figures)
     write_json(output / "summary.json", figures)
     print(render(figures), flush=True)
     print(f"model: {output / 'model'}", flush=True)
     return figures
 
 
-def compare_plain(
-    run: RunConfig, base: Base, held_out: list[Example], folder: Path, figures: dict[str, Any]
-) -> dict[str, Any]:
+def compare_plain(run: RunConfig, base: Base, data: Data, folder: Path, figures: dict[str, Any]) -> dict[str, Any]:
     """Generation speed and sample answers of the base and the written model, interleaved."""
     device = zero.device()
     needed = figures["before"]["checkpoint_bytes"] + figures["after"]["checkpoint_bytes"]
@@ -61,17 +57,18 @@ def compare_plain(
         return {"note": "generation was not measured: base and pruned model do not fit one device together"}
     sources = {"before": base.source, "after": str(folder)}
     plain = {when: load_plain(source, run, device) for when, source in sources.items()}
-    questions = held_out[: max(run.report_samples, 1)]
+    questions = data.held_out_examples[: max(run.report_samples, 1)]
+    prompts = [prompt_ids(question, base.tokenizer, data.now) for question in questions]
     speeds: dict[str, list[float]] = {when: [] for when in plain}
     for _ in range(REPEATS):
         for when, model in plain.items():
-            speeds[when].append(generation_speed(model, base, questions[0]))
+            speeds[when].append(generation_speed(model, base, prompts[0]))
     for when, values in speeds.items():
         figures[when]["generated_tokens_per_second"] = statistics.median(values)
     samples = [
         {"question": question.messages[-2]["content"]}
-        | {when: answer(model, base, question) for when, model in plain.items()}
-        for question in questions[: run.report_samples]
+        | {when: answer(model, base, prompt) for when, model in plain.items()}
+        for question, prompt in list(zip(questions, prompts, strict=True))[: run.report_samples]
     ]
     del plain
     gc.collect()
@@ -85,9 +82,9 @@ def load_plain(source: str, run: RunConfig, device: torch.device) -> PreTrainedM
 
 
 @torch.no_grad()
-def generation_speed(model: PreTrainedModel, base: Base, question: Example) -> float:
+def generation_speed(model: PreTrainedModel, base: Base, prompt: list[int]) -> float:
     """Greedy tokens per second at batch 1, prompt included in the time, end token not obeyed."""
-    ids = torch.tensor([prompt_ids(question, base.tokenizer)], device=model.device)
+    ids = torch.tensor([prompt], device=model.device)
     start = time.perf_counter()
     generate(model, ids, base, min_new_tokens=NEW_TOKENS)
     if model.device.type == "cuda":
@@ -96,9 +93,9 @@ def generation_speed(model: PreTrainedModel, base: Base, question: Example) -> f
 
 
 @torch.no_grad()
-def answer(model: PreTrainedModel, base: Base, question: Example) -> str:
+def answer(model: PreTrainedModel, base: Base, prompt: list[int]) -> str:
     """The greedy answer, cut at `NEW_TOKENS`."""
-    ids = torch.tensor([prompt_ids(question, base.tokenizer)], device=model.device)
+    ids = torch.tensor([prompt], device=model.device)
     out = generate(model, ids, base)
     return base.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
 

@@ -161,6 +161,7 @@ class Trainer:
         values, tensors = resume.around(self.engine, self.pruner, self.generator)
         values |= {"meter": self.meter.state(), "figures": self.figures, "bad_steps": self.steps.bad_steps}
         values["milestones"] = self.milestones.state()
+        values["started"] = self.data.now.isoformat() if self.data.now else ""
         values["lesson"], snapshot = self.lesson.state()
         tensors |= {"lesson": snapshot} if snapshot else {}
         return values, tensors

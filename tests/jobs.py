@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,24 @@ def tokenized_once(folder: str) -> list[int]:
     dist.agree("the data", data.train.fingerprint)
     assert feed.TokenizedSet.from_bytes(data.train.to_bytes()) == data.train
     return dist.gather_objects(calls)
+
+
+def clocks(folder: str, model: str, seconds: list[int]) -> list[list[str]]:
+    """The first words of every rank's rows; each rank is a node of its own, whose clock stands at one of `seconds`."""
+    os.environ["LOCAL_RANK"] = "0"
+    run = run_config(folder, 3, False, ["--model_name_or_path", model])
+    zero.init_distributed()
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime(2024, 5, 6, 7, 8, seconds[dist.rank()])
+
+    feed.datetime = Clock
+    base = models.find_base(run.model_name_or_path)
+    data = feed.read_data(run, base)
+    rows = [*data.train.rows, *data.held_out.rows]
+    return dist.gather_objects(sorted({base.tokenizer.decode(row["input_ids"][:1]) for row in rows}))
 
 
 def differing(folder: str, odd: int, change: str) -> None:

@@ -63,6 +63,17 @@ def test_files_are_read_as_they_are(tmp_path: Path) -> None:
     assert second == Question("anatomy", "None", ("NA", "", "null", " "), 3, 3)
 
 
+@pytest.mark.parametrize("first", ['"One, or two?"', "Which one?"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_mark_and_blank_lines_are_no_part_of_a_question(first: str, end: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    lines = [f"\ufeff{first},1,2,3,4,A", "", "B?,1,2,3,4,B", "   ", "", ""]
+    path.write_bytes(end.join(lines).encode())
+    one, two = data.read_csv(path, "anatomy")
+    assert one == Question("anatomy", first.strip('"'), ("1", "2", "3", "4"), 0, 1)
+    assert two == Question("anatomy", "B?", ("1", "2", "3", "4"), 1, 3)
+
+
 @pytest.mark.parametrize(
     ("content", "found"),
     [

@@ -8,19 +8,20 @@ it will be when generating: a token never spans the end of the prompt.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING
 
-import jinja2
 import numpy as np
 
 from apt_ds.config import UserError
-from apt_ds.data.base import Example, Message
+from apt_ds.data import templates
+from apt_ds.data.base import Example
 from apt_ds.data.rows import IGNORED, Row, TokenizedSet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Segment = tuple[str, bool]  # a piece of text, and whether it is trained
+Segment = tuple[str, int | None]  # a piece of text, and the index of the message it is the answer of (None: prompt)
 
 _REQUEST = "Write a response that appropriately completes the request.\n\n"
 PREAMBLE = f"Below is an instruction that describes a task. {_REQUEST}"
@@ -31,13 +32,18 @@ SECTIONS = {"system": "{}\n\n", "user": "### Instruction:\n{}\n\n", "tool": "###
 RESPONSE = "### Response:"
 
 
-def build_dataset(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int) -> TokenizedSet:
-    """Encodes all examples; UserError when max_length (tokens) leaves nothing of any answer."""
-    encoded = [encode(example, tokenizer, max_length) for example in examples]
+def build_dataset(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int, now: datetime | None = None
+) -> TokenizedSet:
+    """Encodes all examples; UserError when max_length (tokens) leaves nothing of any answer.
+
+    now: the time that a chat template writes; None takes this host's clock for each example.
+    """
+    encoded = [encode(example, tokenizer, max_length, now) for example in examples]
     # a label in first place has no token before it to be predicted from
     rows = tuple(row for row in encoded if any(label != IGNORED for label in row["labels"][1:]))
     if not rows:
-        shortest = min(len(prompt_ids(example, tokenizer)) for example in examples)
+        shortest = min(len(prompt_ids(example, tokenizer, now)) for example in examples)
         reason = f"the shortest prompt alone takes {shortest} tokens"
         raise UserError(f"--max_seq_length {max_length} cuts off every answer ({reason}); raise it")
     return TokenizedSet.of(rows, len(encoded) - len(rows))
@@ -45,6 +51,10 @@ def build_dataset(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBas
 
 def split_held_out(examples: Sequence[Example], n: int, seed: int) -> tuple[list[Example], list[Example]]:
     """Sets `n` examples aside: (train, held_out), chosen by `seed`, both in their original order."""
+    if n and len(examples) == 1:
+        raise UserError(
+            "--eval_size: the data has only one example, so none can be held out; add examples or give --eval_data_path"
+        )
     if not 0 <= n < len(examples):
         raise UserError(
             f"--eval_size: cannot hold out {n} of {len(examples)} examples; give at most {len(examples) - 1}"
@@ -54,16 +64,21 @@ def split_held_out(examples: Sequence[Example], n: int, seed: int) -> tuple[list
     return train, [examples[i] for i in sorted(chosen)]
 
 
-def encode(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Row:
+def encode(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int, now: datetime | None = None) -> Row:
     """Token ids and labels of one example, both of the same length, at most `max_length`.
 
-    Cut from the right; when the answer lies wholly beyond the cut every label is -100.
+    Cut from the right; when the answer lies wholly beyond the cut every label is -100. Answers of
+    `Example.untrained` have labels of -100 too.
     """
-    ids, labels = _tokenize(_segments(example, tokenizer), tokenizer, _leading_ids(tokenizer))
+    segments = [
+        (text, answer is not None and answer not in example.untrained)
+        for text, answer in _segments(example, tokenizer, now)
+    ]
+    ids, labels = _tokenize(segments, tokenizer, _leading_ids(tokenizer))
     return {"input_ids": ids[:max_length], "labels": labels[:max_length]}
 
 
-def render_prompt(example: Example | str, tokenizer: PreTrainedTokenizerBase) -> str:
+def render_prompt(example: Example | str, tokenizer: PreTrainedTokenizerBase, now: datetime | None = None) -> str:
     """The text that asks for the last answer of `example`, or for an answer to a question given as text.
 
     Without the special tokens a tokenizer adds by itself; `prompt_ids` gives what a model should be fed.
@@ -71,19 +86,20 @@ def render_prompt(example: Example | str, tokenizer: PreTrainedTokenizerBase) ->
     if isinstance(example, str):
         example = Example.from_instruction(example)
     if tokenizer.chat_template:
-        return _render(example.messages[:-1], tokenizer, ask=True)
+        return templates.render(templates.fitted(example, tokenizer, now), tokenizer, now, upto=-1, ask=True)
     return "".join(text for text, _ in _plain_segments(example, _end_token(tokenizer))[:-1])
 
 
-def prompt_ids(example: Example | str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def prompt_ids(example: Example | str, tokenizer: PreTrainedTokenizerBase, now: datetime | None = None) -> list[int]:
     """Token ids of `render_prompt`, the same ids that training sees before the answer."""
     if isinstance(example, str):
-        segments = [(render_prompt(example, tokenizer), False)]
+        pieces = [(render_prompt(example, tokenizer, now), False)]
     else:  # with the borders of the earlier answers, which no token spans either
-        segments = _segments(example, tokenizer)
-        while segments[-1][1]:
+        segments = _segments(example, tokenizer, now)
+        while segments[-1][1] is not None:
             segments.pop()
-    return _tokenize(segments, tokenizer, _leading_ids(tokenizer))[0]
+        pieces = [(text, False) for text, _ in segments]
+    return _tokenize(pieces, tokenizer, _leading_ids(tokenizer))[0]
 
 
 def resolve_pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -111,70 +127,65 @@ def _leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return first if first == [tokenizer.bos_token_id] else []
 
 
-def _segments(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[Segment]:
+def _segments(example: Example, tokenizer: PreTrainedTokenizerBase, now: datetime | None) -> list[Segment]:
     eos = _end_token(tokenizer)
     if tokenizer.chat_template:
-        return _chat_segments(example.messages, tokenizer, eos)
+        return _chat_segments(templates.fitted(example, tokenizer, now), tokenizer, eos, now)
     return _plain_segments(example, eos)
 
 
 def _plain_segments(example: Example, eos: str) -> list[Segment]:
     """The Alpaca prompt; a conversation repeats its sections turn by turn."""
+    templates.refuse_calls(example)
     if example.instruction:
         prompt = PREAMBLE_WITH_INPUT if example.input else PREAMBLE
         prompt += SECTIONS["user"].format(example.instruction)
         prompt += SECTIONS["tool"].format(example.input) if example.input else ""
-        return [(prompt + RESPONSE, False), (example.output + eos, True)]
+        return [(prompt + RESPONSE, None), (example.output + eos, len(example.messages) - 1)]
     segments: list[Segment] = []
     prompt = "" if example.messages[0]["role"] == "system" else PREAMBLE
-    for message in example.messages:
+    for i, message in enumerate(example.messages):
         if message["role"] == "assistant":
-            segments += [(prompt + RESPONSE, False), (message["content"] + eos, True)]
+            segments += [(prompt + RESPONSE, None), (message["content"] + eos, i)]
             prompt = "\n\n"
         else:
             prompt += SECTIONS[message["role"]].format(message["content"])
     return segments
 
 
-def _chat_segments(messages: tuple[Message, ...], tokenizer: PreTrainedTokenizerBase, eos: str) -> list[Segment]:
+def _chat_segments(
+    example: Example, tokenizer: PreTrainedTokenizerBase, eos: str, now: datetime | None
+) -> list[Segment]:
     """Cuts the rendered conversation at the borders of its answers, found by rendering what comes before.
 
     Some templates write an earlier answer differently once a later one follows; such an answer is context
     and not trained.
     """
-    whole = _render(messages, tokenizer)
+    whole = templates.render(example, tokenizer, now)
+    templates.check_system(example, whole, tokenizer, now)
     segments: list[Segment] = []
-    done = 0
-    for i, message in enumerate(messages):
+    done, last = 0, len(example.messages) - 1
+    for i, message in enumerate(example.messages):
         if i == 0 or message["role"] != "assistant":
             continue
-        is_last = i == len(messages) - 1
-        prompt = _render(messages[:i], tokenizer, ask=True)
-        turn = whole if is_last else _render(messages[: i + 1], tokenizer)
+        prompt = templates.render(example, tokenizer, now, upto=i, ask=True)
+        turn = whole if i == last else templates.render(example, tokenizer, now, upto=i + 1)
         if turn.startswith(prompt) and whole.startswith(turn):
             end = len(turn.rstrip())  # generation stops before the blanks after the end-of-turn token
-            segments += [(whole[done : len(prompt)], False), (whole[len(prompt) : end], True)]
+            segments += [(whole[done : len(prompt)], None), (whole[len(prompt) : end], i)]
             done = end
-        elif is_last:
-            return [(prompt, False), (message["content"] + eos, True)]
-    answer = messages[-1]["content"].strip()
-    if answer and whole[:done].endswith(answer):
-        segments.append((eos, True))  # a template without an end of turn would never learn to stop
+        elif i == last:
+            templates.refuse_apart(example)
+            return [(prompt, None), (message["content"] + eos, i)]
+    if not templates.ends_turn(example.messages[-1], whole[:done], tokenizer):
+        segments.append((eos, last))  # a template without an end of turn would never learn to stop
     return segments
 
 
-def _render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, ask: bool = False) -> str:
-    try:
-        return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask)
-    except jinja2.TemplateError as error:
-        roles = ", ".join(message["role"] for message in messages)
-        raise UserError(f"the chat template refuses a conversation of {roles}: {error}") from error
-
-
 def _tokenize(
-    segments: Sequence[Segment], tokenizer: PreTrainedTokenizerBase, lead: list[int]
+    segments: Sequence[tuple[str, bool]], tokenizer: PreTrainedTokenizerBase, lead: list[int]
 ) -> tuple[list[int], list[int]]:
-    """Ids and labels of the segments, each tokenized in the context of the text before it.
+    """Ids and labels of texts, each tokenized in the context of the text before it, and trained or not.
 
     Where tokenizing on would merge across a border, the ids before it stay and the text starts afresh.
     """

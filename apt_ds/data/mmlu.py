@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
 import logging
 import random
 from collections.abc import Callable, Sequence
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from apt_ds.config import UserError
+from apt_ds.data.records import is_blank
+from apt_ds.data.text import read_text
 
 HUB_NAME = "cais/mmlu"
 LETTERS = "ABCD"
@@ -124,18 +127,18 @@ def _by_subject(wanted: list[str], read: Callable[[str, str], list[Question]]) -
 
 
 def read_csv(path: Path, subject: str) -> list[Question]:
-    """The questions of one file, which has no header: question, four choices, letter.
+    """The questions of one file, which has no header: question, four choices, letter. Blank lines are no records.
 
     Raises:
         UserError: it cannot be read, is empty, or a record is not of this form; names file and line.
     """
     questions = []
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
-        with path.open(encoding="utf8", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            for row in reader:
+        for row in reader:
+            if not is_blank(row):
                 questions.append(_question(row, subject, f"{path}, line {reader.line_num}", reader.line_num))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise UserError(f"{path} cannot be read as CSV: {error}") from None
     if not questions:
         raise UserError(f"{path} holds no question; give lines of question, four choices and a letter")

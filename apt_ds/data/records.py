@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from apt_ds.config import UserError
+from apt_ds.data.text import may_hold_surrogates, read_text, without_surrogates
 
 Located = tuple[str, Any]  # where it stands, the record
 
@@ -67,18 +68,13 @@ def read_file(path: Path, endings: Sequence[str] = ENDINGS, headerless: Sequence
     ending = path.suffix.lower()
     if ending not in endings:
         raise UserError(f"{path}: unknown file ending '{path.suffix}'; use one of {', '.join(endings)}")
-    try:
-        # with all line ends as they are: CSV keeps those inside quotes
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    text = read_text(path)
     if not text.strip():
         raise UserError(f"{path} is empty; it needs at least one record")
-    if ending == ".json":
-        return _read_list(path, text)
-    return _read_lines(path, text) if ending == ".jsonl" else _read_table(path, text, headerless)
+    if ending not in JSON:
+        return _read_table(path, text, headerless)
+    records = _read_list(path, text) if ending == ".json" else _read_lines(path, text)
+    return without_surrogates(records, str(path)) if may_hold_surrogates(text) else records
 
 
 def _loads(text: str) -> Any:
@@ -107,6 +103,7 @@ def _read_list(path: Path, text: str) -> Iterator[Located]:
 def _read_lines(path: Path, text: str) -> Iterator[Located]:
     # not splitlines(), which also cuts at separators that JSON allows inside a string
     for number, line in enumerate(text.split("\n"), start=1):
+        line = line.lstrip("\ufeff")  # of a file that was joined from several
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -143,10 +140,15 @@ def _csv(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         for cells in reader:
-            if cells:
+            if not is_blank(cells):
                 yield reader.line_num, cells
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from error
+
+
+def is_blank(cells: Sequence[str]) -> bool:
+    """Whether the line of a CSV file holds nothing, or nothing but blanks."""
+    return not cells or (len(cells) == 1 and bool(cells[0]) and not cells[0].strip())
 
 
 def read_hub(name: str, split: str, config: str = "") -> Iterator[Located]:

@@ -58,6 +58,22 @@ def check_positions(config: PretrainedConfig, max_length: int) -> None:
         raise UserError(f"--max_seq_length {max_length} is more than the model's {room} positions; lower it")
 
 
+def check_longest(config: PretrainedConfig, longest: int, max_length: int) -> None:
+    """UserError where a decoder has fewer positions than the longest of its rows, cut to `max_length`, has tokens."""
+    room = getattr(config, "max_position_embeddings", None)
+    if room is None:
+        return
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    # of other kinds of scaling, max_position_embeddings tells the scaled number already
+    if rope.get("rope_type") in ("linear", "dynamic"):
+        room = int(room * rope.get("factor", 1))
+    if longest > room:
+        raise UserError(
+            f"--max_seq_length {max_length}: the longest example has {longest} tokens, which is more than the model's "
+            f"{room} positions; give --max_seq_length {room}"
+        )
+
+
 def token_columns(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The columns of a row that the tokenizer makes."""
     return [name for name in ("input_ids", "token_type_ids") if name in tokenizer.model_input_names]

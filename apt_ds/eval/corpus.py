@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from apt_ds import zero
 from apt_ds.config import UserError
+from apt_ds.data.text import read_plain
 from apt_ds.eval.loading import Judged
 from apt_ds.eval.losses import perplexity
 
@@ -30,10 +31,7 @@ class Corpus:
         """All of it. Raises UserError if it cannot be read."""
         path = Path(self.name)
         if path.is_file():
-            try:
-                return path.read_text(encoding="utf8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise UserError(f"--perplexity {self.name!r} cannot be read as text: {error}") from None
+            return read_plain(path, "--perplexity")
         return JOINT.join(self._rows())
 
     def _rows(self) -> list[str]:

@@ -13,6 +13,7 @@ from apt_ds import dist
 from apt_ds.config import UserError
 from apt_ds.data.batches import collate
 from apt_ds.data.rows import TokenizedSet
+from apt_ds.data.text import read_plain
 from apt_ds.objective import OBJECTIVES, token_losses
 
 
@@ -56,10 +57,7 @@ def text_blocks(path: str, tokenizer: PreTrainedTokenizerBase, length: int, limi
     Raises:
         UserError: the file cannot be read or holds less than one block.
     """
-    try:
-        text = Path(path).read_text(encoding="utf8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--perplexity_path {path!r} cannot be read as text: {error}") from None
+    text = read_plain(Path(path), "--perplexity_path")
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"][0]
     if len(ids) < length:
         raise UserError(f"--perplexity_path {path!r} holds {len(ids)} tokens, fewer than one block of {length}")
