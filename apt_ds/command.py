@@ -41,7 +41,9 @@ class Parser(argparse.ArgumentParser):
 
     def names(self) -> list[str]:
         """All options a user may write."""
-        hidden = {name for action in self._actions if action.help is argparse.SUPPRESS for name in action.option_strings}
+        hidden = {
+            name for action in self._actions if action.help is argparse.SUPPRESS for name in action.option_strings
+        }
         return [name for name in self._option_string_actions if name not in hidden]
 
 

@@ -55,6 +55,7 @@ def dry_run(run: RunConfig, inputs: Callable[[RunConfig], tuple[Base, Data]] = f
     if not dist.is_main():
         return None
     models.quiet_transformers()
+    zero.check_sections(run.deepspeed)
     world = run.world_size or dist.world_size()
     machine = machine_of(run, world)
     base, data = inputs(run)

@@ -56,6 +56,7 @@ def prepare(run: RunConfig, stopping: Stopping | None = None) -> Trainer:
     """Everything up to the first step; what the user got wrong comes out here, before anything is written."""
     zero.init_distributed(run.timeout)
     models.quiet_transformers()
+    zero.check_sections(run.deepspeed)
     base = models.find_base(run.model_name_or_path, run.task, labels_of(run.task))
     config = load_config(run, dist.world_size(), base.config.hidden_size)
     zero.check_config(config, run.deepspeed)

@@ -17,7 +17,7 @@ from transformers.utils import cached_file
 from apt_ds import builtins, dist, models, zero
 from apt_ds.architectures import ANSWERS, ARCHITECTURES, CLASSIFICATION, GENERATION, HEADS, LANGUAGE_MODEL
 from apt_ds.config import UserError
-from apt_ds.ds_config import read_json
+from apt_ds.ds_json import read_json
 from apt_ds.export import modeling_apt_bert, modeling_apt_llama, modeling_apt_t5
 from apt_ds.export.configs import AUTO
 
@@ -144,6 +144,7 @@ def serving_config(path: str, bf16: bool) -> zero.Config:
     Raises:
         UserError: no such file, not JSON, or refused by DeepSpeed.
     """
+    zero.check_sections(path, trains=False)
     section = read_json(path).get("zero_optimization", {})
     if not isinstance(section, dict):
         raise UserError(f"DeepSpeed config {path}: 'zero_optimization' must be an object, found {section!r}")
