@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import shutil
 import statistics
 import sys
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import psutil
 import torch
@@ -23,27 +25,49 @@ from apt_ds.surgery import Plan
 OWN = ("model", "model.tmp", "metrics.jsonl", "summary.json", "summary.json.tmp", "config.yaml")
 
 
-def prepare_output(run: RunConfig, metrics: bytes | None = None) -> Path:
+def check_output(run: RunConfig, resumes: bool) -> list[Path]:
+    """Check that the run may write into the output folder; writes nothing. Collective.
+
+    resumes: the run goes on from a checkpoint, so that the folder may be full.
+    Returns the folders that are still to be made, the inner ones first.
+
+    Raises:
+        UserError: it holds a run already and may not be overwritten, or it cannot be written.
+    """
+    return dist.on_main(lambda: _check_output(Path(run.output_dir), run, resumes))
+
+
+def _check_output(folder: Path, run: RunConfig, resumes: bool) -> list[Path]:
+    try:
+        held = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+        place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise UserError(f"--output_dir {str(folder)!r} cannot be written: {error.strerror}") from None
+    if held and not resumes and not run.overwrite_output_dir:
+        raise UserError(
+            f"--output_dir {str(folder)!r} already holds {', '.join(held[:3])}; "
+            "choose another folder or pass --overwrite_output_dir"
+        )
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def prepare_output(run: RunConfig, metrics: bytes | None = None) -> None:
     """Make the output folder and write the resolved configuration into it. Collective.
 
     metrics: those of the checkpoint the run goes on from; checkpoints then stay, and the folder may be full.
 
     Raises:
-        UserError: it holds a run already and may not be overwritten, or it cannot be written.
+        UserError: it cannot be written.
     """
-    folder = Path(run.output_dir)
-    dist.on_main(lambda: _prepare(folder, run, metrics))
-    return folder
+    dist.on_main(lambda: _prepare(Path(run.output_dir), run, metrics))
 
 
 def _prepare(folder: Path, run: RunConfig, metrics: bytes | None) -> None:
     try:
-        held = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-        if held and metrics is None and not run.overwrite_output_dir:
-            raise UserError(
-                f"--output_dir {str(folder)!r} already holds {', '.join(held[:3])}; "
-                "choose another folder or pass --overwrite_output_dir"
-            )
         folder.mkdir(parents=True, exist_ok=True)
         for name in OWN:
             path = folder / name
@@ -53,6 +77,22 @@ def _prepare(folder: Path, run: RunConfig, metrics: bytes | None) -> None:
         run.save(folder / "config.yaml")
     except OSError as error:
         raise UserError(f"--output_dir {str(folder)!r} cannot be written: {error.strerror}") from None
+
+
+def discard_output(folder: Path, made: list[Path]) -> None:
+    """Remove what `prepare_output` wrote, where the run ends with nothing to keep: no step, no checkpoint.
+
+    made: what `check_output` returned. A folder that was there before, or that has more in it, stays. On one rank.
+    """
+    if folder not in made or not folder.is_dir():
+        return
+    found = {path.name: path.stat().st_size for path in folder.iterdir()}
+    if found.keys() <= {"config.yaml", "metrics.jsonl"} and not found.get("metrics.jsonl"):
+        with suppress(OSError):  # another process may have put something there meanwhile
+            for name in found:
+                (folder / name).unlink()
+            for path in made:
+                path.rmdir()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -78,7 +118,12 @@ class Journal:
     def __init__(self, folder: Path, total_steps: int, quiet: bool = False) -> None:
         self.folder = folder
         self._total, self._quiet = total_steps, quiet or not dist.is_main()
-        self._file = (folder / "metrics.jsonl").open("a", encoding="utf8") if dist.is_main() else None
+        self._writes = dist.is_main()
+
+    @cached_property
+    def _file(self) -> TextIO:
+        # not before there is something to write: a mistake found while the model loads leaves no folder
+        return (self.folder / "metrics.jsonl").open("a", encoding="utf8")
 
     @cached_property
     def _bar(self) -> tqdm:
@@ -87,7 +132,7 @@ class Journal:
 
     def step(self, row: dict[str, Any]) -> None:
         """One line of metrics; moves the bar to the row's step."""
-        if self._file is None:
+        if not self._writes:
             return
         try:
             # JSON has no NaN
@@ -95,7 +140,9 @@ class Journal:
             self._file.write(json.dumps(shown) + "\n")
             self._file.flush()
         except OSError as error:
-            raise UserError(f"cannot write {self._file.name}: {error.strerror}; free some space") from None
+            raise UserError(
+                f"cannot write {self.folder / 'metrics.jsonl'}: {error.strerror}; free some space"
+            ) from None
         self._bar.set_postfix(
             loss=f"{row['loss']:.3f}", kept=f"{100 * row['kept']:.1f}%", ranks=f"{row['ranks']['mean']:.1f}"
         )
@@ -119,7 +166,7 @@ class Journal:
     def close(self) -> None:
         """End bar and file."""
         self._bar.close()
-        if self._file is not None:
+        if "_file" in vars(self):
             self._file.close()
 
 

@@ -13,7 +13,8 @@ from apt_ds.data.tokens import check_positions
 from apt_ds.ds_config import load_config
 from apt_ds.faults import explain
 from apt_ds.feed import read_data
-from apt_ds.journal import Journal, prepare_output
+from apt_ds.journal import Journal, check_output, discard_output, prepare_output
+from apt_ds.model_folder import check_weights
 from apt_ds.pruner import Pruner
 from apt_ds.report import report
 from apt_ds.stopping import Stopping
@@ -41,7 +42,10 @@ def train(run: RunConfig) -> dict[str, Any]:
                 finally:
                     trainer.journal.close()
                 dist.barrier()
-            except (RuntimeError, MemoryError) as error:
+            except BaseException as error:
+                stopping.discard()
+                if not isinstance(error, RuntimeError | MemoryError):
+                    raise
                 told = explain(error, watchdog)
                 if told is error:
                     raise
@@ -58,6 +62,7 @@ def prepare(run: RunConfig, stopping: Stopping | None = None) -> Trainer:
     models.quiet_transformers()
     zero.check_sections(run.deepspeed)
     base = models.find_base(run.model_name_or_path, run.task, labels_of(run.task))
+    check_weights(base.source, f"--model_name_or_path {run.model_name_or_path!r}")
     config = load_config(run, dist.world_size(), base.config.hidden_size)
     zero.check_config(config, run.deepspeed)
     quantized.check(run, base.anatomy, zero.device())
@@ -70,5 +75,11 @@ def prepare(run: RunConfig, stopping: Stopping | None = None) -> Trainer:
     saved = checkpoint.find(run.resume_from_checkpoint, Path(run.output_dir))
     if saved is not None:
         saved.check(run, data.counts(), data.prints())
-    output = prepare_output(run, saved.metrics if saved is not None else None)
-    return Trainer(run, base, config, data, pruner, Journal(output, data.total_steps), saved, stopping)
+    folder, stopping = Path(run.output_dir), stopping or Stopping()
+    made = check_output(run, resumes=saved is not None)
+    if dist.is_main():
+        stopping.discard = lambda: discard_output(folder, made)
+    trainer = Trainer(run, base, config, data, pruner, Journal(folder, data.total_steps), saved, stopping)
+    # loading has found the last mistakes
+    prepare_output(run, saved.metrics if saved is not None else None)
+    return trainer

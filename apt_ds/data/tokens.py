@@ -24,6 +24,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
         raise UserError(
             f"the tokenizer of {name} has ids up to {largest}, the model embeds only {config.vocab_size}; {advice}"
         )
+    check_ids(config)
     needed = NEEDED.get(config.model_type, ())
     for token in needed:
         if getattr(tokenizer, token) is None:
@@ -39,6 +40,18 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
                 f"the tokenizer of {name} does not put text between {tokenizer.cls_token} and "
                 f"{tokenizer.sep_token}, which {config.model_type} needs; {advice}"
             )
+
+
+def check_ids(config: PretrainedConfig) -> None:
+    """UserError where a special token of the configuration is none that the model embeds. -1 means none."""
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"):
+        value = getattr(config, name, None)
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(number, int) and not -1 <= number < config.vocab_size:
+                raise UserError(
+                    f"{name} {number} of the model's config.json is not among its {config.vocab_size} embeddings. "
+                    "Correct config.json, or add the embedding to the model"
+                )
 
 
 def check_room(tokenizer: PreTrainedTokenizerBase, pair: bool, max_length: int) -> None:
