@@ -41,6 +41,10 @@ class Data:
         """What a resumed run must have in common besides options (see `checkpoint.COUNTS`)."""
         return {"global_batch": self.order.global_batch, "total_steps": self.total_steps}
 
+    def longest(self) -> int:
+        """Tokens of the longest training example."""
+        return max((len(row["input_ids"]) for row in self.train.rows), default=0)
+
     def prints(self) -> dict[str, str]:
         """Fingerprints of what is read."""
         corpus = "" if self.corpus is None else dist.digest(self.corpus)

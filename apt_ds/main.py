@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from apt_ds import checkpoint, dist, models, preflight, quantized, zero
+from apt_ds.base_config import decisive
 from apt_ds.config import RunConfig
 from apt_ds.data.glue import labels_of
-from apt_ds.data.tokens import check_positions
+from apt_ds.data.tokens import check_lengths, check_positions
 from apt_ds.ds_config import load_config
 from apt_ds.faults import explain
 from apt_ds.feed import read_data
@@ -68,6 +69,7 @@ def prepare(run: RunConfig, stopping: Stopping | None = None) -> Trainer:
     quantized.check(run, base.anatomy, zero.device())
     check_positions(base.config, run.max_seq_length)
     data = read_data(run, base)
+    check_lengths(base.config, data.longest(), run.perplexity_length if run.perplexity_path else 0)
     commit = str(vars(base.config).get("_commit_hash"))
     preflight.compare(preflight.facts_of(run, config, base.source, commit, data.prints()))
     preflight.check_room(Path(run.output_dir), models.bytes_written(base, run))
@@ -75,6 +77,7 @@ def prepare(run: RunConfig, stopping: Stopping | None = None) -> Trainer:
     saved = checkpoint.find(run.resume_from_checkpoint, Path(run.output_dir))
     if saved is not None:
         saved.check(run, data.counts(), data.prints())
+        saved.check_base(decisive(base.config))
     folder, stopping = Path(run.output_dir), stopping or Stopping()
     made = check_output(run, resumes=saved is not None)
     if dist.is_main():

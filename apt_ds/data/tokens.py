@@ -71,6 +71,23 @@ def check_positions(config: PretrainedConfig, max_length: int) -> None:
         raise UserError(f"--max_seq_length {max_length} is more than the model's {room} positions; lower it")
 
 
+def check_lengths(config: PretrainedConfig, longest: int, block: int) -> None:
+    """UserError where a language model has fewer positions than a training example or a block of text has tokens.
+
+    longest: tokens of the longest training example; block: tokens of a block that perplexity is taken on (0: none).
+    """
+    room = getattr(config, "max_position_embeddings", None)
+    if room is None or NEEDED.get(config.model_type):
+        return
+    if longest > room:
+        raise UserError(
+            f"an example of --data_path has {longest} tokens, more than the model's {room} positions. "
+            f"Give --max_seq_length {room} or less"
+        )
+    if block > room:
+        raise UserError(f"--perplexity_length {block} is more than the model's {room} positions. Give {room} or less")
+
+
 def token_columns(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The columns of a row that the tokenizer makes."""
     return [name for name in ("input_ids", "token_type_ids") if name in tokenizer.model_input_names]
