@@ -33,8 +33,11 @@ class Parser(argparse.ArgumentParser):
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
         """The values of `argv`. Raises UserError."""
-        known, unknown = self.parse_known_args(list(argv))
-        if unknown:
+        # argparse would first complain of a required option whose name is misspelt
+        flags = [word.split("=")[0] for word in argv if word.startswith("--") and word != "--"]
+        wrong = [flag for flag in flags if flag not in self._option_string_actions]
+        known, unknown = (None, wrong) if wrong else self.parse_known_args(list(argv))
+        if known is None or unknown:
             flag = next((word for word in unknown if word.startswith("-")), unknown[0]).split("=")[0]
             raise UserError(f"{flag} is no option{suggest(flag, self.names())}; --help lists all")
         return known

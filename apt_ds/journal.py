@@ -25,11 +25,11 @@ from apt_ds.surgery import Plan
 OWN = ("model", "model.tmp", "metrics.jsonl", "summary.json", "summary.json.tmp", "config.yaml")
 
 
-def check_output(run: RunConfig, resumes: bool) -> list[Path]:
+def check_output(run: RunConfig, resumes: bool) -> list[Path] | None:
     """Check that the run may write into the output folder; writes nothing. Collective.
 
     resumes: the run goes on from a checkpoint, so that the folder may be full.
-    Returns the folders that are still to be made, the inner ones first.
+    Returns the folders that are still to be made, the inner ones first; None where the folder has something in it.
 
     Raises:
         UserError: it holds a run already and may not be overwritten, or it cannot be written.
@@ -37,7 +37,7 @@ def check_output(run: RunConfig, resumes: bool) -> list[Path]:
     return dist.on_main(lambda: _check_output(Path(run.output_dir), run, resumes))
 
 
-def _check_output(folder: Path, run: RunConfig, resumes: bool) -> list[Path]:
+def _check_output(folder: Path, run: RunConfig, resumes: bool) -> list[Path] | None:
     try:
         held = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
         place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
@@ -52,7 +52,7 @@ def _check_output(folder: Path, run: RunConfig, resumes: bool) -> list[Path]:
             f"--output_dir {str(folder)!r} already holds {', '.join(held[:3])}; "
             "choose another folder or pass --overwrite_output_dir"
         )
-    return [path for path in (folder, *folder.parents) if not path.exists()]
+    return None if held else [path for path in (folder, *folder.parents) if not path.exists()]
 
 
 def prepare_output(run: RunConfig, metrics: bytes | None = None) -> None:
@@ -79,12 +79,12 @@ def _prepare(folder: Path, run: RunConfig, metrics: bytes | None) -> None:
         raise UserError(f"--output_dir {str(folder)!r} cannot be written: {error.strerror}") from None
 
 
-def discard_output(folder: Path, made: list[Path]) -> None:
+def discard_output(folder: Path, made: list[Path] | None) -> None:
     """Remove what `prepare_output` wrote, where the run ends with nothing to keep: no step, no checkpoint.
 
-    made: what `check_output` returned. A folder that was there before, or that has more in it, stays. On one rank.
+    made: what `check_output` returned. A folder that had or has anything else in it stays as it is. On one rank.
     """
-    if folder not in made or not folder.is_dir():
+    if made is None or not folder.is_dir():
         return
     found = {path.name: path.stat().st_size for path in folder.iterdir()}
     if found.keys() <= {"config.yaml", "metrics.jsonl"} and not found.get("metrics.jsonl"):

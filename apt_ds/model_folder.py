@@ -19,7 +19,8 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 SIZES = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_decoder_layers", "num_attention_heads"),
-    *("num_key_value_heads", "head_dim", "intermediate_size", "d_ff", "max_position_embeddings"),
+    *("num_key_value_heads", "head_dim", "intermediate_size", "max_position_embeddings"),
+    *("d_model", "d_kv", "d_ff", "num_layers", "num_heads"),  # as T5 calls them
 )
 SMALL = (".json", ".model", ".txt", ".jinja")  # endings of what a configuration and a tokenizer are read from
 HEADER = 8  # bytes of a safetensors file that state the length of its header
@@ -48,7 +49,7 @@ def check_files(source: str, where: str) -> None:
     """Check a folder's small files; a hub name is left alone.
 
     Raises:
-        UserError: a file is a Git LFS pointer, or config.json is no object.
+        UserError: a file is a Git LFS pointer, or config.json is no object or has a size below 1.
     """
     folder = Path(source)
     if not folder.is_dir():
@@ -56,8 +57,12 @@ def check_files(source: str, where: str) -> None:
     # weights of a format that is not read may well be left as pointers
     for path in sorted(path for path in folder.iterdir() if path.suffix in SMALL and path.is_file()):
         _check_pointer(path, where)
-    if (folder / "config.json").is_file() and not isinstance(_json(folder / "config.json", where), dict):
-        raise UserError(f"{where}: no model and tokenizer there: config.json is not a JSON object")
+    if (folder / "config.json").is_file():
+        config = _json(folder / "config.json", where)
+        if not isinstance(config, dict):
+            raise UserError(f"{where}: no model and tokenizer there: config.json is not a JSON object")
+        # transformers divides by some of these before anything else can look at them
+        _check_positive(config, where)
 
 
 def check_weights(source: str, where: str) -> None:
@@ -101,9 +106,7 @@ def check_sizes(config: PretrainedConfig, where: str) -> None:
             unknown activation. The message names the field.
     """
     values = {name: getattr(config, name, None) for name in SIZES}
-    for name, value in values.items():
-        if isinstance(value, int) and value < 1:
-            raise UserError(f"{where}: {name} of its config.json is {value}. It must be at least 1")
+    _check_positive(values, where)
     heads, groups, hidden = (values[name] for name in ("num_attention_heads", "num_key_value_heads", "hidden_size"))
     if isinstance(heads, int) and isinstance(groups, int) and heads % groups:
         raise UserError(
@@ -116,6 +119,13 @@ def check_sizes(config: PretrainedConfig, where: str) -> None:
     activation = getattr(config, "hidden_act", None)
     if isinstance(activation, str) and activation not in ACT2FN:
         raise UserError(f"{where}: hidden_act {activation!r} of its config.json is unknown to transformers")
+
+
+def _check_positive(values: dict[str, Any], where: str) -> None:
+    for name in SIZES:
+        value = values.get(name)
+        if isinstance(value, int) and value < 1:
+            raise UserError(f"{where}: {name} of its config.json is {value}. It must be at least 1")
 
 
 def _check_pointer(path: Path, where: str) -> None:
