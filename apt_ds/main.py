@@ -14,8 +14,9 @@ from apt_ds.data.tokens import check_lengths, check_positions
 from apt_ds.ds_config import load_config
 from apt_ds.faults import explain
 from apt_ds.feed import read_data
-from apt_ds.journal import Journal, check_output, discard_output, prepare_output
+from apt_ds.journal import Journal
 from apt_ds.model_folder import check_weights
+from apt_ds.output_folder import check_output, discard_output, prepare_output
 from apt_ds.pruner import Pruner
 from apt_ds.report import report
 from apt_ds.stopping import Stopping

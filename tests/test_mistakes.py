@@ -217,6 +217,22 @@ def test_a_mistake_leaves_the_run_that_it_was_to_replace(place: Place, tmp_path:
     assert contents(output) == {"summary.json": b"mine"}
 
 
+def test_resuming_on_a_base_that_computes_something_else_is_refused(place: Place, tmp_path: Path, run: Run) -> None:
+    """Its weights are the same; what only names or stores it may differ."""
+    words = ["--max_steps", "2", "--calibration_steps", "1", "--report", "false", "--save_steps", "1"]
+    assert run(place.words(tmp_path / "out", *words)).status == 0
+    words += ["--resume_from_checkpoint", "last"]
+    other = folder(config__json=config_with(rope_parameters={"rope_type": "default", "rope_theta": 5e5}))
+    before = contents(tmp_path / "out")
+    ended = run(place.words(tmp_path / "out", *words, *other(place)))
+    assert ended.status == 2 and len(ended.mistakes) == 1
+    for part in ("checkpoint-2", "rope_parameters.rope_theta 10000.0", "500000.0"):
+        assert part in ended.mistakes[0]
+    assert contents(tmp_path / "out") == before
+    same = folder(config__json=config_with(use_cache=False, transformers_version="4.1", architectures=None))
+    assert run(place.words(tmp_path / "out", *words, *same(place))).status == 0
+
+
 @pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="the kernel is there")
 def test_an_attention_kernel_that_is_not_there(place: Place, tmp_path: Path, run: Run) -> None:
     ended = run(place.words(tmp_path / "out", "--attn_implementation", "flash_attention_2"))
