@@ -42,7 +42,7 @@ INSTEAD = {
     "compression_training": "use --sparsity and --base_bits",
     "weight_quantization": "use --base_bits",
     **dict.fromkeys(
-        ("dataloader_drop_last", "data_efficiency", "curriculum_learning"), "the run orders its data itself"
+        ("dataloader_drop_last", "data_efficiency", "curriculum_learning"), "leave the order of the data to the run"
     ),
 }
 
