@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import Field
 from pathlib import Path
@@ -14,25 +13,28 @@ from typing import Any, NoReturn
 import yaml
 
 from apt_ds.config import OPTIONS, RunConfig, UserError
+from apt_ds.nearest import suggest
 from apt_ds.options import OneOf, SomeOf, Value
 from apt_ds.presets import METHODS, PRESETS
 
 DEFAULT_PRESET = "quickstart"
 
 
-def resolve(argv: Sequence[str]) -> RunConfig:
+def resolve(argv: Sequence[str], also: Sequence[str] = ()) -> RunConfig:
     """The checked configuration of the arguments `argv` (without the program's name).
+
+    also: options of the calling script, which an unknown one may be meant for.
 
     Raises `UserError` for anything the user wrote wrongly, and SystemExit(0) after `--help`.
     """
-    given = _read_command_line(argv)
+    given = _read_command_line(argv, also)
     path = given.pop("config", None)
     stated = given if path is None else _read_file(Path(str(path))) | given
     preset = str(stated.get("preset", ""))
     if not preset and not stated.get("model_name_or_path"):
         preset = DEFAULT_PRESET
     if preset and preset not in PRESETS:
-        raise UserError(f"--preset {preset!r} is not allowed: give {OneOf(PRESETS)}{_nearest(preset, PRESETS)}")
+        raise UserError(f"--preset {preset!r} is not allowed: give {OneOf(PRESETS)}{suggest(preset, PRESETS)}")
     values = PRESETS[preset]() if preset else {}
     config = RunConfig(**(values | _method(stated) | stated | {"preset": preset}))
     config.check()
@@ -56,7 +58,7 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(_one_line(message))
 
 
-def _read_command_line(argv: Sequence[str]) -> dict[str, Value]:
+def _read_command_line(argv: Sequence[str], also: Sequence[str]) -> dict[str, Value]:
     """What `argv` states, converted; `config` is a key of its own."""
     usage = "train.py --deepspeed FILE [--preset NAME] [--config FILE] [--NAME VALUE ...]"
     parser = _Parser(usage=usage, allow_abbrev=False, argument_default=argparse.SUPPRESS)
@@ -73,8 +75,8 @@ def _read_command_line(argv: Sequence[str]) -> dict[str, Value]:
     known, unknown = parser.parse_known_args(list(argv))
     if unknown:
         flag = next((word for word in unknown if word.startswith("-")), unknown[0]).split("=")[0]
-        names = ["--config", *(f"--{name}" for name in OPTIONS)]
-        raise UserError(f"{flag} is no option{_nearest(flag, names)}; --help lists them")
+        names = ["--config", *(f"--{name}" for name in OPTIONS), *also]
+        raise UserError(f"{flag} is no option{suggest(flag, names)}; --help lists them")
     return {
         name: _convert(f"--{name}", OPTIONS[name], value) if name in OPTIONS else value
         for name, value in vars(known).items()
@@ -94,7 +96,7 @@ def _read_file(path: Path) -> dict[str, Value]:
         raise UserError(f"--config {str(path)!r} holds no options: give lines of the form name: value")
     for key in content:
         if key not in OPTIONS:
-            raise UserError(f"{path}: {key!r} is no option{_nearest(str(key), OPTIONS)}; --help lists them")
+            raise UserError(f"{path}: {key!r} is no option{suggest(str(key), OPTIONS)}; --help lists them")
     return {name: _convert(f"{path}: {name}", OPTIONS[name], value) for name, value in content.items()}
 
 
@@ -121,11 +123,6 @@ def _help(spec: Field[Any]) -> str:
     return "; ".join(
         [spec.metadata["help"].replace("%", "%%"), *([str(allowed)] if allowed else []), f"default {shown}"]
     )
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(names), n=2)
-    return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 
 def _one_line(text: str) -> str:

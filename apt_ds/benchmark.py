@@ -25,7 +25,8 @@ from apt_ds.config import RunConfig, UserError
 from apt_ds.data.base import load_examples
 from apt_ds.data.batches import GlobalOrder
 from apt_ds.data.instructions import build_dataset
-from apt_ds.ds_config import load_config, read_json
+from apt_ds.ds_config import load_config
+from apt_ds.ds_json import read_json
 from apt_ds.feed import Data
 from apt_ds.journal import write_json
 from apt_ds.models import Base
@@ -60,6 +61,7 @@ def benchmark(run: RunConfig, settings: Settings, json_path: str) -> table.Figur
     """
     zero.init_distributed()
     models.quiet_transformers()
+    zero.check_sections(run.deepspeed)
     base, data = inputs(run)
     config = load_config(run, dist.world_size(), base.config.hidden_size)
     zero.check_config(config, run.deepspeed)

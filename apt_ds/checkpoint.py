@@ -23,10 +23,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from apt_ds import dist, parts
+from apt_ds.base_config import first_difference
 from apt_ds.config import OPTIONS, RunConfig, UserError
 from apt_ds.parts import Parts
 
-FORMAT = 4
+FORMAT = 5
 LAST = "last"
 MANIFEST, STATE, METRICS = "manifest.json", "state.json", "metrics.jsonl"
 NAME = re.compile(r"checkpoint-(\d+)")
@@ -60,6 +61,7 @@ class Checkpoint:
     """A run at a step boundary. values: what JSON holds; tensors: file name without its ending to tensors by name.
 
     prints: fingerprints of what the run reads (see `PRINTS`); they and `counts` must be those of the resuming run.
+    base: what decides the base model's function beside its weights (see `base_config.py`); must be the same, too.
     """
 
     step: int
@@ -71,6 +73,7 @@ class Checkpoint:
     shape: dict[str, Any] = field(default_factory=dict)
     metrics: bytes = b""
     path: str = ""
+    base: dict[str, Any] = field(default_factory=dict)
 
     @property
     def started(self) -> datetime | None:
@@ -91,6 +94,15 @@ class Checkpoint:
         for name, now in prints.items():
             if self.prints.get(name) != now:
                 raise UserError(f"{self.path}: {PRINTS[name]} is not what the checkpoint was made with; give the same")
+
+    def check_base(self, now: dict[str, Any]) -> None:
+        """Raise UserError where the base model's configuration, as `decisive` gives it, is not the checkpoint's."""
+        if differing := first_difference(self.base, now):
+            name, before, after = differing
+            raise UserError(
+                f"{self.path} was made from a base model with {name} {before!r} in its config.json. That of "
+                f"--model_name_or_path has {after!r}. Give the same model"
+            )
 
 
 def begin(output: Path, step: int) -> Parts:
@@ -153,6 +165,7 @@ def _fill(folder: Path, checkpoint: Checkpoint) -> None:
         "counts": checkpoint.counts,
         "fingerprints": checkpoint.prints,
         "shape": checkpoint.shape,
+        "base": checkpoint.base,
         "files": {path.name: _checksum(path) for path in sorted(folder.iterdir())},
     }
     manifest["checksum"] = _seal(manifest)
@@ -235,7 +248,10 @@ def verify(path: Path) -> dict[str, Any]:
     if not whole or manifest.pop("checksum", None) != _seal(manifest):
         raise Damaged(f"checkpoint {path} is damaged: {MANIFEST} is not what was written")
     if manifest.get("format") != FORMAT:
-        raise UserError(f"checkpoint {path} has format {manifest.get('format')}, this version reads {FORMAT}")
+        raise UserError(
+            f"checkpoint {path} has format {manifest.get('format')}, this version reads {FORMAT}. Resume it with the "
+            "version of apt_ds that wrote it, or start again in another --output_dir"
+        )
     for name, expected in manifest["files"].items():
         try:
             found = _checksum(path / name)
@@ -260,6 +276,7 @@ def load(path: Path) -> Checkpoint:
             manifest["shape"],
             (path / METRICS).read_bytes(),
             str(path),
+            manifest["base"],
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"checkpoint {path} cannot be read: {' '.join(str(error).split())}") from None

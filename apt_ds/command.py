@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import signal
 import sys
@@ -13,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from apt_ds.config import LostRank, RankError, UserError
+from apt_ds.nearest import suggest
 from apt_ds.stopping import Stopped
 
 USER_ERROR = 2
@@ -33,13 +33,21 @@ class Parser(argparse.ArgumentParser):
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
         """The values of `argv`. Raises UserError."""
-        known, unknown = self.parse_known_args(list(argv))
-        if unknown:
+        # argparse would first complain of a required option whose name is misspelt
+        flags = [word.split("=")[0] for word in argv if word.startswith("--") and word != "--"]
+        wrong = [flag for flag in flags if flag not in self._option_string_actions]
+        known, unknown = (None, wrong) if wrong else self.parse_known_args(list(argv))
+        if known is None or unknown:
             flag = next((word for word in unknown if word.startswith("-")), unknown[0]).split("=")[0]
-            close = difflib.get_close_matches(flag, list(self._option_string_actions), n=2)
-            meant = f" (did you mean {' or '.join(close)}?)" if close else ""
-            raise UserError(f"{flag} is no option{meant}; --help lists all")
+            raise UserError(f"{flag} is no option{suggest(flag, self.names())}; --help lists all")
         return known
+
+    def names(self) -> list[str]:
+        """All options a user may write."""
+        hidden = {
+            name for action in self._actions if action.help is argparse.SUPPRESS for name in action.option_strings
+        }
+        return [name for name in self._option_string_actions if name not in hidden]
 
 
 def at_least(low: int) -> Callable[[str], int]:

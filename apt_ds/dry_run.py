@@ -19,6 +19,7 @@ from apt_ds.data.batches import GlobalOrder
 from apt_ds.data.glue import labels_of
 from apt_ds.data.packing import sharing
 from apt_ds.data.rows import TokenizedSet
+from apt_ds.data.tokens import check_lengths, check_positions
 from apt_ds.ds_config import load_config
 from apt_ds.estimate import MOMENTS, MOMENTS_IN_8_BITS, Bytes, Estimate, Layout, estimate
 from apt_ds.eval import metrics
@@ -43,7 +44,10 @@ class Machine(NamedTuple):
 def files(run: RunConfig) -> tuple[Base, Data]:
     """What `train.py` reads: the model's configuration, and the data. Collective."""
     base = models.find_base(run.model_name_or_path, run.task, labels_of(run.task))
-    return base, read_data(run, base)
+    check_positions(base.config, run.max_seq_length)
+    data = read_data(run, base)
+    check_lengths(base.config, data.longest(), run.perplexity_length if run.perplexity_path else 0)
+    return base, data
 
 
 def dry_run(run: RunConfig, inputs: Callable[[RunConfig], tuple[Base, Data]] = files) -> Estimate | None:
@@ -55,6 +59,7 @@ def dry_run(run: RunConfig, inputs: Callable[[RunConfig], tuple[Base, Data]] = f
     if not dist.is_main():
         return None
     models.quiet_transformers()
+    zero.check_sections(run.deepspeed)
     world = run.world_size or dist.world_size()
     machine = machine_of(run, world)
     base, data = inputs(run)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from pathlib import Path
 from typing import Any
 
+from apt_ds import schedule
 from apt_ds.config import RunConfig, UserError
+from apt_ds.ds_json import read_json
+from apt_ds.nearest import suggest
 
 Config = dict[str, Any]
+SCHEDULERS = ("WarmupLR", "WarmupDecayLR", "WarmupCosineLR")
 ADAMW = ("lr", "betas", "eps", "weight_decay", "torch_adam", "adam_w_mode", "fp32_optimizer_states")
 
 
@@ -20,22 +23,23 @@ def load_config(run: RunConfig, world_size: int, hidden_size: int) -> Config:
     Every "auto" takes the run's value; a fixed value that differs from the run's flag is an error.
 
     Raises:
-        UserError: no such file, not JSON, a contradiction, or a part this package replaces (scheduler).
+        UserError: no such file, not JSON, or a contradiction.
     """
     config = read_json(run.deepspeed)
     where = f"DeepSpeed config {run.deepspeed}"
-    if "scheduler" in config:
-        raise UserError(
-            f"{where}: remove the 'scheduler' block; the schedule must outlive rebuilds of the engine, so it is "
-            "set by --lr_scheduler_type and --warmup_ratio"
-        )
+    _check_scheduler(config.pop("scheduler", {}), run, where)
     for section in ("zero_optimization", "optimizer"):
         if not isinstance(config.get(section, {}), dict):
             raise UserError(f"{where}: '{section}' must be an object, found {config[section]!r}")
     zero = config.setdefault("zero_optimization", {})
     stage = zero.get("stage", 0)
-    if stage not in (0, 1, 2, 3):
+    if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
         raise UserError(f"{where}: zero_optimization.stage is {stage!r}; allowed: 0, 1, 2, 3")
+    for section in ("offload_optimizer", "offload_param"):
+        inner = zero.get(section)
+        if inner is None or (isinstance(inner, dict) and inner.get("device", "none") == "none"):
+            # as many examples have it: such a section offloads nothing
+            zero.pop(section, None)
     if stage == 0 and (run.bf16 or run.fp16):
         raise UserError(f"{where}: ZeRO stage 0 trains in fp32 only here; use stage 1 or drop --bf16/--fp16")
     micro, accumulation = run.per_device_train_batch_size, run.gradient_accumulation_steps
@@ -66,9 +70,7 @@ def _optimizer(config: Config, run: RunConfig, fill: _Filler, where: str) -> Non
             f"{where}: offload_optimizer goes with --optim adamw_torch only, which then updates on the host; remove "
             f"that section, since --optim {run.optim} needs a quarter of its memory, or leave --optim out"
         )
-    # torch's AdamW needs no compiler; offload needs DeepSpeed's own
-    default = {"type": "AdamW", "params": {} if offload else {"torch_adam": True}}
-    optimizer = config.setdefault("optimizer", default)
+    optimizer = config.setdefault("optimizer", {"type": "AdamW", "params": {}})
     if optimizer.get("type") != "AdamW":
         raise UserError(f"{where}: optimizer.type is {optimizer.get('type')!r}; allowed: 'AdamW'")
     if not isinstance(optimizer.get("params", {}), dict):
@@ -76,6 +78,9 @@ def _optimizer(config: Config, run: RunConfig, fill: _Filler, where: str) -> Non
     unknown = sorted(set(optimizer.get("params", {})) - set(ADAMW))
     if unknown:
         raise UserError(f"{where}: optimizer.params has unknown {', '.join(unknown)}; known: {', '.join(ADAMW)}")
+    if not offload:
+        # torch's AdamW needs no compiler; offload needs DeepSpeed's own
+        optimizer.setdefault("params", {}).setdefault("torch_adam", True)
     fill("optimizer.params.lr", run.learning_rate, "--learning_rate")
     fill("optimizer.params.betas", [run.adam_beta1, run.adam_beta2], "--adam_beta1/2")
     fill("optimizer.params.eps", run.adam_epsilon, "--adam_epsilon")
@@ -84,6 +89,39 @@ def _optimizer(config: Config, run: RunConfig, fill: _Filler, where: str) -> Non
         # the run makes it
         del config["optimizer"]
         config["zero_allow_untested_optimizer"] = True
+
+
+def _check_scheduler(section: Any, run: RunConfig, where: str) -> None:
+    """Raise UserError where a schedule in the file has numbers other than the run's, which decide.
+
+    The schedule must outlive rebuilds of the engine, so that DeepSpeed never gets one.
+    """
+    if not isinstance(section, dict) or not isinstance(section.get("params", {}), dict):
+        raise UserError(f"{where}: 'scheduler' must be an object with a 'type' and an object 'params'")
+    if section.get("type", "WarmupLR") not in SCHEDULERS:
+        raise UserError(
+            f"{where}: scheduler.type is {section['type']!r}; allowed: {', '.join(SCHEDULERS)}. Remove the section and "
+            "use --lr_scheduler_type"
+        )
+    total = run.max_steps if run.max_steps > 0 else None
+    by_ratio = schedule.warmup_steps(total, run.warmup_ratio, 0) if total else None
+    flags: dict[str, tuple[Any, str]] = {
+        "warmup_max_lr": (run.learning_rate, "--learning_rate"),
+        "warmup_num_steps": (run.warmup_steps, "--warmup_steps") if run.warmup_steps else (by_ratio, "--warmup_ratio"),
+        "total_num_steps": (total, "--max_steps"),
+        "warmup_type": ("linear", "--lr_scheduler_type"),
+        "last_batch_iteration": (-1, "--resume_from_checkpoint"),
+        **dict.fromkeys(("warmup_min_lr", "warmup_min_ratio", "cos_min_ratio"), (0, "--lr_scheduler_type")),
+    }
+    for name, given in section.get("params", {}).items():
+        if name not in flags:
+            raise UserError(f"{where}: scheduler.params has an unknown '{name}'{suggest(name, flags)}")
+        value, flag = flags[name]
+        if given not in ("auto", value):
+            says = "does not say how many" if value is None else f"means {value!r}"
+            raise UserError(
+                f'{where}: scheduler.params.{name} is {given!r} but {flag} {says}; set it to "auto" or make them equal'
+            )
 
 
 def _offload(zero: Config, where: str) -> None:
@@ -102,19 +140,6 @@ def _offload(zero: Config, where: str) -> None:
             f"{where}: zero_optimization.offload_optimizer.nvme_path {folder!r} is no folder that can be written on "
             f"{socket.gethostname()}; make it, or name another"
         )
-
-
-def read_json(path: str) -> Config:
-    """A JSON object from a file; errors name file, line and column."""
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf8"))
-    except OSError as error:
-        raise UserError(f"DeepSpeed config {path!r}: {error.strerror}; give a file, as ds_configs/zero3.json") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"DeepSpeed config {path}: not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"DeepSpeed config {path}: expected an object, found {type(value).__name__}")
-    return value
 
 
 class _Filler:

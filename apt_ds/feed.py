@@ -18,7 +18,6 @@ from apt_ds.data.base import load_examples
 from apt_ds.data.batches import GlobalOrder
 from apt_ds.data.instructions import build_dataset, split_held_out
 from apt_ds.data.rows import TokenizedSet
-from apt_ds.data.tokens import check_longest
 from apt_ds.eval.exams import ClassExam, Exam, SpanExam, TextExam
 from apt_ds.eval.losses import text_blocks
 from apt_ds.models import Base
@@ -47,6 +46,10 @@ class Data:
     def counts(self) -> dict[str, int]:
         """What a resumed run must have in common besides options (see `checkpoint.COUNTS`)."""
         return {"global_batch": self.order.global_batch, "total_steps": self.total_steps}
+
+    def longest(self) -> int:
+        """Tokens of the longest example."""
+        return max((len(row["input_ids"]) for part in (self.train, self.held_out) for row in part.rows), default=0)
 
     def prints(self) -> dict[str, str]:
         """Fingerprints of what is read."""
@@ -101,7 +104,7 @@ def both_parts(run: RunConfig, read: Callable[[str, str], list[Any]]) -> tuple[l
 
 
 def instructions(run: RunConfig, base: Base, now: datetime) -> Sets:
-    """Conversations; loss and perplexity judge them. UserError where the model has no position for a token."""
+    """Conversations; loss and perplexity judge them."""
     examples = load_examples(run.data_path)
     if run.eval_data_path:
         held = load_examples(run.eval_data_path)[: run.eval_size or None]
@@ -109,7 +112,6 @@ def instructions(run: RunConfig, base: Base, now: datetime) -> Sets:
         examples, held = split_held_out(examples, run.eval_size or HELD_OUT, run.seed)
     length = run.max_seq_length
     sets = [on_node(lambda p=part: build_dataset(p, base.tokenizer, length, now)) for part in (examples, held)]
-    check_longest(base.config, max(len(row["input_ids"]) for rows in sets for row in rows.rows), length)
     return Sets(*sets, held, None)
 
 

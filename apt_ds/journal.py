@@ -1,58 +1,23 @@
-"""What a run leaves behind while it runs: output folder, `metrics.jsonl`, progress bar, time and memory."""
+"""What a run leaves behind while it runs: `metrics.jsonl`, progress bar, time and memory."""
 
 from __future__ import annotations
 
 import json
 import math
-import shutil
 import statistics
 import sys
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import psutil
 import torch
 from tqdm import tqdm
 
-from apt_ds import checkpoint, dist, profiling
-from apt_ds.config import RunConfig, UserError
+from apt_ds import dist, profiling
+from apt_ds.config import UserError
 from apt_ds.surgery import Plan
-
-OWN = ("model", "model.tmp", "metrics.jsonl", "summary.json", "summary.json.tmp", "config.yaml")
-
-
-def prepare_output(run: RunConfig, metrics: bytes | None = None) -> Path:
-    """Make the output folder and write the resolved configuration into it. Collective.
-
-    metrics: those of the checkpoint the run goes on from; checkpoints then stay, and the folder may be full.
-
-    Raises:
-        UserError: it holds a run already and may not be overwritten, or it cannot be written.
-    """
-    folder = Path(run.output_dir)
-    dist.on_main(lambda: _prepare(folder, run, metrics))
-    return folder
-
-
-def _prepare(folder: Path, run: RunConfig, metrics: bytes | None) -> None:
-    try:
-        held = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-        if held and metrics is None and not run.overwrite_output_dir:
-            raise UserError(
-                f"--output_dir {str(folder)!r} already holds {', '.join(held[:3])}; "
-                "choose another folder or pass --overwrite_output_dir"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in OWN:
-            path = folder / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        checkpoint.sweep(folder, everything=metrics is None)
-        (folder / "metrics.jsonl").write_bytes(metrics or b"")
-        run.save(folder / "config.yaml")
-    except OSError as error:
-        raise UserError(f"--output_dir {str(folder)!r} cannot be written: {error.strerror}") from None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -78,7 +43,12 @@ class Journal:
     def __init__(self, folder: Path, total_steps: int, quiet: bool = False) -> None:
         self.folder = folder
         self._total, self._quiet = total_steps, quiet or not dist.is_main()
-        self._file = (folder / "metrics.jsonl").open("a", encoding="utf8") if dist.is_main() else None
+        self._writes = dist.is_main()
+
+    @cached_property
+    def _file(self) -> TextIO:
+        # not before there is something to write: a mistake found while the model loads leaves no folder
+        return (self.folder / "metrics.jsonl").open("a", encoding="utf8")
 
     @cached_property
     def _bar(self) -> tqdm:
@@ -87,7 +57,7 @@ class Journal:
 
     def step(self, row: dict[str, Any]) -> None:
         """One line of metrics; moves the bar to the row's step."""
-        if self._file is None:
+        if not self._writes:
             return
         try:
             # JSON has no NaN
@@ -95,7 +65,9 @@ class Journal:
             self._file.write(json.dumps(shown) + "\n")
             self._file.flush()
         except OSError as error:
-            raise UserError(f"cannot write {self._file.name}: {error.strerror}; free some space") from None
+            raise UserError(
+                f"cannot write {self.folder / 'metrics.jsonl'}: {error.strerror}; free some space"
+            ) from None
         self._bar.set_postfix(
             loss=f"{row['loss']:.3f}", kept=f"{100 * row['kept']:.1f}%", ranks=f"{row['ranks']['mean']:.1f}"
         )
@@ -119,7 +91,7 @@ class Journal:
     def close(self) -> None:
         """End bar and file."""
         self._bar.close()
-        if self._file is not None:
+        if "_file" in vars(self):
             self._file.close()
 
 

@@ -6,6 +6,7 @@ import copy
 import logging
 import sys
 from dataclasses import dataclass
+from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
@@ -29,6 +30,7 @@ from apt_ds.builtins import NAMES, source_of
 from apt_ds.config import RunConfig, UserError
 from apt_ds.data.tokens import check_tokenizer
 from apt_ds.drawn import random_model
+from apt_ds.model_folder import check_files, check_sizes, first_line, read_part
 from apt_ds.tasks import ANSWERS, CLASSIFICATION, FAMILIES, GENERATION, INSTRUCTIONS, LANGUAGE_MODEL
 
 INTEGERS = {2: torch.int16, 4: torch.int32}
@@ -67,22 +69,17 @@ def find_base(name: str, task: str = INSTRUCTIONS, labels: tuple[str, ...] = ())
     Raises:
         UserError: nothing there, no tokenizer, or an architecture without an anatomy or not for this task.
     """
-    source = source_of(name)
-    try:
-        config = AutoConfig.from_pretrained(source)
-        kind = kind_of(task, config.model_type)
-        if kind == CLASSIFICATION:
-            name_classes(config, labels)
-        anatomy = anatomy_of(config, kind)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        check_tokenizer(tokenizer, config)
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"--model_name_or_path {name!r}: no model and tokenizer there ({first_line(error)}); "
-            f"give a folder made by save_pretrained, a hub name, or {NAMES}"
-        ) from None
+    source, where = source_of(name), f"--model_name_or_path {name!r}"
+    advice = f"give a folder made by save_pretrained, a hub name, or {NAMES}"
+    check_files(source, where)
+    config = read_part(lambda: AutoConfig.from_pretrained(source), where, advice)
+    kind = kind_of(task, config.model_type)
+    if kind == CLASSIFICATION:
+        name_classes(config, labels)
+    check_sizes(config, where)
+    anatomy = anatomy_of(config, kind)
+    tokenizer = read_part(lambda: AutoTokenizer.from_pretrained(source), where, advice)
+    check_tokenizer(tokenizer, config)
     return Base(source, config, tokenizer, anatomy, kind)
 
 
@@ -187,15 +184,20 @@ def read_weights(
         )
     except ImportError as error:
         raise UserError(f"--attn_implementation {attention}: {first_line(error)}") from None
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, UnpicklingError, EOFError) as error:
         raise UserError(f"{where}: its weights cannot be read: {first_line(error)}") from None
     except ValueError as error:
         raise UserError(f"{where} is not for {kind}: {first_line(error)}") from None
     except RuntimeError as error:
+        if "PytorchStreamReader" in str(error):
+            raise UserError(f"{where}: its weights cannot be read: {first_line(error)}") from None
         # transformers has no class of its own for this one
         if "mismatch" not in str(error):
             raise
         raise UserError(f"{where}: its weights have other shapes than its config.json says") from error
+    except (KeyError, TypeError, AttributeError, AssertionError, ArithmeticError) as error:
+        told = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{where}: transformers can make no model of its config.json and weights: {told}") from error
     absent = [*found["missing_keys"], *(key if isinstance(key, str) else key[0] for key in found["mismatched_keys"])]
     missing = sorted(key for key in absent if key.rpartition(".")[0] not in optional)
     if missing:
@@ -273,8 +275,3 @@ def count_parameters(model: PreTrainedModel, export_bits: int = 16) -> dict[str,
         "parameters_without_embeddings": total - sum(zero.full_numel(p) for p in ends.values()),
         "checkpoint_bytes": sum(quantized.written_bytes(p, zero.full_numel(p), export_bits) for p in own.values()),
     }
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, for a message of one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -32,12 +32,14 @@ class Stopping:
     """A context in which signals are noted. asked: number of the first one, 0 before.
 
     early: there is nothing to save yet; tell: has all ranks leave with the number it is given.
+    discard: removes the output folder where the run made it and has nothing to keep in it.
     """
 
     def __init__(self) -> None:
         self.asked = 0
         self.early = True
         self.tell: Callable[[int], None] = lambda number: None
+        self.discard: Callable[[], None] = lambda: None
         self._leaving = threading.Lock()
         self._before: dict[int, Any] = {}
 
@@ -86,6 +88,7 @@ class Stopping:
             interrupts += numbers.count(signal.SIGINT)
             if interrupts > 1:
                 print("stopped at once; nothing more was saved", file=sys.stderr, flush=True)
+                self.discard()
                 os._exit(128 + signal.SIGINT)
 
     def leave(self, number: int) -> None:
@@ -94,6 +97,6 @@ class Stopping:
         self.tell(number)
         if os.environ.get("RANK", "0") == "0":
             where = f"stopped before the first step, in {pulse.NOW.phase}"
-            told = "nothing was to be saved, start again, with --overwrite_output_dir where the folder has been made"
-            print(f"{where}: {told}", file=sys.stderr, flush=True)
+            print(f"{where}: nothing was to be saved. Start again", file=sys.stderr, flush=True)
+        self.discard()
         os._exit(128 + number)

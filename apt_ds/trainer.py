@@ -26,6 +26,7 @@ from apt_ds import (
     surgery,
     zero,
 )
+from apt_ds.base_config import decisive
 from apt_ds.checkpoint import Checkpoint
 from apt_ds.config import OPTIONS, RunConfig
 from apt_ds.data.instructions import resolve_pad_id
@@ -66,6 +67,7 @@ class Trainer:
         self.done = 0  # steps
         self.on_disk = -1  # step of the newest checkpoint
         self.figures: dict[str, Any] = {}
+        self.base_fields = decisive(base.config)
         self.milestones = Milestones(run.reference_score)
         self.lesson = Lesson(run, base.kind, pruner.anatomy, pruner.phase, zero.device())
         self.steps = Stepper(run, data, pruner, self.lesson, journal, self.meter, pad_id, stopping or Stopping())
@@ -79,6 +81,7 @@ class Trainer:
         self.generation: GenerationConfig | None = model.generation_config if model.can_generate() else None
         if saved is not None:
             saved.check(run, data.counts(), self.prints)
+            saved.check_base(self.base_fields)
             # a run that has cut by weight gradients trains adapters from there on
             pruner.cut_done = saved.values["pruner"]["cut_done"]
             self.lesson.load_state(saved.values["lesson"], saved.tensors.get("lesson", {}))
@@ -180,7 +183,7 @@ class Trainer:
         def write() -> None:
             run = {name: getattr(self.run_config, name) for name in OPTIONS}
             made = Checkpoint(self.done, run, self.data.counts(), self.prints, values, tensors, shape)
-            made.metrics = self.journal.metrics()
+            made.metrics, made.base = self.journal.metrics(), self.base_fields
             checkpoint.write(self.journal.folder, made, self.run_config.save_total_limit, begun)
 
         dist.on_main(write)

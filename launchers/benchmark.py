@@ -65,7 +65,7 @@ def read(argv: list[str]) -> tuple[argparse.Namespace, RunConfig]:
         rest += ["--model_name_or_path", f"random:{own.random_weights}", "--data_path", "random"]
     elif own.predict:
         raise UserError("--predict needs --random_weights, which says what sizes to predict for")
-    return own, resolve(rest)
+    return own, resolve(rest, [name for action in parser._actions for name in action.option_strings])
 
 
 def main() -> None:

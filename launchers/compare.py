@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from apt_ds import command
+from apt_ds.arguments import resolve
 from apt_ds.config import UserError
 from apt_ds.presets import METHODS
 
@@ -42,7 +43,8 @@ def parser() -> command.Parser:
 
 
 def main() -> None:
-    own, rest = parser().parse_known_args(sys.argv[1:])
+    made = parser()
+    own, rest = made.parse_known_args(sys.argv[1:])
     from apt_ds.compare import Comparison, compare
 
     comparison = Comparison(
@@ -56,6 +58,8 @@ def main() -> None:
         own.efficiency,
         tuple(map(tuple, own.vary)),
     )
+    comparison.check()
+    resolve(rest, made.names())
     compare(comparison, rest)
 
 

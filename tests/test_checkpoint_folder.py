@@ -10,14 +10,17 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
 import torch
 from conftest import ROOT
+from transformers import AutoConfig, PretrainedConfig
 
 from apt_ds import checkpoint, models
 from apt_ds.arguments import resolve
+from apt_ds.base_config import decisive, first_difference
 from apt_ds.checkpoint import LAST, MANIFEST, Checkpoint, Damaged
 from apt_ds.config import OPTIONS, RunConfig, UserError
 
@@ -135,6 +138,59 @@ def test_no_malformed_checkpoint_raises_anything_else(run: RunConfig, tmp_path: 
         refused += 1
         shutil.rmtree(path)
     assert refused > 280
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"rms_norm_eps": 1e-5}, ["rms_norm_eps 1e-06", "has 1e-05"]),
+        ({"hidden_act": "gelu"}, ["hidden_act 'silu'", "has 'gelu'"]),
+        ({"attention_dropout": 0.1}, ["attention_dropout 0.0", "has 0.1"]),
+        ({"rope_theta": 5e5}, ["rope_parameters.rope_theta 10000.0", "has 500000.0"]),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, ["rope_parameters.factor None", "has 2.0"]),
+        ({"max_position_embeddings": 256}, ["max_position_embeddings 128", "has 256"]),
+    ],
+)
+def test_another_configuration_of_the_base_is_refused_by_field_and_values(
+    change: dict[str, Any], parts: list[str], run: RunConfig, tmp_path: Path
+) -> None:
+    before, after = tiny.config(), read_again(tiny.config(), tmp_path, change)
+    written = made(run, 1)
+    written.base = decisive(before)
+    checkpoint.write(tmp_path, written, 0)
+    saved = checkpoint.find(LAST, tmp_path)
+    assert saved is not None
+    saved.check_base(decisive(read_again(before, tmp_path, {})))
+    with pytest.raises(UserError) as told:
+        saved.check_base(decisive(after))
+    assert [part for part in ["checkpoint-1", *parts] if part not in str(told.value)] == [], told.value
+
+
+def read_again(config: PretrainedConfig, folder: Path, change: dict[str, Any]) -> PretrainedConfig:
+    """A configuration with changes, as it comes from a config.json."""
+    values = config.to_dict()
+    if "rope_theta" in change or "rope_scaling" in change:
+        # as older models have it
+        values.pop("rope_parameters")
+        values["rope_theta"] = 1e4
+    (folder / "config.json").write_text(json.dumps(values | change), encoding="utf8")
+    return AutoConfig.from_pretrained(folder)
+
+
+def test_fields_that_change_no_function_may_differ(tmp_path: Path) -> None:
+    names = {"_name_or_path": "elsewhere", "transformers_version": "4.0", "use_cache": False, "dtype": "bfloat16"}
+    again = read_again(tiny.config(), tmp_path, {**names, "architectures": ["Other"], "initializer_range": 1.0})
+    assert first_difference(decisive(tiny.config()), decisive(again)) is None
+
+
+def test_a_checkpoint_of_an_older_format_is_refused_in_a_line_that_says_so(
+    run: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "FORMAT", 4)
+    path = checkpoint.write(tmp_path, made(run, 1), 0)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="checkpoint-1 has format 4, this version reads 5. Resume it with the version"):
+        checkpoint.find(str(path), tmp_path)
 
 
 def test_another_run_is_refused_in_one_line(run: RunConfig) -> None:

@@ -19,9 +19,11 @@ import torch
 from conftest import ROOT
 from launched import GRADUAL, PRETUNING, Place, Run, caller, own_world
 
-from apt_ds import adapter, builtins, main, zero
+from apt_ds import adapter, builtins, main, models, zero
 from apt_ds.arguments import resolve
+from apt_ds.config import UserError
 from apt_ds.data.batches import Batch
+from apt_ds.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +74,14 @@ def folder(**files: str | None) -> Spoil:
     return made
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + 64 * "0" + "\nsize 100\n"
+
+
+def config_with(**values: object) -> str:
+    """The tiny model's config.json with other values."""
+    return json.dumps(tiny.config().to_dict() | values)
+
+
 ROW = {"instruction": "the cat", "input": "", "output": "sees"}
 MISTAKES: dict[str, tuple[Spoil, list[str]]] = {
     "no data file": (flags("--data_path", "{}/none.json"), ["no such data file", "none.json"]),
@@ -92,6 +102,19 @@ MISTAKES: dict[str, tuple[Spoil, list[str]]] = {
     "no folder of a model": (flags("--model_name_or_path", "{}"), ["no model and tokenizer there"]),
     "nothing there": (flags("--model_name_or_path", "nobody/nothing"), ["'nobody/nothing'", "no model and"]),
     "broken model configuration": (folder(config__json="{"), ["no model and tokenizer there"]),
+    "configuration of no object": (folder(config__json="[1]"), ["config.json is not a JSON object"]),
+    "no weights": (folder(model__safetensors=None), ["spoiled", "cannot be read", "no file named"]),
+    "broken weights": (folder(model__safetensors="not safetensors"), ["spoiled", "cannot be read"]),
+    "Git LFS": (folder(model__safetensors=POINTER), ["model.safetensors is a Git LFS pointer", "`git lfs pull`"]),
+    "padding": (folder(config__json=config_with(pad_token_id=226)), ["pad_token_id 226", "its 226 embeddings"]),
+    "perplexity beyond positions": (
+        flags("--perplexity_path", "{}/data.json", "--perplexity_length", "200"),
+        ["--perplexity_length 200", "128 positions"],
+    ),
+    "examples beyond positions": (
+        folder(config__json=config_with(max_position_embeddings=20)),
+        ["20 positions", "--max_seq_length 20"],
+    ),
     "perplexity file too short": (flags("--perplexity_path", "{}/model/config.json"), ["fewer than one block of 1024"]),
     "no perplexity file": (flags("--perplexity_path", "{}/none"), ["--perplexity_path", "No such file"]),
     "batch size": (
@@ -99,12 +122,18 @@ MISTAKES: dict[str, tuple[Spoil, list[str]]] = {
         ["ds.json", "train_micro_batch_size_per_gpu is 16", "--per_device_train_batch_size says 4"],
     ),
     "precision": (ds({"bf16": {"enabled": True}, "zero_optimization": {"stage": 2}}), ["bf16.enabled", "--bf16"]),
-    "scheduler": (ds({"scheduler": {"type": "WarmupLR"}}), ["'scheduler'", "--lr_scheduler_type"]),
+    "scheduler": (
+        ds({"scheduler": {"type": "WarmupLR", "params": {"warmup_max_lr": 1}}}),
+        ["scheduler.params.warmup_max_lr is 1", "--learning_rate means 0.01"],
+    ),
+    "unsupported section": (ds({"amp": {"enabled": False}}), ["ds.json", "'amp' is not supported here"]),
+    "misspelt section": (ds({"zero_optimisation": {"stage": 3}}), ["did you mean 'zero_optimization'"]),
+    "flag of another tool": (flags("--lr", "1"), ["--lr is no option", "did you mean --learning_rate"]),
     "optimizer": (ds({"optimizer": {"type": "Lamb"}}), ["optimizer.type is 'Lamb'", "AdamW"]),
     "optimizer key": (ds({"optimizer": {"type": "AdamW", "params": {"lrr": 1}}}), ["optimizer.params", "lrr", "eps"]),
     "zero key": (
         ds({"zero_optimization": {"stage": 2, "reduce_bucket": 1}}),
-        ["is refused by DeepSpeed", "reduce_bucket"],
+        ["'zero_optimization' has an unknown 'reduce_bucket'", "'reduce_bucket_size'"],
     ),
     "offload device": (
         ds({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "gpu"}}}),
@@ -133,15 +162,12 @@ def test_a_mistake_is_one_line_before_anything_is_written(name: str, place: Plac
     assert not output.exists()
 
 
-def config_with(**values: object) -> str:
-    """The tiny model's config.json with other values."""
-    return json.dumps(tiny.config().to_dict() | values)
-
-
 LOADING: dict[str, tuple[Spoil, list[str]]] = {
-    "no weights": (folder(model__safetensors=None), ["spoiled", "cannot be read", "no file named"]),
-    "broken weights": (folder(model__safetensors="not safetensors"), ["spoiled", "cannot be read"]),
     "weights of other shapes": (folder(config__json=config_with(intermediate_size=64)), ["spoiled", "other shapes"]),
+    "rope of a kind that is unknown": (
+        folder(config__json=config_with(rope_parameters={"rope_type": "yo", "rope_theta": 1e4})),
+        ["spoiled", "yo"],
+    ),
     "too few weights": (folder(config__json=config_with(num_hidden_layers=3)), ["9 weights", "model.layers.2."]),
 }
 
@@ -154,7 +180,57 @@ def test_a_model_that_cannot_be_loaded(name: str, file: str, place: Place, tmp_p
     ended = run(words)
     assert ended.status == 2 and len(ended.mistakes) == 1 and "Traceback" not in ended.err
     assert [part for part in ["--model_name_or_path", *parts] if part not in ended.mistakes[0]] == [], ended.mistakes
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.yaml", "metrics.jsonl"]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("where", ["load", "judge"])
+@pytest.mark.parametrize("existed", ["nothing", "empty", "full"])
+def test_a_run_that_fails_before_its_first_step_leaves_what_was_there(
+    where: str, existed: str, place: Place, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it fails by: the mended command then runs without another flag."""
+
+    def fail(*given: object) -> None:
+        raise UserError("no more of this")
+
+    output = tmp_path / "new" / "out"
+    if existed != "nothing":
+        (output / "notes" if existed == "full" else output).mkdir(parents=True)
+    words = place.words(output, "--max_steps", "1", "--calibration_steps", "1", "--report", "false")
+    with monkeypatch.context() as patch:
+        patch.setattr(*((models, "load_model") if where == "load" else (Trainer, "judge")), fail)
+        ended = run([*words, "--overwrite_output_dir"] if existed == "full" else words)
+    assert ended.status == 2 and ended.mistakes == ["error: no more of this"]
+    if existed == "full":
+        assert (output / "notes").is_dir() and (where == "judge" or len(list(output.iterdir())) == 1)
+        return
+    assert output.is_dir() is (tmp_path / "new").is_dir() is (existed == "empty")
+    assert run(words).status == 0
+
+
+def test_a_mistake_leaves_the_run_that_it_was_to_replace(place: Place, tmp_path: Path, run: Run) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "summary.json").write_text("mine", encoding="utf8")
+    spoil, _ = LOADING["too few weights"]
+    assert run(place.words(output, "--overwrite_output_dir", *spoil(place))).status == 2
+    assert contents(output) == {"summary.json": b"mine"}
+
+
+def test_resuming_on_a_base_that_computes_something_else_is_refused(place: Place, tmp_path: Path, run: Run) -> None:
+    """Its weights are the same; what only names or stores it may differ."""
+    words = ["--max_steps", "2", "--calibration_steps", "1", "--report", "false", "--save_steps", "1"]
+    assert run(place.words(tmp_path / "out", *words)).status == 0
+    words += ["--resume_from_checkpoint", "last"]
+    other = folder(config__json=config_with(rope_parameters={"rope_type": "default", "rope_theta": 5e5}))
+    before = contents(tmp_path / "out")
+    ended = run(place.words(tmp_path / "out", *words, *other(place)))
+    assert ended.status == 2 and len(ended.mistakes) == 1
+    for part in ("checkpoint-2", "rope_parameters.rope_theta 10000.0", "500000.0"):
+        assert part in ended.mistakes[0]
+    assert contents(tmp_path / "out") == before
+    same = folder(config__json=config_with(use_cache=False, transformers_version="4.1", architectures=None))
+    assert run(place.words(tmp_path / "out", *words, *same(place))).status == 0
 
 
 @pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="the kernel is there")

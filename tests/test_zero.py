@@ -12,6 +12,7 @@ import tiny
 import torch
 import worlds
 from reference import reference_run
+from torch.utils import cpp_extension
 
 from apt_ds import zero
 
@@ -92,6 +93,20 @@ def test_a_compilation_that_was_killed_is_named(tmp_path: Path, capsys: pytest.C
     (tmp_path / "py" / "some_op" / "lock").touch()
     zero.engine.warn_of_locks(tmp_path)
     assert str(tmp_path / "py" / "some_op" / "lock") in capsys.readouterr().err
+
+
+def test_locks_are_looked_for_where_torch_compiles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By torch's own account: `_get_build_directory` makes the folder of an extension."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "ext"))
+    assert zero.engine.extensions_folder() / "op" == Path(cpp_extension._get_build_directory("op", verbose=False))
+    (tmp_path / "ext" / "op" / "lock").touch()
+    zero.engine.warn_of_locks(zero.engine.extensions_folder())
+    assert f"{tmp_path}/ext/op/lock" in capsys.readouterr().err
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR")
+    monkeypatch.setattr(cpp_extension, "get_default_build_root", lambda: str(tmp_path / "cache"))
+    assert zero.engine.extensions_folder() / "op" == Path(cpp_extension._get_build_directory("op", verbose=False))
 
 
 @pytest.mark.parametrize("files", [1, 3])

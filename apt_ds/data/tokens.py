@@ -24,6 +24,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
         raise UserError(
             f"the tokenizer of {name} has ids up to {largest}, the model embeds only {config.vocab_size}; {advice}"
         )
+    check_ids(config)
     needed = NEEDED.get(config.model_type, ())
     for token in needed:
         if getattr(tokenizer, token) is None:
@@ -39,6 +40,18 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
                 f"the tokenizer of {name} does not put text between {tokenizer.cls_token} and "
                 f"{tokenizer.sep_token}, which {config.model_type} needs; {advice}"
             )
+
+
+def check_ids(config: PretrainedConfig) -> None:
+    """UserError where a special token of the configuration is none that the model embeds. -1 means none."""
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"):
+        value = getattr(config, name, None)
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(number, int) and not -1 <= number < config.vocab_size:
+                raise UserError(
+                    f"{name} {number} of the model's config.json is not among its {config.vocab_size} embeddings. "
+                    "Correct config.json, or add the embedding to the model"
+                )
 
 
 def check_room(tokenizer: PreTrainedTokenizerBase, pair: bool, max_length: int) -> None:
@@ -58,20 +71,25 @@ def check_positions(config: PretrainedConfig, max_length: int) -> None:
         raise UserError(f"--max_seq_length {max_length} is more than the model's {room} positions; lower it")
 
 
-def check_longest(config: PretrainedConfig, longest: int, max_length: int) -> None:
-    """UserError where a decoder has fewer positions than the longest of its rows, cut to `max_length`, has tokens."""
+def check_lengths(config: PretrainedConfig, longest: int, block: int) -> None:
+    """UserError where a language model has fewer positions than an example or a block of text has tokens.
+
+    longest: tokens of the longest example; block: tokens of a block that perplexity is taken on (0: none).
+    """
     room = getattr(config, "max_position_embeddings", None)
-    if room is None:
+    if room is None or NEEDED.get(config.model_type):
         return
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    # of other kinds of scaling, max_position_embeddings tells the scaled number already
+    # under other kinds of scaling, max_position_embeddings is the scaled number already
     if rope.get("rope_type") in ("linear", "dynamic"):
         room = int(room * rope.get("factor", 1))
     if longest > room:
         raise UserError(
-            f"--max_seq_length {max_length}: the longest example has {longest} tokens, which is more than the model's "
-            f"{room} positions; give --max_seq_length {room}"
+            f"an example has {longest} tokens, more than the model's {room} positions. "
+            f"Give --max_seq_length {room} or less"
         )
+    if block > room:
+        raise UserError(f"--perplexity_length {block} is more than the model's {room} positions. Give {room} or less")
 
 
 def token_columns(tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -17,9 +17,11 @@ from transformers.utils import cached_file
 from apt_ds import builtins, dist, models, zero
 from apt_ds.architectures import ANSWERS, ARCHITECTURES, CLASSIFICATION, GENERATION, HEADS, LANGUAGE_MODEL
 from apt_ds.config import UserError
-from apt_ds.ds_config import read_json
+from apt_ds.data.tokens import check_ids
+from apt_ds.ds_json import read_json
 from apt_ds.export import modeling_apt_bert, modeling_apt_llama, modeling_apt_t5
 from apt_ds.export.configs import AUTO
+from apt_ds.model_folder import check_files, check_weights, read_part
 
 PROBES, PROBE_BYTES = 1024, 2**16
 ENDINGS = {
@@ -82,10 +84,8 @@ def load(
     models.quiet_transformers()
     engine = serving_config(deepspeed, bf16) if deepspeed else {}
     source, config = described(name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise absent(name, error) from None
+    check_weights(source, f"--model {name!r}")
+    tokenizer = read_part(lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=False), *blame(name))
     sharding = zero.shard_while_loading(engine)
     dtype = torch.bfloat16 if bf16 else torch.float32
     head = HEADS.get((family(config), task)) if fresh_head else None
@@ -104,18 +104,15 @@ def described(name: str) -> tuple[str, PretrainedConfig]:
         UserError: there is none.
     """
     source = builtins.source_of(name)
-    try:
-        return source, AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise absent(name, error) from None
+    check_files(source, f"--model {name!r}")
+    config = read_part(lambda: AutoConfig.from_pretrained(source, trust_remote_code=False), *blame(name))
+    check_ids(config)
+    return source, config
 
 
-def absent(name: str, error: Exception) -> UserError:
-    """What is said of a name that leads nowhere."""
-    return UserError(
-        f"--model {name!r}: no model and tokenizer there ({models.first_line(error)}); "
-        f"give a folder made by save_pretrained, a hub name, or {builtins.NAMES}"
-    )
+def blame(name: str) -> tuple[str, str]:
+    """What an error says of a name that leads nowhere: the flag with it, and what to give instead."""
+    return f"--model {name!r}", f"give a folder made by save_pretrained, a hub name, or {builtins.NAMES}"
 
 
 def family(config: PretrainedConfig) -> str:
@@ -144,6 +141,7 @@ def serving_config(path: str, bf16: bool) -> zero.Config:
     Raises:
         UserError: no such file, not JSON, or refused by DeepSpeed.
     """
+    zero.check_sections(path, trains=False)
     section = read_json(path).get("zero_optimization", {})
     if not isinstance(section, dict):
         raise UserError(f"DeepSpeed config {path}: 'zero_optimization' must be an object, found {section!r}")

@@ -26,6 +26,7 @@ from apt_ds.zero.engine import (
     stage,
     step,
 )
+from apt_ds.zero.sections import check_sections
 from apt_ds.zero.state import (
     EngineState,
     full_gradient,
@@ -41,6 +42,7 @@ __all__ = [
     "EngineState",
     "build",
     "check_config",
+    "check_sections",
     "collect",
     "destroy",
     "device",

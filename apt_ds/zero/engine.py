@@ -22,6 +22,7 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.config import DeepSpeedConfigError
 from deepspeed.runtime.zero import parameter_offload
 from deepspeed.runtime.zero.partition_parameters import GatheredParameters, is_zero_param
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
@@ -58,7 +59,7 @@ def init_distributed(timeout: float = 600) -> None:
     if not any(name in os.environ for name in LAUNCHED):
         _be_alone()
     if dist.is_main():
-        warn_of_locks(Path(cpp_extension.get_default_build_root()))
+        warn_of_locks(extensions_folder())
     try:
         deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=4 * timeout + 60))
     except dist.BROKEN as error:
@@ -83,6 +84,16 @@ def _share_cpu() -> None:
         # every process would take all cores otherwise
         local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))
+
+
+def extensions_folder() -> Path:
+    """Where torch keeps compiled extensions, as its own `_get_build_directory` finds it."""
+    if chosen := os.environ.get("TORCH_EXTENSIONS_DIR"):
+        return Path(chosen)
+    versions = {"rocm": torch.version.hip, "cu": torch.version.cuda}
+    built = next((f"{name}{number.replace('.', '')}" for name, number in versions.items() if number), "cpu")
+    python = f"py{sys.version_info.major}{sys.version_info.minor}{getattr(sys, 'abiflags', '')}"
+    return Path(cpp_extension.get_default_build_root(), f"{python}_{built}")
 
 
 def warn_of_locks(root: Path) -> None:
@@ -121,7 +132,7 @@ def check_config(config: Config, where: str) -> None:
     """Raise UserError for what DeepSpeed itself refuses, and for a dtype the device cannot train in."""
     try:
         deepspeed.DeepSpeedConfig(_with_bucket(config, 1))
-    except (ValueError, TypeError, AssertionError, KeyError) as error:
+    except (ValueError, TypeError, AssertionError, KeyError, AttributeError, DeepSpeedConfigError) as error:
         raise UserError(f"DeepSpeed config {where} is refused by DeepSpeed: {' '.join(str(error).split())}") from None
     accelerator = get_accelerator()
     if config["fp16"]["enabled"] and not accelerator.is_fp16_supported():
