@@ -49,14 +49,17 @@ def train(run: RunConfig) -> dict[str, Any]:
         if stopping.asked:
             # it came while the model was written: the summary is, too, and what takes long is left out
             run = replace(run, report=False)
-        return report(run, trainer.base, trainer.data.held_out_examples, figures, trainer.journal.folder)
+        figures = report(run, trainer.base, trainer.data.held_out_examples, figures, trainer.journal.folder)
+        if dist.is_main():
+            trainer.tidy()
+        return figures
 
 
 def prepare(run: RunConfig, stopping: Stopping | None = None) -> Trainer:
     """Everything up to the first step; what the user got wrong comes out here, before anything is written."""
     zero.init_distributed(run.timeout)
     models.quiet_transformers()
-    base = models.find_base(run.model_name_or_path, run.task, labels_of(run.task))
+    base = models.find_base(run.model_name_or_path, run.task, labels_of(run.task), run.trust_remote_code)
     config = load_config(run, dist.world_size(), base.config.hidden_size)
     zero.check_config(config, run.deepspeed)
     quantized.check(run, base.anatomy, zero.device())
