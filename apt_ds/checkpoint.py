@@ -252,7 +252,7 @@ def load(path: Path) -> Checkpoint:
             manifest["shape"],
             (path / METRICS).read_bytes(),
             str(path),
-            _evaluation(path),
+            evaluation(path),
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"checkpoint {path} cannot be read: {' '.join(str(error).split())}") from None
@@ -271,7 +271,7 @@ def add_evaluation(output: Path, step: int, figures: dict[str, Any]) -> None:
     partial.replace(path)
 
 
-def _evaluation(folder: Path) -> dict[str, Any] | None:
+def evaluation(folder: Path) -> dict[str, Any] | None:
     """What `add_evaluation` wrote; None where it did not, or where that is damaged: it can be taken again."""
     try:
         found = json.loads((folder / EVALUATION).read_text(encoding="utf8"))
