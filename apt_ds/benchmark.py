@@ -106,7 +106,7 @@ def inputs(run: RunConfig) -> tuple[Base, Data]:
     if run.model_name_or_path.startswith(PREFIX):
         base = random_base(run.model_name_or_path.removeprefix(PREFIX))
         return base, random_data(run, base, LAST_STEP)
-    base = models.find_base(run.model_name_or_path)
+    base = models.find_base(run.model_name_or_path, trust=run.trust_remote_code)
     rows = build_dataset(load_examples(run.data_path), base.tokenizer, run.max_seq_length)
     batch = run.per_device_train_batch_size * run.gradient_accumulation_steps * dist.world_size()
     return base, Data(rows, rows, [], GlobalOrder(len(rows), batch, run.seed), LAST_STEP, None)

@@ -30,6 +30,7 @@ from apt_ds.parts import Parts
 FORMAT = 5
 LAST = "last"
 MANIFEST, STATE, METRICS = "manifest.json", "state.json", "metrics.jsonl"
+EVALUATION = "evaluation.json"  # comes once the model of the last step was evaluated; has a checksum of its own
 NAME = re.compile(r"checkpoint-(\d+)")
 # what may change from one run to the next; what a path or a count stands for is compared by itself
 FREE = {
@@ -38,7 +39,7 @@ FREE = {
     *("max_bad_steps", "report", "report_samples", "per_device_eval_batch_size", "num_train_epochs", "max_steps"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "packing", "profile", "export_bits"),
     *("save_steps", "save_total_limit", "resume_from_checkpoint", "timeout", "eval_steps", "reference_score"),
-    *("dry_run", "world_size", "device_memory", "host_memory"),
+    *("trust_remote_code", "dry_run", "world_size", "device_memory", "host_memory"),
 }
 COUNTS = {
     "global_batch": "processes x --per_device_train_batch_size x --gradient_accumulation_steps",
@@ -62,6 +63,7 @@ class Checkpoint:
 
     prints: fingerprints of what the run reads (see `PRINTS`); they and `counts` must be those of the resuming run.
     base: what decides the base model's function beside its weights (see `base_config.py`); must be the same, too.
+    evaluation: figures of the model at `step`, where they were taken after it was written.
     """
 
     step: int
@@ -74,6 +76,7 @@ class Checkpoint:
     metrics: bytes = b""
     path: str = ""
     base: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, Any] | None = None
 
     @property
     def started(self) -> datetime | None:
@@ -145,12 +148,8 @@ def write(output: Path, checkpoint: Checkpoint, keep: int, begun: Parts | None =
             "--resume_from_checkpoint last"
         ) from None
     others = sorted(path for path in numbered(output) if path[0] != checkpoint.step)
-    for _, old in others[: max(0, len(others) + 1 - keep)] if keep else []:
-        try:
-            _remove(old)
-        except OSError as error:
-            # NFS keeps a file that some process still reads
-            print(f"{old} is not a checkpoint any more, but could not be removed: {error}", file=sys.stderr, flush=True)
+    for number, _ in others[: max(0, len(others) + 1 - keep)] if keep else []:
+        remove(output, number)
     return folder
 
 
@@ -277,9 +276,42 @@ def load(path: Path) -> Checkpoint:
             (path / METRICS).read_bytes(),
             str(path),
             manifest["base"],
+            evaluation(path),
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"checkpoint {path} cannot be read: {' '.join(str(error).split())}") from None
+
+
+def add_evaluation(output: Path, step: int, figures: dict[str, Any]) -> None:
+    """Put the figures of the model at `step` beside its checkpoint, whole or not at all. On one rank.
+
+    Raises:
+        OSError: they cannot be written; the checkpoint is untouched.
+    """
+    path = _folder(output, step) / EVALUATION
+    partial = path.with_name(f"{path.name}.tmp")
+    partial.write_text(_text({"figures": figures, "checksum": _seal(figures)}), encoding="utf8")
+    _sync(partial)
+    partial.replace(path)
+
+
+def evaluation(folder: Path) -> dict[str, Any] | None:
+    """What `add_evaluation` wrote; None where it did not, or where that is damaged: it can be taken again."""
+    try:
+        found = json.loads((folder / EVALUATION).read_text(encoding="utf8"))
+        return found["figures"] if found["checksum"] == _seal(found["figures"]) else None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+
+
+def remove(output: Path, step: int) -> None:
+    """Remove the checkpoint of `step`; what cannot be removed is named. On one rank."""
+    folder = _folder(output, step)
+    try:
+        _remove(folder)
+    except OSError as error:
+        # NFS keeps a file that some process still reads
+        print(f"{folder} is not a checkpoint any more, but could not be removed: {error}", file=sys.stderr, flush=True)
 
 
 def _remove(folder: Path) -> None:

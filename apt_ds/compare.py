@@ -27,7 +27,10 @@ UNPRUNED = ("lora", "full", "apt_unpruned")
 # given by other options of the comparison
 OWN = ("method", "sparsity", "seed", "output_dir")
 # what a folder may differ in and still be the same run
-INCIDENTAL = ("output_dir", "overwrite_output_dir", "deepspeed", "logging_steps", "report", "report_samples")
+INCIDENTAL = (
+    *("output_dir", "overwrite_output_dir", "deepspeed", "logging_steps", "report", "report_samples"),
+    "trust_remote_code",
+)
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def compare(comparison: Comparison, words: Sequence[str]) -> list[dict[str, Any]
         if not finished(trial):
             train(comparison, trial, config)
         if comparison.mmlu_data and not (trial.folder / "mmlu.json").exists():
-            judge(comparison, trial)
+            judge(comparison, trial, config.trust_remote_code)
     speeds = infer(trials, shared) if comparison.efficiency else {}
     rows = tabulate(trials, speeds)
     publish(rows, Path(shared.output_dir))
@@ -147,10 +150,11 @@ def train(comparison: Comparison, trial: Trial, config: RunConfig) -> None:
     file.unlink()
 
 
-def judge(comparison: Comparison, trial: Trial) -> None:
+def judge(comparison: Comparison, trial: Trial, trust: bool) -> None:
     """Run eval_mmlu.py on what a run has left."""
     words = ["--model", str(trial.folder / "model"), "--data_dir", comparison.mmlu_data]
     words += ["--sample", str(comparison.mmlu_sample), "--json", str(trial.folder / "mmlu.json"), "--bf16"]
+    words += ["--trust_remote_code"] if trust else []
     run(trial, [sys.executable, str(LAUNCHERS / "eval_mmlu.py"), *words])
 
 
@@ -172,4 +176,4 @@ def infer(trials: list[Trial], shared: RunConfig) -> dict[str, Any]:
     from apt_ds.eval import efficiency
 
     folders = {trial.folder.name: str(trial.folder / "model") for trial in first.values()}
-    return efficiency.measure(folders, bf16=shared.bf16)
+    return efficiency.measure(folders, bf16=shared.bf16, trust=shared.trust_remote_code)

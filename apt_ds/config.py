@@ -63,6 +63,7 @@ class RunConfig:
     attn_implementation: str = choice("model", "sdpa, eager, flash_attention_2", "attention kernel")
     base_bits: int = option("model", 16, "bits the frozen base is held in; 4: NF4, 8: int8, 16: as it computes", BITS)
     export_bits: int = option("model", 16, "bits of the written model's projections: 16, or base_bits again", BITS)
+    trust_remote_code: bool = option("model", False, "run code of the model's folder where its tokenizer needs it")
     data_path: str = option(
         "data", "", "training data: a hub name, a file, a folder with train.* and validation.*, or builtin:instructions"
     )

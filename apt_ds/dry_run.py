@@ -43,7 +43,7 @@ class Machine(NamedTuple):
 
 def files(run: RunConfig) -> tuple[Base, Data]:
     """What `train.py` reads: the model's configuration, and the data. Collective."""
-    base = models.find_base(run.model_name_or_path, run.task, labels_of(run.task))
+    base = models.find_base(run.model_name_or_path, run.task, labels_of(run.task), run.trust_remote_code)
     check_positions(base.config, run.max_seq_length)
     data = read_data(run, base)
     check_lengths(base.config, data.longest(), run.perplexity_length if run.perplexity_path else 0)
@@ -109,7 +109,7 @@ def estimate_run(run: RunConfig, base: Base, data: Data, config: zero.Config, wo
     prunable = base.anatomy.cost(base.anatomy.sizes) / sum(w.full or w.numel for w in model.weights)
     kept = 1 - prunable * run.sparsity if run.pruning != "none" else 1.0
     dtype = models.run_dtype(run)
-    stored = base.config.dtype or dtype
+    stored = base.dtype or dtype
     moments = MOMENTS if run.optim == "adamw_torch" else MOMENTS_IN_8_BITS
     layout = Layout(world, dtype.itemsize, stored.itemsize, kept, moments * (run.tune == "all" or not weighs), on_cpu)
     return estimate(model, config, layout)

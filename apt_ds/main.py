@@ -55,7 +55,10 @@ def train(run: RunConfig) -> dict[str, Any]:
         if stopping.asked:
             # it came while the model was written: the summary is, too, and what takes long is left out
             run = replace(run, report=False)
-        return report(run, trainer.base, trainer.data, figures, trainer.journal.folder)
+        figures = report(run, trainer.base, trainer.data, figures, trainer.journal.folder)
+        if dist.is_main():
+            trainer.tidy()
+        return figures
 
 
 def prepare(run: RunConfig, stopping: Stopping | None = None) -> Trainer:
@@ -63,7 +66,7 @@ def prepare(run: RunConfig, stopping: Stopping | None = None) -> Trainer:
     zero.init_distributed(run.timeout)
     models.quiet_transformers()
     zero.check_sections(run.deepspeed)
-    base = models.find_base(run.model_name_or_path, run.task, labels_of(run.task))
+    base = models.find_base(run.model_name_or_path, run.task, labels_of(run.task), run.trust_remote_code)
     check_weights(base.source, f"--model_name_or_path {run.model_name_or_path!r}")
     config = load_config(run, dist.world_size(), base.config.hidden_size)
     zero.check_config(config, run.deepspeed)

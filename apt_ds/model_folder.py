@@ -26,6 +26,13 @@ SMALL = (".json", ".model", ".txt", ".jinja")  # endings of what a configuration
 HEADER = 8  # bytes of a safetensors file that state the length of its header
 
 
+class NeedsCode(ValueError):
+    """Only code of the folder itself can read what it holds, and nobody has asked to run that."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"its {what} needs code of its own: read that code, then give --trust_remote_code to run it")
+
+
 def read_part(read: Callable[[], T], where: str, advice: str) -> T:
     """What `read` makes of a folder's configuration or tokenizer.
 
@@ -34,6 +41,10 @@ def read_part(read: Callable[[], T], where: str, advice: str) -> T:
     """
     try:
         return read()
+    except UserError:
+        raise
+    except NeedsCode as error:
+        raise UserError(f"{where}: {error}") from None
     except StrictDataclassError as error:
         raise UserError(f"{where}: its config.json is not valid: {' '.join(str(error).split())}") from None
     except Exception as error:

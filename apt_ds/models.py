@@ -12,20 +12,18 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from apt_ds import bias, dist, heads, quantized, zero
+from apt_ds import bias, dist, heads, pretrained, quantized, zero
 from apt_ds.anatomy import Anatomy
-from apt_ds.architectures import anatomy_of
+from apt_ds.architectures import ARCHITECTURES, anatomy_of
 from apt_ds.builtins import NAMES, source_of
 from apt_ds.config import RunConfig, UserError
 from apt_ds.data.tokens import check_tokenizer
@@ -50,7 +48,8 @@ CLASSES = {
 class Base:
     """What a run starts from. `source` is the folder or hub name that `from_pretrained` reads.
 
-    kind: see `tasks.py`; random: there is nothing to read, weights are drawn (for measurements).
+    kind: see `tasks.py`; random: there is nothing to read, weights are drawn (for measurements); dtype: what its
+    weights are stored in, None where nothing says.
     """
 
     source: str
@@ -59,12 +58,14 @@ class Base:
     anatomy: Anatomy
     kind: str = LANGUAGE_MODEL
     random: bool = False
+    dtype: torch.dtype | None = None
 
 
-def find_base(name: str, task: str = INSTRUCTIONS, labels: tuple[str, ...] = ()) -> Base:
+def find_base(name: str, task: str = INSTRUCTIONS, labels: tuple[str, ...] = (), trust: bool = False) -> Base:
     """Configuration, tokenizer and anatomy of `name`: a folder, a hub name or one of `builtins.py`. Collective.
 
-    labels: the classes' names where the task is one of classes.
+    labels: the classes' names where the task is one of classes; trust: code of the folder may run, for its tokenizer.
+    The model itself is always of a class of transformers: others have no anatomy.
 
     Raises:
         UserError: nothing there, no tokenizer, or an architecture without an anatomy or not for this task.
@@ -72,15 +73,37 @@ def find_base(name: str, task: str = INSTRUCTIONS, labels: tuple[str, ...] = ())
     source, where = source_of(name), f"--model_name_or_path {name!r}"
     advice = f"give a folder made by save_pretrained, a hub name, or {NAMES}"
     check_files(source, where)
-    config = read_part(lambda: AutoConfig.from_pretrained(source), where, advice)
+    config = read_part(lambda: config_of(name, source), where, advice)
     kind = kind_of(task, config.model_type)
     if kind == CLASSIFICATION:
         name_classes(config, labels)
     check_sizes(config, where)
     anatomy = anatomy_of(config, kind)
-    tokenizer = read_part(lambda: AutoTokenizer.from_pretrained(source), where, advice)
+    tokenizer = read_part(lambda: pretrained.read_tokenizer(source, trust), where, advice)
     check_tokenizer(tokenizer, config)
-    return Base(source, config, tokenizer, anatomy, kind)
+    return Base(source, config, tokenizer, anatomy, kind, dtype=pretrained.stated_dtype(source, config))
+
+
+def config_of(name: str, source: str) -> PretrainedConfig:
+    """The configuration of a model that can be tuned. No code of its folder runs.
+
+    Raises:
+        UserError: its class is in the folder's own code, or it was cut to sizes by layer.
+        OSError, ValueError, KeyError: there is none, or it is broken.
+    """
+    try:
+        config = pretrained.read_config(source)
+    except pretrained.NeedsCode:
+        raise UserError(
+            f"--model_name_or_path {name!r}: its architecture is defined by code of its own and is not supported; "
+            f"supported: {', '.join(sorted(ARCHITECTURES))}"
+        ) from None
+    if config.model_type.startswith(pretrained.PREFIX):
+        raise UserError(
+            f"--model_name_or_path {name!r} has sizes by layer (--structure adaptive) and cannot be tuned or cut "
+            "again: start from the model it was made from, or make it again with --structure uniform"
+        )
+    return config
 
 
 def kind_of(task: str, model_type: str) -> str:
@@ -158,6 +181,7 @@ def read_weights(
     config: PretrainedConfig | None = None,
     flag: str = "--model_name_or_path",
     bits: int = 16,
+    trust: bool = False,
 ) -> tuple[PreTrainedModel, list[str]]:
     """(model, those of `optional` it has no weights for) of a folder or hub name, where `from_pretrained` puts it.
 
@@ -165,6 +189,7 @@ def read_weights(
     folder's own; flag: what an error names.
 
     bits: below 16 every weight is quantized as it is read, so that no second model is ever held.
+    trust: code of the folder may run.
 
     Raises:
         UserError: as `load_model`.
@@ -177,6 +202,7 @@ def read_weights(
             attn_implementation=attention,
             low_cpu_mem_usage=True,
             output_loading_info=True,
+            trust_remote_code=trust,
             # a head of other classes is no head for these
             ignore_mismatched_sizes=bool(optional),
             **({"config": copy.deepcopy(config)} if config else {}),
@@ -187,6 +213,8 @@ def read_weights(
     except (OSError, SafetensorError, UnpicklingError, EOFError) as error:
         raise UserError(f"{where}: its weights cannot be read: {first_line(error)}") from None
     except ValueError as error:
+        if pretrained.needs_code(error):
+            raise UserError(f"{where}: {pretrained.NeedsCode('model')}") from None
         raise UserError(f"{where} is not for {kind}: {first_line(error)}") from None
     except RuntimeError as error:
         if "PytorchStreamReader" in str(error):
@@ -245,14 +273,34 @@ def run_dtype(run: RunConfig) -> torch.dtype:
     return torch.bfloat16 if run.bf16 else torch.float16 if run.fp16 else torch.float32
 
 
+def written_dtype(base: Base, run: RunConfig) -> torch.dtype:
+    """The dtype that weights are written in: the one a run computes in 16 bits in, else the base's own."""
+    return run_dtype(run) if run.bf16 or run.fp16 else base.dtype or torch.float32
+
+
 def bytes_written(base: Base, run: RunConfig) -> int:
-    """About what a run writes at its least: the model at the end, and one checkpoint where it saves any."""
+    """About what a run writes at its least: one checkpoint, and the model at the end."""
     width = base.anatomy.sizes.hidden * base.config.vocab_size * (1 if base.config.tie_word_embeddings else 2)
     pruned = run.pruning != "none"
-    model = (base.anatomy.cost(base.anatomy.sizes) * (1 - run.sparsity * pruned) + width) * run_dtype(run).itemsize
-    # master and two moments of everything that is trained; adapters are small beside the model
-    saved = 3 * 4 * (base.anatomy.cost(base.anatomy.sizes) + width) if run.save_steps and run.tune == "all" else 0
-    return int(model + saved)
+    kept = base.anatomy.cost(base.anatomy.sizes) * (1 - run.sparsity * pruned)
+    model = (kept + width) * written_dtype(base, run).itemsize
+    trained = base.anatomy.cost(base.anatomy.sizes) + width if run.tune == "all" else adapter_parameters(base, run)
+    # their values in float32 and two moments
+    return int(model + 3 * 4 * trained)
+
+
+def adapter_parameters(base: Base, run: RunConfig) -> int:
+    """Parameters of the run's adapters at their initial rank, on the model before any cut."""
+    paths = {path for name in run.targets for path in base.anatomy.targets.get(name, ())}
+    counts = [*base.anatomy.sizes.counts, base.anatomy.sizes.hidden]
+    widths = [
+        counts[axis.site] * axis.unit
+        for slot in base.anatomy.slots
+        if slot.path in paths
+        for axis in (slot.rows, slot.columns)
+        if axis is not None
+    ]
+    return run.rank * sum(widths)
 
 
 def quiet_transformers() -> None:
@@ -264,8 +312,11 @@ def quiet_transformers() -> None:
     logging.getLogger("datasets").setLevel(logging.ERROR)
 
 
-def count_parameters(model: PreTrainedModel, export_bits: int = 16) -> dict[str, int]:
-    """Parameters of the model as it will be written (adapters merged), with and without embeddings, and its bytes."""
+def count_parameters(model: PreTrainedModel, export_bits: int = 16, dtype: torch.dtype | None = None) -> dict[str, int]:
+    """Parameters of the model as it will be written (adapters merged), with and without embeddings, and its bytes.
+
+    dtype: what is not quantized is written in it; None: in its own.
+    """
     own = {id(p): p for name, p in model.named_parameters() if not name.rpartition(".")[2].startswith("lora_")}
     total = sum(zero.full_numel(p) for p in own.values())
     embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
@@ -273,5 +324,7 @@ def count_parameters(model: PreTrainedModel, export_bits: int = 16) -> dict[str,
     return {
         "parameters": total,
         "parameters_without_embeddings": total - sum(zero.full_numel(p) for p in ends.values()),
-        "checkpoint_bytes": sum(quantized.written_bytes(p, zero.full_numel(p), export_bits) for p in own.values()),
+        "checkpoint_bytes": sum(
+            quantized.written_bytes(p, zero.full_numel(p), export_bits, dtype) for p in own.values()
+        ),
     }

@@ -8,6 +8,7 @@ dequantized weight, and keeps the parameter rather than its values, so that ZeRO
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import logging
@@ -167,14 +168,19 @@ def loading(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig | None:
     )
 
 
-def files(name: str, weight: Packed) -> dict[str, Tensor]:
-    """The tensors that stand for a weight called `name` in a quantized folder. It must be gathered."""
+def files(name: str, weight: Packed, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """The tensors that stand for a weight called `name` in a quantized folder. It must be gathered.
+
+    dtype: the one that 4 bits are said to stand for, None: the one they were made from.
+    """
     codes = weight.codes()
     if weight.bits == 8:
         module = name.removesuffix(".weight")
         held = {name: codes.view(torch.int8).view(weight.full), f"{module}.SCB": weight.scales}
         return held | {f"{module}.weight_format": torch.zeros((), dtype=torch.uint8)}
-    state = weight.scales.as_dict(packed=True)
+    state = copy.copy(weight.scales)
+    state.dtype = dtype or state.dtype
+    state = state.as_dict(packed=True)
     return {name: codes.unsqueeze(1)} | {f"{name}.{key}": value for key, value in state.items()}
 
 
@@ -186,10 +192,10 @@ def small_parts(weight: Tensor) -> list[Tensor]:
     return [state] if weight.bits == 8 else [state.absmax, state.state2.absmax, state.offset.reshape(1)]
 
 
-def written_bytes(weight: nn.Parameter, numel: int, bits: int) -> int:
-    """Bytes of a weight in a folder of `bits`; numel: what it stands for."""
+def written_bytes(weight: nn.Parameter, numel: int, bits: int, dtype: torch.dtype | None = None) -> int:
+    """Bytes of a weight in a folder of `bits`; numel: what it stands for; dtype: of one in 16 bits, None: its own."""
     if bits == 16 or not isinstance(weight, Packed):
-        return numel * weight.element_size()
+        return numel * (dtype or weight.dtype).itemsize
     return numel * bits // 8 + sum(part.numel() * part.element_size() for part in small_parts(weight))
 
 

@@ -52,8 +52,7 @@ def report(run: RunConfig, base: Base, data: Data, figures: dict[str, Any], outp
 def compare_plain(run: RunConfig, base: Base, data: Data, folder: Path, figures: dict[str, Any]) -> dict[str, Any]:
     """Generation speed and sample answers of the base and the written model, interleaved."""
     device = zero.device()
-    needed = figures["before"]["checkpoint_bytes"] + figures["after"]["checkpoint_bytes"]
-    if needed > 0.8 * free_memory(device):
+    if bytes_needed(run, figures) > 0.8 * free_memory(device):
         return {"note": "generation was not measured: base and pruned model do not fit one device together"}
     sources = {"before": base.source, "after": str(folder)}
     plain = {when: load_plain(source, run, device) for when, source in sources.items()}
@@ -75,9 +74,17 @@ def compare_plain(run: RunConfig, base: Base, data: Data, folder: Path, figures:
     return {"samples": samples}
 
 
+def bytes_needed(run: RunConfig, figures: dict[str, Any]) -> int:
+    """Bytes of base and written model, loaded together in the run's dtype."""
+    width = models.run_dtype(run).itemsize
+    after = figures["after"]
+    written = after["parameters"] * width if run.export_bits == 16 else after["checkpoint_bytes"]
+    return figures["before"]["parameters"] * width + written
+
+
 def load_plain(source: str, run: RunConfig, device: torch.device) -> PreTrainedModel:
-    """A model as its users will load it."""
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=models.run_dtype(run), trust_remote_code=True)
+    """A model as its users will load it. No code of its folder runs."""
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=models.run_dtype(run), trust_remote_code=False)
     return model.to(device).eval()
 
 

@@ -28,7 +28,7 @@ from apt_ds import (
 )
 from apt_ds.base_config import decisive
 from apt_ds.checkpoint import Checkpoint
-from apt_ds.config import OPTIONS, RunConfig
+from apt_ds.config import OPTIONS, RunConfig, UserError
 from apt_ds.data.instructions import resolve_pad_id
 from apt_ds.eval.judge import Judge
 from apt_ds.export.write import export
@@ -61,11 +61,13 @@ class Trainer:
         self.run_config, self.base, self.config = run, base, config
         self.data, self.pruner, self.journal = data, pruner, journal
         pad_id = resolve_pad_id(base.tokenizer)
-        self.judged = Judge(run, base.kind, data.held_out, data.exam, data.corpus, pad_id)
+        self.written = models.written_dtype(base, run)
+        self.judged = Judge(run, base.kind, data.held_out, data.exam, data.corpus, pad_id, self.written)
         self.generator = torch.Generator().manual_seed(run.seed + 1)
         self.meter = Meter(zero.device())
         self.done = 0  # steps
         self.on_disk = -1  # step of the newest checkpoint
+        self.temporary = False  # that one is there for the export alone
         self.figures: dict[str, Any] = {}
         self.base_fields = decisive(base.config)
         self.milestones = Milestones(run.reference_score)
@@ -118,7 +120,7 @@ class Trainer:
     def run(self) -> dict[str, Any]:
         """Tune and prune; returns the figures of the report."""
         self.tune()
-        after = self.judge()
+        after = self.judge_last()
         self.keep()
         figures = self.figures
         figures["before"] |= self.meter.dense()
@@ -151,13 +153,25 @@ class Trainer:
     def keep(self, unscored: resume.State | None = None) -> None:
         """Save where it is time to, or the run ends here; end it if it must. Collective.
 
+        The last step is always saved, so that a failed export costs no training.
         unscored: the run as it was before the scoring that is under way.
         """
-        every, total = self.run_config.save_steps, self.data.total_steps
-        due = unscored is None and every > 0 and (self.done % every == 0 or self.done == total > every)
+        run, total = self.run_config, self.data.total_steps
+        due = unscored is None and is_due(self.done, total, run.save_steps)
         if self.on_disk < self.done and (due or self.steps.must_end()):
             self.save(unscored)
+        elif self.on_disk < self.done == total and unscored is None:
+            self.save_for_export()
         self.steps.end(f"after step {self.done}")
+
+    def save_for_export(self) -> None:
+        """Save the last step, which goes again once the model is written; a run without room goes on. Collective."""
+        try:
+            self.save(limit=0)
+        except UserError as error:
+            self.journal.warn(f"the last step is not saved before the model is written: {error}")
+        else:
+            self.temporary = True
 
     def around(self) -> resume.State:
         """The run at this step boundary, all but what the engine trains. Collective."""
@@ -169,8 +183,8 @@ class Trainer:
         tensors |= {"lesson": snapshot} if snapshot else {}
         return values, tensors
 
-    def save(self, unscored: resume.State | None = None) -> None:
-        """Write a checkpoint of this step boundary. Collective."""
+    def save(self, unscored: resume.State | None = None, limit: int | None = None) -> None:
+        """Write a checkpoint of this step boundary. limit: how many may be kept, None: as the run says. Collective."""
         pulse.phase(f"step {self.done}: save", limited=False)
         begun = checkpoint.begin(self.journal.folder, self.done) if dist.is_main() else None
         values, tensors = unscored or self.around()
@@ -184,7 +198,8 @@ class Trainer:
             run = {name: getattr(self.run_config, name) for name in OPTIONS}
             made = Checkpoint(self.done, run, self.data.counts(), self.prints, values, tensors, shape)
             made.metrics, made.base = self.journal.metrics(), self.base_fields
-            checkpoint.write(self.journal.folder, made, self.run_config.save_total_limit, begun)
+            keep = self.run_config.save_total_limit if limit is None else limit
+            checkpoint.write(self.journal.folder, made, keep, begun)
 
         dist.on_main(write)
         self.on_disk = self.done
@@ -195,8 +210,11 @@ class Trainer:
         self.meter.load_state(saved.values["meter"])
         self.milestones.load_state(saved.values["milestones"])
         self.figures, self.steps.bad_steps = saved.values["figures"], saved.values["bad_steps"]
+        if saved.evaluation is not None:
+            self.figures["after"] = saved.evaluation
         if Path(saved.path).parent == self.journal.folder:
-            self.on_disk = saved.step
+            self.on_disk, total = saved.step, self.data.total_steps
+            self.temporary = saved.step == total and not is_due(total, total, saved.run["save_steps"])
 
     def cut_at_once(self, step: int) -> None:
         """Score with the learning rate at 0, cut, go on tuning from `step` with a fresh optimizer."""
@@ -276,6 +294,19 @@ class Trainer:
         self.steps.listen()
         return found
 
+    def judge_last(self) -> dict[str, Any]:
+        """All that is to be said of the model after the last step, taken once. Collective."""
+        if "after" in self.figures:
+            # it may be written in other bits than the run that was saved would have
+            return self.figures["after"] | self.judged.sizes(self.engine)
+        after = self.judge()
+        if dist.is_main() and self.on_disk == self.done:
+            try:
+                checkpoint.add_evaluation(self.journal.folder, self.done, after)
+            except OSError as error:
+                self.journal.warn(f"the last evaluation is not saved: {error}")
+        return after
+
     def evaluate(self, step: int) -> float:
         """The score after `step` updates, taken once. Collective."""
         if not self.milestones.knows(step):
@@ -288,19 +319,46 @@ class Trainer:
         return self.milestones.score
 
     def finish(self) -> None:
-        """Write the model, then let go of engine and process group's memory."""
+        """Write the model, then let go of engine and process group's memory.
+
+        Raises:
+            UserError: it cannot be written; the message says how to go on.
+        """
         pulse.phase("writing the model", limited=False)
         model: nn.Module = zero.destroy(self.engine)
         del self.engine
         self.pruner.undress()
-        export(
-            model,
-            self.pruner.anatomy,
-            self.base.config,
-            self.generation,
-            self.base.tokenizer,
-            self.journal.folder / "model",
-            self.base.kind,
-            self.run_config.export_bits,
-        )
+        try:
+            export(
+                model,
+                self.pruner.anatomy,
+                self.base.config,
+                self.generation,
+                self.base.tokenizer,
+                self.journal.folder / "model",
+                self.base.kind,
+                self.run_config.export_bits,
+                self.written,
+            )
+        except UserError as error:
+            raise UserError(f"{error}{self.go_on()}") from None
+        except Exception:
+            self.journal.warn(f"the model was not written{self.go_on()}")
+            raise
         zero.collect()
+
+    def go_on(self) -> str:
+        """How to go on after a failed export, for the end of a message."""
+        if self.on_disk < self.done:
+            return ""
+        return f"; step {self.done} is saved: --resume_from_checkpoint {checkpoint.LAST} then only writes the model"
+
+    def tidy(self) -> None:
+        """Remove the checkpoint that was there for the export alone. On the first rank."""
+        if self.temporary:
+            checkpoint.remove(self.journal.folder, self.done)
+
+
+def is_due(step: int, total: int, every: int) -> bool:
+    """Whether a checkpoint of `step` is one that the user asked for with --save_steps."""
+    return every > 0 and (step % every == 0 or step == total > every)

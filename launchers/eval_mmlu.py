@@ -22,6 +22,7 @@ def parser() -> command.Parser:
     made.add_argument("--max_length", type=number, default=0, help="tokens of a prompt; 0: the model's context")
     made.add_argument("--batch_size", type=count, default=8, help="questions per device and pass; default 8")
     made.add_argument("--bf16", action="store_true", help="bfloat16 instead of float32; near-ties then fall by chance")
+    made.add_argument("--trust_remote_code", action="store_true", help="run code of the model's folder")
     made.add_argument("--deepspeed", default="", help="a DeepSpeed JSON; with ZeRO-3 weights are sharded over ranks")
     made.add_argument("--no_prefix_cache", action="store_true", help="run every prompt whole: slower, to compare")
     made.add_argument("--json", default="", help="a file for the figures")

@@ -19,6 +19,7 @@ def parser() -> command.Parser:
     count, number = command.at_least(1), command.at_least(0)
     made.add_argument("--model", required=True, help="a folder, a hub name, builtin:smollm2 or builtin:minilm")
     made.add_argument("--bf16", action="store_true", help="compute in bfloat16 instead of float32")
+    made.add_argument("--trust_remote_code", action="store_true", help="run code of the model's folder")
     made.add_argument("--deepspeed", default="", help="a DeepSpeed JSON; with ZeRO-3 weights are sharded over ranks")
     made.add_argument("--batch_size", type=count, default=8, help="sequences per device and pass; default 8")
     made.add_argument("--json", default="", help="a file for the figures")

@@ -14,7 +14,21 @@ import psutil
 import torch
 from jobs import run_config, whole
 
-from apt_ds import checkpoint, dist, dry_run, feed, journal, lesson, main, models, resume, surgery, trainer, zero
+from apt_ds import (
+    adapter,
+    checkpoint,
+    dist,
+    dry_run,
+    feed,
+    journal,
+    lesson,
+    main,
+    models,
+    resume,
+    surgery,
+    trainer,
+    zero,
+)
 from apt_ds.arguments import resolve
 from apt_ds.config import UserError
 from apt_ds.data.glue import labels_of
@@ -86,6 +100,21 @@ def faulty(
     setattr(module, name, struck)
     main.train(run)
     return calls >= count
+
+
+def unmerged(folder: str, stage: int, flags: list[str]) -> None:
+    """A run in which the first rank cannot merge the second adapter that it writes."""
+    original, calls = adapter.AptLinear.merged, 0
+
+    def struck(self: adapter.AptLinear) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise RuntimeError("spoilt by the test")
+        return original(self)
+
+    adapter.AptLinear.merged = struck
+    main.train(run_config(folder, stage, False, flags))
 
 
 def left_behind() -> None:

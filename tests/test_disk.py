@@ -56,7 +56,7 @@ def test_a_full_disk_ends_all_processes_and_leaves_no_model(
         assert "MB free under" in ended.mistakes[0] and not output.exists()
     else:
         assert "cannot write the model to" in ended.mistakes[0] and "No space left" in ended.mistakes[0], ended.err
-        assert sorted(path.name for path in output.iterdir()) == ["config.yaml", "metrics.jsonl"]
+        assert sorted(path.name for path in output.iterdir()) == ["checkpoint-8", "config.yaml", "metrics.jsonl"]
 
 
 def test_a_summary_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:

@@ -293,7 +293,7 @@ def test_a_file_size_limit_leaves_no_model(place: Place, tmp_path: Path, run: Ru
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert ended.status == 2 and len(ended.mistakes) == 1
     assert "cannot write the model to" in ended.mistakes[0] and "File too large" in ended.mistakes[0]
-    assert sorted(path.name for path in output.iterdir()) == ["config.yaml", "metrics.jsonl"]
+    assert sorted(path.name for path in output.iterdir()) == ["checkpoint-1", "config.yaml", "metrics.jsonl"]
 
 
 def bad_steps(text: str) -> list[int]:

@@ -251,6 +251,32 @@ def test_what_is_written(bits: int, kept: bool, load: Callable[..., Loaded], tmp
         assert relative(plain(tiny.ids()).logits, logits) < {4: 0.4, 8: 0.1}[bits]
 
 
+@each_width
+def test_what_is_not_quantized_is_written_in_the_dtype_that_is_named(
+    bits: int, load: Callable[..., Loaded], tmp_path: Path
+) -> None:
+    model, anatomy = load(bits)
+    half = torch.bfloat16
+    for width in (bits, 16):
+        folder = tmp_path / str(width)
+        write.export(model, anatomy, tiny.config(**SIZES), None, tiny.tokenizer(), folder, bits=width, dtype=half)
+        config = json.loads((folder / "config.json").read_text(encoding="utf8"))
+        assert config["dtype"] == "bfloat16"
+        held = load_file(folder / "model.safetensors")
+        names = {name for name, _ in model.named_parameters() if "lora_" not in name}
+        kinds = {name: value.dtype for name, value in held.items() if name in names}
+        whole = {name for name in names if width == 16 or not isinstance(model.get_parameter(name), Packed)}
+        assert {kinds[name] for name in whole} == {half} and len(kinds) == len(names)
+        size = sum(value.nbytes for value in held.values())
+        counted = models.count_parameters(model, width, half)["checkpoint_bytes"]
+        assert counted <= size < counted + 14 * 2048 * (width < 16) + 1
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / str(bits), attn_implementation="eager").eval()
+    assert loaded.dtype == half
+    quantized.adopt(loaded, half)
+    with torch.no_grad():
+        assert relative(loaded(tiny.ids()).logits.float(), model(tiny.ids()).logits) < 3 * ERROR[bits] + 2**-6
+
+
 def run_of(**options: object) -> RunConfig:
     return replace(RunConfig(model_name_or_path="m", data_path="d"), **options)
 

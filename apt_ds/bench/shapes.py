@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import AutoConfig, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast
+from transformers import LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast
 
-from apt_ds import dist
+from apt_ds import dist, pretrained
 from apt_ds.anatomy import Anatomy, spans
 from apt_ds.architectures import anatomy_of
 from apt_ds.config import RunConfig, UserError
@@ -59,7 +59,7 @@ def random_config(name: str) -> PretrainedConfig:
             "or the path of a config.json"
         )
     try:
-        return AutoConfig.from_pretrained(name)
+        return pretrained.read_config(name)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"--random_weights {name!r}: no configuration of a model ({first_line(error)})") from None
 

@@ -27,13 +27,13 @@ from apt_ds.journal import peak_memory, reset_peak
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt
 
 
-def kind_of(sources: dict[str, str]) -> Kind:
+def kind_of(sources: dict[str, str], trust: bool = False) -> Kind:
     """How these models are measured, by name: from their configurations.
 
     Raises:
         UserError: no model there, or models of different kinds.
     """
-    tasks = {source: loading.task_of(loading.described(source)[1]) for source in sources.values()}
+    tasks = {source: loading.task_of(loading.described(source, trust)[1]) for source in sources.values()}
     kinds = {id(KINDS[task]): KINDS[task] for task in tasks.values()}
     if len(kinds) > 1:
         told = ", ".join(f"{source} is for {task}" for source, task in tasks.items())
@@ -41,17 +41,19 @@ def kind_of(sources: dict[str, str]) -> Kind:
     return next(iter(kinds.values()))
 
 
-def measure(sources: dict[str, str], bf16: bool = False, plan: Plan | None = None) -> dict[str, Figures]:
+def measure(
+    sources: dict[str, str], bf16: bool = False, plan: Plan | None = None, trust: bool = False
+) -> dict[str, Figures]:
     """Figures of each model, by the name given to its folder (or hub name).
 
     Those of its kind's rows: `inference_bytes` is the peak of memory it adds, weights included, `flops_per_token`
     counts weights. A language model runs at batch 1, then at `batch`, the largest power of two that fits; others run
-    at `plan.batch`.
+    at `plan.batch`. trust: code of the folders may run.
 
     Raises:
         UserError: no model there, models of different kinds, or not enough memory for all of them at once.
     """
-    kind = kind_of(sources)
+    kind = kind_of(sources, trust)
     plan = plan or Plan(prompt=kind.prompt)
     found: dict[str, Figures] = {}
     loaded: dict[str, PreTrainedModel] = {}
@@ -61,7 +63,7 @@ def measure(sources: dict[str, str], bf16: bool = False, plan: Plan | None = Non
         for name, source in [*rehearsed.items(), *sources.items()]:
             loaded.pop(name, None)
             try:
-                loaded[name], found[name] = load_measured(source, bf16, plan, kind)
+                loaded[name], found[name] = load_measured(source, bf16, plan, kind, trust)
             except torch.OutOfMemoryError:
                 told = f"not enough device memory for {', '.join(sources)} at once"
                 raise UserError(f"--model {source!r}: {told}") from None
@@ -77,14 +79,16 @@ def measure(sources: dict[str, str], bf16: bool = False, plan: Plan | None = Non
     return found
 
 
-def load_measured(source: str, bf16: bool, plan: Plan, kind: Kind) -> tuple[PreTrainedModel, Figures]:
+def load_measured(
+    source: str, bf16: bool, plan: Plan, kind: Kind, trust: bool = False
+) -> tuple[PreTrainedModel, Figures]:
     """A model, what it weighs, and the peak of memory it adds while it runs once (which also warms it up)."""
     zero.collect()
     before = held_memory()
-    config = loading.described(source)[1]
+    config = loading.described(source, trust)[1]
     if kind is ENCODER:
         check_room(config, plan)
-    judged = loading.load(source, bf16, task=loading.task_of(config), fresh_head=True)
+    judged = loading.load(source, bf16, task=loading.task_of(config), fresh_head=True, trust=trust)
     model = judged.model
     model.config.use_cache = True
     reset_peak(zero.device())

@@ -23,7 +23,7 @@ def run_mmlu(given: argparse.Namespace) -> dict[str, Any]:
     questions = questions_of.load(given.data_dir, given.subjects, given.limit, given.sample, given.seed)
     settings = mmlu.Settings(given.num_shots, given.batch_size, given.max_length, not given.no_prefix_cache)
     mmlu.check_shots(questions, settings.num_shots)
-    judged = loading.load(given.model, given.bf16, given.deepspeed)
+    judged = loading.load(given.model, given.bf16, given.deepspeed, trust=given.trust_remote_code)
     kept = given.resume_file or (f"{given.json}.progress" if given.json else "")
     progress = None
     if kept:
@@ -70,7 +70,7 @@ def run_suite(given: argparse.Namespace) -> dict[str, Any]:
     tasks = dict(harness.SUITES[given.suite]) if given.suite else {}
     tasks |= dict.fromkeys(given.tasks, (given.num_fewshot, ""))
     request = harness.Request(tasks, given.data_dir, given.limit, given.batch_size)
-    found = harness.run(loading.load(given.model, given.bf16, given.deepspeed), request)
+    found = harness.run(loading.load(given.model, given.bf16, given.deepspeed, trust=given.trust_remote_code), request)
     publish({"model": given.model, "tasks": found}, harness.render(found), given.json)
     return found
 
@@ -83,7 +83,7 @@ def run_perplexity(given: argparse.Namespace) -> dict[str, Any]:
     source = corpus.Corpus(given.perplexity, given.subset, given.split, given.column)
     loading.start_ranks(bool(given.deepspeed))
     text = source.text()
-    judged = loading.load(given.model, given.bf16, given.deepspeed)
+    judged = loading.load(given.model, given.bf16, given.deepspeed, trust=given.trust_remote_code)
     figures = corpus.judge(judged, text, given.block_length, given.bos, given.batch_size, given.perplexity)
     publish(figures | {"model": given.model, "corpus": given.perplexity}, corpus.render(figures), given.json)
     return figures
@@ -97,9 +97,9 @@ def run_efficiency(given: argparse.Namespace) -> dict[str, Any]:
     if dist.world_size() > 1 or given.deepspeed:
         raise UserError("--efficiency measures one process: start it with python, without --deepspeed")
     sources = {"model": given.model} | ({"baseline": given.baseline} if given.baseline else {})
-    kind = efficiency.kind_of(sources)
+    kind = efficiency.kind_of(sources, given.trust_remote_code)
     prompt = given.prompt_length or kind.prompt
     plan = efficiency.Plan(prompt, given.new_tokens, given.rounds, given.max_batch, given.inference_batch)
-    found = efficiency.measure(sources, given.bf16, plan)
+    found = efficiency.measure(sources, given.bf16, plan, given.trust_remote_code)
     publish({"plan": asdict(plan), "models": found}, efficiency.render(found, plan, kind), given.json)
     return found

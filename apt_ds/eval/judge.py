@@ -16,7 +16,9 @@ from apt_ds.eval.losses import held_out_loss, perplexity
 
 
 class Judge:
-    """exam: what the task's metrics are taken by, None where loss and perplexity say all; corpus: token blocks."""
+    """exam: what the task's metrics are taken by, None where loss and perplexity say all; corpus: token blocks.
+
+    written: the dtype that the model will be written in."""
 
     def __init__(
         self,
@@ -26,9 +28,10 @@ class Judge:
         exam: Exam | None,
         corpus: torch.Tensor | None,
         pad_id: int,
+        written: torch.dtype | None = None,
     ) -> None:
         self.kind, self.held_out, self.exam, self.corpus, self.pad_id = kind, held_out, exam, corpus, pad_id
-        self.export_bits = run.export_bits
+        self.export_bits, self.written = run.export_bits, written
         self.batch, self.device = run.per_device_eval_batch_size, zero.device()
 
     def loss(self, engine: nn.Module) -> float:
@@ -47,7 +50,11 @@ class Judge:
             found["held_out_perplexity"] = math.exp(min(loss, 80.0))
         else:
             found |= self.exam.ask(engine, self.batch, self.pad_id)
-        found |= models.count_parameters(zero.plain(engine), self.export_bits)
+        found |= self.sizes(engine)
         if self.corpus is not None:
             found["corpus_perplexity"] = perplexity(engine, self.corpus, max(1, self.batch // 4), self.device)
         return found
+
+    def sizes(self, engine: nn.Module) -> dict[str, int]:
+        """Parameters and bytes of the model as it will be written."""
+        return models.count_parameters(zero.plain(engine), self.export_bits, self.written)

@@ -9,18 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from apt_ds import builtins, dist, models, zero
+from apt_ds import builtins, dist, models, pretrained, zero
 from apt_ds.architectures import ANSWERS, ARCHITECTURES, CLASSIFICATION, GENERATION, HEADS, LANGUAGE_MODEL
 from apt_ds.config import UserError
 from apt_ds.data.tokens import check_ids
 from apt_ds.ds_json import read_json
-from apt_ds.export import modeling_apt_bert, modeling_apt_llama, modeling_apt_t5
-from apt_ds.export.configs import AUTO
 from apt_ds.model_folder import check_files, check_weights, read_part
 
 PROBES, PROBE_BYTES = 1024, 2**16
@@ -30,21 +27,6 @@ ENDINGS = {
     "ForQuestionAnswering": ANSWERS,
     "ForConditionalGeneration": GENERATION,
 }
-
-# our own classes serve for folders with sizes by layer, so that nothing they carry is ever executed here
-OWN = {
-    LANGUAGE_MODEL: (modeling_apt_llama.AptLlamaForCausalLM,),
-    CLASSIFICATION: (
-        modeling_apt_bert.AptBertForSequenceClassification,
-        modeling_apt_bert.AptRobertaForSequenceClassification,
-    ),
-    ANSWERS: (modeling_apt_bert.AptBertForQuestionAnswering, modeling_apt_bert.AptRobertaForQuestionAnswering),
-    GENERATION: (modeling_apt_t5.AptT5ForConditionalGeneration,),
-}
-for _task, _classes in OWN.items():
-    for _class in _classes:
-        AutoConfig.register(_class.config_class.model_type, _class.config_class, exist_ok=True)
-        getattr(transformers, AUTO[_task]).register(_class.config_class, _class, exist_ok=True)
 
 
 @dataclass
@@ -69,6 +51,7 @@ def load(
     attention: str = "sdpa",
     task: str = LANGUAGE_MODEL,
     fresh_head: bool = False,
+    trust: bool = False,
 ) -> Judged:
     """The model `name` (a folder, a hub name or a builtin) in bfloat16 or float32, ready to run. Collective.
 
@@ -76,6 +59,7 @@ def load(
     with anything else every rank holds the whole model.
     task: what is asked of it, a constant of `architectures.py` (see `task_of`).
     fresh_head: a model without the task's head gets a random one; its answers then mean nothing, its costs do.
+    trust: code of the folder may run. This package's own models with sizes by layer need none.
 
     Raises:
         UserError: no model or tokenizer there, broken weights, or a DeepSpeed file that is refused.
@@ -83,29 +67,29 @@ def load(
     start_ranks(bool(deepspeed))
     models.quiet_transformers()
     engine = serving_config(deepspeed, bf16) if deepspeed else {}
-    source, config = described(name)
+    source, config = described(name, trust)
     check_weights(source, f"--model {name!r}")
-    tokenizer = read_part(lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=False), *blame(name))
+    tokenizer = read_part(lambda: pretrained.read_tokenizer(source, trust), *blame(name))
     sharding = zero.shard_while_loading(engine)
     dtype = torch.bfloat16 if bf16 else torch.float32
     head = HEADS.get((family(config), task)) if fresh_head else None
     allowed = (*head[0], head[1]) if head else ()
-    model, _ = models.read_weights(source, dtype, attention, task, allowed, flag="--model")
+    model, _ = models.read_weights(source, dtype, attention, task, allowed, flag="--model", trust=trust)
     model.eval()
     runner = zero.serve(model, engine) if sharding is not None else model.to(zero.device())
     del sharding
     return Judged(source, model, runner, tokenizer)
 
 
-def described(name: str) -> tuple[str, PretrainedConfig]:
+def described(name: str, trust: bool = False) -> tuple[str, PretrainedConfig]:
     """What `from_pretrained` reads for `name`, and the configuration that is there. Collective.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it needs code of its folder and `trust` is false.
     """
     source = builtins.source_of(name)
     check_files(source, f"--model {name!r}")
-    config = read_part(lambda: AutoConfig.from_pretrained(source, trust_remote_code=False), *blame(name))
+    config = read_part(lambda: pretrained.read_config(source, trust), *blame(name))
     check_ids(config)
     return source, config
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
@@ -23,43 +24,56 @@ from apt_ds.adapter import AptLinear
 from apt_ds.anatomy import Anatomy
 from apt_ds.architectures import LANGUAGE_MODEL
 from apt_ds.config import UserError
-from apt_ds.export.configs import written
+from apt_ds.export.configs import Edits, written
+from apt_ds.pretrained import without_code
 
 SHARD_BYTES = 4 * 2**30
 
 
-def merged_state(model: nn.Module, bits: int = 16) -> Iterator[tuple[str, Tensor | None]]:
-    """(name, tensor on the host) of every weight a plain model has, adapters merged in; None on other ranks.
+def whole_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
+    """(name, module, parameter) of every weight a plain model has, gathered while it is the current one.
 
-    bits: below 16 packed weights stay packed, several tensors each; one that has an adapter is quantized anew.
-
-    One module is gathered at a time; tied weights come once, under their first name. Collective under stage 3.
+    One module is gathered at a time. Tied weights come once, under their first name. Collective under stage 3:
+    every rank must take them all, whatever goes wrong with one.
     """
     seen: set[int] = set()
     for path, module in model.named_modules():
         own = [p for p in module.parameters(recurse=False) if id(p) not in seen]
-        with zero.gathered(own), torch.no_grad():
+        with zero.gathered(own):
             for name, parameter in module.named_parameters(prefix=path, recurse=False):
-                if id(parameter) in seen or name.rpartition(".")[2].startswith("lora_"):
-                    continue
-                merge = isinstance(module, AptLinear) and parameter is module.weight
-                if not dist.is_main():
-                    yield name, None
-                    continue
-                for part, value in _values(module, name, parameter, merge, bits):
-                    yield part, value.cpu().clone()
+                if id(parameter) not in seen and not name.rpartition(".")[2].startswith("lora_"):
+                    yield name, module, parameter
         seen.update(id(p) for p in own)
 
 
-def _values(
-    module: nn.Module, name: str, parameter: nn.Parameter, merge: bool, bits: int
-) -> Iterable[tuple[str, Tensor]]:
-    if bits == 16 or not isinstance(parameter, quantized.Packed):
-        return [(name, module.merged() if merge else quantized.dense(parameter))]
-    packed = quantized.like(parameter, module.merged()) if merge else parameter
-    return quantized.files(name, packed).items()
+@dataclass(frozen=True)
+class Format:
+    """How weights are written.
+
+    dtype: of all that is not quantized; bits: below 16 packed weights stay packed, in several tensors each, and one
+    that has an adapter is quantized again; edits: what a weight becomes, by name.
+    """
+
+    dtype: torch.dtype
+    bits: int = 16
+    edits: Edits = field(default_factory=dict)
+
+    def tensors(self, name: str, module: nn.Module, parameter: nn.Parameter) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor on the host) of what a weight becomes, its adapter merged in. It must be gathered."""
+        merge = isinstance(module, AptLinear) and parameter is module.weight
+        if self.bits < 16 and isinstance(parameter, quantized.Packed):
+            packed = quantized.like(parameter, module.merged()) if merge else parameter
+            for part, value in quantized.files(name, packed, self.dtype).items():
+                yield part, value.cpu().clone()
+            return
+        value = module.merged() if merge else quantized.dense(parameter)
+        if name in self.edits:
+            value = self.edits[name](value)
+        # a copy in any case: what is gathered goes with its context
+        yield name, value.to("cpu", self.dtype, copy=True)
 
 
+@torch.no_grad()
 def export(
     model: nn.Module,
     anatomy: Anatomy,
@@ -69,29 +83,33 @@ def export(
     folder: Path,
     task: str = LANGUAGE_MODEL,
     bits: int = 16,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write the model to `folder`, whole or not at all. No masks may be soft. Collective.
 
     base_config: that of the model before any cut; task: what is asked of the model, a constant of `tasks.py`; bits:
-    below 16 projections of a base held in as many bits stay quantized.
+    below 16 projections of a base held in as many bits stay quantized; dtype: what the rest is written in, None: in
+    the dtype the model has.
 
     Raises:
-        UserError: it cannot be written (no space, no permission); nothing is left under `folder`.
+        UserError: it cannot be written (no space, no permission, a configuration that is refused); nothing is left
+            under `folder`. Any other error is raised on all ranks too.
     """
     partial = folder.with_name(f"{folder.name}.tmp")
-    form = written(model, base_config, anatomy, task)
+    form = written(model, without_code(base_config), anatomy, task)
+    dtype = dtype or next(model.parameters()).dtype
+    form.config.dtype = dtype
     if bits < 16:
-        form.config.quantization_config = quantized.loading(bits, next(model.parameters()).dtype).to_dict()
-    writer = ShardWriter(partial)
+        form.config.quantization_config = quantized.loading(bits, dtype).to_dict()
+    writer, format_ = ShardWriter(partial), Format(dtype, bits, form.edits)
     dist.on_main(lambda: _writing(partial, writer.start))
-    failure: UserError | None = None
-    for name, tensor in merged_state(model, bits):
+    failure: Exception | None = None
+    for weight in whole_weights(model):
         # the other ranks go on gathering: a failure waits until all have arrived
-        if tensor is not None and failure is None:
+        if dist.is_main() and failure is None:
             try:
-                edit = form.edits.get(name)
-                _writing(partial, partial_add(writer, name, edit(tensor) if edit else tensor))
-            except UserError as error:
+                _writing(partial, partial_add(writer, format_, weight))
+            except Exception as error:
                 failure = error
 
     def finish() -> None:
@@ -112,21 +130,29 @@ def export(
     dist.on_main(lambda: _writing(partial, finish))
 
 
-def partial_add(writer: ShardWriter, name: str, tensor: Tensor) -> Callable[[], None]:
-    """`writer.add` with its arguments bound."""
-    return lambda: writer.add(name, tensor)
+def partial_add(
+    writer: ShardWriter, format_: Format, weight: tuple[str, nn.Module, nn.Parameter]
+) -> Callable[[], None]:
+    """Has `writer` take all tensors of a weight."""
+
+    def add() -> None:
+        for name, tensor in format_.tensors(*weight):
+            writer.add(name, tensor)
+
+    return add
 
 
 def _writing(partial: Path, action: Callable[[], None]) -> None:
-    """Run `action`; a failure to write removes what was written and becomes one line."""
+    """Run `action`; a failure removes what was written, and one to write becomes one line."""
     try:
         action()
-    except (OSError, SafetensorError) as error:
+    except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UserError(
-            f"cannot write the model to {partial.parent}: {reason}; free space or change --output_dir"
-        ) from None
+        if not isinstance(error, OSError | SafetensorError | ValueError) or isinstance(error, UserError):
+            raise
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
+        advice = "; free space or change --output_dir" if isinstance(error, OSError | SafetensorError) else ""
+        raise UserError(f"cannot write the model to {partial.parent}: {reason}{advice}") from None
 
 
 class ShardWriter:
