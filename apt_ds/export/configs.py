@@ -56,11 +56,10 @@ class Written:
 def written(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy, task: str) -> Written:
     """How the cut `model` is written down. config: that of the model before; sizes and kept heads are the model's."""
     config = copy.deepcopy(config)
-    stock = CLASSES[config.model_type, task]
     found = TABLE[config.model_type](model, config, anatomy)
     config = found.config
-    # another stock class may have taken the place of the base model's
-    stock = stock if found.module else CLASSES[config.model_type, task]
+    # not always that of the base model: a LLaMA may be written as a Mistral
+    stock = CLASSES[config.model_type.removeprefix("apt_"), task]
     config.use_cache = True
     config.architectures = [f"Apt{stock}" if found.module else stock]
     if task == CLASSIFICATION:
@@ -86,6 +85,7 @@ def by_layer(config: PretrainedConfig, config_class: type[PretrainedConfig], **l
     """The same configuration with sizes by layer."""
     values = config.to_dict() | layers
     values.pop("model_type")
+    values.pop("sliding_window", None)  # None in every model that is read
     return config_class(**values)
 
 
@@ -95,8 +95,8 @@ def is_llama_size(hidden: np.ndarray, heads: np.ndarray) -> np.ndarray:
 
 
 def has_biases(config: PretrainedConfig) -> bool:
-    """Whether a LLaMA has biases, which a Mistral cannot have."""
-    return config.attention_bias or config.mlp_bias
+    """Whether a model is a LLaMA with biases, which a Mistral cannot have."""
+    return getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False)
 
 
 def writable_sizes(config: PretrainedConfig) -> Writable:
@@ -105,7 +105,7 @@ def writable_sizes(config: PretrainedConfig) -> Writable:
     MistralConfig holds what LlamaConfig refuses, except biases. Only a LLaMA with biases is therefore limited. BERT,
     RoBERTa and T5 write all sizes.
     """
-    if config.model_type != "llama" or not has_biases(config):
+    if not has_biases(config):
         return EVERY_SIZE
     queries = config.num_attention_heads // config.num_key_value_heads
 
@@ -117,7 +117,7 @@ def writable_sizes(config: PretrainedConfig) -> Writable:
 
 def mistral(config: PretrainedConfig) -> MistralConfig:
     """The same model as a Mistral, which computes what a LLaMA without biases does."""
-    unknown = {"model_type", "architectures", "attention_bias", "mlp_bias", "pretraining_tp"}
+    unknown = {"model_type", "architectures", "attention_bias", "mlp_bias", "pretraining_tp", "sliding_window"}
     values = {key: value for key, value in config.to_dict().items() if key not in unknown}
     return MistralConfig(**values, sliding_window=None)
 
@@ -183,6 +183,7 @@ def columns(kept: list[int]) -> Callable[[Tensor], Tensor]:
 
 TABLE: dict[str, Callable[[nn.Module, PretrainedConfig, Anatomy], Written]] = {
     "llama": llama,
+    "mistral": llama,
     "bert": bert,
     "roberta": bert,
     "t5": t5,
