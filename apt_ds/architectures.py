@@ -119,8 +119,8 @@ def mistral(config: PretrainedConfig, task: str) -> Anatomy:
     """
     if config.sliding_window is not None:
         raise UserError(
-            f"architecture 'mistral' with a sliding window of {config.sliding_window} tokens is not supported; where no "
-            "text is longer, set sliding_window to null in the config.json of the model"
+            f"architecture 'mistral' with a sliding window of {config.sliding_window} tokens is not supported; "
+            "where no text is longer, set sliding_window to null in the config.json of the model"
         )
     return llama(config, task)
 

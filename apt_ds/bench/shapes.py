@@ -15,6 +15,7 @@ from transformers import AutoConfig, LlamaConfig, PretrainedConfig, PreTrainedTo
 from apt_ds import dist
 from apt_ds.anatomy import Anatomy, spans
 from apt_ds.architectures import anatomy_of
+from apt_ds.bench.llamas import LLAMAS, llama_config
 from apt_ds.config import RunConfig, UserError
 from apt_ds.data.batches import GlobalOrder
 from apt_ds.data.rows import Row, TokenizedSet
@@ -22,13 +23,12 @@ from apt_ds.feed import Data
 from apt_ds.models import Base, first_line
 from apt_ds.scaling import Shape
 
-# hidden size, feed-forward size, layers, heads, vocabulary
-SIZES = {
-    "llama2-7b": (4096, 11008, 32, 32, 32000),
-    "llama2-13b": (5120, 13824, 40, 40, 32000),
+# beside `LLAMAS`: hidden size, feed-forward size, layers, heads, vocabulary
+MADE_UP = {
     "wide": (1024, 2816, 8, 16, 32000),
     "tiny": (64, 128, 2, 4, 512),
 }
+SIZES = (*LLAMAS, *MADE_UP)
 PREFIX = "random:"
 ROWS = 256
 
@@ -43,7 +43,9 @@ def random_config(name: str) -> PretrainedConfig:
     """
     known, _, some = name.partition(":")
     if known in SIZES and (not some or (some.isdecimal() and int(some) > 0)):
-        hidden, inner, layers, heads, words = SIZES[known]
+        if known in LLAMAS:
+            return llama_config(known, **({"num_hidden_layers": int(some)} if some else {}))
+        hidden, inner, layers, heads, words = MADE_UP[known]
         layers = int(some or layers)
         return LlamaConfig(
             hidden_size=hidden,
