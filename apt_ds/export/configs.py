@@ -123,7 +123,7 @@ def mistral(config: PretrainedConfig) -> MistralConfig:
 
 
 def llama(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy) -> Written:
-    """Plain where layers are alike: a LLaMA, or a Mistral where LlamaConfig refuses the sizes. Both name their head_dim."""
+    """Plain where layers are alike: a LLaMA, or a Mistral where LlamaConfig refuses the sizes. head_dim is explicit."""
     heads, neurons = counts(anatomy, "head"), counts(anatomy, "neuron")
     queries = config.num_attention_heads // config.num_key_value_heads
     config.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
