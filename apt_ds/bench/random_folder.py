@@ -53,7 +53,7 @@ def write_random_model(folder: Path, shape: str, dtype: torch.dtype, layers: int
     Raises:
         UserError: the shape is unknown, the tokenizer does not fit, or the folder cannot be written.
     """
-    config = random_config(f"{shape}:{layers}" if layers else shape)
+    config = config_of(shape, layers)
     words = tokenizer_of(tokenizer, config)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(config, name, getattr(words, name))
@@ -79,6 +79,13 @@ def write_random_model(folder: Path, shape: str, dtype: torch.dtype, layers: int
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"cannot write to {folder}: {error.strerror}; choose another folder") from None
     return needed
+
+
+def config_of(shape: str, layers: int) -> PretrainedConfig:
+    """The configuration of a shape, with its own number of layers if `layers` is 0. Raises UserError."""
+    config = random_config(shape, "--shape")
+    config.num_hidden_layers = layers or config.num_hidden_layers
+    return config
 
 
 def check_folder(folder: Path, needed: int) -> None:

@@ -33,10 +33,10 @@ PREFIX = "random:"
 ROWS = 256
 
 
-def random_config(name: str) -> PretrainedConfig:
+def random_config(name: str, flag: str = "--random_weights") -> PretrainedConfig:
     """The configuration of one of `SIZES`, or of a config.json (a file, or the folder that holds it).
 
-    `NAME:N` has N layers, for a machine that does not hold them all.
+    `NAME:N` has N layers, for a machine that does not hold them all. flag: the option that an error names.
 
     Raises:
         UserError: neither.
@@ -57,13 +57,13 @@ def random_config(name: str) -> PretrainedConfig:
         )
     if not Path(name).exists():
         raise UserError(
-            f"--random_weights {name!r}: give one of {', '.join(SIZES)}, with :N for N of its layers, "
+            f"{flag} {name!r}: give one of {', '.join(SIZES)}, with :N for N of its layers, "
             "or the path of a config.json"
         )
     try:
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"--random_weights {name!r}: no configuration of a model ({first_line(error)})") from None
+        raise UserError(f"{flag} {name!r}: no configuration of a model ({first_line(error)})") from None
 
 
 def random_base(name: str) -> Base:
