@@ -16,10 +16,11 @@ from apt_ds import main
 from apt_ds.arguments import resolve
 from apt_ds.bench.llamas import LLAMAS, scaled_config
 
+AUTO = "AutoModelForCausalLM"
 HEADS = ["--prune_blocks", "heads", "--sparsity", "0.15"]
 GRADUAL = ["--pruning", "gradual", "--max_steps", "4", "--mask_step", "0.5", "--prune_ratio", "0.5"]
 ALL = ["--prune_blocks", "heads,neurons,hidden", "--sparsity", "0.5"]
-# shape, changes of its configuration, flags, classes of transformers or our own that may hold the result
+# shape, changes of its configuration, flags
 QUICK: dict[str, tuple[str, dict[str, bool], list[str]]] = {
     "heads of a LLaMA-2": ("llama2-7b", {}, HEADS),
     "groups of a LLaMA-3, gradual": ("llama3-8b", {}, GRADUAL),
@@ -52,7 +53,7 @@ def inputs(folder: Path, shape: str, changes: dict[str, bool]) -> Place:
 
 
 def trained(place: Place, flags: list[str]) -> torch.Tensor:
-    """Logits of the trained model, which is also written to `place.folder / "out" / "model"`."""
+    """Logits of the trained model, which is also written: to `out/model` in the folder, unless `flags` say otherwise."""
     words = place.words(
         place.folder / "out", "--max_steps", "2", "--calibration_steps", "1", "--save_steps", "0", *flags
     )
@@ -76,7 +77,7 @@ def check(cases: dict[str, tuple[str, dict[str, bool], list[str]]], folder: Path
         bundled = bool(list(written.glob("*.py")))
         assert bundled == ("adaptive" in flags)
         greedy = {"max_new_tokens": 2, "do_sample": False}
-        calls[name] = ("AutoModelForCausalLM", str(written), bundled, {"input_ids": tiny.ids(2)}, greedy)
+        calls[name] = (AUTO, str(written), bundled, {"input_ids": tiny.ids(2)}, greedy)
     found = loaded_elsewhere(calls, folder)
     for (name, attention), (_, answer, _) in found.items():
         assert torch.allclose(answer["logits"], expected[name], atol=1e-5), (name, attention)
@@ -106,13 +107,16 @@ def test_sizes_that_cannot_be_written_are_one_line_before_anything_is_written(
 
 
 def test_a_model_that_was_written_as_a_mistral_can_be_pruned_again(tmp_path: Path) -> None:
-    first = inputs(tmp_path, "llama2-7b", {})
-    trained(first, HEADS)
-    again = ["--model_name_or_path", str(tmp_path / "out" / "model"), "--output_dir", str(tmp_path / "again")]
+    place = inputs(tmp_path, "llama2-7b", {})
+    trained(place, HEADS)
+    expected, calls = {}, {}
     for structure in ("uniform", "adaptive"):
-        logits = trained(first, [*again, "--structure", structure, "--overwrite_output_dir"])
+        output = tmp_path / structure
+        again = ["--model_name_or_path", str(tmp_path / "out" / "model"), "--output_dir", str(output)]
+        expected[structure] = trained(place, [*again, "--structure", structure])
+        greedy = {"max_new_tokens": 2, "do_sample": False}
         bundled = structure == "adaptive"
-        call = ("AutoModelForCausalLM", str(tmp_path / "again" / "model"), bundled, {"input_ids": tiny.ids(2)}, {})
-        call[-1].update(max_new_tokens=2, do_sample=False)
-        for _, answer, _ in loaded_elsewhere({structure: call}, tmp_path).values():
-            assert torch.allclose(answer["logits"], logits, atol=1e-5)
+        calls[structure] = (AUTO, str(output / "model"), bundled, {"input_ids": tiny.ids(2)}, greedy)
+    for (structure, _), (kind, answer, _) in loaded_elsewhere(calls, tmp_path).items():
+        assert kind == {"uniform": "MistralForCausalLM", "adaptive": "AptLlamaForCausalLM"}[structure]
+        assert torch.allclose(answer["logits"], expected[structure], atol=1e-5)
