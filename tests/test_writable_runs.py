@@ -53,7 +53,7 @@ def inputs(folder: Path, shape: str, changes: dict[str, bool]) -> Place:
 
 
 def trained(place: Place, flags: list[str]) -> torch.Tensor:
-    """Logits of the trained model, which is also written: to `out/model` in the folder, unless `flags` say otherwise."""
+    """Logits of the trained model, which is also written. Its folder is `out/model`, unless `flags` name another."""
     words = place.words(
         place.folder / "out", "--max_steps", "2", "--calibration_steps", "1", "--save_steps", "0", *flags
     )
