@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from test_export_tasks import loaded_elsewhere
+from test_architectures import dressed
+from test_export_tasks import inputs_of, loaded_elsewhere
 from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaTokenizer, MistralConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.models.mistral.modeling_mistral import MistralRotaryEmbedding
 
 from apt_ds.anatomy import Anatomy, kept_sizes
 from apt_ds.architectures import anatomy_of
@@ -108,6 +111,21 @@ def test_a_llama_7b_of_24_heads_is_a_mistral_and_of_16_a_llama(tmp_path: Path) -
         assert check_config(config, smaller, tmp_path) is kind
 
 
+@pytest.mark.parametrize("rope", ["linear", "dynamic", "yarn"])
+def test_scaled_positions_survive_the_change_to_a_mistral(rope: str, tmp_path: Path) -> None:
+    parameters = {"rope_type": rope, "rope_theta": 1e4, "factor": 2.0}
+    config = llama_config("llama2-13b", num_hidden_layers=1, rope_parameters=parameters)
+    assert check_config(config, cut(config, BLOCKS[0], "uniform", 0.1), tmp_path) is MistralConfig
+    frequencies = [
+        kind(c).inv_freq
+        for kind, c in (
+            (LlamaRotaryEmbedding, config),
+            (MistralRotaryEmbedding, AutoConfig.from_pretrained(tmp_path)),
+        )
+    ]
+    assert torch.equal(*frequencies)
+
+
 class Case(NamedTuple):
     """A model before its cut, and the search that cuts it."""
 
@@ -160,6 +178,28 @@ def test_models_of_the_published_shapes_answer_the_same_without_apt_ds(tmp_path:
         config = scaled_config("llama2-7b", **biases)
         cases |= {f"biases {number} {s}": Case(config, BLOCKS[3], s, 0.3) for s in STRUCTURES}
     assert check_logits(cases, tmp_path) == set(CLASSES.values())
+
+
+def test_every_choice_for_an_encoder_or_t5_answers_the_same_without_apt_ds(tmp_path: Path) -> None:
+    """What a stock class cannot hold has a class of its own in the folder, uniform sizes too."""
+    models, calls = {}, {}
+    for kind, structure, blocks in itertools.product(tiny.SMALL, STRUCTURES, (BLOCKS[0], BLOCKS[4])):
+        model, anatomy = dressed(kind)
+        base = copy.deepcopy(model.config)
+        rules = Rules(blocks, structure, 2, 2, configs.writable_sizes(base))
+        scores = np.random.default_rng(2).random(anatomy.sizes.total()) * anatomy.prices(anatomy.sizes)
+        keep = search(scores, anatomy, rules, (0.8 if len(blocks) == 1 else 0.5) * anatomy.cost(anatomy.sizes))
+        smaller = operate(model, anatomy, Plan(keep=keep), None, torch.Generator())
+        name = f"{kind} {structure} {len(blocks)}"
+        write.export(model, smaller, base, None, tiny.tokenizer(), tmp_path / name, tiny.TASKS[kind])
+        bundled = bool(list((tmp_path / name).glob("*.py")))
+        greedy = {"max_new_tokens": 2, "do_sample": False}
+        models[name] = model
+        calls[name] = (configs.AUTO[tiny.TASKS[kind]], str(tmp_path / name), bundled, inputs_of(model), greedy)
+    for (name, attention), (_, answer, _) in loaded_elsewhere(calls, tmp_path).items():
+        expected = models[name](**inputs_of(models[name]))
+        for key, value in answer.items():
+            assert torch.allclose(expected[key if key in expected else 0], value, atol=1e-5), (name, attention, key)
 
 
 @pytest.mark.slow

@@ -96,7 +96,7 @@ def is_llama_size(hidden: np.ndarray, heads: np.ndarray) -> np.ndarray:
 
 def has_biases(config: PretrainedConfig) -> bool:
     """Whether a model is a LLaMA with biases, which a Mistral cannot have."""
-    return getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False)
+    return any(getattr(config, name, False) for name in ("attention_bias", "mlp_bias"))
 
 
 def writable_sizes(config: PretrainedConfig) -> Writable:

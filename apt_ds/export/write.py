@@ -25,7 +25,7 @@ from apt_ds.architectures import LANGUAGE_MODEL
 from apt_ds.config import UserError
 from apt_ds.export.configs import written
 
-SHARD_BYTES = 4 * 2**30
+SHARD_BYTES = 2 * 2**30  # what a written model takes in memory beside the model itself
 
 
 def merged_state(model: nn.Module, bits: int = 16) -> Iterator[tuple[str, Tensor | None]]:
