@@ -111,6 +111,20 @@ def roberta(config: PretrainedConfig, task: str) -> Anatomy:
     return bert(config, task, "roberta")
 
 
+def mistral(config: PretrainedConfig, task: str) -> Anatomy:
+    """MistralForCausalLM without a sliding window: the modules of LLaMA. The export writes some LLaMAs as Mistrals.
+
+    Raises:
+        UserError: the model has a sliding window.
+    """
+    if config.sliding_window is not None:
+        raise UserError(
+            f"architecture 'mistral' with a sliding window of {config.sliding_window} tokens is not supported; "
+            "where no text is longer, set sliding_window to null in the config.json of the model"
+        )
+    return llama(config, task)
+
+
 # what reads the stream at its end: layers as wide as it, then the one that makes the answer
 HEADS: dict[tuple[str, str], tuple[tuple[str, ...], str]] = {
     ("bert", CLASSIFICATION): (("bert.pooler.dense",), "classifier"),
@@ -173,6 +187,7 @@ def t5(config: PretrainedConfig, task: str) -> Anatomy:
 Table = Callable[[PretrainedConfig, str], Anatomy]
 ARCHITECTURES: dict[str, dict[str, Table]] = {
     "llama": {LANGUAGE_MODEL: llama},
+    "mistral": {LANGUAGE_MODEL: mistral},
     "bert": {CLASSIFICATION: bert, ANSWERS: bert},
     "roberta": {CLASSIFICATION: roberta, ANSWERS: roberta},
     "t5": {GENERATION: t5},

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from apt_ds.export.write import SHARD_BYTES
 from apt_ds.footprint import Footprint
 from apt_ds.parts import Parts
 
@@ -113,7 +114,10 @@ def estimate(model: Footprint, config: dict[str, Any], layout: Layout) -> Estima
         "saving": engine.plus(waiting),
         # a weight of few bits is cut in fp32
         "rebuild": weights.plus(state, Bytes(max(2 * whole, 8 * unpacked), CODE)),
-        "writing": held(left, params_aside).plus(Bytes(whole, round(parameters * layout.kept * item) + CODE)),
+        # no more than one file of the written model is in memory
+        "writing": held(left, params_aside).plus(
+            Bytes(whole, min(round(parameters * layout.kept * item), SHARD_BYTES) + CODE)
+        ),
     }
     return Estimate(parts, phases)
 

@@ -12,6 +12,7 @@ from apt_ds.config import RunConfig
 from apt_ds.data.glue import labels_of
 from apt_ds.data.tokens import check_lengths, check_positions
 from apt_ds.ds_config import load_config
+from apt_ds.export.configs import writable_sizes
 from apt_ds.faults import explain
 from apt_ds.feed import read_data
 from apt_ds.journal import Journal
@@ -78,7 +79,7 @@ def prepare(run: RunConfig, stopping: Stopping | None = None) -> Trainer:
     commit = str(vars(base.config).get("_commit_hash"))
     preflight.compare(preflight.facts_of(run, config, base.source, commit, data.prints()))
     preflight.check_room(Path(run.output_dir), models.bytes_written(base, run))
-    pruner = Pruner(run, base.anatomy, data.total_steps, zero.device())
+    pruner = Pruner(run, base.anatomy, data.total_steps, zero.device(), writable_sizes(base.config))
     if saved is not None:
         saved.check(run, data.counts(), data.prints())
         saved.check_base(decisive(base.config))

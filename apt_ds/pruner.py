@@ -23,7 +23,7 @@ from apt_ds.data.batches import Batch
 from apt_ds.fisher import Fisher
 from apt_ds.masks import Masks
 from apt_ds.salience import Salience
-from apt_ds.search import Rules, cuttable, default_align, describe, search
+from apt_ds.search import EVERY_SIZE, Rules, Writable, cuttable, default_align, describe, search
 from apt_ds.surgery import Plan
 from apt_ds.taylor import block_importance
 
@@ -31,10 +31,17 @@ from apt_ds.taylor import block_importance
 class Pruner:
     """Masks, scores and decisions of a run. Everything on it is the same on all ranks."""
 
-    def __init__(self, run: RunConfig, anatomy: Anatomy, total_steps: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        run: RunConfig,
+        anatomy: Anatomy,
+        total_steps: int,
+        device: torch.device,
+        writable: Writable = EVERY_SIZE,
+    ) -> None:
         self.run, self.anatomy = run, anatomy
         align = quantized.align(run, default_align(anatomy))
-        self.rules = Rules(run.kinds, run.structure, align, align)
+        self.rules = Rules(run.kinds, run.structure, align, align, writable)
         self.original = anatomy.cost(anatomy.sizes)
         self.prunes = run.pruning != "none" and run.sparsity > 0
         self.gradual = self.prunes and run.pruning == "gradual"

@@ -7,12 +7,13 @@ adaptive: every block competes with every other, as in the paper. Bisection find
 uniform: every attention site keeps the same number of heads, every feed-forward site the same number of
     neurons, so that the result is an ordinary architecture. The i-th best units of all sites form one block.
     Among all count triples that fit, those within `SLACK` of the budget are preferred, and of these the one
-    that keeps most salience is taken.
+    that keeps most salience is taken. Only triples that the family's configuration can hold are candidates.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,38 @@ import numpy as np
 from apt_ds.anatomy import Anatomy, Sizes, kept_sizes, spans
 from apt_ds.config import UserError
 
+KINDS = ("head", "neuron", "hidden")
 SLACK = 0.01  # of the budget: how far below it a plan may end where alignment permits better
+
+
+Accepts = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+def every_size(heads: np.ndarray, neurons: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+    """Accepts all sizes, bool [...]."""
+    return np.ones(np.broadcast_shapes(heads.shape, neurons.shape, hidden.shape), dtype=bool)
+
+
+@dataclass(frozen=True)
+class Writable:
+    """The uniform sizes that an exported model may have. The export of each family states them.
+
+    accepts: int arrays [...] of head blocks and neurons per site and of hidden dimensions, to bool [...].
+    The arrays broadcast. reason: what the family requires, for the error line.
+    """
+
+    accepts: Accepts = every_size
+    reason: str = ""
+
+    def holds(self, anatomy: Anatomy) -> bool:
+        """Whether a model with the sizes of `anatomy` may be written. Sizes that differ by site are always writable."""
+        counts = {kind: {n for k, n in _kinds_and_counts(anatomy) if k == kind} for kind in KINDS}
+        if any(len(found) != 1 for found in counts.values()):
+            return True
+        return bool(self.accepts(*(np.array(counts[kind].pop()) for kind in KINDS)))
+
+
+EVERY_SIZE = Writable()
 
 
 @dataclass(frozen=True)
@@ -29,12 +61,14 @@ class Rules:
 
     kinds: kinds of block that may go; structure: 'uniform' or 'adaptive';
     align_neurons, align_hidden: kept counts are multiples of these (or the full count).
+    writable: the sizes that a uniform plan may end in. Every adaptive plan is writable.
     """
 
     kinds: tuple[str, ...]
     structure: str
     align_neurons: int = 1
     align_hidden: int = 1
+    writable: Writable = EVERY_SIZE
 
     def unit(self, kind: str) -> int:
         """Blocks of `kind` that stay or go together."""
@@ -68,9 +102,10 @@ def search(scores: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float) ->
     scores: salience of each block, float64 [blocks]; density is scores / anatomy.prices.
 
     Raises:
-        UserError: not even the smallest model the rules allow fits the budget.
+        UserError: not even the smallest model the rules allow fits the budget, or none that fits can be written.
     """
-    if anatomy.cost(anatomy.sizes) <= budget:
+    final = rules.structure != "uniform" or rules.writable.holds(anatomy)
+    if final and anatomy.cost(anatomy.sizes) <= budget:
         return np.ones(anatomy.sizes.total(), dtype=bool)
     smallest = anatomy.cost(smallest_sizes(anatomy, rules))
     if smallest > budget:
@@ -178,7 +213,7 @@ def _uniform(scores: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float) 
     gain: dict[str, np.ndarray] = {}
     choices: dict[str, np.ndarray] = {}
     weight: dict[str, int] = {}
-    for kind in ("head", "neuron", "hidden"):
+    for kind in KINDS:
         members = [span for site, span in spans(anatomy.sizes) if anatomy.kind(site) == kind]
         count = {span.stop - span.start for span in members}
         assert len(count) == 1, f"uniform structure needs the same number of {kind}s everywhere, found {count}"
@@ -189,7 +224,13 @@ def _uniform(scores: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float) 
     width = choices["head"][:, None] * weight["head"] + choices["neuron"][None, :] * weight["neuron"]
     cost = width[:, :, None] * choices["hidden"][None, None, :]
     value = gain["head"][:, None, None] + gain["neuron"][None, :, None] + gain["hidden"][None, None, :]
-    fits = cost <= budget
+    grid = (choices["head"][:, None, None], choices["neuron"][None, :, None], choices["hidden"][None, None, :])
+    fits = (cost <= budget) & rules.writable.accepts(*grid)
+    if not fits.any():
+        raise UserError(
+            f"no model of at most {budget:,.0f} prunable parameters can be written: {rules.writable.reason}; change "
+            "--align or --sparsity, allow more in --prune_blocks, or give --structure adaptive"
+        )
     near = fits & (cost >= (1 - SLACK) * budget)
     pool = near if near.any() else fits & (cost >= cost[fits].max())
     h, f, d = np.unravel_index(np.argmax(np.where(pool, value, -np.inf)), cost.shape)

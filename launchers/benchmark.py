@@ -49,7 +49,9 @@ def read(argv: list[str]) -> tuple[argparse.Namespace, RunConfig]:
     parser.add_argument("--steps", type=at_least(1), default=3, help="timed steps of each round")
     parser.add_argument("--json", default="", help="a file for the figures")
     parser.add_argument(
-        "--random_weights", default="", help="llama2-7b, llama2-13b, wide or tiny, :N for N layers, or a config.json"
+        "--random_weights",
+        default="",
+        help="a published LLaMA such as llama2-7b, wide or tiny, :N for N layers, or a config.json",
     )
     parser.add_argument("--generate", type=at_least(0), default=32, help="tokens to generate; 0: not measured")
     parser.add_argument("--prompt", type=at_least(1), default=128, help="tokens of the prompt")

@@ -11,7 +11,8 @@ import torch
 import worlds
 
 from apt_ds import scaling
-from apt_ds.bench.shapes import SIZES, random_base, shape_of
+from apt_ds.bench.llamas import LLAMAS
+from apt_ds.bench.shapes import MADE_UP, SIZES, random_base, shape_of
 from apt_ds.config import RunConfig, UserError
 from apt_ds.scaling import Cluster, Load, Shape
 
@@ -62,9 +63,10 @@ def test_a_step_lies_between_all_hidden_and_nothing_hidden() -> None:
 
 @pytest.mark.parametrize("name", SIZES)
 def test_sizes_can_be_cut(name: str) -> None:
-    assert random_base(name).anatomy.sizes.hidden == SIZES[name][0]
+    hidden = (LLAMAS[name][0] if name in LLAMAS else MADE_UP[name])[0]
+    assert random_base(name).anatomy.sizes.hidden == hidden
     base = random_base(f"{name}:3")
-    assert base.anatomy.sizes.hidden == SIZES[name][0] and base.config.num_hidden_layers == 3
+    assert base.anatomy.sizes.hidden == hidden and base.config.num_hidden_layers == 3
 
 
 @pytest.mark.parametrize("name", ["llama2-8b", "llama2-7b:0", "llama2-7b:few", "no/config.json"])

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from apt_ds import models, quantized, surgery, zero
 from apt_ds.config import RunConfig
 from apt_ds.eval.efficiency import prompts, run_once
+from apt_ds.export.configs import writable_sizes
 from apt_ds.models import Base
 from apt_ds.search import Rules, default_align, search
 from apt_ds.surgery import Plan
@@ -60,7 +61,7 @@ def plain_model(run: RunConfig, base: Base, sparsity: float) -> PreTrainedModel:
 def drawn(run: RunConfig, base: Base, sparsity: float) -> np.ndarray:
     """Blocks that stay, bool [blocks], when chance scores them and the run's rules choose."""
     align = quantized.align(run, default_align(base.anatomy))
-    rules = Rules(run.kinds, run.structure, align, align)
+    rules = Rules(run.kinds, run.structure, align, align, writable_sizes(base.config))
     prices = base.anatomy.prices(base.anatomy.sizes)
     scores = np.random.default_rng(run.seed).random(len(prices)) * prices
     return search(scores, base.anatomy, rules, (1 - sparsity) * base.anatomy.cost(base.anatomy.sizes))

@@ -15,6 +15,7 @@ from transformers import LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast
 from apt_ds import dist, pretrained
 from apt_ds.anatomy import Anatomy, spans
 from apt_ds.architectures import anatomy_of
+from apt_ds.bench.llamas import LLAMAS, llama_config
 from apt_ds.config import RunConfig, UserError
 from apt_ds.data.batches import GlobalOrder
 from apt_ds.data.rows import Row, TokenizedSet
@@ -22,28 +23,29 @@ from apt_ds.feed import Data
 from apt_ds.models import Base, first_line
 from apt_ds.scaling import Shape
 
-# hidden size, feed-forward size, layers, heads, vocabulary
-SIZES = {
-    "llama2-7b": (4096, 11008, 32, 32, 32000),
-    "llama2-13b": (5120, 13824, 40, 40, 32000),
+# beside `LLAMAS`: hidden size, feed-forward size, layers, heads, vocabulary
+MADE_UP = {
     "wide": (1024, 2816, 8, 16, 32000),
     "tiny": (64, 128, 2, 4, 512),
 }
+SIZES = (*LLAMAS, *MADE_UP)
 PREFIX = "random:"
 ROWS = 256
 
 
-def random_config(name: str) -> PretrainedConfig:
+def random_config(name: str, flag: str = "--random_weights") -> PretrainedConfig:
     """The configuration of one of `SIZES`, or of a config.json (a file, or the folder that holds it).
 
-    `NAME:N` has N layers, for a machine that does not hold them all.
+    `NAME:N` has N layers, for a machine that does not hold them all. flag: the option that an error names.
 
     Raises:
         UserError: neither.
     """
     known, _, some = name.partition(":")
     if known in SIZES and (not some or (some.isdecimal() and int(some) > 0)):
-        hidden, inner, layers, heads, words = SIZES[known]
+        if known in LLAMAS:
+            return llama_config(known, **({"num_hidden_layers": int(some)} if some else {}))
+        hidden, inner, layers, heads, words = MADE_UP[known]
         layers = int(some or layers)
         return LlamaConfig(
             hidden_size=hidden,
@@ -55,13 +57,13 @@ def random_config(name: str) -> PretrainedConfig:
         )
     if not Path(name).exists():
         raise UserError(
-            f"--random_weights {name!r}: give one of {', '.join(SIZES)}, with :N for N of its layers, "
+            f"{flag} {name!r}: give one of {', '.join(SIZES)}, with :N for N of its layers, "
             "or the path of a config.json"
         )
     try:
         return pretrained.read_config(name)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"--random_weights {name!r}: no configuration of a model ({first_line(error)})") from None
+        raise UserError(f"{flag} {name!r}: no configuration of a model ({first_line(error)})") from None
 
 
 def random_base(name: str) -> Base:

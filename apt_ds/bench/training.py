@@ -22,6 +22,7 @@ from apt_ds.config import RunConfig
 from apt_ds.data.batches import collate
 from apt_ds.data.instructions import resolve_pad_id
 from apt_ds.ds_config import load_config
+from apt_ds.export.configs import writable_sizes
 from apt_ds.feed import Data
 from apt_ds.journal import Journal, peak_memory, reset_peak
 from apt_ds.models import Base
@@ -85,7 +86,7 @@ def hold_in_four_bits(model: PreTrainedModel, dtype: torch.dtype) -> None:
 def measure_apt(variant: Variant, run: RunConfig, base: Base, data: Data, steps: int) -> Timed:
     """apt_ds: scoring and deciding on the dense model, or training a dense or a cut one."""
     config = load_config(run, dist.world_size(), base.config.hidden_size)
-    pruner = Pruner(run, base.anatomy, data.total_steps, zero.device())
+    pruner = Pruner(run, base.anatomy, data.total_steps, zero.device(), writable_sizes(base.config))
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(run, base, config, data, pruner, Journal(Path(folder), 0, quiet=True))
         if pruner.cut_step is not None:

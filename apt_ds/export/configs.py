@@ -1,7 +1,7 @@
 """How a cut model is written down: its configuration, and what becomes of weights on the way. One function each.
 
-A stock configuration is used where it can hold the sizes that are left; elsewhere one with sizes by layer, whose
-class is in a modelling file of this folder.
+A stock configuration is used where it can hold the sizes that are left. Other models get a configuration with sizes by
+layer, whose class is in a modelling file of this folder. `writable_sizes` says which sizes a stock configuration holds.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+from transformers import MistralConfig, PretrainedConfig
 
 from apt_ds.anatomy import Anatomy
 from apt_ds.architectures import ANSWERS, CLASSIFICATION, GENERATION, LANGUAGE_MODEL
 from apt_ds.export.modeling_apt_bert import AptBertConfig, AptRobertaConfig
 from apt_ds.export.modeling_apt_llama import AptLlamaConfig
 from apt_ds.export.modeling_apt_t5 import AptT5Config
+from apt_ds.search import EVERY_SIZE, Writable
 
 # what is asked to load a model for a task, and the stock class it then makes
 AUTO = {
@@ -29,6 +31,7 @@ AUTO = {
 }
 CLASSES = {
     ("llama", LANGUAGE_MODEL): "LlamaForCausalLM",
+    ("mistral", LANGUAGE_MODEL): "MistralForCausalLM",
     ("bert", CLASSIFICATION): "BertForSequenceClassification",
     ("bert", ANSWERS): "BertForQuestionAnswering",
     ("roberta", CLASSIFICATION): "RobertaForSequenceClassification",
@@ -53,9 +56,10 @@ class Written:
 def written(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy, task: str) -> Written:
     """How the cut `model` is written down. config: that of the model before; sizes and kept heads are the model's."""
     config = copy.deepcopy(config)
-    stock = CLASSES[config.model_type, task]
     found = TABLE[config.model_type](model, config, anatomy)
     config = found.config
+    # not always that of the base model: a LLaMA may be written as a Mistral
+    stock = CLASSES[config.model_type.removeprefix("apt_"), task]
     config.use_cache = True
     config.architectures = [f"Apt{stock}" if found.module else stock]
     if task == CLASSIFICATION:
@@ -81,11 +85,45 @@ def by_layer(config: PretrainedConfig, config_class: type[PretrainedConfig], **l
     """The same configuration with sizes by layer."""
     values = config.to_dict() | layers
     values.pop("model_type")
+    values.pop("sliding_window", None)  # None in every model that is read
     return config_class(**values)
 
 
+def is_llama_size(hidden: np.ndarray, heads: np.ndarray) -> np.ndarray:
+    """Whether LlamaConfig accepts a hidden size with a number of query heads. Its head_dim does not matter."""
+    return hidden % heads == 0
+
+
+def has_biases(config: PretrainedConfig) -> bool:
+    """Whether a model is a LLaMA with biases, which a Mistral cannot have."""
+    return any(getattr(config, name, False) for name in ("attention_bias", "mlp_bias"))
+
+
+def writable_sizes(config: PretrainedConfig) -> Writable:
+    """The uniform sizes that a run may choose for a model with this configuration.
+
+    MistralConfig holds what LlamaConfig refuses, except biases. Only a LLaMA with biases is therefore limited. BERT,
+    RoBERTa and T5 write all sizes.
+    """
+    if not has_biases(config):
+        return EVERY_SIZE
+    queries = config.num_attention_heads // config.num_key_value_heads
+
+    def accepts(heads: np.ndarray, neurons: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+        return is_llama_size(hidden, heads * queries) & (neurons > 0)
+
+    return Writable(accepts, "LLaMA with attention_bias or mlp_bias needs a hidden size divisible by the query heads")
+
+
+def mistral(config: PretrainedConfig) -> MistralConfig:
+    """The same model as a Mistral, which computes what a LLaMA without biases does."""
+    unknown = {"model_type", "architectures", "attention_bias", "mlp_bias", "pretraining_tp", "sliding_window"}
+    values = {key: value for key, value in config.to_dict().items() if key not in unknown}
+    return MistralConfig(**values, sliding_window=None)
+
+
 def llama(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy) -> Written:
-    """Plain where layers are alike; head_dim is explicit."""
+    """Plain where layers are alike: a LLaMA, or a Mistral where LlamaConfig refuses the sizes. head_dim is explicit."""
     heads, neurons = counts(anatomy, "head"), counts(anatomy, "neuron")
     queries = config.num_attention_heads // config.num_key_value_heads
     config.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -93,7 +131,10 @@ def llama(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy) -> Writt
     config.num_key_value_heads, config.num_attention_heads = max(heads), max(heads) * queries
     config.intermediate_size = max(neurons)
     if alike(heads) and alike(neurons):
-        return Written(config)
+        if is_llama_size(config.hidden_size, config.num_attention_heads):
+            return Written(config)
+        if not has_biases(config):
+            return Written(mistral(config))
     layers = {"layer_key_value_heads": heads, "layer_intermediate_sizes": neurons}
     return Written(by_layer(config, AptLlamaConfig, **layers), "modeling_apt_llama")
 
@@ -142,6 +183,7 @@ def columns(kept: list[int]) -> Callable[[Tensor], Tensor]:
 
 TABLE: dict[str, Callable[[nn.Module, PretrainedConfig, Anatomy], Written]] = {
     "llama": llama,
+    "mistral": llama,
     "bert": bert,
     "roberta": bert,
     "t5": t5,

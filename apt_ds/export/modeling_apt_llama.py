@@ -1,18 +1,23 @@
-"""LLaMA whose layers keep different numbers of heads and neurons. Needs transformers only.
+"""LLaMA whose layers keep different numbers of heads and neurons. Needs transformers and what it requires.
 
 The configuration adds two lists, one entry per layer: `layer_key_value_heads` and `layer_intermediate_sizes`.
 """
 
+from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 
+@strict  # without it, the check of LlamaConfig below would stay in force
 class AptLlamaConfig(LlamaConfig):
     """LlamaConfig plus the sizes of each layer; the scalar fields hold the largest."""
 
     model_type = "apt_llama"
     layer_key_value_heads: list[int] | None = None
     layer_intermediate_sizes: list[int] | None = None
+
+    def validate_architecture(self) -> None:
+        """Accept every hidden size: `head_dim` is explicit, so the number of heads need not divide it."""
 
 
 class AptLlamaForCausalLM(LlamaForCausalLM):

@@ -27,7 +27,7 @@ from apt_ds.config import UserError
 from apt_ds.export.configs import Edits, written
 from apt_ds.pretrained import without_code
 
-SHARD_BYTES = 4 * 2**30
+SHARD_BYTES = 2 * 2**30  # what a written model takes in memory beside the model itself
 
 
 def whole_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
