@@ -34,7 +34,13 @@ FLAGS = [
 ]
 
 SHRINKING, PREVIOUS = ["--teacher", "shrinking"], ["--layer_match", "previous"]
-TEACHERS = {"bert-classes": [], "roberta-answers": SHRINKING, "t5-gated": PREVIOUS, "t5": SHRINKING + PREVIOUS}
+# by default the teacher is unpruned and layers are matched on the same step
+TEACHERS = {
+    "bert-classes": [],
+    "roberta-answers": [*SHRINKING, "--gradient_checkpointing"],
+    "t5-gated": PREVIOUS,
+    "t5": SHRINKING + PREVIOUS,
+}
 
 
 @pytest.fixture(scope="module")
