@@ -149,6 +149,20 @@ class RunConfig:
     moments: str = choice("pruning", "carry, reset", "Adam moments when shapes change")
     hold_cuts: bool = option("pruning", False, "gradual: mask only, and cut at the end of the pruning phase")
     distill: bool = option("pruning", False, "learn from the unpruned model within while gradually pruning")
+    teacher: str = choice(
+        "pruning",
+        "unpruned, shrinking",
+        "model that --distill learns from. unpruned: the teacher keeps every block. All cuts then wait until the "
+        "pruning phase ends, even with --hold_cuts false. The phase costs the time and memory of the full model. "
+        "shrinking: each cut removes its blocks from the teacher too, and later steps of the phase get cheaper",
+    )
+    layer_match: str = choice(
+        "pruning",
+        "step, previous",
+        "how --distill picks the student layer for each teacher layer. step: the nearest one on the hidden states of "
+        "the same step. Gradient accumulation then needs a second forward pass of the student. previous: the nearest "
+        "one on the step before, without a second pass",
+    )
 
     rank: int = option("adapter", 8, "initial rank", COUNT)
     max_rank: int = option("adapter", 64, "rank an adapter may grow to", COUNT)
@@ -174,6 +188,14 @@ class RunConfig:
         if named == [AUTO]:
             named = ["q", "v"] if self.task == INSTRUCTIONS else ["q", "v", "up"]
         return tuple(name for name in PROJECTIONS if name in named)
+
+    @property
+    def cuts_wait(self) -> bool:
+        """Whether gradual pruning cuts nothing before its phase ends. An unpruned teacher needs every block until then.
+
+        It takes precedence over `hold_cuts`.
+        """
+        return self.hold_cuts or (self.distill and self.teacher == "unpruned")
 
     @property
     def one_row(self) -> bool:

@@ -1,7 +1,7 @@
 """What a student is compared with its teacher by: layers, layer mapping, predictions (section 7). Pure.
 
-The mapping of a step is read off the distances of the step before: they are summed over the global batch, so that it
-does not depend on how that is split, and cost no pass of their own. Departure: the method recomputes it within a step.
+The layer mapping of a step comes from distances that are summed over a whole global batch. So it does not depend on how
+that batch is split over micro-batches and ranks.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apt_ds.objective import Logits
-from apt_ds.tasks import CLASSIFICATION
+from apt_ds.tasks import GLUE_TASKS
 
 QUARTERS = 4
 LAYER_WEIGHT = 0.9
 
 
-def prediction_weight(kind: str) -> float:
-    """The factor of the prediction loss: GLUE 1, SQuAD and what is generated 0.1."""
-    return 1.0 if kind == CLASSIFICATION else 0.1
+def prediction_weight(task: str) -> float:
+    """The factor of the prediction loss: 1 for a GLUE task, in classes or in words, and 0.1 for every other task."""
+    return 1.0 if task in GLUE_TASKS else 0.1
 
 
 def drawn(stacks: list[list[int]], step: int, seed: int) -> list[int]:
@@ -36,11 +36,22 @@ def drawn(stacks: list[list[int]], step: int, seed: int) -> list[int]:
 def layer_distance(student: Tensor, teacher: Tensor, valid: Tensor, kept: Tensor | None) -> Tensor:
     """Squared difference, mean over kept dimensions, sum over counted tokens, fp32 scalar.
 
-    student, teacher: [B, L, d]; valid: [B, L], 1 or 0; kept: [d], the hidden dimensions' masks, None: all ones.
+    student, teacher: [B, L, d]; valid: [B, L], 1 or 0; kept: [d], the weight of each hidden dimension (see
+    `comparable`), None: all ones.
     """
     squares = (student.float() - teacher.float()).square()
     mean = squares.mean(-1) if kept is None else squares @ (kept.float() / kept.float().sum())
     return (mean * valid).sum()
+
+
+def comparable(mask: Tensor | None) -> Tensor | None:
+    """The hidden dimensions that a student and an unmasked teacher are compared on, 1 or 0, [d]; None: all.
+
+    mask: the student's mask of the hidden dimensions, [d], None: all ones. A dimension counts while its mask is 1. The
+    student's value of any other dimension is scaled by its mask and the teacher's value is not, so their difference
+    would pull on a dimension that is being removed. Where no mask is 1, the dimensions with the largest mask count.
+    """
+    return None if mask is None else (mask == mask.max()).float()
 
 
 def prediction_distance(student: Logits, teacher: Logits) -> Tensor:

@@ -128,7 +128,8 @@ def measure(base: Base, run: RunConfig, batch: Shape, judged: list[Shape], rank:
             taps.install(model)
         lesson.dress(model)
         past = sum(tensor.nbytes for tensor in lesson.teacher.snapshot.values())
-        activations = past + _peak(model, lambda: _lesson(lesson, model, masks, taps, batch), backward=True)
+        ahead = previewed(lesson, model, masks, batch) * (run.gradient_accumulation_steps - 1)
+        activations = past + ahead + _peak(model, lambda: _lesson(lesson, model, masks, taps, batch), backward=True)
         taps.end()
         with torch.no_grad():
             model.eval()
@@ -215,9 +216,20 @@ def _lesson(lesson: Lesson, model: nn.Module, masks: Masks, taps: Salience, shap
     """What a training micro-batch goes backward from."""
     lesson.objective = counted(lesson.kind, shape)
     lesson.weight, lesson.tokens = 1, [1] * len(lesson.stacks)
+    # distances without content map no layer to another
+    lesson.rematch = lambda: None
     batch = batch_of(lesson.kind, shape)
     taps.begin(batch.attention_mask, next(model.parameters()).dtype, 0, lesson.objective.second(batch))
     return lesson.micro(model, batch, masks)[0]
+
+
+def previewed(lesson: Lesson, model: nn.Module, masks: Masks, shape: Shape) -> int:
+    """Bytes of the teacher's outputs that wait for a micro-batch whose distances were measured beforehand."""
+    if not lesson.previews:
+        return 0
+    lesson.objective = counted(lesson.kind, shape)
+    logits, states = lesson.teach(model, batch_of(lesson.kind, shape), masks)
+    return sum(tensor.nbytes for tensor in (*logits, *states.values()))
 
 
 def _loss(model: nn.Module, kind: str, shape: Shape) -> Tensor:

@@ -2,11 +2,18 @@
 
 L = mu L_distill + (1 - mu) L_task, mu from 0 to 1 over the pruning phase; after it the task alone. Every term is a sum
 over a micro-batch divided by what the global batch weighs, so that no split changes it.
+
+A teacher layer is compared with the nearest student layer. `--layer_match step` measures distances on the states of the
+same step, over the whole global batch, before the first layer loss. The first micro-batch gives them in its ordinary
+forward pass. The other micro-batches get a pass without gradients beforehand (`preview`). One all-reduce then sums the
+distances over ranks. `--layer_match previous` uses the distances of the step before, which every pass measures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -14,22 +21,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apt_ds import distill, schedule, zero
+from apt_ds import dist, distill, schedule, zero
 from apt_ds.anatomy import HIDDEN, Anatomy
 from apt_ds.config import RunConfig
 from apt_ds.data.batches import Batch
 from apt_ds.data.rows import IGNORED, Row
 from apt_ds.masks import Masks
-from apt_ds.objective import OBJECTIVES, Logits
+from apt_ds.objective import OBJECTIVES
 from apt_ds.profiling import timed
-from apt_ds.teacher import TRANSFORM, Teacher, Watcher, attach, detach, slot
+from apt_ds.replay import RandomState, random_state, replayed
+from apt_ds.teacher import TRANSFORM, Outputs, Teacher, Watcher, attach, detach, slot
 
 
 class Lesson:
     """Everything on it is the same on all ranks.
 
     phase: steps the teacher lives for, 0 without one; match: teacher's layer to the student's it is compared with;
-    best: the student's score when the teacher last learnt from it.
+    best: the student's score when the teacher last learnt from it; same_step: whether `match` comes from the states of
+    the same step; layers: the teacher's layers of this step; measured: those that distances are taken to in this step.
     """
 
     def __init__(self, run: RunConfig, kind: str, anatomy: Anatomy, phase: int, device: torch.device) -> None:
@@ -43,8 +52,10 @@ class Lesson:
             stacks[bool(second) and path.startswith(second)].append(number)
         self.stacks = [stack for stack in stacks if stack]
         self.match = {layer: layer for stack in self.stacks for layer in stack}
+        self.place = {layer: number for number, stack in enumerate(self.stacks) for layer in stack}
         self.best = -float("inf")
         self.over = not run.distill
+        self.same_step = run.layer_match == "step"
         self._begin(0)
 
     def prepare(self, model: nn.Module, anatomy: Anatomy) -> Anatomy:
@@ -84,9 +95,17 @@ class Lesson:
         yield
         self.teacher.snapshot = {name: state.tensors[name].pop("past") for name in self.teacher.snapshot}
 
+    def start(self, judged: dict[str, Any]) -> None:
+        """Take the score of the student as the run begins, which is what the teacher has learnt from so far."""
+        score = judged.get("score", -judged["held_out_loss"])
+        self.best = -float("inf") if math.isnan(score) else score
+
     def follow(self, score: float, model: nn.Module) -> bool:
-        """At an adjustment: the teacher learns from a student that has not got worse. Collective."""
-        if self.over or score < self.best:
+        """At an adjustment: the teacher learns from a student that has not got worse. Collective.
+
+        A score that is not a number counts as worse.
+        """
+        if self.over or not score >= self.best:
             return False
         self.best = score
         self.teacher.learn(model)
@@ -103,63 +122,114 @@ class Lesson:
     def _begin(self, step: int) -> None:
         self.mu = 0.0 if self.over else schedule.distill_weight(step, self.phase)
         self.layers = distill.drawn(self.stacks, step, self.run.seed)
-        self.following = distill.drawn(self.stacks, step + 1, self.run.seed)
-        count = 0 if self.over else len(self.following) * sum(map(len, self.stacks))
+        self.measured = self.layers if self.same_step else distill.drawn(self.stacks, step + 1, self.run.seed)
+        count = 0 if self.over else len(self.measured) * sum(map(len, self.stacks))
         self.distances = torch.zeros(count, device=self.device)
+        self.matched = False
+        self.previewed: deque[tuple[Outputs, RandomState]] = deque()
+
+    @property
+    def previews(self) -> bool:
+        """Whether all micro-batches of a step but the first must be shown to `preview` beforehand."""
+        return self.same_step and not self.over
+
+    @timed("forward")
+    def preview(self, engine: nn.Module, batches: Iterable[Batch], masks: Masks) -> None:
+        """Measure distances on `batches`, all micro-batches of the step but the first, without gradients. Collective.
+
+        The teacher's outputs are kept until `micro` takes the same batches in the same order. So is the state of the
+        random generators: the student drops the same units in both passes.
+        """
+        for batch in batches:
+            taught = self.teach(engine, batch, masks)
+            random = random_state(self.device)
+            with torch.no_grad():
+                own = self._learn(engine, batch)
+            self._measure(engine, batch, masks, own, taught)
+            self.previewed.append((taught, random))
 
     @timed("forward")
     def micro(self, engine: nn.Module, batch: Batch, masks: Masks) -> tuple[Tensor, Tensor]:
-        """(what to go backward from, the task's loss summed) of a micro-batch.
+        """(what to go backward from, the task's loss summed) of a micro-batch. Collective.
 
         The first is this micro-batch's part of the mean over the global batch.
         """
         if self.over:
             loss = self.objective.summed_loss(engine, batch)
             return loss / self.weight, loss.detach()
-        model = zero.plain(engine)
-        asked = {*self.layers, *self.following}
-        with self.teacher.speaking(model, masks), self.watcher.seeing(asked) as taught:
-            said = self.objective.logits(engine, batch)
-        with self.watcher.seeing(self.match) as states:
-            logits = self.objective.logits(engine, batch)
-        loss = self.objective.loss(logits, batch)
-        distance = self._distill(model, batch, masks, (logits, states), (said, taught))
+        if self.same_step and self.matched:
+            taught, random = self.previewed.popleft()
+            with replayed(random, self.device):
+                own = self._learn(engine, batch)
+        else:
+            taught = self.teach(engine, batch, masks)
+            own = self._learn(engine, batch)
+            self._measure(engine, batch, masks, own, taught)
+            if self.same_step:
+                self.rematch()
+                self.matched = True
+        loss = self.objective.loss(own.logits, batch)
+        distance = self._distill(zero.plain(engine), batch, masks, own, taught)
         return (1 - self.mu) * loss / self.weight + self.mu * distance, loss.detach()
 
-    def _distill(
-        self,
-        model: nn.Module,
-        batch: Batch,
-        masks: Masks,
-        own: tuple[Logits, dict[int, Tensor]],
-        other: tuple[Logits, dict[int, Tensor]],
-    ) -> Tensor:
-        """L_distill; also takes the distances that the next step's mapping is read off."""
-        transform, (logits, states), (said, taught) = model.get_submodule(TRANSFORM), own, other
+    def teach(self, engine: nn.Module, batch: Batch, masks: Masks) -> Outputs:
+        """The teacher's logits and the states that this step needs, without gradients."""
+        asked = {*self.layers, *self.measured}
+        with self.teacher.speaking(zero.plain(engine), masks), self.watcher.seeing(asked) as states:
+            logits = self.objective.logits(engine, batch)
+        return Outputs(logits, states)
+
+    def _learn(self, engine: nn.Module, batch: Batch) -> Outputs:
+        """The student's logits and the states of all its layers."""
+        with self.watcher.seeing(self.match) as states:
+            logits = self.objective.logits(engine, batch)
+        return Outputs(logits, states)
+
+    def _counted(self, batch: Batch) -> list[Tensor]:
+        """Which tokens count in each stack, [B, L] or [B, T]."""
         second = self.objective.second(batch)
-        valid = [batch.attention_mask] if second is None else [batch.attention_mask, second]
-        kept = masks.worn(HIDDEN, states[0])
-        total = distill.prediction_weight(self.kind) * distill.prediction_distance(logits, said) / self.weight
-        place = {layer: number for number, stack in enumerate(self.stacks) for layer in stack}
+        return [batch.attention_mask] if second is None else [batch.attention_mask, second]
+
+    def _distill(self, model: nn.Module, batch: Batch, masks: Masks, own: Outputs, taught: Outputs) -> Tensor:
+        """L_distill. With masked hidden dimensions the layers are compared on those of `distill.comparable`."""
+        transform, valid = model.get_submodule(TRANSFORM), self._counted(batch)
+        kept = distill.comparable(masks.worn(HIDDEN, own.states[0]))
+        prediction = distill.prediction_distance(own.logits, taught.logits)
+        total = distill.prediction_weight(self.run.task) * prediction / self.weight
         for layer in self.layers:
-            number = place[layer]
-            shown = transform(states[self.match[layer]])
-            distance = distill.layer_distance(shown, taught[layer], valid[number], kept)
+            number = self.place[layer]
+            shown = transform(own.states[self.match[layer]])
+            distance = distill.layer_distance(shown, taught.states[layer], valid[number], kept)
             total = total + distill.LAYER_WEIGHT * distance / self.tokens[number]
-        with torch.no_grad():
-            table = self.distances.view(len(self.following), -1)
-            for candidate, state in states.items():
-                shown, number = transform(state.detach()), place[candidate]
-                for row, layer in enumerate(self.following):
-                    if place[layer] == number:
-                        table[row, candidate] += distill.layer_distance(shown, taught[layer], valid[number], kept)
         return total
 
+    @torch.no_grad()
+    def _measure(self, engine: nn.Module, batch: Batch, masks: Masks, own: Outputs, taught: Outputs) -> None:
+        """Add a micro-batch's distances between the teacher's `measured` layers and all of the student's."""
+        transform, valid = zero.plain(engine).get_submodule(TRANSFORM), self._counted(batch)
+        kept = distill.comparable(masks.worn(HIDDEN, own.states[0]))
+        table = self.distances.view(len(self.measured), -1)
+        for candidate, state in own.states.items():
+            shown, number = transform(state.detach()), self.place[candidate]
+            for row, layer in enumerate(self.measured):
+                if self.place[layer] == number:
+                    distance = distill.layer_distance(shown, taught.states[layer], valid[number], kept)
+                    table[row, candidate] += distance
+
+    def rematch(self) -> None:
+        """Map layers by the distances of this step, summed over ranks. Collective."""
+        table = dist.all_reduce_sum(self.distances).view(len(self.measured), -1)
+        self.match |= distill.nearest(table, self.measured, self.stacks)
+
+    def pending(self) -> Tensor:
+        """The distances that `observe` wants summed over ranks at the end of a step; none where `rematch` did that."""
+        return self.distances[:0] if self.same_step else self.distances
+
     def observe(self, reduced: Tensor) -> None:
-        """Take the distances, summed over ranks, of a step with a finite loss."""
+        """Take `pending`, summed over ranks, of a step with a finite loss: the next step maps layers by it."""
         if reduced.numel():
-            table = reduced.view(len(self.following), -1)
-            self.match |= distill.nearest(table, self.following, self.stacks)
+            table = reduced.view(len(self.measured), -1)
+            self.match |= distill.nearest(table, self.measured, self.stacks)
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """(values, tensors) that `load_state` takes."""

@@ -237,7 +237,7 @@ class Pruner:
         dead = self.masks.dead() & ~self.decision
         if step >= self.phase and (dead == ~self.decision).all():
             return self.decision
-        if step % self.run.adjust_every or self.run.hold_cuts:
+        if step % self.run.adjust_every or self.run.cuts_wait:
             return None
         return cuttable(dead, self.scores(), self.anatomy, self.rules)
 

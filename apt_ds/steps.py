@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -60,7 +61,7 @@ class Stepper:
         pulse.phase(f"{name}: update")
         own = self.pruner.observations(engine, self.scoring, importance)
         asked = torch.full((), float(self.stopping.asked > 0), device=self.device)
-        distances = self.lesson.distances
+        distances = self.lesson.pending()
         reduced = dist.all_reduce_sum(torch.cat([torch.stack([loss.float(), asked]), distances, own]))
         # the one time a step waits for the device
         summed, signals, finite = torch.cat([reduced[:2], torch.isfinite(reduced).all().float()[None]]).tolist()
@@ -84,6 +85,8 @@ class Stepper:
         run, total = self.run, torch.zeros((), device=self.device)
         # the engine averages over ranks and accumulation: undo it, the loss is a mean over the global batch
         scale = dist.world_size() * run.gradient_accumulation_steps
+        if self.lesson.previews:
+            self.lesson.preview(engine, self.later(step), self.pruner.masks)
         for micro in range(run.gradient_accumulation_steps):
             pulse.beat()
             made = self.on_host(step, micro)
@@ -134,6 +137,12 @@ class Stepper:
     def micro_batch(self, step: int, micro: int) -> Batch:
         """This rank's part of a global batch, on its device."""
         return self.moved(self.on_host(step, micro))
+
+    def later(self, step: int) -> Iterator[Batch]:
+        """This rank's micro-batches of a step, all but the first, on its device."""
+        for micro in range(1, self.run.gradient_accumulation_steps):
+            pulse.beat()
+            yield self.micro_batch(step, micro)
 
     @profiling.timed("data")
     def on_host(self, step: int, micro: int) -> Batch:

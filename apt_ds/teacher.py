@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from apt_ds.adapter import SCALE, AptLinear, gaussian_rows
 from apt_ds.anatomy import HIDDEN, Anatomy, Axis, Slot
 from apt_ds.heads import Head
 from apt_ds.masks import Masks
+from apt_ds.objective import Logits
 
 TRANSFORM = "transform"  # where it sits on the model
 RANK = 8
@@ -59,6 +60,13 @@ def tuned(model: nn.Module) -> Iterator[tuple[str, AptLinear | Head, tuple[str, 
             yield path, module, ("lora_A", "lora_B")
         elif isinstance(module, Head):
             yield path, module, ("weight", "bias")
+
+
+class Outputs(NamedTuple):
+    """What a model makes of a micro-batch: its logits, and the hidden states of layers by number, [B, L, d] each."""
+
+    logits: Logits
+    states: dict[int, Tensor]
 
 
 class Teacher:

@@ -138,6 +138,7 @@ class Trainer:
         """All steps that are not done yet."""
         if not self.figures:
             self.figures = {"before": self.judge(), "data": self.data.describe()}
+            self.lesson.start(self.figures["before"])
         self.steps.stopping.begin()
         for step in range(self.done, self.data.total_steps):
             if step == self.pruner.cut_step and not self.pruner.cut_done:

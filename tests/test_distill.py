@@ -26,7 +26,7 @@ from apt_ds.lesson import Lesson
 from apt_ds.masks import Masks
 from apt_ds.objective import OBJECTIVES, Logits
 from apt_ds.surgery import Plan, operate
-from apt_ds.tasks import ANSWERS, CLASSIFICATION, GENERATION
+from apt_ds.tasks import ANSWERS, CLASSIFICATION, GENERATION, TASKS
 from apt_ds.zero import EngineState
 
 KINDS = ("bert-classes", "roberta-answers", "t5-gated")
@@ -58,13 +58,14 @@ class Class:
     lesson: Lesson
 
 
-def started(kind: str) -> Class:
+def started(kind: str, *flags: str) -> Class:
     model = tiny.small(kind)
     anatomy = anatomy_of(model.config, tiny.TASKS[kind])
     bias.prepare(model, anatomy)
     adapter.attach(model, anatomy, ("q", "v", "up"), rank=3, seed=1)
     heads.attach(model, anatomy)
-    run = resolve(["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), "--pruning", "gradual", "--distill"])
+    words = ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), "--pruning", "gradual", "--distill", *flags]
+    run = resolve(words)
     lesson = Lesson(run, tiny.TASKS[kind], anatomy, 10, CPU)
     anatomy = lesson.prepare(model, anatomy)
     masks = Masks(anatomy)
@@ -144,6 +145,8 @@ def lesson_of(made: Class, kind: str, parts: list[slice], step: int) -> tuple[fl
     """(loss, gradients, distances) of the four rows in micro-batches."""
     made.lesson.begin(step, rows(kind))
     total = 0.0
+    if made.lesson.previews:
+        made.lesson.preview(made.model, (collate(rows(kind)[part], 0) for part in parts[1:]), made.masks)
     for part in parts:
         loss, _ = made.lesson.micro(made.model, collate(rows(kind)[part], 0), made.masks)
         loss.backward()
@@ -153,12 +156,19 @@ def lesson_of(made: Class, kind: str, parts: list[slice], step: int) -> tuple[fl
     return total, gradients, made.lesson.distances.clone()
 
 
+@pytest.mark.parametrize("match", ["step", "previous"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_split_changes_no_lesson(kind: str) -> None:
-    made = started(kind)
+def test_a_split_changes_no_lesson(kind: str, match: str) -> None:
+    made = started(kind, "--layer_match", match)
+    start = dict(made.lesson.match)
     whole = lesson_of(made, kind, [slice(0, 4)], 6)
-    split = lesson_of(made, kind, [slice(0, 1), slice(1, 4)], 6)
+    made.lesson.observe(made.lesson.pending())
+    matched = {layer: made.lesson.match[layer] for layer in made.lesson.measured}
+    made.lesson.match = start
+    split = lesson_of(made, kind, [slice(0, 1), slice(1, 3), slice(3, 4)], 6)
     assert made.lesson.mu == 0.6
+    made.lesson.observe(made.lesson.pending())
+    assert {layer: made.lesson.match[layer] for layer in made.lesson.measured} == matched
     assert whole[0] == pytest.approx(split[0], rel=1e-5)
     assert torch.allclose(whole[2], split[2], rtol=1e-4)
     assert whole[1].keys() == split[1].keys()
@@ -167,18 +177,98 @@ def test_a_split_changes_no_lesson(kind: str) -> None:
         assert torch.allclose(gradient, split[1][name], rtol=1e-3, atol=1e-6), name
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_student_that_is_its_teacher_learns_nothing_from_it(kind: str) -> None:
+def by_hand(made: Class, kind: str) -> tuple[float, float]:
+    """(L_pred, L_layer) of the four rows from their definition: every teacher layer meets its nearest student layer."""
+    lesson, batch = made.lesson, collate(rows(kind), 0)
+    taught = lesson.teach(made.model, batch, made.masks)
+    with torch.no_grad(), lesson.watcher.seeing(lesson.match) as states:
+        logits = lesson.objective.logits(made.model, batch)
+    divergences = []
+    for own, other in zip(logits, taught.logits, strict=True):
+        p, q = other.softmax(-1), own.softmax(-1)
+        divergences.append((p * (p.clamp(min=1e-30) / q.clamp(min=1e-30)).log()).sum().item() / lesson.weight)
+    whole = made.masks.values[dict(spans(made.anatomy.sizes))[HIDDEN]] == 1.0
+    assert 0 < whole.sum() < len(whole)
+    counted = [batch.attention_mask.bool()]
+    if batch.labels is not None:
+        counted.append(batch.labels != -100)
+    layers = 0.0
+    for layer in lesson.layers:
+        number = lesson.place[layer]
+        distances = []
+        for own in lesson.stacks[number]:
+            shown = made.model.get_submodule("transform")(states[own])
+            squares = (shown - taught.states[layer])[..., whole].square().mean(-1)
+            distances.append(squares[counted[number]].mean().item())
+        layers += min(distances)
+    return float(np.mean(divergences)), layers
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "weight"),
+    [
+        ("bert-classes", "sst2", 1.0),
+        ("t5-gated", "rte", 1.0),
+        ("t5-gated", "cnndm", 0.1),
+        ("t5-gated", "text", 0.1),
+        ("roberta-answers", "squad_v2", 0.1),
+    ],
+)
+def test_the_task_weighs_the_predictions(kind: str, task: str, weight: float) -> None:
+    """GLUE: L_pred + 0.9 L_layer, in words too. Other tasks: 0.1 L_pred + 0.9 L_layer."""
+    made = started(kind, "--task", task)
+    made.lesson.phase = 1  # mu is 1
+    loss, _, _ = lesson_of(made, kind, [slice(0, 4)], 1)
+    predictions, layers = by_hand(made, kind)
+    assert min(predictions, layers) > 1e-3
+    assert loss == pytest.approx(weight * predictions + 0.9 * layers, rel=1e-4)
+
+
+def test_every_glue_task_weighs_its_predictions_by_one() -> None:
+    heavy = {task for task in TASKS if distill.prediction_weight(task) == 1.0}
+    assert heavy == {"sst2", "mnli", "qnli", "qqp", "mrpc", "cola", "rte", "stsb"}
+    assert {distill.prediction_weight(task) for task in set(TASKS) - heavy} == {0.1}
+
+
+def test_dimensions_are_compared_while_their_mask_is_one() -> None:
+    assert distill.comparable(None) is None
+    assert distill.comparable(torch.tensor([1.0, 0.5, 0.0, 1.0])).tolist() == [1.0, 0.0, 0.0, 1.0]
+    assert distill.comparable(torch.tensor([0.5, 0.2, 0.5, 0.0])).tolist() == [1.0, 0.0, 1.0, 0.0]
+
+
+def test_what_was_measured_beforehand_is_what_is_compared() -> None:
+    """With dropout the student drops the same units in both of its passes, and other units in the next step."""
+    kind, seen = "bert-classes", []
     made = started(kind)
+    for module in made.model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.5
+    made.model.get_submodule(made.anatomy.layers[-1]).register_forward_hook(
+        lambda module, args, output: seen.append(output[0] if isinstance(output, tuple) else output)
+    )
+    for step in (6, 7):
+        lesson_of(made, kind, [slice(0, 2), slice(2, 4)], step)
+    # a step: teacher and student on the second part beforehand, both on the first part, the student on the second
+    assert len(seen) == 10
+    assert torch.equal(seen[1], seen[4]) and torch.equal(seen[6], seen[9])
+    assert not torch.allclose(seen[1], seen[6], atol=1e-3) and torch.equal(seen[0], seen[5])
+    assert not torch.allclose(seen[3], seen[8], atol=1e-3)
+
+
+@pytest.mark.parametrize("match", ["step", "previous"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_student_that_is_its_teacher_learns_nothing_from_it(kind: str, match: str) -> None:
+    made = started(kind, "--layer_match", match)
     made.masks.set(np.ones(made.anatomy.sizes.total()))
     made.lesson.teacher.learn(made.model)
     made.model.get_submodule("transform").lora_B.data.zero_()
     made.lesson.phase = 1  # mu is 1
-    loss, gradients, distances = lesson_of(made, kind, [slice(0, 4)], 1)
+    loss, gradients, _ = lesson_of(made, kind, [slice(0, 4)], 1)
     assert abs(loss) < 1e-5 and max(g.abs().max() for g in gradients.values()) < 1e-4
-    made.lesson.observe(distances)
-    following = made.lesson.following
-    assert {layer: made.lesson.match[layer] for layer in following} == {layer: layer for layer in following}
+    made.lesson.observe(made.lesson.pending())
+    assert {layer: made.lesson.match[layer] for layer in made.lesson.measured} == {
+        layer: layer for layer in made.lesson.measured
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -218,8 +308,19 @@ def test_the_teacher_learns_unless_the_student_got_worse() -> None:
     made.model.classifier.weight.data += 1.0
     assert not made.lesson.follow(49.0, made.model)
     assert torch.equal(made.lesson.teacher.snapshot["classifier.weight"], first)
+    assert not made.lesson.follow(float("nan"), made.model)
     assert made.lesson.follow(50.0, made.model)
     assert torch.equal(made.lesson.teacher.snapshot["classifier.weight"], first + 1.0)
+
+
+def test_the_first_adjustment_must_not_be_worse_than_the_start() -> None:
+    made = started("bert-classes")
+    made.lesson.start({"score": 50.0, "held_out_loss": 3.0})
+    assert not made.lesson.follow(49.0, made.model) and made.lesson.follow(50.0, made.model)
+    made.lesson.start({"held_out_loss": 3.0})
+    assert not made.lesson.follow(-3.1, made.model) and made.lesson.follow(-2.9, made.model)
+    made.lesson.start({"score": float("nan"), "held_out_loss": 3.0})
+    assert made.lesson.follow(0.0, made.model)
 
 
 @pytest.mark.slow

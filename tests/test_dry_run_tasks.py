@@ -45,6 +45,11 @@ def test_heads_adapters_and_teacher_count(kind: str, tmp_path: Path, capfd: pyte
     more = sum(w.numel for w in taught.weights) - sum(w.numel for w in plain.weights)
     assert more == 2 * RANK * base.anatomy.sizes.hidden
     assert taught.activations > found(*GRADUAL).activations > plain.activations
+    # the teacher's outputs wait for all micro-batches but the first
+    waiting = found(*GRADUAL, "--distill", "--gradient_accumulation_steps", "3").activations - taught.activations
+    assert waiting >= 2 * 4 * shape.rows * shape.length * base.anatomy.sizes.hidden * len(base.anatomy.layers)
+    previous = [*GRADUAL, "--distill", "--layer_match", "previous"]
+    assert found(*previous, "--gradient_accumulation_steps", "3").activations == found(*previous).activations
     twice = shape._replace(rows=2 * shape.rows, trained=2 * shape.trained)
     assert 1.8 < found(shape=twice).activations / plain.activations < 2.2
     (tmp_path / "model" / "model.safetensors").unlink()

@@ -33,6 +33,15 @@ FLAGS = [
     "heads,neurons,hidden",
 ]
 
+SHRINKING, PREVIOUS = ["--teacher", "shrinking"], ["--layer_match", "previous"]
+# by default the teacher is unpruned and layers are matched on the same step
+TEACHERS = {
+    "bert-classes": [],
+    "roberta-answers": [*SHRINKING, "--gradient_checkpointing"],
+    "t5-gated": PREVIOUS,
+    "t5": SHRINKING + PREVIOUS,
+}
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -41,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def modes(folder: Path) -> dict[str, list[str]]:
-    return {kind: [*tiny.save_task(folder / kind, kind), *FLAGS] for kind in KINDS}
+    return {kind: [*tiny.save_task(folder / kind, kind), *FLAGS, *TEACHERS[kind]] for kind in KINDS}
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +152,52 @@ def test_held_cuts_wait_for_the_end_of_the_phase() -> None:
                 pruner.follow(plan, anatomy.with_sizes(kept_sizes(pruner.anatomy.sizes, plan.keep)), step)
         assert pruner.kept() <= 0.6 and pruner.at_target()
     assert min(cut_at[False]) < 8 <= min(cut_at[True]) and len(cut_at[True]) == 1
+
+
+def test_an_unpruned_teacher_takes_precedence_over_early_cuts() -> None:
+    waits = {
+        (hold, distill, teacher): RunConfig(
+            pruning="gradual", hold_cuts=hold, distill=distill, teacher=teacher
+        ).cuts_wait
+        for hold in (False, True)
+        for distill in (False, True)
+        for teacher in ("unpruned", "shrinking")
+    }
+    assert {case for case, wait in waits.items() if not wait} == {
+        (False, False, "unpruned"),
+        (False, False, "shrinking"),
+        (False, True, "shrinking"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "teacher"), [("bert-classes", "unpruned"), ("t5-gated", "unpruned"), ("bert-classes", "shrinking")]
+)
+def test_pruning_never_moves_an_unpruned_teacher(
+    kind: str, teacher: str, folder: Path, modes: dict[str, list[str]]
+) -> None:
+    """Masks move, ranks grow and the snapshot stays. A shrinking teacher changes with every cut."""
+    words = [*modes[kind], "--teacher", teacher, "--max_steps", "12", "--prune_ratio", "0.8", "--learning_rate", "1e-2"]
+    words += ["--output_dir", str(folder / f"{kind}-{teacher}"), "--overwrite_output_dir", "--save_steps", "0"]
+    made = main.prepare(resolve(["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), *words]))
+    lesson, pruner, batch = made.lesson, made.pruner, made.steps.micro_batch(0, 0)
+    lesson.best = float("inf")  # no later student counts as better
+    first, moved, ranks = None, [], made.pruner.initial_adapters
+    for step in range(12):
+        if lesson.over:
+            break
+        lesson.begin(step, [])
+        logits = lesson.teach(made.engine, batch, pruner.masks).logits
+        first = logits if first is None else first
+        moved.append(max((a - b).abs().max().item() for a, b in zip(logits, first, strict=True)))
+        made.train_step(step)
+        made.adjust(step + 1)
+        if step == 7:
+            assert (pruner.kept() == 1) == (pruner.masks.values.min() < 1) == (teacher == "unpruned")
+            assert sum(p.numel() for n, p in made.engine.module.named_parameters() if "lora" in n) > ranks
+    assert lesson.over and len(moved) == pruner.phase == 10
+    assert max(moved) < 1e-4 if teacher == "unpruned" else max(moved) > 1e-2
+    made.finish()
 
 
 def test_a_sequence_longer_than_the_positions_is_refused(folder: Path, modes: dict[str, list[str]]) -> None:
