@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from apt_ds.ds_config import load_config
 from apt_ds.faults import explain
 from apt_ds.feed import read_data
 from apt_ds.journal import Journal, prepare_output
-from apt_ds.pruner import Pruner
+from apt_ds.pruner import Pruner, mask_notice
 from apt_ds.report import report
 from apt_ds.stopping import Stopping
 from apt_ds.trainer import Trainer
@@ -66,6 +67,8 @@ def prepare(run: RunConfig, stopping: Stopping | None = None) -> Trainer:
     preflight.compare(preflight.facts_of(run, config, base.source, commit, data.prints()))
     preflight.check_room(Path(run.output_dir), models.bytes_written(base, run))
     pruner = Pruner(run, base.anatomy, data.total_steps, zero.device())
+    if dist.is_main() and (notice := mask_notice(run, data.total_steps)):
+        print(notice, file=sys.stderr, flush=True)
     saved = checkpoint.find(run.resume_from_checkpoint, Path(run.output_dir))
     if saved is not None:
         saved.check(run, data.counts(), data.prints())
