@@ -28,8 +28,13 @@ def wandering(draw: np.random.Generator, scores: np.ndarray) -> np.ndarray:
     return np.where(again, draw.random(len(scores)), scores * draw.uniform(0.9, 1.1, len(scores)))
 
 
-def drive(pruner: Pruner, model: torch.nn.Module, steps: int, seed: int) -> list[tuple[int, float, bool]]:
-    """Advance and carry out plans: (step, how far logits moved, whether masks are off) of each step with a change."""
+def drive(
+    pruner: Pruner, model: torch.nn.Module, steps: int, seed: int, late: float = 1.0
+) -> list[tuple[int, float, bool]]:
+    """Advance and carry out plans: (step, how far logits moved, whether masks are off) of each step with a change.
+
+    late: where kept masks are at most when the phase ends, those to remove being at 0.
+    """
     draw, changes = np.random.default_rng(seed), []
     scores = draw.random(pruner.anatomy.sizes.total())
     generator = torch.Generator()
@@ -38,6 +43,8 @@ def drive(pruner: Pruner, model: torch.nn.Module, steps: int, seed: int) -> list
         scores = wandering(draw, scores)
         pruner.scorer.average = torch.from_numpy(scores).float()
         pruner.advance(step)
+        if step == pruner.phase and late < 1.0:
+            pruner.masks.set(np.where(pruner.decision, np.minimum(pruner.masks.values, late), 0.0))
         masks, was_settled = pruner.masks.values.copy(), pruner.settled
         before = model(tiny.ids()).logits
         plan = pruner.plan(step, steps, model)
@@ -74,6 +81,20 @@ def test_masks_come_off_where_they_change_nothing(structure: str, hold: bool) ->
         ends.add(changes[-1][0])
     # 15 moves after the last decision at step 30 suffice; some runs need fewer
     assert max(ends) <= 45 and len(ends) > 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("hold", [False, True])
+@pytest.mark.parametrize("every", [5, 7])
+def test_masks_stay_on_until_the_kept_ones_are_back_at_1(every: int, hold: bool) -> None:
+    """Also where all that goes is dead, or cut already, when the phase ends."""
+    model = tiny.model("mha")
+    run = RunConfig(**GRADUAL, prune_blocks=BLOCKS, mask_step=0.1, adjust_every=every, hold_cuts=hold)
+    pruner = Pruner(run, table(), 40, CPU)
+    changes = drive(pruner, model, 40, 3, late=0.25)
+    assert max(moved for _, moved, _ in changes) < 1e-5, changes
+    # from 0.25 to 1 in 8 steps after step 20
+    assert [step for step, _, settled in changes if settled] == [28] and pruner.at_target()
 
 
 @torch.no_grad()
