@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from conftest import ROOT
 
+from apt_ds import main
 from apt_ds.anatomy import Anatomy, spans
 from apt_ds.architectures import anatomy_of
+from apt_ds.arguments import resolve
 from apt_ds.config import RunConfig, UserError
 from apt_ds.pruner import Pruner, mask_notice
 from apt_ds.surgery import operate
@@ -16,6 +19,7 @@ from apt_ds.surgery import operate
 CPU = torch.device("cpu")
 GRADUAL = {"pruning": "gradual", "structure": "adaptive", "sparsity": 0.4, "align": 4, "rank_growth": False}
 BLOCKS = "heads,neurons,hidden"
+PAPER = ["--recipe", "paper", "--sparsity", "0.4", "--calibration_steps", "3"]
 
 
 def table() -> Anatomy:
@@ -215,3 +219,38 @@ def test_the_outlier_weight_follows_the_outlier_term(outlier: str, weight: float
     assert Pruner(RunConfig(outlier=outlier), table(), 20, CPU).scorer.weight == weight
     assert Pruner(RunConfig(outlier=outlier, outlier_weight=0.3), table(), 20, CPU).scorer.weight == 0.3
     assert Pruner(RunConfig(outlier=outlier, outlier_weight=0.0), table(), 20, CPU).scorer.weight == 0.0
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A short run of a small model on the CPU."""
+    place = tmp_path_factory.mktemp("pruner")
+    tiny.save_model(place / "model")
+    tiny.save_data(place / "data.json")
+    return [
+        *("--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), "--model_name_or_path", str(place / "model")),
+        *("--data_path", str(place / "data.json"), "--eval_size", "4", "--max_seq_length", "64", "--report", "false"),
+        *("--per_device_train_batch_size", "2", "--max_steps", "8", "--sparsity", "0.2", "--align", "4"),
+        *("--structure", "adaptive", "--output_dir", str(place / "out"), "--overwrite_output_dir"),
+    ]
+
+
+def test_a_run_prunes_where_its_adapters_are_and_tells_of_masks_that_jump(
+    words: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    scope = ["--prune_scope", "adapted", "--adapter_targets", "down", "--pruning", "gradual", "--mask_step", "0.1"]
+    figures = main.train(resolve([*words, *scope]))
+    sizes = figures["pruning"]["sizes"]
+    assert figures["pruning"]["kept"] <= 0.8
+    assert sizes["heads"] == 2 and sizes["hidden"] == 32 and np.max(sizes["neurons"]) < 48
+    errors = capfd.readouterr().err
+    assert errors.count("--mask_step 0.1 is too small: masks need 10 steps") == 1 and "The run has 5." in errors
+
+
+def test_a_run_by_the_papers_recipe(words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    figures = main.train(resolve([*words[: words.index("--align")], *words[words.index("--output_dir") :], *PAPER]))
+    sizes = figures["pruning"]["sizes"]
+    assert figures["pruning"]["align"] == 1 and 0.59 < figures["pruning"]["kept"] <= 0.6
+    # layers differ, and no multiple of anything
+    assert len(set(sizes["neurons"])) == 2 and any(count % 2 for count in sizes["neurons"])
+    assert "--mask_step" not in capfd.readouterr().err
