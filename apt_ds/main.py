@@ -15,8 +15,9 @@ from apt_ds.ds_config import load_config
 from apt_ds.faults import explain
 from apt_ds.feed import read_data
 from apt_ds.journal import Journal, prepare_output
-from apt_ds.pruner import Pruner, mask_notice
+from apt_ds.pruner import Pruner
 from apt_ds.report import report
+from apt_ds.rules import mask_notice
 from apt_ds.stopping import Stopping
 from apt_ds.trainer import Trainer
 from apt_ds.watchdog import Watchdog

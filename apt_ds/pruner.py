@@ -16,16 +16,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from apt_ds import dist, profiling, quantized, ranks, schedule, zero
+from apt_ds import dist, profiling, ranks, schedule, zero
 from apt_ds.adapter import adapters
 from apt_ds.anatomy import Anatomy
 from apt_ds.config import RunConfig, UserError
 from apt_ds.data.batches import Batch
 from apt_ds.fisher import Fisher
 from apt_ds.masks import Masks
+from apt_ds.rules import rules_of
 from apt_ds.salience import Salience
-from apt_ds.scope import check_scope, competing_kinds
-from apt_ds.search import Rules, cuttable, default_align, describe, search
+from apt_ds.search import cuttable, describe, search
 from apt_ds.surgery import Plan
 from apt_ds.taylor import block_importance
 
@@ -335,25 +335,6 @@ class Pruner:
             "align": self.rules.align_neurons,
             "sizes": describe(self.anatomy, self.anatomy.sizes),
         }
-
-
-def rules_of(run: RunConfig, anatomy: Anatomy) -> Rules:
-    """What the run's plans must respect.
-
-    Raises:
-        UserError: the run prunes, and no block may go.
-    """
-    kinds = competing_kinds(run, anatomy)
-    check_scope(run, kinds)
-    align = quantized.align(run, default_align(anatomy))
-    return Rules(kinds, run.structure, align, align)
-
-
-def mask_notice(run: RunConfig, total_steps: int) -> str:
-    """One line if masks of gradual pruning must jump at the end of a run of `total_steps`, else ''."""
-    if run.pruning != "gradual" or not run.sparsity:
-        return ""
-    return schedule.mask_notice(run.mask_step, total_steps, schedule.pruning_phase(total_steps, run.prune_ratio))
 
 
 def adapter_sizes(model: nn.Module) -> list[ranks.AdapterSize]:

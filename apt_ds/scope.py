@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from apt_ds.anatomy import HIDDEN, Anatomy
-from apt_ds.config import RunConfig, UserError
+from apt_ds.config import RunConfig
 
 
 def competing_kinds(run: RunConfig, anatomy: Anatomy) -> tuple[str, ...]:
@@ -18,12 +18,3 @@ def competing_kinds(run: RunConfig, anatomy: Anatomy) -> tuple[str, ...]:
     axes = [axis for slot in anatomy.slots if slot.path in paths for axis in (slot.rows, slot.columns)]
     adapted = {anatomy.kind(axis.site) for axis in axes if axis is not None and axis.site != HIDDEN}
     return tuple(kind for kind in run.kinds if kind == "hidden" or kind.removesuffix("s") in adapted)
-
-
-def check_scope(run: RunConfig, kinds: tuple[str, ...]) -> None:
-    """Raise `UserError` for a run that prunes, if no kind of block competes."""
-    if run.pruning != "none" and run.sparsity > 0 and not kinds:
-        raise UserError(
-            f"--prune_scope adapted leaves nothing to prune: no sublayer of --prune_blocks {run.prune_blocks} has an "
-            f"adapter on {','.join(run.targets)}. Add one to --adapter_targets, or give --prune_scope all"
-        )

@@ -13,7 +13,8 @@ from apt_ds.anatomy import Anatomy, spans
 from apt_ds.architectures import anatomy_of
 from apt_ds.arguments import resolve
 from apt_ds.config import RunConfig, UserError
-from apt_ds.pruner import Pruner, mask_notice
+from apt_ds.pruner import Pruner
+from apt_ds.rules import mask_notice
 from apt_ds.surgery import operate
 
 CPU = torch.device("cpu")

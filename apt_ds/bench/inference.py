@@ -13,7 +13,7 @@ from apt_ds import models, surgery, zero
 from apt_ds.config import RunConfig
 from apt_ds.eval.efficiency import prompts, run_once
 from apt_ds.models import Base
-from apt_ds.pruner import rules_of
+from apt_ds.rules import rules_of
 from apt_ds.search import search
 from apt_ds.surgery import Plan
 
