@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tiny
 import torch
 from conftest import ROOT
 
-from apt_ds import main
+from apt_ds import main, quantized
 from apt_ds.anatomy import Anatomy, spans
 from apt_ds.architectures import anatomy_of
 from apt_ds.arguments import resolve
 from apt_ds.config import RunConfig, UserError
+from apt_ds.dry_run import dry_run
 from apt_ds.pruner import Pruner
 from apt_ds.rules import mask_notice
 from apt_ds.surgery import operate
@@ -255,3 +258,19 @@ def test_a_run_by_the_papers_recipe(words: list[str], capfd: pytest.CaptureFixtu
     # layers differ, and no multiple of anything
     assert len(set(sizes["neurons"])) == 2 and any(count % 2 for count in sizes["neurons"])
     assert "--mask_step" not in capfd.readouterr().err
+
+
+def test_a_dry_run_tells_of_masks_that_jump(words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert dry_run(resolve([*words, "--pruning", "gradual", "--mask_step", "0.1"])) is not None
+    assert "--mask_step 0.1 is too small" in capfd.readouterr().err
+    assert dry_run(resolve([*words, "--pruning", "gradual", "--mask_step", "0.25"])) is not None
+    assert "--mask_step" not in capfd.readouterr().err
+
+
+def test_blocks_that_do_not_compete_need_no_sizes_that_can_be_quantized() -> None:
+    anatomy = anatomy_of(tiny.config("mha", hidden_size=64, intermediate_size=128, num_attention_heads=8,
+                                     num_key_value_heads=8))  # fmt: skip
+    run = RunConfig(base_bits=4, align=64, adapter_targets="up")
+    with pytest.raises(UserError, match="pruning head blocks would leave"):
+        quantized._check_sizes(run, anatomy)
+    quantized._check_sizes(replace(run, prune_scope="adapted"), anatomy)
