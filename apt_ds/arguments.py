@@ -1,4 +1,4 @@
-"""From what a user writes to a checked configuration: defaults < preset < file < command line."""
+"""From what a user writes to a checked configuration: defaults < preset < recipe < file < command line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import yaml
 from apt_ds.config import OPTIONS, RunConfig, UserError
 from apt_ds.nearest import suggest
 from apt_ds.options import OneOf, SomeOf, Value
-from apt_ds.presets import METHODS, PRESETS
+from apt_ds.presets import METHODS, PRESETS, RECIPES
 
 DEFAULT_PRESET = "quickstart"
 
@@ -29,16 +29,34 @@ def resolve(argv: Sequence[str], also: Sequence[str] = ()) -> RunConfig:
     """
     given = _read_command_line(argv, also)
     path = given.pop("config", None)
-    stated = given if path is None else _read_file(Path(str(path))) | given
+    stated = given if path is None else _merge(Path(str(path)), given)
     preset = str(stated.get("preset", ""))
     if not preset and not stated.get("model_name_or_path"):
         preset = DEFAULT_PRESET
     if preset and preset not in PRESETS:
         raise UserError(f"--preset {preset!r} is not allowed: give {OneOf(PRESETS)}{suggest(preset, PRESETS)}")
     values = PRESETS[preset]() if preset else {}
-    config = RunConfig(**(values | _method(stated) | stated | {"preset": preset}))
+    recipe = RECIPES.get(str(stated.get("recipe", "default")), {})
+    config = RunConfig(**(values | recipe | _method(stated) | stated | {"preset": preset}))
     config.check()
     return config
+
+
+def _merge(path: Path, given: dict[str, Value]) -> dict[str, Value]:
+    """The options of a file under those of the command line.
+
+    Raises:
+        UserError: the file states another recipe. A saved configuration states every option, so that it would win over
+            the recipe of the command line.
+    """
+    read = _read_file(path)
+    asked, there = given.get("recipe"), read.get("recipe")
+    if asked is not None and there is not None and asked != there:
+        raise UserError(
+            f"--recipe {asked} contradicts {path}, which states recipe {there}. "
+            f"Remove the line from {path}, and the lines of the options that the recipe should choose"
+        )
+    return read | given
 
 
 def _method(stated: dict[str, Value]) -> dict[str, Value]:
@@ -63,7 +81,7 @@ def _read_command_line(argv: Sequence[str], also: Sequence[str]) -> dict[str, Va
     usage = "train.py --deepspeed FILE [--preset NAME] [--config FILE] [--NAME VALUE ...]"
     parser = _Parser(usage=usage, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
-    groups = {"source": parser.add_argument_group("source (defaults < preset < file < command line)")}
+    groups = {"source": parser.add_argument_group("source (defaults < preset < recipe < file < command line)")}
     groups["source"].add_argument("--config", metavar="FILE", help="a YAML or JSON file of options")
     for name, spec in OPTIONS.items():
         title, kind = spec.metadata["group"], type(spec.default)

@@ -34,7 +34,7 @@ EVALUATION = "evaluation.json"  # comes once the model of the last step was eval
 NAME = re.compile(r"checkpoint-(\d+)")
 # what may change from one run to the next; what a path or a count stands for is compared by itself
 FREE = {
-    *("preset", "model_name_or_path", "data_path", "eval_data_path", "perplexity_path", "output_dir"),
+    *("preset", "recipe", "model_name_or_path", "data_path", "eval_data_path", "perplexity_path", "output_dir"),
     *("overwrite_output_dir", "deepspeed", "gradient_checkpointing", "attn_implementation", "logging_steps"),
     *("max_bad_steps", "report", "report_samples", "per_device_eval_batch_size", "num_train_epochs", "max_steps"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "packing", "profile", "export_bits"),

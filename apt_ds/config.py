@@ -19,13 +19,15 @@ from apt_ds.options import (
     NOT_NEGATIVE,
     POSITIVE,
     UP_TO_ONE,
+    ZERO_TO_ONE,
+    OrAutomatic,
     Range,
     SomeOf,
     choice,
     option,
     words,
 )
-from apt_ds.presets import METHODS
+from apt_ds.presets import METHODS, RECIPES
 from apt_ds.tasks import INSTRUCTIONS, TASKS
 
 BLOCKS = ("heads", "neurons", "hidden")
@@ -56,6 +58,12 @@ class RunConfig:
         ", ".join(METHODS),
         "adaptive pruning and tuning, or a baseline: LoRA, full fine-tuning, LoRA then prune by Fisher information, "
         "prune by first-order Taylor then LoRA",
+    )
+
+    recipe: str = choice(
+        "source",
+        ", ".join(RECIPES),
+        "how to prune: the choices that measure best here, or every choice of the paper. Stated options win over it",
     )
 
     task: str = choice("source", ", ".join(TASKS), "what the model learns to do")
@@ -129,13 +137,18 @@ class RunConfig:
         "pruning", "pretuning, gradual, posttuning, none", "cut before, while or after tuning (then tune on), or never"
     )
     prune_blocks: str = option("pruning", "heads,neurons", "kinds of block that may go", SomeOf(BLOCKS))
+    prune_scope: str = choice(
+        "pruning", "all, adapted", "where blocks may go: every sublayer, or only sublayers that hold an adapter"
+    )
     structure: str = choice("pruning", "uniform, adaptive", "same sizes in every layer, or sizes by layer")
     align: int = option("pruning", 0, "kept sizes are multiples of it; 0: by the model's size", NOT_NEGATIVE)
     calibration_steps: int = option("pruning", 32, "optimizer steps scored before a cut all at once", COUNT)
     prune_ratio: float = option(
         "pruning", 0.5, "fraction of all steps that prune and grow ranks, or come before a posttuning cut", UP_TO_ONE
     )
-    mask_step: float = option("pruning", 0.01, "how far a mask moves per step", UP_TO_ONE)
+    mask_step: float = option(
+        "pruning", 0.0, "change of a mask per step; 0: 0.01, or more where the steps after pruning require", ZERO_TO_ONE
+    )
     adjust_every: int = option("pruning", 20, "optimizer steps between cuts and rank growth", COUNT)
     score: str = choice(
         "pruning", "salience, fisher, taylor, random", "what blocks are ranked by; random is the control"
@@ -144,8 +157,13 @@ class RunConfig:
         "pruning", "examples, masses", "activations times gradients: summed by example, or each over the batch first"
     )
     outlier: str = choice("pruning", "normalized, literal, off", "kurtosis term of the score")
-    outlier_weight: float = option("pruning", 0.1, "what the kurtosis term is multiplied with", NOT_NEGATIVE)
-    salience_decay: float = option("pruning", 0.85, "weight of the past in the score's average", BELOW_ONE)
+    outlier_weight: float = option(
+        "pruning", -1.0, "factor of the kurtosis term; -1: 0.1 for normalized, 1 for literal", OrAutomatic(NOT_NEGATIVE)
+    )
+    salience_decay: float = option("pruning", 0.85, "weight of the past in the score's moving average", BELOW_ONE)
+    calibration_average: str = choice(
+        "pruning", "mean, moving", "average of the scores before a one-shot cut: plain mean or moving average"
+    )
     moments: str = choice("pruning", "carry, reset", "Adam moments when shapes change")
     hold_cuts: bool = option("pruning", False, "gradual: mask only, and cut at the end of the pruning phase")
     distill: bool = option("pruning", False, "learn from the unpruned model within while gradually pruning")
@@ -180,6 +198,13 @@ class RunConfig:
     def kinds(self) -> tuple[str, ...]:
         """The kinds of block that may go: some of heads, neurons, hidden, in this order."""
         return tuple(kind for kind in BLOCKS if kind in words(self.prune_blocks))
+
+    @property
+    def kurtosis_weight(self) -> float:
+        """The factor of the kurtosis term: `outlier_weight`, or the default of `outlier`."""
+        if self.outlier_weight >= 0:
+            return self.outlier_weight
+        return 1.0 if self.outlier == "literal" else 0.1
 
     @property
     def targets(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ from apt_ds.feed import Data, read_data
 from apt_ds.footprint import Shape, measure
 from apt_ds.models import Base
 from apt_ds.objective import OBJECTIVES
+from apt_ds.rules import mask_notice
 from apt_ds.tasks import GENERATION, LANGUAGE_MODEL
 
 GPUS = 8  # of a node, where nothing says
@@ -70,6 +72,8 @@ def dry_run(run: RunConfig, inputs: Callable[[RunConfig], tuple[Base, Data]] = f
     process = psutil.Process().memory_info().rss
     found = estimate_run(run, base, data, config, world, machine.on_cpu)
     print("\n".join(tell(found, process, machine, world)), flush=True)
+    if notice := mask_notice(run, data.total_steps):
+        print(notice, file=sys.stderr, flush=True)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from apt_ds.model_folder import check_weights
 from apt_ds.output_folder import check_output, discard_output, prepare_output
 from apt_ds.pruner import Pruner
 from apt_ds.report import report
+from apt_ds.rules import mask_notice
 from apt_ds.stopping import Stopping
 from apt_ds.trainer import Trainer
 from apt_ds.watchdog import Watchdog
@@ -80,6 +82,8 @@ def prepare(run: RunConfig, stopping: Stopping | None = None) -> Trainer:
     preflight.compare(preflight.facts_of(run, config, base.source, commit, data.prints()))
     preflight.check_room(Path(run.output_dir), models.bytes_written(base, run))
     pruner = Pruner(run, base.anatomy, data.total_steps, zero.device(), writable_sizes(base.config))
+    if dist.is_main() and (notice := mask_notice(run, data.total_steps)):
+        print(notice, file=sys.stderr, flush=True)
     if saved is not None:
         saved.check(run, data.counts(), data.prints())
         saved.check_base(decisive(base.config))

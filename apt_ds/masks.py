@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from apt_ds.anatomy import HIDDEN, Anatomy, spans
+from apt_ds.schedule import SNAP
 
 
 class Masks:
@@ -34,13 +35,15 @@ class Masks:
         self._lifted = False
 
     def move_towards(self, keep: np.ndarray, step: float) -> None:
-        """Move by `step` towards 1 where `keep` (bool [blocks]), towards 0 elsewhere."""
-        self.set(np.clip(self.values + np.where(keep, step, -step), 0.0, 1.0))
+        """Move by `step` towards 1 where `keep` (bool [blocks]), towards 0 elsewhere. Both ends are reached exactly."""
+        moved = self.values + np.where(keep, step, -step)
+        # 100 steps of 0.01 must reach 0, not 1e-16
+        near = SNAP * step
+        self.set(np.where(moved < near, 0.0, np.where(moved > 1.0 - near, 1.0, moved)))
 
     def set(self, values: np.ndarray) -> None:
         """Take `values` (float [blocks], 0 to 1) as the masks."""
-        # 100 steps of 0.01 must reach 0, not 1e-16
-        self.values = np.round(values, 9)
+        self.values = values.copy()
         self._worn.clear()
         hidden = self.values[dict(spans(self.anatomy.sizes))[HIDDEN]]
         self._kept = float(hidden.mean())
@@ -52,6 +55,10 @@ class Masks:
         assert not self._handles, "remove() the hooks before a cut"
         self.anatomy = anatomy
         self.set(self.values[keep])
+
+    def arrived(self, keep: np.ndarray) -> bool:
+        """Whether every mask is exactly 1 where `keep` (bool [blocks]), and exactly 0 elsewhere."""
+        return bool((self.values == keep).all())
 
     def dead(self) -> np.ndarray:
         """Blocks whose mask has reached 0, bool [blocks]."""

@@ -35,6 +35,19 @@ class Range(NamedTuple):
         return f"{low} and {'below' if self.high_open else 'at most'} {self.high:g}"
 
 
+class OrAutomatic(NamedTuple):
+    """The numbers of `range`, and -1 for a value that the run chooses."""
+
+    range: Range
+
+    def holds(self, value: float) -> bool:
+        """True for -1 and for a number of the range."""
+        return value == -1 or self.range.holds(value)
+
+    def __str__(self) -> str:
+        return f"{self.range}, or -1"
+
+
 class OneOf(tuple[str | int, ...]):
     """Words or numbers of which the value is one."""
 
@@ -63,10 +76,11 @@ NOT_NEGATIVE = Range(0)
 COUNT = Range(1)
 BELOW_ONE = Range(0, 1, high_open=True)
 UP_TO_ONE = Range(0, 1, low_open=True)
+ZERO_TO_ONE = Range(0, 1)
 BITS = OneOf((16, 8, 4))
 
 
-def option(group: str, default: Value, help: str, allowed: Range | OneOf | None = None) -> Any:
+def option(group: str, default: Value, help: str, allowed: Range | OrAutomatic | OneOf | None = None) -> Any:
     """A field of `RunConfig` that the user sets; its type is the type of `default`."""
     return field(default=default, metadata={"group": group, "help": help, "allowed": allowed})
 

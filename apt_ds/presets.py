@@ -20,6 +20,22 @@ METHODS: dict[str, Preset] = {
     "apt_even_ranks": {"growth": "even"},
 }
 
+# what a recipe means in options, for every architecture; a preset keeps the settings of its task
+RECIPES: dict[str, Preset] = {
+    "default": {},
+    "paper": {
+        "product": "masses",
+        "outlier": "literal",
+        "outlier_weight": 1.0,
+        "calibration_average": "moving",
+        "prune_blocks": "heads,neurons,hidden",
+        "structure": "adaptive",
+        "align": 1,
+        "mask_step": 0.01,
+        "moments": "reset",
+    },
+}
+
 
 def quickstart() -> Preset:
     """SmolLM2-135M on the built-in instructions, 30 % removed: a first look that needs no network and no GPU.

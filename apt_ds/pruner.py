@@ -2,8 +2,9 @@
 
 Three modes. *pretuning*: score `calibration_steps` global batches with the learning rate at 0, cut once, then
 tune. *posttuning*: the same in the middle of the run. *gradual*: score and decide in every step of the pruning phase
-while masks follow the decision; what is dead is cut at each adjustment, and what the last decision condemned is cut
-once its masks have run out. The pruner decides and remembers; `surgery.operate` does the work.
+while masks follow the decision; what is dead is cut at each adjustment. The last cut waits until every mask has
+arrived at 0 or 1, so that nothing jumps when masks come off. The pruner decides and remembers; `surgery.operate` does
+the work.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from apt_ds import dist, profiling, quantized, ranks, schedule, zero
+from apt_ds import dist, profiling, ranks, schedule, zero
 from apt_ds.adapter import adapters
 from apt_ds.anatomy import Anatomy
 from apt_ds.config import RunConfig, UserError
 from apt_ds.data.batches import Batch
 from apt_ds.fisher import Fisher
 from apt_ds.masks import Masks
+from apt_ds.rules import rules_of
 from apt_ds.salience import Salience
-from apt_ds.search import EVERY_SIZE, Rules, Writable, cuttable, default_align, describe, search
+from apt_ds.search import EVERY_SIZE, Writable, cuttable, describe, search
 from apt_ds.surgery import Plan
 from apt_ds.taylor import block_importance
 
@@ -40,24 +42,23 @@ class Pruner:
         writable: Writable = EVERY_SIZE,
     ) -> None:
         self.run, self.anatomy = run, anatomy
-        align = quantized.align(run, default_align(anatomy))
-        self.rules = Rules(run.kinds, run.structure, align, align, writable)
+        self.rules = rules_of(run, anatomy, writable)
         self.original = anatomy.cost(anatomy.sizes)
         self.prunes = run.pruning != "none" and run.sparsity > 0
         self.gradual = self.prunes and run.pruning == "gradual"
-        self.phase = max(1, round(run.prune_ratio * total_steps))
+        self.phase = schedule.pruning_phase(total_steps, run.prune_ratio)
         cuts_at_once = {"pretuning": 0, "posttuning": min(self.phase, total_steps - 1)}
         self.cut_step = cuts_at_once.get(run.pruning) if self.prunes else None
         self.cut_done = False
-        # the last decision's masks must run out while there are steps left to tune in
-        self.mask_step = max(run.mask_step, 2.0 / max(1, total_steps - self.phase))
+        self.mask_step = schedule.mask_step(run.mask_step, total_steps, self.phase)
         self.masks = Masks(anatomy)
         if run.score == "fisher":
             batch = run.per_device_train_batch_size * run.gradient_accumulation_steps * dist.world_size()
             self.scorer: Fisher | Salience = Fisher(anatomy, batch, device)
         else:
-            terms = (run.salience_decay, run.outlier, run.outlier_weight)
-            self.scorer = Salience(anatomy, *terms, device, run.product)
+            terms = (run.salience_decay, run.outlier, run.kurtosis_weight)
+            mean = not self.gradual and run.calibration_average == "mean"
+            self.scorer = Salience(anatomy, *terms, device, run.product, mean)
         self.taylor = np.zeros(anatomy.sizes.total())
         self.decision = np.ones(anatomy.sizes.total(), dtype=bool)
         self.alive = np.arange(anatomy.sizes.total())  # the original number of every block still there
@@ -201,6 +202,8 @@ class Pruner:
         Raises:
             UserError: nothing was scored, since no step was finite.
         """
+        if isinstance(self.scorer, Salience):
+            self.scorer.conclude(model)
         if not self.scores().any():
             raise UserError(
                 "no step before the cut had a finite loss and gradient, so that nothing tells blocks apart; give more "
@@ -215,11 +218,28 @@ class Pruner:
         return Plan(keep=self.decision, scale=scale)
 
     def advance(self, step: int) -> None:
-        """After update number `step`: decide anew while the phase lasts, move the masks."""
+        """After update number `step`: decide again while the phase lasts, move the masks.
+
+        Masks wait for the first finite step: before it nothing tells blocks apart.
+
+        Raises:
+            UserError: the phase ends and no step was finite.
+        """
         if self.settled or not self.gradual:
             return
+        if isinstance(self.scorer, Salience) and schedule.is_adjustment(step, self.run.adjust_every, self.phase):
+            # weights have moved, whether or not blocks are cut here
+            self.scorer.refresh()
         if step <= self.phase:
-            self.decision = self.decide(1.0 - self.target(step))
+            if self.scores().any():
+                self.decision = self.decide(1.0 - self.target(step))
+            elif step == self.phase:
+                raise UserError(
+                    f"no step of the pruning phase of {self.phase} steps had a finite loss and gradient, so that "
+                    "nothing tells blocks apart. Give a higher --prune_ratio or, with fp16, a lower initial_scale_power"
+                )
+            else:
+                return
         self.masks.move_towards(self.decision, self.mask_step)
 
     def plan(self, step: int, last_step: int, model: nn.Module) -> Plan:
@@ -229,14 +249,19 @@ class Pruner:
         return Plan(keep=self._due(step, last_step), grow=grow)
 
     def _due(self, step: int, last_step: int) -> np.ndarray | None:
-        """Blocks that remain if this step cuts, else None."""
+        """Blocks that remain if this step cuts, else None. The last cut waits for all masks; then masks come off."""
         if not self.gradual or self.settled:
             return None
         if step >= last_step:
             self.masks.set(self.decision.astype(float))
+        if step >= self.phase and self.masks.arrived(self.decision):
+            if not self.decision.all():
+                return self.decision
+            # earlier cuts took all that goes, and masks of 1 change nothing
+            self.settled = True
+            self.masks.remove()
+            return None
         dead = self.masks.dead() & ~self.decision
-        if step >= self.phase and (dead == ~self.decision).all():
-            return self.decision
         if step % self.run.adjust_every or self.run.cuts_wait:
             return None
         return cuttable(dead, self.scores(), self.anatomy, self.rules)
@@ -269,7 +294,7 @@ class Pruner:
         self.gone[self.alive[~plan.keep]] = self.gone.max() + 1
         self.alive = self.alive[plan.keep]
         self.anatomy = anatomy
-        self.settled = not self.gradual or (step >= self.phase and bool(self.decision.all()))
+        self.settled = not self.gradual or (step >= self.phase and self.masks.arrived(np.ones_like(self.decision)))
 
     def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """(values, tensors) that `load_state` takes. What a cut all at once is decided by is measured anew."""

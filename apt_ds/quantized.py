@@ -24,6 +24,7 @@ from transformers import BitsAndBytesConfig
 
 from apt_ds.anatomy import HIDDEN, Anatomy, Axis
 from apt_ds.config import RunConfig, UserError
+from apt_ds.scope import competing_kinds
 
 BLOCK = 64  # weights that share a scale in 4 bits
 ROWS = 32  # rows that bitsandbytes takes together when it runs a 4-bit model on the CPU
@@ -295,7 +296,8 @@ def _size_and_step(axis: Axis, run: RunConfig, anatomy: Anatomy) -> tuple[int, i
     """A dimension's size, and what a cut's sizes are multiples of (the size where nothing may go)."""
     kind = anatomy.kind(axis.site)
     count = anatomy.sizes.hidden if axis.site == HIDDEN else anatomy.sizes.counts[axis.site]
-    cuts = run.pruning != "none" and {"head": "heads", "neuron": "neurons", "hidden": "hidden"}[kind] in run.kinds
+    plural = {"head": "heads", "neuron": "neurons", "hidden": "hidden"}[kind]
+    cuts = run.pruning != "none" and plural in competing_kinds(run, anatomy)
     blocks = count if not cuts else 1 if kind == "head" else align(run, 0)
     return count * axis.unit, blocks * axis.unit
 

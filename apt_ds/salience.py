@@ -41,11 +41,14 @@ def in_order() -> Iterator[None]:
 
 
 class Salience(Taps):
-    """Moving averages of what the taps sum up.
+    """Averages of what the taps sum up.
 
     average: fp32 [blocks], the moving average of scores; masses: fp32 [2, dimensions], of this step A and then G, or
     with product `examples` what stands for A * G; stale: whether the outlier term must be measured before the next
     update. Product `examples` holds the activations at all taps until their gradients are there.
+
+    mean: for weights at rest. The average is then the plain mean of the first-order terms of `count` steps, and
+    `activations` (fp32 [dimensions]) sums their A. `conclude` adds the outlier term once, before scores are used.
     """
 
     def __init__(
@@ -56,8 +59,9 @@ class Salience(Taps):
         weight: float,
         device: torch.device,
         product: str = "masses",
+        mean: bool = False,
     ) -> None:
-        self.decay, self.outlier, self.weight, self.product = decay, outlier, weight, product
+        self.decay, self.outlier, self.weight, self.product, self.mean = decay, outlier, weight, product, mean
         # where memory is what a sum costs
         self.lean = device.type != "cpu"
         super().__init__(anatomy, device)
@@ -68,8 +72,14 @@ class Salience(Taps):
         super().resize(anatomy)
         self.masses = torch.zeros(2, len(self.owner), device=self.device)
         self.outliers = torch.zeros(anatomy.sizes.total(), device=self.device)
-        self.stale = self.outlier != "off"
+        self.refresh()
+        self.activations = torch.zeros(len(self.owner), device=self.device)
+        self.count = 0
         self._kind = torch.from_numpy(block_kinds(anatomy)).to(self.device)
+
+    def refresh(self) -> None:
+        """Measure the outlier term again before the next update of a moving average: weights have changed."""
+        self.stale = self.outlier != "off" and not self.mean
 
     def prepare(self, mask: Tensor, second: Tensor) -> None:
         """On a GPU: the tokens that do not count, which a tap then takes off a sum over all."""
@@ -94,16 +104,18 @@ class Salience(Taps):
 
         return commit
 
-    def measure_outliers(self, model: nn.Module) -> None:
-        """Read the outlier term from the weights, frozen and tuned part together, once after every cut.
+    def measure_outliers(self, model: nn.Module, activations: Tensor | None = None) -> None:
+        """Read the outlier term from the weights, frozen and tuned part together.
 
-        Gathers one weight at a time: collective under stage 3. Uses this step's activation masses, already summed
-        over ranks.
+        Gathers one weight at a time: collective under stage 3. activations: sums of |x|, fp32 [dimensions], already
+        summed over ranks. The default is those of this step.
         """
         self.stale = False
+        self.outliers.zero_()
         where = dict(spans(self.anatomy.sizes))
+        activations = self.masses[0] if activations is None else activations
         for number, site in enumerate(self.anatomy.sites):
-            mass = self.masses[0, self.places[number]]
+            mass = activations[self.places[number]]
             with effective_weight(model.get_submodule(site.consumer)) as weight:
                 self.outliers[where[number]] = consumer_outliers(weight, site.unit, mass)
         for path in self.anatomy.readers:
@@ -111,7 +123,7 @@ class Salience(Taps):
                 self.outliers[where[HIDDEN]] += reader_outliers(weight) / len(self.anatomy.readers)
 
     def update(self, gradient_scale: float) -> None:
-        """Turn this step's masses (already summed over ranks) into scores and move the average.
+        """Turn this step's masses (already summed over ranks) into scores and take them into the average.
 
         gradient_scale: what the hooks' gradients must be multiplied with to be those of the global mean loss
         (undoes loss scaling and averaging over ranks), so that scores do not depend on the split.
@@ -120,8 +132,28 @@ class Salience(Taps):
         products = self.masses[1] if self.product == "examples" else self.masses[0] * self.masses[1]
         with in_order():
             first_order.index_add_(0, self.owner, products * gradient_scale)
-            self.average.mul_(self.decay).add_(self.combine(first_order), alpha=1 - self.decay)
+            if self.mean:
+                self.count += 1
+                self.average.lerp_(first_order, 1 / self.count)
+                self.activations += self.masses[0]
+            else:
+                self.average.mul_(self.decay).add_(self.combine(first_order), alpha=1 - self.decay)
         self.masses.zero_()
+
+    def conclude(self, model: nn.Module) -> None:
+        """Add the outlier term to a mean of first-order terms; later steps begin a new mean. Collective.
+
+        The term takes the activations of all steps of the mean. Every step's score is linear in its first-order term,
+        so that this is the mean of their scores.
+        """
+        if not self.mean or not self.count:
+            return
+        if self.outlier != "off":
+            self.measure_outliers(model, self.activations)
+        with in_order():
+            self.average = self.combine(self.average)
+        self.activations.zero_()
+        self.count = 0
 
     def discard(self) -> None:
         """Forget this step's masses (a non-finite loss)."""
@@ -140,7 +172,7 @@ class Salience(Taps):
         return first_order + scale[self._kind] * self.outliers
 
     def scores(self) -> np.ndarray:
-        """The moving average, float64 [blocks] on the host."""
+        """The average, float64 [blocks] on the host."""
         return self.average.double().cpu().numpy()
 
     def after_cut(self, anatomy: Anatomy, keep: np.ndarray) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 
+SNAP = 1e-3  # fraction of a mask's step, below which a mask has arrived
+
 
 def kept_fraction(step: int, total: int, sparsity: float) -> float:
     """Fraction of the model's parameters kept at `step` of a pruning phase of `total` steps (method.md 4).
@@ -15,6 +17,38 @@ def kept_fraction(step: int, total: int, sparsity: float) -> float:
     kept = 1 - gamma_t, gamma_t = gamma_T - gamma_T (1 - t/T)^3: 1 at step 0, 1 - sparsity from `total` on.
     """
     return 1.0 - sparsity * (1.0 - (1.0 - _progress(step, total)) ** 3)
+
+
+def pruning_phase(total: int, ratio: float) -> int:
+    """Steps of the pruning phase: `ratio` of `total` steps, at least one."""
+    return max(1, round(ratio * total))
+
+
+def mask_step(asked: float, total: int, phase: int) -> float:
+    """Change of a mask per step.
+
+    `asked` is exact. 0 chooses 0.01, or more, so that masks arrive in half of the steps after `phase`.
+    """
+    return asked or min(1.0, max(0.01, 2.0 / max(1, total - phase)))
+
+
+def mask_moves(step_size: float) -> int:
+    """Moves of `step_size` that take a mask from one end to the other."""
+    # Masks.move_towards snaps to an end that is this near
+    return math.ceil(1.0 / step_size - SNAP)
+
+
+def mask_notice(asked: float, total: int, phase: int) -> str:
+    """One line for a run in which masks cannot reach 0 and 1 after the last decision, else ''."""
+    needed, there = mask_moves(mask_step(asked, total, phase)), total - phase + 1
+    if needed <= there:
+        return ""
+    fitting = math.ceil(1000 / there) / 1000
+    return (
+        f"--mask_step {asked:g} is too small: masks need {needed} steps from the last decision on, at step {phase}. "
+        f"The run has {there}. Masks jump to 0 and 1 at its end. "
+        f"Give --mask_step {fitting:g} or more, or a lower --prune_ratio."
+    )
 
 
 def rank_budget(step: int, total: int, initial: int, factor: float) -> int:

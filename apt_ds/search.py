@@ -113,7 +113,7 @@ def search(scores: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float) ->
         raise UserError(
             f"the budget of {budget:,.0f} parameters cannot be met: pruning {','.join(rules.kinds)} with alignment "
             f"{rules.align_neurons} (neurons) and {rules.align_hidden} (hidden) leaves at least {smallest:,} of "
-            f"{total:,}; lower --sparsity or --align, or allow more in --prune_blocks"
+            f"{total:,}; lower --sparsity or --align, or allow more in --prune_blocks or --prune_scope"
         )
     finder = _uniform if rules.structure == "uniform" else _adaptive
     sizes = finder(scores, anatomy, rules, budget)

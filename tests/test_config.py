@@ -12,7 +12,7 @@ from deepspeed.launcher.runner import parse_args
 
 from apt_ds.arguments import resolve
 from apt_ds.config import OPTIONS, RunConfig, UserError
-from apt_ds.presets import PRESETS
+from apt_ds.presets import METHODS, PRESETS
 
 
 @pytest.fixture
@@ -106,6 +106,13 @@ def test_lists_come_in_their_own_order(named: list[str]) -> None:
     [
         ("--sparsity 1", ["--sparsity 1.0", "at least 0 and below 1"]),
         ("--sparsity nan", ["--sparsity nan"]),
+        ("--mask_step -0.1", ["--mask_step -0.1", "at least 0 and at most 1"]),
+        ("--mask_step 1.5", ["--mask_step 1.5", "at least 0 and at most 1"]),
+        ("--outlier_weight -2", ["--outlier_weight -2.0", "at least 0, or -1"]),
+        ("--outlier_weight nan", ["--outlier_weight nan", "at least 0, or -1"]),
+        ("--recipe papers", ["--recipe 'papers'", "default, paper"]),
+        ("--prune_scope adapter", ["--prune_scope 'adapter'", "all, adapted"]),
+        ("--calibration_average median", ["--calibration_average 'median'", "mean, moving"]),
         ("--learning_rate 0", ["--learning_rate 0.0", "above 0"]),
         ("--learning_rate inf", ["--learning_rate inf"]),
         ("--seed 1.5", ["--seed '1.5'", "a whole number"]),
@@ -131,6 +138,66 @@ def test_lists_come_in_their_own_order(named: list[str]) -> None:
 def test_mistakes_name_flag_value_and_what_is_allowed(words: str, parts: list[str], named: list[str]) -> None:
     text = message([*named, *words.split()])
     assert [part for part in parts if part not in text] == []
+
+
+def table(config: RunConfig) -> dict[str, object]:
+    return {name: getattr(config, name) for name in OPTIONS}
+
+
+PAPER = {
+    "product": "masses",
+    "outlier": "literal",
+    "outlier_weight": 1.0,
+    "calibration_average": "moving",
+    "prune_blocks": "heads,neurons,hidden",
+    "structure": "adaptive",
+    "align": 1,
+    "mask_step": 0.01,
+    "moments": "reset",
+}
+
+
+@pytest.mark.parametrize("preset", ["", *PRESETS])
+def test_the_papers_recipe_sets_its_choices_and_nothing_else(preset: str, named: list[str]) -> None:
+    words = [*named[:2], "--preset", preset] if preset else named
+    plain = table(resolve(words))
+    assert table(resolve([*words, "--recipe", "paper"])) == plain | PAPER | {"recipe": "paper"}
+    assert table(resolve([*words, "--recipe", "default"])) == plain
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_recipe_and_any_method_agree(name: str, named: list[str]) -> None:
+    words = [*named, "--method", name]
+    assert table(resolve([*words, "--recipe", "paper"])) == table(resolve(words)) | PAPER | {"recipe": "paper"}
+
+
+@pytest.mark.parametrize("source", ["command line", "file"])
+def test_stated_options_win_over_the_recipe(source: str, required: list[str], tmp_path: Path) -> None:
+    stated = {"align": 64, "outlier": "normalized", "moments": "carry", "mask_step": 0.05, "prune_blocks": "heads"}
+    words = [*required, "--preset", "roberta-sst2", "--recipe", "paper"]
+    if source == "file":
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(stated), encoding="utf-8")
+        words += ["--config", str(tmp_path / "run.yaml")]
+    else:
+        words += [word for name, value in stated.items() for word in (f"--{name}", str(value))]
+    expected = table(resolve([*required, "--preset", "roberta-sst2"])) | PAPER | stated | {"recipe": "paper"}
+    assert table(resolve(words)) == expected
+
+
+def test_a_recipe_shows_in_the_saved_configuration_and_reads_back(required: list[str], tmp_path: Path) -> None:
+    config = resolve([*required, "--preset", "t5-cnndm", "--recipe", "paper", "--align", "16"])
+    config.save(tmp_path / "config.yaml")
+    saved = yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8"))
+    assert {name: saved[name] for name in PAPER} == PAPER | {"align": 16} and saved["recipe"] == "paper"
+    assert resolve(["--config", str(tmp_path / "config.yaml")]) == config
+    assert resolve(["--config", str(tmp_path / "config.yaml"), "--recipe", "paper"]) == config
+
+
+def test_another_recipe_than_that_of_a_saved_configuration_is_refused(required: list[str], tmp_path: Path) -> None:
+    """Every option of the file would win over the recipe, and nothing would say so."""
+    resolve([*required, "--preset", "t5-cnndm"]).save(tmp_path / "config.yaml")
+    text = message(["--config", str(tmp_path / "config.yaml"), "--recipe", "paper"])
+    assert "--recipe paper contradicts" in text and "config.yaml" in text and "default" in text
 
 
 def test_rank_above_the_limit_is_fine_without_growth(named: list[str]) -> None:

@@ -13,6 +13,7 @@ from apt_ds import adapter
 from apt_ds.anatomy import HIDDEN, Anatomy, spans
 from apt_ds.architectures import anatomy_of
 from apt_ds.masks import Masks
+from apt_ds.schedule import mask_moves
 from apt_ds.surgery import Plan, operate
 
 
@@ -91,6 +92,22 @@ def test_masks_reach_both_ends_exactly() -> None:
     for _ in range(100):
         masks.move_towards(np.ones_like(keep), 0.01)
     assert (masks.values == 1.0).all()
+
+
+@pytest.mark.parametrize("step", [1 / 3, 0.3, 0.07, 0.027, 0.01, 1 / 777, 1e-4, 1.0])
+def test_masks_of_any_step_arrive_when_the_schedule_says(step: float) -> None:
+    _, anatomy = with_adapters("mha")
+    keep = np.ones(anatomy.sizes.total(), dtype=bool)
+    keep[::2] = False
+    masks, moves = Masks(anatomy), mask_moves(step)
+    for towards in (keep, ~keep):
+        # half are at their ends already, the others have the whole way to go
+        for _ in range(moves - 1):
+            masks.move_towards(towards, step)
+        assert not masks.arrived(towards)
+        masks.move_towards(towards, step)
+        assert masks.arrived(towards)
+        assert set(masks.values) == {0.0, 1.0}
 
 
 def test_a_masked_model_generates() -> None:

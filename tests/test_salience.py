@@ -169,6 +169,56 @@ def test_moving_average_and_discard() -> None:
     assert np.allclose(salience.scores(), 0.85 * first)
 
 
+def calibrated(outlier: str, steps: int, mean: bool = True) -> tuple[LlamaForCausalLM, Salience, list[torch.Tensor]]:
+    """A scorer after `steps` batches with weights at rest, and the masses of each."""
+    model, _, salience = prepared(outlier)
+    salience.mean, seen = mean, []
+    salience.refresh()
+    for step in range(steps):
+        seen.append(score(model, salience, [rows()[step : step + 2]]))
+        if salience.stale:
+            salience.measure_outliers(model)
+        salience.update(1.0)
+    return model, salience, seen
+
+
+def test_calibration_takes_the_plain_mean_of_its_batches() -> None:
+    model, salience, seen = calibrated("off", 4)
+    salience.conclude(model)
+    sums = sum(masses[0] * masses[1] for masses in seen) / 4
+    expected = torch.zeros(len(salience.average)).index_add_(0, salience.owner, sums)
+    assert np.allclose(salience.scores(), expected.numpy(), rtol=1e-5)
+    assert not np.allclose(salience.scores(), calibrated("off", 4, mean=False)[1].scores(), rtol=0.1)
+
+
+@pytest.mark.parametrize("outlier", ["literal", "normalized"])
+def test_kurtosis_after_calibration_takes_the_activations_of_all_batches(outlier: str) -> None:
+    model, salience, seen = calibrated(outlier, 3)
+    assert not salience.outliers.any()  # measured once, when scores are used
+    first_order = salience.average.clone()
+    salience.conclude(model)
+    other = prepared(outlier)[2]
+    other.measure_outliers(model, sum(masses[0] for masses in seen))
+    assert torch.allclose(salience.outliers, other.outliers, rtol=1e-5) and other.outliers.any()
+    assert torch.allclose(salience.average, other.combine(first_order), rtol=1e-5)
+    # the score of every batch is linear: their mean is the score of the mean
+    parts = [torch.zeros_like(first_order).index_add_(0, other.owner, masses[0] * masses[1]) for masses in seen]
+    assert torch.allclose(salience.average, sum(map(other.combine, parts)) / 3, rtol=1e-4)
+
+
+def test_a_mean_begins_again_after_it_was_concluded_or_discarded() -> None:
+    model, salience, _ = calibrated("off", 2)
+    first = salience.scores()
+    salience.masses.fill_(float("nan"))
+    salience.discard()
+    assert np.array_equal(salience.scores(), first) and salience.count == 2
+    salience.conclude(model)
+    masses = score(model, salience, [rows()])
+    salience.update(1.0)
+    expected = torch.zeros(len(first)).index_add_(0, salience.owner, masses[0] * masses[1])
+    assert np.allclose(salience.scores(), expected.numpy(), rtol=1e-5)
+
+
 @pytest.mark.parametrize("padded", [0, 5])
 def test_both_ways_to_sum_a_column_agree(padded: int) -> None:
     x = torch.randn(3, 8, 6, generator=torch.Generator().manual_seed(0))

@@ -24,6 +24,23 @@ def test_kept_fraction_stays_at_its_ends() -> None:
     assert schedule.kept_fraction(0, 0, 0.3) == pytest.approx(0.7)  # no phase: done from the start
 
 
+def test_masks_are_as_fast_as_the_steps_left_need_unless_told() -> None:
+    for total, phase, expected in ((1000, 500, 0.01), (200, 100, 0.02), (20, 10, 0.2), (3, 2, 1.0), (10, 10, 1.0)):
+        assert schedule.mask_step(0.0, total, phase) == pytest.approx(expected)
+        assert schedule.mask_step(0.03, total, phase) == 0.03
+        assert not schedule.mask_notice(0.0, total, phase)
+
+
+@pytest.mark.parametrize(("total", "phase"), [(150, 75), (150, 150), (40, 30), (2000, 1000)])
+def test_the_notice_names_the_steps_and_a_step_size_that_fits(total: int, phase: int) -> None:
+    there = total - phase + 1
+    text = schedule.mask_notice(0.5 / there, total, phase)
+    assert f"need {2 * there} steps" in text and f"The run has {there}." in text and f"at step {phase}." in text
+    fitting = float(text.partition("Give --mask_step ")[2].split()[0])
+    assert not schedule.mask_notice(fitting, total, phase)
+    assert not schedule.mask_notice(1 / there, total, phase)
+
+
 def test_rank_budget_grows_linearly_to_factor() -> None:
     assert [schedule.rank_budget(step, 10, 1000, 4.0) for step in (0, 5, 10, 11)] == [1000, 2500, 4000, 4000]
     assert schedule.rank_budget(3, 10, 1000, 1.0) == 1000

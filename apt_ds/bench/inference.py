@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from apt_ds import models, quantized, surgery, zero
+from apt_ds import models, surgery, zero
 from apt_ds.config import RunConfig
 from apt_ds.eval.efficiency import prompts, run_once
 from apt_ds.export.configs import writable_sizes
 from apt_ds.models import Base
-from apt_ds.search import Rules, default_align, search
+from apt_ds.rules import rules_of
+from apt_ds.search import search
 from apt_ds.surgery import Plan
 
 BATCHES = (1, 32)
@@ -60,8 +61,7 @@ def plain_model(run: RunConfig, base: Base, sparsity: float) -> PreTrainedModel:
 
 def drawn(run: RunConfig, base: Base, sparsity: float) -> np.ndarray:
     """Blocks that stay, bool [blocks], when chance scores them and the run's rules choose."""
-    align = quantized.align(run, default_align(base.anatomy))
-    rules = Rules(run.kinds, run.structure, align, align, writable_sizes(base.config))
     prices = base.anatomy.prices(base.anatomy.sizes)
     scores = np.random.default_rng(run.seed).random(len(prices)) * prices
-    return search(scores, base.anatomy, rules, (1 - sparsity) * base.anatomy.cost(base.anatomy.sizes))
+    budget = (1 - sparsity) * base.anatomy.cost(base.anatomy.sizes)
+    return search(scores, base.anatomy, rules_of(run, base.anatomy, writable_sizes(base.config)), budget)
