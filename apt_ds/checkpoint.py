@@ -25,7 +25,7 @@ from apt_ds import dist, parts
 from apt_ds.config import OPTIONS, RunConfig, UserError
 from apt_ds.parts import Parts
 
-FORMAT = 4
+FORMAT = 5
 LAST = "last"
 MANIFEST, STATE, METRICS = "manifest.json", "state.json", "metrics.jsonl"
 NAME = re.compile(r"checkpoint-(\d+)")

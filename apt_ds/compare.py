@@ -8,6 +8,7 @@ measured last, all models interleaved in one process.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import subprocess
 import sys
@@ -20,7 +21,9 @@ from apt_ds import dist
 from apt_ds.arguments import resolve
 from apt_ds.config import OPTIONS, RunConfig, UserError
 from apt_ds.presets import METHODS
-from apt_ds.results import Trial, publish, tabulate
+from apt_ds.result_table import publish
+from apt_ds.results import Trial, tabulate
+from apt_ds.tasks import GLUE_TASKS, SQUADS, TEXTS
 
 LAUNCHERS = Path(__file__).resolve().parents[1] / "launchers"
 UNPRUNED = ("lora", "full", "apt_unpruned")
@@ -36,6 +39,8 @@ class Comparison:
 
     processes: per run; mmlu_data: a folder of MMLU in CSV layout ('' leaves it out); vary: names of options of
     train.py, each with the values it takes; all combinations are run.
+    full_num_train_epochs: of full fine-tuning; 0: as long as the other runs.
+    inference_batch_size: at which inference is measured too; 0: what is usual for the kind of model.
     """
 
     methods: tuple[str, ...]
@@ -47,6 +52,8 @@ class Comparison:
     mmlu_sample: int
     efficiency: bool
     vary: tuple[tuple[str, ...], ...] = ()
+    full_num_train_epochs: float = 0.0
+    inference_batch_size: int = 0
 
     def check(self) -> None:
         """Raise UserError for a value that is not allowed."""
@@ -58,6 +65,15 @@ class Comparison:
                 raise UserError(f"--sparsity {value} is not allowed: give numbers above 0 and below 1")
         if self.processes < 1:
             raise UserError(f"--processes {self.processes} is not allowed: give at least 1")
+        epochs = self.full_num_train_epochs
+        if not (math.isfinite(epochs) and epochs >= 0):
+            text = "give a number above 0, or 0 to train as long as the other runs"
+            raise UserError(f"--full_num_train_epochs {epochs} is not allowed: {text}")
+        if self.inference_batch_size < 0:
+            text = "give at least 1, or 0 for the usual size"
+            raise UserError(f"--inference_batch_size {self.inference_batch_size} is not allowed: {text}")
+        if self.inference_batch_size and not self.efficiency:
+            raise UserError("--inference_batch_size requires --efficiency, which measures inference")
         if self.mmlu_data and not Path(self.mmlu_data).is_dir():
             raise UserError(f"--mmlu_data {self.mmlu_data!r} is no folder: give one that holds dev/ and test/")
         for words in self.vary:
@@ -90,8 +106,9 @@ def compare(comparison: Comparison, words: Sequence[str]) -> list[dict[str, Any]
             train(comparison, trial, config)
         if comparison.mmlu_data and not (trial.folder / "mmlu.json").exists():
             judge(comparison, trial)
-    speeds = infer(trials, shared) if comparison.efficiency else {}
-    rows = tabulate(trials, speeds)
+    speeds = infer(trials, shared, comparison.inference_batch_size) if comparison.efficiency else {}
+    about = {"metric": score_name(shared.task), "inference_batch_size": comparison.inference_batch_size or None}
+    rows = tabulate(trials, speeds, about)
     publish(rows, Path(shared.output_dir))
     return rows
 
@@ -113,6 +130,8 @@ def configure(comparison: Comparison, trial: Trial, words: Sequence[str]) -> Run
     own = [*words, "--method", trial.method, "--sparsity", str(trial.sparsity), "--seed", str(trial.seed)]
     if trial.method == "full":
         own += ["--learning_rate", str(comparison.full_learning_rate)]
+        if comparison.full_num_train_epochs:
+            own += ["--num_train_epochs", str(comparison.full_num_train_epochs), "--max_steps", "-1"]
     own += [word for name, value in trial.setting for word in (f"--{name}", value)]
     return replace(resolve(own), output_dir=str(trial.folder), overwrite_output_dir=True, report=False)
 
@@ -164,7 +183,7 @@ def run(trial: Trial, words: list[str]) -> None:
         raise UserError(f"{trial.folder.name} ended with status {status}; run again to go on with what is missing")
 
 
-def infer(trials: list[Trial], shared: RunConfig) -> dict[str, Any]:
+def infer(trials: list[Trial], shared: RunConfig, batch: int = 0) -> dict[str, Any]:
     """Inference speed and memory of one model per row, interleaved in one process; by folder name."""
     first: dict[tuple[object, ...], Trial] = {}
     for trial in trials:
@@ -172,4 +191,14 @@ def infer(trials: list[Trial], shared: RunConfig) -> dict[str, Any]:
     from apt_ds.eval import efficiency
 
     folders = {trial.folder.name: str(trial.folder / "model") for trial in first.values()}
-    return efficiency.measure(folders, bf16=shared.bf16)
+    return efficiency.measure(folders, shared.bf16, efficiency.Plan(batch=batch))
+
+
+def score_name(task: str) -> str | None:
+    """What a task's score is, for the table's header; None where a task has loss and perplexity alone."""
+    if task in GLUE_TASKS:
+        from apt_ds.data.glue import GLUE
+
+        return GLUE[task].main
+    names = dict.fromkeys(SQUADS, "F1") | dict.fromkeys(TEXTS, "ROUGE-Lsum")
+    return names.get(task)
