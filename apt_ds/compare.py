@@ -1,8 +1,9 @@
 """Methods side by side under one budget of steps: train each, judge each, one table (the paper's Table 3).
 
 Every run is a process of its own, started as a user would start it, in a folder of its own under `--output_dir`; what
-is finished there is not done again, so that an interrupted comparison goes on with what is missing. Inference is
-measured last, all models interleaved in one process.
+is finished there is not done again, so that an interrupted comparison goes on with what is missing. SIGTERM, SIGINT or
+SIGHUP also stops the run under way, which saves a checkpoint; the next start goes on from it. Inference is measured
+last, all models interleaved in one process.
 """
 
 from __future__ import annotations
@@ -10,19 +11,26 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
+
+import psutil
 
 from apt_ds import dist
 from apt_ds.arguments import resolve
+from apt_ds.checkpoint import LAST, MANIFEST
 from apt_ds.config import OPTIONS, RunConfig, UserError
 from apt_ds.presets import METHODS
 from apt_ds.result_table import publish
 from apt_ds.results import Trial, tabulate
+from apt_ds.stopping import Stopped
 from apt_ds.tasks import GLUE_TASKS, SQUADS, TEXTS
 
 LAUNCHERS = Path(__file__).resolve().parents[1] / "launchers"
@@ -30,7 +38,12 @@ UNPRUNED = ("lora", "full", "apt_unpruned")
 # given by other options of the comparison
 OWN = ("method", "sparsity", "seed", "output_dir")
 # what a folder may differ in and still be the same run
-INCIDENTAL = ("output_dir", "overwrite_output_dir", "deepspeed", "logging_steps", "report", "report_samples")
+INCIDENTAL = (
+    *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "deepspeed"),
+    *("logging_steps", "report", "report_samples"),
+)
+# what asks the comparison to stop
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -155,7 +168,9 @@ def check_finished(trial: Trial, config: RunConfig) -> None:
 
 
 def train(comparison: Comparison, trial: Trial, config: RunConfig) -> None:
-    """Run train.py under the deepspeed launcher."""
+    """Run train.py under the deepspeed launcher, from the last checkpoint of an interrupted run if there is one."""
+    if any(trial.folder.glob(f"checkpoint-*/{MANIFEST}")):
+        config = replace(config, resume_from_checkpoint=LAST)
     file = trial.folder.with_name(f"{trial.folder.name}.yaml")
     file.parent.mkdir(parents=True, exist_ok=True)
     config.save(file)
@@ -174,13 +189,49 @@ def judge(comparison: Comparison, trial: Trial) -> None:
 
 
 def run(trial: Trial, words: list[str]) -> None:
-    """Start a process and wait; it speaks for itself on the terminal."""
+    """Start a process and wait; it speaks for itself on the terminal.
+
+    Raises:
+        UserError: it failed.
+        Stopped: a signal has ended it and the comparison.
+    """
     print(f"{trial.folder.name}: {Path(words[1] if words[1] != '-m' else 'train.py').name}", flush=True)
     package = str(LAUNCHERS.parent)
     paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
-    status = subprocess.run(words, env=os.environ | {"PYTHONPATH": paths}, check=False).returncode
+    process = subprocess.Popen(words, env=os.environ | {"PYTHONPATH": paths})
+    # nohup ignores SIGHUP, and so does this
+    heard = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in heard}
+    try:
+        status = process.wait()
+    except Stopped:
+        end(process)
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if status:
         raise UserError(f"{trial.folder.name} ended with status {status}; run again to go on with what is missing")
+
+
+def stop(number: int, frame: FrameType | None) -> NoReturn:
+    """Handle a signal: leave the wait for a run."""
+    raise Stopped(number, "stopped; run again to go on with what is missing")
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a run with the launcher and ranks it has started; a rank saves a checkpoint first."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+    with suppress(psutil.NoSuchProcess):
+        started = psutil.Process(process.pid).children(recursive=True)
+        # the ranks alone: a launcher that is asked to end kills its ranks at once
+        ranks = [one for one in started if not one.children()]
+        for one in ranks or [psutil.Process(process.pid)]:
+            with suppress(psutil.NoSuchProcess):
+                one.terminate()
+        psutil.wait_procs(started)
+    process.wait()
 
 
 def infer(trials: list[Trial], shared: RunConfig, batch: int = 0) -> dict[str, Any]:

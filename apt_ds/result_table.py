@@ -121,9 +121,7 @@ def notes(rows: list[Row]) -> str:
         words = fillings(rows)
         known = {name: column for name, column in ABSOLUTE.items() if base.get(name) is not None}
         figures = (f"{head.format(**words)} {form(base[name])}" for name, (head, form) in known.items())
-        lines.append(
-            f"{words['ref'].capitalize() if base['method'] == 'full' else words['ref']}: {'; '.join(figures)}."
-        )
+        lines.append(f"100 % is {words['ref']}: {'; '.join(figures)}.")
     return "\n\n".join(lines) + "\n"
 
 
