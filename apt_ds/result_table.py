@@ -18,7 +18,7 @@ from apt_ds.journal import write_json
 Row = dict[str, Any]
 Form = Callable[[float], str]
 
-REFERENCES = {"full": "full fine-tuning", "lora": "LoRA"}
+REFERENCES = {"full": "full fine-tuning", "lora": "LoRA without pruning"}
 ABSENT = "-"
 
 
@@ -92,8 +92,7 @@ def columns(rows: list[Row]) -> dict[str, tuple[str, Form]]:
 def fillings(rows: list[Row]) -> dict[str, Any]:
     """What headers name: the reference, the score and the batch size of inference."""
     metric = rows[0].get("metric") or ("MMLU accuracy" if rows[0].get("mmlu") is not None else "score")
-    reference = REFERENCES.get(rows[0].get("reference") or "", "")
-    return {"ref": reference, "metric": metric, "batch": rows[0].get("inference_batch_size")}
+    return {"ref": rows[0].get("reference"), "metric": metric, "batch": rows[0].get("inference_batch_size")}
 
 
 def cell(row: Row, name: str, form: Form) -> str:
@@ -121,7 +120,7 @@ def notes(rows: list[Row]) -> str:
         words = fillings(rows)
         known = {name: column for name, column in ABSOLUTE.items() if base.get(name) is not None}
         figures = (f"{head.format(**words)} {form(base[name])}" for name, (head, form) in known.items())
-        lines.append(f"100 % is {words['ref']}: {'; '.join(figures)}.")
+        lines.append(f"100 % is `{words['ref']}`, {REFERENCES[words['ref']]}: {'; '.join(figures)}.")
     return "\n\n".join(lines) + "\n"
 
 

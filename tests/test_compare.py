@@ -80,12 +80,12 @@ def test_rows_are_means_over_seeds_and_ratios_to_lora() -> None:
         row["inference_batch_size"] = 32
     lines = markdown([apt, lora]).splitlines()
     assert lines[0].strip("| ").split(" | ") == [
-        *("method", "parameters removed, %", "perplexity", "perplexity, % of LoRA", "training time, % of LoRA"),
-        *("peak training memory, % of LoRA", "step at final size, % of LoRA", "peak memory at final size, % of LoRA"),
-        *("inference speed, times LoRA", "inference speed at batch 32, times LoRA"),
+        *("method", "parameters removed, %", "perplexity", "perplexity, % of lora", "training time, % of lora"),
+        *("peak training memory, % of lora", "step at final size, % of lora", "peak memory at final size, % of lora"),
+        *("inference speed, times lora", "inference speed at batch 32, times lora"),
     ]
     assert lines[2] == "| apt | 30.0 | 12.0 ± 2.8 | 120.0 | 110.0 | 110.0 | 75.0 | 80.0 | 1.30 | 1.20 |"
-    assert "100 % is LoRA: training time, s 20.0;" in notes([apt, lora])
+    assert "100 % is `lora`, LoRA without pruning: training time, s 20.0;" in notes([apt, lora])
     assert "at batch 32, tokens/s 50.0" in notes([apt, lora])
 
 
@@ -97,7 +97,7 @@ def test_relative_quality_is_that_of_the_task() -> None:
     for row in rows:
         row |= {"removed": 0.0, "metric": "accuracy"}
     lines = markdown(rows).splitlines()
-    assert lines[0].endswith("| accuracy, % | relative accuracy, % of full fine-tuning |")
+    assert lines[0].endswith("| accuracy, % | relative accuracy, % of full |")
     assert lines[3] == "| apt | 0.0 | 60.0 | 75.0 |" and lines[4] == "| lora | 0.0 | - | - |"
     rows = [{"method": "full", "dev_score": -3.0}, {"method": "apt", "dev_score": 60.0}]
     normalize(rows, [[[{"score": -3.0, "pruned": True, "seconds": 1.0, "step": 1}]], [[]]])
@@ -134,10 +134,10 @@ def test_a_cut_at_the_last_step_leaves_a_table_with_gaps(tmp_path: Path) -> None
     lines = (tmp_path / "table.md").read_text(encoding="utf8").splitlines()
     heads, cells = (line.strip("| ").split(" | ") for line in (lines[0], lines[3]))
     shown = dict(zip(heads, cells, strict=True))
-    assert shown["step at final size, % of full fine-tuning"] == "-"
+    assert shown["step at final size, % of full"] == "-"
     names = ("F1, %", "F1 at its best threshold, %", "exact match, %", "exact match at its best threshold, %")
     assert [shown[name] for name in names] == ["76.0", "77.0", "66.0", "67.0"]
-    assert shown["relative F1, % of full fine-tuning"] == "95.0"
+    assert shown["relative F1, % of full"] == "95.0"
     assert not (tmp_path / "table.png").exists()
     # without the reference all figures stand for themselves, the other way round the reference has the gap
     alone = markdown(tabulate(trials[1:], {})).splitlines()
@@ -306,5 +306,5 @@ def test_a_task_is_timed_to_near_the_best_of_full_tuning() -> None:
     for row in rows:
         row["removed"] = 0.0
     lines = markdown(rows).splitlines()
-    assert "| steps to 97 % of the best score of full fine-tuning | time to that score, % of full fine" in lines[0]
+    assert "| steps to 97 % of the best score of full | time to that score, % of full |" in lines[0]
     assert lines[2].endswith("| 30 | 150 | 2.00 |") and lines[4].endswith("| - | - | - |")
