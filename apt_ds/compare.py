@@ -1,26 +1,37 @@
 """Methods side by side under one budget of steps: train each, judge each, one table (the paper's Table 3).
 
 Every run is a process of its own, started as a user would start it, in a folder of its own under `--output_dir`; what
-is finished there is not done again, so that an interrupted comparison goes on with what is missing. Inference is
-measured last, all models interleaved in one process.
+is finished there is not done again, so that an interrupted comparison goes on with what is missing. SIGTERM, SIGINT or
+SIGHUP also stops the run under way, which saves a checkpoint; the next start goes on from it. Inference is measured
+last, all models interleaved in one process.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
+
+import psutil
 
 from apt_ds import dist
 from apt_ds.arguments import resolve
+from apt_ds.checkpoint import LAST, MANIFEST
 from apt_ds.config import OPTIONS, RunConfig, UserError
 from apt_ds.presets import METHODS
-from apt_ds.results import Trial, publish, tabulate
+from apt_ds.result_table import publish
+from apt_ds.results import Trial, tabulate
+from apt_ds.stopping import Stopped
+from apt_ds.tasks import GLUE_TASKS, SQUADS, TEXTS
 
 LAUNCHERS = Path(__file__).resolve().parents[1] / "launchers"
 UNPRUNED = ("lora", "full", "apt_unpruned")
@@ -28,9 +39,11 @@ UNPRUNED = ("lora", "full", "apt_unpruned")
 OWN = ("method", "sparsity", "seed", "output_dir")
 # what a folder may differ in and still be the same run
 INCIDENTAL = (
-    *("output_dir", "overwrite_output_dir", "deepspeed", "logging_steps", "report", "report_samples"),
-    "trust_remote_code",
+    *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "deepspeed", "trust_remote_code"),
+    *("logging_steps", "report", "report_samples"),
 )
+# what asks the comparison to stop
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -39,6 +52,8 @@ class Comparison:
 
     processes: per run; mmlu_data: a folder of MMLU in CSV layout ('' leaves it out); vary: names of options of
     train.py, each with the values it takes; all combinations are run.
+    full_num_train_epochs: of full fine-tuning; 0: as long as the other runs.
+    inference_batch_size: at which inference is measured too; 0: what is usual for the kind of model.
     """
 
     methods: tuple[str, ...]
@@ -50,6 +65,8 @@ class Comparison:
     mmlu_sample: int
     efficiency: bool
     vary: tuple[tuple[str, ...], ...] = ()
+    full_num_train_epochs: float = 0.0
+    inference_batch_size: int = 0
 
     def check(self) -> None:
         """Raise UserError for a value that is not allowed."""
@@ -61,6 +78,15 @@ class Comparison:
                 raise UserError(f"--sparsity {value} is not allowed: give numbers above 0 and below 1")
         if self.processes < 1:
             raise UserError(f"--processes {self.processes} is not allowed: give at least 1")
+        epochs = self.full_num_train_epochs
+        if not (math.isfinite(epochs) and epochs >= 0):
+            text = "give a number above 0, or 0 to train as long as the other runs"
+            raise UserError(f"--full_num_train_epochs {epochs} is not allowed: {text}")
+        if self.inference_batch_size < 0:
+            text = "give at least 1, or 0 for the usual size"
+            raise UserError(f"--inference_batch_size {self.inference_batch_size} is not allowed: {text}")
+        if self.inference_batch_size and not self.efficiency:
+            raise UserError("--inference_batch_size requires --efficiency, which measures inference")
         if self.mmlu_data and not Path(self.mmlu_data).is_dir():
             raise UserError(f"--mmlu_data {self.mmlu_data!r} is no folder: give one that holds dev/ and test/")
         for words in self.vary:
@@ -93,8 +119,9 @@ def compare(comparison: Comparison, words: Sequence[str]) -> list[dict[str, Any]
             train(comparison, trial, config)
         if comparison.mmlu_data and not (trial.folder / "mmlu.json").exists():
             judge(comparison, trial, config.trust_remote_code)
-    speeds = infer(trials, shared) if comparison.efficiency else {}
-    rows = tabulate(trials, speeds)
+    speeds = infer(trials, shared, comparison.inference_batch_size) if comparison.efficiency else {}
+    about = {"metric": score_name(shared.task), "inference_batch_size": comparison.inference_batch_size or None}
+    rows = tabulate(trials, speeds, about)
     publish(rows, Path(shared.output_dir))
     return rows
 
@@ -116,6 +143,8 @@ def configure(comparison: Comparison, trial: Trial, words: Sequence[str]) -> Run
     own = [*words, "--method", trial.method, "--sparsity", str(trial.sparsity), "--seed", str(trial.seed)]
     if trial.method == "full":
         own += ["--learning_rate", str(comparison.full_learning_rate)]
+        if comparison.full_num_train_epochs:
+            own += ["--num_train_epochs", str(comparison.full_num_train_epochs), "--max_steps", "-1"]
     own += [word for name, value in trial.setting for word in (f"--{name}", value)]
     return replace(resolve(own), output_dir=str(trial.folder), overwrite_output_dir=True, report=False)
 
@@ -139,7 +168,9 @@ def check_finished(trial: Trial, config: RunConfig) -> None:
 
 
 def train(comparison: Comparison, trial: Trial, config: RunConfig) -> None:
-    """Run train.py under the deepspeed launcher."""
+    """Run train.py under the deepspeed launcher, from the last checkpoint of an interrupted run if there is one."""
+    if any(trial.folder.glob(f"checkpoint-*/{MANIFEST}")):
+        config = replace(config, resume_from_checkpoint=LAST)
     file = trial.folder.with_name(f"{trial.folder.name}.yaml")
     file.parent.mkdir(parents=True, exist_ok=True)
     config.save(file)
@@ -159,16 +190,52 @@ def judge(comparison: Comparison, trial: Trial, trust: bool) -> None:
 
 
 def run(trial: Trial, words: list[str]) -> None:
-    """Start a process and wait; it speaks for itself on the terminal."""
+    """Start a process and wait; it speaks for itself on the terminal.
+
+    Raises:
+        UserError: it failed.
+        Stopped: a signal has ended it and the comparison.
+    """
     print(f"{trial.folder.name}: {Path(words[1] if words[1] != '-m' else 'train.py').name}", flush=True)
     package = str(LAUNCHERS.parent)
     paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
-    status = subprocess.run(words, env=os.environ | {"PYTHONPATH": paths}, check=False).returncode
+    process = subprocess.Popen(words, env=os.environ | {"PYTHONPATH": paths})
+    # nohup ignores SIGHUP, and so does this
+    heard = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in heard}
+    try:
+        status = process.wait()
+    except Stopped:
+        end(process)
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if status:
         raise UserError(f"{trial.folder.name} ended with status {status}; run again to go on with what is missing")
 
 
-def infer(trials: list[Trial], shared: RunConfig) -> dict[str, Any]:
+def stop(number: int, frame: FrameType | None) -> NoReturn:
+    """Handle a signal: leave the wait for a run."""
+    raise Stopped(number, "stopped; run again to go on with what is missing")
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a run with the launcher and ranks it has started; a rank saves a checkpoint first."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+    with suppress(psutil.NoSuchProcess):
+        started = psutil.Process(process.pid).children(recursive=True)
+        # the ranks alone: a launcher that is asked to end kills its ranks at once
+        ranks = [one for one in started if not one.children()]
+        for one in ranks or [psutil.Process(process.pid)]:
+            with suppress(psutil.NoSuchProcess):
+                one.terminate()
+        psutil.wait_procs(started)
+    process.wait()
+
+
+def infer(trials: list[Trial], shared: RunConfig, batch: int = 0) -> dict[str, Any]:
     """Inference speed and memory of one model per row, interleaved in one process; by folder name."""
     first: dict[tuple[object, ...], Trial] = {}
     for trial in trials:
@@ -176,4 +243,14 @@ def infer(trials: list[Trial], shared: RunConfig) -> dict[str, Any]:
     from apt_ds.eval import efficiency
 
     folders = {trial.folder.name: str(trial.folder / "model") for trial in first.values()}
-    return efficiency.measure(folders, bf16=shared.bf16, trust=shared.trust_remote_code)
+    return efficiency.measure(folders, shared.bf16, efficiency.Plan(batch=batch), shared.trust_remote_code)
+
+
+def score_name(task: str) -> str | None:
+    """What a task's score is, for the table's header; None where a task has loss and perplexity alone."""
+    if task in GLUE_TASKS:
+        from apt_ds.data.glue import GLUE
+
+        return GLUE[task].main
+    names = dict.fromkeys(SQUADS, "F1") | dict.fromkeys(TEXTS, "ROUGE-Lsum")
+    return names.get(task)

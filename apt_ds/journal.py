@@ -1,10 +1,9 @@
-"""What a run leaves behind while it runs: `metrics.jsonl`, progress bar, time and memory."""
+"""What a run leaves behind while it runs: `metrics.jsonl` and progress bar; and peaks of memory."""
 
 from __future__ import annotations
 
 import json
 import math
-import statistics
 import sys
 from contextlib import suppress
 from functools import cached_property
@@ -15,7 +14,7 @@ import psutil
 import torch
 from tqdm import tqdm
 
-from apt_ds import dist, profiling
+from apt_ds import dist
 from apt_ds.config import UserError
 from apt_ds.surgery import Plan
 
@@ -93,84 +92,6 @@ class Journal:
         self._bar.close()
         if "_file" in vars(self):
             self._file.close()
-
-
-class Meter:
-    """Step times in seconds and peak memory in bytes of this rank, before the first cut and after the last.
-
-    seconds: all steps and rebuilds so far, evaluation and writing left out.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.rebuilds: list[float] = []
-        self.rebuild_peaks: list[int] = []
-        self.seconds = 0.0
-        self._dense: list[float] = []
-        self._cut: list[float] = []
-        self._peaks = {"dense": 0, "cut": 0}
-        self._last_rebuild = 0.0
-        reset_peak(device)
-
-    def step(self, seconds: float, dense: bool) -> None:
-        """Take one optimizer step, with nothing cut yet (`dense`) or later."""
-        (self._dense if dense else self._cut).append(seconds)
-        self.seconds += seconds
-        when = "dense" if dense else "cut"
-        self._peaks[when] = max(self._peaks[when], self.peak())
-
-    def rebuilt(self, seconds: float, cut: bool) -> None:
-        """Take one rebuild, before which `forget_peak` was called. After a cut, times and peak start afresh."""
-        self.rebuilds.append(seconds)
-        self.seconds += seconds
-        self.rebuild_peaks.append(self.peak())
-        self._last_rebuild = seconds
-        if cut:
-            self._cut, self._peaks["cut"] = [], 0
-            profiling.NOW.cut()
-        reset_peak(self.device)
-
-    def forget_peak(self) -> None:
-        """What came before (an evaluation) is no part of the peak of what comes."""
-        reset_peak(self.device)
-
-    def last_rebuild(self) -> float:
-        """Seconds of the rebuild before this step, 0 if there was none; asking forgets it."""
-        seconds, self._last_rebuild = self._last_rebuild, 0.0
-        return seconds
-
-    def peak(self) -> int:
-        """Peak memory since the last rebuild."""
-        return peak_memory(self.device)
-
-    def state(self) -> dict[str, Any]:
-        """What `load_state` takes; times are in seconds, peaks in bytes."""
-        times = {"rebuilds": self.rebuilds, "rebuild_peaks": self.rebuild_peaks, "dense": self._dense, "cut": self._cut}
-        times["seconds"] = self.seconds
-        return times | {"peaks": self._peaks, "last_rebuild": self._last_rebuild}
-
-    def load_state(self, values: dict[str, Any]) -> None:
-        """Go on from what `state` gave."""
-        self.rebuild_peaks = values["rebuild_peaks"]
-        self.rebuilds, self._dense, self._cut = values["rebuilds"], values["dense"], values["cut"]
-        self._peaks, self._last_rebuild, self.seconds = values["peaks"], values["last_rebuild"], values["seconds"]
-
-    def dense(self) -> dict[str, float | int | None]:
-        """Median step time and peak memory before the first cut."""
-        return figures(self._dense, self._peaks["dense"])
-
-    def cut(self) -> dict[str, float | int | None]:
-        """Median step time and peak memory since the last cut."""
-        return figures(self._cut, self._peaks["cut"])
-
-
-def figures(times: list[float], peak: int) -> dict[str, float | int | None]:
-    """For the report; the first step, which warms caches, does not count, and without steps there is no figure."""
-    counted = times[1:] or times
-    return {
-        "step_seconds": statistics.median(counted) if counted else None,
-        "peak_memory_bytes": peak or None,
-    }
 
 
 def reset_peak(device: torch.device) -> None:

@@ -14,10 +14,13 @@ POINT = 300.0  # area of LoRA's point, in square points
 
 
 def quality_against_speed(rows: list[dict[str, Any]], path: Path) -> None:
-    """A point per row: inference speed to LoRA, perplexity (lower is better, log scale), area by inference memory."""
+    """One point per row: inference speed relative to LoRA, and perplexity. The area shows inference memory.
+
+    rows: with finite `inference_speed` and `perplexity`.
+    """
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for row in rows:
-        size = POINT * row.get("inference_memory", 1.0)
+        size = POINT * (row.get("inference_memory") or 1.0)
         axes.scatter(row["inference_speed"], row["perplexity"], s=size, alpha=0.6)
         label = f"{row['method']} {100 * row['removed']:.0f} %"
         axes.annotate(label, (row["inference_speed"], row["perplexity"]), xytext=(8, 4), textcoords="offset points")

@@ -31,8 +31,8 @@ ROWS = (
     ("held_out_perplexity", "held-out perplexity", "{:.2f}"),
     ("corpus_perplexity", "corpus perplexity", "{:.2f}"),
     ("generated_tokens_per_second", "generation, tokens per second", "{:.1f}"),
-    ("step_seconds", "training step, seconds", "{:.3f}"),
-    ("peak_memory_bytes", "training peak memory, MB", "{:,.0f}"),
+    ("step_seconds", "training step at this size, seconds", "{:.3f}"),
+    ("peak_memory_bytes", "training peak at this size, MB", "{:,.0f}"),
 )
 IN_MEGABYTES = ("checkpoint_bytes", "peak_memory_bytes")
 
@@ -145,6 +145,7 @@ def render(figures: dict[str, Any]) -> str:
         f"kept {100 * pruning['kept']:.2f} % of the prunable parameters (target {100 * pruning['target_kept']:.2f} %): "
         f"{pruning['sizes']}"
     )
+    lines.append(describe_cost(figures["training"]))
     if "profile" in figures:
         lines += ["", profiling.render(figures["profile"])]
     if "note" in figures:
@@ -152,3 +153,11 @@ def render(figures: dict[str, Any]) -> str:
     for sample in figures.get("samples", []):
         lines += ["", f"Q: {sample['question']}", f"before: {sample['before']}", f"after:  {sample['after']}"]
     return "\n".join(lines)
+
+
+def describe_cost(training: dict[str, Any]) -> str:
+    """One line: seconds and peak memory of the whole run on the first rank."""
+    parts = ", ".join(f"{part} {training[f'{part}_seconds']:.1f}" for part in ("steps", "scoring", "rebuilds"))
+    line = f"training took {training['seconds']:.1f} s ({parts}), evaluation {training['evaluation_seconds']:.1f} s"
+    peak = training["peak_memory_bytes"]
+    return line + (f"; peak memory of training {peak / 1e6:,.0f} MB" if peak else "")

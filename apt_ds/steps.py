@@ -14,8 +14,9 @@ from apt_ds.config import RunConfig, UserError
 from apt_ds.data.batches import Batch, collate
 from apt_ds.data.packing import pack
 from apt_ds.feed import Data
-from apt_ds.journal import Journal, Meter
+from apt_ds.journal import Journal
 from apt_ds.lesson import Lesson
+from apt_ds.meter import Meter
 from apt_ds.pruner import Pruner
 from apt_ds.stopping import Stopped, Stopping
 
@@ -76,7 +77,7 @@ class Stepper:
         applied = zero.step(engine)
         self.watch(name, mean, bool(finite) and applied)
         seconds = time.perf_counter() - start
-        self.meter.step(seconds, dense=self.pruner.kept() == 1.0)
+        self.meter.step(seconds, self.pruner.kept() == 1.0, calibrating)
         if not calibrating:
             self.log(engine, step, mean, rate, seconds, indices)
 

@@ -33,8 +33,9 @@ from apt_ds.data.instructions import resolve_pad_id
 from apt_ds.eval.judge import Judge
 from apt_ds.export.write import export
 from apt_ds.feed import Data
-from apt_ds.journal import Journal, Meter
+from apt_ds.journal import Journal
 from apt_ds.lesson import Lesson
+from apt_ds.meter import Meter
 from apt_ds.milestones import Milestones
 from apt_ds.models import Base
 from apt_ds.pruner import Pruner
@@ -124,13 +125,13 @@ class Trainer:
         self.keep()
         figures = self.figures
         figures["before"] |= self.meter.dense()
-        figures["after"] = after | (self.meter.cut() if self.pruner.kept() < 1.0 else self.meter.dense())
+        figures["after"] = after | self.meter.final()
         figures["pruning"] = self.pruner.summary() | {"rebuild_seconds": self.meter.rebuilds}
         figures["pruning"] |= quantized.summary(self.engine.module)
         figures["pruning"]["rebuild_peak_bytes"] = self.meter.rebuild_peaks
         if self.run_config.profile:
             figures["profile"] = profiling.NOW.summary()
-        figures["training"] = {"seconds": self.meter.seconds} | self.milestones.summary()
+        figures["training"] = self.meter.whole() | self.milestones.summary()
         self.finish()
         return figures
 
@@ -203,6 +204,7 @@ class Trainer:
             checkpoint.write(self.journal.folder, made, keep, begun)
 
         dist.on_main(write)
+        self.meter.forget_peak()
         self.on_disk = self.done
 
     def take_over(self, saved: Checkpoint) -> None:
@@ -221,14 +223,17 @@ class Trainer:
         """Score with the learning rate at 0, cut, go on tuning from `step` with a fresh optimizer."""
         score, unscored = self.run_config.score, copy.deepcopy(self.around())
         if score == "taylor":
-            self.weigh()
+            with self.meter.scoring():
+                self.weigh()
             self.keep(unscored)
         elif score != "random":
             for number in range(self.run_config.calibration_steps):
                 self.train_step(number, calibrating=True)
                 self.keep(unscored)
         zero.settle(self.engine)
-        self.rebuild(step, self.pruner.cut_now(self.engine.module), fresh=True)
+        with self.meter.scoring():
+            plan = self.pruner.cut_now(self.engine.module)
+        self.rebuild(step, plan, fresh=True)
 
     def train_step(self, step: int, calibrating: bool = False) -> None:
         """One optimizer step over a global batch. Collective."""
@@ -244,10 +249,13 @@ class Trainer:
 
     def adjust(self, step: int) -> None:
         """After update number `step`: move masks; cut, grow and rebuild where it is time. Collective."""
-        self.pruner.advance(step)
-        plan = self.pruner.plan(step, self.data.total_steps, self.engine.module)
+        with self.meter.scoring():
+            self.pruner.advance(step)
+            plan = self.pruner.plan(step, self.data.total_steps, self.engine.module)
         if not self.lesson.over and schedule.is_adjustment(step, self.run_config.adjust_every, self.lesson.phase):
-            self.lesson.follow(self.evaluate(step), self.engine.module)
+            score = self.evaluate(step)
+            with self.meter.scoring():
+                self.lesson.follow(score, self.engine.module)
         if plan or self.lesson.due(step):
             self.rebuild(step, plan)
 
@@ -258,7 +266,7 @@ class Trainer:
         """
         pulse.phase(f"step {step}: rebuild", limited=False)
         start, kept = time.perf_counter(), self.pruner.kept()
-        self.meter.forget_peak()
+        self.meter.begin_rebuild()
         self.pruner.agree(step, plan)
         bare = self.bare()
         if bare:
@@ -290,8 +298,8 @@ class Trainer:
     def judge(self) -> dict[str, Any]:
         """All that is to be said of the model as it is. Collective."""
         pulse.phase("evaluation", limited=False)
-        found = self.judged.everything(self.engine)
-        self.meter.forget_peak()
+        with self.meter.evaluation():
+            found = self.judged.everything(self.engine)
         self.steps.listen()
         return found
 
@@ -312,10 +320,10 @@ class Trainer:
         """The score after `step` updates, taken once. Collective."""
         if not self.milestones.knows(step):
             pulse.phase(f"step {step}: evaluation", limited=False)
-            score = self.judged.score(self.engine)
+            with self.meter.evaluation():
+                score = self.judged.score(self.engine)
             self.milestones.take(step, score, self.meter.seconds, self.pruner.at_target())
             self.journal.warn(f"step {step}: score {score:.4f}")
-            self.meter.forget_peak()
             self.steps.listen()
         return self.milestones.score
 

@@ -25,6 +25,14 @@ def listed(name: str, text: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
         raise UserError(f"{name} {text!r} is not allowed: give a comma-separated list of numbers") from None
 
 
+def single(name: str, text: str, kind: Callable[[str], Any]) -> Any:
+    """The one number of an option that takes no list."""
+    values = listed(name, text, kind)
+    if len(values) > 1:
+        raise UserError(f"{name} {text!r} is not allowed: give one number")
+    return values[0]
+
+
 def parser() -> command.Parser:
     """The comparison's own options."""
     made = command.Parser(USAGE)
@@ -36,9 +44,13 @@ def parser() -> command.Parser:
     made.add_argument("--vary", nargs="*", action="append", default=[], metavar=("NAME", "VALUE"), help=vary)
     made.add_argument("--processes", default="1", help="of each run; default 1")
     made.add_argument("--full_learning_rate", default="1e-5", help="of full fine-tuning; default 1e-5")
+    epochs = "of full fine-tuning, instead of --max_steps too; the paper's 10; default 0: as long as the other runs"
+    made.add_argument("--full_num_train_epochs", default="0", help=epochs)
     made.add_argument("--mmlu_data", default="", help="a folder of MMLU's CSV files; empty: no MMLU")
     made.add_argument("--mmlu_sample", default="1000", help="questions to ask; default 1000")
     made.add_argument("--efficiency", action="store_true", help="measure inference, all models in turn")
+    batch = "sequences per pass of --efficiency. Language models run at batch 1 too (the paper: 32 for 7B, 4 for 13B)"
+    made.add_argument("--inference_batch_size", default="0", help=f"{batch} and default to that alone. Others: 128")
     return made
 
 
@@ -51,12 +63,14 @@ def main() -> None:
         listed("--methods", own.methods, str),
         listed("--sparsity", own.sparsity, float),
         listed("--seeds", own.seeds, int),
-        listed("--processes", own.processes, int)[0],
-        listed("--full_learning_rate", own.full_learning_rate, float)[0],
+        single("--processes", own.processes, int),
+        single("--full_learning_rate", own.full_learning_rate, float),
         own.mmlu_data,
-        listed("--mmlu_sample", own.mmlu_sample, int)[0],
+        single("--mmlu_sample", own.mmlu_sample, int),
         own.efficiency,
         tuple(map(tuple, own.vary)),
+        single("--full_num_train_epochs", own.full_num_train_epochs, float),
+        single("--inference_batch_size", own.inference_batch_size, int),
     )
     comparison.check()
     resolve(rest, made.names())

@@ -40,9 +40,8 @@ def parser() -> command.Parser:
     cost.add_argument("--efficiency", action="store_true", help="latency, throughput, memory, FLOPs and size")
     cost.add_argument("--baseline", default="", help="a second model, measured in turn with the first")
     cost.add_argument("--prompt_length", type=count, default=0, help="tokens; default 256, with an encoder 128")
-    cost.add_argument(
-        "--inference_batch", type=count, default=128, help="sequences; models with an encoder; default 128"
-    )
+    batch = "sequences per pass. Language models run at batch 1 too and default to that alone. Others default to 128"
+    cost.add_argument("--inference_batch_size", type=count, default=0, metavar="N", help=batch)
     cost.add_argument("--new_tokens", type=count, default=32, help="tokens decoded; default 32")
     cost.add_argument("--rounds", type=count, default=5, help="measurements per model; default 5")
     cost.add_argument("--max_batch", type=number, default=16, help="end of the search; 0: until memory ends")

@@ -91,7 +91,7 @@ def test_what_cannot_be_measured(place: Place) -> None:
 
 
 def test_the_script_measures_an_encoder(place: Place, tmp_path: Path) -> None:
-    words = ["--efficiency", "--inference_batch", "2", "--prompt_length", "16", "--rounds", "1"]
+    words = ["--efficiency", "--inference_batch_size", "2", "--prompt_length", "16", "--rounds", "1"]
     # the last --model counts
     ended = launch(place[0], "--model", str(place[0] / "bert-classes-adaptive"), *words, "--json", str(tmp_path / "j"))
     assert ended.returncode == 0, ended.stderr

@@ -7,6 +7,7 @@ import math
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from apt_ds.eval import corpus, efficiency, loading
 from apt_ds.export.modeling_apt_llama import AptLlamaConfig, AptLlamaForCausalLM
 
 TEXT = " ".join(tiny.WORDS[(5 * i) % len(tiny.WORDS)] for i in range(230))
-PLAN = efficiency.Plan(prompt=8, new_tokens=3, rounds=2, max_batch=4)
+PLAN = efficiency.Plan(prompt=8, new_tokens=3, rounds=2, max_batch=4, batch=2)
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +103,14 @@ def test_costs_come_from_the_weights_that_are_there(place: Path) -> None:
         assert figures["parameters_without_embeddings"] == figures["parameters"] - ends
         assert figures["checkpoint_bytes"] == (place / name / "model.safetensors").stat().st_size
         assert figures["batch"] == 4
-        assert all(figures[key] > 0 for key, *_ in efficiency.LANGUAGE.rows if key != "inference_bytes")
+        assert all(figures[key] > 0 for key, *_ in efficiency.LANGUAGE.rows if not key.endswith("_bytes"))
+        assert "inference_batch_bytes" in figures
     assert found["pruned"]["flops_per_token"] < found["dense"]["flops_per_token"]
     shown = efficiency.render(found, PLAN)
-    assert "medians of 2 rounds" in shown and "ratio" in shown
+    assert "medians of 2 rounds" in shown and "ratio" in shown and "decode at batch 2, tokens/s" in shown
+    alone = efficiency.measure({"dense": str(place / "dense")}, plan=replace(PLAN, batch=0))
+    assert not any(key.startswith("inference_batch_") for key in alone["dense"])
+    assert "batch 2" not in efficiency.render(alone, replace(PLAN, batch=0))
 
 
 def test_the_largest_batch_is_the_last_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:

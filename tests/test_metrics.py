@@ -78,12 +78,12 @@ def test_squad_scores_and_their_best_thresholds() -> None:
     found = squad_metrics(QUESTIONS, SAID, doubts)
     # above 0: a, b, c are taken away, of which only c is right
     assert found["exact"] == found["f1"] == 25.0
-    assert found["has_answer_exact"] == 0.0 and found["no_answer_f1"] == 50.0
+    assert found["HasAns_exact"] == 0.0 and found["NoAns_f1"] == 50.0
     # all taken away: c and d are right; above 2: a and c are; of equally good ones the lowest
-    assert (found["best_exact"], found["best_exact_threshold"]) == (50.0, -2.0)
+    assert (found["best_exact"], found["best_exact_thresh"]) == (50.0, -2.0)
     assert set(found) == {
-        *("exact", "best_exact", "best_exact_threshold", "no_answer_exact", "has_answer_exact"),
-        *("f1", "best_f1", "best_f1_threshold", "no_answer_f1", "has_answer_f1"),
+        *("exact", "best_exact", "best_exact_thresh", "NoAns_exact", "HasAns_exact"),
+        *("f1", "best_f1", "best_f1_thresh", "NoAns_f1", "HasAns_f1"),
     }
 
 
@@ -107,15 +107,15 @@ def test_a_best_threshold_gives_the_best_score_of_all() -> None:
         for name in ("exact", "f1"):
             best = max(at(threshold, name) for threshold in range(-5, 5))
             assert found[f"best_{name}"] == pytest.approx(best), trial
-            assert at(found[f"best_{name}_threshold"], name) == pytest.approx(best), trial
+            assert at(found[f"best_{name}_thresh"], name) == pytest.approx(best), trial
 
 
 def test_where_all_have_answers_none_is_taken_away() -> None:
     found = squad_metrics(QUESTIONS[:2], SAID, {"a": 9.0, "b": 9.0})
-    assert found == {f"{kind}{name}": 50.0 for kind in ("", "best_", "has_answer_") for name in ("exact", "f1")}
+    assert found == {f"{kind}{name}": 50.0 for kind in ("", "best_", "HasAns_") for name in ("exact", "f1")}
     none = squad_metrics(QUESTIONS[2:], SAID, {"c": -1.0, "d": 1.0})
-    assert none["exact"] == 50.0 and none["best_f1"] == 100.0 and "has_answer_f1" not in none
-    assert math.isfinite(none["best_f1_threshold"])
+    assert none["exact"] == 50.0 and none["best_f1"] == 100.0 and "HasAns_f1" not in none
+    assert math.isfinite(none["best_f1_thresh"])
 
 
 def test_rouge() -> None:

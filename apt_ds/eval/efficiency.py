@@ -21,7 +21,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from apt_ds import models, zero
 from apt_ds.config import UserError
 from apt_ds.eval import loading
-from apt_ds.eval.passes import ENCODER, KINDS, LANGUAGE, Figures, Kind, Plan, prompts, run_once
+from apt_ds.eval.passes import ENCODER, KINDS, LANGUAGE, Figures, Kind, Plan, prompts, run_at_batch, run_once
 from apt_ds.journal import peak_memory, reset_peak
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt
@@ -47,14 +47,14 @@ def measure(
     """Figures of each model, by the name given to its folder (or hub name).
 
     Those of its kind's rows: `inference_bytes` is the peak of memory it adds, weights included, `flops_per_token`
-    counts weights. A language model runs at batch 1, then at `batch`, the largest power of two that fits; others run
-    at `plan.batch`. trust: code of the folders may run.
+    counts weights. A language model runs at batch 1, at `plan.batch` where that is above 1, and at `batch`, the largest
+    power of two that fits. Others run at `plan.batch`. trust: code of the folders may run.
 
     Raises:
         UserError: no model there, models of different kinds, or not enough memory for all of them at once.
     """
     kind = kind_of(sources, trust)
-    plan = plan or Plan(prompt=kind.prompt)
+    plan = kind.complete(plan or Plan())
     found: dict[str, Figures] = {}
     loaded: dict[str, PreTrainedModel] = {}
     with exact_heap():
@@ -65,12 +65,12 @@ def measure(
             try:
                 loaded[name], found[name] = load_measured(source, bf16, plan, kind, trust)
             except torch.OutOfMemoryError:
-                told = f"not enough device memory for {', '.join(sources)} at once"
-                raise UserError(f"--model {source!r}: {told}") from None
+                told = f"not enough device memory for {', '.join(sources)} at once, at batch {plan.batch}"
+                raise UserError(f"--model {source!r}: {told}; lower --inference_batch_size") from None
     passes: dict[str, list[Figures]] = {name: [] for name in loaded}
     for _ in range(plan.rounds):
         for name, model in loaded.items():
-            passes[name].append(kind.run(model, plan))
+            passes[name].append(kind.run(model, plan) | (run_at_batch(model, plan) if batched(kind, plan) else {}))
     for name, figures in passes.items():
         found[name] |= {key: statistics.median(each[key] for each in figures) for key in figures[0]}
     if kind is LANGUAGE:
@@ -94,10 +94,20 @@ def load_measured(
     reset_peak(zero.device())
     kind.run(model, plan)
     figures: Figures = {"inference_bytes": peak_memory(zero.device()) - before}
+    if batched(kind, plan):
+        zero.collect()
+        reset_peak(zero.device())
+        run_at_batch(model, plan)
+        figures["inference_batch_bytes"] = peak_memory(zero.device()) - before
     figures |= models.count_parameters(model)
     figures["flops_per_token"] = 2 * sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
     figures["checkpoint_bytes"] = checkpoint_bytes(judged.source) or figures["checkpoint_bytes"]
     return model, figures
+
+
+def batched(kind: Kind, plan: Plan) -> bool:
+    """Whether a second batch size is measured beside batch 1."""
+    return kind is LANGUAGE and plan.batch > 1
 
 
 def check_room(config: PretrainedConfig, plan: Plan) -> None:
@@ -185,10 +195,13 @@ def largest_batch(model: PreTrainedModel, plan: Plan) -> int:
 
 def render(found: dict[str, Figures], plan: Plan, kind: Kind = LANGUAGE) -> str:
     """The table; with two models the ratio of the first to the second."""
-    names = list(found)
+    names, plan = list(found), kind.complete(plan)
     pair = len(names) == 2
     lines = [f"{'':34}" + "".join(f"{name:>16}" for name in names) + (f"{'ratio':>10}" if pair else "")]
     for key, label, form, scale in kind.rows:
+        if any(key not in found[name] for name in names):
+            continue
+        label = label.format(batch=plan.batch)
         values = [found[name][key] for name in names]
         shown = "".join(f"{form.format(v if scale == 1 else v * scale):>16}" for v in values)
         lines.append(f"{label:34}{shown}" + (f"{values[0] / values[1]:>10.3f}" if pair and values[1] else ""))

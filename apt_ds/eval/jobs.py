@@ -98,8 +98,8 @@ def run_efficiency(given: argparse.Namespace) -> dict[str, Any]:
         raise UserError("--efficiency measures one process: start it with python, without --deepspeed")
     sources = {"model": given.model} | ({"baseline": given.baseline} if given.baseline else {})
     kind = efficiency.kind_of(sources, given.trust_remote_code)
-    prompt = given.prompt_length or kind.prompt
-    plan = efficiency.Plan(prompt, given.new_tokens, given.rounds, given.max_batch, given.inference_batch)
+    sizes = (given.prompt_length, given.new_tokens, given.rounds, given.max_batch, given.inference_batch_size)
+    plan = kind.complete(efficiency.Plan(*sizes))
     found = efficiency.measure(sources, given.bf16, plan, given.trust_remote_code)
     publish({"plan": asdict(plan), "models": found}, efficiency.render(found, plan, kind), given.json)
     return found

@@ -117,16 +117,20 @@ def overlap(said: str, true: str) -> float:
 def squad_metrics(
     questions: Sequence[Question], predictions: Mapping[str, str], no_answer_scores: Mapping[str, float]
 ) -> dict[str, float]:
-    """SQuAD's scores in percent, over all questions.
+    """SQuAD's scores in percent, with the names of the official evaluation script (version 2).
 
-    predictions: the likeliest answer of each question, by id; no_answer_scores: how much likelier there is none.
-    `exact` and `f1` take an answer away where that is above 0; `best_exact` and `best_f1` where it is above the
-    threshold that scores best, `best_exact_threshold` and `best_f1_threshold`. `has_answer_f1`, `no_answer_f1` and
-    the like: over such questions alone, where there are any. Where all questions have answers (version 1), none is
-    taken away.
+    `exact` and `f1` are the plain scores: a question has no answer where its no-answer score is above 0. `best_exact`
+    and `best_f1` use the thresholds that score best on these same questions, `best_exact_thresh` and `best_f1_thresh`.
+    `HasAns_exact`, `NoAns_f1` and so on are plain scores over the questions with and without an answer. Where all
+    questions have an answer (version 1), every prediction counts as it is.
+
+    Args:
+        questions: all that were asked.
+        predictions: the likeliest answer to each question, by id.
+        no_answer_scores: logit of "no answer" minus the logit of that answer, by id.
     """
     gold = [[text for text, _ in question.answers if normalized(text)] or [""] for question in questions]
-    answered = np.array([texts != [""] for texts in gold])
+    answered = np.array([bool(question.answers) for question in questions])
     said = [predictions[question.id] for question in questions]
     doubt = np.array([no_answer_scores[question.id] for question in questions], np.float64)
     found: dict[str, float] = {}
@@ -137,9 +141,9 @@ def squad_metrics(
         scores = kept if answered.all() else np.where(doubt > 0, blank, kept)
         found |= {name: 100 * float(scores.mean()), f"best_{name}": 100 * float(best)}
         if not answered.all():
-            found |= {f"best_{name}_threshold": threshold, f"no_answer_{name}": 100 * float(scores[~answered].mean())}
+            found |= {f"best_{name}_thresh": threshold, f"NoAns_{name}": 100 * float(scores[~answered].mean())}
         if answered.any():
-            found[f"has_answer_{name}"] = 100 * float(scores[answered].mean())
+            found[f"HasAns_{name}"] = 100 * float(scores[answered].mean())
     return found
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,26 +24,33 @@ Row = tuple[str, str, str, float]
 class Plan:
     """What is run. Lengths in tokens; max_batch bounds the search for the largest batch, 0: until memory ends.
 
-    batch: sequences an encoder or a writer is given at once.
+    prompt, batch: 0 means what is usual for the kind of model. A language model runs at batch 1, and at `batch` too
+    where that is above 1. Other models run at `batch` alone.
     """
 
-    prompt: int = 256
+    prompt: int = 0
     new_tokens: int = 32
     rounds: int = 5
     max_batch: int = 16
-    batch: int = 128
+    batch: int = 0
 
 
 @dataclass(frozen=True)
 class Kind:
     """How models of a task are measured.
 
-    run: one pass, its figures; rows: key, label, format and scale of the table's figures; prompt: its usual tokens.
+    run: one pass, its figures; rows: key, label, format and scale of the table's figures.
+    prompt, batch: the usual tokens of a prompt and sequences at once.
     """
 
     run: Callable[[PreTrainedModel, Plan], Figures]
     rows: tuple[Row, ...]
     prompt: int
+    batch: int
+
+    def complete(self, plan: Plan) -> Plan:
+        """The plan with this kind's usual prompt and batch where it gives none."""
+        return replace(plan, prompt=plan.prompt or self.prompt, batch=plan.batch or self.batch)
 
 
 def prompts(model: PreTrainedModel, batch: int, length: int) -> Tensor:
@@ -76,6 +83,13 @@ def read_and_go_on(model: PreTrainedModel, plan: Plan) -> Figures:
     """A language model at batch 1."""
     prefill, decode = run_once(model, prompts(model, 1, plan.prompt), plan.new_tokens)
     return {"prefill_seconds": prefill, "decode_tokens_per_second": plan.new_tokens / decode}
+
+
+def run_at_batch(model: PreTrainedModel, plan: Plan) -> Figures:
+    """A language model at the batch size that was asked for."""
+    prefill, decode = run_once(model, prompts(model, plan.batch, plan.prompt), plan.new_tokens)
+    speed = plan.batch * plan.new_tokens / decode
+    return {"inference_batch_prefill_seconds": prefill, "inference_batch_tokens_per_second": speed}
 
 
 @torch.no_grad()
@@ -116,12 +130,16 @@ LANGUAGE = Kind(
     (
         ("prefill_seconds", "prefill, ms", "{:,.1f}", 1e3),
         ("decode_tokens_per_second", "decode at batch 1, tokens/s", "{:,.1f}", 1),
-        ("batch", "largest batch", "{:,}", 1),
-        ("batch_tokens_per_second", "decode there, tokens/s", "{:,.1f}", 1),
+        ("batch", "largest batch found to fit", "{:,}", 1),
+        ("batch_tokens_per_second", "decode at that batch, tokens/s", "{:,.1f}", 1),
         ("inference_bytes", "peak memory at batch 1, MB", "{:,.1f}", 1e-6),
+        ("inference_batch_prefill_seconds", "prefill at batch {batch}, ms", "{:,.1f}", 1e3),
+        ("inference_batch_tokens_per_second", "decode at batch {batch}, tokens/s", "{:,.1f}", 1),
+        ("inference_batch_bytes", "peak memory at batch {batch}, MB", "{:,.1f}", 1e-6),
         *SIZES,
     ),
     256,
+    1,
 )
 ENCODER = Kind(
     read,
@@ -131,6 +149,7 @@ ENCODER = Kind(
         ("inference_bytes", "peak memory, MB", "{:,.1f}", 1e-6),
         *SIZES,
     ),
+    128,
     128,
 )
 WRITER = Kind(
@@ -142,6 +161,7 @@ WRITER = Kind(
         ("inference_bytes", "peak memory, MB", "{:,.1f}", 1e-6),
         *SIZES,
     ),
+    128,
     128,
 )
 KINDS = {LANGUAGE_MODEL: LANGUAGE, CLASSIFICATION: ENCODER, ANSWERS: ENCODER, GENERATION: WRITER}

@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Make one table of launchers/RESULTS.md again: train all methods, judge them, write the table into its place.
+# Usage: bash launchers/results.sh NAME DATA OUTPUT [OPTIONS of compare.py]
+# NAME: smollm2, sst2 or rte. DATA: folder with the data that RESULTS.md lists. OUTPUT: folder for all runs.
+# A second start trains only what is missing in OUTPUT. APT_DS_RESULTS names another document than RESULTS.md.
+set -euo pipefail
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+
+if (($# < 3)); then
+    sed -n '2,5s/^# //p' "${BASH_SOURCE[0]}" >&2
+    exit 2
+fi
+name=$1 data=$2 output=$3
+shift 3
+
+small=(--preset minilm-sst2 --sparsity 0.6 --save_steps 0 --logging_steps 20 --efficiency)
+case $name in
+smollm2)
+    options=(
+        --bf16 --attn_implementation eager --model_name_or_path builtin:smollm2
+        --data_path "$data/alpaca/alpaca_gpt4_train.json" --eval_size 48
+        --perplexity_path "$data/wikitext2/validation.txt" --perplexity_length 512 --perplexity_blocks 16
+        --max_steps 60 --per_device_train_batch_size 8 --max_seq_length 128 --learning_rate 1e-3
+        --calibration_steps 12 --structure adaptive --prune_blocks neurons --adapter_targets q,v,down --save_steps 0
+        --methods apt,prune_lora,lora_prune,lora,full --sparsity 0.3,0.5 --seeds 128,1,2
+        --mmlu_data "$data/mmlu" --mmlu_sample 1000 --efficiency --inference_batch_size 4
+    )
+    ;;
+sst2)
+    options=(
+        "${small[@]}" --data_path "$data/sst2" --full_learning_rate 1e-4
+        --methods full,apt,lora_prune,lora,apt_undistilled,apt_fixed_ranks,apt_even_ranks,apt_unpruned
+    )
+    ;;
+rte)
+    options=(
+        "${small[@]}" --task rte --data_path "$data/rte" --max_seq_length 128 --adjust_every 78 --eval_steps 78
+        --num_train_epochs 10 --full_learning_rate 2e-5 --methods full,lora,lora_prune,apt,apt_undistilled
+    )
+    ;;
+*)
+    echo "error: $name is not a table: give smollm2, sst2 or rte" >&2
+    exit 2
+    ;;
+esac
+
+python "$here/compare.py" --deepspeed "$here/../ds_configs/zero2.json" "${options[@]}" --output_dir "$output" "$@"
+exec python -m apt_ds.results --folder "$output" --into "${APT_DS_RESULTS:-$here/RESULTS.md}" --section "$name"
