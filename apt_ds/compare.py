@@ -27,11 +27,11 @@ from apt_ds import dist
 from apt_ds.arguments import resolve
 from apt_ds.checkpoint import LAST, MANIFEST
 from apt_ds.config import OPTIONS, RunConfig, UserError
-from apt_ds.presets import METHODS
+from apt_ds.presets import METHODS, RECIPE_FULL_EPOCHS, RECIPE_INFERENCE_BATCHES
 from apt_ds.result_table import publish
 from apt_ds.results import Trial, tabulate
 from apt_ds.stopping import Stopped
-from apt_ds.tasks import GLUE_TASKS, SQUADS, TEXTS
+from apt_ds.tasks import GLUE_TASKS, INSTRUCTIONS, SQUADS, TEXTS
 
 LAUNCHERS = Path(__file__).resolve().parents[1] / "launchers"
 UNPRUNED = ("lora", "full", "apt_unpruned")
@@ -110,6 +110,7 @@ def compare(comparison: Comparison, words: Sequence[str]) -> list[dict[str, Any]
     """
     comparison.check()
     shared = resolve(words)
+    comparison = complete(comparison, shared)
     trials = plan(comparison, Path(shared.output_dir))
     configs = [configure(comparison, trial, words) for trial in trials]
     for trial, config in zip(trials, configs, strict=True):
@@ -124,6 +125,18 @@ def compare(comparison: Comparison, words: Sequence[str]) -> list[dict[str, Any]
     rows = tabulate(trials, speeds, about)
     publish(rows, Path(shared.output_dir))
     return rows
+
+
+def complete(comparison: Comparison, shared: RunConfig) -> Comparison:
+    """What the run's recipe says where the comparison's own options say nothing."""
+    epochs = comparison.full_num_train_epochs or RECIPE_FULL_EPOCHS[shared.recipe]
+    batch, sizes = comparison.inference_batch_size, RECIPE_INFERENCE_BATCHES[shared.recipe]
+    if comparison.efficiency and not batch and sizes and shared.task == INSTRUCTIONS:
+        from apt_ds.models import find_base
+
+        anatomy = find_base(shared.model_name_or_path, shared.task, (), shared.trust_remote_code).anatomy
+        batch = next(size for most, size in sizes if anatomy.cost(anatomy.sizes) <= most)
+    return replace(comparison, full_num_train_epochs=epochs, inference_batch_size=batch)
 
 
 def plan(comparison: Comparison, output: Path) -> list[Trial]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 Preset = dict[str, str | int | float | bool]
@@ -33,7 +34,17 @@ RECIPES: dict[str, Preset] = {
         "align": 1,
         "mask_step": 0.01,
         "moments": "reset",
+        "teacher": "unpruned",
+        "layer_match": "step",
     },
+}
+
+# what a recipe means in a comparison: epochs of full fine-tuning (0: as long as the other runs)
+RECIPE_FULL_EPOCHS = {"default": 0.0, "paper": 10.0}
+# and the batch sizes of inference for language models, by the most prunable parameters each is for
+RECIPE_INFERENCE_BATCHES: dict[str, tuple[tuple[float, int], ...]] = {
+    "default": (),
+    "paper": ((1e10, 32), (math.inf, 4)),
 }
 
 

@@ -19,7 +19,8 @@ import torch
 import worlds
 from conftest import ROOT
 
-from apt_ds.compare import Comparison, configure, plan
+from apt_ds.arguments import resolve
+from apt_ds.compare import Comparison, complete, configure, plan
 from apt_ds.config import UserError
 from apt_ds.meter import Meter
 from apt_ds.result_table import drawable, markdown, notes, publish, write_section
@@ -50,6 +51,19 @@ def test_varied_options_are_crossed_and_have_columns(tmp_path: Path) -> None:
         "| method | parameters removed, % | score | held-out loss after the cut |",
         "| apt | 30.0 | random | 3.250 |",
     ]
+
+
+def test_the_papers_recipe_completes_a_comparison(tmp_path: Path) -> None:
+    (tmp_path / "ds.json").write_text("{}", encoding="utf8")
+    tiny.save_model(tmp_path / "model")
+    named = ["--model_name_or_path", str(tmp_path / "model"), "--data_path", "data.json"]
+    words = ["--deepspeed", str(tmp_path / "ds.json"), *named]
+    paper, timed = resolve([*words, "--recipe", "paper"]), replace(SHARED, efficiency=True)
+    done = complete(timed, paper)
+    assert (done.full_num_train_epochs, done.inference_batch_size) == (10.0, 32)
+    stated = replace(timed, full_num_train_epochs=2.0, inference_batch_size=8)
+    assert complete(stated, paper) == stated
+    assert complete(timed, resolve(words)) == timed
 
 
 def test_full_tuning_has_its_own_rate_and_epochs(tmp_path: Path) -> None:

@@ -145,6 +145,8 @@ def table(config: RunConfig) -> dict[str, object]:
 
 
 PAPER = {
+    "teacher": "unpruned",
+    "layer_match": "step",
     "product": "masses",
     "outlier": "literal",
     "outlier_weight": 1.0,
