@@ -141,6 +141,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(place)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 def test_two_ranks_end_and_go_on(folder: Path, disk: Path) -> None:
     """Sharded weights. The disk is full when the writing starts, then an adapter cannot be merged on the first rank."""
