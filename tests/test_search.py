@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ import tiny
 
 from apt_ds.anatomy import Anatomy, Sizes, kept_sizes, spans
 from apt_ds.architectures import anatomy_of
-from apt_ds.config import UserError
+from apt_ds.config import RunConfig, UserError
+from apt_ds.scope import competing_kinds
 from apt_ds.search import Rules, best_of_each, cuttable, default_align, search, smallest_sizes
 
 ALL = ("heads", "neurons", "hidden")
@@ -126,3 +128,19 @@ def test_cuttable_takes_only_dead_blocks_in_whole_units(structure: str) -> None:
     assert counts == ((40, 40, 40) if structure == "uniform" else (40, 32, 32))
     dead[: table.sizes.total()] = False
     assert cuttable(dead, values, table, Rules(ALL, structure)).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "targets", "expected"),
+    [
+        ("mha", "instructions", "auto", ("heads", "hidden")),
+        ("bert-classes", "sst2", "auto", ("heads", "neurons", "hidden")),
+        ("t5", "sst2", "k", ("heads", "hidden")),
+        ("t5-gated", "sst2", "gate", ("neurons", "hidden")),
+    ],
+)
+def test_adapter_targets_decide_what_competes(kind: str, task: str, targets: str, expected: tuple[str, ...]) -> None:
+    found = tiny.small(kind).config if kind in tiny.SMALL else tiny.config(kind)
+    run = RunConfig(task=task, adapter_targets=targets, prune_blocks=",".join(ALL))
+    assert competing_kinds(run, anatomy_of(found, tiny.TASKS[kind])) == ALL
+    assert competing_kinds(replace(run, prune_scope="adapted"), anatomy_of(found, tiny.TASKS[kind])) == expected
