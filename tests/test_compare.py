@@ -19,6 +19,7 @@ import torch
 import worlds
 from conftest import ROOT
 
+from apt_ds import result_table
 from apt_ds.arguments import resolve
 from apt_ds.compare import Comparison, complete, configure, plan
 from apt_ds.config import UserError
@@ -186,6 +187,36 @@ def test_a_table_is_written_into_its_place_in_a_document(tmp_path: Path) -> None
         write_section(document, "mnli", "")
     with pytest.raises(UserError, match="cannot be read: No such file"):
         write_section(tmp_path / "b.md", "mnli", "")
+
+
+def test_a_finished_table_is_printed_again_and_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"method": "full", "removed": 0.0, "dev_score": 80.0, "metric": "accuracy", "reference": "full"}]
+    (tmp_path / "table.json").write_text(json.dumps(rows), encoding="utf8")
+    document = tmp_path / "a.md"
+    document.write_text("<!-- rte -->\n<!-- end -->\n", encoding="utf8")
+    words = ["results", "--folder", str(tmp_path), "--into", str(document), "--section", "rte"]
+    monkeypatch.setattr(sys, "argv", words)
+    result_table.main()
+    assert "| full | 0.0 | 80.0 |" in document.read_text(encoding="utf8") and "| 80.0 |" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", words[:-2])
+    with pytest.raises(UserError, match="--into and --section require each other"):
+        result_table.main()
+    (tmp_path / "table.json").unlink()
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(UserError, match="table.json cannot be read: .* give the output folder of a finished compare"):
+        result_table.main()
+
+
+def test_only_known_tables_are_made() -> None:
+    script = ["bash", str(ROOT / "launchers" / "results.sh")]
+    for words, part in (
+        (["magic", "a", "b"], "error: magic is not a table"),
+        (["sst2"], "Usage: bash launchers/results"),
+    ):
+        done = subprocess.run([*script, *words], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 2 and part in done.stderr
 
 
 def command(folder: Path, *more: str) -> list[str]:
