@@ -215,8 +215,8 @@ def test_a_model_with_sizes_by_layer_is_loaded_without_its_code_and_not_cut_agai
 ) -> None:
     for module in (auto_factory, configuration_auto, tokenization_auto):
         monkeypatch.setattr(module, "get_class_from_dynamic_module", lambda *a, **k: pytest.fail("code of a folder"))
-    words = place.words(tmp_path / "out", "--max_steps", "2", "--calibration_steps", "1", "--structure", "adaptive")
-    ended = run([*words, "--report", "true"])
+    uneven = ["--structure", "adaptive", "--prune_blocks", "neurons", "--align", "1"]
+    ended = run(place.words(tmp_path / "out", *SHORT, *uneven, "--report", "true"))
     assert ended.status == 0, ended.err
     model = tmp_path / "out" / "model"
     figures = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf8"))
