@@ -10,10 +10,11 @@ import argparse
 import sys
 from typing import NoReturn
 
-from apt_ds import command
-from apt_ds.arguments import resolve
-from apt_ds.command import at_least, words
-from apt_ds.config import RunConfig, UserError
+from apt_ds.config.cli import at_least, words
+from apt_ds.config.errors import UserError
+from apt_ds.config.resolve import resolve
+from apt_ds.config.run_config import RunConfig
+from apt_ds.runtime import exit_status
 
 
 class Parser(argparse.ArgumentParser):
@@ -73,10 +74,10 @@ def read(argv: list[str]) -> tuple[argparse.Namespace, RunConfig]:
 def main() -> None:
     own, run = read(sys.argv[1:])
     try:
-        from apt_ds.bench.inference import Asked
-        from apt_ds.benchmark import Settings, benchmark, inputs, predict
-        from apt_ds.dry_run import dry_run
-        from apt_ds.scaling import Cluster
+        from apt_ds.analysis.bench.generation import Asked
+        from apt_ds.analysis.benchmark import Settings, benchmark, inputs, predict
+        from apt_ds.analysis.cluster_model import Cluster
+        from apt_ds.analysis.dry_run import dry_run
     except ModuleNotFoundError as error:
         raise UserError(f"the benchmark needs {error.name}: pip install 'apt_ds[dev]'") from None
 
@@ -93,4 +94,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.main(main)
+    exit_status.main(main)

@@ -9,10 +9,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from apt_ds import command
-from apt_ds.arguments import resolve
-from apt_ds.config import UserError
-from apt_ds.presets import METHODS
+from apt_ds.config import cli
+from apt_ds.config.errors import UserError
+from apt_ds.config.presets import METHODS
+from apt_ds.config.resolve import resolve
+from apt_ds.runtime import exit_status
 
 USAGE = "compare.py --deepspeed FILE [--methods A,B] [--sparsity X,Y] [--vary NAME VALUE ...] [--NAME VALUE ...]"
 
@@ -33,9 +34,9 @@ def single(name: str, text: str, kind: Callable[[str], Any]) -> Any:
     return values[0]
 
 
-def parser() -> command.Parser:
+def parser() -> cli.Parser:
     """The comparison's own options."""
-    made = command.Parser(USAGE)
+    made = cli.Parser(USAGE)
     made.epilog = "All other options are those of train.py and go to every run."
     made.add_argument("--methods", default=",".join(METHODS), help="comma-separated; default: all")
     made.add_argument("--sparsity", default="0.3,0.5", help="removed fractions, comma-separated; default 0.3,0.5")
@@ -57,7 +58,7 @@ def parser() -> command.Parser:
 def main() -> None:
     made = parser()
     own, rest = made.parse_known_args(sys.argv[1:])
-    from apt_ds.compare import Comparison, compare
+    from apt_ds.analysis.compare import Comparison, compare
 
     comparison = Comparison(
         listed("--methods", own.methods, str),
@@ -78,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.main(main)
+    exit_status.main(main)

@@ -8,15 +8,16 @@ from __future__ import annotations
 import argparse
 import sys
 
-from apt_ds import command
-from apt_ds.config import UserError
+from apt_ds.config import cli
+from apt_ds.config.errors import UserError
+from apt_ds.runtime import exit_status
 
 USAGE = "evaluate.py --model DIR (--suite NAME | --tasks A,B | --perplexity FILE | --efficiency) [--NAME VALUE ...]"
 
 
-def parser() -> command.Parser:
-    made = command.Parser(USAGE)
-    count, number = command.at_least(1), command.at_least(0)
+def parser() -> cli.Parser:
+    made = cli.Parser(USAGE)
+    count, number = cli.at_least(1), cli.at_least(0)
     made.add_argument("--model", required=True, help="a folder, a hub name, builtin:smollm2 or builtin:minilm")
     made.add_argument("--bf16", action="store_true", help="compute in bfloat16 instead of float32")
     made.add_argument("--trust_remote_code", action="store_true", help="run code of the model's folder")
@@ -25,7 +26,7 @@ def parser() -> command.Parser:
     made.add_argument("--json", default="", help="a file for the figures")
     suite = made.add_argument_group("lm-evaluation-harness")
     suite.add_argument("--suite", default="", help="open-llm: ARC 25, HellaSwag 10, MMLU 5, TruthfulQA mc2 0 shots")
-    suite.add_argument("--tasks", type=command.words, default=[], help="comma-separated names of any of its tasks")
+    suite.add_argument("--tasks", type=cli.words, default=[], help="comma-separated names of any of its tasks")
     suite.add_argument("--num_fewshot", type=number, default=None, help="shots of --tasks; default: as the task says")
     suite.add_argument("--limit", type=number, default=0, help="questions per task (MMLU: per subject); 0: all")
     suite.add_argument("--data_dir", default="", help="folder of data sets: mmlu (CSV), ai2_arc/ARC-Challenge, ...")
@@ -34,7 +35,7 @@ def parser() -> command.Parser:
     corpus.add_argument("--subset", default="", help="configuration of the data set")
     corpus.add_argument("--split", default="test", help="its split; default test")
     corpus.add_argument("--column", default="text", help="its column of text; default text")
-    corpus.add_argument("--block_length", type=command.at_least(2), default=1024, help="tokens; default 1024")
+    corpus.add_argument("--block_length", type=cli.at_least(2), default=1024, help="tokens; default 1024")
     corpus.add_argument("--bos", action="store_true", help="begin each block with BOS, within its length")
     cost = made.add_argument_group("efficiency")
     cost.add_argument("--efficiency", action="store_true", help="latency, throughput, memory, FLOPs and size")
@@ -55,10 +56,12 @@ def main() -> None:
     if len(chosen) != 1:
         raise UserError("give one of --suite or --tasks, --perplexity, --efficiency")
     # torch takes seconds to import: a wrong flag should not
-    from apt_ds.eval import jobs
+    from apt_ds.eval import commands
 
-    {"suite": jobs.run_suite, "perplexity": jobs.run_perplexity, "efficiency": jobs.run_efficiency}[chosen[0]](given)
+    {"suite": commands.run_suite, "perplexity": commands.run_perplexity, "efficiency": commands.run_efficiency}[
+        chosen[0]
+    ](given)
 
 
 if __name__ == "__main__":
-    command.main(main)
+    exit_status.main(main)

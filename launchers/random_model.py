@@ -8,16 +8,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from apt_ds import command
-from apt_ds.command import at_least
+from apt_ds.config import cli
+from apt_ds.config.cli import at_least
+from apt_ds.runtime import exit_status
 
 USAGE = "random_model.py FOLDER --shape NAME [--dtype bfloat16] [--layers N] [--tokenizer builtin]"
 DTYPES = ("bfloat16", "float16", "float32")
 
 
-def parser() -> command.Parser:
+def parser() -> cli.Parser:
     """The options of the script."""
-    made = command.Parser(USAGE)
+    made = cli.Parser(USAGE)
     made.add_argument("folder", help="a new folder for the model")
     made.add_argument("--shape", required=True, help="llama2-7b, llama3-8b and others, or the path of a config.json")
     made.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help=f"of the weights; default {DTYPES[0]}")
@@ -32,11 +33,11 @@ def main() -> None:
     # torch takes seconds to import: a wrong flag should not wait for it
     import torch
 
-    from apt_ds.bench.random_folder import write_random_model
+    from apt_ds.analysis.bench.random_folder import write_random_model
 
     size = write_random_model(Path(own.folder), own.shape, getattr(torch, own.dtype), own.layers, own.tokenizer)
     print(f"{own.folder}: {size / 1e9:.2f} GB of random weights in the shape of {own.shape}")
 
 
 if __name__ == "__main__":
-    command.main(main)
+    exit_status.main(main)

@@ -45,4 +45,4 @@ rte)
 esac
 
 python "$here/compare.py" --deepspeed "$here/../ds_configs/zero2.json" "${options[@]}" --output_dir "$output" "$@"
-exec python -m apt_ds.results --folder "$output" --into "${APT_DS_RESULTS:-$here/RESULTS.md}" --section "$name"
+exec python -m apt_ds.analysis.compare_table --folder "$output" --into "${APT_DS_RESULTS:-$here/RESULTS.md}" --section "$name"

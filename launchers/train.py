@@ -7,23 +7,23 @@ from __future__ import annotations
 
 import sys
 
-from apt_ds import command
-from apt_ds.arguments import resolve
-from apt_ds.config import RunConfig
+from apt_ds.config.resolve import resolve
+from apt_ds.config.run_config import RunConfig
+from apt_ds.runtime import exit_status
 
 
 def main() -> None:
     run: RunConfig = resolve(sys.argv[1:])
     # torch and deepspeed take seconds to import: a wrong flag should not
     if run.dry_run:
-        from apt_ds.dry_run import dry_run
+        from apt_ds.analysis.dry_run import dry_run
 
         dry_run(run)
         return
-    from apt_ds.main import train
+    from apt_ds.training.run import train
 
     train(run)
 
 
 if __name__ == "__main__":
-    command.main(main)
+    exit_status.main(main)

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.paths import ROOT
+
 if TYPE_CHECKING:
-    from launched import Place
+    from tests.support.launcher import Place
 
 # DeepSpeed compiles with the ninja it finds first: let it be this environment's, or every switch compiles anew
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +32,6 @@ def real_data() -> Path:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A tiny model and its data."""
-    from launched import inputs
+    from tests.support.launcher import inputs
 
     return inputs(tmp_path_factory.mktemp("place"))

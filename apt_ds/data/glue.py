@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from apt_ds.config import UserError
-from apt_ds.data.records import Located, find_file, leave_out, read_file, read_hub, text_of, value_of
-from apt_ds.data.rows import Row, TokenizedSet
-from apt_ds.data.tokens import check_room, token_columns
+from apt_ds.config.errors import UserError
+from apt_ds.data.readers import Located, find_file, leave_out, read_file, read_hub, text_of, value_of
+from apt_ds.data.tokenized import Row, TokenizedSet
+from apt_ds.data.tokenizer_checks import check_room, token_columns
 
 HUB_NAME = "nyu-mll/glue"
 HIGHEST_SCORE = 5.0  # of STS-B

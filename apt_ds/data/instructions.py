@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from apt_ds.config import UserError
+from apt_ds.config.errors import UserError
 from apt_ds.data import templates
-from apt_ds.data.base import Example
-from apt_ds.data.rows import IGNORED, Row, TokenizedSet
+from apt_ds.data.conversations import Example
+from apt_ds.data.tokenized import IGNORED, Row, TokenizedSet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

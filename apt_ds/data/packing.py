@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import torch
 
-from apt_ds.data.batches import Batch
-from apt_ds.data.rows import IGNORED, Row
+from apt_ds.data.batching import Batch
+from apt_ds.data.tokenized import IGNORED, Row
 
 MULTIPLE = 8
 

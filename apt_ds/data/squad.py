@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from apt_ds.config import UserError
-from apt_ds.data.records import JSON, find_file, kind, log, read_file, read_hub, text_of, value_of
-from apt_ds.data.rows import Row, TokenizedSet
-from apt_ds.data.tokens import check_room, token_columns
+from apt_ds.config.errors import UserError
+from apt_ds.data.readers import JSON, find_file, kind, log, read_file, read_hub, text_of, value_of
+from apt_ds.data.tokenized import Row, TokenizedSet
+from apt_ds.data.tokenizer_checks import check_room, token_columns
 
 HUB_NAMES = {"squad": "rajpurkar/squad", "squad_v2": "rajpurkar/squad_v2"}
 STEMS = {

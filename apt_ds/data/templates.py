@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import jinja2
 from transformers.utils import chat_template_utils
 
-from apt_ds.config import UserError
-from apt_ds.data.base import Example
+from apt_ds.config.errors import UserError
+from apt_ds.data.conversations import Example
 from apt_ds.data.turns import Message
 
 if TYPE_CHECKING:

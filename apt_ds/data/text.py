@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from apt_ds.config import UserError
+from apt_ds.config.errors import UserError
 
 _SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character: JSON can escape one alone, UTF-8 cannot write it
 _ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")

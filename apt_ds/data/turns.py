@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-from apt_ds.config import UserError
-from apt_ds.data.records import kind, text_of
+from apt_ds.config.errors import UserError
+from apt_ds.data.readers import kind, text_of
 from apt_ds.data.text import mended
 
 Message = dict[str, Any]

@@ -1,0 +1,1 @@
+"""Scores a model, during training or finished."""

@@ -13,12 +13,13 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from apt_ds import builtins, dist, models, pretrained, zero
-from apt_ds.architectures import ANSWERS, ARCHITECTURES, CLASSIFICATION, GENERATION, HEADS, LANGUAGE_MODEL
-from apt_ds.config import UserError
-from apt_ds.data.tokens import check_ids
-from apt_ds.ds_json import read_json
-from apt_ds.model_folder import check_files, check_weights, read_part
+from apt_ds.config.deepspeed_json import read_json
+from apt_ds.config.errors import UserError
+from apt_ds.data.tokenizer_checks import check_ids
+from apt_ds.models import builtin_models, loading, pretrained
+from apt_ds.models.architectures.tables import ANSWERS, ARCHITECTURES, CLASSIFICATION, GENERATION, HEADS, LANGUAGE_MODEL
+from apt_ds.models.model_folder import check_files, check_weights, read_part
+from apt_ds.runtime import collectives, zero
 
 PROBES, PROBE_BYTES = 1024, 2**16
 ENDINGS = {
@@ -57,7 +58,7 @@ def load(
 
     deepspeed: the path of a DeepSpeed JSON; with ZeRO-3 the weights are sharded over ranks while they are read,
     with anything else every rank holds the whole model.
-    task: what is asked of it, a constant of `architectures.py` (see `task_of`).
+    task: what is asked of it, a constant of `tables.py` (see `task_of`).
     fresh_head: a model without the task's head gets a random one; its answers then mean nothing, its costs do.
     trust: code of the folder may run. This package's own models with sizes by layer need none.
 
@@ -65,7 +66,7 @@ def load(
         UserError: no model or tokenizer there, broken weights, or a DeepSpeed file that is refused.
     """
     start_ranks(bool(deepspeed))
-    models.quiet_transformers()
+    loading.quiet_transformers()
     engine = serving_config(deepspeed, bf16) if deepspeed else {}
     source, config = described(name, trust)
     check_weights(source, f"--model {name!r}")
@@ -74,7 +75,7 @@ def load(
     dtype = torch.bfloat16 if bf16 else torch.float32
     head = HEADS.get((family(config), task)) if fresh_head else None
     allowed = (*head[0], head[1]) if head else ()
-    model, _ = models.read_weights(source, dtype, attention, task, allowed, flag="--model", trust=trust)
+    model, _ = loading.read_weights(source, dtype, attention, task, allowed, flag="--model", trust=trust)
     model.eval()
     runner = zero.serve(model, engine) if sharding is not None else model.to(zero.device())
     del sharding
@@ -87,7 +88,7 @@ def described(name: str, trust: bool = False) -> tuple[str, PretrainedConfig]:
     Raises:
         UserError: there is none, or it needs code of its folder and `trust` is false.
     """
-    source = builtins.source_of(name)
+    source = builtin_models.source_of(name)
     check_files(source, f"--model {name!r}")
     config = read_part(lambda: pretrained.read_config(source, trust), *blame(name))
     check_ids(config)
@@ -96,7 +97,7 @@ def described(name: str, trust: bool = False) -> tuple[str, PretrainedConfig]:
 
 def blame(name: str) -> tuple[str, str]:
     """What an error says of a name that leads nowhere: the flag with it, and what to give instead."""
-    return f"--model {name!r}", f"give a folder made by save_pretrained, a hub name, or {builtins.NAMES}"
+    return f"--model {name!r}", f"give a folder made by save_pretrained, a hub name, or {builtin_models.NAMES}"
 
 
 def family(config: PretrainedConfig) -> str:
@@ -115,7 +116,7 @@ def task_of(config: PretrainedConfig) -> str:
 
 def start_ranks(needed: bool = False) -> None:
     """Join the other processes where a launcher started any, or where an engine needs a world of one."""
-    if not dist.ready() and (needed or "RANK" in os.environ):
+    if not collectives.ready() and (needed or "RANK" in os.environ):
         zero.init_distributed()
 
 

@@ -16,10 +16,10 @@ from types import ModuleType
 
 import numpy as np
 
-from apt_ds.config import UserError
+from apt_ds.config.errors import UserError
+from apt_ds.config.tasks import TEXTS
 from apt_ds.data.glue import GLUE
 from apt_ds.data.squad import Question
-from apt_ds.tasks import TEXTS
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 

@@ -14,11 +14,11 @@ from torch import nn
 from tqdm import tqdm
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from apt_ds import dist, zero
-from apt_ds.config import UserError
+from apt_ds.config.errors import UserError
 from apt_ds.data.mmlu import CATEGORIES, LETTERS, Mmlu, Question
-from apt_ds.eval.letters import Encoder, Row, letter_scores, shared_length
-from apt_ds.eval.progress import Progress
+from apt_ds.eval.choice_scores import Encoder, Row, letter_scores, shared_length
+from apt_ds.eval.resume_file import Progress
+from apt_ds.runtime import collectives, zero
 
 UNBOUNDED = 2048  # for a model whose configuration names no context
 
@@ -78,7 +78,7 @@ def evaluate(
     room = context_room(model_config(runner), settings.max_length)
     check_shots(questions, settings.num_shots)
     choices: dict[str, list[int]] = {}
-    for subject in tqdm(questions.test, unit="subject", disable=not dist.is_main(), desc="MMLU"):
+    for subject in tqdm(questions.test, unit="subject", disable=not collectives.is_main(), desc="MMLU"):
         known = progress.find(subject) if progress else None
         if known is None:
             shots = questions.dev[subject][: settings.num_shots]

@@ -1,0 +1,1 @@
+"""Predicts and measures what runs cost, without changing them."""

@@ -1,0 +1,69 @@
+"""Generation, dense against cut: plain models without an engine, all in memory at once, one after the other in turn."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from apt_ds.config.run_config import RunConfig
+from apt_ds.eval.inference_cost import prompts, run_once
+from apt_ds.models import loading
+from apt_ds.models.export.configs import writable_sizes
+from apt_ds.models.loading import Base
+from apt_ds.pruning import surgery
+from apt_ds.pruning.budget_search import search
+from apt_ds.pruning.rules import rules_of
+from apt_ds.pruning.surgery import Plan
+from apt_ds.runtime import zero
+
+BATCHES = (1, 32)
+Speeds = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """prompt, new: tokens; rounds: how often every model runs at every batch."""
+
+    prompt: int
+    new: int
+    rounds: int
+
+
+def inference(run: RunConfig, base: Base, sparsities: dict[str, float], asked: Asked) -> Speeds:
+    """By name and `batch N`: median tokens made per second, prompt included; `first N`: seconds to the first token.
+
+    sparsities: name to removed fraction. What is removed is drawn: speed depends on how many blocks stay, not on which.
+    """
+    run = replace(run, gradient_checkpointing=False)
+    loaded = {name: plain_model(run, base, sparsity) for name, sparsity in sparsities.items()}
+    taken: dict[str, dict[str, list[float]]] = {name: {} for name in loaded}
+    for turn in range(asked.rounds + 1):
+        for batch in BATCHES:
+            for name, model in loaded.items():
+                read, made = run_once(model, prompts(model, batch, asked.prompt), asked.new)
+                if turn:  # the first warms up
+                    taken[name].setdefault(f"batch {batch}", []).append(batch * asked.new / (read + made))
+                    taken[name].setdefault(f"first {batch}", []).append(read)
+    return {name: {key: statistics.median(values) for key, values in of.items()} for name, of in taken.items()}
+
+
+def plain_model(run: RunConfig, base: Base, sparsity: float) -> PreTrainedModel:
+    """The base model, `sparsity` of its prunable parameters removed by the run's rules."""
+    model = loading.load_model(base, run)
+    if sparsity:
+        surgery.operate(model, base.anatomy, Plan(keep=drawn(run, base, sparsity)), None, torch.Generator())
+        zero.collect()
+    model.config.use_cache = True
+    return model.eval()
+
+
+def drawn(run: RunConfig, base: Base, sparsity: float) -> np.ndarray:
+    """Blocks that stay, bool [blocks], when chance scores them and the run's rules choose."""
+    prices = base.anatomy.prices(base.anatomy.sizes)
+    scores = np.random.default_rng(run.seed).random(len(prices)) * prices
+    budget = (1 - sparsity) * base.anatomy.cost(base.anatomy.sizes)
+    return search(scores, base.anatomy, rules_of(run, base.anatomy, writable_sizes(base.config)), budget)

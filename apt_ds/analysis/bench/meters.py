@@ -1,0 +1,74 @@
+"""What a machine can do and what it draws: the arithmetic peak of a device, the energy of a stretch of time."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import torch
+
+from apt_ds.runtime import zero
+
+RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
+SIDES = {"cpu": 1536, "cuda": 8192}
+REPEATS = 5
+
+
+def peak_flops(dtype: torch.dtype) -> float:
+    """Operations per second of the best of some large square matrix products on this device."""
+    device = zero.device()
+    side = SIDES[device.type]
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    seconds = []
+    for _ in range(REPEATS):
+        start = now()
+        _ = a @ b
+        seconds.append(now() - start)
+    return 2 * side**3 / min(seconds)
+
+
+def process_bytes() -> int:
+    """Bytes of this process that hold no model, where they count as the device's: on the CPU its resident set."""
+    return psutil.Process().memory_info().rss if zero.device().type == "cpu" else 0
+
+
+def now() -> float:
+    """Seconds, once the device has done all it was given."""
+    if zero.device().type == "cuda":
+        torch.cuda.synchronize(zero.device())
+    return time.perf_counter()
+
+
+def energy_counter() -> Callable[[], float] | None:
+    """A function that tells the joules this device has drawn so far; None where it does not tell.
+
+    A GPU by NVML (pynvml), a CPU by RAPL, the whole socket whatever else runs on it.
+    """
+    return _nvml() if zero.device().type == "cuda" else _rapl()
+
+
+def _nvml() -> Callable[[], float] | None:
+    if importlib.util.find_spec("pynvml") is None:
+        return None
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        # the number of a device is not NVML's where some devices are hidden
+        name = f"GPU-{torch.cuda.get_device_properties(zero.device()).uuid}"
+        handle = pynvml.nvmlDeviceGetHandleByUUID(name)
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+    except pynvml.NVMLError:
+        return None
+    return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
+
+
+def _rapl() -> Callable[[], float] | None:
+    try:
+        RAPL.read_text(encoding="ascii")
+    except OSError:
+        return None
+    return lambda: int(RAPL.read_text(encoding="ascii")) / 1e6

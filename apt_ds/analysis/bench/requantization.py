@@ -1,0 +1,56 @@
+"""What a cut of few bits loses: dequantized, sliced, quantized anew, against slicing first and quantizing then.
+
+A run that holds its base in few bits has no other weights to slice first; here the model is read as it computes, and
+each of its projections goes both ways, one at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from apt_ds.analysis.bench.generation import drawn
+from apt_ds.config.run_config import RunConfig
+from apt_ds.models import loading, quantization
+from apt_ds.models.loading import Base
+from apt_ds.pruning.surgery import element_index, take
+
+Errors = dict[str, float]
+
+
+@torch.no_grad()
+def rounding(run: RunConfig, base: Base, sparsity: float, bits: int) -> Errors:
+    """Errors relative to the sliced original, mean and largest over the projections that are cut.
+
+    cut: of what a run holds after its cut; sliced_first: of the sliced original, quantized once.
+    """
+    run = replace(run, base_bits=bits, gradient_checkpointing=False)
+    errors = list(pairs(run, base, loading.load_model(base, replace(run, base_bits=16)), sparsity))
+    found = {}
+    for name, of in zip(("cut", "sliced_first"), zip(*errors, strict=True), strict=True):
+        found |= {name: sum(of) / len(of), f"{name}_max": max(of)}
+    return found
+
+
+def pairs(run: RunConfig, base: Base, model: nn.Module, sparsity: float) -> Iterator[tuple[float, float]]:
+    """(cut, sliced_first) of each projection that loses something."""
+    anatomy, dtype = base.anatomy, loading.run_dtype(run)
+    keep = drawn(run, base, sparsity)
+    projections = {path for paths in anatomy.targets.values() for path in paths}
+    for slot in anatomy.slots:
+        rows, columns = (element_index(axis, keep, anatomy) for axis in (slot.rows, slot.columns))
+        if slot.path not in projections or (rows is None and columns is None):
+            continue
+        original = model.get_submodule(slot.path).weight
+        expected = take(original.float(), rows, columns)
+        held = quantization.pack(original, run.base_bits, dtype)
+        # as `surgery` does it
+        cut = quantization.like(held, take(quantization.dense(held, torch.float32), rows, columns))
+        yield _error(cut, expected), _error(quantization.pack(expected, run.base_bits, dtype), expected)
+
+
+def _error(held: nn.Parameter, expected: Tensor) -> float:
+    return float((quantization.dense(held, torch.float32) - expected).norm() / expected.norm())

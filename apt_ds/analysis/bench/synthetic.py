@@ -1,0 +1,118 @@
+"""Models that are only sizes: random weights by name or from any config.json, random tokens to train on.
+
+Nothing is read from the network or written to disk, so that a machine with neither can measure a 13B model.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast
+
+from apt_ds.analysis.bench.llamas import LLAMAS, llama_config
+from apt_ds.analysis.cluster_model import Shape
+from apt_ds.config.errors import UserError
+from apt_ds.config.run_config import RunConfig
+from apt_ds.data.batching import GlobalOrder
+from apt_ds.data.tokenized import Row, TokenizedSet
+from apt_ds.models import pretrained
+from apt_ds.models.architectures.tables import anatomy_of
+from apt_ds.models.blocks import Anatomy, spans
+from apt_ds.models.loading import Base, first_line
+from apt_ds.runtime import collectives
+from apt_ds.training.datasets import Data
+
+# beside `LLAMAS`: hidden size, feed-forward size, layers, heads, vocabulary
+MADE_UP = {
+    "wide": (1024, 2816, 8, 16, 32000),
+    "tiny": (64, 128, 2, 4, 512),
+}
+SIZES = (*LLAMAS, *MADE_UP)
+PREFIX = "random:"
+ROWS = 256
+
+
+def random_config(name: str, flag: str = "--random_weights") -> PretrainedConfig:
+    """The configuration of one of `SIZES`, or of a config.json (a file, or the folder that holds it).
+
+    `NAME:N` has N layers, for a machine that does not hold them all. flag: the option that an error names.
+
+    Raises:
+        UserError: neither.
+    """
+    known, _, some = name.partition(":")
+    if known in SIZES and (not some or (some.isdecimal() and int(some) > 0)):
+        if known in LLAMAS:
+            return llama_config(known, **({"num_hidden_layers": int(some)} if some else {}))
+        hidden, inner, layers, heads, words = MADE_UP[known]
+        layers = int(some or layers)
+        return LlamaConfig(
+            hidden_size=hidden,
+            intermediate_size=inner,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            vocab_size=words,
+            max_position_embeddings=4096,
+        )
+    if not Path(name).exists():
+        raise UserError(
+            f"{flag} {name!r}: give one of {', '.join(SIZES)}, with :N for N of its layers, "
+            "or the path of a config.json"
+        )
+    try:
+        return pretrained.read_config(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{flag} {name!r}: no configuration of a model ({first_line(error)})") from None
+
+
+def random_base(name: str) -> Base:
+    """A base model without weights to read. Raises UserError."""
+    config = random_config(name)
+    inner = Tokenizer(WordLevel({"<pad>": 0, "<unk>": 1}, unk_token="<unk>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>")
+    return Base(f"{PREFIX}{name}", config, tokenizer, anatomy_of(config), random=True)
+
+
+def one_layer(base: Base) -> Base:
+    """A base of one of `SIZES` with one layer, since layers of drawn weights are alike; any other as it is."""
+    known = base.source.removeprefix(PREFIX).partition(":")[0]
+    return random_base(f"{known}:1") if base.random and known in SIZES else base
+
+
+def random_data(run: RunConfig, base: Base, last_step: int) -> Data:
+    """Rows of `max_seq_length` random tokens, all of them trained, in an order without end."""
+    generator = torch.Generator().manual_seed(run.seed)
+    ids = torch.randint(2, base.config.vocab_size, (ROWS, run.max_seq_length), generator=generator).tolist()
+    rows: tuple[Row, ...] = tuple({"input_ids": row, "labels": row} for row in ids)
+    held = TokenizedSet(rows, 0, "random")
+    batch = run.per_device_train_batch_size * run.gradient_accumulation_steps * collectives.world_size()
+    return Data(held, held, [], GlobalOrder(ROWS, batch, run.seed), last_step, None)
+
+
+def shape_of(base: Base, anatomy: Anatomy, run: RunConfig) -> Shape:
+    """Sizes of a model after a cut to `anatomy`, with the run's adapters at their initial rank."""
+    sizes, hidden = anatomy.sizes, anatomy.sizes.hidden
+    heads = [(site, n) for site, n in zip(anatomy.sites, sizes.counts, strict=True) if site.kind == "head"]
+    words = base.config.vocab_size * hidden
+    adapters = sum(run.rank * sum(widths(anatomy, path)) for name in run.targets for path in anatomy.targets[name])
+    taps = sum(site.unit * n for site, n in zip(anatomy.sites, sizes.counts, strict=True))
+    return Shape(
+        blocks=anatomy.cost(sizes),
+        head=words,
+        embeddings=0 if base.config.tie_word_embeddings else words,
+        adapters=adapters,
+        attention=sum(site.unit * n for site, n in heads),
+        taps=taps + hidden * len(anatomy.writers),
+        modules=sum(slot.columns is not None for slot in anatomy.slots),
+    )
+
+
+def widths(anatomy: Anatomy, path: str) -> tuple[int, int]:
+    """(rows, columns) of a projection with blocks on both sides."""
+    slot = next(slot for slot in anatomy.slots if slot.path == path)
+    counts = {site: span.stop - span.start for site, span in spans(anatomy.sizes)}
+    assert slot.rows is not None and slot.columns is not None
+    return counts[slot.rows.site] * slot.rows.unit, counts[slot.columns.site] * slot.columns.unit

@@ -1,0 +1,130 @@
+"""A training step, timed: PEFT's LoRA and QLoRA with the loss of transformers, and apt_ds, on the same batches."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from apt_ds.analysis.bench.meters import energy_counter, now
+from apt_ds.analysis.bench.synthetic import shape_of
+from apt_ds.analysis.bench.table import Timed
+from apt_ds.analysis.bench.variants import Variant, options
+from apt_ds.analysis.cluster_model import Shape
+from apt_ds.config.deepspeed_config import load_config
+from apt_ds.config.run_config import RunConfig
+from apt_ds.data.batching import collate
+from apt_ds.data.instructions import resolve_pad_id
+from apt_ds.models import loading
+from apt_ds.models.adapter import replace_module
+from apt_ds.models.export.configs import writable_sizes
+from apt_ds.models.loading import Base
+from apt_ds.pruning.pruner import Pruner
+from apt_ds.runtime import collectives, zero
+from apt_ds.runtime.memory import peak_memory, reset_peak
+from apt_ds.training.datasets import Data
+from apt_ds.training.metrics import Journal
+from apt_ds.training.trainer import Trainer
+
+
+def measure(variant: Variant, run: RunConfig, base: Base, data: Data, steps: int) -> Timed:
+    """Build a variant, warm it up with one step, time `steps`, drop it. Collective."""
+    run = replace(run, **options(variant, run))
+    return (
+        measure_peft(variant, run, base, data, steps) if variant.peft else measure_apt(variant, run, base, data, steps)
+    )
+
+
+def measure_peft(variant: Variant, run: RunConfig, base: Base, data: Data, steps: int) -> Timed:
+    """As the Hugging Face Trainer would run it."""
+    config = load_config(run, collectives.world_size(), base.config.hidden_size)
+    sharding = zero.shard_while_loading(config)
+    model = loading.load_model(base, run)
+    if variant.bits == 4:
+        hold_in_four_bits(model, loading.run_dtype(run))
+    targets = [f"{target}_proj" for target in run.targets]
+    lora = LoraConfig(r=run.rank, lora_alpha=2 * run.rank, target_modules=targets, task_type="CAUSAL_LM")
+    # adapters in fp32 do not go with a bf16 engine under stage 3
+    wrapped = get_peft_model(model, lora, autocast_adapter_dtype=False).train()
+    engine = zero.build(wrapped, config)
+    del sharding, model, wrapped
+    pad_id = resolve_pad_id(base.tokenizer)
+
+    def step(number: int) -> None:
+        for micro in range(run.gradient_accumulation_steps):
+            own = data.order.micro(
+                number, micro, collectives.rank(), collectives.world_size(), run.per_device_train_batch_size
+            )
+            batch = collate([data.train[i] for i in own], pad_id).to(zero.device())
+            engine.backward(engine(**vars(batch), use_cache=False).loss)
+            engine.step()
+
+    found = timed(step, steps, shape_of(base, base.anatomy, run))
+    zero.destroy(engine)
+    return found
+
+
+def hold_in_four_bits(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Quantize every linear layer but the head to NF4 with double quantization, one at a time, as QLoRA does."""
+    import bitsandbytes as bnb
+
+    for path, module in list(model.named_modules()):
+        if not isinstance(module, nn.Linear) or module is model.get_output_embeddings():
+            continue
+        packed = bnb.nn.Linear4bit(
+            module.in_features, module.out_features, module.bias is not None, dtype, quant_type="nf4", device="meta"
+        )
+        packed.weight = bnb.nn.Params4bit(module.weight.data, requires_grad=False, quant_type="nf4").to(zero.device())
+        packed.bias = module.bias
+        packed.support_avx512bf16_for_cpu = False  # it would repack weights in place
+        replace_module(model, path, packed)
+    model.is_loaded_in_4bit = True
+
+
+def measure_apt(variant: Variant, run: RunConfig, base: Base, data: Data, steps: int) -> Timed:
+    """apt_ds: scoring and deciding on the dense model, or training a dense or a cut one."""
+    config = load_config(run, collectives.world_size(), base.config.hidden_size)
+    pruner = Pruner(run, base.anatomy, data.total_steps, zero.device(), writable_sizes(base.config))
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(run, base, config, data, pruner, Journal(Path(folder), 0, quiet=True))
+        if pruner.cut_step is not None:
+            trainer.cut_at_once(0)
+
+        def step(number: int) -> None:
+            trainer.train_step(number)
+            pruner.advance(number + 1)
+
+        found = timed(step, steps, shape_of(base, pruner.anatomy, run))
+        meter = trainer.meter
+        found.rebuild = list(meter.rebuilds)
+        if meter.rebuilds:
+            steady = meter.dense()["peak_memory_bytes"] or 0
+            found.steady, found.rebuild_peak = (
+                max(collectives.gather_objects(n)) for n in (steady, meter.rebuild_peaks[-1])
+            )
+        pruner.undress()
+        zero.destroy(trainer.engine)
+        trainer.journal.close()
+    return found
+
+
+def timed(step: Callable[[int], None], steps: int, shape: Shape) -> Timed:
+    """`steps` steps after one of warm-up. Collective."""
+    step(0)
+    reset_peak(zero.device())
+    seconds = []
+    counter = energy_counter()
+    before = counter() if counter else 0.0
+    for number in range(1, steps + 1):
+        collectives.barrier()
+        start = now()
+        step(number)
+        seconds.append(now() - start)
+    joules = (counter() - before) / steps if counter else None
+    return Timed(seconds, max(collectives.gather_objects(peak_memory(zero.device()))), joules, shape)

@@ -1,0 +1,82 @@
+"""What is measured, and what each must reach next to PEFT's LoRA."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+from apt_ds.config.errors import UserError
+from apt_ds.config.run_config import RunConfig
+from apt_ds.runtime.zero import Config, stage
+
+LORA, QLORA = "lora", "qlora"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train. peft: by PEFT and the loss of transformers, else by apt_ds.
+
+    sparsity: removed before steps are timed; scoring: every score taken and a decision made in each step; bits: of the
+    base weights; time, memory: targets, at most this multiple of LoRA's (None: there is none).
+    """
+
+    name: str
+    what: str
+    peft: bool = False
+    sparsity: float = 0.0
+    scoring: bool = False
+    bits: int = 16
+    time: float | None = None
+    memory: float | None = None
+
+
+VARIANTS = {
+    variant.name: variant
+    for variant in (
+        Variant(LORA, "PEFT LoRA", peft=True),
+        Variant(QLORA, "PEFT QLoRA, NF4", peft=True, bits=4),
+        Variant("dense", "apt_ds dense, scoring", scoring=True, time=1.05),
+        Variant("unscored", "apt_ds dense, no scoring"),
+        Variant("cut30", "apt_ds, 30 % cut", sparsity=0.3, time=0.75, memory=0.72),
+        Variant("cut50", "apt_ds, 50 % cut", sparsity=0.5, time=0.56, memory=0.58),
+        Variant("dense4", "apt_ds dense, 4 bit", bits=4),
+        Variant("cut30in4", "apt_ds, 30 % cut, 4 bit", sparsity=0.3, bits=4),
+    )
+}
+
+
+def absent(variant: Variant, config: Config) -> str:
+    """Why a variant cannot be measured here; empty where it can."""
+    if variant.bits == 16:
+        return ""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return "bitsandbytes is not installed"
+    return "4 bit and ZeRO stage 3 do not go together here" if stage(config) == 3 else ""
+
+
+def chosen(names: list[str], config: Config) -> tuple[list[Variant], list[str]]:
+    """The variants of `names` (none: all that can be measured here), LoRA first as all are held against it; notes.
+
+    Raises:
+        UserError: an unknown name, or one that cannot be measured here.
+    """
+    for name in names:
+        if name not in VARIANTS:
+            raise UserError(f"--variants {name}: give some of {', '.join(VARIANTS)}")
+        if reason := absent(VARIANTS[name], config):
+            raise UserError(f"--variants {name}: {reason}")
+    picked = [v for v in VARIANTS.values() if (v.name in names if names else not absent(v, config))]
+    notes = [f"{v.what}: left out, {absent(v, config)}" for v in VARIANTS.values() if not names and absent(v, config)]
+    return picked, notes
+
+
+def options(variant: Variant, run: RunConfig) -> dict[str, object]:
+    """The run's options that make it this variant."""
+    if variant.scoring:
+        mode = {"pruning": "gradual", "sparsity": 0.3, "rank_growth": True}
+    elif variant.sparsity:
+        mode = {"pruning": "pretuning", "sparsity": variant.sparsity, "rank_growth": False}
+    else:
+        mode = {"pruning": "none", "sparsity": 0.0, "rank_growth": False}
+    bits = {"base_bits": variant.bits} if variant.bits != 16 and not variant.peft else {}
+    return {"calibration_steps": 1, "prune_ratio": 1.0} | mode | bits

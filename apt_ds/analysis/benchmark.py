@@ -1,0 +1,149 @@
+"""Training cost of apt_ds next to PEFT's LoRA under the same DeepSpeed configuration, interleaved in one process.
+
+Every round builds, warms up, times and drops each variant in turn, so that drift of the machine hits all alike and no
+variant sees another's memory. All see the same batches, made as `train.py` makes them; PEFT gets them as the Hugging
+Face Trainer would hand them over, and computes the loss transformers computes. Generation is measured after that.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from apt_ds.analysis import cluster_model
+from apt_ds.analysis.bench import table
+from apt_ds.analysis.bench.generation import Asked, inference
+from apt_ds.analysis.bench.meters import peak_flops, process_bytes
+from apt_ds.analysis.bench.requantization import rounding
+from apt_ds.analysis.bench.synthetic import PREFIX, one_layer, random_base, random_data, shape_of
+from apt_ds.analysis.bench.training import Timed, measure
+from apt_ds.analysis.bench.variants import chosen
+from apt_ds.analysis.cluster_model import Cluster, Load
+from apt_ds.config.deepspeed_config import load_config
+from apt_ds.config.deepspeed_json import read_json
+from apt_ds.config.errors import UserError
+from apt_ds.config.run_config import RunConfig
+from apt_ds.data.batching import GlobalOrder
+from apt_ds.data.conversations import load_examples
+from apt_ds.data.instructions import build_dataset
+from apt_ds.losses.task_losses import trained_tokens
+from apt_ds.models import loading
+from apt_ds.models.loading import Base
+from apt_ds.runtime import collectives, zero
+from apt_ds.runtime.files import write_json
+from apt_ds.training.datasets import Data
+
+LAST_STEP = 10**6  # far away: no schedule ends while steps are timed
+CUTS = {"dense": 0.0, "cut30": 0.3, "cut50": 0.5}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured how often.
+
+    variants: names (none: all that this machine can); rounds: how often every variant is built anew; steps: timed
+    optimizer steps per round, after one of warm-up; generation: prompt and new tokens (None: not measured);
+    peak_tflops: of a device (0: measured by a matrix product).
+    """
+
+    variants: tuple[str, ...] = ()
+    rounds: int = 3
+    steps: int = 3
+    generation: Asked | None = None
+    peak_tflops: float = 0.0
+
+
+def benchmark(run: RunConfig, settings: Settings, json_path: str) -> table.Figures:
+    """Measure; prints a table and writes the figures on rank 0. Collective.
+
+    Raises:
+        UserError: a variant that is unknown or cannot be measured here, besides what `train.py` refuses.
+    """
+    zero.init_distributed()
+    loading.quiet_transformers()
+    zero.check_sections(run.deepspeed)
+    base, data = inputs(run)
+    config = load_config(run, collectives.world_size(), base.config.hidden_size)
+    zero.check_config(config, run.deepspeed)
+    variants, notes = chosen(list(settings.variants), config)
+    peak = 1e12 * settings.peak_tflops or peak_flops(loading.run_dtype(run))
+    process = max(collectives.gather_objects(process_bytes()))
+    rounds: dict[str, list[Timed]] = {variant.name: [] for variant in variants}
+    for number in range(1, settings.rounds + 1):
+        for variant in variants:
+            found = measure(variant, run, base, data, settings.steps)
+            rounds[variant.name].append(found)
+            if collectives.is_main():
+                step = f"{statistics.median(found.seconds):.3f} s a step"
+                print(f"round {number} of {settings.rounds}: {variant.what}, {step}", file=sys.stderr, flush=True)
+            zero.collect()
+    load = load_of(run, data, settings.steps)
+    figures = table.summarize(rounds, load, collectives.world_size(), peak, process)
+    if process:
+        notes.append(f"memory is beside the {process / 1e6:,.0f} MB of a process without a model")
+    figures |= {
+        "process_bytes": process,
+        "notes": notes,
+        "devices": collectives.world_size(),
+        "peak_flops": peak,
+        "load": asdict(load),
+    }
+    figures["shape"] = asdict(shape_of(base, base.anatomy, run))
+    few = [variant for variant in variants if variant.bits < 16 and variant.sparsity]
+    # in 16 bits: a whole model may be too large where one of few bits was not
+    figures["rounding"] = {v.name: rounding(run, one_layer(base), v.sparsity, v.bits) for v in few}
+    if settings.generation is not None:
+        figures["inference"] = inference(run, base, CUTS, settings.generation)
+    if collectives.is_main():
+        print(table.render(figures), flush=True)
+        if json_path:
+            write_json(Path(json_path), figures)
+    return figures
+
+
+def inputs(run: RunConfig) -> tuple[Base, Data]:
+    """Model and data: what `train.py` would read, or random ones. Collective. Raises UserError."""
+    if run.model_name_or_path.startswith(PREFIX):
+        base = random_base(run.model_name_or_path.removeprefix(PREFIX))
+        return base, random_data(run, base, LAST_STEP)
+    base = loading.find_base(run.model_name_or_path, trust=run.trust_remote_code)
+    rows = build_dataset(load_examples(run.data_path), base.tokenizer, run.max_seq_length)
+    batch = run.per_device_train_batch_size * run.gradient_accumulation_steps * collectives.world_size()
+    return base, Data(rows, rows, [], GlobalOrder(len(rows), batch, run.seed), LAST_STEP, None)
+
+
+def load_of(run: RunConfig, data: Data, steps: int) -> Load:
+    """What a device does in a timed step, on average."""
+    rows = [data.train[i] for step in range(1, steps + 1) for i in data.order.indices(step)]
+    lengths = [len(row["input_ids"]) for row in rows]
+    shares = steps * collectives.world_size()
+    trained = sum(trained_tokens(row) for row in rows)
+    context = sum(n * n for n in lengths) / sum(lengths)
+    return Load(sum(lengths) / shares, trained / shares, context, run.gradient_accumulation_steps)
+
+
+def predict(run: RunConfig, cluster: Cluster, sizes: tuple[int, ...], measured: str) -> str:
+    """The table of `scaling` for a model that is only sizes, with what `--json` of a benchmark has measured.
+
+    cluster: its `flops` is the peak of a device, of which the measured share (0.4 where nothing was) is reached.
+
+    Raises:
+        UserError: no such sizes, or a file that holds no figures of a benchmark.
+    """
+    base = random_base(run.model_name_or_path.removeprefix(PREFIX))
+    share = 0.4
+    if measured:
+        try:
+            share = float(read_json(measured)["utilisation"]["dense"])
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"--measured {measured}: no figures of a benchmark with the variant dense") from None
+    length, examples = run.max_seq_length, run.per_device_train_batch_size
+    tokens = length * examples * run.gradient_accumulation_steps
+    load = Load(tokens, tokens, length, run.gradient_accumulation_steps)
+    shape = shape_of(base, base.anatomy, run)
+    reached = Cluster(**(asdict(cluster) | {"flops": cluster.flops * share}))
+    told = {"model": run.model_name_or_path, "tokens a device and step": tokens, "utilisation": share} | asdict(cluster)
+    return f"{json.dumps(told)}\n{cluster_model.render(shape, load, reached, sizes)}"

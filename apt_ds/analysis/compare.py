@@ -1,0 +1,269 @@
+"""Methods side by side under one budget of steps: train each, judge each, one table (the paper's Table 3).
+
+Every run is a process of its own, started as a user would start it, in a folder of its own under `--output_dir`; what
+is finished there is not done again, so that an interrupted comparison goes on with what is missing. SIGTERM, SIGINT or
+SIGHUP also stops the run under way, which saves a checkpoint; the next start goes on from it. Inference is measured
+last, all models interleaved in one process.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import psutil
+
+from apt_ds.analysis.compare_table import Trial, tabulate
+from apt_ds.analysis.result_table import publish
+from apt_ds.config.errors import UserError
+from apt_ds.config.presets import METHODS, RECIPE_FULL_EPOCHS, RECIPE_INFERENCE_BATCHES
+from apt_ds.config.resolve import resolve
+from apt_ds.config.run_config import OPTIONS, RunConfig
+from apt_ds.config.tasks import GLUE_TASKS, INSTRUCTIONS, SQUADS, TEXTS
+from apt_ds.runtime import collectives
+from apt_ds.runtime.signals import Stopped
+from apt_ds.training.checkpoint import LAST, MANIFEST
+
+UNPRUNED = ("lora", "full", "apt_unpruned")
+# given by other options of the comparison
+OWN = ("method", "sparsity", "seed", "output_dir")
+# what a folder may differ in and still be the same run
+INCIDENTAL = (
+    *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "deepspeed", "trust_remote_code"),
+    *("logging_steps", "report", "report_samples"),
+)
+# what asks the comparison to stop
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What to compare.
+
+    processes: per run; mmlu_data: a folder of MMLU in CSV layout ('' leaves it out); vary: names of options of
+    train.py, each with the values it takes; all combinations are run.
+    full_num_train_epochs: of full fine-tuning; 0: as long as the other runs.
+    inference_batch_size: at which inference is measured too; 0: what is usual for the kind of model.
+    """
+
+    methods: tuple[str, ...]
+    sparsities: tuple[float, ...]
+    seeds: tuple[int, ...]
+    processes: int
+    full_learning_rate: float
+    mmlu_data: str
+    mmlu_sample: int
+    efficiency: bool
+    vary: tuple[tuple[str, ...], ...] = ()
+    full_num_train_epochs: float = 0.0
+    inference_batch_size: int = 0
+
+    def check(self) -> None:
+        """Raise UserError for a value that is not allowed."""
+        for name in self.methods:
+            if name not in METHODS:
+                raise UserError(f"--methods {name!r} is not allowed: give some of {', '.join(METHODS)}")
+        for value in self.sparsities:
+            if not 0 < value < 1:
+                raise UserError(f"--sparsity {value} is not allowed: give numbers above 0 and below 1")
+        if self.processes < 1:
+            raise UserError(f"--processes {self.processes} is not allowed: give at least 1")
+        epochs = self.full_num_train_epochs
+        if not (math.isfinite(epochs) and epochs >= 0):
+            text = "give a number above 0, or 0 to train as long as the other runs"
+            raise UserError(f"--full_num_train_epochs {epochs} is not allowed: {text}")
+        if self.inference_batch_size < 0:
+            text = "give at least 1, or 0 for the usual size"
+            raise UserError(f"--inference_batch_size {self.inference_batch_size} is not allowed: {text}")
+        if self.inference_batch_size and not self.efficiency:
+            raise UserError("--inference_batch_size requires --efficiency, which measures inference")
+        if self.mmlu_data and not Path(self.mmlu_data).is_dir():
+            raise UserError(f"--mmlu_data {self.mmlu_data!r} is no folder: give one that holds dev/ and test/")
+        for words in self.vary:
+            if len(words) < 2 or len(set(words)) < len(words):
+                raise UserError(f"--vary {' '.join(words)}: give the name of an option and its values, nothing twice")
+            if words[0] in OWN or [other[0] for other in self.vary].count(words[0]) > 1:
+                raise UserError(f"--vary {words[0]} is not allowed: it is given elsewhere on this command line")
+
+    def settings(self) -> list[tuple[tuple[str, str], ...]]:
+        """All combinations of the varied options' values, as (name, value) pairs."""
+        return list(itertools.product(*([(name, value) for value in values] for name, *values in self.vary)))
+
+
+def compare(comparison: Comparison, words: Sequence[str]) -> list[dict[str, Any]]:
+    """Do what is missing, write table.csv, table.md, table.png; returns the rows.
+
+    words: options of train.py that all runs share.
+
+    Raises:
+        UserError: a mistake in the input, or a run that failed (its own line stands above).
+    """
+    comparison.check()
+    shared = resolve(words)
+    comparison = complete(comparison, shared)
+    trials = plan(comparison, Path(shared.output_dir))
+    configs = [configure(comparison, trial, words) for trial in trials]
+    for trial, config in zip(trials, configs, strict=True):
+        check_finished(trial, config)
+    for trial, config in zip(trials, configs, strict=True):
+        if not finished(trial):
+            train(comparison, trial, config)
+        if comparison.mmlu_data and not (trial.folder / "mmlu.json").exists():
+            judge(comparison, trial, config.trust_remote_code)
+    speeds = infer(trials, shared, comparison.inference_batch_size) if comparison.efficiency else {}
+    about = {"metric": score_name(shared.task), "inference_batch_size": comparison.inference_batch_size or None}
+    rows = tabulate(trials, speeds, about)
+    publish(rows, Path(shared.output_dir))
+    return rows
+
+
+def complete(comparison: Comparison, shared: RunConfig) -> Comparison:
+    """What the run's recipe says where the comparison's own options say nothing."""
+    epochs = comparison.full_num_train_epochs or RECIPE_FULL_EPOCHS[shared.recipe]
+    batch, sizes = comparison.inference_batch_size, RECIPE_INFERENCE_BATCHES[shared.recipe]
+    if comparison.efficiency and not batch and sizes and shared.task == INSTRUCTIONS:
+        from apt_ds.models.loading import find_base
+
+        anatomy = find_base(shared.model_name_or_path, shared.task, (), shared.trust_remote_code).anatomy
+        batch = next(size for most, size in sizes if anatomy.cost(anatomy.sizes) <= most)
+    return replace(comparison, full_num_train_epochs=epochs, inference_batch_size=batch)
+
+
+def plan(comparison: Comparison, output: Path) -> list[Trial]:
+    """All runs, seed by seed; what prunes nothing runs once a seed."""
+    found = []
+    for seed in comparison.seeds:
+        for method in comparison.methods:
+            for sparsity in (0.0,) if method in UNPRUNED else comparison.sparsities:
+                for setting in comparison.settings():
+                    name = "-".join([method, f"{100 * sparsity:g}", str(seed), *(f"{n}={v}" for n, v in setting)])
+                    found.append(Trial(method, sparsity, seed, output / name.replace("/", "_"), setting))
+    return found
+
+
+def configure(comparison: Comparison, trial: Trial, words: Sequence[str]) -> RunConfig:
+    """The configuration of one run."""
+    own = [*words, "--method", trial.method, "--sparsity", str(trial.sparsity), "--seed", str(trial.seed)]
+    if trial.method == "full":
+        own += ["--learning_rate", str(comparison.full_learning_rate)]
+        if comparison.full_num_train_epochs:
+            own += ["--num_train_epochs", str(comparison.full_num_train_epochs), "--max_steps", "-1"]
+    own += [word for name, value in trial.setting for word in (f"--{name}", value)]
+    return replace(resolve(own), output_dir=str(trial.folder), overwrite_output_dir=True, report=False)
+
+
+def finished(trial: Trial) -> bool:
+    """Whether a run has left its last file."""
+    return (trial.folder / "summary.json").exists()
+
+
+def check_finished(trial: Trial, config: RunConfig) -> None:
+    """Raise UserError if a finished run was made with other options."""
+    if not finished(trial):
+        return
+    there = resolve(["--config", str(trial.folder / "config.yaml"), "--deepspeed", config.deepspeed])
+    for name in OPTIONS:
+        if name not in INCIDENTAL and getattr(there, name) != getattr(config, name):
+            raise UserError(
+                f"{trial.folder} holds a run with --{name} {getattr(there, name)}, not {getattr(config, name)}; "
+                "choose another --output_dir or remove the folder"
+            )
+
+
+def train(comparison: Comparison, trial: Trial, config: RunConfig) -> None:
+    """Run train.py under the deepspeed launcher, from the last checkpoint of an interrupted run if there is one."""
+    if any(trial.folder.glob(f"checkpoint-*/{MANIFEST}")):
+        config = replace(config, resume_from_checkpoint=LAST)
+    file = trial.folder.with_name(f"{trial.folder.name}.yaml")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    config.save(file)
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "warning"]
+    # the launcher's own port is fixed: two comparisons on a machine would meet there
+    launcher += ["--num_accelerators", str(comparison.processes), "--master_port", str(collectives.free_port())]
+    run(trial, [*launcher, "--module", "apt_ds.training.run", "--config", str(file)])
+    file.unlink()
+
+
+def judge(comparison: Comparison, trial: Trial, trust: bool) -> None:
+    """Run eval_mmlu.py on what a run has left."""
+    words = ["--model", str(trial.folder / "model"), "--data_dir", comparison.mmlu_data]
+    words += ["--sample", str(comparison.mmlu_sample), "--json", str(trial.folder / "mmlu.json"), "--bf16"]
+    words += ["--trust_remote_code"] if trust else []
+    run(trial, [sys.executable, "-m", "apt_ds.eval.mmlu_script", *words])
+
+
+def run(trial: Trial, words: list[str]) -> None:
+    """Start a process and wait; it speaks for itself on the terminal.
+
+    Raises:
+        UserError: it failed.
+        Stopped: a signal has ended it and the comparison.
+    """
+    print(f"{trial.folder.name}: {'train.py' if 'apt_ds.training.run' in words else 'eval_mmlu.py'}", flush=True)
+    package = str(Path(__file__).resolve().parents[2])
+    paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
+    process = subprocess.Popen(words, env=os.environ | {"PYTHONPATH": paths})
+    # nohup ignores SIGHUP, and so does this
+    heard = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in heard}
+    try:
+        status = process.wait()
+    except Stopped:
+        end(process)
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if status:
+        raise UserError(f"{trial.folder.name} ended with status {status}; run again to go on with what is missing")
+
+
+def stop(number: int, frame: FrameType | None) -> NoReturn:
+    """Handle a signal: leave the wait for a run."""
+    raise Stopped(number, "stopped; run again to go on with what is missing")
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a run with the launcher and ranks it has started; a rank saves a checkpoint first."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+    with suppress(psutil.NoSuchProcess):
+        started = psutil.Process(process.pid).children(recursive=True)
+        # the ranks alone: a launcher that is asked to end kills its ranks at once
+        ranks = [one for one in started if not one.children()]
+        for one in ranks or [psutil.Process(process.pid)]:
+            with suppress(psutil.NoSuchProcess):
+                one.terminate()
+        psutil.wait_procs(started)
+    process.wait()
+
+
+def infer(trials: list[Trial], shared: RunConfig, batch: int = 0) -> dict[str, Any]:
+    """Inference speed and memory of one model per row, interleaved in one process; by folder name."""
+    first: dict[tuple[object, ...], Trial] = {}
+    for trial in trials:
+        first.setdefault(trial.row, trial)
+    from apt_ds.eval import inference_cost
+
+    folders = {trial.folder.name: str(trial.folder / "model") for trial in first.values()}
+    return inference_cost.measure(folders, shared.bf16, inference_cost.Plan(batch=batch), shared.trust_remote_code)
+
+
+def score_name(task: str) -> str | None:
+    """What a task's score is, for the table's header; None where a task has loss and perplexity alone."""
+    if task in GLUE_TASKS:
+        from apt_ds.data.glue import GLUE
+
+        return GLUE[task].main
+    names = dict.fromkeys(SQUADS, "F1") | dict.fromkeys(TEXTS, "ROUGE-Lsum")
+    return names.get(task)

@@ -1,0 +1,170 @@
+"""The rows of a comparison: what each run left, seeds averaged, quality and cost relative to a reference run.
+
+`python -m apt_ds.analysis.compare_table --folder DIR` prints the table of a finished comparison again and writes it
+into a document.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from apt_ds.training.score_history import NEAR
+
+Row = dict[str, Any]
+
+# column: where summary.json has it
+QUALITY = {
+    "perplexity_cut": ("after_cut", "corpus_perplexity"),
+    "held_out_loss_cut": ("after_cut", "held_out_loss"),
+    "perplexity": ("after", "corpus_perplexity"),
+    "held_out_loss": ("after", "held_out_loss"),
+    "dev_score": ("after", "score"),
+    "exact": ("after", "exact"),
+    "best_exact": ("after", "best_exact"),
+    "best_f1": ("after", "best_f1"),
+}
+# ratio column: the figure that is divided by the reference's
+RATIOS = {
+    "relative_perplexity": "perplexity",
+    "relative_score": "dev_score",
+    "near_time": "near_seconds",
+    "train_time": "whole_seconds",
+    "train_memory": "whole_bytes",
+    "final_step_time": "step_seconds",
+    "final_memory": "final_bytes",
+    "inference_speed": "decode_tokens_per_second",
+    "inference_memory": "inference_bytes",
+    "batch_speed": "inference_batch_tokens_per_second",
+    "batch_memory": "inference_batch_bytes",
+}
+ENCODER_RATIOS = {"inference_speed": "sequences_per_second"}
+LANGUAGE_MODEL_RATIOS = {"relative_score": "mmlu"}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run: a method at a sparsity with a seed and its own options, and its folder."""
+
+    method: str
+    sparsity: float
+    seed: int
+    folder: Path
+    setting: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def row(self) -> tuple[object, ...]:
+        """What runs of one row of the table have in common: all but the seed."""
+        return self.method, self.sparsity, self.setting
+
+
+def tabulate(trials: list[Trial], speeds: dict[str, Any], about: Row | None = None) -> list[Row]:
+    """One row per method, sparsity and setting. All rows have the same keys; an absent figure is None.
+
+    Args:
+        trials: finished runs.
+        speeds: inference figures, by the folder name of a row's first run.
+        about: what every row states: the name of the score, the batch size of inference.
+    """
+    rows: list[Row] = []
+    histories: list[list[list[Row]]] = []
+    for key in dict.fromkeys(trial.row for trial in trials):
+        members = [trial for trial in trials if trial.row == key]
+        summaries = [json.loads((t.folder / "summary.json").read_text(encoding="utf8")) for t in members]
+        histories.append([summary["training"]["history"] for summary in summaries])
+        rows.append(make_row(members, summaries) | speeds.get(members[0].folder.name, {}) | (about or {}))
+    normalize(rows, histories)
+    names = dict.fromkeys(name for row in rows for name in row)
+    return [{name: row.get(name) for name in names} for row in rows]
+
+
+def make_row(members: list[Trial], summaries: list[Row]) -> Row:
+    """Quality as mean over seeds with its deviation; times as median and memory as maximum over seeds."""
+    first = members[0]
+    row: Row = {"method": first.method, "removed": 1 - summaries[0]["pruning"]["kept"]}
+    row |= dict(first.setting) | {"seeds": len(members)}
+    for name, (when, key) in QUALITY.items():
+        put(row, name, [summary.get(when, {}).get(key) for summary in summaries])
+    marks = [t.folder / "mmlu.json" for t in members]
+    if all(mark.exists() for mark in marks):
+        put(row, "mmlu", [json.loads(mark.read_text(encoding="utf8"))["accuracy"] for mark in marks])
+    training, after = [s["training"] for s in summaries], [s["after"] for s in summaries]
+    for part in ("", "steps_", "scoring_", "rebuilds_", "evaluation_"):
+        name = f"{part}seconds"
+        row[f"whole_{name}"] = combine(statistics.median, [t[name] for t in training])
+    row["whole_bytes"] = combine(max, [t["peak_memory_bytes"] for t in training])
+    row["step_seconds"] = combine(statistics.median, [a["step_seconds"] for a in after])
+    row["final_bytes"] = combine(max, [a["peak_memory_bytes"] for a in after])
+    return row
+
+
+def combine(how: Any, values: list[float | None]) -> float | None:
+    """`how` of the values, None where one is absent."""
+    return None if any(value is None for value in values) else how(values)
+
+
+def put(row: Row, name: str, values: list[float | None]) -> None:
+    """Mean and, with several seeds, standard deviation; None where a value is absent."""
+    row[name] = combine(statistics.mean, values)
+    if len(values) > 1:
+        finite = row[name] is not None and math.isfinite(row[name])
+        row[f"{name}_std"] = statistics.stdev(values) if finite else None
+
+
+def normalize(rows: list[Row], histories: list[list[list[Row]]]) -> None:
+    """Add the ratios to the reference, if that was run, and its name as `reference`.
+
+    The reference is the first row of full fine-tuning where a task has a score, else of dense LoRA.
+    `near_seconds` is the training time until a model of the final size first scored 97 % of the best score of the
+    reference, which is how the paper measures training speed.
+
+    Args:
+        rows: changed in place.
+        histories: of each row the evaluations of each of its runs.
+    """
+    scored = any(row.get("dev_score") is not None for row in rows)
+    method = "full" if scored else "lora"
+    number = next((i for i, row in enumerate(rows) if row["method"] == method), None)
+    if number is None:
+        return
+    base = rows[number]
+    if scored:
+        add_near(rows, histories, number)
+    ratios = RATIOS | ({} if scored else LANGUAGE_MODEL_RATIOS)
+    ratios |= ENCODER_RATIOS if base.get("sequences_per_second") is not None else {}
+    for row in rows:
+        row["reference"] = method
+        row |= {name: ratio(row.get(source), base.get(source)) for name, source in ratios.items()}
+
+
+def add_near(rows: list[Row], histories: list[list[list[Row]]], number: int) -> None:
+    """Add seconds and steps to 97 % of the reference's best score; None where a run never came there."""
+    bests = [max(entry["score"] for entry in history) for history in histories[number] if history]
+    if not bests:
+        return
+    best = statistics.mean(bests)
+    for row, runs in zip(rows, histories, strict=True):
+        near = [first_near(history, best) for history in runs]
+        row["near_seconds"] = combine(statistics.mean, [entry and entry["seconds"] for entry in near])
+        row["near_steps"] = combine(statistics.mean, [entry and entry["step"] for entry in near])
+
+
+def ratio(value: float | None, base: float | None) -> float | None:
+    """`value` divided by a positive `base`; None where either is absent, or nothing can be relative to `base`."""
+    return None if value is None or base is None or base <= 0 else value / base
+
+
+def first_near(history: list[Row], best: float) -> Row | None:
+    """The first evaluation of a model of the size aimed at that came near the score `best`."""
+    return next((entry for entry in history if entry["pruned"] and entry["score"] >= NEAR * best), None)
+
+
+if __name__ == "__main__":
+    from apt_ds.analysis.result_table import main
+    from apt_ds.runtime import exit_status
+
+    exit_status.main(main)

@@ -1,0 +1,1 @@
+"""Options, presets, DeepSpeed JSON, schedules and error types: plain values and pure functions."""

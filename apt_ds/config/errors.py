@@ -1,0 +1,15 @@
+"""The kinds of error that end a run with one line instead of a traceback."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """A mistake the user can fix; the launcher prints its one line and exits with status 2."""
+
+
+class RankError(RuntimeError):
+    """Ranks disagree on a decision: raised on every rank, names those that differ."""
+
+
+class LostRank(RuntimeError):
+    """Another rank is gone, so that this one cannot go on."""

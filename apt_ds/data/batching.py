@@ -1,0 +1,106 @@
+"""Padded batches and the order of samples.
+
+The order depends on the seed and the step alone, so that a run resumes from its step number and sees the same
+global batches however they are split over ranks and micro-batches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from apt_ds.data.tokenized import IGNORED, Row
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded rows; what they do not have is None. L and T are rounded up to a multiple.
+
+    input_ids, attention_mask (1 real, 0 padding), token_type_ids: [B, L]. labels, -100 where untrained: [B, L]
+    of a causal model, [B, T] of a decoder. targets: [B, 1] class (int64) or score (float32), [B, 2] first and
+    last token of the answer (int64).
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor | None = None
+    token_type_ids: Tensor | None = None
+    targets: Tensor | None = None
+    position_ids: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Batch:
+        """A copy of the batch on `device`. Sent from pinned memory, so that a GPU at work is not waited for."""
+        pinned = torch.device(device).type == "cuda"
+
+        def sent(held: Tensor) -> Tensor:
+            held = held.pin_memory() if pinned and not held.is_cuda else held
+            return held.to(device, non_blocking=True)
+
+        return Batch(**{name: None if held is None else sent(held) for name, held in vars(self).items()})
+
+
+def collate(rows: Sequence[Row], pad_id: int, multiple: int = 8) -> Batch:
+    """Pads rows with the same columns to one length, a multiple of `multiple`, labels to their own."""
+    fills = {"input_ids": pad_id, "token_type_ids": 0, "labels": IGNORED}
+    padded = {name: _pad(rows, name, fill, multiple) for name, fill in fills.items() if name in rows[0]}
+    mask = torch.zeros_like(padded["input_ids"])
+    for i, row in enumerate(rows):
+        mask[i, : len(row["input_ids"])] = 1
+    targets = _targets(rows) if "targets" in rows[0] else None
+    return Batch(attention_mask=mask, targets=targets, **padded)
+
+
+def _pad(rows: Sequence[Row], name: str, fill: int, multiple: int) -> Tensor:
+    longest = max(len(row[name]) for row in rows)
+    padded = torch.full((len(rows), math.ceil(longest / multiple) * multiple), fill, dtype=torch.int64)
+    for i, row in enumerate(rows):
+        padded[i, : len(row[name])] = torch.tensor(row[name])
+    return padded
+
+
+def _targets(rows: Sequence[Row]) -> Tensor:
+    scores = any(isinstance(value, float) for row in rows for value in row["targets"])
+    return torch.tensor([row["targets"] for row in rows], dtype=torch.float32 if scores else torch.int64)
+
+
+@lru_cache(maxsize=4)
+def _permutation(n: int, seed: int, epoch: int) -> tuple[int, ...]:
+    return tuple(np.random.default_rng([seed, epoch]).permutation(n).tolist())
+
+
+@dataclass(frozen=True)
+class GlobalOrder:
+    """Which of `n` samples each optimizer step sees; a pure function of seed and step.
+
+    Epochs are permutations laid end to end, so a step may end one epoch and begin the next, and no sample
+    is left out. `global_batch` may exceed `n`.
+    """
+
+    n: int
+    global_batch: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        assert self.n > 0 and self.global_batch > 0 and self.seed >= 0
+
+    def indices(self, step: int) -> list[int]:
+        """The `global_batch` sample indices of optimizer step `step`, counted from 0."""
+        first = step * self.global_batch
+        places = (divmod(place, self.n) for place in range(first, first + self.global_batch))
+        return [_permutation(self.n, self.seed, epoch)[offset] for epoch, offset in places]
+
+    def micro(self, step: int, micro: int, rank: int, world: int, per_device: int) -> list[int]:
+        """The `per_device` indices that rank `rank` of `world` takes in micro-batch `micro` of the step."""
+        first = (micro * world + rank) * per_device
+        assert 0 <= rank < world and first + per_device <= self.global_batch
+        return self.indices(step)[first : first + per_device]
+
+    def steps(self, epochs: float) -> int:
+        """Optimizer steps in which every sample is seen `epochs` times, rounded up."""
+        return math.ceil(epochs * self.n / self.global_batch)

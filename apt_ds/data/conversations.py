@@ -1,0 +1,177 @@
+"""What a language model eats: conversations, read from files or the hub.
+
+Reading is strict: a broken record stops the run with its line, because a silently skipped one changes the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from apt_ds.config.errors import UserError
+from apt_ds.data.readers import JSON, Located, is_hub_name, kind, leave_out, log, read_file, read_hub, text_of
+from apt_ds.data.turns import (
+    MEDIA,
+    MESSAGES,
+    SHAREGPT,
+    Message,
+    Turns,
+    Unused,
+    is_empty,
+    read_tools,
+    read_turns,
+    refuse_unsupported,
+)
+
+BUILTIN = "builtin:instructions"
+
+_SHARED = ("system", "tools", "functions")
+_ALPACA = ("instruction", "input", "output", "history", *_SHARED)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One conversation to learn from; its last message is the assistant's.
+
+    An instruction record keeps its raw `instruction` and `input` for the Alpaca prompt; both are empty in a
+    chat record.
+
+    tools: the functions the assistant may call, as chat templates take them.
+    untrained: indices of answers that are context only.
+    where: the file and the record, for messages.
+    """
+
+    messages: tuple[Message, ...]
+    instruction: str = ""
+    input: str = ""
+    tools: tuple[dict[str, Any], ...] = ()
+    untrained: frozenset[int] = frozenset()
+    where: str = field(default="", compare=False)
+
+    @classmethod
+    def from_instruction(cls, instruction: str, input: str = "", output: str = "") -> Example:
+        """The example of an Alpaca record: one user message, one answer."""
+        question = f"{instruction}\n\n{input}" if input else instruction
+        messages = ({"role": "user", "content": question}, {"role": "assistant", "content": output})
+        return cls(messages, instruction, input)
+
+    @property
+    def output(self) -> str:
+        """The last answer."""
+        return self.messages[-1]["content"]
+
+    def empty_answer(self) -> str:
+        """Where a trained answer is empty; '' if all say something."""
+        answers = [i for i, message in enumerate(self.messages) if message["role"] == "assistant"]
+        for number, i in enumerate(answers, start=1):
+            message = self.messages[i]
+            if i not in self.untrained and not message["content"].strip() and not message.get("tool_calls"):
+                return self.where if i == len(self.messages) - 1 else f"{self.where}, answer {number}"
+        return ""
+
+    def is_trained(self) -> bool:
+        """Whether any answer is."""
+        return any(m["role"] == "assistant" and i not in self.untrained for i, m in enumerate(self.messages))
+
+
+def builtin_path() -> Path:
+    """The instruction set that comes with the package (Alpaca format, JSON lines)."""
+    return Path(str(resources.files("apt_ds.data") / "builtin" / "instructions.jsonl"))
+
+
+def load_examples(data_path: str | Path, split: str = "train") -> list[Example]:
+    """Reads examples from a .json or .jsonl file, a dataset of the hub, or `builtin:instructions`.
+
+    Records are in Alpaca format (instruction, optional input, output) or chat format (messages with role
+    and content, or conversations with from and value). A record may also have a system prompt, earlier pairs of
+    question and answer (`history`), and tools. One warning names the columns that are not used.
+    `split` names the part of a hub dataset; a file is one split.
+    UserError names the file and the line or record of whatever cannot be used.
+    """
+    name = str(data_path)
+    path = builtin_path() if name == BUILTIN else Path(name)
+    if path.is_dir():
+        raise UserError(f"{name} is a folder; give one .json or .jsonl file in it")
+    if path.is_file():
+        records = read_file(path, JSON)
+    elif is_hub_name(name):
+        records = read_hub(name, split)
+    else:
+        raise UserError(f"no such data file: {name}")
+    return _parse(records, name)
+
+
+def _parse(records: Iterable[Located], name: str) -> list[Example]:
+    examples: list[Example] = []
+    blank: list[str] = []
+    untrained: list[str] = []
+    unused = Unused()
+    for where, record in records:
+        example = _parse_record(record, where, unused)
+        if not example.is_trained():
+            untrained.append(where)
+        elif empty := example.empty_answer():
+            blank.append(empty)
+        else:
+            examples.append(example)
+    total = len(blank) + len(untrained) + len(examples)
+    leave_out(blank, total, "the output is empty", name)
+    leave_out(untrained, total, "every answer has weight 0, so that none is trained", name)
+    if not examples:
+        raise UserError(f"{name} holds no records; it needs at least one")
+    if unused.first:
+        columns = ", ".join(f"'{column}'" for column in unused.first)
+        log.warning("%s: not used: %s (first in %s)", name, columns[:300], next(iter(unused.first.values())))
+    return examples
+
+
+def _parse_record(record: Any, where: str, unused: Unused) -> Example:
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: a record must be an object, not {kind(record)}")
+    refuse_unsupported(record, MEDIA, where)
+    tools = read_tools(record, where)
+    for form in (MESSAGES, SHAREGPT):
+        if form.column in record:
+            turns = _with_system(read_turns(record[form.column], form, where, unused), record, where)
+            unused.note(record, (form.column, *_SHARED), where)
+            return Example(tuple(turns.messages), tools=tools, untrained=turns.untrained, where=where)
+    instruction, output = text_of(record, ("instruction",), where), text_of(record, ("output",), where)
+    if not instruction.strip():
+        raise UserError(f"{where}: the instruction is empty; fill it in or remove the record")
+    input = "" if record.get("input") is None else text_of(record, ("input",), where)
+    unused.note(record, _ALPACA, where)
+    example = Example.from_instruction(instruction, input, output)
+    turns = _with_system(Turns([*_history(record, where), *example.messages], frozenset()), record, where)
+    if len(turns.messages) > len(example.messages):
+        return Example(tuple(turns.messages), tools=tools, where=where)
+    return Example(example.messages, instruction, input, tools, where=where)
+
+
+def _history(record: dict[str, Any], where: str) -> list[Message]:
+    """The turns before an Alpaca record's own, from pairs of question and answer."""
+    pairs = record.get("history")
+    if is_empty(pairs):
+        return []
+    if not isinstance(pairs, list):
+        raise UserError(f"{where}: 'history' must be a list of [question, answer] pairs, not {kind(pairs)}")
+    messages: list[Message] = []
+    for number, pair in enumerate(pairs, start=1):
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise UserError(f"{where}: 'history', pair {number}, must be a question and an answer, both text")
+        messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+    return messages
+
+
+def _with_system(turns: Turns, record: dict[str, Any], where: str) -> Turns:
+    """The turns after what the record's own column `system` says."""
+    if is_empty(record.get("system")) or not text_of(record, ("system",), where).strip():
+        return turns
+    message = {"role": "system", "content": record["system"]}
+    if message in turns.messages:
+        return turns
+    if any(turn["role"] == "system" for turn in turns.messages):
+        raise UserError(f"{where}: 'system' differs from the system message of the conversation; keep one of them")
+    return Turns([message, *turns.messages], frozenset(index + 1 for index in turns.untrained))

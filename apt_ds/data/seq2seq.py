@@ -1,0 +1,128 @@
+"""Text from text, for sequence-to-sequence models: summaries, GLUE in T5's own words, or anything given as pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from apt_ds.config.errors import UserError
+from apt_ds.data import glue
+from apt_ds.data.glue import GLUE
+from apt_ds.data.readers import Located, find_file, leave_out, read_file, read_hub, text_of
+from apt_ds.data.tokenized import TokenizedSet
+
+SUMMARIES = "cnndm"
+PREFIXES = {SUMMARIES: "summarize: ", "text": ""}  # what a source begins with; `text` takes sources as they are
+HUB = {"cnn_dailymail": ("abisee/cnn_dailymail", "3.0.0")}
+COLUMNS = (("article", "highlights"), ("document", "summary"), ("source", "target"), ("input", "output"))
+STEMS = {"train": ("train",), "validation": ("validation", "dev")}
+T5 = "t5-"  # before the name of a task of GLUE
+SCORE_STEP = 0.2  # T5 writes the scores of STS-B in steps of it
+NO_LABEL = -1  # what a text that is no label counts as
+
+
+class Exchange(NamedTuple):
+    """What a model reads, what it should write, and where that stands."""
+
+    source: str
+    target: str
+    where: str
+
+
+def tasks() -> tuple[str, ...]:
+    """The names `read` knows."""
+    return (*PREFIXES, *(T5 + task for task in GLUE))
+
+
+def read(task: str, path: str, split: str) -> list[Exchange]:
+    """The `train` or `validation` split of `cnndm`, of `text`, or of a task of GLUE in T5's words (`t5-sst2`).
+
+    path: a file (all of it, whatever the split), a folder with train.* and validation.* or dev.*, `cnn_dailymail`,
+    or the name of another hub data set; in its records one of `COLUMNS`. For GLUE as in `glue.read`.
+
+    Raises:
+        UserError: an unknown task, no such data, or a record that does not fit; names file and line.
+    """
+    if task not in tasks():
+        raise UserError(f"unknown task {task!r}; give one of {', '.join(tasks())}")
+    if task.startswith(T5):
+        name = task.removeprefix(T5)
+        return [prompt(name, pair) for pair in glue.read(name, path, split)]
+    file = find_file(path, STEMS[split])
+    name, config = (str(file), "") if file else HUB.get(path, (path, ""))
+    found = [
+        _exchange(record, PREFIXES[task]) for record in (read_file(file) if file else read_hub(name, split, config))
+    ]
+    blank = [one.where for one in found if not _whole(one, PREFIXES[task])]
+    leave_out(blank, len(found), "the source or the target is empty", name)
+    if len(blank) == len(found):
+        raise UserError(f"{name} holds no records; it needs at least one")
+    return [one for one in found if _whole(one, PREFIXES[task])]
+
+
+def _exchange(located: Located, prefix: str) -> Exchange:
+    where, record = located
+    given = record if isinstance(record, dict) else {}
+    columns = next((pair for pair in COLUMNS if pair[0] in given and pair[1] in given), None)
+    if columns is None and given:
+        wanted = ", ".join(" and ".join(pair) for pair in COLUMNS)
+        raise UserError(f"{where}: no two columns to learn from (it has: {', '.join(given)[:200]}); give {wanted}")
+    source, target = (text_of(record, (column,), where) for column in columns or COLUMNS[0])
+    return Exchange(prefix + source, target, where)
+
+
+def _whole(one: Exchange, prefix: str) -> bool:
+    return bool(one.source.removeprefix(prefix).strip() and one.target.strip())
+
+
+def prompt(task: str, pair: glue.Pair) -> Exchange:
+    """A record of GLUE as T5 was trained on it, texts by name: `mnli hypothesis: ... premise: ...`."""
+    named = sorted(zip((names[0] for names in GLUE[task].texts), pair[:2], strict=False))
+    source = " ".join([task, *(f"{name}: {text}" for name, text in named)])
+    return Exchange(source, label_word(task, pair.label), pair.where)
+
+
+def label_word(task: str, label: int | float) -> str:
+    """What T5 writes for a label: its name, or the score in steps of 0.2."""
+    labels = GLUE[task].labels
+    return f"{round(label / SCORE_STEP) * SCORE_STEP:.1f}" if labels is None else labels[int(label)]
+
+
+def predicted(task: str, text: str) -> int | float:
+    """The label of a task of GLUE that a generated text says; NO_LABEL where it says none."""
+    labels, said = GLUE[task].labels, text.strip()
+    if labels is not None:
+        return labels.index(said) if said in labels else NO_LABEL
+    try:
+        score = float(said)
+    except ValueError:
+        return NO_LABEL
+    return score if 0 <= score <= glue.HIGHEST_SCORE else NO_LABEL
+
+
+def encode(
+    exchanges: Sequence[Exchange], tokenizer: PreTrainedTokenizerBase, max_source: int, max_target: int
+) -> TokenizedSet:
+    """Rows of input_ids, at most `max_source`, and labels, at most `max_target`; both cut from the right, then ended.
+
+    Raises:
+        UserError: a length leaves no room, or the tokenizer has no end token.
+    """
+    for length in (max_source, max_target):
+        if length < 2:
+            raise UserError(f"a length of {length} tokens leaves no room beside the end token; raise it")
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise UserError(f"the tokenizer of {tokenizer.name_or_path or 'the model'} has no eos_token to end a text with")
+
+    def ended(texts: list[str], limit: int) -> list[list[int]]:
+        made = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        return [[*ids[: limit - 1], end] for ids in made]
+
+    sources = ended([one.source for one in exchanges], max_source)
+    targets = ended([one.target for one in exchanges], max_target)
+    return TokenizedSet.of(
+        [{"input_ids": source, "labels": target} for source, target in zip(sources, targets, strict=True)]
+    )

@@ -1,0 +1,1 @@
+"""What a step minimises: the task's loss, the memory-lean cross-entropy, distillation."""

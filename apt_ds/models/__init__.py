@@ -1,0 +1,1 @@
+"""What a model is made of: architectures, loading, adapters, quantized weights, export."""

@@ -1,0 +1,1 @@
+"""The block tables of every supported architecture."""

@@ -1,0 +1,1 @@
+"""How a pruned model is written, and the modelling files that are copied next to it."""

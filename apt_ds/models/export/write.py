@@ -1,0 +1,200 @@
+"""The result as an ordinary Hugging Face folder: adapters merged, masks gone, safetensors (section 1, last line).
+
+Models that a stock configuration can describe (see `configs.py`) load with plain `from_pretrained`. The others carry
+a small modelling file, copied from this package, that `trust_remote_code=True` picks up.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+
+from apt_ds.config.errors import UserError
+from apt_ds.models import quantization
+from apt_ds.models.adapter import AptLinear
+from apt_ds.models.architectures.tables import LANGUAGE_MODEL
+from apt_ds.models.blocks import Anatomy
+from apt_ds.models.export.configs import Edits, written
+from apt_ds.models.pretrained import without_code
+from apt_ds.runtime import collectives, zero
+from apt_ds.runtime import packed as packed_parameter
+
+SHARD_BYTES = 2 * 2**30  # what a written model takes in memory beside the model itself
+
+
+def whole_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
+    """(name, module, parameter) of every weight a plain model has, gathered while it is the current one.
+
+    One module is gathered at a time. Tied weights come once, under their first name. Collective under stage 3:
+    every rank must take them all, whatever goes wrong with one.
+    """
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        own = [p for p in module.parameters(recurse=False) if id(p) not in seen]
+        with zero.gathered(own):
+            for name, parameter in module.named_parameters(prefix=path, recurse=False):
+                if id(parameter) not in seen and not name.rpartition(".")[2].startswith("lora_"):
+                    yield name, module, parameter
+        seen.update(id(p) for p in own)
+
+
+@dataclass(frozen=True)
+class Format:
+    """How weights are written.
+
+    dtype: of all that is not quantized; bits: below 16 packed weights stay packed, in several tensors each, and one
+    that has an adapter is quantized again; edits: what a weight becomes, by name.
+    """
+
+    dtype: torch.dtype
+    bits: int = 16
+    edits: Edits = field(default_factory=dict)
+
+    def tensors(self, name: str, module: nn.Module, parameter: nn.Parameter) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor on the host) of what a weight becomes, its adapter merged in. It must be gathered."""
+        merge = isinstance(module, AptLinear) and parameter is module.weight
+        if self.bits < 16 and isinstance(parameter, packed_parameter.Packed):
+            packed = quantization.like(parameter, module.merged()) if merge else parameter
+            for part, value in quantization.files(name, packed, self.dtype).items():
+                yield part, value.cpu().clone()
+            return
+        value = module.merged() if merge else quantization.dense(parameter)
+        if name in self.edits:
+            value = self.edits[name](value)
+        # a copy in any case: what is gathered goes with its context
+        yield name, value.to("cpu", self.dtype, copy=True)
+
+
+@torch.no_grad()
+def export(
+    model: nn.Module,
+    anatomy: Anatomy,
+    base_config: PretrainedConfig,
+    generation: GenerationConfig | None,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    task: str = LANGUAGE_MODEL,
+    bits: int = 16,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write the model to `folder`, whole or not at all. No masks may be soft. Collective.
+
+    base_config: that of the model before any cut; task: what is asked of the model, a constant of `tasks.py`; bits:
+    below 16 projections of a base held in as many bits stay quantized; dtype: what the rest is written in, None: in
+    the dtype the model has.
+
+    Raises:
+        UserError: it cannot be written (no space, no permission, a configuration that is refused); nothing is left
+            under `folder`. Any other error is raised on all ranks too.
+    """
+    partial = folder.with_name(f"{folder.name}.tmp")
+    form = written(model, without_code(base_config), anatomy, task)
+    dtype = dtype or next(model.parameters()).dtype
+    form.config.dtype = dtype
+    if bits < 16:
+        form.config.quantization_config = quantization.loading(bits, dtype).to_dict()
+    writer, format_ = ShardWriter(partial), Format(dtype, bits, form.edits)
+    collectives.on_main(lambda: _writing(partial, writer.start))
+    failure: Exception | None = None
+    for weight in whole_weights(model):
+        # the other ranks go on gathering: a failure waits until all have arrived
+        if collectives.is_main() and failure is None:
+            try:
+                _writing(partial, partial_add(writer, format_, weight))
+            except Exception as error:
+                failure = error
+
+    def finish() -> None:
+        if failure is not None:
+            raise failure
+        writer.finish()
+        form.config.save_pretrained(partial)
+        if form.module:
+            source = resources.files("apt_ds.models.export") / f"{form.module}.py"
+            (partial / f"{form.module}.py").write_text(source.read_text(encoding="utf8"), encoding="utf8")
+        if generation is not None:
+            generation.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+
+    collectives.on_main(lambda: _writing(partial, finish))
+
+
+def partial_add(
+    writer: ShardWriter, format_: Format, weight: tuple[str, nn.Module, nn.Parameter]
+) -> Callable[[], None]:
+    """Has `writer` take all tensors of a weight."""
+
+    def add() -> None:
+        for name, tensor in format_.tensors(*weight):
+            writer.add(name, tensor)
+
+    return add
+
+
+def _writing(partial: Path, action: Callable[[], None]) -> None:
+    """Run `action`; a failure removes what was written, and one to write becomes one line."""
+    try:
+        action()
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not isinstance(error, OSError | SafetensorError | ValueError) or isinstance(error, UserError):
+            raise
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
+        advice = "; free space or change --output_dir" if isinstance(error, OSError | SafetensorError) else ""
+        raise UserError(f"cannot write the model to {partial.parent}: {reason}{advice}") from None
+
+
+class ShardWriter:
+    """Safetensors files of at most `SHARD_BYTES`, written as tensors come, named as transformers expects."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._pending: dict[str, Tensor] = {}
+        self._files: list[list[str]] = []
+        self._bytes = 0
+        self._total = 0
+
+    def start(self) -> None:
+        """Make an empty folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Take one tensor; writes a file when enough have come."""
+        size = tensor.numel() * tensor.element_size()
+        if self._pending and self._bytes + size > SHARD_BYTES:
+            self._flush()
+        self._pending[name] = tensor
+        self._bytes += size
+        self._total += size
+
+    def finish(self) -> None:
+        """Write the rest, give the files their final names, write the index if there are several."""
+        self._flush()
+        count = len(self._files)
+        final = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+        final = ["model.safetensors"] if count == 1 else final
+        for number, name in enumerate(final):
+            (self.folder / f"part-{number}").rename(self.folder / name)
+        if count > 1:
+            weight_map = {t: name for name, tensors in zip(final, self._files, strict=True) for t in tensors}
+            index = {"metadata": {"total_size": self._total}, "weight_map": weight_map}
+            (self.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf8")
+
+    def _flush(self) -> None:
+        save_file(self._pending, self.folder / f"part-{len(self._files)}", metadata={"format": "pt"})
+        self._files.append(list(self._pending))
+        self._pending, self._bytes = {}, 0

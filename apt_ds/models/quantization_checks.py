@@ -1,0 +1,100 @@
+"""Checks of the options that ask for 4 or 8 bits, before anything is loaded."""
+
+from __future__ import annotations
+
+import torch
+
+from apt_ds.config.errors import UserError
+from apt_ds.config.run_config import RunConfig
+from apt_ds.models.blocks import HIDDEN, Anatomy, Axis
+from apt_ds.models.quantization import BLOCK, ROWS
+from apt_ds.models.scope import competing_kinds
+from apt_ds.runtime.bnb import library
+
+
+def check(run: RunConfig, anatomy: Anatomy, device: torch.device | None) -> None:
+    """Raise UserError for a wish for few bits that cannot be met. device: None for one that is not here.
+
+    What a base of 4 or 8 bits has been tried with (`tests/integration/test_quantized_runs.py`,
+    `tests/integration/test_large_models.py`):
+
+    ZeRO 2 and 3                        the same blocks, losses within 1e-4 of each other
+    offload and checkpointing (ZeRO 3)  the same blocks, losses within 1e-4 of a run without
+    bf16, adamw_8bit, paged_adamw_8bit  resumes bit for bit, across cuts
+    fp16                                refused where DeepSpeed has none, as on most CPUs; untried on a GPU
+    adamw_8bit, offloaded optimizer     refused, see `ds_config`
+    every weight trained, or weighed    refused here
+    layers trained whole (BERT's)       refused here
+    """
+    flag = next((f"--{n} {v}" for n, v, plain in _wishes(run) if v != plain), "")
+    if not flag:
+        return
+    if run.base_bits != 16 and run.tune == "all":
+        raise UserError(
+            f"--base_bits {run.base_bits} freezes the base: --tune all (--method full) needs --base_bits 16"
+        )
+    if run.base_bits != 16 and anatomy.heads:
+        raise UserError(
+            f"--base_bits {run.base_bits}: the layers {', '.join(anatomy.heads)} are trained whole, which few bits "
+            "cannot be; BERT and RoBERTa need --base_bits 16"
+        )
+    if run.base_bits != 16 and run.score == "taylor":
+        raise UserError(
+            f"--base_bits {run.base_bits}: --score taylor (--method prune_lora) needs the gradient of every weight, "
+            "and these have none; give --score salience or fisher, or --base_bits 16"
+        )
+    if run.export_bits not in (16, run.base_bits):
+        raise UserError(
+            f"--export_bits {run.export_bits} is not allowed: give 16, or --base_bits {run.export_bits} too"
+        )
+    if device is not None and device.type not in library(flag).supported_torch_devices:
+        raise UserError(f"{flag}: bitsandbytes does not support {device.type}; leave it out")
+    if run.base_bits == 4:
+        _check_sizes(run, anatomy)
+
+
+def _wishes(run: RunConfig) -> list[tuple[str, int | str, int | str]]:
+    """(option, value, what it is without bitsandbytes)."""
+    plain: dict[str, int | str] = {"base_bits": 16, "export_bits": 16, "optim": "adamw_torch"}
+    return [(name, getattr(run, name), value) for name, value in plain.items()]
+
+
+def needed(run: RunConfig) -> bool:
+    """Whether a run uses bitsandbytes."""
+    return any(value != plain for _, value, plain in _wishes(run))
+
+
+def align(run: RunConfig, default: int) -> int:
+    """Blocks of 4-bit weights must not cross rows: kept sizes are then multiples of them."""
+    return run.align or (max(default, BLOCK) if run.base_bits == 4 else default)
+
+
+def _check_sizes(run: RunConfig, anatomy: Anatomy) -> None:
+    """Rows must be whole blocks, before a cut and after, and their number what bitsandbytes can run."""
+    paths = {path for targets in anatomy.targets.values() for path in targets}
+    for slot in anatomy.slots:
+        if slot.path not in paths:
+            continue
+        for axis, unit, what in ((slot.columns, BLOCK, "inputs"), (slot.rows, ROWS, "outputs")):
+            size, step = _size_and_step(axis, run, anatomy)
+            if size % unit:
+                raise UserError(
+                    f"--base_bits 4: {slot.path} has {size} {what}, which is no multiple of {unit}, the block that "
+                    "is quantized together; use --base_bits 8 or 16"
+                )
+            if step % unit:
+                raise UserError(
+                    f"--base_bits 4: pruning {anatomy.kind(axis.site)} blocks would leave {slot.path} a number of "
+                    f"{what} that is no multiple of {unit}; give an --align that is, take that kind out of "
+                    "--prune_blocks, or use --base_bits 8 or 16"
+                )
+
+
+def _size_and_step(axis: Axis, run: RunConfig, anatomy: Anatomy) -> tuple[int, int]:
+    """A dimension's size, and what a cut's sizes are multiples of (the size where nothing may go)."""
+    kind = anatomy.kind(axis.site)
+    count = anatomy.sizes.hidden if axis.site == HIDDEN else anatomy.sizes.counts[axis.site]
+    plural = {"head": "heads", "neuron": "neurons", "hidden": "hidden"}[kind]
+    cuts = run.pruning != "none" and plural in competing_kinds(run, anatomy)
+    blocks = count if not cuts else 1 if kind == "head" else align(run, 0)
+    return count * axis.unit, blocks * axis.unit

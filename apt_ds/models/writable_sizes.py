@@ -1,0 +1,45 @@
+"""The uniform sizes that the export of a family can write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from apt_ds.models.blocks import Anatomy, spans
+
+KINDS = ("head", "neuron", "hidden")
+Accepts = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+def every_size(heads: np.ndarray, neurons: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+    """Accepts all sizes, bool [...]."""
+    return np.ones(np.broadcast_shapes(heads.shape, neurons.shape, hidden.shape), dtype=bool)
+
+
+@dataclass(frozen=True)
+class Writable:
+    """The uniform sizes that an exported model may have. The export of each family states them.
+
+    accepts: int arrays [...] of head blocks and neurons per site and of hidden dimensions, to bool [...].
+    The arrays broadcast. reason: what the family requires, for the error line.
+    """
+
+    accepts: Accepts = every_size
+    reason: str = ""
+
+    def holds(self, anatomy: Anatomy) -> bool:
+        """Whether a model with the sizes of `anatomy` may be written. Sizes that differ by site are always writable."""
+        counts = {kind: {n for k, n in _kinds_and_counts(anatomy) if k == kind} for kind in KINDS}
+        if any(len(found) != 1 for found in counts.values()):
+            return True
+        return bool(self.accepts(*(np.array(counts[kind].pop()) for kind in KINDS)))
+
+
+EVERY_SIZE = Writable()
+
+
+def _kinds_and_counts(anatomy: Anatomy) -> list[tuple[str, int]]:
+    counts = [*anatomy.sizes.counts, anatomy.sizes.hidden]
+    return [(anatomy.kind(site), n) for (site, _), n in zip(spans(anatomy.sizes), counts, strict=True)]

@@ -1,0 +1,1 @@
+"""Decides which blocks are removed and which ranks grow, and carries it out."""

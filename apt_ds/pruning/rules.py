@@ -1,0 +1,35 @@
+"""What a run's options mean for its plans: which blocks compete, and whether masks have the steps they need."""
+
+from __future__ import annotations
+
+from apt_ds.config import schedules
+from apt_ds.config.errors import UserError
+from apt_ds.config.run_config import RunConfig
+from apt_ds.models import quantization_checks
+from apt_ds.models.blocks import Anatomy
+from apt_ds.models.scope import competing_kinds
+from apt_ds.models.writable_sizes import EVERY_SIZE, Writable
+from apt_ds.pruning.budget_search import Rules, default_align
+
+
+def rules_of(run: RunConfig, anatomy: Anatomy, writable: Writable = EVERY_SIZE) -> Rules:
+    """What the run's plans must respect. writable: the sizes that the export can hold.
+
+    Raises:
+        UserError: the run prunes, and no block may go.
+    """
+    kinds = competing_kinds(run, anatomy)
+    if run.pruning != "none" and run.sparsity > 0 and not kinds:
+        raise UserError(
+            f"--prune_scope adapted leaves nothing to prune: no sublayer of --prune_blocks {run.prune_blocks} has an "
+            f"adapter on {','.join(run.targets)}. Add one to --adapter_targets, or give --prune_scope all"
+        )
+    align = quantization_checks.align(run, default_align(anatomy))
+    return Rules(kinds, run.structure, align, align, writable)
+
+
+def mask_notice(run: RunConfig, total_steps: int) -> str:
+    """One line if masks of gradual pruning must jump at the end of a run of `total_steps`, else ''."""
+    if run.pruning != "gradual" or not run.sparsity:
+        return ""
+    return schedules.mask_notice(run.mask_step, total_steps, schedules.pruning_phase(total_steps, run.prune_ratio))

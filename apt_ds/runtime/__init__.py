@@ -1,0 +1,1 @@
+"""The processes of a run: collectives, DeepSpeed, watchdog, signals, exit status, profiler, memory."""

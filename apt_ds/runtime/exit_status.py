@@ -1,0 +1,67 @@
+"""From an exception to a line and an exit status: what every launcher script shares."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+
+from apt_ds.config.errors import LostRank, RankError, UserError
+from apt_ds.runtime.signals import Stopped
+
+USER_ERROR = 2
+LOST_RANK = 3
+LONGEST = 900  # characters of an error's line
+
+
+def main(action: Callable[[], object]) -> None:
+    """Run `action` and leave the process: 0, or after one line on stderr
+
+    2: a mistake the user can mend; 3: another rank is gone; 128 plus its number: stopped by a signal. Anything else
+    is a defect: 1 and a traceback.
+
+    All ranks usually meet the same mistake: the first one tells, the others give it time to, since a launcher
+    ends all processes as soon as one has failed.
+    """
+    try:
+        action()
+        # torch takes seconds to import: a wrong flag should not wait for it
+        from apt_ds.runtime import collectives
+
+        collectives.shut_down()
+    except (UserError, RankError) as error:
+        rank = int(os.environ.get("RANK", "0"))
+        where = f"rank {rank}: " if rank else ""
+        if rank:
+            time.sleep(3)
+        print(f"error: {where}{one_line(error)}", file=sys.stderr, flush=True)
+        leave(USER_ERROR)
+    except LostRank as error:
+        print(f"error: rank {os.environ.get('RANK', '0')}, {one_line(error)}", file=sys.stderr, flush=True)
+        leave(LOST_RANK)
+    except Stopped as stop:
+        if not int(os.environ.get("RANK", "0")):
+            print(stop, file=sys.stderr, flush=True)
+        leave(stop.status)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr, flush=True)
+        leave(128 + signal.SIGINT)
+    except Exception:
+        traceback.print_exc()
+        leave(1)
+
+
+def one_line(error: Exception) -> str:
+    """An error's text as one line that a terminal can hold, whatever input it quotes."""
+    text = " ".join(str(error).splitlines())
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+
+
+def leave(status: int) -> None:
+    """End this process at once: a clean interpreter exit would wait for collectives that never come."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

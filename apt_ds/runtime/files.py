@@ -1,0 +1,27 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from apt_ds.config.errors import UserError
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value`, whole or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    partial = path.with_name(f"{path.name}.tmp")
+    try:
+        partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf8")
+        partial.replace(path)
+    except OSError as error:
+        # half of it is of no use, and may hold the last free bytes
+        with suppress(OSError):
+            partial.unlink()
+        raise UserError(f"cannot write {path}: {error.strerror}; free some space") from None

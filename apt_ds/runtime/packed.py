@@ -1,0 +1,37 @@
+"""The parameter that carries a weight of 4 or 8 bits through DeepSpeed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Packed(nn.Parameter):
+    """A frozen weight in `bits` bits. Its data are the codes: raw bytes seen as numbers of the run's dtype.
+
+    That is what an engine of that dtype neither casts nor refuses, and what ZeRO-3 can shard. The scales are small
+    and whole on every rank. full: shape of the weight it stands for, [out, in]; scales: bitsandbytes' QuantState, or
+    fp32 [out]; lost: relative error that cutting and quantizing anew has added to it.
+    """
+
+    bits: int
+    full: torch.Size
+    scales: Any
+    lost: float
+
+    def __new__(
+        cls, codes: Tensor, bits: int, full: torch.Size, scales: Any, dtype: torch.dtype, lost: float = 0.0
+    ) -> Packed:
+        """codes: uint8, as bitsandbytes makes them, in any shape; dtype: what their bytes are seen as."""
+        raw = codes.reshape(-1)
+        raw = F.pad(raw, (0, -raw.numel() % dtype.itemsize)).clone().view(dtype)
+        made = torch.Tensor._make_subclass(cls, raw, False)
+        made.bits, made.full, made.scales, made.lost = bits, full, scales, lost
+        return made
+
+    def codes(self) -> Tensor:
+        """The codes, uint8, flat. The parameter must be gathered."""
+        return self.detach().contiguous().view(torch.uint8)[: self.full.numel() * self.bits // 8]

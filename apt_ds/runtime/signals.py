@@ -1,0 +1,102 @@
+"""Signals that ask a run to stop: before its first step it ends at once, then at the next step boundary.
+
+SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 (Slurm's warning before it takes a node away). A second SIGINT leaves at once,
+even while this process waits inside a collective. Once the model is being written a run is brought to its end.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any
+
+from apt_ds.runtime import heartbeat
+
+ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Stopped(Exception):
+    """The run has left at a step boundary because of a signal; `status` is 128 plus its number."""
+
+    def __init__(self, number: int, text: str) -> None:
+        super().__init__(text)
+        self.status = 128 + number
+
+
+class Stopping:
+    """A context in which signals are noted. asked: number of the first one, 0 before.
+
+    early: there is nothing to save yet; tell: has all ranks leave with the number it is given.
+    discard: removes the output folder where the run made it and has nothing to keep in it.
+    """
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.early = True
+        self.tell: Callable[[int], None] = lambda number: None
+        self.discard: Callable[[], None] = lambda: None
+        self._leaving = threading.Lock()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stopping:
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        self._pair, self._wakeup = (ours, theirs), signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        self._before = {number: signal.signal(number, self._note) for number in ASKING}
+        # the interpreter runs handlers between its own instructions only, and a collective may wait for minutes
+        threading.Thread(target=self._listen, args=(ours,), daemon=True, name="signals").start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if not self._before:
+            return
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup)
+        for end in self._pair:
+            end.close()
+        self._before = {}
+
+    def begin(self) -> None:
+        """From now on there is something to save. From the main thread; leaves if a signal came before."""
+        self.early = False
+        if self.asked:
+            self.leave(self.asked)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.asked = self.asked or number
+
+    def _listen(self, end: socket.socket) -> None:
+        interrupts = 0
+        while True:
+            try:
+                numbers = end.recv(16)
+            except OSError:
+                return
+            if not numbers:
+                return
+            number = next((number for number in numbers if number in ASKING), 0)
+            if number and self.early:
+                self.leave(number)
+            interrupts += numbers.count(signal.SIGINT)
+            if interrupts > 1:
+                print("stopped at once; nothing more was saved", file=sys.stderr, flush=True)
+                self.discard()
+                os._exit(128 + signal.SIGINT)
+
+    def leave(self, number: int) -> None:
+        """End this process at once, and all others: no step of it is lost. From any thread; the first one does it."""
+        self._leaving.acquire()
+        self.tell(number)
+        if os.environ.get("RANK", "0") == "0":
+            where = f"stopped before the first step, in {heartbeat.NOW.phase}"
+            print(f"{where}: nothing was to be saved. Start again", file=sys.stderr, flush=True)
+        self.discard()
+        os._exit(128 + number)

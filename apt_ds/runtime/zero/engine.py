@@ -1,0 +1,317 @@
+"""An engine from `build` to `destroy`, and weights that may be spread over ranks.
+
+An engine lives from one change of shapes to the next: `build`, train, `take_state`, `destroy`, operate on the
+plain model, `build`, `put_state`. Facts about what an engine leaves behind are spelled out where they are mended.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import gc
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.config import DeepSpeedConfigError
+from deepspeed.runtime.zero import parameter_offload
+from deepspeed.runtime.zero.partition_parameters import GatheredParameters, is_zero_param
+from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+from deepspeed.utils import logger
+from torch import nn
+from torch.utils import cpp_extension
+from transformers.integrations.deepspeed import HfDeepSpeedConfig
+
+from apt_ds.config.errors import UserError
+from apt_ds.runtime import collectives
+from apt_ds.runtime.packed import Packed
+from apt_ds.runtime.profiler import timed
+from apt_ds.runtime.zero.adam8bit import Maker
+from apt_ds.runtime.zero.profiler_hooks import mark
+
+Config = dict[str, Any]
+LARGEST_BUCKET = 500_000_000  # DeepSpeed's own default
+Engine = deepspeed.DeepSpeedEngine
+# what some launcher sets: deepspeed and torchrun, Open MPI, MPICH
+LAUNCHED = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+
+
+def init_distributed(timeout: float = 600) -> None:
+    """Join the process group the launcher has prepared; a process of its own where there is none.
+
+    timeout: seconds after which the watchdog gives up; a collective waits longer, as the watchdog knows who is gone.
+
+    Raises:
+        UserError: the launcher's port is taken.
+    """
+    logger.setLevel(logging.WARNING)
+    # deepspeed calls collectives under names that newer torch renames
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    if not any(name in os.environ for name in LAUNCHED):
+        _be_alone()
+    if collectives.is_main():
+        warn_of_locks(extensions_folder())
+    try:
+        deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=4 * timeout + 60))
+    except collectives.BROKEN as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        port = os.environ.get("MASTER_PORT")
+        raise UserError(
+            f"port {port} is in use, by another run perhaps: give the launcher another --master_port"
+        ) from None
+    _unname_buffers()
+    # DeepSpeed itself does so only when it shards weights or builds an engine: too late for what loads before
+    get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if device().type == "cpu":
+        _share_cpu()
+
+
+def _share_cpu() -> None:
+    """Settle for what a process may take of the host it computes on."""
+    # oneDNN keeps 1,024 kernels with their buffers, and every cut makes the old ones useless
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    if "OMP_NUM_THREADS" not in os.environ:
+        # every process would take all cores otherwise
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))
+
+
+def extensions_folder() -> Path:
+    """Where torch keeps compiled extensions, as its own `_get_build_directory` finds it."""
+    if chosen := os.environ.get("TORCH_EXTENSIONS_DIR"):
+        return Path(chosen)
+    versions = {"rocm": torch.version.hip, "cu": torch.version.cuda}
+    built = next((f"{name}{number.replace('.', '')}" for name, number in versions.items() if number), "cpu")
+    python = f"py{sys.version_info.major}{sys.version_info.minor}{getattr(sys, 'abiflags', '')}"
+    return Path(cpp_extension.get_default_build_root(), f"{python}_{built}")
+
+
+def warn_of_locks(root: Path) -> None:
+    """Tell on stderr of compilations under way: whoever killed one would wait for it for ever, not knowing why."""
+    for lock in sorted(root.glob("**/lock")):
+        print(
+            f"{lock}: another process is compiling, or one was killed while it did; should this wait for minutes with "
+            "no compiler running, remove that file",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _unname_buffers() -> None:
+    """Take away the name of the shared memory DeepSpeed's CPU collectives use. Collective.
+
+    DeepSpeed never does: 69 MB of memory a rank would outlive every run. Without a name it goes with its last process.
+    """
+    collectives.barrier()
+    place = f"{os.getuid()}_{os.environ.get('MASTER_ADDR')}_{os.environ.get('MASTER_PORT')}_{collectives.rank()}"
+    Path("/dev/shm", f"deepspeed_allreduce_buffer_{place}").unlink(missing_ok=True)
+
+
+def _be_alone() -> None:
+    """The environment of a world of one, for a script started without a launcher."""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(collectives.free_port())}
+    os.environ.update(place, RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_SIZE="1")
+
+
+def device() -> torch.device:
+    """The device of this rank."""
+    return torch.device(get_accelerator().current_device_name())
+
+
+def check_config(config: Config, where: str) -> None:
+    """Raise UserError for what DeepSpeed itself refuses, and for a dtype the device cannot train in."""
+    try:
+        deepspeed.DeepSpeedConfig(_with_bucket(config, 1))
+    except (ValueError, TypeError, AssertionError, KeyError, AttributeError, DeepSpeedConfigError) as error:
+        raise UserError(f"DeepSpeed config {where} is refused by DeepSpeed: {' '.join(str(error).split())}") from None
+    accelerator = get_accelerator()
+    if config["fp16"]["enabled"] and not accelerator.is_fp16_supported():
+        raise UserError("--fp16: this device cannot train in float16; use --bf16 or fp32")
+    if config["bf16"]["enabled"] and not accelerator.is_bf16_supported():
+        raise UserError("--bf16: this device cannot train in bfloat16; use --fp16 or fp32")
+
+
+def stage(config: Config) -> int:
+    """ZeRO stage of a resolved configuration."""
+    return int(config.get("zero_optimization", {}).get("stage", 0))
+
+
+def shard_while_loading(config: Config) -> HfDeepSpeedConfig | None:
+    """Make `from_pretrained` partition weights as it reads them (stage 3), for as long as the result lives."""
+    return HfDeepSpeedConfig(copy.deepcopy(config)) if stage(config) == 3 else None
+
+
+def build(model: nn.Module, config: Config, make_optimizer: Maker | None = None) -> Engine:
+    """An engine that trains the parameters of `model` that require a gradient. Collective.
+
+    make_optimizer: makes the optimizer; None: the one `config` names.
+    """
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    config = _with_bucket(config, max(1, sum(full_numel(p) for p in trainable)))
+    engine = deepspeed.initialize(model=model, optimizer=make_optimizer, model_parameters=trainable, config=config)[0]
+    mark(engine)
+    return engine
+
+
+def serve(model: nn.Module, config: Config) -> Engine:
+    """An engine that runs a sharded model (stage 3) and trains nothing: no optimizer, no gradients. Collective."""
+    model.requires_grad_(False)
+    return deepspeed.initialize(model=model, config=copy.deepcopy(config))[0]
+
+
+def _with_bucket(config: Config, numel: int) -> Config:
+    """A copy whose reduce bucket, which is allocated in full, holds what is trained and no more."""
+    config = copy.deepcopy(config)
+    zero = config.setdefault("zero_optimization", {})
+    if zero.get("reduce_bucket_size", "auto") == "auto":
+        zero["reduce_bucket_size"] = min(numel, LARGEST_BUCKET)
+    return config
+
+
+def settle(engine: Engine) -> None:
+    """Wait for weights on their way and release those at hand (stage 3), before gathering past the engine.
+
+    A forward pass without a backward one leaves prefetched weights in flight. Collective.
+    """
+    if engine.zero_optimization_stage() == 3:
+        engine.optimizer.empty_partition_cache()
+
+
+def destroy(engine: Engine) -> nn.Module:
+    """Take the engine off its model, leaving no hook, registry entry or reference behind; returns the model.
+
+    `engine.destroy()` alone keeps every old engine alive: its forward hooks go on running, ZeRO-3 parameters
+    and modules hold it, and the coordinator's cache holds the coordinator.
+    """
+    model = engine.module
+    settle(engine)
+    for name in ("module_forward_pre_hook", "module_forward_post_hook"):
+        handle = getattr(engine, name)
+        if handle is not None:
+            handle.remove()
+            setattr(engine, name, None)
+    engine.destroy()
+    for parameter in model.parameters():
+        parameter.__dict__.pop("_z3_optimizer", None)
+        parameter.grad = None
+    for module in model.modules():
+        # a weight that a parent's forward looks at (T5's wo) is kept as the parent's, and would be gathered after a cut
+        for name in ("pre_bwd_fn", "post_bwd_fn", "_original_parameters", "_external_params"):
+            module.__dict__.pop(name, None)
+        if type(module._parameters) is not dict:
+            module._parameters = dict(module._parameters)
+    cached = PartitionedParameterCoordinator.__dict__["_PartitionedParameterCoordinator__params_to_release"]
+    for cell in cached.__closure__ or ():
+        if callable(getattr(cell.cell_contents, "cache_clear", None)):
+            cell.cell_contents.cache_clear()
+    parameter_offload.FWD_MODULE_STACK.clear()
+    engine.optimizer = None
+    engine.module = None
+    return model
+
+
+def collect() -> None:
+    """Free what a destroyed engine left in reference cycles, for others too. Call once nothing else holds it."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    with suppress(OSError):  # not glibc: what is free stays with this process
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """The model an engine is on; a plain model as it is."""
+    return model.module if isinstance(model, Engine) else model
+
+
+def is_partitioned(model: nn.Module) -> bool:
+    """Whether weights are spread over ranks (ZeRO-3)."""
+    return any(is_zero_param(p) for p in model.parameters())
+
+
+def full_numel(parameter: nn.Parameter) -> int:
+    """Number of weights, partitioned or not, packed or not."""
+    return full_shape(parameter).numel()
+
+
+def full_shape(parameter: nn.Parameter) -> torch.Size:
+    """Shape, partitioned or not, packed or not."""
+    if isinstance(parameter, Packed):
+        return parameter.full
+    return torch.Size(parameter.ds_shape) if is_zero_param(parameter) else parameter.shape
+
+
+def own_part(parameter: nn.Parameter) -> tuple[int, torch.Tensor]:
+    """(offset, flat values) of this rank's share; the shares of all ranks make the whole. Needs no other rank.
+
+    Of a packed weight: of its codes.
+    """
+    if is_zero_param(parameter):
+        part = parameter.ds_tensor.numel()
+        start = min(part * parameter.ds_process_group.rank(), parameter.ds_numel)
+        return start, parameter.ds_tensor.flatten()[: parameter.ds_numel - start]
+    part = -(-parameter.numel() // collectives.world_size())
+    start = min(part * collectives.rank(), parameter.numel())
+    return start, parameter.detach().flatten()[start : start + part]
+
+
+def held_part(parameter: nn.Parameter) -> torch.Tensor:
+    """What this rank holds of it, for writing: its share under stage 3, else all."""
+    return parameter.ds_tensor if is_zero_param(parameter) else parameter.detach()
+
+
+@contextmanager
+def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Whole weights inside, for reading. Does nothing below stage 3. Collective."""
+    partitioned = [p for p in parameters if is_zero_param(p)]
+    with GatheredParameters(partitioned, enabled=bool(partitioned)):
+        yield
+
+
+def shard(parameters: list[nn.Parameter], like: nn.Parameter) -> None:
+    """Partition plain `parameters` if `like` is partitioned. Rank 0's values win. Collective."""
+    if is_zero_param(like):
+        like.convert_to_zero_parameters(param_list=parameters)
+
+
+def release(parameter: nn.Parameter) -> None:
+    """Free the values of a weight that has been replaced: under stage 3 it is in a reference cycle and would stay."""
+    parameter.data = parameter.data.new_empty(0)
+    if is_zero_param(parameter):
+        parameter.ds_tensor.data = parameter.ds_tensor.data.new_empty(0)
+
+
+def set_learning_rate(engine: Engine, value: float) -> None:
+    """Use `value` from the next step on."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = value
+
+
+def loss_scale(engine: Engine) -> float:
+    """What the engine multiplies the loss with (1 without fp16)."""
+    return float(getattr(engine.optimizer, "loss_scale", 1.0))
+
+
+@timed("optimizer")
+def step(engine: Engine) -> bool:
+    """`engine.step()` at a boundary. False if it was skipped because of non-finite gradients. Collective."""
+    if not engine.zero_optimization():
+        # stage 0 in fp32 checks nothing; its gradients are already the same on all ranks
+        finite = [torch.isfinite(p.grad).all() for p in engine.module.parameters() if p.grad is not None]
+        if finite and not torch.stack(finite).all():
+            engine.zero_grad()
+            engine.micro_steps += 1
+            engine.skipped_steps += 1
+            return False
+    engine.step()
+    return bool(engine.was_step_applied())

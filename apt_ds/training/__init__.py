@@ -1,0 +1,1 @@
+"""The run: data sets, the loop, one step, rebuild, checkpoints, metrics, report."""

@@ -1,0 +1,113 @@
+"""A whole run: join the world, find every mistake before anything is written, train, report."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from apt_ds.config.deepspeed_config import load_config
+from apt_ds.config.errors import UserError
+from apt_ds.config.resolve import resolve
+from apt_ds.config.run_config import RunConfig
+from apt_ds.data.glue import labels_of
+from apt_ds.data.tokenizer_checks import check_lengths, check_positions
+from apt_ds.models import loading, quantization_checks
+from apt_ds.models.base_config import decisive
+from apt_ds.models.export.configs import writable_sizes
+from apt_ds.models.model_folder import check_weights
+from apt_ds.pruning.pruner import Pruner
+from apt_ds.pruning.rules import mask_notice
+from apt_ds.runtime import collectives, exit_status, zero
+from apt_ds.runtime.error_messages import explain
+from apt_ds.runtime.signals import Stopping
+from apt_ds.runtime.watchdog import Watchdog
+from apt_ds.training import checkpoint, preflight
+from apt_ds.training.datasets import read_data
+from apt_ds.training.metrics import Journal
+from apt_ds.training.output_folder import check_output, discard_output, prepare_output
+from apt_ds.training.report import report
+from apt_ds.training.trainer import Trainer
+
+
+def train(run: RunConfig) -> dict[str, Any]:
+    """Do the whole run; returns what `summary.json` holds. Every rank calls it.
+
+    Raises:
+        UserError: a mistake in the input, found before anything is trained or written.
+        RankError: ranks disagree on a decision.
+        LostRank: another rank is gone.
+        Stopped: a signal has asked for it, and the run is saved.
+    """
+    with Stopping() as stopping:
+        zero.init_distributed(run.timeout)
+        with Watchdog(run.timeout, stopping.leave) as watchdog:
+            stopping.tell = watchdog.tell
+            try:
+                trainer = prepare(run, stopping)
+                try:
+                    figures = trainer.run()
+                finally:
+                    trainer.journal.close()
+                collectives.barrier()
+            except BaseException as error:
+                stopping.discard()
+                if not isinstance(error, RuntimeError | MemoryError):
+                    raise
+                told = explain(error, watchdog)
+                if told is error:
+                    raise
+                raise told from error
+        if stopping.asked:
+            # it came while the model was written: the summary is, too, and what takes long is left out
+            run = replace(run, report=False)
+        figures = report(run, trainer.base, trainer.data, figures, trainer.journal.folder)
+        if collectives.is_main():
+            trainer.tidy()
+        return figures
+
+
+def prepare(run: RunConfig, stopping: Stopping | None = None) -> Trainer:
+    """Everything up to the first step; what the user got wrong comes out here, before anything is written."""
+    zero.init_distributed(run.timeout)
+    loading.quiet_transformers()
+    zero.check_sections(run.deepspeed)
+    base = loading.find_base(run.model_name_or_path, run.task, labels_of(run.task), run.trust_remote_code)
+    check_weights(base.source, f"--model_name_or_path {run.model_name_or_path!r}")
+    config = load_config(run, collectives.world_size(), base.config.hidden_size)
+    zero.check_config(config, run.deepspeed)
+    quantization_checks.check(run, base.anatomy, zero.device())
+    check_positions(base.config, run.max_seq_length)
+    saved = checkpoint.find(run.resume_from_checkpoint, Path(run.output_dir))
+    data = read_data(run, base, saved.started if saved is not None else None)
+    check_lengths(base.config, data.longest(), run.perplexity_length if run.perplexity_path else 0)
+    commit = str(vars(base.config).get("_commit_hash"))
+    preflight.compare(preflight.facts_of(run, config, base.source, commit, data.prints()))
+    preflight.check_room(Path(run.output_dir), loading.bytes_written(base, run))
+    pruner = Pruner(run, base.anatomy, data.total_steps, zero.device(), writable_sizes(base.config))
+    if collectives.is_main() and (notice := mask_notice(run, data.total_steps)):
+        print(notice, file=sys.stderr, flush=True)
+    if saved is not None:
+        saved.check(run, data.counts(), data.prints())
+        saved.check_base(decisive(base.config))
+    folder, stopping = Path(run.output_dir), stopping or Stopping()
+    made = check_output(run, resumes=saved is not None)
+    if collectives.is_main():
+        stopping.discard = lambda: discard_output(folder, made)
+    trainer = Trainer(run, base, config, data, pruner, Journal(folder, data.total_steps), saved, stopping)
+    # loading has found the last mistakes
+    prepare_output(run, saved.metrics if saved is not None else None)
+    return trainer
+
+
+def main() -> None:
+    """Entry point of `python -m apt_ds.training.run`: `launchers/train.py` without the dry run."""
+    run = resolve(sys.argv[1:])
+    if run.dry_run:
+        raise UserError("--dry_run is not supported by apt_ds.training.run; use launchers/train.py")
+    train(run)
+
+
+if __name__ == "__main__":
+    exit_status.main(main)

@@ -1,0 +1,354 @@
+"""The comparison of methods: what it runs, what it goes on with, what it refuses, what it writes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from apt_ds.analysis import result_table
+from apt_ds.analysis.compare import Comparison, complete, configure, plan
+from apt_ds.analysis.compare_table import Trial, normalize, put, tabulate
+from apt_ds.analysis.result_table import drawable, markdown, notes, publish, write_section
+from apt_ds.config.errors import UserError
+from apt_ds.config.resolve import resolve
+from apt_ds.training.meter import Meter
+from tests.support import multiprocess, tiny
+from tests.support.paths import ROOT
+
+SHARED = Comparison(("lora", "apt", "full"), (0.3, 0.5), (1, 2), 1, 1e-5, "", 10, False)
+
+
+def test_what_prunes_nothing_runs_once_a_seed(tmp_path: Path) -> None:
+    names = [trial.folder.name for trial in plan(SHARED, tmp_path)]
+    assert names == [f"{run}-{seed}" for seed in (1, 2) for run in ("lora-0", "apt-30", "apt-50", "full-0")]
+    assert plan(SHARED, tmp_path)[1] == Trial("apt", 0.3, 1, tmp_path / "apt-30-1")
+
+
+def test_varied_options_are_crossed_and_have_columns(tmp_path: Path) -> None:
+    varied = replace(SHARED, sparsities=(0.3,), seeds=(1,), vary=(("score", "salience", "random"), ("align", "8")))
+    trials = plan(varied, tmp_path)
+    assert [trial.folder.name for trial in trials] == [
+        f"{run}-1-score={score}-align=8" for run in ("lora-0", "apt-30", "full-0") for score in ("salience", "random")
+    ]
+    assert len({trial.row for trial in trials}) == 6
+    (tmp_path / "ds.json").write_text("{}", encoding="utf8")
+    words = ["--deepspeed", str(tmp_path / "ds.json"), "--preset", "quickstart", "--align", "4"]
+    made = configure(varied, trials[3], words)
+    assert (made.method, made.score, made.align, made.output_dir) == ("apt", "random", 8, str(trials[3].folder))
+    rows = [{"method": "apt", "removed": 0.3, "seeds": 1, "score": "random", "held_out_loss_cut": 3.25}]
+    assert markdown(rows).splitlines()[::2] == [
+        "| method | parameters removed, % | score | held-out loss after the cut |",
+        "| apt | 30.0 | random | 3.250 |",
+    ]
+
+
+def test_the_papers_recipe_completes_a_comparison(tmp_path: Path) -> None:
+    (tmp_path / "ds.json").write_text("{}", encoding="utf8")
+    tiny.save_model(tmp_path / "model")
+    named = ["--model_name_or_path", str(tmp_path / "model"), "--data_path", "data.json"]
+    words = ["--deepspeed", str(tmp_path / "ds.json"), *named]
+    paper, timed = resolve([*words, "--recipe", "paper"]), replace(SHARED, efficiency=True)
+    done = complete(timed, paper)
+    assert (done.full_num_train_epochs, done.inference_batch_size) == (10.0, 32)
+    stated = replace(timed, full_num_train_epochs=2.0, inference_batch_size=8)
+    assert complete(stated, paper) == stated
+    assert complete(timed, resolve(words)) == timed
+
+
+def test_full_tuning_has_its_own_rate_and_epochs(tmp_path: Path) -> None:
+    (tmp_path / "ds.json").write_text("{}", encoding="utf8")
+    words = ["--deepspeed", str(tmp_path / "ds.json"), "--preset", "quickstart"]
+    lora, apt, _, full = plan(replace(SHARED, seeds=(1,)), tmp_path)
+    own = replace(SHARED, full_learning_rate=2e-5, full_num_train_epochs=10.0)
+    made = configure(own, full, words)
+    assert (made.learning_rate, made.num_train_epochs, made.max_steps) == (2e-5, 10.0, -1)
+    for other in (configure(SHARED, full, words), configure(own, lora, words), configure(own, apt, words)):
+        assert (other.num_train_epochs, other.max_steps) == (3.0, 80)
+
+
+def test_rows_are_means_over_seeds_and_ratios_to_lora() -> None:
+    lora = {"method": "lora", "removed": 0.0, "whole_seconds": 20.0, "whole_bytes": 100, "step_seconds": 2.0}
+    apt = {"method": "apt", "removed": 0.3, "whole_seconds": 22.0, "whole_bytes": 110, "step_seconds": 1.5}
+    lora |= {"final_bytes": 100, "decode_tokens_per_second": 10.0, "inference_batch_tokens_per_second": 50.0}
+    apt |= {"final_bytes": 80, "decode_tokens_per_second": 13.0, "inference_batch_tokens_per_second": 60.0}
+    put(apt, "perplexity", [10.0, 14.0])
+    put(lora, "perplexity", [10.0, 10.0])
+    put(apt, "mmlu", [None, 0.3])
+    normalize([apt, lora], [[], []])
+    assert (apt["train_time"], apt["train_memory"]) == (1.1, 1.1)
+    assert (apt["final_step_time"], apt["final_memory"]) == (0.75, 0.8)
+    assert (apt["inference_speed"], apt["batch_speed"], apt["relative_perplexity"]) == (1.3, 1.2, 1.2)
+    assert (apt["perplexity"], apt["mmlu"], apt["inference_memory"]) == (12.0, None, None)
+    for row in (apt, lora):
+        row["inference_batch_size"] = 32
+    lines = markdown([apt, lora]).splitlines()
+    assert lines[0].strip("| ").split(" | ") == [
+        *("method", "parameters removed, %", "perplexity", "perplexity, % of lora", "training time, % of lora"),
+        *("peak training memory, % of lora", "step at final size, % of lora", "peak memory at final size, % of lora"),
+        *("inference speed, times lora", "inference speed at batch 32, times lora"),
+    ]
+    assert lines[2] == "| apt | 30.0 | 12.0 ± 2.8 | 120.0 | 110.0 | 110.0 | 75.0 | 80.0 | 1.30 | 1.20 |"
+    assert "100 % is `lora`, LoRA without pruning: training time, s 20.0;" in notes([apt, lora])
+    assert "at batch 32, tokens/s 50.0" in notes([apt, lora])
+
+
+def test_relative_quality_is_that_of_the_task() -> None:
+    """A score relative to full fine-tuning, MMLU to LoRA; nothing is relative to a score of 0 or below."""
+    rows = [{"method": "full", "dev_score": 80.0}, {"method": "apt", "dev_score": 60.0}, {"method": "lora"}]
+    normalize(rows, [[], [], []])
+    assert [row["relative_score"] for row in rows] == [1.0, 0.75, None]
+    for row in rows:
+        row |= {"removed": 0.0, "metric": "accuracy"}
+    lines = markdown(rows).splitlines()
+    assert lines[0].endswith("| accuracy, % | relative accuracy, % of full |")
+    assert lines[3] == "| apt | 0.0 | 60.0 | 75.0 |" and lines[4] == "| lora | 0.0 | - | - |"
+    rows = [{"method": "full", "dev_score": -3.0}, {"method": "apt", "dev_score": 60.0}]
+    normalize(rows, [[[{"score": -3.0, "pruned": True, "seconds": 1.0, "step": 1}]], [[]]])
+    assert [row["relative_score"] for row in rows] == [None, None]
+    rows = [{"method": "full", "mmlu": 0.2}, {"method": "lora", "mmlu": 0.4}]
+    normalize(rows, [[], []])
+    assert [row["relative_score"] for row in rows] == [0.5, 1.0]
+
+
+def summary(kept: float, step: float | None, peak: int | None, score: float) -> dict[str, Any]:
+    """What a run of a task leaves in summary.json, as far as the table reads it."""
+    meter = Meter(torch.device("cpu"))
+    meter.step(0.5, dense=True)
+    after = {"score": score, "exact": score - 10, "best_exact": score - 9, "best_f1": score + 1}
+    after |= {"step_seconds": step, "peak_memory_bytes": peak}
+    return {"pruning": {"kept": kept}, "training": meter.whole() | {"history": []}, "after": after}
+
+
+def test_a_cut_at_the_last_step_leaves_a_table_with_gaps(tmp_path: Path) -> None:
+    """No step came after the cut, nothing was evaluated on the way: `-`, null and empty cells, no picture of them."""
+    runs = {"full": summary(1.0, 0.5, 10**9, 80.0), "apt": summary(0.4, None, None, 76.0)}
+    trials = [Trial(method, 1 - run["pruning"]["kept"], 1, tmp_path / method) for method, run in runs.items()]
+    for trial, run in zip(trials, runs.values(), strict=True):
+        trial.folder.mkdir()
+        (trial.folder / "summary.json").write_text(json.dumps(run), encoding="utf8")
+    for rows in (tabulate(trials, {}, {"metric": "F1"}), tabulate(trials[::-1], {}, {"metric": "F1"})[::-1]):
+        assert [row["final_step_time"] for row in rows] == [1.0, None]
+        assert rows[0].keys() == rows[1].keys() and rows[1]["train_time"] == pytest.approx(1.0)
+    publish(rows, tmp_path)
+    told = json.loads((tmp_path / "table.json").read_text(encoding="utf8"))
+    assert told[1]["step_seconds"] is None and told[1]["relative_score"] == 0.95
+    with (tmp_path / "table.csv").open(encoding="utf8") as file:
+        assert [row["final_step_time"] for row in csv.DictReader(file)] == ["1.0", ""]
+    lines = (tmp_path / "table.md").read_text(encoding="utf8").splitlines()
+    heads, cells = (line.strip("| ").split(" | ") for line in (lines[0], lines[3]))
+    shown = dict(zip(heads, cells, strict=True))
+    assert shown["step at final size, % of full"] == "-"
+    names = ("F1, %", "F1 at its best threshold, %", "exact match, %", "exact match at its best threshold, %")
+    assert [shown[name] for name in names] == ["76.0", "77.0", "66.0", "67.0"]
+    assert shown["relative F1, % of full"] == "95.0"
+    assert not (tmp_path / "table.png").exists()
+    # without the reference all figures stand for themselves, the other way round the reference has the gap
+    alone = markdown(tabulate(trials[1:], {})).splitlines()
+    assert "training time, s" in alone[0] and "% of" not in alone[0]
+    (trials[0].folder / "summary.json").write_text(json.dumps(summary(1.0, None, None, 0.0)), encoding="utf8")
+    assert [row["final_step_time"] for row in tabulate(trials, {})] == [None, None]
+
+
+def test_a_picture_has_the_points_that_are_whole(tmp_path: Path) -> None:
+    rows = [
+        {"method": "lora", "removed": 0.0, "inference_speed": 1.0, "perplexity": 10.0, "inference_memory": None},
+        {"method": "apt", "removed": 0.3, "inference_speed": 1.2, "perplexity": None, "inference_memory": 0.8},
+        {"method": "apt", "removed": 0.5, "inference_speed": 1.4, "perplexity": float("inf"), "inference_memory": 0.8},
+    ]
+    assert [drawable(row) for row in rows] == [True, False, False]
+    pytest.importorskip("matplotlib")
+    publish(rows, tmp_path)
+    assert (tmp_path / "table.png").stat().st_size > 1000
+    (tmp_path / "table.png").unlink()
+    publish(rows[1:], tmp_path)
+    assert not (tmp_path / "table.png").exists()
+
+
+def test_a_table_is_written_into_its_place_in_a_document(tmp_path: Path) -> None:
+    document = tmp_path / "a.md"
+    document.write_text("one\n<!-- sst2 -->\nold\n<!-- end -->\ntwo\n<!-- rte -->\n<!-- end -->\n", encoding="utf8")
+    for _ in range(2):
+        write_section(document, "rte", "| \\1 |\n")
+    text = document.read_text(encoding="utf8")
+    assert text == "one\n<!-- sst2 -->\nold\n<!-- end -->\ntwo\n<!-- rte -->\n| \\1 |\n<!-- end -->\n"
+    with pytest.raises(UserError, match="--section 'mnli': .* has 0 places for it; give it one"):
+        write_section(document, "mnli", "")
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        write_section(tmp_path / "b.md", "mnli", "")
+
+
+def test_a_finished_table_is_printed_again_and_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"method": "full", "removed": 0.0, "dev_score": 80.0, "metric": "accuracy", "reference": "full"}]
+    (tmp_path / "table.json").write_text(json.dumps(rows), encoding="utf8")
+    document = tmp_path / "a.md"
+    document.write_text("<!-- rte -->\n<!-- end -->\n", encoding="utf8")
+    words = ["results", "--folder", str(tmp_path), "--into", str(document), "--section", "rte"]
+    monkeypatch.setattr(sys, "argv", words)
+    result_table.main()
+    assert "| full | 0.0 | 80.0 |" in document.read_text(encoding="utf8") and "| 80.0 |" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", words[:-2])
+    with pytest.raises(UserError, match="--into and --section require each other"):
+        result_table.main()
+    (tmp_path / "table.json").unlink()
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(UserError, match="table.json cannot be read: .* give the output folder of a finished compare"):
+        result_table.main()
+
+
+def test_only_known_tables_are_made() -> None:
+    script = ["bash", str(ROOT / "launchers" / "results.sh")]
+    for words, part in (
+        (["magic", "a", "b"], "error: magic is not a table"),
+        (["sst2"], "Usage: bash launchers/results"),
+    ):
+        done = subprocess.run([*script, *words], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 2 and part in done.stderr
+
+
+def command(folder: Path, *more: str) -> list[str]:
+    """A small comparison into `folder/out`."""
+    words = [
+        *["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), "--model_name_or_path", str(folder / "model")],
+        *["--data_path", str(folder / "data.json"), "--output_dir", str(folder / "out"), "--max_steps", "2"],
+        *["--eval_size", "4", "--max_seq_length", "64", "--per_device_train_batch_size", "2", "--align", "4"],
+        *["--calibration_steps", "1", "--methods", "lora,prune_lora", "--sparsity", "0.4", *more],
+    ]
+    return [sys.executable, str(ROOT / "launchers" / "compare.py"), *words]
+
+
+def launch(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(folder, *more),
+        env=multiprocess.environment(),
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+
+
+@pytest.mark.dist
+def test_an_interrupted_comparison_goes_on_with_what_is_missing(tmp_path: Path) -> None:
+    tiny.save_model(tmp_path / "model")
+    tiny.save_data(tmp_path / "data.json")
+    first = launch(tmp_path)
+    assert first.returncode == 0, first.stderr[-3000:]
+    out = tmp_path / "out"
+    kept = (out / "lora-0-128" / "summary.json").stat().st_mtime_ns
+    shutil.rmtree(out / "prune_lora-40-128")
+    second = launch(tmp_path)
+    assert second.returncode == 0, second.stderr[-3000:]
+    assert (out / "lora-0-128" / "summary.json").stat().st_mtime_ns == kept
+    assert "prune_lora-40-128: train.py" in second.stdout and "lora-0-128: train.py" not in second.stdout.split("\n")[0]
+    rows = json.loads((out / "table.json").read_text(encoding="utf8"))
+    assert [(row["method"], round(row["removed"], 2)) for row in rows] == [("lora", 0.0), ("prune_lora", 0.4)]
+    assert rows[0]["train_time"] == 1.0 and rows[1]["held_out_loss"] > 0
+    whole = json.loads((out / "prune_lora-40-128" / "summary.json").read_text(encoding="utf8"))["training"]
+    assert rows[1]["whole_seconds"] == whole["seconds"] and rows[1]["whole_bytes"] == whole["peak_memory_bytes"]
+    with (out / "table.csv").open(encoding="utf8") as file:
+        assert [row["method"] for row in csv.DictReader(file)] == ["lora", "prune_lora"]
+    other = launch(tmp_path, "--learning_rate", "0.5")
+    assert other.returncode == 2 and "holds a run with --learning_rate 0.0001, not 0.5" in other.stderr
+
+
+@pytest.mark.dist
+def test_a_signal_stops_the_run_under_way_and_the_next_start_goes_on_from_it(tmp_path: Path) -> None:
+    tiny.save_model(tmp_path / "model")
+    tiny.save_data(tmp_path / "data.json")
+    options = ("--methods", "lora", "--max_steps", "300")
+    started = subprocess.Popen(
+        command(tmp_path, *options), env=multiprocess.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    run = tmp_path / "out" / "lora-0-128"
+    until = time.monotonic() + 300
+    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").stat().st_size:
+        assert started.poll() is None and time.monotonic() < until
+        time.sleep(0.05)
+    started.send_signal(signal.SIGTERM)
+    _, told = started.communicate(timeout=300)
+    assert started.returncode == 128 + signal.SIGTERM, told[-3000:]
+    assert "stopped; run again to go on with what is missing" in told.decode()
+    (saved,) = run.glob("checkpoint-*")
+    step = int(saved.name.rpartition("-")[2])
+    assert 0 < step < 300 and not (run / "summary.json").exists()
+    for _ in range(2):  # the second finds it finished, with the same options
+        done = launch(tmp_path, *options)
+        assert done.returncode == 0, done.stderr[-3000:]
+    lines = (run / "metrics.jsonl").read_text(encoding="utf8").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 301))
+    assert "resume_from_checkpoint: last" in (run / "config.yaml").read_text(encoding="utf8")
+
+
+@pytest.mark.dist
+def test_a_run_whose_last_cut_is_after_its_last_step_is_compared(tmp_path: Path) -> None:
+    tiny.save_model(tmp_path / "model")
+    tiny.save_data(tmp_path / "data.json")
+    done = launch(tmp_path, "--methods", "apt", "--pruning", "gradual", "--prune_ratio", "1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = json.loads((tmp_path / "out" / "table.json").read_text(encoding="utf8"))
+    assert (rows[0]["step_seconds"], rows[0]["final_bytes"]) == (None, None)
+    assert rows[0]["removed"] == pytest.approx(0.4, abs=0.05)
+    assert rows[0]["whole_seconds"] > rows[0]["whole_steps_seconds"] > 0 and rows[0]["whole_bytes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--methods", "lora,magic"], "--methods 'magic' is not allowed: give some of apt, lora"),
+        (["--sparsity", "0.3,x"], "--sparsity '0.3,x' is not allowed"),
+        (["--sparsity", "1.0"], "--sparsity 1.0 is not allowed"),
+        (["--mmlu_data", "nowhere"], "--mmlu_data 'nowhere' is no folder"),
+        (["--vary", "outlier", "off", "of"], "--outlier 'of' is not allowed: give one of normalized"),
+        (["--vary", "outlir", "off"], "--outlir is no option (did you mean --outlier"),
+        (["--vary", "outlier"], "--vary outlier: give the name of an option and its values, nothing twice"),
+        (["--vary", "sparsity", "0.3"], "--vary sparsity is not allowed: it is given elsewhere"),
+        (["--seeds"], "argument --seeds: expected one argument"),
+        (["--full_num_train_epochs", "-1"], "--full_num_train_epochs -1.0 is not allowed: give a number above 0"),
+        (["--full_num_train_epochs", "1,2"], "--full_num_train_epochs '1,2' is not allowed: give one number"),
+        (["--inference_batch_size", "-2", "--efficiency"], "--inference_batch_size -2 is not allowed"),
+        (["--inference_batch_size", "4"], "--inference_batch_size requires --efficiency"),
+    ],
+)
+def test_mistakes_are_one_line(words: list[str], part: str, tmp_path: Path) -> None:
+    done = launch(tmp_path, *words)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2 and len(lines) == 1 and part in lines[0]
+
+
+def test_a_task_is_timed_to_near_the_best_of_full_tuning() -> None:
+    """The first evaluation within 97 %, once pruned; the costs are ratios to full fine-tuning."""
+
+    def history(*scores: float, pruned: int) -> list[dict[str, object]]:
+        return [
+            {"step": 10 * i, "score": score, "seconds": 2.0 * i, "pruned": i >= pruned}
+            for i, score in enumerate(scores, start=1)
+        ]
+
+    full, apt = {"method": "full", "dev_score": 88.0}, {"method": "apt", "dev_score": 87.0}
+    weak = {"method": "lora_prune", "dev_score": 70.0}
+    best, pruned = [history(80.0, 90.0, 88.0, pruned=1)], [history(89.0, 80.0, 87.3, 88.0, pruned=2)]
+    never = [history(70.0, pruned=1)]
+    normalize([full | {"sequences_per_second": 3.0}, weak], [best, never])  # nothing to divide by a missing figure
+    full["sequences_per_second"], apt["sequences_per_second"] = 1.5, 3.0
+    rows = [apt, full, weak]
+    normalize(rows, [pruned, best, never])
+    assert (full["near_steps"], apt["near_steps"], weak["near_steps"]) == (20, 30, None)
+    assert (apt["near_time"], apt["inference_speed"]) == (1.5, 2.0)
+    for row in rows:
+        row["removed"] = 0.0
+    lines = markdown(rows).splitlines()
+    assert "| steps to 97 % of the best score of full | time to that score, % of full |" in lines[0]
+    assert lines[2].endswith("| 30 | 150 | 2.00 |") and lines[4].endswith("| - | - | - |")

@@ -1,0 +1,170 @@
+"""Packed rows hold the same examples, and nothing that is computed from them differs."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+from transformers.modeling_flash_attention_utils import _is_packed_sequence, prepare_fa_kwargs_from_position_ids
+
+from apt_ds.analysis import dry_run
+from apt_ds.analysis.memory_trace import Shape
+from apt_ds.config.errors import UserError
+from apt_ds.config.resolve import resolve
+from apt_ds.data.batching import Batch, GlobalOrder, collate
+from apt_ds.data.packing import grouped, pack, rounded
+from apt_ds.data.tokenized import IGNORED, Row
+from apt_ds.losses.task_losses import summed_loss
+from apt_ds.models import adapter
+from apt_ds.models.architectures.tables import anatomy_of
+from apt_ds.models.loading import find_base
+from apt_ds.pruning.salience import Salience
+from apt_ds.training.datasets import read_data
+from tests.support import multiprocess, tiny
+from tests.support.paths import ROOT
+from tests.support.reference import reference_run
+
+CPU = torch.device("cpu")
+LIMIT = 32
+
+
+def rows(lengths: list[int]) -> list[Row]:
+    """Examples of these lengths, all but their first two tokens trained; the first label is a trap."""
+    made = []
+    for i, length in enumerate(lengths):
+        ids = tiny.ids(1, length, seed=i)[0].tolist()
+        made.append({"input_ids": ids, "labels": [ids[0], IGNORED, *ids[2:]][:length]})
+    return made
+
+
+def test_every_example_is_in_one_row_and_rows_are_few() -> None:
+    draw = random.Random(0)
+    for _ in range(200):
+        lengths = [draw.randint(1, LIMIT) for _ in range(draw.randint(1, 20))]
+        groups = grouped(lengths, LIMIT)
+        assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
+        sums = [sum(lengths[i] for i in group) for group in groups]
+        assert max(sums) <= LIMIT
+        assert len(groups) * rounded(max(sums)) <= len(lengths) * rounded(max(lengths))
+    assert len(grouped([8] * 12, LIMIT)) == 12  # nothing to gain: short rows are cheaper to attend in
+    assert grouped([32, 8, 8, 8, 8], LIMIT) == [[0], [1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize("more", [[], ["--packing"], ["--packing", "--attn_implementation", "flash_attention_2"]])
+def test_the_estimate_of_memory_knows_the_batches(more: list[str], tmp_path: Path) -> None:
+    """The sizes that it counts with are the largest of those that the run makes."""
+    tiny.save_model(tmp_path / "model")
+    words = ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), "--model_name_or_path", str(tmp_path / "model")]
+    words += ["--data_path", str(tiny.save_data(tmp_path / "data.json")), "--eval_size", "4", "--max_seq_length", "64"]
+    run = resolve([*words, "--per_device_train_batch_size", "4", "--max_steps", "7", "--seed", "3", *more])
+    base = find_base(run.model_name_or_path)
+    data, sizes = read_data(run, base), []
+    order = GlobalOrder(len(data.train), 8, run.seed)
+    for step, rank in ((step, rank) for step in range(7) for rank in range(2)):
+        taken = [data.train[i] for i in order.micro(step, 0, rank, 2, 4)]
+        batch = pack(taken, 0, 64, len(more) > 1) if more else collate(taken, 0)
+        sizes.append((*batch.input_ids.shape, 0, int((batch.labels[:, 1:] != IGNORED).sum())))
+    assert dry_run.micro_batches(run, data, 2, base.kind) == Shape(*map(max, *sizes))
+
+
+def test_the_batch_tells_examples_apart() -> None:
+    batch = pack(rows([7, 30, 5, 11]), 0, LIMIT)
+    assert batch.input_ids.shape == (2, 32)
+    assert batch.position_ids is not None and batch.to("cpu").position_ids is not None
+    assert batch.position_ids[0].tolist() == [*range(30), 0, 1]
+    assert batch.position_ids[1].tolist() == [*range(11), *range(7), *range(5), *range(9)]
+    assert batch.attention_mask.sum(1).tolist() == [30, 23]
+    assert (batch.labels[batch.position_ids == 0] == IGNORED).all()
+
+
+def test_flash_attention_finds_the_examples_of_a_single_row() -> None:
+    batch = pack(rows([7, 30, 5, 11]), 0, LIMIT, single=True)
+    assert batch.input_ids.shape == (1, 56) and _is_packed_sequence(batch.position_ids, 1)
+    (ends, _), (longest, _) = prepare_fa_kwargs_from_position_ids(batch.position_ids)
+    assert ends.tolist() == [0, 7, 37, 42, 53, 56] and longest == 30
+
+
+def prepared(kind: str, attention: str, checkpointing: bool) -> tuple[LlamaForCausalLM, Salience]:
+    model = tiny.model(kind)
+    model.set_attn_implementation(attention)
+    anatomy = anatomy_of(model.config)
+    adapter.attach(model, anatomy, ("q", "v"), 4, 0)
+    for _, module in adapter.adapters(model):
+        module.lora_B.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(3))
+    model.train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    salience = Salience(anatomy, 0.0, "normalized", 0.3, CPU)
+    salience.install(model)
+    return model, salience
+
+
+def learn(model: LlamaForCausalLM, salience: Salience, batch: Batch) -> dict[str, torch.Tensor]:
+    """Loss, gradients, masses and scores of one batch."""
+    model.zero_grad()
+    salience.begin(batch.attention_mask, torch.float32, positions=batch.position_ids)
+    loss = summed_loss(model, batch) / 50
+    loss.backward()
+    salience.end()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+    found |= {"loss": loss.detach(), "masses": salience.masses.clone()}
+    salience.measure_outliers(model)
+    salience.update(1.0)
+    return found | {"scores": salience.average.clone()}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_nothing_that_is_learnt_differs(kind: str, attention: str, checkpointing: bool) -> None:
+    examples = rows([9, 4, 21, 13, 2, 17, 30, 6])
+    model, salience = prepared(kind, attention, checkpointing)
+    apart = learn(model, salience, collate(examples, 0))
+    for single in (False, True):
+        batch = pack(examples, 0, LIMIT, single)
+        assert batch.input_ids.numel() < 0.6 * collate(examples, 0).input_ids.numel()
+        for name, value in learn(model, salience, batch).items():
+            scale = apart[name].abs().max()
+            assert torch.allclose(value / scale, apart[name] / scale, rtol=0, atol=1e-5), name
+
+
+def test_positions_that_do_not_restart_would_show() -> None:
+    examples = rows([9, 4, 21, 13])
+    model, salience = prepared("gqa", "sdpa", False)
+    apart = learn(model, salience, collate(examples, 0))
+    batch = pack(examples, 0, LIMIT)
+    mixed = learn(model, salience, Batch(batch.input_ids, batch.attention_mask, batch.labels))
+    assert not torch.allclose(mixed["loss"], apart["loss"], rtol=1e-3)
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("world", [1, 2])
+def test_whole_runs_decide_the_same(world: int, tmp_path: Path) -> None:
+    tiny.save_model(tmp_path / "model")
+    tiny.save_data(tmp_path / "data.json")
+    flags = ["--pruning", "gradual", "--structure", "adaptive", "--max_steps", "12", "--sparsity", "0.5"]
+    flags += ["--align", "4", "--mask_step", "0.25", "--adjust_every", "4"]
+    expected = reference_run(tmp_path, flags)
+    size = ["--per_device_train_batch_size", str(4 // world), "--gradient_accumulation_steps", "1"]
+    modes = {"packed": [*flags, *size, "--packing"]}
+    stages = [(2, False), (3, False)]
+    for name, run in multiprocess.run(
+        world, "runs", {"folder": str(tmp_path), "stages": stages, "modes": modes}
+    ).items():
+        for fact in ("alive", "ranks", "kept"):
+            assert run[fact] == expected[fact], (name, fact)
+        assert np.allclose(run["losses"], expected["losses"], rtol=2e-5), name
+        assert np.allclose(run["scores"], expected["scores"], rtol=1e-3), name
+        assert np.allclose(run["importance"], expected["importance"], rtol=1e-3), name
+
+
+def test_scores_by_example_need_a_row_for_each(tmp_path: Path) -> None:
+    (tmp_path / "ds.json").write_text("{}", encoding="utf8")
+    words = ["--deepspeed", str(tmp_path / "ds.json"), "--model_name_or_path", "m", "--data_path", "d", "--packing"]
+    with pytest.raises(UserError, match="--packing true with --score fisher") as caught:
+        resolve([*words, "--pruning", "posttuning", "--score", "fisher"])
+    assert "\n" not in str(caught.value)

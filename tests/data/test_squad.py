@@ -1,0 +1,252 @@
+"""SQuAD's files and what cannot be read, windows and their targets, answers from logits, the split by article."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from apt_ds.config.errors import UserError
+from apt_ds.data import squad
+from apt_ds.data.squad import NO_ANSWER, Question
+from tests.support.text_fixtures import minilm, pair_tokenizer, squad_json, write
+
+CONTEXT = "the big cat sees a red dog on the tree"
+GOOD = squad_json(
+    (CONTEXT, [("the cat sees", [("red dog", 19), ("a red dog", 17)]), ("the house", [])]),
+    ("two blue house", [("one", [("blue", 4)])]),
+)
+
+
+def asked(question: str, context: str, *answers: tuple[str, int], id: str = "q", title: str = "") -> Question:
+    """A question to be tokenized."""
+    return Question(id, title, context, question, answers)
+
+
+def changed(*path: Any, value: Any) -> dict[str, Any]:
+    """GOOD with the value at a path replaced, or removed if it is `...`."""
+    content: Any = copy.deepcopy(GOOD)
+    node = content["data"]
+    for key in path[:-1]:
+        node = node[key]
+    if value is ...:
+        del node[path[-1]]
+    else:
+        node[path[-1]] = value
+    return content
+
+
+def test_articles_and_flat_records_are_read(tmp_path: Path) -> None:
+    questions = squad.read(write(tmp_path / "train.json", GOOD), "train")
+    assert questions == squad.read(str(tmp_path), "train")
+    assert questions[0] == Question("q00", "title 0", CONTEXT, "the cat sees", (("red dog", 19), ("a red dog", 17)))
+    assert [(q.id, q.title, len(q.answers), q.span()) for q in questions] == [
+        ("q00", "title 0", 2, (19, 26)),
+        ("q01", "title 0", 0, None),
+        ("q10", "title 1", 1, (4, 8)),
+    ]
+    flat = '{"id": "q10", "title": "title 1", "context": "two blue house", "question": "one", "answers": %s}'
+    for answers in ('{"text": ["blue"], "answer_start": [4]}', '[{"text": "blue", "answer_start": 4}]'):
+        assert squad.read(write(tmp_path / "a.jsonl", flat % answers), "train") == questions[2:]
+
+
+def test_the_hub_has_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    record = {
+        "id": "q",
+        "title": "t",
+        "context": "a dog",
+        "question": "the",
+        "answers": {"text": [], "answer_start": []},
+    }
+    names = []
+
+    def load(name: str, split: str) -> list[dict[str, Any]]:
+        names.append((name, split))
+        return [record]
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert squad.read("squad_v2", "validation") == [asked("the", "a dog", title="t")]
+    assert squad.read("some/squad", "train") and names == [
+        ("rajpurkar/squad_v2", "validation"),
+        ("some/squad", "train"),
+    ]
+
+
+FIRST = (0, "paragraphs", 0, "qas", 0)
+ANSWER = (*FIRST, "answers", 0)
+PLACE = "record 1, paragraph 1, question 1"
+WRONG = [
+    (changed(0, value=3), "record 1: a record must be an object, not int"),
+    (changed(0, "paragraphs", value=...), r"record 1: no column 'paragraphs' \(it has: title\)"),
+    (changed(0, "paragraphs", value="x"), "record 1: 'paragraphs' must be a list, not str"),
+    (changed(0, "paragraphs", 0, value=None), "record 1, paragraph 1: a record must be an object, not null"),
+    (changed(0, "paragraphs", 0, "context", value=...), f"{PLACE}: no column 'context'"),
+    (changed(0, "paragraphs", 0, "context", value=" "), f"{PLACE}: the context is empty"),
+    (changed(0, "title", value=1), f"{PLACE}: 'title' must be text, not int"),
+    (changed(*FIRST, "question", value=""), f"{PLACE}: the question is empty; fill it in"),
+    (changed(*FIRST, "id", value=4), f"{PLACE}: 'id' must be text, not int"),
+    (changed(*FIRST, "id", value="q10"), "record 2, paragraph 1, question 1: the id 'q10' is that of .*" + PLACE),
+    (changed(*FIRST, "answers", value=...), f"{PLACE}: no column 'answers'"),
+    (changed(*ANSWER, value="x"), f"{PLACE}, answer 1: a record must be an object, not str"),
+    (changed(*ANSWER, "text", value=None), f"{PLACE}, answer 1: 'text' must be text, not null"),
+    (changed(*ANSWER, "answer_start", value="4"), f"{PLACE}, answer 1: 'answer_start' must be a whole number, not str"),
+    (changed(*ANSWER, "answer_start", value=True), f"{PLACE}, answer 1: 'answer_start' must be a whole number"),
+    (changed(*ANSWER, "answer_start", value=...), f"{PLACE}, answer 1: no column 'answer_start'"),
+    ({"data": []}, "holds no questions"),
+    ({"version": "v2.0"}, "must hold a list of records, or an object with such a list under 'data'"),
+    (
+        [{"context": "a", "question": "b", "id": "c", "answers": {"text": ["a"], "answer_start": []}}],
+        "1 texts of answers, but 0",
+    ),
+    ([{"context": "a", "question": "b", "id": "c", "answers": {"text": ["a"]}}], "no column 'answer_start'"),
+    ("{", "line 1, column 2: not valid JSON"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), WRONG, ids=[message[:60] for _, message in WRONG])
+def test_what_cannot_be_read_is_one_line(content: Any, message: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", content)
+    with pytest.raises(UserError, match=message) as caught:
+        squad.read(path, "train")
+    assert "\n" not in str(caught.value) and path in str(caught.value)
+
+
+def test_answers_outside_their_context_are_left_out_of_training_and_kept_for_judging(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tok = pair_tokenizer()
+    misplaced = [("red dog", 18), ("red dog", -8), ("cat", 10**30), ("", 4), (" ", 3), ("blue", 0)]
+    questions = [asked("the", CONTEXT, one, id=f"q{i}") for i, one in enumerate(misplaced)]
+    good = asked("the", CONTEXT, ("blue", 0), ("red dog", 19), id="good")
+    with caplog.at_level(logging.WARNING):
+        rows = squad.encode([*questions, good, asked("the", CONTEXT, id="none")], tok, 32, 4)
+    assert rows.dropped == len(misplaced) and len(rows) == 2
+    assert f"left out {len(misplaced)} questions whose answers lie outside their context, the first: q0" in caplog.text
+    assert rows[0]["targets"] != rows[1]["targets"] == [NO_ANSWER, NO_ANSWER]
+    assert set(squad.windows([*questions, good], tok, 32, 4).examples) == set(range(len(misplaced) + 1))
+    with pytest.raises(UserError, match="none of the 6 answers lies in its context where it says"):
+        squad.encode(questions, tok, 32, 4)
+
+
+def test_targets_are_the_tokens_of_the_answer() -> None:
+    tok = pair_tokenizer()
+    rows = squad.encode([asked(" the cat ", CONTEXT, (" red dog ", 18))], tok, 32, 4)
+    assert rows.rows == (
+        {
+            "input_ids": [1, 4, 6, 2, 4, 10, 6, 8, 5, 12, 7, 24, 4, 15, 2],
+            "token_type_ids": [0] * 4 + [1] * 11,
+            "targets": [9, 10],
+        },
+    )
+    inside_a_word = squad.encode([asked("the", "the house", ("ous", 5))], tok, 32, 4)
+    assert inside_a_word[0]["targets"] == [4, 4]
+    assert "token_type_ids" not in squad.encode([asked("the", CONTEXT)], pair_tokenizer(types=False), 32, 4)[0]
+
+
+def test_windows_overlap_and_cover_the_context() -> None:
+    tok = pair_tokenizer()
+    words = [f"w{i}" for i in range(40)]
+    context = " ".join(words)
+    answer = "w10 w11 w12"  # begins in the first window, whole in the second
+    question = asked("the cat", context, (answer, context.index(answer)))
+    made = squad.windows([question], tok, 17, 4)
+    seen = [[context[a:b] for a, b in filter(None, offsets)] for offsets in made.offsets]
+    # 17 less 3 special tokens and 2 of the question; each begins with the last 4 of the one before
+    assert [(len(part), part[0]) for part in seen] == [(12, "w0"), (12, "w8"), (12, "w16"), (12, "w24"), (8, "w32")]
+    rows = squad.encode([question], tok, 17, 4)
+    assert [row["targets"] == [NO_ANSWER, NO_ANSWER] for row in rows.rows] == [True, False, True, True, True]
+    first, last = rows[1]["targets"]
+    assert tok.decode(rows[1]["input_ids"][first : last + 1]) == answer
+
+
+def test_long_questions_are_cut_and_short_windows_refused() -> None:
+    tok = pair_tokenizer()
+    rows = squad.encode([asked("cat " * 200, CONTEXT)], tok, 120, 8)
+    assert rows[0]["input_ids"].count(6) == 60 + 1
+    for length, stride, message in (
+        (16, 10, "windows of 16 tokens leave 10 for the context, which cannot overlap by 10; raise --max_seq_length"),
+        (4, 1, "a length of 4 tokens leaves no room beside 3 special ones"),
+    ):
+        with pytest.raises(UserError, match=message):
+            squad.encode([asked("the cat sees", CONTEXT)], tok, length, stride)
+
+
+def logits(windows: squad.Features, peaks: dict[int, tuple[int, int, float]], blank: float = 0.0) -> tuple[list, list]:
+    """Per window its peak: first token, last token, height of each; all else 0, CLS `blank`; 5 padded tokens of 99."""
+    made: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    for i, row in enumerate(windows.rows.rows):
+        for side in (0, 1):
+            values = np.zeros(len(row["input_ids"]) + 5, np.float32)
+            values[len(row["input_ids"]) :] = 99
+            values[NO_ANSWER] = blank
+            if i in peaks:
+                values[peaks[i][side]] = peaks[i][2]
+            made[side].append(values)
+    return made
+
+
+def test_answers_are_the_best_piece_of_any_window() -> None:
+    tok = pair_tokenizer()
+    questions = [asked("the", CONTEXT, id="a"), asked("the", " ".join(f"w{i}" for i in range(30)), id="b")]
+    made = squad.windows(questions, tok, 17, 4)
+    assert made.examples == (0, 1, 1, 1)
+    starts, ends = logits(made, {0: (8, 9, 3.0), 1: (3, 4, 2.0), 3: (5, 7, 4.0)}, blank=1.0)
+    ends[3][0] = -2.0  # the lowest CLS of the windows counts
+    found = squad.answers(made, starts, ends, questions)
+    assert found["a"] == ("red dog", 2.0 - 6.0)
+    last = [span for span in made.offsets[3] if span]
+    assert found["b"] == (questions[1].context[last[2][0] : last[4][1]], -1.0 - 8.0)
+    assert squad.answers(made, starts, ends, questions, max_answer=2)["b"][0] != found["b"][0]
+
+
+def test_an_answer_neither_ends_before_it_starts_nor_lies_in_the_question() -> None:
+    tok = pair_tokenizer()
+    questions = [asked("the cat", CONTEXT, id="a")]
+    made = squad.windows(questions, tok, 32, 4)
+    starts, ends = logits(made, {0: (9, 6, 5.0)})
+    starts[0][1] = ends[0][2] = 50.0
+    text, doubt = squad.answers(made, starts, ends, questions)["a"]
+    assert text and text in CONTEXT and doubt == -5.0
+
+
+def test_a_context_without_tokens_has_no_answer() -> None:
+    question = asked("the", "\u2028", ("\u2028", 0), id="a")
+    made = squad.windows([question], pair_tokenizer(), 32, 4)
+    assert squad.answers(made, *logits(made, {}), [question]) == {"a": ("", 0.0)}
+
+
+def test_the_split_keeps_articles_whole() -> None:
+    questions = [asked("the", CONTEXT, id=f"{t}{i}", title=f"t{t}") for t in range(10) for i in range(t + 1)]
+    train, held = squad.split_by_article(questions, 0.2, seed=3)
+    assert (train, held) == squad.split_by_article(questions, 0.2, seed=3)
+    assert not {q.title for q in train} & {q.title for q in held}
+    assert sorted(train + held, key=questions.index) == questions and 11 <= len(held) < 11 + 10
+    assert held != squad.split_by_article(questions, 0.2, seed=4)[1]
+    for fraction in (0.0, 1.0):
+        assert all(squad.split_by_article(questions, fraction, seed=3))
+    with pytest.raises(UserError, match="all of one article and cannot be split by article"):
+        squad.split_by_article(questions[:1], 0.2, seed=0)
+
+
+def test_real_questions_with_a_real_tokenizer(real_data: Path) -> None:
+    tok = minilm()
+    questions = squad.read(str(real_data / "squad_v2" / "dev_a.json"), "validation")
+    assert len(questions) == 6078 and len({q.title for q in questions}) == 16
+    assert all(question.span() for question in questions if question.answers)
+    part = questions[:150]
+    rows, made = squad.encode(part, tok), squad.windows(part, tok)
+    assert len(rows) == len(made.rows) and rows.dropped == 0
+    heights = [(row["targets"][0], row["targets"][1], 9.0) for row in rows.rows]
+    found = squad.answers(made, *logits(made, dict(enumerate(heights))), part)
+    for question in part:
+        text, doubt = found[question.id]
+        if span := question.span():
+            told = question.context[slice(*span)]
+            assert (text.startswith(told) and doubt < 0) or len(tok(told)["input_ids"]) > 30, (text, told)
+        else:
+            assert doubt > 0

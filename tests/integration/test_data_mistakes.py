@@ -1,0 +1,164 @@
+"""Whole runs on data that is wrong, too long, too short, or dated by its chat template."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apt_ds.config.errors import UserError
+from apt_ds.config.resolve import resolve
+from apt_ds.data.instructions import split_held_out
+from apt_ds.data.tokenizer_checks import check_lengths
+from apt_ds.models import loading
+from apt_ds.training import checkpoint, datasets
+from apt_ds.training import run as training_run
+from tests.support import multiprocess, tiny
+from tests.support.launcher import Place, Run, caller, own_world
+
+# the tiny tokenizer has a word for each of w100 to w159
+DATED = (
+    "{{ strftime_now('w1%S') }} {% for m in messages %}{{ m.content }} </s> {% endfor %}"
+    "{% if add_generation_prompt %} {% endif %}"
+)
+ROW = {"instruction": "the cat", "input": "", "output": "sees"}
+CALLING = {
+    "messages": [
+        {"role": "user", "content": "the cat"},
+        {"role": "assistant", "tool_calls": [{"name": "see", "arguments": {}}]},
+        {"role": "tool", "content": "sees"},
+        {"role": "assistant", "content": "sees"},
+    ]
+}
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[None]:
+    """This process is a world of its own."""
+    with own_world():
+        yield
+
+
+@pytest.fixture
+def run(alone: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """What `launchers/train.py` does, in this process."""
+    return caller(capfd, monkeypatch)
+
+
+MISTAKES: dict[str, tuple[object, list[str], list[str]]] = {
+    "one record": ([ROW], [], ["--eval_size", "only one example", "--eval_data_path"]),
+    "calls without a template": ([ROW] * 9 + [CALLING], [], ["d.json, record 10", "no chat template", "'tool_calls'"]),
+    "too many tokens": (
+        [ROW] * 9 + [ROW | {"output": "cat " * 300}],
+        ["--max_seq_length", "200", "--eval_size", "1"],
+        ["has 200 tokens", "128 positions", "Give --max_seq_length 128"],
+    ),
+    "pointer": ("version https://git-lfs.github.com/spec/v1\noid sha256:0\n", [], ["d.json", "git lfs pull"]),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_before_anything_is_written(name: str, place: Place, tmp_path: Path, run: Run) -> None:
+    content, flags, parts = MISTAKES[name]
+    ended = run(place.words(tmp_path / "out", "--data_path", place.spoiled("d.json", content), *flags))
+    assert ended.status == 2 and len(ended.mistakes) == 1 and "Traceback" not in ended.err
+    assert [part for part in parts if part not in ended.mistakes[0]] == [], ended.mistakes
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_length_above_the_positions_is_fine_where_no_example_is_that_long() -> None:
+    config = tiny.config()
+    check_lengths(config, 128, 0)
+    with pytest.raises(UserError, match="example has 129 tokens.* 128 positions"):
+        check_lengths(config, 129, 0)
+    doubled = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
+    check_lengths(tiny.config(rope_parameters=doubled), 256, 0)
+    with pytest.raises(UserError, match="256 positions"):
+        check_lengths(tiny.config(rope_parameters=doubled), 257, 0)
+    check_lengths(tiny.small("t5").config, 100_000, 0)
+
+
+def test_one_record_trains_where_others_are_judged(place: Place, tmp_path: Path, alone: None) -> None:
+    alone_file = place.spoiled("one.json", [ROW])
+    words = place.words(tmp_path, "--data_path", alone_file, "--eval_data_path", str(place.folder / "data.json"))
+    run = resolve(words)
+    data = datasets.read_data(run, loading.find_base(run.model_name_or_path))
+    assert len(data.train) == 1 and len(data.held_out) == 4
+    assert data.order.indices(3) == [0, 0]
+    with pytest.raises(UserError, match="only one example"):
+        split_held_out(["x"], 1, 0)
+
+
+@pytest.fixture(scope="module")
+def dated(place: Place) -> Path:
+    """The tiny model with a template that writes the second of the minute."""
+    folder = place.folder / "dated"
+    shutil.copytree(place.folder / "model", folder)
+    (folder / "chat_template.jinja").write_text(DATED, "utf-8")
+    return folder
+
+
+def at(second: int) -> type[datetime]:
+    """A clock that stands still at a second of a minute."""
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime(2024, 5, 6, 7, 8, second)
+
+    return Clock
+
+
+def test_a_run_goes_on_the_next_day(
+    place: Place, dated: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--model_name_or_path", str(dated), "--max_steps", "4", "--pruning", "none", "--save_steps", "2"]
+    monkeypatch.setattr(datasets, "datetime", at(11))
+    first = run(place.words(tmp_path / "out", *flags))
+    assert first.status == 0, first.err
+    saved = tmp_path / "out" / "checkpoint-2"
+    assert checkpoint.load(saved).started == datetime(2024, 5, 6, 7, 8, 11)
+
+    monkeypatch.setattr(datasets, "datetime", at(47))
+    words = place.words(tmp_path / "on", *flags, "--resume_from_checkpoint", str(saved))
+    made = training_run.prepare(resolve(words))
+    tok = made.base.tokenizer
+    for rows in (made.data.train.rows, made.data.held_out.rows):
+        assert {tok.decode(row["input_ids"][:1]) for row in rows} == {"w111"}
+    made.tune()
+    made.journal.close()
+    # what goes on is saved with the same time again
+    assert checkpoint.load(tmp_path / "on" / "checkpoint-4").started == datetime(2024, 5, 6, 7, 8, 11)
+    losses = [(tmp_path / name / "metrics.jsonl").read_text("utf-8").splitlines() for name in ("out", "on")]
+    assert [json.loads(row)["loss"] for row in losses[0]] == [json.loads(row)["loss"] for row in losses[1]]
+
+
+def test_samples_of_the_report_have_the_time_of_the_run(
+    place: Place, dated: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from apt_ds.training import report
+
+    asked: list[int] = []
+    original = report.generate
+
+    def watched(model: Any, ids: Any, *more: Any, **options: Any) -> Any:
+        asked.append(int(ids[0, 0]))
+        return original(model, ids, *more, **options)
+
+    monkeypatch.setattr(report, "generate", watched)
+    monkeypatch.setattr(datasets, "datetime", at(33))
+    words = place.words(tmp_path / "out", "--model_name_or_path", str(dated), "--max_steps", "1", "--pruning", "none")
+    assert run(words).status == 0
+    word = loading.find_base(str(dated)).tokenizer.convert_tokens_to_ids("w133")
+    assert asked and set(asked) == {word}
+
+
+@pytest.mark.dist
+def test_ranks_with_other_clocks_have_the_same_tokens(place: Place, dated: Path) -> None:
+    found = multiprocess.run(2, "clocks", {"folder": str(place.folder), "model": str(dated), "seconds": [5, 58]})
+    assert found == [["w105"], ["w105"]]

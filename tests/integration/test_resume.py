@@ -1,0 +1,91 @@
+"""Resuming is never having stopped, bit for bit; on other ranks and stages it is the same run within rounding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support import multiprocess, tiny
+
+pytestmark = pytest.mark.dist
+
+SIZES = ["--align", "4", "--mask_step", "0.5", "--rank", "2", "--adjust_every", "2"]
+# gradual: cuts and growth after steps 2 and 4; pretuning: a cut before step 1, growth after 2 and 3
+MODES = {
+    "gradual": ["--pruning", "gradual", "--structure", "adaptive", "--max_steps", "8", "--sparsity", "0.5", *SIZES],
+    "pretuning": ["--calibration_steps", "2", "--max_steps", "6", "--sparsity", "0.4", *SIZES],
+}
+BF16 = {mode: [*flags, "--bf16"] for mode, flags in MODES.items()}
+# name, stage, offload, flags, checkpoints: before, at and after a cut or a growth
+CASES = [
+    ("gradual3", 3, False, MODES["gradual"], [1, 2, 5]),
+    ("pretuning2o", 2, True, BF16["pretuning"], [1, 3]),
+]
+MORE = [
+    ("gradual2", 2, False, BF16["gradual"], [1, 2, 3, 5]),
+    ("pretuning2", 2, False, MODES["pretuning"], [1, 2, 4]),
+    ("gradual3o", 3, True, MODES["gradual"], [1, 2, 3, 5, 8]),
+    ("pretuning3o", 3, True, BF16["pretuning"], [1, 2, 4]),
+    ("gradual0", 0, False, MODES["gradual"], [3]),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("checkpoint")
+    tiny.save_model(place / "model")
+    tiny.save_data(place / "data.json")
+    return place
+
+
+Runs = dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def some(folder: Path) -> Runs:
+    return multiprocess.run(2, "resumed", {"folder": str(folder), "cases": CASES})
+
+
+def same(runs: dict[str, Any]) -> None:
+    """All of a case's runs told the same, and had something to tell."""
+    straight = runs["straight"]
+    assert straight["rebuilds"] >= 2 and straight["rows"][-1]["kept"] < 0.62
+    assert straight["rows"][-1]["ranks"]["max"] > 2
+    for when, run in runs.items():
+        differing = [key for key in straight if run[key] != straight[key]]
+        assert not differing, (when, differing)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case[0])
+def test_resuming_is_bit_identical_to_never_having_stopped(case: tuple[Any, ...], some: Runs) -> None:
+    assert len(some[case[0]]) == 2 + len(case[4])
+    same(some[case[0]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", MORE, ids=lambda case: case[0])
+def test_resuming_is_bit_identical_in_every_mode(case: tuple[Any, ...], folder: Path) -> None:
+    same(multiprocess.run(2, "resumed", {"folder": str(folder), "cases": [case]})[case[0]])
+
+
+def alike(run: dict[str, Any], straight: dict[str, Any]) -> None:
+    """The same decisions, the same losses within rounding."""
+    assert run["alive"] == straight["alive"] and run["rebuilds"] == straight["rebuilds"]
+    for key in ("kept", "ranks", "step"):
+        assert [row[key] for row in run["rows"]] == [row[key] for row in straight["rows"]], key
+    losses, expected = ([row["loss"] for row in found["rows"]] for found in (run, straight))
+    assert np.allclose(losses, expected, rtol=1e-5)
+    assert run["held_out"] == pytest.approx(straight["held_out"], rel=1e-5)
+
+
+@pytest.mark.parametrize("world", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_other_ranks_and_stages_go_on_alike(world: int, folder: Path, some: Runs) -> None:
+    sources = {str(folder / "gradual3" / "checkpoint-3"): MODES["gradual"]}
+    stages = [(2, False), (3, True)] if world == 1 else [(0, False), (2, False), (3, False)]
+    for run in multiprocess.run(
+        world, "continued", {"folder": str(folder), "sources": sources, "stages": stages}
+    ).values():
+        alike(run, some["gradual3"]["straight"])

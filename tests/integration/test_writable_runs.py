@@ -1,0 +1,123 @@
+"""Whole runs on the published shapes, scaled down: each ends in a model that loads without apt_ds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from apt_ds.analysis.bench.llamas import LLAMAS, scaled_config
+from apt_ds.config.resolve import resolve
+from apt_ds.training import run
+from tests.models.test_export_tasks import loaded_elsewhere
+from tests.support import tiny
+from tests.support.launcher import Place, Run, caller, own_world
+
+AUTO = "AutoModelForCausalLM"
+HEADS = ["--prune_blocks", "heads", "--sparsity", "0.15"]
+GRADUAL = ["--pruning", "gradual", "--max_steps", "4", "--mask_step", "0.5", "--prune_ratio", "0.5"]
+ALL = ["--prune_blocks", "heads,neurons,hidden", "--sparsity", "0.5"]
+# shape, changes of its configuration, flags
+QUICK: dict[str, tuple[str, dict[str, bool], list[str]]] = {
+    "heads of a LLaMA-2": ("llama2-7b", {}, HEADS),
+    "groups of a LLaMA-3, gradual": ("llama3-8b", {}, GRADUAL),
+    "biases": ("llama2-7b", {"attention_bias": True}, ["--prune_blocks", "heads,neurons"]),
+}
+MODES = {
+    "pretuning": [],
+    "gradual": [*GRADUAL, *ALL],
+    "adaptive": ["--structure", "adaptive", *ALL],
+    "posttuning": ["--method", "lora_prune", "--prune_ratio", "0.5", *HEADS],
+    "weight gradients": ["--method", "prune_lora", *ALL],
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone() -> Iterator[None]:
+    """This process is a world of its own."""
+    with own_world():
+        yield
+
+
+def inputs(folder: Path, shape: str, changes: dict[str, bool]) -> Place:
+    """A model of a published shape with random weights, and data."""
+    torch.manual_seed(0)
+    config = scaled_config(shape, 4, pad_token_id=0, **changes)
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    tiny.tokenizer().save_pretrained(folder / "model")
+    tiny.save_data(folder / "data.json", 16)
+    return Place(folder)
+
+
+def trained(place: Place, flags: list[str]) -> torch.Tensor:
+    """Logits of the trained model, which is also written. Its folder is `out/model`, unless `flags` name another."""
+    words = place.words(
+        place.folder / "out", "--max_steps", "2", "--calibration_steps", "1", "--save_steps", "0", *flags
+    )
+    made = run.prepare(resolve(words))
+    made.tune()
+    assert made.pruner.at_target() and made.pruner.settled | (made.pruner.cut_step is not None)
+    model = made.engine.module.eval()
+    with torch.no_grad():
+        logits = model(input_ids=tiny.ids(2)).logits
+    made.finish()
+    made.journal.close()
+    return logits
+
+
+def check(cases: dict[str, tuple[str, dict[str, bool], list[str]]], folder: Path) -> dict[str, str]:
+    """Run every case, and load what it wrote in a process without apt_ds. Returns the classes that were loaded."""
+    expected, calls = {}, {}
+    for number, (name, (shape, changes, flags)) in enumerate(cases.items()):
+        expected[name] = trained(inputs(folder / str(number), shape, changes), flags)
+        written = folder / str(number) / "out" / "model"
+        bundled = bool(list(written.glob("*.py")))
+        # layers that all keep the same need no file of their own
+        assert "adaptive" in flags or not bundled
+        greedy = {"max_new_tokens": 2, "do_sample": False}
+        calls[name] = (AUTO, str(written), bundled, {"input_ids": tiny.ids(2)}, greedy)
+    found = loaded_elsewhere(calls, folder)
+    for (name, attention), (_, answer, _) in found.items():
+        assert torch.allclose(answer["logits"], expected[name], atol=1e-5), (name, attention)
+    return {name: kind for (name, _), (kind, _, _) in found.items()}
+
+
+def test_runs_on_published_shapes_end_in_a_model(tmp_path: Path) -> None:
+    classes = check(QUICK, tmp_path)
+    assert classes["heads of a LLaMA-2"] == "MistralForCausalLM" and classes["biases"] == "LlamaForCausalLM"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", LLAMAS)
+def test_every_mode_on_every_published_shape_ends_in_a_model(shape: str, tmp_path: Path) -> None:
+    check({mode: (shape, {}, flags) for mode, flags in MODES.items()}, tmp_path)
+
+
+def test_sizes_that_cannot_be_written_are_one_line_before_anything_is_written(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = inputs(tmp_path, "smollm2-360m", {"mlp_bias": True})
+    flags = ["--prune_blocks", "hidden", "--align", "11", "--sparsity", "0.1"]
+    run: Run = caller(capfd, monkeypatch)
+    ended = run(place.words(tmp_path / "out", *flags))
+    assert ended.status == 2 and len(ended.mistakes) == 1 and not (tmp_path / "out").exists()
+    assert "can be written: LLaMA with attention_bias or mlp_bias" in ended.mistakes[0]
+
+
+def test_a_model_that_was_written_as_a_mistral_can_be_pruned_again(tmp_path: Path) -> None:
+    place = inputs(tmp_path, "llama2-7b", {})
+    trained(place, HEADS)
+    expected, calls = {}, {}
+    for structure in ("uniform", "adaptive"):
+        output = tmp_path / structure
+        again = ["--model_name_or_path", str(tmp_path / "out" / "model"), "--output_dir", str(output)]
+        expected[structure] = trained(place, [*again, "--structure", structure])
+        greedy = {"max_new_tokens": 2, "do_sample": False}
+        bundled = structure == "adaptive"
+        calls[structure] = (AUTO, str(output / "model"), bundled, {"input_ids": tiny.ids(2)}, greedy)
+    for (structure, _), (kind, answer, _) in loaded_elsewhere(calls, tmp_path).items():
+        assert kind == {"uniform": "MistralForCausalLM", "adaptive": "AptLlamaForCausalLM"}[structure]
+        assert torch.allclose(answer["logits"], expected[structure], atol=1e-5)

@@ -1,0 +1,107 @@
+"""The loss over a large vocabulary, made a piece at a time, against torch's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from apt_ds.analysis.memory_trace import Live
+from apt_ds.data.batching import collate
+from apt_ds.losses import cross_entropy
+from apt_ds.losses.cross_entropy import Pieces, of_hidden, of_logits
+from apt_ds.losses.task_losses import OBJECTIVES
+from tests.support import tiny
+
+WORDS = 50
+DTYPES = [torch.float64, torch.float32, torch.bfloat16]
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven rows at a time, and three of them in fp32."""
+    monkeypatch.setattr(cross_entropy, "PIECES", {"cpu": Pieces(7 * WORDS + 3, 3 * WORDS)})
+
+
+def drawn(rows: int, columns: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
+    generator = torch.Generator().manual_seed(rows)
+    return (scale * torch.randn(rows, columns, generator=generator)).to(dtype).requires_grad_()
+
+
+def targets(rows: int) -> Tensor:
+    return torch.randint(WORDS, (rows,), generator=torch.Generator().manual_seed(3))
+
+
+def expected(logits: Tensor, wanted: Tensor) -> Tensor:
+    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), wanted, reduction="sum")
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16])
+@pytest.mark.parametrize("rows", [0, 1, 7, 23])
+def test_loss_and_gradient_of_logits_are_torchs(rows: int, dtype: torch.dtype) -> None:
+    logits, wanted = drawn(rows, WORDS, dtype, 5.0), targets(rows)
+    found, torchs = of_logits(logits, wanted), expected(logits, wanted)
+    assert found.dtype == torchs.dtype
+    torch.testing.assert_close(found, torchs)
+    (gradient,), (theirs,) = (torch.autograd.grad(3 * loss, logits) for loss in (found, torchs))
+    assert gradient.dtype == dtype
+    torch.testing.assert_close(gradient, theirs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "beyond"), [(0, 0), (1, 7), (7, 1), (20, 4), (23, 0)])
+def test_loss_and_gradient_of_hidden_states_are_torchs(rows: int, beyond: int, dtype: torch.dtype) -> None:
+    """Rows beyond the targets have no loss and no gradient."""
+    hidden, weight, wanted = drawn(rows + beyond, 16, dtype), drawn(WORDS, 16, dtype).detach(), targets(rows)
+    found, torchs = of_hidden(hidden, weight, wanted), expected(F.linear(hidden[:rows], weight), wanted)
+    assert found.dtype == torchs.dtype
+    torch.testing.assert_close(found, torchs)
+    (gradient,), (theirs,) = (torch.autograd.grad(3 * loss, hidden) for loss in (found, torchs))
+    assert gradient.dtype == dtype and not gradient[rows:].any()
+    # each row of it is a sum over the vocabulary, rounded here before it is scaled and there after
+    tolerance = {"atol": 0.03, "rtol": 0.02} if dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(gradient, theirs, **tolerance)
+    with torch.no_grad():
+        torch.testing.assert_close(of_hidden(hidden, weight, wanted), torchs)
+
+
+def test_only_a_piece_of_the_logits_is_ever_there() -> None:
+    """Torch's own holds logits, and more than twice as much beside them."""
+    rows, peaks = 700, []
+    hidden, weight, wanted = drawn(rows, 16, torch.bfloat16), drawn(WORDS, 16, torch.bfloat16).detach(), targets(rows)
+    for loss in (of_hidden, lambda h, w, t: of_logits(F.linear(h, w), t), lambda h, w, t: expected(F.linear(h, w), t)):
+        with Live(torch.nn.Module()) as live:
+            loss(hidden, weight, wanted).backward()
+        peaks.append(live.peak)
+    logits = rows * WORDS * 2
+    # states, their gradient made on the way forward, and the one handed on
+    assert peaks[0] < 4 * hidden.nbytes + 0.1 * logits
+    assert peaks[1] < 2.2 * logits + 4 * hidden.nbytes < peaks[2] / 2 + 4 * hidden.nbytes
+
+
+ROWS = {
+    "gqa": [{"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]}, {"input_ids": [9, 4], "labels": [9, 4]}],
+    "t5": [{"input_ids": [5, 6, 7], "labels": [7, 8, 9]}, {"input_ids": [9], "labels": [4]}],
+}
+MODELS = {"gqa": tiny.model, "t5": tiny.small}
+SAID = {"gqa": [7, 8, 4], "t5": [7, 8, 9, 4]}
+
+
+@pytest.mark.parametrize("kind", ["gqa", "t5"])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_model_has_the_loss_of_its_logits(kind: str, frozen: bool) -> None:
+    """With a head that is trained, whose gradient needs the logits, too; what a row adds does not depend on others."""
+    model, rows, objective = MODELS[kind](kind), ROWS[kind], OBJECTIVES[tiny.TASKS[kind]]
+    model.eval().get_output_embeddings().weight.requires_grad_(not frozen)
+    batch = collate(rows, 0)
+    body = next(p for name, p in model.named_parameters() if name.endswith(("o_proj.weight", "wo.weight")))
+    found = objective.summed_loss(model, batch)
+    (logits,) = objective.logits(model, batch)
+    torchs = expected(logits, torch.tensor(SAID[kind]))
+    torch.testing.assert_close(found, torchs)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, body)[0] for loss in (found, torchs)))
+    alone = sum(objective.summed_loss(model, collate([row], 0)) for row in rows)
+    torch.testing.assert_close(found, alone)
+    # the head is the model's own again
+    assert "forward" not in vars(model.get_output_embeddings())

@@ -1,0 +1,167 @@
+"""BERT, RoBERTa and T5 as written: the training model's answers, from stock classes where those can hold the sizes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration
+
+from apt_ds.models import t5_position_bias
+from apt_ds.models.architectures.tables import anatomy_of
+from apt_ds.models.blocks import Anatomy, spans
+from apt_ds.models.export import configs, write
+from apt_ds.models.export.modeling_apt_t5 import AptT5ForConditionalGeneration
+from apt_ds.pruning.surgery import Plan, operate
+from tests.models.test_architectures import dressed
+from tests.pruning.test_masks import random_keep
+from tests.support import multiprocess, tiny
+
+GREEDY = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
+CUTS = ("neurons", "alike", "adaptive")
+# what loads where apt_ds is not there; prints what from_pretrained found wrong
+LOAD = """
+import json, sys, torch, transformers
+sys.modules["apt_ds"] = None
+calls, found = torch.load(sys.argv[1]), {}
+for name, (auto, folder, bundled, inputs, greedy) in calls.items():
+    for attention in ("eager", "sdpa"):
+        model, told = getattr(transformers, auto).from_pretrained(
+            folder, trust_remote_code=bundled, attn_implementation=attention, output_loading_info=True)
+        bad = {key: sorted(map(str, told[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+        assert not any(bad.values()), (name, bad)
+        answer = dict(model(**inputs)) if attention == "eager" else {"logits": model(**inputs)[0]}
+        text = model.generate(inputs["input_ids"], **greedy) if model.can_generate() else None
+        found[name, attention] = (model.__class__.__name__, answer, text)
+torch.save({key: (kind, {n: v for n, v in answer.items() if isinstance(v, torch.Tensor)}, text)
+            for key, (kind, answer, text) in found.items()}, sys.argv[1] + ".out")
+"""
+
+
+def keep_of(anatomy: Anatomy, cut: str) -> np.ndarray:
+    """Blocks to keep: fewer neurons everywhere; as many of everything everywhere; what comes."""
+    if cut == "adaptive":
+        return random_keep(anatomy, 1)
+    keep = np.ones(anatomy.sizes.total(), dtype=bool)
+    for site, span in spans(anatomy.sizes):
+        kind = anatomy.kind(site)
+        if kind == "neuron":
+            keep[span] = np.arange(span.stop - span.start) < 20
+        elif cut == "alike" and kind == "hidden":
+            keep[span] = np.arange(span.stop - span.start) % 2 == 1
+        elif cut == "alike":
+            # the self-attentions of a stack agree, a cross-attention may have others
+            own = {"encoder": [1, 3], "decoder": [0, 3]}.get(anatomy.sites[site].consumer.split(".")[0], [1, 2])
+            keep[span] = np.isin(np.arange(4), own if "EncDec" not in anatomy.sites[site].consumer else [site % 3, 3])
+    return keep
+
+
+def inputs_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Random tokens, the second half of the last row padded away."""
+    tokens = tiny.ids(3)
+    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    inputs["attention_mask"][-1, 6:] = 0
+    if model.config.model_type == "t5":
+        inputs["decoder_input_ids"] = tiny.ids(3, 7, seed=1)
+    return inputs
+
+
+def exported(kind: str, cut: str, folder: Path) -> PreTrainedModel:
+    """The cut model, also written to `folder`."""
+    model, anatomy = dressed(kind)
+    base = model.config.__class__(**model.config.to_dict())
+    smaller = operate(model, anatomy, Plan(keep=keep_of(anatomy, cut)), None, torch.Generator())
+    generation = model.generation_config if model.can_generate() else None
+    write.export(model, smaller, base, generation, tiny.tokenizer(), folder, tiny.TASKS[kind])
+    return model
+
+
+def loaded_elsewhere(calls: dict[str, Any], folder: Path) -> dict[tuple[str, str], Any]:
+    """What a fresh process without apt_ds loads and answers."""
+    torch.save(calls, folder / "calls.pt")
+    environment = multiprocess.environment(HF_MODULES_CACHE=str(folder / "modules"))
+    environment.pop("PYTHONPATH")
+    call = [sys.executable, "-P", "-c", LOAD, str(folder / "calls.pt")]
+    done = subprocess.run(call, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return torch.load(folder / "calls.pt.out")
+
+
+def test_what_is_written_answers_as_the_training_model_without_apt_ds(tmp_path: Path) -> None:
+    models = {f"{k}-{c}": exported(k, c, tmp_path / f"{k}-{c}") for k in tiny.SMALL for c in CUTS}
+    calls = {}
+    for name, model in models.items():
+        kind, _, cut = name.rpartition("-")
+        auto = configs.AUTO[tiny.TASKS[kind]]
+        calls[name] = (auto, str(tmp_path / name), cut == "adaptive", inputs_of(model), GREEDY)
+        assert bool(list((tmp_path / name).glob("*.py"))) == (cut == "adaptive")
+    for (name, attention), (made, answer, text) in loaded_elsewhere(calls, tmp_path).items():
+        model, cut = models[name], name.rpartition("-")[2]
+        assert made == ("Apt" if cut == "adaptive" else "") + type(model).__name__
+        config = json.loads((tmp_path / name / "config.json").read_text(encoding="utf8"))
+        assert config["architectures"] == [made]
+        expected = model(**inputs_of(model))
+        for key, value in answer.items():
+            assert torch.allclose(expected[key if key in expected else 0], value, atol=1e-5), (name, attention, key)
+        if text is not None:
+            assert torch.equal(text, model.generate(tiny.ids(3), **GREEDY)), (name, attention)
+
+
+def test_heads_of_one_stack_that_differ_need_the_bundled_file(tmp_path: Path) -> None:
+    model, anatomy = dressed("t5")
+    keep = np.ones(anatomy.sizes.total(), dtype=bool)
+    for site, span in spans(anatomy.sizes):
+        if anatomy.kind(site) == "head":
+            keep[span.start + site % 4] = False
+    smaller = operate(model, anatomy, Plan(keep=keep), None, torch.Generator())
+    form = configs.written(model, tiny.small("t5").config, smaller, tiny.TASKS["t5"])
+    assert form.module == "modeling_apt_t5" and form.config.num_heads == 4
+    assert form.config.encoder_layer_heads == [[1, 2, 3], [0, 1, 3]]
+    assert form.config.decoder_layer_cross_heads == [3, 3]
+
+
+@pytest.mark.parametrize("cut", ["alike", "adaptive"])
+def test_a_t5_with_an_output_layer_of_its_own_keeps_it(cut: str, tmp_path: Path) -> None:
+    values = tiny.small("t5-gated").config.to_dict() | {"tie_word_embeddings": False}
+    values.pop("scale_decoder_outputs")
+    base = T5Config(**values)
+    model = T5ForConditionalGeneration(base).eval()
+    assert not base.scale_decoder_outputs
+    model.lm_head.weight = nn.Parameter(torch.randn_like(model.lm_head.weight))
+    anatomy = anatomy_of(base, tiny.TASKS["t5"])
+    t5_position_bias.prepare(model, anatomy)
+    smaller = operate(model, anatomy, Plan(keep=keep_of(anatomy, cut)), None, torch.Generator())
+    write.export(model, smaller, base, None, tiny.tokenizer(), tmp_path / "model", tiny.TASKS["t5"])
+    names = set(load_file(tmp_path / "model" / "model.safetensors"))
+    assert {"shared.weight", "lm_head.weight"} <= names and "encoder.embed_tokens.weight" not in names
+    kind = T5ForConditionalGeneration if cut == "alike" else AptT5ForConditionalGeneration
+    loaded = kind.from_pretrained(tmp_path / "model")
+    assert not loaded.config.scale_decoder_outputs
+    inputs = inputs_of(model)
+    assert torch.allclose(loaded(**inputs).logits, model(**inputs).logits, atol=1e-5)
+
+
+def test_labels_are_those_of_the_trained_model(tmp_path: Path) -> None:
+    model, anatomy = dressed("bert-classes")
+    base = model.config.__class__(**model.config.to_dict())
+    names = {0: "no", 1: "yes"}
+    model.config.id2label, model.config.label2id = names, {name: i for i, name in names.items()}
+    write.export(model, anatomy, base, None, tiny.tokenizer(), tmp_path / "model", tiny.TASKS["bert-classes"])
+    config = json.loads((tmp_path / "model" / "config.json").read_text(encoding="utf8"))
+    assert config["id2label"] == {"0": "no", "1": "yes"} and config["label2id"] == {"no": 0, "yes": 1}
+
+
+@pytest.mark.parametrize("module", ["modeling_apt_bert", "modeling_apt_llama", "modeling_apt_t5"])
+def test_bundled_files_need_torch_and_transformers_only(module: str) -> None:
+    text = (Path(configs.__file__).parent / f"{module}.py").read_text(encoding="utf8")
+    imports = {line.split()[1].split(".")[0] for line in text.splitlines() if line.startswith(("import ", "from "))}
+    # transformers requires huggingface_hub
+    assert imports <= {"typing", "torch", "transformers", "huggingface_hub"}

@@ -1,0 +1,122 @@
+"""A masked model equals the cut one (section 8)."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from apt_ds.config.schedules import mask_moves
+from apt_ds.models import adapter
+from apt_ds.models.architectures.tables import anatomy_of
+from apt_ds.models.blocks import HIDDEN, Anatomy, spans
+from apt_ds.pruning.masks import Masks
+from apt_ds.pruning.surgery import Plan, operate
+from tests.support import tiny
+
+
+def random_keep(anatomy: Anatomy, seed: int) -> np.ndarray:
+    """Some of everything goes, never all of a site."""
+    draw = np.random.default_rng(seed)
+    keep = draw.random(anatomy.sizes.total()) < 0.6
+    for _, span in spans(anatomy.sizes):
+        keep[span.start] = True
+        keep[span.stop - 1] = False
+    return keep
+
+
+def with_adapters(kind: str) -> tuple[torch.nn.Module, Anatomy]:
+    model = tiny.model(kind)
+    anatomy = anatomy_of(model.config)
+    adapter.attach(model, anatomy, ("q", "k", "v", "o", "gate", "up", "down"), rank=3, seed=1)
+    for _, module in adapter.adapters(model):
+        module.lora_B.data.normal_(0, 0.1)
+    return model, anatomy
+
+
+@pytest.mark.parametrize("kind", ["mha", "gqa"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_masked_equals_cut(kind: str, seed: int) -> None:
+    model, anatomy = with_adapters(kind)
+    keep = random_keep(anatomy, seed)
+    masked, cut = copy.deepcopy(model), copy.deepcopy(model)
+    masks = Masks(anatomy)
+    masks.install(masked)
+    masks.set(keep.astype(float))
+    smaller = operate(cut, anatomy, Plan(keep=keep), None, torch.Generator())
+    a, b = masked(tiny.ids()).logits, cut(tiny.ids()).logits
+    assert torch.allclose(a, b, atol=1e-5)
+    assert not torch.allclose(a, model(tiny.ids()).logits, atol=1e-2)
+    counted = sum(p.numel() for n, p in cut.named_parameters() if "_proj.weight" in n)
+    assert smaller.cost(smaller.sizes) == counted
+
+
+def test_norms_follow_the_kept_fraction_without_a_jump() -> None:
+    model, anatomy = with_adapters("gqa")
+    masks = Masks(anatomy)
+    masks.install(model)
+    hidden = dict(spans(anatomy.sizes))[HIDDEN]
+    outputs = []
+    for value in (1e-4, 1e-6, 0.0):
+        values = np.ones(anatomy.sizes.total())
+        values[hidden.start : hidden.start + 8] = value
+        masks.set(values)
+        outputs.append(model(tiny.ids()).logits)
+    assert (outputs[0] - outputs[2]).abs().max() < 2e-3
+    assert (outputs[1] - outputs[2]).abs().max() < 2e-5
+
+
+def test_removing_hooks_restores_the_model() -> None:
+    model, anatomy = with_adapters("gqa")
+    before = model(tiny.ids()).logits
+    masks = Masks(anatomy)
+    masks.install(model)
+    assert torch.equal(model(tiny.ids()).logits, before)
+    masks.set(np.full(anatomy.sizes.total(), 0.5))
+    assert not torch.allclose(model(tiny.ids()).logits, before)
+    masks.remove()
+    assert torch.equal(model(tiny.ids()).logits, before)
+
+
+def test_masks_reach_both_ends_exactly() -> None:
+    _, anatomy = with_adapters("gqa")
+    masks, keep = Masks(anatomy), np.ones(anatomy.sizes.total(), dtype=bool)
+    keep[0] = False
+    for _ in range(99):
+        masks.move_towards(keep, 0.01)
+    assert not masks.dead().any()
+    masks.move_towards(keep, 0.01)
+    assert masks.dead().tolist() == [True] + [False] * (len(keep) - 1)
+    for _ in range(100):
+        masks.move_towards(np.ones_like(keep), 0.01)
+    assert (masks.values == 1.0).all()
+
+
+@pytest.mark.parametrize("step", [1 / 3, 0.3, 0.07, 0.027, 0.01, 1 / 777, 1e-4, 1.0])
+def test_masks_of_any_step_arrive_when_the_schedule_says(step: float) -> None:
+    _, anatomy = with_adapters("mha")
+    keep = np.ones(anatomy.sizes.total(), dtype=bool)
+    keep[::2] = False
+    masks, moves = Masks(anatomy), mask_moves(step)
+    for towards in (keep, ~keep):
+        # half are at their ends already, the others have the whole way to go
+        for _ in range(moves - 1):
+            masks.move_towards(towards, step)
+        assert not masks.arrived(towards)
+        masks.move_towards(towards, step)
+        assert masks.arrived(towards)
+        assert set(masks.values) == {0.0, 1.0}
+
+
+def test_a_masked_model_generates() -> None:
+    model, anatomy = with_adapters("gqa")
+    keep = random_keep(anatomy, 3)
+    cut = copy.deepcopy(model)
+    operate(cut, anatomy, Plan(keep=keep), None, torch.Generator())
+    masks = Masks(anatomy)
+    masks.install(model)
+    masks.set(keep.astype(float))
+    options = {"max_new_tokens": 8, "do_sample": False}
+    assert torch.equal(model.generate(tiny.ids(1, 5), **options), cut.generate(tiny.ids(1, 5), **options))

@@ -1,0 +1,41 @@
+"""More jobs of `multiprocess.py`: what a finished model answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from apt_ds.runtime import zero
+from tests.support.jobs import zero_json
+
+
+def mmlu_choices(folder: str, limit: int, max_length: int) -> dict[str, Any]:
+    """What a model answers, whole on every rank and sharded over them; and how much of it a rank then holds."""
+    from apt_ds.data import mmlu as data
+    from apt_ds.eval import loading, mmlu
+
+    place = Path(folder)
+    subjects = ("anatomy", "college_physics", "world_religions")
+    asked = data.load(str(place / "data"), subjects, limit=limit)
+    settings = mmlu.Settings(batch_size=2, max_length=max_length)
+    found: dict[str, Any] = {}
+    for name, config in (("plain", ""), ("sharded", zero_json(folder, 3))):
+        judged = loading.load(str(place / "model"), deepspeed=config)
+        found[name] = mmlu.evaluate(judged.runner, judged.tokenizer, asked, settings).choices
+    found["total"] = sum(zero.full_numel(p) for p in judged.model.parameters())
+    found["held"] = sum(p.numel() + p.ds_tensor.numel() for p in judged.model.parameters())
+    return found
+
+
+def harness_figures(folder: str, stages: list[int]) -> dict[str, Any]:
+    """What the harness measures on ARC of a model, by ZeRO stage; 0 is the model alone."""
+    from apt_ds.eval import lm_eval_harness, loading
+
+    zero.init_distributed()
+    found = {}
+    for stage in stages:
+        judged = loading.load(str(Path(folder) / "model"), deepspeed=zero_json(folder, stage) if stage else "")
+        request = lm_eval_harness.Request({"arc_challenge": (2, "acc_norm")}, folder, batch_size=2)
+        figures = lm_eval_harness.run(judged, request)["arc_challenge"]
+        found[str(stage)] = {name: value for name, value in figures.items() if not name.endswith("stderr")}
+    return found

@@ -1,0 +1,212 @@
+"""More jobs of `multiprocess.py`: runs that something happens to, and what a run takes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from apt_ds.analysis import dry_run
+from apt_ds.config.deepspeed_config import load_config
+from apt_ds.config.errors import UserError
+from apt_ds.config.resolve import resolve
+from apt_ds.data.glue import labels_of
+from apt_ds.eval import evaluator, metrics
+from apt_ds.losses import training_loss
+from apt_ds.models import adapter, loading
+from apt_ds.pruning import surgery
+from apt_ds.runtime import collectives, zero
+from apt_ds.runtime import memory as process_memory
+from apt_ds.runtime.signals import Stopped, Stopping
+from apt_ds.runtime.watchdog import Watchdog
+from apt_ds.training import checkpoint, datasets, run_state, trainer
+from apt_ds.training import metrics as run_metrics
+from apt_ds.training import run as training_run
+from tests.support.jobs import run_config, whole
+
+# a stopped process ends once the others have, or long after they should have: the test has to
+OUTLIVE = """stopped=$1; shift
+for _ in $(seq 120); do
+    sleep 0.5; left=0
+    for other; do if kill -0 "$other" 2> /dev/null; then left=1; fi; done
+    if [ $left = 0 ]; then break; fi
+done
+kill -KILL "$stopped"
+"""
+# phase: what is called once in it, at its start
+PHASES = {
+    "load": (loading, "load_model"),
+    "step": (training_loss.Lesson, "micro"),
+    "evaluation": (evaluator, "held_out_loss"),
+    "rebuild": (surgery, "operate"),
+    "save": (run_state, "add_trained"),
+    "write": (checkpoint, "_seal"),
+    "export": (trainer, "export"),
+}
+
+
+def faulty(
+    folder: str,
+    where: str,
+    victim: int,
+    number: int,
+    flags: list[str],
+    count: int = 2,
+    delay: float = 0.0,
+    stage: int = 3,
+    offload: bool = False,
+) -> bool:
+    """A run in which rank `victim` gets signal `number`, `delay` seconds after phase `where` has begun `count` times.
+
+    number 0: the disk of the output folder, which must be a small one, is full from then on. Returns whether it came
+    to that.
+    """
+    run = run_config(folder, stage, offload, flags)
+    processes = Path(folder) / f"processes{os.environ['MASTER_PORT']}"
+    processes.mkdir(exist_ok=True)
+    (processes / str(collectives.rank())).write_text(str(os.getpid()))
+    module, name = PHASES[where]
+    original, calls = getattr(module, name), 0
+
+    def strike() -> None:
+        if number == 0:
+            fill(Path(run.output_dir).parent)
+        elif number == signal.SIGSTOP:
+            others = [path.read_text() for path in processes.iterdir() if path.name != str(victim)]
+            subprocess.Popen(["sh", "-c", OUTLIVE, "sh", str(os.getpid()), *others], start_new_session=True)
+        if number:
+            os.kill(os.getpid(), number)
+
+    def struck(*arguments: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == count and collectives.rank() == victim:
+            threading.Timer(delay, strike).start() if delay else strike()
+        return original(*arguments, **named)
+
+    setattr(module, name, struck)
+    training_run.train(run)
+    return calls >= count
+
+
+def unmerged(folder: str, stage: int, flags: list[str]) -> None:
+    """A run in which the first rank cannot merge the second adapter that it writes."""
+    original, calls = adapter.AptLinear.merged, 0
+
+    def struck(self: adapter.AptLinear) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise RuntimeError("spoilt by the test")
+        return original(self)
+
+    adapter.AptLinear.merged = struck
+    training_run.train(run_config(folder, stage, False, flags))
+
+
+def left_behind() -> None:
+    """Rank 1 is killed before the first step, and its launcher asks rank 0 to go, which looks for who is gone."""
+    zero.init_distributed()
+    with Stopping() as stopping, Watchdog(40, stopping.leave) as watchdog:
+        stopping.tell = watchdog.tell
+        collectives.barrier()
+        time.sleep(2 * watchdog.period)
+        os.kill(os.getpid(), signal.SIGKILL if collectives.rank() else signal.SIGTERM)
+        # it waits four periods to be heard, and learns of the loss before that
+        time.sleep(3 * watchdog.period)
+        print(f"found: {watchdog.lost()}", flush=True)
+        time.sleep(8 * watchdog.period)
+
+
+def interrupted(
+    folder: str, cases: list[tuple[str, int, bool, list[str], int, list[str]]]
+) -> dict[str, dict[str, Any]]:
+    """For (name, stage, offload, flags, number, whys): a run, and for each why one that was ended and goes on.
+
+    It is ended while it scores before its cut, from micro-batch `number` on: by SIGTERM to rank 1 ("signal"), or by
+    losses that are not finite ("bad").
+    """
+    found = {}
+    for name, stage, offload, flags, number, whys in cases:
+        flags = [*flags, "--save_steps", "0", "--max_bad_steps", "1"]
+        found[name] = {"straight": whole(folder, f"{name}_straight", stage, offload, flags)}
+        for why in whys:
+            place = f"{name}_{why}"
+            why_ended = end_scoring(folder, place, stage, offload, flags, number, why == "bad")
+            steps = sorted(step for step, _ in checkpoint.numbered(Path(folder) / place))
+            torch.rand(3)
+            on = whole(folder, place, stage, offload, [*flags, "--resume_from_checkpoint", "last"])
+            found[name][why] = {"ended": why_ended, "steps": steps, "told": on}
+    return found
+
+
+def end_scoring(folder: str, place: str, stage: int, offload: bool, flags: list[str], number: int, bad: bool) -> str:
+    """End a run at micro-batch `number`; what it says."""
+    original, calls = training_loss.Lesson.micro, 0
+
+    def struck(self: training_loss.Lesson, *arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        loss, summed = original(self, *arguments)
+        if calls == number and collectives.rank() == 1 and not bad:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return (loss, summed * float("nan")) if bad and calls >= number else (loss, summed)
+
+    training_loss.Lesson.micro = struck
+    try:
+        with Stopping() as stopping:
+            made = training_run.prepare(
+                run_config(folder, stage, offload, ["--output_dir", str(Path(folder) / place), *flags]), stopping
+            )
+            try:
+                made.run()
+            except (Stopped, UserError) as ended:
+                return f"{getattr(ended, 'status', 2)} {ended}"
+            finally:
+                zero.destroy(made.engine)
+                made.journal.close()
+                collectives.barrier()
+    finally:
+        training_loss.Lesson.micro = original
+    raise AssertionError("it was not ended")
+
+
+def fill(disk: Path) -> None:
+    """Leave nothing free."""
+    with (disk / "ballast").open("wb", buffering=0) as file:
+        try:
+            while file.write(bytes(1 << 16)):
+                pass
+        except OSError:
+            return
+
+
+def memory(flags: list[str]) -> dict[str, int]:
+    """Peak of a whole run above what the process had before it, and the estimate of it, in bytes."""
+    run = resolve(flags)
+    zero.init_distributed()
+    base = loading.find_base(run.model_name_or_path, run.task, labels_of(run.task))
+    data = datasets.read_data(run, base)
+    metrics.load(run.task)
+    process = psutil.Process().memory_info().rss
+    cpu, peaks, reset = torch.device("cpu"), [], process_memory.reset_peak
+
+    def noting(device: torch.device) -> None:
+        peaks.append(process_memory.peak_memory(device))
+        reset(device)
+
+    # a run measures its phases one by one; here all of them count
+    run_metrics.reset_peak = noting
+    reset(cpu)
+    training_run.train(run)
+    peak = max(*peaks, process_memory.peak_memory(cpu)) - process
+    config = load_config(run, collectives.world_size(), base.config.hidden_size)
+    found = dry_run.estimate_run(run, base, data, config, collectives.world_size(), on_cpu=True)
+    return {"measured": peak, "estimated": found.total()}

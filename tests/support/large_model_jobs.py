@@ -1,0 +1,55 @@
+"""Jobs of `multiprocess.py` for what large models need: checkpoints in parts, few bits with offload."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+from apt_ds.runtime import collectives, zero
+from apt_ds.training import run
+from apt_ds.training.checkpoint_shards import Parts
+from tests.support.jobs import facts, resumed, run_config
+
+
+def saved_in_parts(folder: str, cases: list[tuple[str, int, bool, list[str], list[int]]], limit: int) -> dict[str, Any]:
+    """`jobs.resumed` with files of `limit` bytes, and the most that was held or pickled while checkpoints were made."""
+    Parts.limit = limit
+    most = {"object": 0, "waiting": 0, "held": 0}
+    gather, take, add = collectives.gather_objects, zero.take_state, Parts.add
+
+    def gathering(value: Any) -> list[Any]:
+        most["object"] = max(most["object"], len(pickle.dumps(value)))
+        return gather(value)
+
+    def taking(*arguments: Any, **options: Any) -> zero.EngineState:
+        state = take(*arguments, **options)
+        most["held"] = max(most["held"], *(len(state.tensors), 0))
+        return state
+
+    def adding(self: Parts, *arguments: Any) -> None:
+        add(self, *arguments)
+        waiting = (t.nbytes for held in self._waiting.values() for t in held.values())
+        most["waiting"] = max(most["waiting"], sum(waiting))
+
+    collectives.gather_objects, zero.take_state, Parts.add = gathering, taking, adding
+    try:
+        runs = resumed(folder, cases)
+    finally:
+        collectives.gather_objects, zero.take_state, Parts.add = gather, take, add
+    files = {
+        name: sorted(path.name for path in (Path(folder) / name / f"checkpoint-{steps[-1]}").glob("*.safetensors"))
+        for name, *_, steps in cases
+    }
+    return {"runs": runs, "most": collectives.gather_objects(most), "files": files}
+
+
+def exported(folder: str, cases: list[tuple[str, int, bool, list[str]]]) -> dict[str, dict[str, Any]]:
+    """Facts of whole runs (name, stage, offload, flags), each into a folder of its name."""
+    found = {}
+    for name, stage, offload, flags in cases:
+        output = ["--output_dir", str(Path(folder) / name)]
+        made = run.prepare(run_config(folder, stage, offload, [*flags, *output]))
+        found[name] = facts(made, made.run())
+        collectives.barrier()
+    return found

@@ -1,0 +1,129 @@
+"""What a user types: arguments of short runs, and how `deepspeed launchers/train.py` ends with them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import deepspeed
+import pytest
+
+from apt_ds.config.resolve import resolve
+from apt_ds.runtime import collectives, exit_status
+from apt_ds.training import run
+from tests.support import multiprocess, tiny
+from tests.support.paths import ROOT
+
+STEPS = 8
+PRETUNING = ["--calibration_steps", "3"]
+GRADUAL = ["--pruning", "gradual", "--structure", "uniform", "--mask_step", "0.25"]
+
+
+class Place(NamedTuple):
+    """Inputs that are right, for a test to spoil one of."""
+
+    folder: Path
+
+    def words(self, output: Path, *more: str, deepspeed: str | Path = ROOT / "ds_configs" / "zero2.json") -> list[str]:
+        """Arguments of a short run that prunes 40 %; `more` overrides them."""
+        return [
+            *["--deepspeed", str(deepspeed), "--model_name_or_path", str(self.folder / "model")],
+            *["--data_path", str(self.folder / "data.json"), "--output_dir", str(output)],
+            *["--max_steps", str(STEPS), "--sparsity", "0.4", "--adjust_every", "2", "--align", "4", "--rank", "2"],
+            *["--learning_rate", "1e-2", "--per_device_train_batch_size", "2", "--max_seq_length", "64"],
+            *["--eval_size", "4", "--report_samples", "1", *more],
+        ]
+
+    def spoiled(self, name: str, content: object) -> str:
+        """The path of a data or DeepSpeed file with `content`, text as it is or else as JSON."""
+        path = self.folder / name
+        path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf8")
+        return str(path)
+
+
+class Ended(NamedTuple):
+    """How a launch ended."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def mistakes(self) -> list[str]:
+        """The lines that begin with `error: `."""
+        return [line for line in self.err.splitlines() if line.startswith("error: ")]
+
+
+def launch(processes: int, words: list[str], timeout: float = 300) -> Ended:
+    """`deepspeed launchers/train.py` with these arguments; all its processes are gone when this returns."""
+    launcher = Path(sys.executable).with_name("deepspeed")
+    if not launcher.is_file():
+        pytest.skip("the deepspeed command is not next to this python")
+    head = [str(launcher), "--log_level", "warning", "--num_accelerators", str(processes)]
+    head += ["--master_port", str(collectives.free_port()), "launchers/train.py"]
+    process = subprocess.Popen(
+        [*head, *words],
+        cwd=ROOT,
+        env=multiprocess.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail(f"not all processes ended within {timeout} seconds: {process.communicate()}")
+    return Ended(process.returncode, out, err)
+
+
+Run = Callable[..., Ended]
+
+
+def inputs(folder: Path) -> Place:
+    """The tiny model and its data, written to a folder."""
+    tiny.save_model(folder / "model")
+    tiny.save_data(folder / "data.json")
+    return Place(folder)
+
+
+@contextmanager
+def own_world() -> Iterator[None]:
+    """Inside, the environment is that of a world of one, as the launcher would set it."""
+    with pytest.MonkeyPatch.context() as patch:
+        place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1", "OMP_NUM_THREADS": "1"}
+        for name, value in {**place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(collectives.free_port())}.items():
+            patch.setenv(name, value)
+        yield
+        # the process lives on: DeepSpeed must forget its groups with torch's
+        if collectives.ready():
+            deepspeed.comm.destroy_process_group()
+
+
+def caller(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """What `launchers/train.py` does, in this process, which must be a world of one."""
+
+    def leave(status: int) -> None:
+        raise SystemExit(status)
+
+    def call(words: list[str]) -> Ended:
+        capfd.readouterr()
+        monkeypatch.setattr(exit_status, "leave", leave)
+        # the group serves the next run of this process
+        monkeypatch.setattr(collectives, "shut_down", lambda: None)
+        try:
+            exit_status.main(lambda: run.train(resolve(words)))
+            status = 0
+        except SystemExit as end:
+            status = int(str(end.code))
+        return Ended(status, *capfd.readouterr())
+
+    return call

@@ -1,0 +1,80 @@
+"""A small MMLU: questions, a tokenizer that has letters, models that answer, and all of it in folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from apt_ds.data import mmlu as data
+from apt_ds.data.mmlu import Mmlu, Question
+from apt_ds.eval.choice_scores import Encoder
+from tests.support import tiny
+
+SUBJECTS = ("anatomy", "college_physics", "world_religions")
+
+
+def questions(subject: str, count: int, first: int = 0) -> list[Question]:
+    """Of different lengths, answers in turn A, B, C, D."""
+    made = []
+    for i in range(first, first + count):
+        words = [tiny.WORDS[(7 * i + k) % len(tiny.WORDS)] for k in range(8)]
+        text = " ".join(words[: 2 + i % 5] + [f"w{i}"])
+        made.append(Question(subject, text, (words[4], words[5], words[6], f"w{i + 100}"), i % 4, i + 1))
+    return made
+
+
+def small_set(count: int = 11) -> Mmlu:
+    return Mmlu({s: questions(s, 5, 50) for s in SUBJECTS}, {s: questions(s, count) for s in SUBJECTS})
+
+
+def write_folder(folder: Path, asked: Mmlu) -> Path:
+    """The original layout."""
+    for split, part in (("dev", asked.dev), ("test", asked.test)):
+        (folder / split).mkdir(parents=True, exist_ok=True)
+        for subject, rows in part.items():
+            lines = [",".join([q.text, *q.choices, data.LETTERS[q.answer]]) for q in rows]
+            (folder / split / f"{subject}_{split}.csv").write_text("\n".join(lines) + "\n", encoding="utf8")
+    return folder
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """The tiny one, with words for letters and the fixed text in place of unused ones."""
+    fixed = [*"ABCD", "Answer", ":", ".", "The", "following", "are", "multiple", "choice", "questions"]
+    fixed += ["(", "with", "answers", ")", "about", "anatomy", "college", "physics", "world", "religions"]
+    made = json.loads(tiny.tokenizer().backend_tokenizer.to_str())
+    vocabulary = {word: i for word, i in made["model"]["vocab"].items() if i < 200}
+    made["model"]["vocab"] = vocabulary | {word: 200 + i for i, word in enumerate(fixed)}
+    from tokenizers import Tokenizer
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(made)), pad_token="<pad>", bos_token="<s>", unk_token="<unk>"
+    )
+
+
+def model(**changes: object) -> LlamaForCausalLM:
+    # with this seed answers differ
+    return tiny.model(seed=10, max_position_embeddings=512, **changes)
+
+
+def planted(letter: str) -> LlamaForCausalLM:
+    """Answers `letter` always: its row of the head is along what the last position holds, whatever that is."""
+    made = model(tie_word_embeddings=False)
+    ids = Encoder(tokenizer()).letters
+    with torch.no_grad():
+        # a constant through the residual stream: the last norm sees it in every position
+        made.model.embed_tokens.weight[:, 0] = 1000.0
+        made.model.norm.weight[0] = 1.0
+        made.lm_head.weight[ids, 0] = 0.0
+        made.lm_head.weight[ids[data.LETTERS.index(letter)], 0] = 100.0
+    return made
+
+
+def write_exam(folder: Path) -> Path:
+    """`model` and `data` in a folder."""
+    model().save_pretrained(folder / "model")
+    tokenizer().save_pretrained(folder / "model")
+    write_folder(folder / "data", small_set())
+    return folder

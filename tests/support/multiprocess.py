@@ -1,0 +1,210 @@
+"""Real processes that form a gloo world, for tests that need several ranks.
+
+`run(world, job, arguments)` starts `world` processes; each joins the group and calls the function `job` of `jobs.py`,
+and rank 0's return value (JSON) comes back.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from apt_ds.runtime.collectives import free_port
+from tests.support.paths import ROOT
+
+
+class WorldFailed(Exception):
+    """Some process ended with a status other than 0; carries the statuses and all they wrote."""
+
+    def __init__(self, statuses: list[int | None], text: str) -> None:
+        super().__init__(f"statuses {statuses}\n{text[-4000:]}")
+        self.statuses, self.text = statuses, text
+
+
+PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process's environment, with the package and the tests importable and one thread a process.
+
+    A test that has run in this process may have left it a place in a world, whose port it then holds.
+    """
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    inherited = {name: value for name, value in os.environ.items() if name not in PLACE}
+    return inherited | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | more
+
+
+class Forked:
+    """A process forked off the zygote; the part of `subprocess.Popen` that is needed."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def wait(self, timeout: float | None = None) -> int:
+        return ZYGOTE.wait(self.pid, timeout)
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+
+class Zygote:
+    """A process that has imported everything and forks ranks: importing takes seconds of every start.
+
+    It has a single thread and has run nothing, so that what it forks is as good as new.
+    """
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self._ended: dict[int, int] = {}
+
+    def start(self, call: str, env: dict[str, str], log: Path) -> Forked:
+        if self._process is None or self._process.poll() is not None:
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            command = [sys.executable, "-m", "tests.support.multiprocess", "zygote"]
+            self._process = subprocess.Popen(command, env=environment(), **pipes)
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps([call, env, str(log)]) + "\n")
+        self._process.stdin.flush()
+        return Forked(self._told("started"))
+
+    def wait(self, pid: int, timeout: float | None) -> int:
+        end = time.monotonic() + (timeout or 1e9)
+        while pid not in self._ended:
+            assert self._process and self._process.stdout
+            if not select.select([self._process.stdout], [], [], max(0.0, end - time.monotonic()))[0]:
+                raise subprocess.TimeoutExpired("a rank", timeout or 0)
+            self._told("ended")
+        return self._ended.pop(pid)
+
+    def _told(self, what: str) -> int:
+        """The process of the next line that tells `what`. Unbuffered, so that `select` sees what is there."""
+        assert self._process and self._process.stdout
+        while True:
+            line = b""
+            while not line.endswith(b"\n"):
+                read = os.read(self._process.stdout.fileno(), 1)
+                assert read, "the zygote has ended: see its traceback on stderr"
+                line += read
+            if not line.startswith(b"zygote "):
+                continue
+            _, event, pid, status = line.decode().split()
+            if event == "ended":
+                self._ended[int(pid)] = int(status)
+            if event == what:
+                return int(pid)
+
+
+ZYGOTE = Zygote()
+
+
+def start(call: str, env: dict[str, str], log: Path, fresh: bool) -> Forked | subprocess.Popen[bytes]:
+    """A process that does `call`; its output goes to `log`."""
+    if not fresh:
+        return ZYGOTE.start(call, env, log)
+    with log.open("w") as file:
+        command = [sys.executable, "-m", "tests.support.multiprocess", call]
+        return subprocess.Popen(command, env=env, stdout=file, stderr=subprocess.STDOUT)
+
+
+def run(world: int, job: str, arguments: dict[str, Any], timeout: float = 420, fresh: bool = False) -> Any:
+    """Call `jobs.<job>(**arguments)`, or `<module>.<job>`, on every rank of a new world; rank 0's result.
+
+    fresh: start new processes, where the environment matters from their first moment on.
+    """
+    port = str(free_port())
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.json"
+        call = json.dumps({"job": job, "arguments": arguments, "result": str(result)})
+        logs = [Path(folder) / f"log{rank}" for rank in range(world)]
+        processes = []
+        for rank, log in enumerate(logs):
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_SIZE": str(world)}
+            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            processes.append(start(call, environment(**place), log, fresh))
+        end = time.monotonic() + timeout
+        try:
+            statuses: list[int | None] = [process.wait(max(0.1, end - time.monotonic())) for process in processes]
+        except subprocess.TimeoutExpired:
+            for process in processes:
+                with suppress(ProcessLookupError):
+                    process.kill()
+            statuses = [-signal.SIGALRM for _ in processes]
+        text = "".join(log.read_text(encoding="utf8", errors="replace") for log in logs)
+        # a world killed while it forms may leave its shared memory
+        left = list(Path("/dev/shm").glob(f"*_{port}_*"))
+        for path in left:
+            path.unlink()
+        if any(statuses):
+            raise WorldFailed(statuses, text)
+        assert not left, f"shared memory outlived its world: {left}"
+        return json.loads(result.read_text(encoding="utf8"))
+
+
+def _child(given: str) -> None:
+    call = json.loads(given)
+    module, _, name = call["job"].rpartition(".")
+    value = getattr(importlib.import_module(f"tests.support.{module or 'jobs'}"), name)(**call["arguments"])
+    if os.environ["RANK"] == "0":
+        Path(call["result"]).write_text(json.dumps(value), encoding="utf8")
+    from apt_ds.runtime import collectives
+
+    collectives.shut_down()
+
+
+def _zygote() -> None:
+    """Fork a process for every line of stdin, tell on stdout when it starts and ends; end with stdin."""
+    from apt_ds.eval import commands  # noqa: F401
+    from tests.support import fault_injection  # noqa: F401
+
+    assert len(os.listdir("/proc/self/task")) == 1, "a fork would lose a thread"
+    children: set[int] = set()
+    while True:
+        ready = select.select([sys.stdin], [], [], 0.02 if children else None)[0]
+        line = sys.stdin.readline() if ready else ""
+        if ready and not line:
+            break
+        if line:
+            pid = os.fork()
+            if not pid:
+                _begin(*json.loads(line))
+            children.add(pid)
+            print("zygote started", pid, 0, flush=True)
+        while children:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                break
+            children.discard(pid)
+            print("zygote ended", pid, os.waitstatus_to_exitcode(status), flush=True)
+    for pid in children:
+        os.kill(pid, signal.SIGKILL)
+
+
+def _begin(call: str, env: dict[str, str], log: str) -> None:
+    """In a forked process: its environment, its output, its job, its end."""
+    os.environ.clear()
+    os.environ.update(env)
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT)
+    for number in (1, 2):
+        os.dup2(handle, number)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    exit_status.main(lambda: _child(call))
+    exit_status.leave(0)
+
+
+if __name__ == "__main__":
+    from apt_ds.runtime import exit_status
+
+    if sys.argv[1] == "zygote":
+        _zygote()
+    else:
+        exit_status.main(lambda: _child(sys.argv[1]))

@@ -1,0 +1,130 @@
+"""The method in plain PyTorch: one process, torch's AdamW, no DeepSpeed. What every engine must agree with.
+
+It shares the deciders and the hands with the package, which have tests of their own, and does by itself what an
+engine does: averaging the global batch, clipping, stepping, carrying moments over a change of shapes.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apt_ds.config.run_config import RunConfig
+from apt_ds.config.schedules import learning_rate, warmup_steps
+from apt_ds.data.batching import collate
+from apt_ds.eval.held_out import held_out_loss
+from apt_ds.losses.task_losses import summed_loss, trained_tokens
+from apt_ds.models import adapter, loading
+from apt_ds.pruning import surgery
+from apt_ds.pruning.pruner import Pruner, adapter_sizes
+from apt_ds.pruning.surgery import Plan
+from apt_ds.runtime.zero import EngineState
+from apt_ds.training.datasets import Data, read_data
+from tests.support.jobs import run_config
+
+CPU = torch.device("cpu")
+
+
+class Plain:
+    """A model, its AdamW and its pruner."""
+
+    def __init__(self, run: RunConfig, base: loading.Base, data: Data) -> None:
+        self.run, self.data = run, data
+        self.pruner = Pruner(run, base.anatomy, data.total_steps, CPU)
+        self.model = loading.load_model(base, run)
+        adapter.attach(self.model, base.anatomy, run.targets, run.rank, run.seed)
+        self.model.train()
+        self.generator = torch.Generator().manual_seed(run.seed + 1)
+        self.pruner.dress(self.model, scoring=False)
+        self.optimizer = self.fresh_optimizer()
+        self.found: dict[str, Any] = {"losses": [], "ranks": [], "kept": []}
+
+    def fresh_optimizer(self) -> torch.optim.AdamW:
+        return torch.optim.AdamW((p for p in self.model.parameters() if p.requires_grad), lr=0.0, weight_decay=0.0)
+
+    def step(self, step: int, calibrating: bool = False) -> None:
+        """One update with the whole global batch as a single micro-batch."""
+        pruner, run, total = self.pruner, self.run, self.data.total_steps
+        scoring = calibrating or pruner.needs_scores(step)
+        pruner.scorer.remove()
+        if scoring:
+            pruner.scorer.install(self.model)
+        rows = [self.data.train[i] for i in self.data.order.indices(step)]
+        tokens = sum(trained_tokens(row) for row in rows)
+        batch = collate(rows, 0)
+        pruner.begin(batch, torch.float32, 0)
+        loss = summed_loss(self.model, batch) / tokens
+        loss.backward()
+        pruner.end()
+        if scoring:
+            if pruner.scorer.stale:
+                pruner.scorer.measure_outliers(self.model)
+            pruner.scorer.update(1.0)
+        if not calibrating and pruner.needs_importance(step):
+            parts = [(a.lora_B * a.lora_B.grad).abs().sum() for _, a in adapter.adapters(self.model)]
+            old = pruner.importance if pruner.importance is not None else torch.zeros(len(parts))
+            pruner.importance = run.salience_decay * old + (1 - run.salience_decay) * torch.stack(parts).detach()
+        if calibrating:
+            self.optimizer.zero_grad()
+            return
+        nn.utils.clip_grad_norm_(self.model.parameters(), run.max_grad_norm)
+        warmup = warmup_steps(total, run.warmup_ratio, run.warmup_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(step, total, run.learning_rate, run.lr_scheduler_type, warmup)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        ranks = [size.rank for size in adapter_sizes(self.model)]
+        self.found["losses"].append(loss.item())
+        self.found["ranks"].append(sum(ranks) / len(ranks))
+        self.found["kept"].append(pruner.kept())
+
+    def operate(self, step: int, plan: Plan, fresh: bool = False) -> None:
+        """Change shapes; moments follow their parameters by name."""
+        keys = () if fresh else ("exp_avg", "exp_avg_sq")
+        tensors: dict[str, dict[str, Tensor]] = {}
+        count = 0.0
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                entry = self.optimizer.state.get(parameter, {})
+                tensors[name] = {key: entry[key] for key in keys}
+                count = float(entry["step"]) if keys else 0.0
+        self.pruner.undress()
+        state = EngineState(tensors, count)
+        anatomy = surgery.operate(self.model, self.pruner.anatomy, plan, state, self.generator)
+        self.pruner.follow(plan, anatomy, step)
+        self.pruner.dress(self.model, scoring=False)
+        self.optimizer = self.fresh_optimizer()
+        if count:
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad:
+                    self.optimizer.state[parameter] = {"step": torch.tensor(count), **state.tensors[name]}
+
+
+def reference_run(folder: Path, flags: list[str]) -> dict[str, Any]:
+    """The same facts that `jobs.runs` collects."""
+    run = run_config(str(folder), 0, False, flags)
+    base = loading.find_base(run.model_name_or_path)
+    data = read_data(run, base)
+    plain = Plain(run, base, data)
+    if plain.pruner.prunes and not plain.pruner.gradual:
+        for step in range(run.calibration_steps):
+            plain.step(step, calibrating=True)
+        plain.operate(0, plain.pruner.cut_now(plain.model), fresh=True)
+    for step in range(data.total_steps):
+        plain.step(step)
+        plain.pruner.advance(step + 1)
+        plan = plain.pruner.plan(step + 1, data.total_steps, plain.model)
+        if plan:
+            plain.operate(step + 1, plan)
+    held = held_out_loss(plain.model, data.held_out, base.kind, 4, 0, CPU)
+    assert math.isfinite(held)
+    return plain.found | {
+        "scores": plain.pruner.scorer.scores().tolist(),
+        "importance": plain.pruner.importance.tolist(),
+        "alive": plain.pruner.alive.tolist(),
+        "held_out": held,
+    }

@@ -1,0 +1,73 @@
+"""What a run's time and memory are made of, and that they survive a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+import torch
+
+from apt_ds.training.meter import PARTS, Meter
+
+MB = 2**20
+
+
+def use(megabytes: int) -> None:
+    """Touch so much memory, and let go of it."""
+    torch.ones(megabytes * MB, dtype=torch.uint8)
+
+
+def spend() -> Meter:
+    """A run in small: dense steps, scoring, a rebuild, steps at the final size, evaluations between them."""
+    meter = Meter(torch.device("cpu"))
+    meter.forget_peak()
+    meter.step(9.0, dense=True, calibrating=True)
+    meter.step(3.0, dense=True)
+    with meter.evaluation():
+        use(240)
+    with meter.scoring():
+        use(120)
+        time.sleep(0.05)
+    meter.begin_rebuild()
+    use(20)
+    meter.rebuilt(2.0, cut=True)
+    for seconds in (7.0, 1.0, 1.5, 1.25):
+        meter.step(seconds, dense=False)
+    return meter
+
+
+def test_the_whole_run_and_the_final_size_have_figures_of_their_own() -> None:
+    meter = spend()
+    whole, dense, final = meter.whole(), meter.dense(), meter.final()
+    assert (whole["steps_seconds"], whole["rebuilds_seconds"]) == (3.0 + 10.75, 2.0)
+    assert 9.05 <= whole["scoring_seconds"] < 12 and whole["evaluation_seconds"] > 0
+    assert whole["seconds"] == meter.seconds == sum(whole[f"{part}_seconds"] for part in PARTS[:3])
+    assert (dense["step_seconds"], final["step_seconds"]) == (3.0, 1.25)
+    # scoring was where the run needed most; evaluation needed more still and is apart
+    assert whole["peak_memory_bytes"] - final["peak_memory_bytes"] > 80 * MB
+    assert whole["peak_memory_bytes"] - dense["peak_memory_bytes"] > 80 * MB
+    assert whole["evaluation_peak_bytes"] - whole["peak_memory_bytes"] > 80 * MB
+    assert whole["peak_memory_bytes"] - meter.rebuild_peaks[0] > 60 * MB
+
+
+def test_no_step_at_the_final_size_leaves_no_figure() -> None:
+    meter = spend()
+    meter.begin_rebuild()
+    meter.rebuilt(1.0, cut=False)
+    assert meter.final() == {"step_seconds": None, "peak_memory_bytes": None}
+    assert meter.whole()["peak_memory_bytes"] and meter.dense()["step_seconds"] == 3.0
+
+
+def test_a_run_that_goes_on_has_the_figures_of_the_one_before() -> None:
+    meter = spend()
+    use(240)
+    again = Meter(torch.device("cpu"))
+    use(240)  # loading counts nowhere
+    again.load_state(json.loads(json.dumps(meter.state())))
+    for each in ("whole", "dense", "final"):
+        assert getattr(again, each)() == getattr(meter, each)()
+    assert again.rebuilds == [2.0] and again.last_rebuild() == 2.0
+    again.step(1.0, dense=False)
+    assert again.whole()["seconds"] == pytest.approx(meter.seconds + 1.0)
+    assert again.whole()["peak_memory_bytes"] == meter.whole()["peak_memory_bytes"]

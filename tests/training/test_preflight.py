@@ -1,0 +1,71 @@
+"""Ranks that differ are named before anything is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from apt_ds.config.errors import UserError
+from apt_ds.training import preflight
+from tests.support import multiprocess, tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two nodes' worth of files: what rank 1 finds under `other` differs."""
+    place = tmp_path_factory.mktemp("preflight")
+    tiny.save_model(place / "model")
+    tiny.save_data(place / "data.json")
+    (place / "other").mkdir()
+    tiny.save_model(place / "other" / "model", seed=1)
+    tiny.save_data(place / "other" / "data.json", seed=1)
+    return place
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("data", "fingerprint of the train data"),
+        ("model", "model file model.safetensors"),
+        ("flag", "--sparsity"),
+        ("config", "DeepSpeed config zero_optimization.stage"),
+        ("version", "version of transformers"),
+    ],
+)
+def test_the_rank_that_differs_is_named_and_all_end(change: str, said: str, folder: Path) -> None:
+    with pytest.raises(multiprocess.WorldFailed) as failure:
+        multiprocess.run(3, "differing", {"folder": str(folder), "odd": 1, "change": change}, timeout=120)
+    ended = failure.value
+    assert ended.statuses == [2, 2, 2], ended.text
+    told = [line for line in ended.text.splitlines() if line.startswith("error: ")]
+    assert len(told) == 3 and "Traceback" not in ended.text, ended.text
+    assert all(f"ranks differ in {said}: rank 1 on " in line for line in told), told
+    assert not (folder / "out_3").exists()
+
+
+@pytest.mark.dist
+def test_each_node_tokenizes_once(folder: Path) -> None:
+    assert multiprocess.run(3, "tokenized_once", {"folder": str(folder)}, timeout=120) == [2, 0, 2]
+
+
+def test_a_file_that_changed_in_the_middle_of_nowhere_shows_by_its_ends(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(bytes(3 << 20))
+    before = preflight.model_files(tmp_path)
+    for place in (0, (3 << 20) - 1):
+        content = bytearray(3 << 20)
+        content[place] = 1
+        file.write_bytes(content)
+        assert preflight.model_files(tmp_path) != before
+    file.write_bytes(bytes((3 << 20) + 1))
+    assert preflight.model_files(tmp_path) != before
+    (tmp_path / "notes.txt").write_text("not the model's")
+    assert list(preflight.model_files(tmp_path)) == ["model file model.safetensors"]
+
+
+def test_too_little_room_is_one_line(tmp_path: Path) -> None:
+    preflight.check_room(tmp_path / "a" / "b", 1)
+    with pytest.raises(UserError, match=r"rank 0 on .* MB free under .*, the run writes about 1,000,000,000,000 MB"):
+        preflight.check_room(tmp_path / "a" / "b", 10**18)
