@@ -10,7 +10,7 @@ import argparse
 import sys
 from typing import NoReturn
 
-from apt_ds.config.cli import at_least, words
+from apt_ds.config.cli import at_least, split_commas
 from apt_ds.config.errors import UserError
 from apt_ds.config.resolve import resolve
 from apt_ds.config.run_config import RunConfig
@@ -37,7 +37,7 @@ def above_zero(text: str) -> float:
 
 def counts(text: str) -> list[int]:
     """The type of an argument: comma-separated whole numbers of at least 1."""
-    return [at_least(1)(number) for number in words(text)]
+    return [at_least(1)(number) for number in split_commas(text)]
 
 
 def read(argv: list[str]) -> tuple[argparse.Namespace, RunConfig]:
@@ -45,7 +45,7 @@ def read(argv: list[str]) -> tuple[argparse.Namespace, RunConfig]:
     parser = Parser(
         add_help="--help" in argv, allow_abbrev=False, usage="benchmark.py [options, and those of train.py]"
     )
-    parser.add_argument("--variants", type=words, default=[], help="some of the table's rows; all by default")
+    parser.add_argument("--variants", type=split_commas, default=[], help="some of the table's rows; all by default")
     parser.add_argument("--rounds", type=at_least(1), default=3, help="how often every variant is built")
     parser.add_argument("--steps", type=at_least(1), default=3, help="timed steps of each round")
     parser.add_argument("--json", default="", help="a file for the figures")
@@ -61,8 +61,8 @@ def read(argv: list[str]) -> tuple[argparse.Namespace, RunConfig]:
         "--predict", type=counts, default=[], help="numbers of devices to predict a step for; runs nothing"
     )
     parser.add_argument("--measured", default="", help="figures of an earlier --json, for --predict")
-    parser.add_argument("--inside", type=above_zero, default=400.0, help="GB/s of a device within its node")
-    parser.add_argument("--between", type=above_zero, default=320.0, help="GB/s of a node to others")
+    parser.add_argument("--intra_node_gbps", type=above_zero, default=400.0, help="GB/s of a device within its node")
+    parser.add_argument("--inter_node_gbps", type=above_zero, default=320.0, help="GB/s of a node to others")
     own, rest = parser.parse_known_args(argv)
     if own.random_weights:
         rest += ["--model_name_or_path", f"random:{own.random_weights}", "--data_path", "random"]
@@ -74,7 +74,7 @@ def read(argv: list[str]) -> tuple[argparse.Namespace, RunConfig]:
 def main() -> None:
     own, run = read(sys.argv[1:])
     try:
-        from apt_ds.analysis.bench.generation import Asked
+        from apt_ds.analysis.bench.generation import GenerationSettings
         from apt_ds.analysis.benchmark import Settings, benchmark, inputs, predict
         from apt_ds.analysis.cluster_model import Cluster
         from apt_ds.analysis.dry_run import dry_run
@@ -85,10 +85,10 @@ def main() -> None:
         dry_run(run, inputs)
         return
     if own.predict:
-        cluster = Cluster(1e12 * (own.peak_tflops or 989.0), 1e9 * own.inside, 1e9 * own.between)
+        cluster = Cluster(1e12 * (own.peak_tflops or 989.0), 1e9 * own.intra_node_gbps, 1e9 * own.inter_node_gbps)
         print(predict(run, cluster, tuple(own.predict), own.measured))
         return
-    generation = Asked(own.prompt, own.generate, own.rounds) if own.generate else None
+    generation = GenerationSettings(own.prompt, own.generate, own.rounds) if own.generate else None
     settings = Settings(tuple(own.variants), own.rounds, own.steps, generation, own.peak_tflops or 0.0)
     benchmark(run, settings, own.json)
 

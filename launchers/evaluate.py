@@ -26,7 +26,7 @@ def parser() -> cli.Parser:
     made.add_argument("--json", default="", help="a file for the figures")
     suite = made.add_argument_group("lm-evaluation-harness")
     suite.add_argument("--suite", default="", help="open-llm: ARC 25, HellaSwag 10, MMLU 5, TruthfulQA mc2 0 shots")
-    suite.add_argument("--tasks", type=cli.words, default=[], help="comma-separated names of any of its tasks")
+    suite.add_argument("--tasks", type=cli.split_commas, default=[], help="comma-separated names of any of its tasks")
     suite.add_argument("--num_fewshot", type=number, default=None, help="shots of --tasks; default: as the task says")
     suite.add_argument("--limit", type=number, default=0, help="questions per task (MMLU: per subject); 0: all")
     suite.add_argument("--data_dir", default="", help="folder of data sets: mmlu (CSV), ai2_arc/ARC-Challenge, ...")

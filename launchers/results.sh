@@ -34,7 +34,7 @@ sst2)
     ;;
 rte)
     options=(
-        "${small[@]}" --task rte --data_path "$data/rte" --max_seq_length 128 --adjust_every 78 --eval_steps 78
+        "${small[@]}" --task rte --data_path "$data/rte" --max_seq_length 128 --prune_every 78 --eval_steps 78
         --num_train_epochs 10 --full_learning_rate 2e-5 --methods full,lora,lora_prune,apt,apt_undistilled
     )
     ;;

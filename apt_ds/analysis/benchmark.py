@@ -15,7 +15,7 @@ from pathlib import Path
 
 from apt_ds.analysis import cluster_model
 from apt_ds.analysis.bench import table
-from apt_ds.analysis.bench.generation import Asked, inference
+from apt_ds.analysis.bench.generation import GenerationSettings, inference
 from apt_ds.analysis.bench.meters import peak_flops, process_bytes
 from apt_ds.analysis.bench.requantization import rounding
 from apt_ds.analysis.bench.synthetic import PREFIX, one_layer, random_base, random_data, shape_of
@@ -52,7 +52,7 @@ class Settings:
     variants: tuple[str, ...] = ()
     rounds: int = 3
     steps: int = 3
-    generation: Asked | None = None
+    generation: GenerationSettings | None = None
     peak_tflops: float = 0.0
 
 
@@ -79,7 +79,7 @@ def benchmark(run: RunConfig, settings: Settings, json_path: str) -> table.Figur
             if collectives.is_main():
                 step = f"{statistics.median(found.seconds):.3f} s a step"
                 print(f"round {number} of {settings.rounds}: {variant.what}, {step}", file=sys.stderr, flush=True)
-            zero.collect()
+            zero.free_memory()
     load = load_of(run, data, settings.steps)
     figures = table.summarize(rounds, load, collectives.world_size(), peak, process)
     if process:

@@ -135,7 +135,7 @@ def complete(comparison: Comparison, shared: RunConfig) -> Comparison:
         from apt_ds.models.loading import find_base
 
         anatomy = find_base(shared.model_name_or_path, shared.task, (), shared.trust_remote_code).anatomy
-        batch = next(size for most, size in sizes if anatomy.cost(anatomy.sizes) <= most)
+        batch = next(size for most, size in sizes if anatomy.num_parameters(anatomy.sizes) <= most)
     return replace(comparison, full_num_train_epochs=epochs, inference_batch_size=batch)
 
 

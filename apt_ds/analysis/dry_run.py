@@ -100,9 +100,9 @@ def machine_of(run: RunConfig, world: int) -> Machine:
 def estimate_run(run: RunConfig, base: Base, data: Data, config: zero.Config, world: int, on_cpu: bool) -> Estimate:
     """The estimate of one rank's memory."""
     weighs = run.pruning != "none" and run.score == "taylor"
-    everything = run.tune == "all" or weighs
+    everything = run.train == "all" or weighs
     # ranks that grow while the model is still whole
-    grows = run.rank_growth and run.pruning != "pretuning"
+    grows = run.grows_ranks and run.pruning != "pretuning"
     rank = min(run.max_rank, math.ceil(run.rank * run.rank_budget)) if grows else run.rank
     batch = run.per_device_eval_batch_size
     tests = [apart(range(i, min(i + batch, len(data.held_out)))) for i in range(0, len(data.held_out), batch)]
@@ -111,12 +111,12 @@ def estimate_run(run: RunConfig, base: Base, data: Data, config: zero.Config, wo
         blocks, length = max(1, batch // 4), data.corpus.shape[1]
         judged.append(Shape(blocks, length, 0, blocks * (length - 1)))
     model = measure(base, run, micro_batches(run, data, world, base.kind), judged, rank, everything)
-    prunable = base.anatomy.cost(base.anatomy.sizes) / sum(w.full or w.numel for w in model.weights)
+    prunable = base.anatomy.num_parameters(base.anatomy.sizes) / sum(w.full or w.numel for w in model.weights)
     kept = 1 - prunable * run.sparsity if run.pruning != "none" else 1.0
     dtype = loading.run_dtype(run)
     stored = base.dtype or dtype
     moments = MOMENTS if run.optim == "adamw_torch" else MOMENTS_IN_8_BITS
-    layout = Layout(world, dtype.itemsize, stored.itemsize, kept, moments * (run.tune == "all" or not weighs), on_cpu)
+    layout = Layout(world, dtype.itemsize, stored.itemsize, kept, moments * (run.train == "all" or not weighs), on_cpu)
     return estimate(model, config, layout)
 
 

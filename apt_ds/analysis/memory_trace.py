@@ -29,9 +29,9 @@ from apt_ds.data.batching import Batch
 from apt_ds.losses import cross_entropy
 from apt_ds.losses.lm_head import grouped, logits_of, loss_of
 from apt_ds.losses.task_losses import OBJECTIVES, Logits, Objective, language_inputs, text_inputs
-from apt_ds.losses.training_loss import Lesson
+from apt_ds.losses.training_loss import TrainingLoss
 from apt_ds.models import adapter, loading, quantization, t5_position_bias, task_heads
-from apt_ds.models.blocks import spans
+from apt_ds.models.blocks import block_slices
 from apt_ds.models.loading import Base
 from apt_ds.pruning.masks import Masks
 from apt_ds.pruning.salience import Salience
@@ -121,16 +121,18 @@ def measure(base: Base, run: RunConfig, batch: Shape, judged: list[Shape], rank:
         else:
             adapter.attach(model, base.anatomy, run.targets, rank, run.seed)
             task_heads.attach(model, base.anatomy)
-        lesson, masks = Lesson(run, base.kind, base.anatomy, 1, CPU), half_masked(base, run)
-        lesson.prepare(model, base.anatomy)
+        training_loss, masks = TrainingLoss(run, base.kind, base.anatomy, 1, CPU), half_masked(base, run)
+        training_loss.prepare(model, base.anatomy)
         masks.install(model.train())
-        taps.masses = torch.zeros_like(taps.masses)
+        taps.abs_sums = torch.zeros_like(taps.abs_sums)
         if run.pruning != "none" and run.score in ("salience", "fisher"):
             taps.install(model)
-        lesson.dress(model)
-        past = sum(tensor.nbytes for tensor in lesson.teacher.snapshot.values())
-        ahead = previewed(lesson, model, masks, batch) * (run.gradient_accumulation_steps - 1)
-        activations = past + ahead + _peak(model, lambda: _lesson(lesson, model, masks, taps, batch), backward=True)
+        training_loss.install_hooks(model)
+        past = sum(tensor.nbytes for tensor in training_loss.teacher.snapshot.values())
+        ahead = previewed(training_loss, model, masks, batch) * (run.gradient_accumulation_steps - 1)
+        activations = (
+            past + ahead + _peak(model, lambda: _lesson(training_loss, model, masks, taps, batch), backward=True)
+        )
         taps.end()
         with torch.no_grad():
             model.eval()
@@ -177,7 +179,7 @@ def skeleton(base: Base, run: RunConfig) -> nn.Module:
 def half_masked(base: Base, run: RunConfig) -> Masks:
     """Masks on their way, where blocks go while the model is tuned; else none."""
     masks, values = Masks(base.anatomy), np.ones(base.anatomy.sizes.total())
-    for site, span in spans(base.anatomy.sizes):
+    for site, span in block_slices(base.anatomy.sizes):
         if run.pruning == "gradual" and base.anatomy.kind(site) in [kind.removesuffix("s") for kind in run.kinds]:
             values[span] = 0.5
     masks.set(values)
@@ -186,7 +188,7 @@ def half_masked(base: Base, run: RunConfig) -> Masks:
 
 def taps_of(base: Base, run: RunConfig) -> Salience:
     """What a run scores by. Outside of `fake`, since it reads its own offsets. Of Fisher's, all but `grams`."""
-    product = "examples" if run.score == "fisher" else run.product
+    product = "per_example" if run.score == "fisher" else run.salience_product
     return Salience(base.anatomy, run.salience_decay, "off", 0.0, CPU, product)
 
 
@@ -213,23 +215,23 @@ def _drop(parameter: Tensor) -> None:
     parameter.grad = None
 
 
-def _lesson(lesson: Lesson, model: nn.Module, masks: Masks, taps: Salience, shape: Shape) -> Tensor:
+def _lesson(training_loss: TrainingLoss, model: nn.Module, masks: Masks, taps: Salience, shape: Shape) -> Tensor:
     """What a training micro-batch goes backward from."""
-    lesson.objective = counted(lesson.kind, shape)
-    lesson.weight, lesson.tokens = 1, [1] * len(lesson.stacks)
+    training_loss.objective = counted(training_loss.kind, shape)
+    training_loss.weight, training_loss.tokens = 1, [1] * len(training_loss.stacks)
     # distances without content map no layer to another
-    lesson.rematch = lambda: None
-    batch = batch_of(lesson.kind, shape)
-    taps.begin(batch.attention_mask, next(model.parameters()).dtype, 0, lesson.objective.second(batch))
-    return lesson.micro(model, batch, masks)[0]
+    training_loss.rematch = lambda: None
+    batch = batch_of(training_loss.kind, shape)
+    taps.begin(batch.attention_mask, next(model.parameters()).dtype, 0, training_loss.objective.second(batch))
+    return training_loss.micro_batch_loss(model, batch, masks)[0]
 
 
-def previewed(lesson: Lesson, model: nn.Module, masks: Masks, shape: Shape) -> int:
+def previewed(training_loss: TrainingLoss, model: nn.Module, masks: Masks, shape: Shape) -> int:
     """Bytes of the teacher's outputs that wait for a micro-batch whose distances were measured beforehand."""
-    if not lesson.previews:
+    if not training_loss.previews:
         return 0
-    lesson.objective = counted(lesson.kind, shape)
-    logits, states = lesson.teach(model, batch_of(lesson.kind, shape), masks)
+    training_loss.objective = counted(training_loss.kind, shape)
+    logits, states = training_loss.teach(model, batch_of(training_loss.kind, shape), masks)
     return sum(tensor.nbytes for tensor in (*logits, *states.values()))
 
 

@@ -51,6 +51,6 @@ def at_least(low: int) -> Callable[[str], int]:
     return convert
 
 
-def words(text: str) -> list[str]:
+def split_commas(text: str) -> list[str]:
     """The type of an argument: a comma-separated list."""
     return [word.strip() for word in text.split(",") if word.strip()]

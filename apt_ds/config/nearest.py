@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from apt_ds.config.renamed_flags import renamed
+
 SHOWN = 2
 ENOUGH = 0.6  # similarity of a name that is worth a suggestion
 ALIKE = 0.8  # similarity of two words that are the same but for a typing error
@@ -32,7 +34,7 @@ SYNONYMS = {
     "rank": "lora_r lora_rank r lora_dim adapter_rank peft_r",
     "adapter_targets": "lora_target_modules target_modules lora_target lora_modules",
     "sparsity": "pruning_ratio target_sparsity sparsity_ratio prune_rate compression_ratio sparsity_level",
-    "adjust_every": "prune_every prune_interval",
+    "prune_every": "prune_every prune_interval",
     "warmup_ratio": "warmup warmup_fraction warmup_proportion",
     "warmup_steps": "warmup num_warmup_steps warmup_iters",
     "lr_scheduler_type": "scheduler lr_scheduler schedule lr_schedule lr_decay_style",
@@ -62,6 +64,9 @@ SYNONYMS = {
 
 def suggest(name: str, names: Iterable[str]) -> str:
     """A hint in brackets that names the nearest of `names`. Empty where none is near."""
+    now = renamed(name)
+    if now and now.split()[0].lstrip("-") in {each.lstrip("-") for each in names}:
+        return f" (it is called {now} now)"
     close = nearest(name, names)
     return f" (did you mean {' or '.join(close)}?)" if close else ""
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 Value = str | int | float | bool
 
 
-def words(text: str) -> list[str]:
+def split_commas(text: str) -> list[str]:
     """The words of a comma-separated list."""
     return [word.strip() for word in text.split(",")]
 
@@ -64,7 +64,7 @@ class SomeOf(OneOf):
 
     def holds(self, value: str) -> bool:
         """True for a list of at least one of the words, none of them twice."""
-        given = words(value)
+        given = split_commas(value)
         return set(given) <= set(self) and len(given) == len(set(given))
 
     def __str__(self) -> str:
@@ -87,4 +87,4 @@ def option(group: str, default: Value, help: str, allowed: Range | OrAutomatic |
 
 def choice(group: str, values: str, help: str) -> Any:
     """A field whose value is one of `values`, which are comma-separated; the first is the default."""
-    return option(group, words(values)[0], help, OneOf(words(values)))
+    return option(group, split_commas(values)[0], help, OneOf(split_commas(values)))

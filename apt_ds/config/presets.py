@@ -10,30 +10,30 @@ Preset = dict[str, str | int | float | bool]
 # what a method means in options; the baselines share everything else with apt
 METHODS: dict[str, Preset] = {
     "apt": {},
-    "lora": {"pruning": "none", "rank_growth": False, "distill": False},
-    "full": {"tune": "all", "pruning": "none", "rank_growth": False, "distill": False},
-    "lora_prune": {"pruning": "posttuning", "score": "fisher", "rank_growth": False, "distill": False},
-    "prune_lora": {"pruning": "pretuning", "score": "taylor", "rank_growth": False, "distill": False},
+    "lora": {"pruning": "none", "rank_growth": "none", "distill": False},
+    "full": {"train": "all", "pruning": "none", "rank_growth": "none", "distill": False},
+    "lora_prune": {"pruning": "posttuning", "score": "fisher", "rank_growth": "none", "distill": False},
+    "prune_lora": {"pruning": "pretuning", "score": "taylor", "rank_growth": "none", "distill": False},
     # apt with a part left out (the paper's Table 4)
     "apt_unpruned": {"pruning": "none", "distill": False},
-    "apt_fixed_ranks": {"rank_growth": False},
+    "apt_fixed_ranks": {"rank_growth": "none"},
     "apt_undistilled": {"distill": False},
-    "apt_even_ranks": {"growth": "even"},
+    "apt_even_ranks": {"rank_growth": "even"},
 }
 
 # what a recipe means in options, for every architecture; a preset keeps the settings of its task
 RECIPES: dict[str, Preset] = {
     "default": {},
     "paper": {
-        "product": "masses",
-        "outlier": "literal",
-        "outlier_weight": 1.0,
+        "salience_product": "batch",
+        "kurtosis": "literal",
+        "kurtosis_weight": 1.0,
         "calibration_average": "moving",
         "prune_blocks": "heads,neurons,hidden",
         "structure": "adaptive",
         "align": 1,
         "mask_step": 0.01,
-        "moments": "reset",
+        "optimizer_state": "reset",
         "teacher": "unpruned",
         "layer_match": "step",
     },
@@ -127,7 +127,7 @@ def _small() -> Preset:
         "sparsity": 0.6,
         "pruning": "gradual",
         "distill": True,
-        "prune_ratio": 0.5,
+        "pruning_phase": 0.5,
         "structure": "adaptive",
         "learning_rate": 2e-4,
         "per_device_train_batch_size": 32,
@@ -137,7 +137,7 @@ def _small() -> Preset:
         "warmup_ratio": 0.06,
         "weight_decay": 0.1,
         "max_seq_length": 128,
-        "adjust_every": 500,
+        "prune_every": 500,
         "eval_steps": 500,
         "logging_steps": 50,
         "save_steps": 5000,
@@ -160,7 +160,7 @@ def minilm_sst2() -> Preset:
         "num_train_epochs": 4.0,
         "learning_rate": 1e-3,
         "max_seq_length": 64,
-        "adjust_every": 109,
+        "prune_every": 109,
         "eval_steps": 109,
         "bf16": True,
     }
@@ -219,7 +219,7 @@ def roberta_glue_small() -> Preset:
     return roberta_sst2() | {
         "task": "rte",
         "output_dir": "apt_out/roberta-glue-small",
-        "adjust_every": 80,
+        "prune_every": 80,
         "eval_steps": 80,
     }
 
@@ -255,7 +255,7 @@ def t5_glue_small() -> Preset:
     Time: minutes on one GPU.
     Expect: the paper gives no figures for these that method.md holds.
     """
-    return t5_sst2() | {"task": "rte", "output_dir": "apt_out/t5-glue-small", "adjust_every": 80, "eval_steps": 80}
+    return t5_sst2() | {"task": "rte", "output_dir": "apt_out/t5-glue-small", "prune_every": 80, "eval_steps": 80}
 
 
 def t5_cnndm() -> Preset:
@@ -272,11 +272,11 @@ def t5_cnndm() -> Preset:
         "learning_rate": 1e-4,
         "per_device_train_batch_size": 16,
         "num_train_epochs": 16.0,
-        "prune_ratio": 0.375,
+        "pruning_phase": 0.375,
         "max_seq_length": 512,
         "max_target_length": 128,
         "eval_size": 1000,
-        "adjust_every": 2000,
+        "prune_every": 2000,
         "eval_steps": 10000,
     }
 

@@ -26,7 +26,7 @@ from apt_ds.config.option_types import (
     SomeOf,
     choice,
     option,
-    words,
+    split_commas,
 )
 from apt_ds.config.presets import METHODS, RECIPES
 from apt_ds.config.tasks import INSTRUCTIONS, TASKS
@@ -84,7 +84,7 @@ class RunConfig:
     fp16: bool = option("run", False, "compute in float16 with loss scaling")
     gradient_checkpointing: bool = option("run", False, "recompute activations in backward to save memory")
     logging_steps: int = option("run", 1, "optimizer steps between two log lines", COUNT)
-    max_bad_steps: int = option("run", 5, "non-finite losses in a row that end the run", COUNT)
+    max_nonfinite_steps: int = option("run", 5, "non-finite losses in a row that end the run", COUNT)
     report: bool = option("run", True, "compare the model before and after, with generated samples")
     report_samples: int = option("run", 2, "prompts the report generates from", NOT_NEGATIVE)
     eval_steps: int = option("run", 0, "optimizer steps between two evaluations; 0 or less: only at the ends")
@@ -104,7 +104,7 @@ class RunConfig:
     host_memory: float = option("run", 0.0, "GB of a node a dry run is for; 0: this one", NOT_NEGATIVE)
     local_rank: int = -1  # the deepspeed launcher passes it; not for users
 
-    tune: str = choice("training", "adapters, all", "what is trained; all weights only with --pruning none")
+    train: str = choice("training", "adapters, all", "what is trained; all weights only with --pruning none")
     learning_rate: float = option("training", 1e-4, "peak learning rate", POSITIVE)
     per_device_train_batch_size: int = option("training", 4, "examples per device and micro-batch", COUNT)
     per_device_eval_batch_size: int = option("training", 8, "examples per device when evaluating", COUNT)
@@ -132,35 +132,35 @@ class RunConfig:
     structure: str = choice("pruning", "uniform, adaptive", "same sizes in every layer, or sizes by layer")
     align: int = option("pruning", 0, "kept sizes are multiples of it; 0: by the model's size", NOT_NEGATIVE)
     calibration_steps: int = option("pruning", 32, "optimizer steps scored before a cut all at once", COUNT)
-    prune_ratio: float = option(
+    pruning_phase: float = option(
         "pruning", 0.5, "fraction of all steps that prune and grow ranks, or come before a posttuning cut", UP_TO_ONE
     )
     mask_step: float = option(
         "pruning", 0.0, "change of a mask per step; 0: 0.01, or more where the steps after pruning require", ZERO_TO_ONE
     )
-    adjust_every: int = option("pruning", 20, "optimizer steps between cuts and rank growth", COUNT)
+    prune_every: int = option("pruning", 20, "optimizer steps between cuts and rank growth", COUNT)
     score: str = choice(
         "pruning", "salience, fisher, taylor, random", "what blocks are ranked by; random is the control"
     )
-    product: str = choice(
-        "pruning", "examples, masses", "activations times gradients: summed by example, or each over the batch first"
+    salience_product: str = choice(
+        "pruning", "per_example, batch", "activations times gradients: per example, or each summed over the batch first"
     )
-    outlier: str = choice("pruning", "normalized, literal, off", "kurtosis term of the score")
-    outlier_weight: float = option(
+    kurtosis: str = choice("pruning", "normalized, literal, off", "kurtosis term of the score")
+    kurtosis_weight: float = option(
         "pruning", -1.0, "factor of the kurtosis term; -1: 0.1 for normalized, 1 for literal", OrAutomatic(NOT_NEGATIVE)
     )
     salience_decay: float = option("pruning", 0.85, "weight of the past in the score's moving average", BELOW_ONE)
     calibration_average: str = choice(
         "pruning", "mean, moving", "average of the scores before a one-shot cut: plain mean or moving average"
     )
-    moments: str = choice("pruning", "carry, reset", "Adam moments when shapes change")
-    hold_cuts: bool = option("pruning", False, "gradual: mask only, and cut at the end of the pruning phase")
+    optimizer_state: str = choice("pruning", "carry, reset", "Adam moments when shapes change")
+    defer_cuts: bool = option("pruning", False, "gradual: mask only, and cut at the end of the pruning phase")
     distill: bool = option("pruning", False, "learn from the unpruned model within while gradually pruning")
     teacher: str = choice(
         "pruning",
         "unpruned, shrinking",
         "model that --distill learns from. unpruned: the teacher keeps every block. All cuts then wait until the "
-        "pruning phase ends, even with --hold_cuts false. The phase costs the time and memory of the full model. "
+        "pruning phase ends, even with --defer_cuts false. The phase costs the time and memory of the full model. "
         "shrinking: each cut removes its blocks from the teacher too, and later steps of the phase get cheaper",
     )
     layer_match: str = choice(
@@ -173,8 +173,11 @@ class RunConfig:
 
     rank: int = option("adapter", 8, "initial rank", COUNT)
     max_rank: int = option("adapter", 64, "rank an adapter may grow to", COUNT)
-    rank_growth: bool = option("adapter", True, "raise the ranks of the adapters that matter most")
-    growth: str = choice("adapter", "importance, even", "which adapters grow: the half that matters most, or all")
+    rank_growth: str = choice(
+        "adapter",
+        "importance, even, none",
+        "which adapters grow: the most important half, all, or none",
+    )
     rank_budget: float = option("adapter", 4.0, "adapter parameters at the end over those at the start", COUNT)
     adapter_targets: str = option(
         "adapter",
@@ -184,21 +187,26 @@ class RunConfig:
     )
 
     @property
-    def kinds(self) -> tuple[str, ...]:
-        """The kinds of block that may go: some of heads, neurons, hidden, in this order."""
-        return tuple(kind for kind in BLOCKS if kind in words(self.prune_blocks))
+    def grows_ranks(self) -> bool:
+        """Whether adapters grow."""
+        return self.rank_growth != "none"
 
     @property
-    def kurtosis_weight(self) -> float:
-        """The factor of the kurtosis term: `outlier_weight`, or the default of `outlier`."""
-        if self.outlier_weight >= 0:
-            return self.outlier_weight
-        return 1.0 if self.outlier == "literal" else 0.1
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of block that may go: some of heads, neurons, hidden, in this order."""
+        return tuple(kind for kind in BLOCKS if kind in split_commas(self.prune_blocks))
+
+    @property
+    def kurtosis_factor(self) -> float:
+        """The factor of the kurtosis term: `kurtosis_weight`, or the default of `outlier`."""
+        if self.kurtosis_weight >= 0:
+            return self.kurtosis_weight
+        return 1.0 if self.kurtosis == "literal" else 0.1
 
     @property
     def targets(self) -> tuple[str, ...]:
         """The projections that get an adapter: some of q, k, v, o, gate, up, down, in this order."""
-        named = words(self.adapter_targets)
+        named = split_commas(self.adapter_targets)
         if named == [AUTO]:
             named = ["q", "v"] if self.task == INSTRUCTIONS else ["q", "v", "up"]
         return tuple(name for name in PROJECTIONS if name in named)
@@ -207,9 +215,9 @@ class RunConfig:
     def cuts_wait(self) -> bool:
         """Whether gradual pruning cuts nothing before its phase ends. An unpruned teacher needs every block until then.
 
-        It takes precedence over `hold_cuts`.
+        It takes precedence over `defer_cuts`.
         """
-        return self.hold_cuts or (self.distill and self.teacher == "unpruned")
+        return self.defer_cuts or (self.distill and self.teacher == "unpruned")
 
     @property
     def one_row(self) -> bool:
@@ -233,8 +241,8 @@ class RunConfig:
             raise UserError("--max_steps 0 is not allowed: give at least 1, or -1 for --num_train_epochs")
         if self.bf16 and self.fp16:
             raise UserError("--bf16 true and --fp16 true exclude each other: give at most one")
-        if self.tune == "all" and (self.pruning != "none" or self.rank_growth):
-            raise UserError("--tune all goes with --pruning none and --rank_growth false: --method full says all three")
+        if self.train == "all" and (self.pruning != "none" or self.grows_ranks):
+            raise UserError("--train all goes with --pruning none and --rank_growth none: --method full says all three")
         if self.pruning == "gradual" and self.score in ("fisher", "taylor"):
             raise UserError(
                 f"--pruning gradual with --score {self.score} is not there: give --score salience or random"
@@ -247,7 +255,7 @@ class RunConfig:
             raise UserError(f"--packing true with --task {self.task} is not there: it is for causal language models")
         if self.packing and self.score == "fisher":
             raise UserError("--packing true with --score fisher is not there: it needs a row for each example")
-        if self.rank_growth and self.rank > self.max_rank:
+        if self.grows_ranks and self.rank > self.max_rank:
             raise UserError(f"--rank {self.rank} is not allowed: give at most --max_rank {self.max_rank}")
 
     def to_yaml(self) -> str:

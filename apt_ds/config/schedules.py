@@ -47,7 +47,7 @@ def mask_notice(asked: float, total: int, phase: int) -> str:
     return (
         f"--mask_step {asked:g} is too small: masks need {needed} steps from the last decision on, at step {phase}. "
         f"The run has {there}. Masks jump to 0 and 1 at its end. "
-        f"Give --mask_step {fitting:g} or more, or a lower --prune_ratio."
+        f"Give --mask_step {fitting:g} or more, or a lower --pruning_phase."
     )
 
 

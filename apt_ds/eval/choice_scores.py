@@ -45,7 +45,7 @@ def shared_length(rows: list[Row]) -> int:
 
 
 @torch.no_grad()
-def letter_scores(
+def choice_scores(
     runner: nn.Module, rows: list[Row], letters: Row, batch_size: int, device: torch.device, prefix: int = 0
 ) -> Tensor:
     """Log-probability (fp32, nat) of each letter after each row, [len(rows), len(letters)], on the host.

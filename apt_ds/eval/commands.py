@@ -11,7 +11,7 @@ from typing import Any
 from apt_ds.config.errors import UserError
 from apt_ds.data import mmlu as questions_of
 from apt_ds.eval import loading, mmlu
-from apt_ds.eval.resume_file import Progress
+from apt_ds.eval.resume_file import ResumeFile
 from apt_ds.runtime import collectives
 from apt_ds.runtime.files import write_json
 
@@ -30,7 +30,7 @@ def run_mmlu(given: argparse.Namespace) -> dict[str, Any]:
         asked = {"subjects": given.subjects, "limit": given.limit, "sample": given.sample, "seed": given.seed}
         key = asked | settings.answer_key() | {"bf16": given.bf16, "questions": collectives.digest(questions)}
         key["model"] = collectives.on_main(lambda: loading.fingerprint(judged.source))
-        progress = Progress(Path(kept), key)
+        progress = ResumeFile(Path(kept), key)
     start = time.perf_counter()
     result = mmlu.evaluate(judged.runner, judged.tokenizer, questions, settings, progress)
     figures = result.figures() | {"seconds": time.perf_counter() - start, "model": given.model}

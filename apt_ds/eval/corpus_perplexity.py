@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from apt_ds.config.errors import UserError
 from apt_ds.data.text import read_plain
 from apt_ds.eval.held_out import perplexity
-from apt_ds.eval.loading import Judged
+from apt_ds.eval.loading import LoadedModel
 from apt_ds.runtime import zero
 
 JOINT = "\n\n"  # between the rows of a data set
@@ -68,7 +68,9 @@ def token_blocks(text: str, tokenizer: PreTrainedTokenizerBase, length: int, bos
     return torch.cat([torch.full((len(blocks), 1), tokenizer.bos_token_id), blocks], dim=1)
 
 
-def judge(judged: Judged, text: str, length: int, bos: bool, batch_size: int, name: str = "the text") -> dict[str, Any]:
+def judge(
+    judged: LoadedModel, text: str, length: int, bos: bool, batch_size: int, name: str = "the text"
+) -> dict[str, Any]:
     """`perplexity`, and `tokens` (predicted), `blocks`, `block_length`, `bos`. Collective."""
     room = getattr(judged.model.config, "max_position_embeddings", None) or length
     if length > room:

@@ -84,7 +84,7 @@ def load_measured(
     source: str, bf16: bool, plan: Plan, kind: Kind, trust: bool = False
 ) -> tuple[PreTrainedModel, Figures]:
     """A model, what it weighs, and the peak of memory it adds while it runs once (which also warms it up)."""
-    zero.collect()
+    zero.free_memory()
     before = held_memory()
     config = loading.described(source, trust)[1]
     if kind is ENCODER:
@@ -96,7 +96,7 @@ def load_measured(
     kind.run(model, plan)
     figures: Figures = {"inference_bytes": peak_memory(zero.device()) - before}
     if batched(kind, plan):
-        zero.collect()
+        zero.free_memory()
         reset_peak(zero.device())
         run_at_batch(model, plan)
         figures["inference_batch_bytes"] = peak_memory(zero.device()) - before
@@ -177,7 +177,7 @@ def park(parked: Any) -> None:
     """Move models off the device, so that the next one has all of it."""
     for model in parked:
         model.to("cpu")
-    zero.collect()
+    zero.free_memory()
 
 
 def largest_batch(model: PreTrainedModel, plan: Plan) -> int:
@@ -188,7 +188,7 @@ def largest_batch(model: PreTrainedModel, plan: Plan) -> int:
             run_once(model, prompts(model, 2 * batch, plan.prompt), min(2, plan.new_tokens))
             run_once(model, prompts(model, 2 * batch, plan.prompt + plan.new_tokens - 1), 1)
         except torch.OutOfMemoryError:
-            zero.collect()
+            zero.free_memory()
             break
         batch *= 2
     return batch

@@ -26,7 +26,7 @@ from torch import Tensor
 from apt_ds.config.errors import UserError
 from apt_ds.data import mmlu as questions_of
 from apt_ds.eval import mmlu
-from apt_ds.eval.loading import Judged
+from apt_ds.eval.loading import LoadedModel
 from apt_ds.runtime import collectives, zero
 
 MMLU = "mmlu"
@@ -58,7 +58,7 @@ class SpreadLM(HFLM):
     of a share differ in number.
     """
 
-    def __init__(self, judged: Judged, batch_size: int) -> None:
+    def __init__(self, judged: LoadedModel, batch_size: int) -> None:
         self.spread = collectives.ready() and not zero.is_partitioned(judged.model)
         # the harness warns that it leaves the model as it is
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -83,7 +83,7 @@ class SpreadLM(HFLM):
         collectives.barrier()
 
 
-def run(judged: Judged, request: Request) -> dict[str, Any]:
+def run(judged: LoadedModel, request: Request) -> dict[str, Any]:
     """Metrics of every task: {task: {metric: value, metric_stderr: value, "shots": n}}; the same on all ranks.
 
     Raises:
@@ -117,7 +117,7 @@ def check_tasks(names: dict[str, Any], known: list[str]) -> None:
             raise UserError(f"--tasks: {name!r} is no task of lm-evaluation-harness; {meant}")
 
 
-def ask_mmlu(judged: Judged, request: Request, shots: int) -> dict[str, Any]:
+def ask_mmlu(judged: LoadedModel, request: Request, shots: int) -> dict[str, Any]:
     """MMLU's figures in the harness's words; the folder is DATA_DIR/mmlu, or DATA_DIR itself."""
     folder = Path(request.data_dir)
     inner = folder / MMLU
@@ -128,7 +128,9 @@ def ask_mmlu(judged: Judged, request: Request, shots: int) -> dict[str, Any]:
     return {"acc": figures["accuracy"], "acc_stderr": figures["stderr"], "shots": shots}
 
 
-def ask_harness(judged: Judged, request: Request, task: str, shots: int | None, manager: TaskManager) -> dict[str, Any]:
+def ask_harness(
+    judged: LoadedModel, request: Request, task: str, shots: int | None, manager: TaskManager
+) -> dict[str, Any]:
     """One task (or group) by the harness itself. Collective."""
     with local_data(request.data_dir):
         made = simple_evaluate(

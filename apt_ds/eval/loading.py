@@ -31,7 +31,7 @@ ENDINGS = {
 
 
 @dataclass
-class Judged:
+class LoadedModel:
     """What is judged. `runner` is called for forward passes: `model` itself, or the engine that shards it."""
 
     source: str
@@ -53,7 +53,7 @@ def load(
     task: str = LANGUAGE_MODEL,
     fresh_head: bool = False,
     trust: bool = False,
-) -> Judged:
+) -> LoadedModel:
     """The model `name` (a folder, a hub name or a builtin) in bfloat16 or float32, ready to run. Collective.
 
     deepspeed: the path of a DeepSpeed JSON; with ZeRO-3 the weights are sharded over ranks while they are read,
@@ -77,9 +77,9 @@ def load(
     allowed = (*head[0], head[1]) if head else ()
     model, _ = loading.read_weights(source, dtype, attention, task, allowed, flag="--model", trust=trust)
     model.eval()
-    runner = zero.serve(model, engine) if sharding is not None else model.to(zero.device())
+    runner = zero.build_for_inference(model, engine) if sharding is not None else model.to(zero.device())
     del sharding
-    return Judged(source, model, runner, tokenizer)
+    return LoadedModel(source, model, runner, tokenizer)
 
 
 def described(name: str, trust: bool = False) -> tuple[str, PretrainedConfig]:

@@ -16,8 +16,8 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from apt_ds.config.errors import UserError
 from apt_ds.data.mmlu import CATEGORIES, LETTERS, Mmlu, Question
-from apt_ds.eval.choice_scores import Encoder, Row, letter_scores, shared_length
-from apt_ds.eval.resume_file import Progress
+from apt_ds.eval.choice_scores import Encoder, Row, choice_scores, shared_length
+from apt_ds.eval.resume_file import ResumeFile
 from apt_ds.runtime import collectives, zero
 
 UNBOUNDED = 2048  # for a model whose configuration names no context
@@ -62,7 +62,7 @@ def evaluate(
     tokenizer: PreTrainedTokenizerBase,
     questions: Mmlu,
     settings: Settings | None = None,
-    progress: Progress | None = None,
+    progress: ResumeFile | None = None,
 ) -> Result:
     """Ask all questions of `questions` and compare the answers. Leaves the model in eval mode. Collective.
 
@@ -113,7 +113,7 @@ def answer_subject(
             continue
         group = [rows[i] for i in members]
         prefix = shared_length(group) if reuse else 0
-        scores = letter_scores(runner, group, encoder.letters, settings.batch_size, zero.device(), prefix)
+        scores = choice_scores(runner, group, encoder.letters, settings.batch_size, zero.device(), prefix)
         for i, chosen in zip(members, scores.argmax(dim=1).tolist(), strict=True):
             choices[i] = chosen
     return choices

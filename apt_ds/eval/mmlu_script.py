@@ -15,7 +15,7 @@ def parser() -> cli.Parser:
     count, number = cli.at_least(1), cli.at_least(0)
     made.add_argument("--model", required=True, help="a folder, a hub name, or builtin:smollm2")
     made.add_argument("--data_dir", default="", help="folder with dev/ and test/ of CSV files; empty: cais/mmlu")
-    made.add_argument("--subjects", type=cli.words, default=[], help="comma-separated; empty: all 57")
+    made.add_argument("--subjects", type=cli.split_commas, default=[], help="comma-separated; empty: all 57")
     made.add_argument("--limit", type=number, default=0, help="questions per subject; 0: all")
     made.add_argument("--sample", type=number, default=0, help="questions drawn over all subjects; 0: all")
     made.add_argument("--seed", type=number, default=0, help="seed of --sample")

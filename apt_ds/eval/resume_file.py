@@ -11,7 +11,7 @@ from apt_ds.runtime import collectives
 from apt_ds.runtime.files import write_json
 
 
-class Progress:
+class ResumeFile:
     """A JSON file with what the answers depend on (`key`) and the answers of every finished subject."""
 
     def __init__(self, path: Path, key: dict[str, Any]) -> None:

@@ -24,10 +24,10 @@ from apt_ds.losses.task_losses import class_logits, encoder_inputs, span_logits
 from apt_ds.runtime import collectives, zero
 
 
-class Exam(Protocol):
+class TaskEvaluator(Protocol):
     """A set of questions about a task."""
 
-    def ask(self, engine: nn.Module, per_device: int, pad_id: int) -> dict[str, float]:
+    def evaluate(self, engine: nn.Module, per_device: int, pad_id: int) -> dict[str, float]:
         """Metrics and `score`. Collective."""
         ...
 
@@ -48,13 +48,13 @@ def over_ranks(rows: TokenizedSet, per_device: int, pad_id: int, engine: nn.Modu
 
 
 @dataclass(frozen=True)
-class ClassExam:
+class ClassEvaluator:
     """A task of GLUE: classes, or a number."""
 
     task: str
     rows: TokenizedSet
 
-    def ask(self, engine: nn.Module, per_device: int, pad_id: int) -> dict[str, float]:
+    def evaluate(self, engine: nn.Module, per_device: int, pad_id: int) -> dict[str, float]:
         """The task's metrics. Collective."""
         number = GLUE[self.task].labels is None
 
@@ -68,13 +68,13 @@ class ClassExam:
 
 
 @dataclass(frozen=True)
-class SpanExam:
+class SpanEvaluator:
     """SQuAD: exact match and F1. The score is the plain F1, without a threshold tuned on the evaluation set."""
 
     questions: Sequence[squad.Question]
     features: squad.Features
 
-    def ask(self, engine: nn.Module, per_device: int, pad_id: int) -> dict[str, float]:
+    def evaluate(self, engine: nn.Module, per_device: int, pad_id: int) -> dict[str, float]:
         """Metrics in per cent. Collective."""
 
         def answer(batch: Batch) -> list[np.ndarray]:
@@ -91,7 +91,7 @@ class SpanExam:
 
 
 @dataclass(frozen=True)
-class TextExam:
+class TextEvaluator:
     """Texts that are written: ROUGE of summaries, or the task's own metrics where the text is a class of GLUE."""
 
     task: str
@@ -100,9 +100,9 @@ class TextExam:
     tokenizer: PreTrainedTokenizerBase
     max_new_tokens: int
 
-    def ask(self, engine: nn.Module, per_device: int, pad_id: int) -> dict[str, float]:
+    def evaluate(self, engine: nn.Module, per_device: int, pad_id: int) -> dict[str, float]:
         """Greedy decoding. Collective."""
-        model = zero.plain(engine)
+        model = zero.unwrap(engine)
 
         def answer(batch: Batch) -> list[str]:
             written = model.generate(

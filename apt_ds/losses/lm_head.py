@@ -58,4 +58,4 @@ def loss_of(model: nn.Module, inputs: dict[str, Any], places: Tensor, targets: T
 
 
 def _head(model: nn.Module) -> nn.Linear:
-    return zero.plain(model).get_output_embeddings()
+    return zero.unwrap(model).get_output_embeddings()

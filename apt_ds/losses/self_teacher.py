@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from apt_ds.losses.task_losses import Logits
 from apt_ds.models.adapter import AptLinear, Transform, gaussian_rows
-from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, Slot
+from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, IndexedModule
 from apt_ds.models.task_heads import Head
 from apt_ds.pruning.masks import Masks
 from apt_ds.runtime import zero
@@ -36,9 +36,9 @@ def detach(model: nn.Module) -> None:
     delattr(model, TRANSFORM)
 
 
-def slot() -> Slot:
+def slot() -> IndexedModule:
     """How a cut indexes Tr."""
-    return Slot(TRANSFORM, Axis(HIDDEN), Axis(HIDDEN))
+    return IndexedModule(TRANSFORM, Axis(HIDDEN), Axis(HIDDEN))
 
 
 def tuned(model: nn.Module) -> Iterator[tuple[str, AptLinear | Head, tuple[str, ...]]]:
@@ -72,14 +72,14 @@ class Teacher:
                 self.snapshot |= {f"{path}.{n}": p.detach().clone() for n, p in zip(names, own, strict=True)}
 
     @contextmanager
-    def speaking(self, model: nn.Module, masks: Masks) -> Iterator[None]:
+    def as_teacher(self, model: nn.Module, masks: Masks) -> Iterator[None]:
         """Inside, the model is the teacher: no gradient, no dropout, no mask."""
         modules = list(tuned(model))
         for path, module, names in modules:
             module.past = {name: self.snapshot[f"{path}.{name}"] for name in names}
         model.eval()
         try:
-            with torch.no_grad(), masks.lifted():
+            with torch.no_grad(), masks.disabled():
                 yield
         finally:
             model.train()

@@ -104,7 +104,7 @@ def text_inputs(model: nn.Module, batch: Batch) -> Inputs:
 
 def shifted(labels: Tensor, model: nn.Module) -> Tensor:
     """What the decoder reads while it is to write `labels`, [B, T]: these one step later, behind its start token."""
-    config = zero.plain(model).config
+    config = zero.unwrap(model).config
     begun = torch.full_like(labels[:, :1], config.decoder_start_token_id)
     read = torch.cat([begun, labels[:, :-1]], dim=1)
     return read.masked_fill(read == IGNORED, config.pad_token_id)

@@ -35,7 +35,7 @@ from apt_ds.runtime.profiler import timed
 from apt_ds.runtime.replay import RandomState, random_state, replayed
 
 
-class Lesson:
+class TrainingLoss:
     """Everything on it is the same on all ranks.
 
     phase: steps the teacher lives for, 0 without one; match: teacher's layer to the student's it is compared with;
@@ -77,7 +77,7 @@ class Lesson:
         """Whether the phase ends after `step` updates."""
         return not self.over and step >= self.phase
 
-    def dress(self, model: nn.Module) -> None:
+    def install_hooks(self, model: nn.Module) -> None:
         """Hooks on; the teacher starts as the student is, if it knows nothing yet. Collective."""
         if self.over:
             return
@@ -85,12 +85,12 @@ class Lesson:
         if not self.teacher.snapshot:
             self.teacher.learn(model)
 
-    def undress(self) -> None:
+    def remove_hooks(self) -> None:
         """Hooks off."""
         self.watcher.remove()
 
     @contextmanager
-    def riding(self, state: zero.EngineState) -> Iterator[None]:
+    def teacher_follows_surgery(self, state: zero.EngineState) -> Iterator[None]:
         """The teacher's values follow every change of shapes inside, as the moments in `state` do."""
         for name, value in self.teacher.snapshot.items():
             state.tensors[name]["past"] = value
@@ -151,7 +151,7 @@ class Lesson:
             self.previewed.append((taught, random))
 
     @timed("forward")
-    def micro(self, engine: nn.Module, batch: Batch, masks: Masks) -> tuple[Tensor, Tensor]:
+    def micro_batch_loss(self, engine: nn.Module, batch: Batch, masks: Masks) -> tuple[Tensor, Tensor]:
         """(what to go backward from, the task's loss summed) of a micro-batch. Collective.
 
         The first is this micro-batch's part of the mean over the global batch.
@@ -171,13 +171,13 @@ class Lesson:
                 self.rematch()
                 self.matched = True
         loss = self.objective.loss(own.logits, batch)
-        distance = self._distill(zero.plain(engine), batch, masks, own, taught)
+        distance = self._distill(zero.unwrap(engine), batch, masks, own, taught)
         return (1 - self.mu) * loss / self.weight + self.mu * distance, loss.detach()
 
     def teach(self, engine: nn.Module, batch: Batch, masks: Masks) -> Outputs:
         """The teacher's logits and the states that this step needs, without gradients."""
         asked = {*self.layers, *self.measured}
-        with self.teacher.speaking(zero.plain(engine), masks), self.watcher.seeing(asked) as states:
+        with self.teacher.as_teacher(zero.unwrap(engine), masks), self.watcher.seeing(asked) as states:
             logits = self.objective.logits(engine, batch)
         return Outputs(logits, states)
 
@@ -195,7 +195,7 @@ class Lesson:
     def _distill(self, model: nn.Module, batch: Batch, masks: Masks, own: Outputs, taught: Outputs) -> Tensor:
         """L_distill. With masked hidden dimensions the layers are compared on those of `distillation.comparable`."""
         transform, valid = model.get_submodule(TRANSFORM), self._counted(batch)
-        kept = distillation.comparable(masks.worn(HIDDEN, own.states[0]))
+        kept = distillation.comparable(masks.mask_for(HIDDEN, own.states[0]))
         prediction = distillation.prediction_distance(own.logits, taught.logits)
         total = distillation.prediction_weight(self.run.task) * prediction / self.weight
         for layer in self.layers:
@@ -208,8 +208,8 @@ class Lesson:
     @torch.no_grad()
     def _measure(self, engine: nn.Module, batch: Batch, masks: Masks, own: Outputs, taught: Outputs) -> None:
         """Add a micro-batch's distances between the teacher's `measured` layers and all of the student's."""
-        transform, valid = zero.plain(engine).get_submodule(TRANSFORM), self._counted(batch)
-        kept = distillation.comparable(masks.worn(HIDDEN, own.states[0]))
+        transform, valid = zero.unwrap(engine).get_submodule(TRANSFORM), self._counted(batch)
+        kept = distillation.comparable(masks.mask_for(HIDDEN, own.states[0]))
         table = self.distances.view(len(self.measured), -1)
         for candidate, state in own.states.items():
             shown, number = transform(state.detach()), self.place[candidate]

@@ -17,20 +17,20 @@ HIDDEN = -1  # the site number under which hidden dimensions go
 
 
 @dataclass(frozen=True)
-class Site:
+class Sublayer:
     """One attention or feed-forward sublayer.
 
     consumer: path of the linear layer that reads its blocks and writes the residual stream.
     unit: input columns of the consumer per block (query heads x head_dim, or 1).
     weight: parameters per block and per hidden dimension (head 2 d_h (n_q + 1), neuron 2, gated 3).
-    biased: path of the attention whose relative position bias follows its heads ('': none).
+    position_bias: path of the attention whose relative position bias follows its heads ('': none).
     """
 
     kind: str
     consumer: str
     unit: int
     weight: int
-    biased: str = ""
+    position_bias: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Slot:
+class IndexedModule:
     """A module whose `weight` (and `bias`) is indexed by blocks. `rows` is dimension 0, `columns` dimension 1."""
 
     path: str
@@ -67,15 +67,15 @@ class Anatomy:
     """The table for one model. Paths are relative to the model that holds them.
 
     writers: modules whose output is the residual stream or goes into it; readers: those that read it.
-    norms: normalisations over the stream, epsilon the name of that attribute; centred: LayerNorm, not RMSNorm.
-    asides: modules whose output is as wide as the stream and follows it, without being part of it (a pooler).
+    norms: normalisations over the stream, epsilon the name of that attribute; layer_norm: LayerNorm, not RMSNorm.
+    stream_wide: modules whose output is as wide as the stream and follows it, without being part of it (a pooler).
     heads: linear layers that make the task's answer, trained whole.
     targets: short adapter names ("q", "gate", ...) to the paths of all layers.
     second: paths under this prefix see the tokens of a second sequence, the decoder's ('': there is one sequence).
     """
 
-    sites: tuple[Site, ...]
-    slots: tuple[Slot, ...]
+    sites: tuple[Sublayer, ...]
+    slots: tuple[IndexedModule, ...]
     writers: tuple[str, ...]
     readers: tuple[str, ...]
     norms: tuple[str, ...]
@@ -83,12 +83,12 @@ class Anatomy:
     targets: dict[str, tuple[str, ...]]
     layers: tuple[str, ...]
     sizes: Sizes
-    centred: bool = False
-    asides: tuple[str, ...] = ()
+    layer_norm: bool = False
+    stream_wide: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
     second: str = ""
 
-    def cost(self, sizes: Sizes) -> int:
+    def num_parameters(self, sizes: Sizes) -> int:
         """Model size C(n) in parameters (section 2): d_m times the sum over sites."""
         return sizes.hidden * self.width(sizes)
 
@@ -96,8 +96,8 @@ class Anatomy:
         """Price of one hidden dimension: parameters that go with it."""
         return sum(site.weight * n for site, n in zip(self.sites, sizes.counts, strict=True))
 
-    def prices(self, sizes: Sizes) -> np.ndarray:
-        """Price in parameters of every block, flat in `spans` order, float64 [sizes.total()]."""
+    def params_per_block(self, sizes: Sizes) -> np.ndarray:
+        """Price in parameters of every block, flat in `block_slices` order, float64 [sizes.total()]."""
         parts = [
             np.full(n, site.weight * sizes.hidden, dtype=np.float64)
             for site, n in zip(self.sites, sizes.counts, strict=True)
@@ -113,7 +113,7 @@ class Anatomy:
         return replace(self, sizes=sizes)
 
 
-def spans(sizes: Sizes) -> Iterator[tuple[int, slice]]:
+def block_slices(sizes: Sizes) -> Iterator[tuple[int, slice]]:
     """(site, slice) of every site, then (HIDDEN, slice), in a flat vector over all blocks."""
     start = 0
     for site, n in enumerate(sizes.counts):
@@ -124,7 +124,7 @@ def spans(sizes: Sizes) -> Iterator[tuple[int, slice]]:
 
 def kept_sizes(sizes: Sizes, keep: np.ndarray) -> Sizes:
     """Sizes that remain under a boolean keep vector [sizes.total()]."""
-    counts = [int(keep[span].sum()) for _, span in spans(sizes)]
+    counts = [int(keep[span].sum()) for _, span in block_slices(sizes)]
     return Sizes(tuple(counts[:-1]), counts[-1])
 
 

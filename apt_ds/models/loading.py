@@ -230,7 +230,7 @@ def read_weights(
         # transformers would start these at random
         what = "missing" if set(missing) <= set(found["missing_keys"]) else "missing or of another shape"
         raise UserError(f"{where}: {len(missing)} weights are {what}, such as {missing[0]}")
-    quantization.adopt(model, dtype)
+    quantization.convert_bnb_layers(model, dtype)
     return model, [path for path in optional if any(key.rpartition(".")[0] == path for key in absent)]
 
 
@@ -248,9 +248,11 @@ def bytes_written(base: Base, run: RunConfig) -> int:
     """About what a run writes at its least: one checkpoint, and the model at the end."""
     width = base.anatomy.sizes.hidden * base.config.vocab_size * (1 if base.config.tie_word_embeddings else 2)
     pruned = run.pruning != "none"
-    kept = base.anatomy.cost(base.anatomy.sizes) * (1 - run.sparsity * pruned)
+    kept = base.anatomy.num_parameters(base.anatomy.sizes) * (1 - run.sparsity * pruned)
     model = (kept + width) * written_dtype(base, run).itemsize
-    trained = base.anatomy.cost(base.anatomy.sizes) + width if run.tune == "all" else adapter_parameters(base, run)
+    trained = (
+        base.anatomy.num_parameters(base.anatomy.sizes) + width if run.train == "all" else adapter_parameters(base, run)
+    )
     # their values in float32 and two moments
     return int(model + 3 * 4 * trained)
 

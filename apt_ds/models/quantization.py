@@ -18,17 +18,17 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
 
 from apt_ds.runtime.bnb import _imported, library
-from apt_ds.runtime.packed import Packed
+from apt_ds.runtime.packed import QuantizedParameter
 
 BLOCK = 64  # weights that share a scale in 4 bits
 ROWS = 32  # rows that bitsandbytes takes together when it runs a 4-bit model on the CPU
 LARGEST = 127.0
 
 
-class PackedLinear(nn.Linear):
+class QuantizedLinear(nn.Linear):
     """A linear layer over a packed weight."""
 
-    def __init__(self, weight: Packed, bias: nn.Parameter | None) -> None:
+    def __init__(self, weight: QuantizedParameter, bias: nn.Parameter | None) -> None:
         nn.Module.__init__(self)
         self.out_features, self.in_features = weight.full
         self.weight, self.bias = weight, bias
@@ -39,7 +39,7 @@ class PackedLinear(nn.Linear):
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Packed) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: QuantizedParameter) -> Tensor:
         ctx.weight = weight
         return x @ dense(weight, x.dtype).t()
 
@@ -50,7 +50,7 @@ class _Product(torch.autograd.Function):
 
 def linear(x: Tensor, weight: nn.Parameter, bias: nn.Parameter | None = None) -> Tensor:
     """x W^T + b, of a packed weight or a plain one. [..., in] -> [..., out]"""
-    if not isinstance(weight, Packed):
+    if not isinstance(weight, QuantizedParameter):
         return F.linear(x, weight, bias)
     product = _Product.apply(x, weight)
     return product if bias is None else product + bias
@@ -58,7 +58,7 @@ def linear(x: Tensor, weight: nn.Parameter, bias: nn.Parameter | None = None) ->
 
 def dense(weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """A weight's values, [out, in], in `dtype` or the weight's own; a plain weight as it is. It must be gathered."""
-    if not isinstance(weight, Packed):
+    if not isinstance(weight, QuantizedParameter):
         return weight
     dtype, codes = dtype or weight.dtype, weight.codes()
     if weight.bits == 8:
@@ -70,25 +70,25 @@ def dense(weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     )
 
 
-def pack(values: Tensor, bits: int, dtype: torch.dtype) -> Packed:
+def pack(values: Tensor, bits: int, dtype: torch.dtype) -> QuantizedParameter:
     """Quantize [out, in] to `bits` bits, on the device where it is; `dtype` is the run's."""
     functional = _imported().functional
     if bits == 8:
         codes, scales, _ = functional.int8_vectorwise_quant(values.half())
-        return Packed(codes.view(torch.uint8), 8, values.shape, scales, dtype)
+        return QuantizedParameter(codes.view(torch.uint8), 8, values.shape, scales, dtype)
     codes, state = functional.quantize_4bit(
         values.contiguous(), blocksize=BLOCK, compress_statistics=True, quant_type="nf4"
     )
-    return Packed(codes, 4, values.shape, state, dtype)
+    return QuantizedParameter(codes, 4, values.shape, state, dtype)
 
 
-def like(old: nn.Parameter, values: Tensor) -> nn.Parameter:
+def requantize_like(old: nn.Parameter, values: Tensor) -> nn.Parameter:
     """A parameter that holds `values` as `old` holds its own: in as many bits, or plain."""
-    if not isinstance(old, Packed):
+    if not isinstance(old, QuantizedParameter):
         return nn.Parameter(values, requires_grad=old.requires_grad)
     made = pack(values, old.bits, old.dtype)
     error = (dense(made, values.dtype) - values).norm() / values.norm().clamp(min=1e-12)
-    made.lost = math.hypot(old.lost, float(error))
+    made.requantization_error = math.hypot(old.requantization_error, float(error))
     return made
 
 
@@ -96,10 +96,10 @@ def hold(model: nn.Module, paths: list[str], bits: int, dtype: torch.dtype) -> N
     """Quantize a plain model's linear layers in place, one at a time; 16 bits: nothing to do."""
     for path in paths if bits < 16 else []:
         module = model.get_submodule(path)
-        model.set_submodule(path, PackedLinear(pack(module.weight.detach(), bits, dtype), module.bias))
+        model.set_submodule(path, QuantizedLinear(pack(module.weight.detach(), bits, dtype), module.bias))
 
 
-def adopt(model: nn.Module, dtype: torch.dtype) -> None:
+def convert_bnb_layers(model: nn.Module, dtype: torch.dtype) -> None:
     """Make bitsandbytes' linear layers in a model just loaded ours, weights untouched; others stay as they are."""
     if "bitsandbytes" not in {type(module).__module__.partition(".")[0] for module in model.modules()}:
         return
@@ -108,13 +108,13 @@ def adopt(model: nn.Module, dtype: torch.dtype) -> None:
         weight = getattr(module, "weight", None)
         if isinstance(module, kinds.Linear4bit):
             state = weight.quant_state
-            packed = Packed(weight.data.view(torch.uint8), 4, state.shape, state, dtype)
+            packed = QuantizedParameter(weight.data.view(torch.uint8), 4, state.shape, state, dtype)
         elif isinstance(module, kinds.Linear8bitLt):
             scales = weight.SCB
-            packed = Packed(weight.data.view(torch.uint8), 8, weight.shape, scales, dtype)
+            packed = QuantizedParameter(weight.data.view(torch.uint8), 8, weight.shape, scales, dtype)
         else:
             continue
-        model.set_submodule(path, PackedLinear(packed, module.bias))
+        model.set_submodule(path, QuantizedLinear(packed, module.bias))
     # it is no model of the quantizer's any more: transformers would refuse to move it
     model.is_loaded_in_4bit = model.is_loaded_in_8bit = model.is_quantized = False
     del model.hf_quantizer, model.config.quantization_config
@@ -135,7 +135,7 @@ def loading(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig | None:
     )
 
 
-def files(name: str, weight: Packed, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+def files(name: str, weight: QuantizedParameter, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """The tensors that stand for a weight called `name` in a quantized folder. It must be gathered.
 
     dtype: the one that 4 bits are said to stand for, None: the one they were made from.
@@ -153,7 +153,7 @@ def files(name: str, weight: Packed, dtype: torch.dtype | None = None) -> dict[s
 
 def small_parts(weight: Tensor) -> list[Tensor]:
     """A packed weight's scales; nothing for a plain one."""
-    if not isinstance(weight, Packed):
+    if not isinstance(weight, QuantizedParameter):
         return []
     state = weight.scales
     return [state] if weight.bits == 8 else [state.absmax, state.state2.absmax, state.offset.reshape(1)]
@@ -161,7 +161,7 @@ def small_parts(weight: Tensor) -> list[Tensor]:
 
 def written_bytes(weight: nn.Parameter, numel: int, bits: int, dtype: torch.dtype | None = None) -> int:
     """Bytes of a weight in a folder of `bits`; numel: what it stands for; dtype: of one in 16 bits, None: its own."""
-    if bits == 16 or not isinstance(weight, Packed):
+    if bits == 16 or not isinstance(weight, QuantizedParameter):
         return numel * (dtype or weight.dtype).itemsize
     return numel * bits // 8 + sum(part.numel() * part.element_size() for part in small_parts(weight))
 
@@ -177,5 +177,5 @@ def room(full: torch.Size, bits: int) -> tuple[int, int]:
 
 def summary(model: nn.Module) -> dict[str, float]:
     """For people: what cuts have lost by quantizing anew, relative to the weights, over all of them."""
-    lost = [p.lost for p in model.parameters() if isinstance(p, Packed)]
+    lost = [p.requantization_error for p in model.parameters() if isinstance(p, QuantizedParameter)]
     return {"requantization_error_mean": sum(lost) / len(lost), "requantization_error_max": max(lost)} if lost else {}

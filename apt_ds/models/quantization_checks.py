@@ -29,9 +29,9 @@ def check(run: RunConfig, anatomy: Anatomy, device: torch.device | None) -> None
     flag = next((f"--{n} {v}" for n, v, plain in _wishes(run) if v != plain), "")
     if not flag:
         return
-    if run.base_bits != 16 and run.tune == "all":
+    if run.base_bits != 16 and run.train == "all":
         raise UserError(
-            f"--base_bits {run.base_bits} freezes the base: --tune all (--method full) needs --base_bits 16"
+            f"--base_bits {run.base_bits} freezes the base: --train all (--method full) needs --base_bits 16"
         )
     if run.base_bits != 16 and anatomy.heads:
         raise UserError(

@@ -33,11 +33,11 @@ AttentionMaskInterface.register(KERNEL, eager_mask)
 def prepare(model: nn.Module, anatomy: Anatomy) -> None:
     """Let every attention with a position bias know its heads: all of them."""
     for site, count in zip(anatomy.sites, anatomy.sizes.counts, strict=True):
-        if site.biased:
-            attention = model.get_submodule(site.biased)
+        if site.position_bias:
+            attention = model.get_submodule(site.position_bias)
             device = attention.o.weight.device
             attention.register_buffer("heads", torch.arange(count, device=device), persistent=False)
-    if any(site.biased for site in anatomy.sites):
+    if any(site.position_bias for site in anatomy.sites):
         model.set_attn_implementation(KERNEL)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from apt_ds.models.blocks import Anatomy, spans
+from apt_ds.models.blocks import Anatomy, block_slices
 
 KINDS = ("head", "neuron", "hidden")
 Accepts = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -42,4 +42,4 @@ EVERY_SIZE = Writable()
 
 def _kinds_and_counts(anatomy: Anatomy) -> list[tuple[str, int]]:
     counts = [*anatomy.sizes.counts, anatomy.sizes.hidden]
-    return [(anatomy.kind(site), n) for (site, _), n in zip(spans(anatomy.sizes), counts, strict=True)]
+    return [(anatomy.kind(site), n) for (site, _), n in zip(block_slices(anatomy.sizes), counts, strict=True)]

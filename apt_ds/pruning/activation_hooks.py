@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from apt_ds.models.blocks import HIDDEN, Anatomy, spans
+from apt_ds.models.blocks import HIDDEN, Anatomy, block_slices
 from apt_ds.runtime.profiler import seen
 
 
-class Taps:
+class ActivationHooks:
     """Hooks on the input of every consumer (heads, neurons) and on the output of every writer (hidden dimensions).
 
     owner: int64 [dimensions], the block each tapped dimension belongs to; places: the slice of every tap in it, those
@@ -38,7 +38,7 @@ class Taps:
         """Take over an anatomy; what was summed up is forgotten. Taps must be off."""
         assert not self._handles, "remove() the taps before a cut"
         self.anatomy = anatomy
-        offsets = dict(spans(anatomy.sizes))
+        offsets = dict(block_slices(anatomy.sizes))
         owners = []
         for number, site in enumerate(anatomy.sites):
             block = torch.arange(offsets[number].start, offsets[number].stop)

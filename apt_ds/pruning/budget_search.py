@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from apt_ds.config.errors import UserError
-from apt_ds.models.blocks import Anatomy, Sizes, kept_sizes, spans
+from apt_ds.models.blocks import Anatomy, Sizes, block_slices, kept_sizes
 from apt_ds.models.writable_sizes import EVERY_SIZE, KINDS, Writable, _kinds_and_counts
 
 SLACK = 0.01  # of the budget: how far below it a plan may end where alignment permits better
@@ -74,11 +74,11 @@ def search(scores: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float) ->
         UserError: not even the smallest model the rules allow fits the budget, or none that fits can be written.
     """
     final = rules.structure != "uniform" or rules.writable.holds(anatomy)
-    if final and anatomy.cost(anatomy.sizes) <= budget:
+    if final and anatomy.num_parameters(anatomy.sizes) <= budget:
         return np.ones(anatomy.sizes.total(), dtype=bool)
-    smallest = anatomy.cost(smallest_sizes(anatomy, rules))
+    smallest = anatomy.num_parameters(smallest_sizes(anatomy, rules))
     if smallest > budget:
-        total = anatomy.cost(anatomy.sizes)
+        total = anatomy.num_parameters(anatomy.sizes)
         raise UserError(
             f"the budget of {budget:,.0f} parameters cannot be met: pruning {','.join(rules.kinds)} with alignment "
             f"{rules.align_neurons} (neurons) and {rules.align_hidden} (hidden) leaves at least {smallest:,} of "
@@ -98,7 +98,7 @@ def smallest_sizes(anatomy: Anatomy, rules: Rules) -> Sizes:
 def best_of_each(scores: np.ndarray, anatomy: Anatomy, sizes: Sizes) -> np.ndarray:
     """Keep the `sizes` best-scored blocks of every site, bool [blocks]. Ties go to the lower index."""
     keep = np.zeros(anatomy.sizes.total(), dtype=bool)
-    for (_, span), count in zip(spans(anatomy.sizes), [*sizes.counts, sizes.hidden], strict=True):
+    for (_, span), count in zip(block_slices(anatomy.sizes), [*sizes.counts, sizes.hidden], strict=True):
         keep[span.start + np.argsort(-scores[span], kind="stable")[:count]] = True
     return keep
 
@@ -111,7 +111,7 @@ def cuttable(dead: np.ndarray, scores: np.ndarray, anatomy: Anatomy, rules: Rule
     """
     kept: list[int] = []
     kinds = _kinds_and_counts(anatomy)
-    for (kind, full), (_, span) in zip(kinds, spans(anatomy.sizes), strict=True):
+    for (kind, full), (_, span) in zip(kinds, block_slices(anatomy.sizes), strict=True):
         alive = full - int(dead[span].sum())
         steps = levels(full, rules.unit(kind), not rules.may_go(kind))
         kept.append(next(level for level in steps if level >= alive))
@@ -123,12 +123,12 @@ def cuttable(dead: np.ndarray, scores: np.ndarray, anatomy: Anatomy, rules: Rule
 
 
 def _adaptive(scores: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float) -> Sizes:
-    density = scores / anatomy.prices(anatomy.sizes)
+    density = scores / anatomy.params_per_block(anatomy.sizes)
     order = np.argsort(-density, kind="stable")
     low, high = 0, len(order)
     while low < high:
         middle = (low + high + 1) // 2
-        if anatomy.cost(_rounded(order[:middle], anatomy, rules)) <= budget:
+        if anatomy.num_parameters(_rounded(order[:middle], anatomy, rules)) <= budget:
             low = middle
         else:
             high = middle - 1
@@ -152,8 +152,8 @@ def _fill(scores: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float, siz
     """Add units that still fit, densest first."""
     full = [n for _, n in _kinds_and_counts(anatomy)]
     now = [*sizes.counts, sizes.hidden]
-    prices = anatomy.prices(anatomy.sizes)
-    ranked = [np.sort(scores[span])[::-1] / prices[span.start] for _, span in spans(anatomy.sizes)]
+    prices = anatomy.params_per_block(anatomy.sizes)
+    ranked = [np.sort(scores[span])[::-1] / prices[span.start] for _, span in block_slices(anatomy.sizes)]
     units = [rules.unit(kind) for kind, _ in _kinds_and_counts(anatomy)]
 
     def entry(i: int) -> tuple[float, int]:
@@ -165,7 +165,7 @@ def _fill(scores: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float, siz
         _, i = heapq.heappop(queue)
         grown = [*now]
         grown[i] = min(full[i], now[i] + units[i])
-        if anatomy.cost(Sizes(tuple(grown[:-1]), grown[-1])) <= budget:
+        if anatomy.num_parameters(Sizes(tuple(grown[:-1]), grown[-1])) <= budget:
             now = grown
             if now[i] < full[i]:
                 heapq.heappush(queue, entry(i))
@@ -178,7 +178,7 @@ def _uniform(scores: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float) 
     choices: dict[str, np.ndarray] = {}
     weight: dict[str, int] = {}
     for kind in KINDS:
-        members = [span for site, span in spans(anatomy.sizes) if anatomy.kind(site) == kind]
+        members = [span for site, span in block_slices(anatomy.sizes) if anatomy.kind(site) == kind]
         count = {span.stop - span.start for span in members}
         assert len(count) == 1, f"uniform structure needs the same number of {kind}s everywhere, found {count}"
         total = sum(np.sort(scores[span])[::-1] for span in members)
@@ -205,7 +205,7 @@ def _uniform(scores: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float) 
 
 def describe(anatomy: Anatomy, sizes: Sizes) -> dict[str, object]:
     """Sizes for people: per kind a count, or a list where sites differ."""
-    found: dict[str, object] = {"hidden": sizes.hidden, "parameters": anatomy.cost(sizes)}
+    found: dict[str, object] = {"hidden": sizes.hidden, "parameters": anatomy.num_parameters(sizes)}
     for kind, name in (("head", "heads"), ("neuron", "neurons")):
         counts = [n for s, n in zip(anatomy.sites, sizes.counts, strict=True) if s.kind == kind]
         found[name] = counts[0] if len(set(counts)) == 1 else counts

@@ -16,18 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from apt_ds.models.blocks import Anatomy, spans
-from apt_ds.pruning.activation_hooks import Taps
+from apt_ds.models.blocks import Anatomy, block_slices
+from apt_ds.pruning.activation_hooks import ActivationHooks
 from apt_ds.pruning.salience import effective_weight
 from apt_ds.runtime import collectives
 
 RIDGE = 0.01  # of the mean diagonal: how strongly tuned masks lean towards 1
 
 
-class Fisher(Taps):
+class Fisher(ActivationHooks):
     """Mask gradients of every calibration example.
 
-    masses: fp32 [global batch, blocks], dL/dm of this step's examples, zero in the rows of other ranks.
+    abs_sums: fp32 [global batch, blocks], dL/dm of this step's examples, zero in the rows of other ranks.
     """
 
     def __init__(self, anatomy: Anatomy, global_batch: int, device: torch.device) -> None:
@@ -37,7 +37,7 @@ class Fisher(Taps):
     def resize(self, anatomy: Anatomy) -> None:
         """Take over an anatomy and forget what was seen. Taps must be off."""
         super().resize(anatomy)
-        self.masses = torch.zeros(self.global_batch, anatomy.sizes.total(), device=self.device)
+        self.abs_sums = torch.zeros(self.global_batch, anatomy.sizes.total(), device=self.device)
         self.rows: list[np.ndarray] = []
         self._grams: dict[int, Tensor] = {}
 
@@ -47,7 +47,7 @@ class Fisher(Taps):
 
         def commit(gradient: Tensor) -> None:
             each = (x.float() * gradient.float()).sum(dim=1)
-            self.masses[first : first + len(each)].index_add_(1, owner, each)
+            self.abs_sums[first : first + len(each)].index_add_(1, owner, each)
             if number < len(self.anatomy.sites):
                 self._take_gram(number, x, valid)
 
@@ -62,12 +62,12 @@ class Fisher(Taps):
 
     def update(self, gradient_scale: float) -> None:
         """Take this step's mask gradients (already summed over ranks) in; `gradient_scale` as in `Salience.update`."""
-        self.rows.append((self.masses * gradient_scale).cpu().numpy())
-        self.masses.zero_()
+        self.rows.append((self.abs_sums * gradient_scale).cpu().numpy())
+        self.abs_sums.zero_()
 
     def discard(self) -> None:
         """Forget this step's mask gradients (a non-finite loss)."""
-        self.masses.zero_()
+        self.abs_sums.zero_()
 
     def scores(self) -> np.ndarray:
         """Diagonal of the Fisher information, float64 [blocks]."""
@@ -84,17 +84,17 @@ class Fisher(Taps):
         """`keep` (bool [blocks]) with better company at every site, the same number everywhere."""
         gradients = np.concatenate(self.rows)
         better = keep.copy()
-        for _, span in spans(self.anatomy.sizes):
+        for _, span in block_slices(self.anatomy.sizes):
             better[span] = rearranged(gradients[:, span], keep[span])
         return better
 
-    def tune(self, model: nn.Module, keep: np.ndarray) -> np.ndarray:
+    def fit_masks(self, model: nn.Module, keep: np.ndarray) -> np.ndarray:
         """Mask values that make up for the blocks that go, float64 [blocks]. Collective; gathers one weight at a time.
 
         Hidden dimensions keep 1: there is no one layer whose output theirs could be matched to.
         """
         values = np.ones(len(keep))
-        for number, span in spans(self.anatomy.sizes):
+        for number, span in block_slices(self.anatomy.sizes):
             if number not in self._grams or keep[span].all():
                 continue
             gram = collectives.all_reduce_sum(self._grams[number])

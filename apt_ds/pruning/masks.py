@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from apt_ds.config.schedules import SNAP
-from apt_ds.models.blocks import HIDDEN, Anatomy, spans
+from apt_ds.models.blocks import HIDDEN, Anatomy, block_slices
 
 
 class Masks:
@@ -45,7 +45,7 @@ class Masks:
         """Take `values` (float [blocks], 0 to 1) as the masks."""
         self.values = values.copy()
         self._worn.clear()
-        hidden = self.values[dict(spans(self.anatomy.sizes))[HIDDEN]]
+        hidden = self.values[dict(block_slices(self.anatomy.sizes))[HIDDEN]]
         self._kept = float(hidden.mean())
         for norm, epsilon in self._epsilons:
             setattr(norm, self.anatomy.epsilon, epsilon * self._kept)
@@ -60,7 +60,7 @@ class Masks:
         """Whether every mask is exactly 1 where `keep` (bool [blocks]), and exactly 0 elsewhere."""
         return bool((self.values == keep).all())
 
-    def dead(self) -> np.ndarray:
+    def fully_masked(self) -> np.ndarray:
         """Blocks whose mask has reached 0, bool [blocks]."""
         return self.values == 0.0
 
@@ -73,12 +73,12 @@ class Masks:
         # a norm may write the stream: its statistics first, then its mask
         for path in self.anatomy.norms:
             norm = model.get_submodule(path)
-            if self.anatomy.centred:
+            if self.anatomy.layer_norm:
                 self._handles.append(norm.register_forward_hook(self._on_layer_norm))
             else:
                 self._epsilons.append((norm, getattr(norm, self.anatomy.epsilon)))
                 self._handles.append(norm.register_forward_hook(self._on_norm))
-        for path in (*self.anatomy.writers, *self.anatomy.asides):
+        for path in (*self.anatomy.writers, *self.anatomy.stream_wide):
             self._handles.append(model.get_submodule(path).register_forward_hook(self._on_output))
         self.set(self.values)
 
@@ -91,7 +91,7 @@ class Masks:
         self._handles, self._epsilons = [], []
 
     @contextmanager
-    def lifted(self) -> Iterator[None]:
+    def disabled(self) -> Iterator[None]:
         """Inside, the model is as if it wore no masks."""
         self._lifted = True
         for norm, epsilon in self._epsilons:
@@ -103,12 +103,12 @@ class Masks:
             for norm, epsilon in self._epsilons:
                 setattr(norm, self.anatomy.epsilon, epsilon * self._kept)
 
-    def worn(self, site: int, like: Tensor, unit: int = 1) -> Tensor | None:
+    def mask_for(self, site: int, like: Tensor, unit: int = 1) -> Tensor | None:
         """Mask of a site's columns, `unit` per block, in the dtype and place of `like`; None when all ones."""
         if self._lifted:
             return None
         if site not in self._worn:
-            values = self.values[dict(spans(self.anatomy.sizes))[site]]
+            values = self.values[dict(block_slices(self.anatomy.sizes))[site]]
             if (values == 1.0).all():
                 values = values[:0]
             worn = torch.from_numpy(values).to(like.device, like.dtype, non_blocking=True)
@@ -118,20 +118,20 @@ class Masks:
 
     def _on_input(self, site: int, unit: int) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-            mask = self.worn(site, args[0], unit)
+            mask = self.mask_for(site, args[0], unit)
             return None if mask is None else (args[0] * mask, *args[1:])
 
         return hook
 
     def _on_output(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        mask = self.worn(HIDDEN, output)
+        mask = self.mask_for(HIDDEN, output)
         return None if mask is None else output * mask
 
     def _on_norm(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         return None if self._kept == 1.0 or self._lifted else output * math.sqrt(self._kept)
 
     def _on_layer_norm(self, module: nn.LayerNorm, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        mask = self.worn(HIDDEN, args[0])
+        mask = self.mask_for(HIDDEN, args[0])
         if mask is None:
             return None
         x, weight = args[0].float(), mask.float() / mask.float().sum()

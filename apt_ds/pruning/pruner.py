@@ -3,8 +3,8 @@
 Three modes. *pretuning*: score `calibration_steps` global batches with the learning rate at 0, cut once, then
 tune. *posttuning*: the same in the middle of the run. *gradual*: score and decide in every step of the pruning phase
 while masks follow the decision; what is dead is cut at each adjustment. The last cut waits until every mask has
-arrived at 0 or 1, so that nothing jumps when masks come off. The pruner decides and remembers; `surgery.operate` does
-the work.
+arrived at 0 or 1, so that nothing jumps when masks come off. The pruner decides and remembers; `surgery.apply_plan`
+does the work.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class Pruner:
     ) -> None:
         self.run, self.anatomy = run, anatomy
         self.rules = rules_of(run, anatomy, writable)
-        self.original = anatomy.cost(anatomy.sizes)
+        self.original = anatomy.num_parameters(anatomy.sizes)
         self.prunes = run.pruning != "none" and run.sparsity > 0
         self.gradual = self.prunes and run.pruning == "gradual"
-        self.phase = schedules.pruning_phase(total_steps, run.prune_ratio)
+        self.phase = schedules.pruning_phase(total_steps, run.pruning_phase)
         cuts_at_once = {"pretuning": 0, "posttuning": min(self.phase, total_steps - 1)}
         self.cut_step = cuts_at_once.get(run.pruning) if self.prunes else None
         self.cut_done = False
@@ -60,18 +60,20 @@ class Pruner:
             batch = run.per_device_train_batch_size * run.gradient_accumulation_steps * collectives.world_size()
             self.scorer: Fisher | Salience = Fisher(anatomy, batch, device)
         else:
-            terms = (run.salience_decay, run.outlier, run.kurtosis_weight)
+            terms = (run.salience_decay, run.kurtosis, run.kurtosis_factor)
             mean = not self.gradual and run.calibration_average == "mean"
-            self.scorer = Salience(anatomy, *terms, device, run.product, mean)
+            self.scorer = Salience(anatomy, *terms, device, run.salience_product, mean)
         self.taylor = np.zeros(anatomy.sizes.total())
         self.decision = np.ones(anatomy.sizes.total(), dtype=bool)
-        self.alive = np.arange(anatomy.sizes.total())  # the original number of every block still there
-        self.gone = np.zeros(anatomy.sizes.total(), dtype=np.int64)  # the number of the cut that took it, 0: none
+        self.kept_ids = np.arange(anatomy.sizes.total())  # the original number of every block still there
+        self.removed_in_cut = np.zeros(
+            anatomy.sizes.total(), dtype=np.int64
+        )  # the number of the cut that took it, 0: none
         self.random = np.random.default_rng(run.seed).random(anatomy.sizes.total())
         self.scale = np.ones(anatomy.sizes.total())  # what every block there has been multiplied with
         self.initial_adapters = 0
         self.importance: torch.Tensor | None = None
-        self.settled = not self.prunes
+        self.pruning_finished = not self.prunes
         self.seconds = {"salience": 0.0, "search": 0.0}
         if self.prunes:
             search(self.scores(), anatomy, self.rules, self.budget(run.sparsity))  # a budget out of reach ends here
@@ -82,7 +84,7 @@ class Pruner:
 
     def kept_parameters(self) -> int:
         """Prunable parameters physically there."""
-        return self.anatomy.cost(self.anatomy.sizes)
+        return self.anatomy.num_parameters(self.anatomy.sizes)
 
     def kept(self) -> float:
         """The same as a fraction of the original."""
@@ -109,11 +111,11 @@ class Pruner:
         """Sizes after `step` updates, for the log."""
         return {"kept": self.kept(), "kept_parameters": self.kept_parameters(), "target": self.target(step)}
 
-    def weighs(self) -> bool:
+    def scores_by_weight_gradients(self) -> bool:
         """Whether the cut that comes next is decided by gradients of all weights, which then must be trainable."""
         return self.prunes and self.run.score == "taylor" and not self.cut_done
 
-    def weigh(self, engine: zero.Engine) -> None:
+    def score_by_weight_gradients(self, engine: zero.Engine) -> None:
         """Score by the weight gradients an engine holds after the boundary's backward. Collective."""
         self.taylor = block_importance(engine, self.anatomy).double().cpu().numpy()
         if not np.isfinite(self.taylor).all():
@@ -125,18 +127,18 @@ class Pruner:
 
     def needs_importance(self, step: int) -> bool:
         """Whether adapters are still being compared."""
-        return self.run.rank_growth and step < self.phase and not self.weighs()
+        return self.run.grows_ranks and step < self.phase and not self.scores_by_weight_gradients()
 
-    def dress(self, model: nn.Module, scoring: bool) -> None:
+    def install_hooks(self, model: nn.Module, scoring: bool) -> None:
         """Put masks and, if `scoring`, taps on a model that wears none."""
-        if not self.settled:
+        if not self.pruning_finished:
             self.masks.install(model)
         if scoring:
             self.scorer.install(model)
         if not self.initial_adapters:
             self.initial_adapters = rank_growth.parameters(adapter_sizes(model))
 
-    def undress(self) -> None:
+    def remove_hooks(self) -> None:
         """Take masks and taps off."""
         self.scorer.remove()
         self.masks.remove()
@@ -159,7 +161,7 @@ class Pruner:
         """This rank's part of the step's masses and importances, flat: one all-reduce sums it over ranks."""
         parts = [torch.zeros(0, device=self.scorer.device)]
         if scoring:
-            parts.append(self.scorer.masses.flatten())
+            parts.append(self.scorer.abs_sums.flatten())
         if importance:
             weights = [adapter.lora_B for _, adapter in adapters(engine.module)]
             parts.append(zero.weight_times_gradient(engine, weights))
@@ -169,11 +171,11 @@ class Pruner:
     def observe(self, engine: zero.Engine, reduced: torch.Tensor, scoring: bool, importance: bool) -> None:
         """Take the reduced observations of a step with a finite loss into the averages. Collective."""
         start = time.perf_counter()
-        count = self.scorer.masses.numel() if scoring else 0
+        count = self.scorer.abs_sums.numel() if scoring else 0
         if scoring:
-            self.scorer.masses.copy_(reduced[:count].view_as(self.scorer.masses))
+            self.scorer.abs_sums.copy_(reduced[:count].view_as(self.scorer.abs_sums))
             if isinstance(self.scorer, Salience) and self.scorer.stale:
-                zero.settle(engine)
+                zero.release_gathered(engine)
                 self.scorer.measure_outliers(engine.module)
             self.scorer.update(1.0 / (zero.loss_scale(engine) * collectives.world_size()))
         if importance:
@@ -189,7 +191,7 @@ class Pruner:
     def scores(self) -> np.ndarray:
         """What blocks are ranked by, float64 [blocks]; random scores are random densities."""
         if self.run.score == "random":
-            return self.random * self.anatomy.prices(self.anatomy.sizes)
+            return self.random * self.anatomy.params_per_block(self.anatomy.sizes)
         return self.taylor if self.run.score == "taylor" else self.scorer.scores()
 
     @profiler.timed("search")
@@ -216,7 +218,7 @@ class Pruner:
         self.decision, scale = self.decide(self.run.sparsity), None
         if isinstance(self.scorer, Fisher):
             self.decision = self.scorer.rearrange(self.decision)
-            scale = self.scorer.tune(model, self.decision)
+            scale = self.scorer.fit_masks(model, self.decision)
         self.masks.set(self.decision.astype(float))
         self.cut_done = True
         return Plan(keep=self.decision, scale=scale)
@@ -229,9 +231,9 @@ class Pruner:
         Raises:
             UserError: the phase ends and no step was finite.
         """
-        if self.settled or not self.gradual:
+        if self.pruning_finished or not self.gradual:
             return
-        if isinstance(self.scorer, Salience) and schedules.is_adjustment(step, self.run.adjust_every, self.phase):
+        if isinstance(self.scorer, Salience) and schedules.is_adjustment(step, self.run.prune_every, self.phase):
             # weights have moved, whether or not blocks are cut here
             self.scorer.refresh()
         if step <= self.phase:
@@ -240,7 +242,8 @@ class Pruner:
             elif step == self.phase:
                 raise UserError(
                     f"no step of the pruning phase of {self.phase} steps had a finite loss and gradient, so that "
-                    "nothing tells blocks apart. Give a higher --prune_ratio or, with fp16, a lower initial_scale_power"
+                    "nothing tells blocks apart. Give a higher --pruning_phase or, with fp16, a lower "
+                    "initial_scale_power"
                 )
             else:
                 return
@@ -248,13 +251,13 @@ class Pruner:
 
     def plan(self, step: int, last_step: int, model: nn.Module) -> Plan:
         """What to do after update number `step`: cut the dead, grow the top half of the adapters."""
-        growing = self.run.rank_growth and schedules.is_adjustment(step, self.run.adjust_every, self.phase)
+        growing = self.run.grows_ranks and schedules.is_adjustment(step, self.run.prune_every, self.phase)
         grow = self._growth(step, model) if growing else {}
         return Plan(keep=self._due(step, last_step), grow=grow)
 
     def _due(self, step: int, last_step: int) -> np.ndarray | None:
         """Blocks that remain if this step cuts, else None. The last cut waits for all masks; then masks come off."""
-        if not self.gradual or self.settled:
+        if not self.gradual or self.pruning_finished:
             return None
         if step >= last_step:
             self.masks.set(self.decision.astype(float))
@@ -262,11 +265,11 @@ class Pruner:
             if not self.decision.all():
                 return self.decision
             # earlier cuts took all that goes, and masks of 1 change nothing
-            self.settled = True
+            self.pruning_finished = True
             self.masks.remove()
             return None
-        dead = self.masks.dead() & ~self.decision
-        if step % self.run.adjust_every or self.run.cuts_wait:
+        dead = self.masks.fully_masked() & ~self.decision
+        if step % self.run.prune_every or self.run.cuts_wait:
             return None
         return cuttable(dead, self.scores(), self.anatomy, self.rules)
 
@@ -275,9 +278,9 @@ class Pruner:
             return {}
         budget = schedules.rank_budget(step, self.phase, self.initial_adapters, self.run.rank_budget)
         sizes = adapter_sizes(model)
-        if self.run.growth == "even":
+        if self.run.rank_growth == "even":
             return rank_growth.even(sizes, budget, self.run.max_rank)
-        return rank_growth.tune(self.importance.tolist(), sizes, budget, self.run.max_rank)
+        return rank_growth.grow_top_half(self.importance.tolist(), sizes, budget, self.run.max_rank)
 
     def agree(self, step: int, plan: Plan) -> None:
         """Stop all ranks unless they have the same plan and masks. Collective."""
@@ -296,21 +299,27 @@ class Pruner:
         self.random, self.taylor = self.random[plan.keep], self.taylor[plan.keep]
         self.decision = self.decision[plan.keep]
         self.scale = (self.scale if plan.scale is None else self.scale * plan.scale)[plan.keep]
-        self.gone[self.alive[~plan.keep]] = self.gone.max() + 1
-        self.alive = self.alive[plan.keep]
+        self.removed_in_cut[self.kept_ids[~plan.keep]] = self.removed_in_cut.max() + 1
+        self.kept_ids = self.kept_ids[plan.keep]
         self.anatomy = anatomy
-        self.settled = not self.gradual or (step >= self.phase and self.masks.arrived(np.ones_like(self.decision)))
+        self.pruning_finished = not self.gradual or (
+            step >= self.phase and self.masks.arrived(np.ones_like(self.decision))
+        )
 
     def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """(values, tensors) that `load_state` takes. What a cut all at once is decided by is measured anew."""
         tensors = {
-            "alive": torch.from_numpy(self.alive),
-            "gone": torch.from_numpy(self.gone),
+            "kept_ids": torch.from_numpy(self.kept_ids),
+            "removed_in_cut": torch.from_numpy(self.removed_in_cut),
             "masks": torch.from_numpy(self.masks.values),
             "decision": torch.from_numpy(self.decision),
             "scale": torch.from_numpy(self.scale),
         }
-        values = {"settled": self.settled, "initial_adapters": self.initial_adapters, "cut_done": self.cut_done}
+        values = {
+            "pruning_finished": self.pruning_finished,
+            "initial_adapters": self.initial_adapters,
+            "cut_done": self.cut_done,
+        }
         values["seconds"] = self.seconds
         if isinstance(self.scorer, Salience):
             tensors |= {"average": self.scorer.average.cpu(), "outliers": self.scorer.outliers.cpu()}
@@ -321,10 +330,10 @@ class Pruner:
 
     def load_state(self, anatomy: Anatomy, values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
         """Take over what `state` gave on a run with `anatomy`, on a pruner that has seen nothing yet."""
-        self.alive, self.decision = tensors["alive"].numpy(), tensors["decision"].numpy()
-        self.gone = tensors["gone"].numpy()
+        self.kept_ids, self.decision = tensors["kept_ids"].numpy(), tensors["decision"].numpy()
+        self.removed_in_cut = tensors["removed_in_cut"].numpy()
         self.scale = tensors["scale"].numpy()
-        self.random, self.taylor = self.random[self.alive], self.taylor[self.alive]
+        self.random, self.taylor = self.random[self.kept_ids], self.taylor[self.kept_ids]
         self.anatomy, self.masks = anatomy, Masks(anatomy)
         self.masks.set(tensors["masks"].numpy())
         self.scorer.resize(anatomy)
@@ -333,7 +342,7 @@ class Pruner:
             self.scorer.average = tensors["average"].to(device)
             self.scorer.outliers = tensors["outliers"].to(device)
             self.scorer.stale = values["stale"]
-        self.settled, self.initial_adapters = values["settled"], values["initial_adapters"]
+        self.pruning_finished, self.initial_adapters = values["pruning_finished"], values["initial_adapters"]
         self.cut_done, self.seconds = values["cut_done"], dict(values["seconds"])
         if "importance" in tensors:
             self.importance = tensors["importance"].to(device)

@@ -19,7 +19,7 @@ def parameters(sizes: list[AdapterSize]) -> int:
     return sum(size.rank * size.per_rank for size in sizes)
 
 
-def tune(importance: list[float], sizes: list[AdapterSize], budget: float, max_rank: int) -> dict[str, int]:
+def grow_top_half(importance: list[float], sizes: list[AdapterSize], budget: float, max_rank: int) -> dict[str, int]:
     """New ranks of those adapters that grow; the others are not named.
 
     importance: I of each adapter, in the order of `sizes`. budget: D_t', in parameters, to which the adapters may

@@ -32,4 +32,4 @@ def mask_notice(run: RunConfig, total_steps: int) -> str:
     """One line if masks of gradual pruning must jump at the end of a run of `total_steps`, else ''."""
     if run.pruning != "gradual" or not run.sparsity:
         return ""
-    return schedules.mask_notice(run.mask_step, total_steps, schedules.pruning_phase(total_steps, run.prune_ratio))
+    return schedules.mask_notice(run.mask_step, total_steps, schedules.pruning_phase(total_steps, run.pruning_phase))

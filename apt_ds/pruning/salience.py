@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from apt_ds.models import quantization
 from apt_ds.models.adapter import AptLinear
-from apt_ds.models.blocks import HIDDEN, Anatomy, spans
-from apt_ds.pruning.activation_hooks import Taps
+from apt_ds.models.blocks import HIDDEN, Anatomy, block_slices
+from apt_ds.pruning.activation_hooks import ActivationHooks
 from apt_ds.runtime import zero
 
 PIECE = 1 << 20  # elements
@@ -41,11 +41,11 @@ def in_order() -> Iterator[None]:
         torch.use_deterministic_algorithms(before, warn_only=warns)
 
 
-class Salience(Taps):
+class Salience(ActivationHooks):
     """Averages of what the taps sum up.
 
-    average: fp32 [blocks], the moving average of scores; masses: fp32 [2, dimensions], of this step A and then G, or
-    with product `examples` what stands for A * G; stale: whether the outlier term must be measured before the next
+    average: fp32 [blocks], the moving average of scores; abs_sums: fp32 [2, dimensions], of this step A and then G, or
+    with product `per_example` what stands for A * G; stale: whether the outlier term must be measured before the next
     update. Product `examples` holds the activations at all taps until their gradients are there.
 
     mean: for weights at rest. The average is then the plain mean of the first-order terms of `count` steps, and
@@ -59,7 +59,7 @@ class Salience(Taps):
         outlier: str,
         weight: float,
         device: torch.device,
-        product: str = "masses",
+        product: str = "batch",
         mean: bool = False,
     ) -> None:
         self.decay, self.outlier, self.weight, self.product, self.mean = decay, outlier, weight, product, mean
@@ -71,7 +71,7 @@ class Salience(Taps):
     def resize(self, anatomy: Anatomy) -> None:
         """Take over an anatomy; this step's masses and the outlier term are forgotten. Taps must be off."""
         super().resize(anatomy)
-        self.masses = torch.zeros(2, len(self.owner), device=self.device)
+        self.abs_sums = torch.zeros(2, len(self.owner), device=self.device)
         self.outliers = torch.zeros(anatomy.sizes.total(), device=self.device)
         self.refresh()
         self.activations = torch.zeros(len(self.owner), device=self.device)
@@ -94,14 +94,14 @@ class Salience(Taps):
         measure = partial(column_mass, valid)
         if self.lean:
             measure = partial(column_norm, self._second_blank if valid is self.second else self._blank)
-        activation, kept = measure(x), x if self.product == "examples" else None
+        activation, kept = measure(x), x if self.product == "per_example" else None
 
         def commit(gradient: Tensor) -> None:
-            self.masses[0, place] += activation
+            self.abs_sums[0, place] += activation
             if kept is None:
-                self.masses[1, place] += measure(gradient)
+                self.abs_sums[1, place] += measure(gradient)
             else:
-                self.masses[1, place] += example_products(valid, kept, gradient, self.members)
+                self.abs_sums[1, place] += example_products(valid, kept, gradient, self.members)
 
         return commit
 
@@ -113,8 +113,8 @@ class Salience(Taps):
         """
         self.stale = False
         self.outliers.zero_()
-        where = dict(spans(self.anatomy.sizes))
-        activations = self.masses[0] if activations is None else activations
+        where = dict(block_slices(self.anatomy.sizes))
+        activations = self.abs_sums[0] if activations is None else activations
         for number, site in enumerate(self.anatomy.sites):
             mass = activations[self.places[number]]
             with effective_weight(model.get_submodule(site.consumer)) as weight:
@@ -130,16 +130,16 @@ class Salience(Taps):
         (undoes loss scaling and averaging over ranks), so that scores do not depend on the split.
         """
         first_order = torch.zeros_like(self.average)
-        products = self.masses[1] if self.product == "examples" else self.masses[0] * self.masses[1]
+        products = self.abs_sums[1] if self.product == "per_example" else self.abs_sums[0] * self.abs_sums[1]
         with in_order():
             first_order.index_add_(0, self.owner, products * gradient_scale)
             if self.mean:
                 self.count += 1
                 self.average.lerp_(first_order, 1 / self.count)
-                self.activations += self.masses[0]
+                self.activations += self.abs_sums[0]
             else:
                 self.average.mul_(self.decay).add_(self.combine(first_order), alpha=1 - self.decay)
-        self.masses.zero_()
+        self.abs_sums.zero_()
 
     def conclude(self, model: nn.Module) -> None:
         """Add the outlier term to a mean of first-order terms; later steps begin a new mean. Collective.
@@ -158,7 +158,7 @@ class Salience(Taps):
 
     def discard(self) -> None:
         """Forget this step's masses (a non-finite loss)."""
-        self.masses.zero_()
+        self.abs_sums.zero_()
 
     def combine(self, first_order: Tensor) -> Tensor:
         """First-order term [blocks] plus the outlier term, in one of the two ways of section 3."""
@@ -187,7 +187,7 @@ def block_kinds(anatomy: Anatomy) -> np.ndarray:
     """0 head, 1 neuron, 2 hidden for every block, int64 [blocks]."""
     number = {"head": 0, "neuron": 1, "hidden": 2}
     kinds = np.empty(anatomy.sizes.total(), dtype=np.int64)
-    for site, span in spans(anatomy.sizes):
+    for site, span in block_slices(anatomy.sizes):
         kinds[span] = number[anatomy.kind(site)]
     return kinds
 

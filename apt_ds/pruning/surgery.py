@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from apt_ds.models import quantization, t5_position_bias
 from apt_ds.models.adapter import AptLinear, Transform, adapters, gaussian_rows
-from apt_ds.models.blocks import Anatomy, Axis, Slot, kept_sizes, spans
+from apt_ds.models.blocks import Anatomy, Axis, IndexedModule, block_slices, kept_sizes
 from apt_ds.runtime import zero
 
 
@@ -35,7 +35,7 @@ class Plan:
         return bool(self.grow) or (self.keep is not None and not self.keep.all())
 
 
-def operate(
+def apply_plan(
     model: nn.Module, anatomy: Anatomy, plan: Plan, state: zero.EngineState | None, generator: torch.Generator
 ) -> Anatomy:
     """Cut and grow in place; returns the anatomy that remains. Collective under stage 3.
@@ -55,7 +55,7 @@ def element_index(axis: Axis | None, keep: np.ndarray, anatomy: Anatomy) -> Tens
     """Entries of a weight's dimension that stay, int64, ascending; None where all do."""
     if axis is None:
         return None
-    kept = keep[dict(spans(anatomy.sizes))[axis.site]]
+    kept = keep[dict(block_slices(anatomy.sizes))[axis.site]]
     if kept.all():
         return None
     blocks = torch.from_numpy(np.flatnonzero(kept))
@@ -102,8 +102,8 @@ def _cut(model: nn.Module, anatomy: Anatomy, plan: Plan, state: zero.EngineState
         _set_widths(module)
     for number, site in enumerate(anatomy.sites):
         heads = element_index(Axis(number), keep, anatomy)
-        if site.biased and heads is not None:
-            t5_position_bias.follow(model, site.biased, heads)
+        if site.position_bias and heads is not None:
+            t5_position_bias.follow(model, site.position_bias, heads)
     return anatomy.with_sizes(kept_sizes(anatomy.sizes, keep))
 
 
@@ -117,7 +117,9 @@ def _shared(model: nn.Module, anatomy: Anatomy) -> set[int]:
 Index = tuple[Tensor | None, Tensor | None]
 
 
-def _indexed(module: nn.Module, slot: Slot, rows: Tensor | None, columns: Tensor | None) -> list[tuple[str, Index]]:
+def _indexed(
+    module: nn.Module, slot: IndexedModule, rows: Tensor | None, columns: Tensor | None
+) -> list[tuple[str, Index]]:
     """The module's parameters and how a cut indexes them."""
     found: list[tuple[str, Index]] = []
     if not isinstance(module, Transform):
@@ -131,14 +133,14 @@ def _indexed(module: nn.Module, slot: Slot, rows: Tensor | None, columns: Tensor
 
 def _spread(axis: Axis, values: np.ndarray, anatomy: Anatomy) -> Tensor:
     """A value per block as a value per entry of the dimension, fp32."""
-    own = torch.from_numpy(values[dict(spans(anatomy.sizes))[axis.site]]).float()
+    own = torch.from_numpy(values[dict(block_slices(anatomy.sizes))[axis.site]]).float()
     return own.repeat_interleave(axis.unit)
 
 
 def _replace(old: nn.Parameter, index: Index, factor: Tensor | None) -> nn.Parameter:
     with zero.gathered([old]), torch.no_grad():
         values = quantization.dense(old, torch.float32)
-        new = quantization.like(old, _weighed(take(values, *index), factor))
+        new = quantization.requantize_like(old, _weighed(take(values, *index), factor))
     zero.shard([new], like=old)
     return new
 

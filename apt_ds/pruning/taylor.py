@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from apt_ds.models.blocks import Anatomy, Axis, spans
+from apt_ds.models.blocks import Anatomy, Axis, block_slices
 from apt_ds.runtime import zero
 
 
@@ -22,9 +22,9 @@ def block_importance(engine: zero.Engine, anatomy: Anatomy) -> Tensor:
     gathers one weight at a time.
     """
     importance = torch.zeros(anatomy.sizes.total(), device=zero.device())
-    where = dict(spans(anatomy.sizes))
+    where = dict(block_slices(anatomy.sizes))
     seen: set[int] = set()
-    zero.settle(engine)
+    zero.release_gathered(engine)
     for slot in anatomy.slots:
         weight = engine.module.get_submodule(slot.path).weight
         if id(weight) in seen or len(zero.full_shape(weight)) < 2:

@@ -16,12 +16,12 @@ PEER = (
 MEMORY = ("can't allocate memory", "not enough memory", "CUDA out of memory")
 
 
-def explain(error: Exception, watchdog: Watchdog) -> Exception:
+def translate_error(error: Exception, watchdog: Watchdog) -> Exception:
     """The error to raise in its stead: `error` itself unless it is one of these."""
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(part in text for part in MEMORY):
         return UserError(
-            f"out of memory in {heartbeat.NOW.phase}: lower --per_device_train_batch_size (and raise "
+            f"out of memory in {heartbeat.CURRENT.phase}: lower --per_device_train_batch_size (and raise "
             "--gradient_accumulation_steps by the same factor), pass --gradient_checkpointing, or use "
             "--deepspeed ds_configs/zero3_offload.json"
         )
@@ -29,5 +29,5 @@ def explain(error: Exception, watchdog: Watchdog) -> Exception:
         isinstance(error, RuntimeError) and any(part in text for part in PEER)
     ):
         who = watchdog.lost() or f"a collective failed: {' '.join(text.split())[:200]}"
-        return LostRank(f"in {heartbeat.NOW.phase}: {who}; {ADVICE}")
+        return LostRank(f"in {heartbeat.CURRENT.phase}: {who}; {ADVICE}")
     return error

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass
-class Pulse:
+class Heartbeat:
     """phase: in words, with the step; beats: grows with every sign of progress.
 
     limited: whether progress must show within `--timeout`. Loading, rebuilding and writing may take longer: there a
@@ -18,15 +18,15 @@ class Pulse:
     limited: bool = False
 
 
-NOW = Pulse()
+CURRENT = Heartbeat()
 
 
 def phase(text: str, limited: bool = True) -> None:
     """Enter a phase."""
-    NOW.phase, NOW.limited = text, limited
-    beat()
+    CURRENT.phase, CURRENT.limited = text, limited
+    progress()
 
 
-def beat() -> None:
+def progress() -> None:
     """Show progress within the phase."""
-    NOW.beats += 1
+    CURRENT.beats += 1

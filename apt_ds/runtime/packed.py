@@ -9,27 +9,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Packed(nn.Parameter):
+class QuantizedParameter(nn.Parameter):
     """A frozen weight in `bits` bits. Its data are the codes: raw bytes seen as numbers of the run's dtype.
 
     That is what an engine of that dtype neither casts nor refuses, and what ZeRO-3 can shard. The scales are small
     and whole on every rank. full: shape of the weight it stands for, [out, in]; scales: bitsandbytes' QuantState, or
-    fp32 [out]; lost: relative error that cutting and quantizing anew has added to it.
+    fp32 [out]; requantization_error: relative error that cutting and quantizing anew has added to it.
     """
 
     bits: int
     full: torch.Size
     scales: Any
-    lost: float
+    requantization_error: float
 
     def __new__(
         cls, codes: Tensor, bits: int, full: torch.Size, scales: Any, dtype: torch.dtype, lost: float = 0.0
-    ) -> Packed:
+    ) -> QuantizedParameter:
         """codes: uint8, as bitsandbytes makes them, in any shape; dtype: what their bytes are seen as."""
         raw = codes.reshape(-1)
         raw = F.pad(raw, (0, -raw.numel() % dtype.itemsize)).clone().view(dtype)
         made = torch.Tensor._make_subclass(cls, raw, False)
-        made.bits, made.full, made.scales, made.lost = bits, full, scales, lost
+        made.bits, made.full, made.scales, made.requantization_error = bits, full, scales, lost
         return made
 
     def codes(self) -> Tensor:

@@ -28,7 +28,7 @@ class Stopped(Exception):
         self.status = 128 + number
 
 
-class Stopping:
+class StopSignals:
     """A context in which signals are noted. asked: number of the first one, 0 before.
 
     early: there is nothing to save yet; tell: has all ranks leave with the number it is given.
@@ -43,7 +43,7 @@ class Stopping:
         self._leaving = threading.Lock()
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> Stopping:
+    def __enter__(self) -> StopSignals:
         if threading.current_thread() is not threading.main_thread():
             return self
         ours, theirs = socket.socketpair()
@@ -96,7 +96,7 @@ class Stopping:
         self._leaving.acquire()
         self.tell(number)
         if os.environ.get("RANK", "0") == "0":
-            where = f"stopped before the first step, in {heartbeat.NOW.phase}"
+            where = f"stopped before the first step, in {heartbeat.CURRENT.phase}"
             print(f"{where}: nothing was to be saved. Start again", file=sys.stderr, flush=True)
         self.discard()
         os._exit(128 + number)

@@ -66,7 +66,7 @@ class Watchdog:
         sign, complete, leaving = 0, False, False
         while not self._over.wait(self.period if sign else 0):
             sign += 1
-            own = heartbeat.NOW
+            own = heartbeat.CURRENT
             try:
                 self._store.set(str(collectives.rank()), json.dumps([sign, own.beats, own.phase, own.limited]))
                 complete = complete or self._store.check(keys)
@@ -130,7 +130,7 @@ class Watchdog:
     def _end(self, why: str) -> NoReturn:
         # the first rank's progress bar has left no end of line
         start = "\n" if collectives.is_main() else ""
-        text = f"{start}error: rank {collectives.rank()}, in {heartbeat.NOW.phase}: {why}; {ADVICE}"
+        text = f"{start}error: rank {collectives.rank()}, in {heartbeat.CURRENT.phase}: {why}; {ADVICE}"
         print(text, file=sys.stderr, flush=True)
         exit_status.leave(exit_status.LOST_RANK)
 

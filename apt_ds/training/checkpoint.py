@@ -38,7 +38,7 @@ NAME = re.compile(r"checkpoint-(\d+)")
 FREE = {
     *("preset", "recipe", "model_name_or_path", "data_path", "eval_data_path", "perplexity_path", "output_dir"),
     *("overwrite_output_dir", "deepspeed", "gradient_checkpointing", "attn_implementation", "logging_steps"),
-    *("max_bad_steps", "report", "report_samples", "per_device_eval_batch_size", "num_train_epochs", "max_steps"),
+    *("max_nonfinite_steps", "report", "report_samples", "per_device_eval_batch_size", "num_train_epochs", "max_steps"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "packing", "profile", "export_bits"),
     *("save_steps", "save_total_limit", "resume_from_checkpoint", "timeout", "eval_steps", "reference_score"),
     *("trust_remote_code", "dry_run", "world_size", "device_memory", "host_memory"),
@@ -63,15 +63,15 @@ class Damaged(UserError):
 class Checkpoint:
     """A run at a step boundary. values: what JSON holds; tensors: file name without its ending to tensors by name.
 
-    prints: fingerprints of what the run reads (see `PRINTS`); they and `counts` must be those of the resuming run.
-    base: what decides the base model's function beside its weights (see `base_config.py`); must be the same, too.
+    fingerprints: fingerprints of what the run reads (see `PRINTS`); they and `counts` must be those of the resuming
+    run. base: what decides the base model's function beside its weights (see `base_config.py`); must be the same, too.
     evaluation: figures of the model at `step`, where they were taken after it was written.
     """
 
     step: int
     run: dict[str, Any]
     counts: dict[str, int]
-    prints: dict[str, str]
+    fingerprints: dict[str, str]
     values: dict[str, Any]
     tensors: dict[str, dict[str, Tensor]]
     shape: dict[str, Any] = field(default_factory=dict)
@@ -86,7 +86,7 @@ class Checkpoint:
         said = self.values.get("started")
         return datetime.fromisoformat(said) if said else None
 
-    def check(self, run: RunConfig, counts: dict[str, int], prints: dict[str, str]) -> None:
+    def check(self, run: RunConfig, counts: dict[str, int], fingerprints: dict[str, str]) -> None:
         """Raise UserError for the first thing that matters and differs."""
         for name, spec in OPTIONS.items():
             then, now = self.run.get(name, spec.default), getattr(run, name)
@@ -96,8 +96,8 @@ class Checkpoint:
             then, now = self.counts.get(name), counts[name]
             if then != now:
                 raise UserError(f"{self.path}: {what} made {then}, this run makes {now}: they must be equal")
-        for name, now in prints.items():
-            if self.prints.get(name) != now:
+        for name, now in fingerprints.items():
+            if self.fingerprints.get(name) != now:
                 raise UserError(f"{self.path}: {PRINTS[name]} is not what the checkpoint was made with; give the same")
 
     def check_base(self, now: dict[str, Any]) -> None:
@@ -164,7 +164,7 @@ def _fill(folder: Path, checkpoint: Checkpoint) -> None:
         "versions": versions(),
         "run": checkpoint.run,
         "counts": checkpoint.counts,
-        "fingerprints": checkpoint.prints,
+        "fingerprints": checkpoint.fingerprints,
         "shape": checkpoint.shape,
         "base": checkpoint.base,
         "files": {path.name: _checksum(path) for path in sorted(folder.iterdir())},

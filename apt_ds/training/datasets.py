@@ -19,7 +19,7 @@ from apt_ds.data.conversations import load_examples
 from apt_ds.data.instructions import build_dataset, split_held_out
 from apt_ds.data.tokenized import TokenizedSet
 from apt_ds.eval.held_out import text_blocks
-from apt_ds.eval.task_evaluators import ClassExam, Exam, SpanExam, TextExam
+from apt_ds.eval.task_evaluators import ClassEvaluator, SpanEvaluator, TaskEvaluator, TextEvaluator
 from apt_ds.models.loading import Base
 from apt_ds.runtime import collectives
 
@@ -40,7 +40,7 @@ class Data:
     order: GlobalOrder
     total_steps: int
     corpus: torch.Tensor | None
-    exam: Exam | None = None
+    task_evaluator: TaskEvaluator | None = None
     now: datetime | None = None
 
     def counts(self) -> dict[str, int]:
@@ -51,7 +51,7 @@ class Data:
         """Tokens of the longest example."""
         return max((len(row["input_ids"]) for part in (self.train, self.held_out) for row in part.rows), default=0)
 
-    def prints(self) -> dict[str, str]:
+    def fingerprints(self) -> dict[str, str]:
         """Fingerprints of what is read."""
         corpus = "" if self.corpus is None else collectives.digest(self.corpus)
         return {"train": self.train.fingerprint, "held_out": self.held_out.fingerprint, "corpus": corpus}
@@ -78,7 +78,7 @@ def read_data(run: RunConfig, base: Base, now: datetime | None = None) -> Data:
     corpus = None
     if run.perplexity_path:
         corpus = text_blocks(run.perplexity_path, base.tokenizer, run.perplexity_length, run.perplexity_blocks)
-    return Data(sets.train, sets.held_out, sets.examples, order, steps, corpus, sets.exam, now)
+    return Data(sets.train, sets.held_out, sets.examples, order, steps, corpus, sets.task_evaluator, now)
 
 
 class Sets(NamedTuple):
@@ -87,7 +87,7 @@ class Sets(NamedTuple):
     train: TokenizedSet
     held_out: TokenizedSet
     examples: list[Any]
-    exam: Exam | None
+    task_evaluator: TaskEvaluator | None
 
 
 def on_node(make: Callable[[], TokenizedSet]) -> TokenizedSet:
@@ -119,7 +119,7 @@ def classes(run: RunConfig, base: Base, _: datetime) -> Sets:
     """GLUE for an encoder."""
     parts = both_parts(run, lambda path, split: glue.read(run.task, path, split))
     sets = [on_node(lambda p=part: glue.encode(p, base.tokenizer, run.max_seq_length)) for part in parts]
-    return Sets(*sets, parts[1], ClassExam(run.task, sets[1]))
+    return Sets(*sets, parts[1], ClassEvaluator(run.task, sets[1]))
 
 
 def spans(run: RunConfig, base: Base, _: datetime) -> Sets:
@@ -131,7 +131,7 @@ def spans(run: RunConfig, base: Base, _: datetime) -> Sets:
         parts = both_parts(run, squad.read)
     lengths = run.max_seq_length, run.doc_stride
     sets = [on_node(lambda p=part: squad.encode(p, base.tokenizer, *lengths)) for part in parts]
-    return Sets(*sets, parts[1], SpanExam(parts[1], squad.windows(parts[1], base.tokenizer, *lengths)))
+    return Sets(*sets, parts[1], SpanEvaluator(parts[1], squad.windows(parts[1], base.tokenizer, *lengths)))
 
 
 def texts(run: RunConfig, base: Base, _: datetime) -> Sets:
@@ -141,7 +141,7 @@ def texts(run: RunConfig, base: Base, _: datetime) -> Sets:
     lengths = run.max_seq_length, run.max_target_length
     sets = [on_node(lambda p=part: seq2seq.encode(p, base.tokenizer, *lengths)) for part in parts]
     references = [pair.target for pair in parts[1]]
-    return Sets(*sets, parts[1], TextExam(run.task, sets[1], references, base.tokenizer, run.max_target_length))
+    return Sets(*sets, parts[1], TextEvaluator(run.task, sets[1], references, base.tokenizer, run.max_target_length))
 
 
 READERS: dict[str, Callable[[RunConfig, Base, datetime], Sets]] = {

@@ -16,7 +16,7 @@ from apt_ds.pruning.surgery import Plan
 from apt_ds.runtime import collectives
 
 
-class Journal:
+class MetricsLogger:
     """Metrics file and progress bar; silent on all ranks but the first."""
 
     def __init__(self, folder: Path, total_steps: int, quiet: bool = False) -> None:

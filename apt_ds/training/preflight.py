@@ -59,7 +59,7 @@ def compare(facts: Facts) -> None:
     raise UserError(f"ranks differ in {label}: {who}{more}, the others have {shorten(usual)}{others}; {mending}")
 
 
-def facts_of(run: RunConfig, config: dict[str, Any], source: str, commit: str, prints: dict[str, str]) -> Facts:
+def facts_of(run: RunConfig, config: dict[str, Any], source: str, commit: str, fingerprints: dict[str, str]) -> Facts:
     """Everything that decides the numbers. source: the model's folder or hub name; prints: the data's fingerprints."""
     facts = {f"version of {name}": version(name) for name in PACKAGES}
     if quantization_checks.needed(run):
@@ -68,7 +68,7 @@ def facts_of(run: RunConfig, config: dict[str, Any], source: str, commit: str, p
     facts |= {f"--{name}": str(getattr(run, name)) for name in OPTIONS if name not in PLACES}
     facts |= {f"DeepSpeed config {path}": value for path, value in leaves(config)}
     facts |= model_files(Path(source)) if Path(source).is_dir() else {"model file commit": commit}
-    return facts | {f"fingerprint of the {name} data": value for name, value in prints.items()}
+    return facts | {f"fingerprint of the {name} data": value for name, value in fingerprints.items()}
 
 
 def model_files(folder: Path) -> Facts:

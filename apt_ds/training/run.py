@@ -20,12 +20,12 @@ from apt_ds.models.model_folder import check_weights
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.pruning.rules import mask_notice
 from apt_ds.runtime import collectives, exit_status, zero
-from apt_ds.runtime.error_messages import explain
-from apt_ds.runtime.signals import Stopping
+from apt_ds.runtime.error_messages import translate_error
+from apt_ds.runtime.signals import StopSignals
 from apt_ds.runtime.watchdog import Watchdog
 from apt_ds.training import checkpoint, preflight
 from apt_ds.training.datasets import read_data
-from apt_ds.training.metrics import Journal
+from apt_ds.training.metrics import MetricsLogger
 from apt_ds.training.output_folder import check_output, discard_output, prepare_output
 from apt_ds.training.report import report
 from apt_ds.training.trainer import Trainer
@@ -40,35 +40,35 @@ def train(run: RunConfig) -> dict[str, Any]:
         LostRank: another rank is gone.
         Stopped: a signal has asked for it, and the run is saved.
     """
-    with Stopping() as stopping:
+    with StopSignals() as stop_signals:
         zero.init_distributed(run.timeout)
-        with Watchdog(run.timeout, stopping.leave) as watchdog:
-            stopping.tell = watchdog.tell
+        with Watchdog(run.timeout, stop_signals.leave) as watchdog:
+            stop_signals.tell = watchdog.tell
             try:
-                trainer = prepare(run, stopping)
+                trainer = prepare(run, stop_signals)
                 try:
                     figures = trainer.run()
                 finally:
-                    trainer.journal.close()
+                    trainer.metrics_logger.close()
                 collectives.barrier()
             except BaseException as error:
-                stopping.discard()
+                stop_signals.discard()
                 if not isinstance(error, RuntimeError | MemoryError):
                     raise
-                told = explain(error, watchdog)
+                told = translate_error(error, watchdog)
                 if told is error:
                     raise
                 raise told from error
-        if stopping.asked:
+        if stop_signals.asked:
             # it came while the model was written: the summary is, too, and what takes long is left out
             run = replace(run, report=False)
-        figures = report(run, trainer.base, trainer.data, figures, trainer.journal.folder)
+        figures = report(run, trainer.base, trainer.data, figures, trainer.metrics_logger.folder)
         if collectives.is_main():
             trainer.tidy()
         return figures
 
 
-def prepare(run: RunConfig, stopping: Stopping | None = None) -> Trainer:
+def prepare(run: RunConfig, stop_signals: StopSignals | None = None) -> Trainer:
     """Everything up to the first step; what the user got wrong comes out here, before anything is written."""
     zero.init_distributed(run.timeout)
     loading.quiet_transformers()
@@ -83,19 +83,19 @@ def prepare(run: RunConfig, stopping: Stopping | None = None) -> Trainer:
     data = read_data(run, base, saved.started if saved is not None else None)
     check_lengths(base.config, data.longest(), run.perplexity_length if run.perplexity_path else 0)
     commit = str(vars(base.config).get("_commit_hash"))
-    preflight.compare(preflight.facts_of(run, config, base.source, commit, data.prints()))
+    preflight.compare(preflight.facts_of(run, config, base.source, commit, data.fingerprints()))
     preflight.check_room(Path(run.output_dir), loading.bytes_written(base, run))
     pruner = Pruner(run, base.anatomy, data.total_steps, zero.device(), writable_sizes(base.config))
     if collectives.is_main() and (notice := mask_notice(run, data.total_steps)):
         print(notice, file=sys.stderr, flush=True)
     if saved is not None:
-        saved.check(run, data.counts(), data.prints())
+        saved.check(run, data.counts(), data.fingerprints())
         saved.check_base(decisive(base.config))
-    folder, stopping = Path(run.output_dir), stopping or Stopping()
+    folder, stop_signals = Path(run.output_dir), stop_signals or StopSignals()
     made = check_output(run, resumes=saved is not None)
     if collectives.is_main():
-        stopping.discard = lambda: discard_output(folder, made)
-    trainer = Trainer(run, base, config, data, pruner, Journal(folder, data.total_steps), saved, stopping)
+        stop_signals.discard = lambda: discard_output(folder, made)
+    trainer = Trainer(run, base, config, data, pruner, MetricsLogger(folder, data.total_steps), saved, stop_signals)
     # loading has found the last mistakes
     prepare_output(run, saved.metrics if saved is not None else None)
     return trainer

@@ -29,7 +29,7 @@ Tensors = dict[str, Tensor]
 State = tuple[Values, dict[str, Tensors]]  # values, and tensors by file
 
 
-def around(engine: zero.Engine, pruner: Pruner, surgeon: torch.Generator) -> State:
+def capture_run_state(engine: zero.Engine, pruner: Pruner, surgeon: torch.Generator) -> State:
     """A run at a step boundary, all but what the engine trains. Collective.
 
     They are small. surgeon: draws what ranks grow by. The engine is told of as one that has not taken a step.
@@ -43,7 +43,8 @@ def around(engine: zero.Engine, pruner: Pruner, surgeon: torch.Generator) -> Sta
 
 
 def add_trained(values: Values, engine: zero.Engine, parts: Parts | None) -> None:
-    """Complete what `around` gave at this step boundary with counters; `parts` takes weights and moments. Collective.
+    """Complete what `capture_run_state` gave at this step boundary with counters; `parts` takes weights and moments.
+    Collective.
 
     One tensor at a time: no rank holds those of others, but for the first, which has what is not written yet.
     """
@@ -53,13 +54,13 @@ def add_trained(values: Values, engine: zero.Engine, parts: Parts | None) -> Non
     values["engine"] = _values(state)
 
 
-def add_unscored(engine: zero.Engine, bare: bool, parts: Parts | None) -> None:
+def add_unscored(engine: zero.Engine, trains_weights_for_scoring_only: bool, parts: Parts | None) -> None:
     """Give `parts` what is trained, as it was before scoring that has begun since. Collective.
 
-    At a learning rate of 0 it moves only moments and counters, which the cut forgets. bare: it trains what no cut
-    keeps, for its gradients alone.
+    At a learning rate of 0 it moves only moments and counters, which the cut forgets. trains_weights_for_scoring_only:
+    it trains what no cut keeps, for its gradients alone.
     """
-    if not bare:
+    if not trains_weights_for_scoring_only:
         zero.take_state(engine, moments=False, sink=_into(parts))
 
 
@@ -77,7 +78,7 @@ def _values(state: zero.EngineState) -> Values:
     return {"adam_step": state.adam_step, "scaler": state.scaler, "counters": state.counters, "layout": state.layout}
 
 
-def put_back(engine: zero.Engine, surgeon: torch.Generator, saved: Checkpoint, accumulation: int) -> None:
+def restore(engine: zero.Engine, surgeon: torch.Generator, saved: Checkpoint, accumulation: int) -> None:
     """Set what `reshape` has not: moments, counters and generators. Collective."""
     held = saved.tensors
     state = read_engine_state(saved.values["engine"], held.get("trained", {}), held.get("blocks", {}))
@@ -107,14 +108,14 @@ def reshape(model: nn.Module, pruner: Pruner, saved: Checkpoint) -> None:
     One module is gathered at a time. The pruner takes its state over; it must not be on the model yet.
     """
     held = saved.tensors["pruner"]
-    anatomy, gone = pruner.anatomy, held["gone"].numpy()
+    anatomy, gone = pruner.anatomy, held["removed_in_cut"].numpy()
     scale = np.ones(len(gone))
-    scale[held["alive"].numpy()] = held["scale"].numpy()
+    scale[held["kept_ids"].numpy()] = held["scale"].numpy()
     for number in range(1, gone.max() + 1):
         there = (gone == 0) | (gone >= number)
         # only runs that cut once scale what is left
         plan = Plan(gone[there] != number, scale=scale[there] if number == gone.max() else None)
-        anatomy = surgery.operate(model, anatomy, plan, None, torch.Generator())
+        anatomy = surgery.apply_plan(model, anatomy, plan, None, torch.Generator())
     pruner.load_state(anatomy, saved.values["pruner"], held)
     replaced: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
     for label, value in saved.tensors.get("trained", {}).items():

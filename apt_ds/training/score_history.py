@@ -7,7 +7,7 @@ from typing import Any
 NEAR = 0.97  # of the reference
 
 
-class Milestones:
+class ScoreHistory:
     """reference: a score, 0 without one; history: step, score, seconds of training, and whether it is `pruned`
     to the size aimed at, at every evaluation so far.
 

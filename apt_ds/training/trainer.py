@@ -15,8 +15,8 @@ from apt_ds.config import schedules
 from apt_ds.config.errors import UserError
 from apt_ds.config.run_config import OPTIONS, RunConfig
 from apt_ds.data.instructions import resolve_pad_id
-from apt_ds.eval.evaluator import Judge
-from apt_ds.losses.training_loss import Lesson
+from apt_ds.eval.evaluator import Evaluator
+from apt_ds.losses.training_loss import TrainingLoss
 from apt_ds.models import adapter, fingerprint, loading, quantization, task_heads
 from apt_ds.models.base_config import decisive
 from apt_ds.models.export.write import export
@@ -25,15 +25,15 @@ from apt_ds.pruning import surgery
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.pruning.surgery import Plan
 from apt_ds.runtime import collectives, heartbeat, profiler, zero
-from apt_ds.runtime.signals import Stopping
+from apt_ds.runtime.signals import StopSignals
 from apt_ds.runtime.zero import adam8bit
 from apt_ds.training import checkpoint, run_state
 from apt_ds.training.checkpoint import Checkpoint
 from apt_ds.training.datasets import Data
 from apt_ds.training.meter import Meter
-from apt_ds.training.metrics import Journal
-from apt_ds.training.score_history import Milestones
-from apt_ds.training.train_step import Stepper
+from apt_ds.training.metrics import MetricsLogger
+from apt_ds.training.score_history import ScoreHistory
+from apt_ds.training.train_step import TrainStep
 
 
 class Trainer:
@@ -46,16 +46,16 @@ class Trainer:
         config: zero.Config,
         data: Data,
         pruner: Pruner,
-        journal: Journal,
+        metrics_logger: MetricsLogger,
         saved: Checkpoint | None = None,
-        stopping: Stopping | None = None,
+        stop_signals: StopSignals | None = None,
     ) -> None:
         heartbeat.phase("loading", limited=False)
         self.run_config, self.base, self.config = run, base, config
-        self.data, self.pruner, self.journal = data, pruner, journal
+        self.data, self.pruner, self.metrics_logger = data, pruner, metrics_logger
         pad_id = resolve_pad_id(base.tokenizer)
         self.written = loading.written_dtype(base, run)
-        self.judged = Judge(run, base.kind, data.held_out, data.exam, data.corpus, pad_id, self.written)
+        self.judged = Evaluator(run, base.kind, data.held_out, data.task_evaluator, data.corpus, pad_id, self.written)
         self.generator = torch.Generator().manual_seed(run.seed + 1)
         self.meter = Meter(zero.device())
         self.done = 0  # steps
@@ -63,32 +63,34 @@ class Trainer:
         self.temporary = False  # that one is there for the export alone
         self.figures: dict[str, Any] = {}
         self.base_fields = decisive(base.config)
-        self.milestones = Milestones(run.reference_score)
-        self.lesson = Lesson(run, base.kind, pruner.anatomy, pruner.phase, zero.device())
-        self.steps = Stepper(run, data, pruner, self.lesson, journal, self.meter, pad_id, stopping or Stopping())
+        self.score_history = ScoreHistory(run.reference_score)
+        self.training_loss = TrainingLoss(run, base.kind, pruner.anatomy, pruner.phase, zero.device())
+        self.steps = TrainStep(
+            run, data, pruner, self.training_loss, metrics_logger, self.meter, pad_id, stop_signals or StopSignals()
+        )
         profiler.NOW.start(zero.device(), run.profile)
         torch.manual_seed(run.seed)
         self.make_optimizer = adam8bit.maker(run)
         sharding = zero.shard_while_loading(config) if run.base_bits == 16 else None
         model = loading.load_model(base, run)
         del sharding
-        self.prints = data.prints() | {"model": fingerprint.fingerprint(model)}
+        self.fingerprints = data.fingerprints() | {"model": fingerprint.fingerprint(model)}
         self.generation: GenerationConfig | None = model.generation_config if model.can_generate() else None
         if saved is not None:
-            saved.check(run, data.counts(), self.prints)
+            saved.check(run, data.counts(), self.fingerprints)
             saved.check_base(self.base_fields)
             # a run that has cut by weight gradients trains adapters from there on
             pruner.cut_done = saved.values["pruner"]["cut_done"]
-            self.lesson.load_state(saved.values["lesson"], saved.tensors.get("lesson", {}))
+            self.training_loss.load_state(saved.values["training_loss"], saved.tensors.get("training_loss", {}))
         self.prepare_weights(model)
-        pruner.anatomy = self.lesson.prepare(model, pruner.anatomy)
+        pruner.anatomy = self.training_loss.prepare(model, pruner.anatomy)
         if saved is not None:
             run_state.reshape(model, pruner, saved)
             self.done = saved.step
         model.train()
         self.steps.scoring = pruner.needs_scores(self.done)
-        pruner.dress(model, self.steps.scoring)
-        self.lesson.dress(model)
+        pruner.install_hooks(model, self.steps.scoring)
+        self.training_loss.install_hooks(model)
         self.engine = zero.build(model, self.engine_config(), self.make_optimizer)
         if saved is not None:
             self.take_over(saved)
@@ -96,7 +98,7 @@ class Trainer:
     def prepare_weights(self, model: nn.Module) -> None:
         """Decide what is trained from here on: adapters and heads, or every weight."""
         run = self.run_config
-        if run.tune == "all" or self.pruner.weighs():
+        if run.train == "all" or self.pruner.scores_by_weight_gradients():
             model.requires_grad_(True)
         else:
             adapter.attach(model, self.pruner.anatomy, run.targets, run.rank, run.seed)
@@ -104,7 +106,7 @@ class Trainer:
 
     def engine_config(self) -> zero.Config:
         """The run's configuration; an engine that weighs accumulates all calibration batches."""
-        if not self.pruner.weighs():
+        if not self.pruner.scores_by_weight_gradients():
             return self.config
         steps = self.run_config.calibration_steps
         longer = {key: self.config[key] * steps for key in ("gradient_accumulation_steps", "train_batch_size")}
@@ -112,7 +114,7 @@ class Trainer:
 
     def run(self) -> dict[str, Any]:
         """Tune and prune; returns the figures of the report."""
-        self.tune()
+        self.train_loop()
         after = self.judge_last()
         self.keep()
         figures = self.figures
@@ -123,16 +125,16 @@ class Trainer:
         figures["pruning"]["rebuild_peak_bytes"] = self.meter.rebuild_peaks
         if self.run_config.profile:
             figures["profile"] = profiler.NOW.summary()
-        figures["training"] = self.meter.whole() | self.milestones.summary()
+        figures["training"] = self.meter.whole() | self.score_history.summary()
         self.finish()
         return figures
 
-    def tune(self) -> None:
+    def train_loop(self) -> None:
         """All steps that are not done yet."""
         if not self.figures:
             self.figures = {"before": self.judge(), "data": self.data.describe()}
-            self.lesson.start(self.figures["before"])
-        self.steps.stopping.begin()
+            self.training_loss.start(self.figures["before"])
+        self.steps.stop_signals.begin()
         for step in range(self.done, self.data.total_steps):
             if step == self.pruner.cut_step and not self.pruner.cut_done:
                 self.cut_at_once(step)
@@ -163,37 +165,37 @@ class Trainer:
         try:
             self.save(limit=0)
         except UserError as error:
-            self.journal.warn(f"the last step is not saved before the model is written: {error}")
+            self.metrics_logger.warn(f"the last step is not saved before the model is written: {error}")
         else:
             self.temporary = True
 
     def around(self) -> run_state.State:
         """The run at this step boundary, all but what the engine trains. Collective."""
-        values, tensors = run_state.around(self.engine, self.pruner, self.generator)
-        values |= {"meter": self.meter.state(), "figures": self.figures, "bad_steps": self.steps.bad_steps}
-        values["milestones"] = self.milestones.state()
+        values, tensors = run_state.capture_run_state(self.engine, self.pruner, self.generator)
+        values |= {"meter": self.meter.state(), "figures": self.figures, "nonfinite_steps": self.steps.nonfinite_steps}
+        values["score_history"] = self.score_history.state()
         values["started"] = self.data.now.isoformat() if self.data.now else ""
-        values["lesson"], snapshot = self.lesson.state()
-        tensors |= {"lesson": snapshot} if snapshot else {}
+        values["training_loss"], snapshot = self.training_loss.state()
+        tensors |= {"training_loss": snapshot} if snapshot else {}
         return values, tensors
 
     def save(self, unscored: run_state.State | None = None, limit: int | None = None) -> None:
         """Write a checkpoint of this step boundary. limit: how many may be kept, None: as the run says. Collective."""
         heartbeat.phase(f"step {self.done}: save", limited=False)
-        begun = checkpoint.begin(self.journal.folder, self.done) if collectives.is_main() else None
+        begun = checkpoint.begin(self.metrics_logger.folder, self.done) if collectives.is_main() else None
         values, tensors = unscored or self.around()
         if unscored is None:
             run_state.add_trained(values, self.engine, begun)
         else:
-            run_state.add_unscored(self.engine, self.bare(), begun)
+            run_state.add_unscored(self.engine, self.trains_weights_for_scoring_only(), begun)
         shape = run_state.shape(self.engine.module, self.pruner)
 
         def write() -> None:
             run = {name: getattr(self.run_config, name) for name in OPTIONS}
-            made = Checkpoint(self.done, run, self.data.counts(), self.prints, values, tensors, shape)
-            made.metrics, made.base = self.journal.metrics(), self.base_fields
+            made = Checkpoint(self.done, run, self.data.counts(), self.fingerprints, values, tensors, shape)
+            made.metrics, made.base = self.metrics_logger.metrics(), self.base_fields
             keep = self.run_config.save_total_limit if limit is None else limit
-            checkpoint.write(self.journal.folder, made, keep, begun)
+            checkpoint.write(self.metrics_logger.folder, made, keep, begun)
 
         collectives.on_main(write)
         self.meter.forget_peak()
@@ -201,13 +203,13 @@ class Trainer:
 
     def take_over(self, saved: Checkpoint) -> None:
         """Go on from where `save` was: what is not in the model's shapes. Collective."""
-        run_state.put_back(self.engine, self.generator, saved, self.run_config.gradient_accumulation_steps)
+        run_state.restore(self.engine, self.generator, saved, self.run_config.gradient_accumulation_steps)
         self.meter.load_state(saved.values["meter"])
-        self.milestones.load_state(saved.values["milestones"])
-        self.figures, self.steps.bad_steps = saved.values["figures"], saved.values["bad_steps"]
+        self.score_history.load_state(saved.values["score_history"])
+        self.figures, self.steps.nonfinite_steps = saved.values["figures"], saved.values["nonfinite_steps"]
         if saved.evaluation is not None:
             self.figures["after"] = saved.evaluation
-        if Path(saved.path).parent == self.journal.folder:
+        if Path(saved.path).parent == self.metrics_logger.folder:
             self.on_disk, total = saved.step, self.data.total_steps
             self.temporary = saved.step == total and not is_due(total, total, saved.run["save_steps"])
 
@@ -216,39 +218,41 @@ class Trainer:
         score, unscored = self.run_config.score, copy.deepcopy(self.around())
         if score == "taylor":
             with self.meter.scoring():
-                self.weigh()
+                self.score_by_weight_gradients()
             self.keep(unscored)
         elif score != "random":
             for number in range(self.run_config.calibration_steps):
                 self.train_step(number, calibrating=True)
                 self.keep(unscored)
-        zero.settle(self.engine)
+        zero.release_gathered(self.engine)
         with self.meter.scoring():
             plan = self.pruner.cut_now(self.engine.module)
         self.rebuild(step, plan, fresh=True)
 
     def train_step(self, step: int, calibrating: bool = False) -> None:
         """One optimizer step over a global batch. Collective."""
-        self.steps.take(self.engine, step, calibrating)
+        self.steps.run(self.engine, step, calibrating)
 
-    def weigh(self) -> None:
+    def score_by_weight_gradients(self) -> None:
         """Score by gradients of all weights. Collective."""
-        self.steps.weigh(self.engine)
+        self.steps.score_by_weight_gradients(self.engine)
 
-    def bare(self) -> bool:
+    def trains_weights_for_scoring_only(self) -> bool:
         """Whether weights are trainable only to be weighed."""
-        return self.run_config.tune == "adapters" and not adapter.ranks(self.engine.module)
+        return self.run_config.train == "adapters" and not adapter.ranks(self.engine.module)
 
     def adjust(self, step: int) -> None:
         """After update number `step`: move masks; cut, grow and rebuild where it is time. Collective."""
         with self.meter.scoring():
             self.pruner.advance(step)
             plan = self.pruner.plan(step, self.data.total_steps, self.engine.module)
-        if not self.lesson.over and schedules.is_adjustment(step, self.run_config.adjust_every, self.lesson.phase):
+        if not self.training_loss.over and schedules.is_adjustment(
+            step, self.run_config.prune_every, self.training_loss.phase
+        ):
             score = self.evaluate(step)
             with self.meter.scoring():
-                self.lesson.follow(score, self.engine.module)
-        if plan or self.lesson.due(step):
+                self.training_loss.follow(score, self.engine.module)
+        if plan or self.training_loss.due(step):
             self.rebuild(step, plan)
 
     def rebuild(self, step: int, plan: Plan, fresh: bool = False) -> None:
@@ -260,32 +264,32 @@ class Trainer:
         start, kept = time.perf_counter(), self.pruner.kept()
         self.meter.begin_rebuild()
         self.pruner.agree(step, plan)
-        bare = self.bare()
-        if bare:
+        trains_weights_for_scoring_only = self.trains_weights_for_scoring_only()
+        if trains_weights_for_scoring_only:
             state = zero.EngineState({}, 0.0)
         else:
-            state = zero.take_state(self.engine, moments=not fresh and self.run_config.moments == "carry")
+            state = zero.take_state(self.engine, moments=not fresh and self.run_config.optimizer_state == "carry")
         if fresh:
             state.counters = dict.fromkeys(state.counters, 0)
         model = zero.destroy(self.engine)
         del self.engine
-        self.pruner.undress()
-        self.lesson.undress()
-        with self.lesson.riding(state):
-            anatomy = surgery.operate(model, self.pruner.anatomy, plan, state, self.generator)
+        self.pruner.remove_hooks()
+        self.training_loss.remove_hooks()
+        with self.training_loss.teacher_follows_surgery(state):
+            anatomy = surgery.apply_plan(model, self.pruner.anatomy, plan, state, self.generator)
         self.pruner.follow(plan, anatomy, step)
-        if self.lesson.due(step):
-            self.pruner.anatomy = self.lesson.end(model, self.pruner.anatomy)
-        if bare:
+        if self.training_loss.due(step):
+            self.pruner.anatomy = self.training_loss.end(model, self.pruner.anatomy)
+        if trains_weights_for_scoring_only:
             self.prepare_weights(model)
-        zero.collect()
+        zero.free_memory()
         self.steps.scoring = self.pruner.needs_scores(step) and not fresh
-        self.pruner.dress(model, self.steps.scoring)
-        self.lesson.dress(model)
+        self.pruner.install_hooks(model, self.steps.scoring)
+        self.training_loss.install_hooks(model)
         self.engine = zero.build(model, self.engine_config(), self.make_optimizer)
         zero.put_state(self.engine, state)
         self.meter.rebuilt(time.perf_counter() - start, cut=self.pruner.kept() < kept)
-        self.journal.adjusted(step, self.pruner.kept(), plan)
+        self.metrics_logger.adjusted(step, self.pruner.kept(), plan)
 
     def judge(self) -> dict[str, Any]:
         """All that is to be said of the model as it is. Collective."""
@@ -303,21 +307,21 @@ class Trainer:
         after = self.judge()
         if collectives.is_main() and self.on_disk == self.done:
             try:
-                checkpoint.add_evaluation(self.journal.folder, self.done, after)
+                checkpoint.add_evaluation(self.metrics_logger.folder, self.done, after)
             except OSError as error:
-                self.journal.warn(f"the last evaluation is not saved: {error}")
+                self.metrics_logger.warn(f"the last evaluation is not saved: {error}")
         return after
 
     def evaluate(self, step: int) -> float:
         """The score after `step` updates, taken once. Collective."""
-        if not self.milestones.knows(step):
+        if not self.score_history.knows(step):
             heartbeat.phase(f"step {step}: evaluation", limited=False)
             with self.meter.evaluation():
                 score = self.judged.score(self.engine)
-            self.milestones.take(step, score, self.meter.seconds, self.pruner.at_target())
-            self.journal.warn(f"step {step}: score {score:.4f}")
+            self.score_history.take(step, score, self.meter.seconds, self.pruner.at_target())
+            self.metrics_logger.warn(f"step {step}: score {score:.4f}")
             self.steps.listen()
-        return self.milestones.score
+        return self.score_history.score
 
     def finish(self) -> None:
         """Write the model, then let go of engine and process group's memory.
@@ -328,7 +332,7 @@ class Trainer:
         heartbeat.phase("writing the model", limited=False)
         model: nn.Module = zero.destroy(self.engine)
         del self.engine
-        self.pruner.undress()
+        self.pruner.remove_hooks()
         try:
             export(
                 model,
@@ -336,7 +340,7 @@ class Trainer:
                 self.base.config,
                 self.generation,
                 self.base.tokenizer,
-                self.journal.folder / "model",
+                self.metrics_logger.folder / "model",
                 self.base.kind,
                 self.run_config.export_bits,
                 self.written,
@@ -344,9 +348,9 @@ class Trainer:
         except UserError as error:
             raise UserError(f"{error}{self.go_on()}") from None
         except Exception:
-            self.journal.warn(f"the model was not written{self.go_on()}")
+            self.metrics_logger.warn(f"the model was not written{self.go_on()}")
             raise
-        zero.collect()
+        zero.free_memory()
 
     def go_on(self) -> str:
         """How to go on after a failed export, for the end of a message."""
@@ -357,7 +361,7 @@ class Trainer:
     def tidy(self) -> None:
         """Remove the checkpoint that was there for the export alone. On the first rank."""
         if self.temporary:
-            checkpoint.remove(self.journal.folder, self.done)
+            checkpoint.remove(self.metrics_logger.folder, self.done)
 
 
 def is_due(step: int, total: int, every: int) -> bool:

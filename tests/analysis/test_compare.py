@@ -296,7 +296,7 @@ def test_a_signal_stops_the_run_under_way_and_the_next_start_goes_on_from_it(tmp
 def test_a_run_whose_last_cut_is_after_its_last_step_is_compared(tmp_path: Path) -> None:
     tiny.save_model(tmp_path / "model")
     tiny.save_data(tmp_path / "data.json")
-    done = launch(tmp_path, "--methods", "apt", "--pruning", "gradual", "--prune_ratio", "1")
+    done = launch(tmp_path, "--methods", "apt", "--pruning", "gradual", "--pruning_phase", "1")
     assert done.returncode == 0, done.stderr[-3000:]
     rows = json.loads((tmp_path / "out" / "table.json").read_text(encoding="utf8"))
     assert (rows[0]["step_seconds"], rows[0]["final_bytes"]) == (None, None)
@@ -311,9 +311,9 @@ def test_a_run_whose_last_cut_is_after_its_last_step_is_compared(tmp_path: Path)
         (["--sparsity", "0.3,x"], "--sparsity '0.3,x' is not allowed"),
         (["--sparsity", "1.0"], "--sparsity 1.0 is not allowed"),
         (["--mmlu_data", "nowhere"], "--mmlu_data 'nowhere' is no folder"),
-        (["--vary", "outlier", "off", "of"], "--outlier 'of' is not allowed: give one of normalized"),
-        (["--vary", "outlir", "off"], "--outlir is no option (did you mean --outlier"),
-        (["--vary", "outlier"], "--vary outlier: give the name of an option and its values, nothing twice"),
+        (["--vary", "kurtosis", "off", "of"], "--kurtosis 'of' is not allowed: give one of normalized"),
+        (["--vary", "kurtoss", "off"], "--kurtoss is no option (did you mean --kurtosis"),
+        (["--vary", "kurtosis"], "--vary kurtosis: give the name of an option and its values, nothing twice"),
         (["--vary", "sparsity", "0.3"], "--vary sparsity is not allowed: it is given elsewhere"),
         (["--seeds"], "argument --seeds: expected one argument"),
         (["--full_num_train_epochs", "-1"], "--full_num_train_epochs -1.0 is not allowed: give a number above 0"),

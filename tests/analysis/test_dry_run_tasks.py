@@ -24,7 +24,7 @@ GRADUAL = ["--pruning", "gradual", "--structure", "adaptive", "--align", "4"]
 @pytest.mark.parametrize("kind", ["bert-classes", "roberta-answers", "t5"])
 def test_heads_adapters_and_teacher_count(kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = ["--dry_run", "--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), *tiny.save_task(tmp_path, kind)]
-    words += ["--max_steps", "2", "--output_dir", str(tmp_path / "out"), "--rank_growth", "false"]
+    words += ["--max_steps", "2", "--output_dir", str(tmp_path / "out"), "--rank_growth", "none"]
     run = resolve(words)
     base = loading.find_base(run.model_name_or_path, run.task, labels_of(run.task))
     shape = dry_run.micro_batches(run, datasets.read_data(run, base), 1, base.kind)

@@ -109,8 +109,8 @@ def test_lists_come_in_their_own_order(named: list[str]) -> None:
         ("--sparsity nan", ["--sparsity nan"]),
         ("--mask_step -0.1", ["--mask_step -0.1", "at least 0 and at most 1"]),
         ("--mask_step 1.5", ["--mask_step 1.5", "at least 0 and at most 1"]),
-        ("--outlier_weight -2", ["--outlier_weight -2.0", "at least 0, or -1"]),
-        ("--outlier_weight nan", ["--outlier_weight nan", "at least 0, or -1"]),
+        ("--kurtosis_weight -2", ["--kurtosis_weight -2.0", "at least 0, or -1"]),
+        ("--kurtosis_weight nan", ["--kurtosis_weight nan", "at least 0, or -1"]),
         ("--recipe papers", ["--recipe 'papers'", "default, paper"]),
         ("--prune_scope adapter", ["--prune_scope 'adapter'", "all, adapted"]),
         ("--calibration_average median", ["--calibration_average 'median'", "mean, moving"]),
@@ -148,15 +148,15 @@ def table(config: RunConfig) -> dict[str, object]:
 PAPER = {
     "teacher": "unpruned",
     "layer_match": "step",
-    "product": "masses",
-    "outlier": "literal",
-    "outlier_weight": 1.0,
+    "salience_product": "batch",
+    "kurtosis": "literal",
+    "kurtosis_weight": 1.0,
     "calibration_average": "moving",
     "prune_blocks": "heads,neurons,hidden",
     "structure": "adaptive",
     "align": 1,
     "mask_step": 0.01,
-    "moments": "reset",
+    "optimizer_state": "reset",
 }
 
 
@@ -176,7 +176,13 @@ def test_a_recipe_and_any_method_agree(name: str, named: list[str]) -> None:
 
 @pytest.mark.parametrize("source", ["command line", "file"])
 def test_stated_options_win_over_the_recipe(source: str, required: list[str], tmp_path: Path) -> None:
-    stated = {"align": 64, "outlier": "normalized", "moments": "carry", "mask_step": 0.05, "prune_blocks": "heads"}
+    stated = {
+        "align": 64,
+        "kurtosis": "normalized",
+        "optimizer_state": "carry",
+        "mask_step": 0.05,
+        "prune_blocks": "heads",
+    }
     words = [*required, "--preset", "roberta-sst2", "--recipe", "paper"]
     if source == "file":
         (tmp_path / "run.yaml").write_text(yaml.safe_dump(stated), encoding="utf-8")
@@ -204,7 +210,7 @@ def test_another_recipe_than_that_of_a_saved_configuration_is_refused(required: 
 
 
 def test_rank_above_the_limit_is_fine_without_growth(named: list[str]) -> None:
-    assert resolve([*named, "--rank", "65", "--rank_growth", "false"]).rank == 65
+    assert resolve([*named, "--rank", "65", "--rank_growth", "none"]).rank == 65
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def learn(model: LlamaForCausalLM, salience: Salience, batch: Batch) -> dict[str
     loss.backward()
     salience.end()
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
-    found |= {"loss": loss.detach(), "masses": salience.masses.clone()}
+    found |= {"loss": loss.detach(), "masses": salience.abs_sums.clone()}
     salience.measure_outliers(model)
     salience.update(1.0)
     return found | {"scores": salience.average.clone()}
@@ -147,7 +147,7 @@ def test_whole_runs_decide_the_same(world: int, tmp_path: Path) -> None:
     tiny.save_model(tmp_path / "model")
     tiny.save_data(tmp_path / "data.json")
     flags = ["--pruning", "gradual", "--structure", "adaptive", "--max_steps", "12", "--sparsity", "0.5"]
-    flags += ["--align", "4", "--mask_step", "0.25", "--adjust_every", "4"]
+    flags += ["--align", "4", "--mask_step", "0.25", "--prune_every", "4"]
     expected = reference_run(tmp_path, flags)
     size = ["--per_device_train_batch_size", str(4 // world), "--gradient_accumulation_steps", "1"]
     modes = {"packed": [*flags, *size, "--packing"]}

@@ -14,8 +14,8 @@ from apt_ds.config.errors import UserError
 from apt_ds.data import mmlu as data
 from apt_ds.data.mmlu import Mmlu, Question
 from apt_ds.eval import loading, mmlu
-from apt_ds.eval.choice_scores import Encoder, letter_scores, shared_length
-from apt_ds.eval.resume_file import Progress
+from apt_ds.eval.choice_scores import Encoder, choice_scores, shared_length
+from apt_ds.eval.resume_file import ResumeFile
 from tests.support import multiprocess, tiny
 from tests.support.mmlu_fixtures import SUBJECTS, model, planted, small_set, tokenizer, write_exam
 
@@ -142,7 +142,7 @@ def test_the_reused_prefix_changes_nothing(kind: str) -> None:
         prefix = shared_length(ids)
         assert prefix > 100 and min(map(len, ids)) - prefix < 40
         for reused in (prefix, 0):
-            found = letter_scores(made, ids, encoder.letters, 4, torch.device("cpu"), reused)
+            found = choice_scores(made, ids, encoder.letters, 4, torch.device("cpu"), reused)
             assert torch.allclose(found, expected, atol=1e-4)
             assert torch.equal(found.argmax(1), expected.argmax(1))
     found = [mmlu.evaluate(made, tokenizer(), asked, mmlu.Settings(reuse_prefix=r, batch_size=b)).choices
@@ -204,16 +204,16 @@ def test_an_interrupted_evaluation_goes_on(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(mmlu, "answer_subject", stop_at_the_last)
     with pytest.raises(KeyboardInterrupt):
-        mmlu.evaluate(made, tokenizer(), asked, progress=Progress(path, {"model": "m", "num_shots": 5}))
+        mmlu.evaluate(made, tokenizer(), asked, progress=ResumeFile(path, {"model": "m", "num_shots": 5}))
     seen.append("resumed")
-    again = mmlu.evaluate(made, tokenizer(), asked, progress=Progress(path, {"model": "m", "num_shots": 5}))
+    again = mmlu.evaluate(made, tokenizer(), asked, progress=ResumeFile(path, {"model": "m", "num_shots": 5}))
     assert seen[-2:] == ["resumed", SUBJECTS[-1]]
     assert again == whole
     with pytest.raises(UserError, match="differs in num_shots; delete it to start anew"):
-        Progress(path, {"model": "m", "num_shots": 4})
+        ResumeFile(path, {"model": "m", "num_shots": 4})
     path.write_text("{", encoding="utf8")
     with pytest.raises(UserError, match="cannot be read; delete it"):
-        Progress(path, {})
+        ResumeFile(path, {})
 
 
 def test_a_fingerprint_tells_models_apart(place: Path, tmp_path: Path) -> None:

@@ -130,8 +130,8 @@ def test_a_run_goes_on_the_next_day(
     tok = made.base.tokenizer
     for rows in (made.data.train.rows, made.data.held_out.rows):
         assert {tok.decode(row["input_ids"][:1]) for row in rows} == {"w111"}
-    made.tune()
-    made.journal.close()
+    made.train_loop()
+    made.metrics_logger.close()
     # what goes on is saved with the same time again
     assert checkpoint.load(tmp_path / "on" / "checkpoint-4").started == datetime(2024, 5, 6, 7, 8, 11)
     losses = [(tmp_path / name / "metrics.jsonl").read_text("utf-8").splitlines() for name in ("out", "on")]

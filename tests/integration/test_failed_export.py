@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from apt_ds.eval.evaluator import Judge
+from apt_ds.eval.evaluator import Evaluator
 from apt_ds.training import checkpoint
-from apt_ds.training.train_step import Stepper
+from apt_ds.training.train_step import TrainStep
 from tests.support import multiprocess, tiny
 from tests.support.launcher import Place, Run, caller, own_world
 
@@ -22,7 +22,7 @@ MEASURED = ("step_seconds", "peak_memory_bytes", "generated_tokens_per_second", 
 SHORT = ["--max_steps", "2", "--calibration_steps", "1"]
 FLAGS = [
     *("--pruning", "gradual", "--structure", "adaptive", "--max_steps", "4", "--sparsity", "0.4", "--align", "4"),
-    *("--mask_step", "0.5", "--rank", "2", "--adjust_every", "2", "--save_steps", "0", "--timeout", "20"),
+    *("--mask_step", "0.5", "--rank", "2", "--prune_every", "2", "--save_steps", "0", "--timeout", "20"),
 ]
 
 
@@ -78,7 +78,7 @@ def test_a_resumed_run_only_writes_the_model(
     assert names(output) == ["checkpoint-2", "config.yaml", "metrics.jsonl"]
 
     with monkeypatch.context() as patch:
-        for owner, name in ((Stepper, "take"), (Judge, "everything")):
+        for owner, name in ((TrainStep, "run"), (Evaluator, "everything")):
             patch.setattr(owner, name, lambda *given: pytest.fail("it trains or evaluates again"))
         assert run([*words, "--resume_from_checkpoint", "last"]).status == 0
     kept = ["checkpoint-2"] if stays else []

@@ -11,7 +11,7 @@ import pytest
 
 from apt_ds.config.errors import LostRank, UserError
 from apt_ds.runtime import collectives, heartbeat
-from apt_ds.runtime.error_messages import explain
+from apt_ds.runtime.error_messages import translate_error
 from apt_ds.runtime.watchdog import Seen, Watchdog
 from apt_ds.training import checkpoint
 from tests.support import multiprocess, tiny
@@ -19,7 +19,7 @@ from tests.support.paths import ROOT
 
 FLAGS = [
     *("--pruning", "gradual", "--structure", "adaptive", "--max_steps", "6", "--sparsity", "0.4", "--align", "4"),
-    *("--mask_step", "0.5", "--rank", "2", "--adjust_every", "2", "--save_steps", "1", "--timeout", "10"),
+    *("--mask_step", "0.5", "--rank", "2", "--prune_every", "2", "--save_steps", "1", "--timeout", "10"),
 ]
 
 
@@ -154,23 +154,23 @@ def test_the_watchdog_names_who_is_silent_and_who_is_behind(dog: Watchdog) -> No
 
 
 def test_memory_that_ran_out_is_one_line_with_three_settings(dog: Watchdog, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heartbeat.NOW, "phase", "step 7: forward and backward")
+    monkeypatch.setattr(heartbeat.CURRENT, "phase", "step 7: forward and backward")
     # what the CPU allocator really says
     import torch
 
     with pytest.raises(RuntimeError) as failure:
         torch.empty(2**60)
     for error in (failure.value, torch.OutOfMemoryError("CUDA out of memory"), MemoryError()):
-        told = explain(error, dog)
+        told = translate_error(error, dog)
         assert isinstance(told, UserError) and "step 7: forward and backward" in str(told)
         settings = ("--per_device_train_batch_size", "--gradient_checkpointing", "zero3_offload.json")
         assert all(flag in str(told) for flag in settings)
     other = RuntimeError("shapes do not match")
-    assert explain(other, dog) is other
+    assert translate_error(other, dog) is other
     dog.period = 0.01
     dog.seen[1].alive = 1e12
     for error in (
         RuntimeError("[gloo] Connection closed by peer"),
         collectives.BROKEN[0]("Failed to recv, got 0 bytes"),
     ):
-        assert isinstance(explain(error, dog), LostRank)
+        assert isinstance(translate_error(error, dog), LostRank)

@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.dist, pytest.mark.timeout(3600)]
 STEPS, PHASE, LENGTH = 32, 16, 14  # steps of a run, those that cut and grow, faults in one at most
 FLAGS = [
     *("--pruning", "gradual", "--structure", "adaptive", "--max_steps", str(STEPS), "--sparsity", "0.4"),
-    *("--align", "4", "--mask_step", "0.5", "--rank", "2", "--adjust_every", "2", "--prune_ratio", str(PHASE / STEPS)),
+    *("--align", "4", "--mask_step", "0.5", "--rank", "2", "--prune_every", "2", "--pruning_phase", str(PHASE / STEPS)),
     *("--save_steps", "1", "--save_total_limit", "3", "--eval_steps", "3", "--timeout", "10"),
 ]
 

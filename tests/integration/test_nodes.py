@@ -30,7 +30,7 @@ PORT = "29577"  # both hosts are new: nothing listens there
 # cuts and rank growth after steps 2 and 4
 FLAGS = [
     *("--pruning", "gradual", "--structure", "adaptive", "--sparsity", "0.4", "--align", "4", "--mask_step", "0.5"),
-    *("--rank", "2", "--adjust_every", "2", "--eval_size", "4", "--report", "false"),
+    *("--rank", "2", "--prune_every", "2", "--eval_size", "4", "--report", "false"),
     *("--per_device_train_batch_size", "2", "--learning_rate", "1e-2", "--max_seq_length", "64"),
     *("--deepspeed", "ds_configs/zero3.json"),
 ]
@@ -126,7 +126,7 @@ def hostfile(hosts: Hosts, tmp_path: Path) -> Path:
 
 def words(folder: Path, output: Path, *more: str, steps: int = STEPS) -> list[str]:
     place = ["--model_name_or_path", str(folder / "model"), "--data_path", str(folder / "data.json")]
-    length = ["--max_steps", str(steps), "--prune_ratio", str(PHASE / steps)]
+    length = ["--max_steps", str(steps), "--pruning_phase", str(PHASE / steps)]
     return [*FLAGS, *place, "--output_dir", str(output), *length, *more]
 
 

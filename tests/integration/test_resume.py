@@ -12,7 +12,7 @@ from tests.support import multiprocess, tiny
 
 pytestmark = pytest.mark.dist
 
-SIZES = ["--align", "4", "--mask_step", "0.5", "--rank", "2", "--adjust_every", "2"]
+SIZES = ["--align", "4", "--mask_step", "0.5", "--rank", "2", "--prune_every", "2"]
 # gradual: cuts and growth after steps 2 and 4; pretuning: a cut before step 1, growth after 2 and 3
 MODES = {
     "gradual": ["--pruning", "gradual", "--structure", "adaptive", "--max_steps", "8", "--sparsity", "0.5", *SIZES],

@@ -18,10 +18,10 @@ pytestmark = pytest.mark.dist
 SIZES = ["--align", "4", "--rank", "2", "--sparsity", "0.4", "--max_steps", "4", "--calibration_steps", "3"]
 FISHER = ["--bf16", "--pruning", "posttuning", "--score", "fisher", "--weight_decay", "0.1"]
 # evaluations: before, after the cut, after steps 2 and 4, and at the end
-RUN = [*SIZES, "--adjust_every", "2", "--eval_steps", "2", "--timeout", "20", "--save_steps", "0"]
+RUN = [*SIZES, "--prune_every", "2", "--eval_steps", "2", "--timeout", "20", "--save_steps", "0"]
 # name, stage, offload, flags, the micro-batch, two a step, that scoring is ended in, and what it is ended by
 SCORED = [
-    ("pretuning", 3, False, [*SIZES, "--adjust_every", "2"], 3, ["signal", "bad"]),
+    ("pretuning", 3, False, [*SIZES, "--prune_every", "2"], 3, ["signal", "bad"]),
     ("fisher", 2, False, [*SIZES, *FISHER], 8, ["signal", "bad"]),
     ("taylor", 3, False, [*SIZES, "--method", "prune_lora"], 2, ["signal"]),
 ]
@@ -55,7 +55,7 @@ def test_scoring_that_is_ended_starts_anew_on_resume(folder: Path) -> None:
 
 @pytest.mark.parametrize("score", [[], ["--score", "fisher"]])
 def test_a_cut_without_a_finite_step_ends_all_ranks(score: list[str], folder: Path) -> None:
-    flags = [*SIZES, *score, "--save_steps", "0", "--max_bad_steps", "5"]
+    flags = [*SIZES, *score, "--save_steps", "0", "--max_nonfinite_steps", "5"]
     arguments = {"folder": str(folder), "place": "unscored", "stage": 3, "offload": False, "flags": flags}
     told = multiprocess.run(2, "fault_injection.end_scoring", arguments | {"number": 1, "bad": True})
     assert told.startswith("2 no step before the cut had a finite loss"), told
@@ -75,9 +75,9 @@ def test_a_signal_before_the_first_step_ends_all_at_once(where: str, victim: int
 
 def test_a_signal_that_nobody_has_looked_at_ends_the_run_before_its_first_step() -> None:
     """The thread that listens may not get its turn before the step begins."""
-    script = "import os, signal\nfrom apt_ds.runtime.signals import Stopping\n"
-    script += "Stopping._listen = lambda self, end: None\n"
-    script += "with Stopping() as stopping:\n    os.kill(os.getpid(), signal.SIGUSR1)\n    stopping.begin()\n"
+    script = "import os, signal\nfrom apt_ds.runtime.signals import StopSignals\n"
+    script += "StopSignals._listen = lambda self, end: None\n"
+    script += "with StopSignals() as stopping:\n    os.kill(os.getpid(), signal.SIGUSR1)\n    stopping.begin()\n"
     script += "raise SystemExit('it went on')"
     ended = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env=multiprocess.environment()

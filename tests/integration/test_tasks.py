@@ -27,7 +27,7 @@ from tests.support.paths import ROOT
 
 CPU = torch.device("cpu")
 KINDS = ("bert-classes", "roberta-answers", "t5-gated", "t5")
-SIZES = ["--align", "4", "--mask_step", "0.5", "--rank", "2", "--adjust_every", "2", "--prune_blocks"]
+SIZES = ["--align", "4", "--mask_step", "0.5", "--rank", "2", "--prune_every", "2", "--prune_blocks"]
 FLAGS = [
     *("--pruning", "gradual", "--structure", "adaptive", "--sparsity", "0.4", "--max_steps", "8", "--distill"),
     *SIZES,
@@ -112,8 +112,8 @@ def test_what_is_written_is_what_was_judged(
         model = loader.from_pretrained(output / "model", trust_remote_code=True)
         base = loading.find_base(str(folder / kind / "model"), run.task, ("negative", "positive"))
         data = read_data(run, base)
-        assert data.exam is not None
-        assert data.exam.ask(model, 3, 0)["score"] == pytest.approx(figures["after"]["score"])
+        assert data.task_evaluator is not None
+        assert data.task_evaluator.evaluate(model, 3, 0)["score"] == pytest.approx(figures["after"]["score"])
         assert figures == json.loads((output / "summary.json").read_text(encoding="utf8"))
         steps = [entry["step"] for entry in figures["training"]["history"]]
         assert steps == [2, 4, 8]
@@ -141,10 +141,10 @@ def test_a_checkpoint_without_a_head_gets_one_and_says_so(
 def test_held_cuts_wait_for_the_end_of_the_phase() -> None:
     model = tiny.small("bert-classes")
     anatomy = anatomy_of(model.config, tiny.TASKS["bert-classes"])
-    flags = {"pruning": "gradual", "structure": "adaptive", "sparsity": 0.4, "align": 4, "adjust_every": 2}
+    flags = {"pruning": "gradual", "structure": "adaptive", "sparsity": 0.4, "align": 4, "prune_every": 2}
     cut_at = {}
     for hold in (False, True):
-        pruner = Pruner(RunConfig(**flags, hold_cuts=hold, mask_step=0.5, rank_growth=False), anatomy, 16, CPU)
+        pruner = Pruner(RunConfig(**flags, defer_cuts=hold, mask_step=0.5, rank_growth="none"), anatomy, 16, CPU)
         pruner.scorer.average = torch.arange(anatomy.sizes.total(), dtype=torch.float32)
         cut_at[hold] = []
         for step in range(1, 17):
@@ -160,7 +160,7 @@ def test_held_cuts_wait_for_the_end_of_the_phase() -> None:
 def test_an_unpruned_teacher_takes_precedence_over_early_cuts() -> None:
     waits = {
         (hold, distill, teacher): RunConfig(
-            pruning="gradual", hold_cuts=hold, distill=distill, teacher=teacher
+            pruning="gradual", defer_cuts=hold, distill=distill, teacher=teacher
         ).cuts_wait
         for hold in (False, True)
         for distill in (False, True)
@@ -180,17 +180,27 @@ def test_pruning_never_moves_an_unpruned_teacher(
     kind: str, teacher: str, folder: Path, modes: dict[str, list[str]]
 ) -> None:
     """Masks move, ranks grow and the snapshot stays. A shrinking teacher changes with every cut."""
-    words = [*modes[kind], "--teacher", teacher, "--max_steps", "12", "--prune_ratio", "0.8", "--learning_rate", "1e-2"]
+    words = [
+        *modes[kind],
+        "--teacher",
+        teacher,
+        "--max_steps",
+        "12",
+        "--pruning_phase",
+        "0.8",
+        "--learning_rate",
+        "1e-2",
+    ]
     words += ["--output_dir", str(folder / f"{kind}-{teacher}"), "--overwrite_output_dir", "--save_steps", "0"]
     made = training_run.prepare(resolve(["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), *words]))
-    lesson, pruner, batch = made.lesson, made.pruner, made.steps.micro_batch(0, 0)
-    lesson.best = float("inf")  # no later student counts as better
+    training_loss, pruner, batch = made.training_loss, made.pruner, made.steps.micro_batch(0, 0)
+    training_loss.best = float("inf")  # no later student counts as better
     first, moved, ranks = None, [], made.pruner.initial_adapters
     for step in range(12):
-        if lesson.over:
+        if training_loss.over:
             break
-        lesson.begin(step, [])
-        logits = lesson.teach(made.engine, batch, pruner.masks).logits
+        training_loss.begin(step, [])
+        logits = training_loss.teach(made.engine, batch, pruner.masks).logits
         first = logits if first is None else first
         moved.append(max((a - b).abs().max().item() for a, b in zip(logits, first, strict=True)))
         made.train_step(step)
@@ -198,7 +208,7 @@ def test_pruning_never_moves_an_unpruned_teacher(
         if step == 7:
             assert (pruner.kept() == 1) == (pruner.masks.values.min() < 1) == (teacher == "unpruned")
             assert sum(p.numel() for n, p in made.engine.module.named_parameters() if "lora" in n) > ranks
-    assert lesson.over and len(moved) == pruner.phase == 10
+    assert training_loss.over and len(moved) == pruner.phase == 10
     assert max(moved) < 1e-4 if teacher == "unpruned" else max(moved) > 1e-2
     made.finish()
 
@@ -230,13 +240,13 @@ def test_a_small_t5_learns_to_swap_words_while_it_is_pruned_and_distilled(
     """The whole way: from answers that are all wrong to a written model that generates nearly all of them right."""
     output = folder / "learnt"
     words = [*modes["t5"], "--sparsity", "0.3", "--prune_blocks", "heads,neurons", "--mask_step", "0.1", "--rank", "8"]
-    words += ["--adapter_targets", "q,k,v,o,up,down", "--adjust_every", "20", "--max_steps", "200"]
+    words += ["--adapter_targets", "q,k,v,o,up,down", "--prune_every", "20", "--max_steps", "200"]
     words += ["--learning_rate", "2e-2", "--per_device_train_batch_size", "8", "--per_device_eval_batch_size", "12"]
     run = resolve(["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), *words, "--output_dir", str(output)])
     figures = training_run.train(run)
     assert figures["before"]["score"] < 10 and figures["pruning"]["kept"] <= 0.7
     model = AutoModelForSeq2SeqLM.from_pretrained(output / "model", trust_remote_code=True)
-    exam = read_data(run, loading.find_base(str(folder / "t5" / "model"), run.task)).exam
-    assert exam is not None
-    score = exam.ask(model, 12, 0)["score"]
+    task_evaluator = read_data(run, loading.find_base(str(folder / "t5" / "model"), run.task)).task_evaluator
+    assert task_evaluator is not None
+    score = task_evaluator.evaluate(model, 12, 0)["score"]
     assert score == pytest.approx(figures["after"]["score"]) and score > 80

@@ -298,7 +298,7 @@ def test_a_file_size_limit_leaves_no_model(place: Place, tmp_path: Path, run: Ru
     assert sorted(path.name for path in output.iterdir()) == ["checkpoint-1", "config.yaml", "metrics.jsonl"]
 
 
-def bad_steps(text: str) -> list[int]:
+def nonfinite_steps(text: str) -> list[int]:
     """The numbers of the steps reported as non-finite."""
     return [int(number) for number in re.findall(r"step (\d+): non-finite", text)]
 
@@ -310,10 +310,10 @@ def test_non_finite_losses_end_the_run(pruning: list[str], place: Place, tmp_pat
     model.save_pretrained(tmp_path / "model")
     tiny.tokenizer().save_pretrained(tmp_path / "model")
     words = place.words(tmp_path / "out", *pruning, "--model_name_or_path", str(tmp_path / "model"))
-    ended = run([*words, "--max_bad_steps", "2"])
+    ended = run([*words, "--max_nonfinite_steps", "2"])
     assert ended.status == 2 and len(ended.mistakes) == 1
     assert "2 steps in a row had a non-finite loss" in ended.mistakes[0]
-    first, second = bad_steps(ended.err)
+    first, second = nonfinite_steps(ended.err)
     assert second == first + 1
     assert not (tmp_path / "out" / "model").exists() and not (tmp_path / "out" / "summary.json").exists()
 
@@ -328,9 +328,9 @@ def test_a_bad_step_is_neither_applied_nor_scored(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """A NaN every other step: never two in a row, so the run goes on."""
-    words = place.words(tmp_path / "out", *GRADUAL, "--max_bad_steps", "2", "--warmup_ratio", "0")
+    words = place.words(tmp_path / "out", *GRADUAL, "--max_nonfinite_steps", "2", "--warmup_ratio", "0")
     made = training_run.prepare(resolve([*words, "--deepspeed", str(ROOT / "ds_configs" / f"{name}.json")]))
-    original = made.lesson.objective
+    original = made.training_loss.objective
     bad = False
 
     def spoiled(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
@@ -342,9 +342,9 @@ def test_a_bad_step_is_neither_applied_nor_scored(
             tuned = [p.detach().cpu().numpy().tobytes() for p in weights]
         pruner = made.pruner
         importance = b"" if pruner.importance is None else pruner.importance.cpu().numpy().tobytes()
-        return [*tuned, importance, pruner.scores().tobytes(), pruner.scorer.masses.cpu().numpy().tobytes()]
+        return [*tuned, importance, pruner.scores().tobytes(), pruner.scorer.abs_sums.cpu().numpy().tobytes()]
 
-    made.lesson.objective = replace(original, summed=spoiled)
+    made.training_loss.objective = replace(original, summed=spoiled)
     for step in range(4):
         before, bad = state(), step % 2 == 1
         made.train_step(step)
@@ -352,7 +352,7 @@ def test_a_bad_step_is_neither_applied_nor_scored(
     bad = False
     assert torch.isfinite(torch.from_numpy(made.pruner.scores())).all()
     made.finish()
-    assert len(bad_steps(capfd.readouterr().err)) == 2
+    assert len(nonfinite_steps(capfd.readouterr().err)) == 2
     rows = (tmp_path / "out" / "metrics.jsonl").read_text(encoding="utf8").splitlines()
     # strict JSON has no NaN
     assert [json.loads(row, parse_constant=pytest.fail)["loss"] is None for row in rows] == [False, True, False, True]

@@ -18,7 +18,7 @@ from tests.support.launcher import Place, Run, caller, own_world
 
 AUTO = "AutoModelForCausalLM"
 HEADS = ["--prune_blocks", "heads", "--sparsity", "0.15"]
-GRADUAL = ["--pruning", "gradual", "--max_steps", "4", "--mask_step", "0.5", "--prune_ratio", "0.5"]
+GRADUAL = ["--pruning", "gradual", "--max_steps", "4", "--mask_step", "0.5", "--pruning_phase", "0.5"]
 ALL = ["--prune_blocks", "heads,neurons,hidden", "--sparsity", "0.5"]
 # shape, changes of its configuration, flags
 QUICK: dict[str, tuple[str, dict[str, bool], list[str]]] = {
@@ -30,7 +30,7 @@ MODES = {
     "pretuning": [],
     "gradual": [*GRADUAL, *ALL],
     "adaptive": ["--structure", "adaptive", *ALL],
-    "posttuning": ["--method", "lora_prune", "--prune_ratio", "0.5", *HEADS],
+    "posttuning": ["--method", "lora_prune", "--pruning_phase", "0.5", *HEADS],
     "weight gradients": ["--method", "prune_lora", *ALL],
 }
 
@@ -58,13 +58,13 @@ def trained(place: Place, flags: list[str]) -> torch.Tensor:
         place.folder / "out", "--max_steps", "2", "--calibration_steps", "1", "--save_steps", "0", *flags
     )
     made = run.prepare(resolve(words))
-    made.tune()
-    assert made.pruner.at_target() and made.pruner.settled | (made.pruner.cut_step is not None)
+    made.train_loop()
+    assert made.pruner.at_target() and made.pruner.pruning_finished | (made.pruner.cut_step is not None)
     model = made.engine.module.eval()
     with torch.no_grad():
         logits = model(input_ids=tiny.ids(2)).logits
     made.finish()
-    made.journal.close()
+    made.metrics_logger.close()
     return logits
 
 

@@ -18,12 +18,12 @@ from tests.support.reference import reference_run
 pytestmark = pytest.mark.dist
 
 STAGES = [(0, False), (1, False), (2, False), (3, False), (2, True), (3, True)]
-SIZES = ["--align", "4", "--mask_step", "0.25", "--adjust_every", "4"]
+SIZES = ["--align", "4", "--mask_step", "0.25", "--prune_every", "4"]
 MODES = {
     "pretuning": ["--calibration_steps", "3", "--max_steps", "10", "--sparsity", "0.4", *SIZES],
     "gradual": [
         *("--pruning", "gradual", "--structure", "adaptive", "--max_steps", "20", "--sparsity", "0.5", *SIZES),
-        *("--product", "masses"),
+        *("--salience_product", "batch"),
     ],
 }
 
@@ -165,7 +165,7 @@ def test_a_rebuild_that_changes_nothing_is_bit_exact(flags: list[str], folder: P
 
 
 def test_reset_moments_differ_from_carried_ones(folder: Path) -> None:
-    arguments = {"folder": str(folder), "stages": [(2, False)], "flags": ["--moments", "reset"]}
+    arguments = {"folder": str(folder), "stages": [(2, False)], "flags": ["--optimizer_state", "reset"]}
     straight, rebuilt = multiprocess.run(1, "score_jobs.middle_rebuild", arguments)["2"]
     assert straight[:4] == rebuilt[:4] and straight[5:] != rebuilt[5:]
 

@@ -19,12 +19,12 @@ from apt_ds.data.batching import Batch, collate
 from apt_ds.data.tokenized import Row
 from apt_ds.losses import distillation
 from apt_ds.losses.task_losses import OBJECTIVES, Logits
-from apt_ds.losses.training_loss import Lesson
+from apt_ds.losses.training_loss import TrainingLoss
 from apt_ds.models import adapter, t5_position_bias, task_heads
 from apt_ds.models.architectures.tables import anatomy_of
-from apt_ds.models.blocks import HIDDEN, Anatomy, spans
+from apt_ds.models.blocks import HIDDEN, Anatomy, block_slices
 from apt_ds.pruning.masks import Masks
-from apt_ds.pruning.surgery import Plan, operate
+from apt_ds.pruning.surgery import Plan, apply_plan
 from apt_ds.runtime.zero import EngineState
 from tests.support import multiprocess, tiny
 from tests.support.paths import ROOT
@@ -55,7 +55,7 @@ class Class:
     model: PreTrainedModel
     anatomy: Anatomy
     masks: Masks
-    lesson: Lesson
+    training_loss: TrainingLoss
 
 
 def started(kind: str, *flags: str) -> Class:
@@ -66,21 +66,21 @@ def started(kind: str, *flags: str) -> Class:
     task_heads.attach(model, anatomy)
     words = ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), "--pruning", "gradual", "--distill", *flags]
     run = resolve(words)
-    lesson = Lesson(run, tiny.TASKS[kind], anatomy, 10, CPU)
-    anatomy = lesson.prepare(model, anatomy)
+    training_loss = TrainingLoss(run, tiny.TASKS[kind], anatomy, 10, CPU)
+    anatomy = training_loss.prepare(model, anatomy)
     masks = Masks(anatomy)
     masks.install(model.train())
     for _, module in adapter.adapters(model):
         module.lora_B.data.normal_(0, 0.1)
-    lesson.dress(model)
+    training_loss.install_hooks(model)
     for _, module in adapter.adapters(model):
         module.lora_B.data.normal_(0, 0.1)
     model.get_submodule("transform").lora_B.data.normal_(0, 0.1)
     values = np.ones(anatomy.sizes.total())
-    values[dict(spans(anatomy.sizes))[HIDDEN]][:4] = 0.0
+    values[dict(block_slices(anatomy.sizes))[HIDDEN]][:4] = 0.0
     values[::5] = 0.5
     masks.set(values)
-    return Class(model, anatomy, masks, lesson)
+    return Class(model, anatomy, masks, training_loss)
 
 
 def said(model: nn.Module, kind: str, batch: Batch) -> Logits:
@@ -127,48 +127,48 @@ def test_the_nearest_layer_is_of_the_same_stack() -> None:
 def test_the_teacher_is_the_unmasked_model_at_its_snapshot(kind: str) -> None:
     made, batch = started(kind), collate(rows(kind), 0)
     before = said(made.model, kind, batch)
-    with made.lesson.teacher.speaking(made.model, made.masks):
-        taught = made.lesson.objective.logits(made.model, batch)
+    with made.training_loss.teacher.as_teacher(made.model, made.masks):
+        taught = made.training_loss.objective.logits(made.model, batch)
     after = said(made.model, kind, batch)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     expected = copy.deepcopy(made.model)
     made.masks.remove()
     plain = copy.deepcopy(made.model)
     for name, parameter in plain.named_parameters():
-        if name in made.lesson.teacher.snapshot:
-            parameter.data.copy_(made.lesson.teacher.snapshot[name])
+        if name in made.training_loss.teacher.snapshot:
+            parameter.data.copy_(made.training_loss.teacher.snapshot[name])
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(taught, said(plain, kind, batch), strict=True))
     assert not all(torch.allclose(a, b, atol=1e-3) for a, b in zip(taught, said(expected, kind, batch), strict=True))
 
 
 def lesson_of(made: Class, kind: str, parts: list[slice], step: int) -> tuple[float, dict[str, Tensor], Tensor]:
     """(loss, gradients, distances) of the four rows in micro-batches."""
-    made.lesson.begin(step, rows(kind))
+    made.training_loss.begin(step, rows(kind))
     total = 0.0
-    if made.lesson.previews:
-        made.lesson.preview(made.model, (collate(rows(kind)[part], 0) for part in parts[1:]), made.masks)
+    if made.training_loss.previews:
+        made.training_loss.preview(made.model, (collate(rows(kind)[part], 0) for part in parts[1:]), made.masks)
     for part in parts:
-        loss, _ = made.lesson.micro(made.model, collate(rows(kind)[part], 0), made.masks)
+        loss, _ = made.training_loss.micro_batch_loss(made.model, collate(rows(kind)[part], 0), made.masks)
         loss.backward()
         total += loss.item()
     gradients = {n: p.grad.clone() for n, p in made.model.named_parameters() if p.grad is not None}
     made.model.zero_grad()
-    return total, gradients, made.lesson.distances.clone()
+    return total, gradients, made.training_loss.distances.clone()
 
 
 @pytest.mark.parametrize("match", ["step", "previous"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_split_changes_no_lesson(kind: str, match: str) -> None:
     made = started(kind, "--layer_match", match)
-    start = dict(made.lesson.match)
+    start = dict(made.training_loss.match)
     whole = lesson_of(made, kind, [slice(0, 4)], 6)
-    made.lesson.observe(made.lesson.pending())
-    matched = {layer: made.lesson.match[layer] for layer in made.lesson.measured}
-    made.lesson.match = start
+    made.training_loss.observe(made.training_loss.pending())
+    matched = {layer: made.training_loss.match[layer] for layer in made.training_loss.measured}
+    made.training_loss.match = start
     split = lesson_of(made, kind, [slice(0, 1), slice(1, 3), slice(3, 4)], 6)
-    assert made.lesson.mu == 0.6
-    made.lesson.observe(made.lesson.pending())
-    assert {layer: made.lesson.match[layer] for layer in made.lesson.measured} == matched
+    assert made.training_loss.mu == 0.6
+    made.training_loss.observe(made.training_loss.pending())
+    assert {layer: made.training_loss.match[layer] for layer in made.training_loss.measured} == matched
     assert whole[0] == pytest.approx(split[0], rel=1e-5)
     assert torch.allclose(whole[2], split[2], rtol=1e-4)
     assert whole[1].keys() == split[1].keys()
@@ -179,24 +179,24 @@ def test_a_split_changes_no_lesson(kind: str, match: str) -> None:
 
 def by_hand(made: Class, kind: str) -> tuple[float, float]:
     """(L_pred, L_layer) of the four rows from their definition: every teacher layer meets its nearest student layer."""
-    lesson, batch = made.lesson, collate(rows(kind), 0)
-    taught = lesson.teach(made.model, batch, made.masks)
-    with torch.no_grad(), lesson.watcher.seeing(lesson.match) as states:
-        logits = lesson.objective.logits(made.model, batch)
+    training_loss, batch = made.training_loss, collate(rows(kind), 0)
+    taught = training_loss.teach(made.model, batch, made.masks)
+    with torch.no_grad(), training_loss.watcher.seeing(training_loss.match) as states:
+        logits = training_loss.objective.logits(made.model, batch)
     divergences = []
     for own, other in zip(logits, taught.logits, strict=True):
         p, q = other.softmax(-1), own.softmax(-1)
-        divergences.append((p * (p.clamp(min=1e-30) / q.clamp(min=1e-30)).log()).sum().item() / lesson.weight)
-    whole = made.masks.values[dict(spans(made.anatomy.sizes))[HIDDEN]] == 1.0
+        divergences.append((p * (p.clamp(min=1e-30) / q.clamp(min=1e-30)).log()).sum().item() / training_loss.weight)
+    whole = made.masks.values[dict(block_slices(made.anatomy.sizes))[HIDDEN]] == 1.0
     assert 0 < whole.sum() < len(whole)
     counted = [batch.attention_mask.bool()]
     if batch.labels is not None:
         counted.append(batch.labels != -100)
     layers = 0.0
-    for layer in lesson.layers:
-        number = lesson.place[layer]
+    for layer in training_loss.layers:
+        number = training_loss.place[layer]
         distances = []
-        for own in lesson.stacks[number]:
+        for own in training_loss.stacks[number]:
             shown = made.model.get_submodule("transform")(states[own])
             squares = (shown - taught.states[layer])[..., whole].square().mean(-1)
             distances.append(squares[counted[number]].mean().item())
@@ -217,7 +217,7 @@ def by_hand(made: Class, kind: str) -> tuple[float, float]:
 def test_the_task_weighs_the_predictions(kind: str, task: str, weight: float) -> None:
     """GLUE: L_pred + 0.9 L_layer, in words too. Other tasks: 0.1 L_pred + 0.9 L_layer."""
     made = started(kind, "--task", task)
-    made.lesson.phase = 1  # mu is 1
+    made.training_loss.phase = 1  # mu is 1
     loss, _, _ = lesson_of(made, kind, [slice(0, 4)], 1)
     predictions, layers = by_hand(made, kind)
     assert min(predictions, layers) > 1e-3
@@ -260,14 +260,14 @@ def test_what_was_measured_beforehand_is_what_is_compared() -> None:
 def test_a_student_that_is_its_teacher_learns_nothing_from_it(kind: str, match: str) -> None:
     made = started(kind, "--layer_match", match)
     made.masks.set(np.ones(made.anatomy.sizes.total()))
-    made.lesson.teacher.learn(made.model)
+    made.training_loss.teacher.learn(made.model)
     made.model.get_submodule("transform").lora_B.data.zero_()
-    made.lesson.phase = 1  # mu is 1
+    made.training_loss.phase = 1  # mu is 1
     loss, gradients, _ = lesson_of(made, kind, [slice(0, 4)], 1)
     assert abs(loss) < 1e-5 and max(g.abs().max() for g in gradients.values()) < 1e-4
-    made.lesson.observe(made.lesson.pending())
-    assert {layer: made.lesson.match[layer] for layer in made.lesson.measured} == {
-        layer: layer for layer in made.lesson.measured
+    made.training_loss.observe(made.training_loss.pending())
+    assert {layer: made.training_loss.match[layer] for layer in made.training_loss.measured} == {
+        layer: layer for layer in made.training_loss.measured
     }
 
 
@@ -275,26 +275,26 @@ def test_a_student_that_is_its_teacher_learns_nothing_from_it(kind: str, match: 
 def test_the_snapshot_follows_cuts_and_growth(kind: str) -> None:
     made, batch = started(kind), collate(rows(kind), 0)
     values = np.ones(made.anatomy.sizes.total(), dtype=bool)
-    for _, span in spans(made.anatomy.sizes):
+    for _, span in block_slices(made.anatomy.sizes):
         values[span.start : span.stop : 4] = False
     made.masks.remove()
     # an unpruned teacher whose blocks go with the student's: masks on the old shapes tell what to expect
     mirror = copy.deepcopy(made.model)
     for name, parameter in mirror.named_parameters():
-        if name in made.lesson.teacher.snapshot:
-            parameter.data.copy_(made.lesson.teacher.snapshot[name])
+        if name in made.training_loss.teacher.snapshot:
+            parameter.data.copy_(made.training_loss.teacher.snapshot[name])
     masks = Masks(made.anatomy)
     masks.install(mirror)
     masks.set(values.astype(float))
     expected = said(mirror, kind, batch)
-    made.lesson.undress()
+    made.training_loss.remove_hooks()
     state = EngineState({n: {} for n, p in made.model.named_parameters() if p.requires_grad}, 0.0)
     grown = {path: 6 for path, _ in list(adapter.adapters(made.model))[::2]}
-    with made.lesson.riding(state):
-        smaller = operate(made.model, made.anatomy, Plan(values, grown), state, torch.Generator())
+    with made.training_loss.teacher_follows_surgery(state):
+        smaller = apply_plan(made.model, made.anatomy, Plan(values, grown), state, torch.Generator())
     fresh = Masks(smaller)
-    with made.lesson.teacher.speaking(made.model, fresh):
-        found = made.lesson.objective.logits(made.model, batch)
+    with made.training_loss.teacher.as_teacher(made.model, fresh):
+        found = made.training_loss.objective.logits(made.model, batch)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, expected, strict=True))
     assert not any(state.tensors.values())
     width = smaller.sizes.hidden
@@ -303,24 +303,24 @@ def test_the_snapshot_follows_cuts_and_growth(kind: str) -> None:
 
 def test_the_teacher_learns_unless_the_student_got_worse() -> None:
     made = started("bert-classes")
-    assert made.lesson.follow(50.0, made.model)
-    first = made.lesson.teacher.snapshot["classifier.weight"]
+    assert made.training_loss.follow(50.0, made.model)
+    first = made.training_loss.teacher.snapshot["classifier.weight"]
     made.model.classifier.weight.data += 1.0
-    assert not made.lesson.follow(49.0, made.model)
-    assert torch.equal(made.lesson.teacher.snapshot["classifier.weight"], first)
-    assert not made.lesson.follow(float("nan"), made.model)
-    assert made.lesson.follow(50.0, made.model)
-    assert torch.equal(made.lesson.teacher.snapshot["classifier.weight"], first + 1.0)
+    assert not made.training_loss.follow(49.0, made.model)
+    assert torch.equal(made.training_loss.teacher.snapshot["classifier.weight"], first)
+    assert not made.training_loss.follow(float("nan"), made.model)
+    assert made.training_loss.follow(50.0, made.model)
+    assert torch.equal(made.training_loss.teacher.snapshot["classifier.weight"], first + 1.0)
 
 
 def test_the_first_adjustment_must_not_be_worse_than_the_start() -> None:
     made = started("bert-classes")
-    made.lesson.start({"score": 50.0, "held_out_loss": 3.0})
-    assert not made.lesson.follow(49.0, made.model) and made.lesson.follow(50.0, made.model)
-    made.lesson.start({"held_out_loss": 3.0})
-    assert not made.lesson.follow(-3.1, made.model) and made.lesson.follow(-2.9, made.model)
-    made.lesson.start({"score": float("nan"), "held_out_loss": 3.0})
-    assert made.lesson.follow(0.0, made.model)
+    made.training_loss.start({"score": 50.0, "held_out_loss": 3.0})
+    assert not made.training_loss.follow(49.0, made.model) and made.training_loss.follow(50.0, made.model)
+    made.training_loss.start({"held_out_loss": 3.0})
+    assert not made.training_loss.follow(-3.1, made.model) and made.training_loss.follow(-2.9, made.model)
+    made.training_loss.start({"score": float("nan"), "held_out_loss": 3.0})
+    assert made.training_loss.follow(0.0, made.model)
 
 
 @pytest.mark.slow

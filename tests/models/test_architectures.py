@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 from apt_ds.config.errors import UserError
 from apt_ds.models import adapter, t5_position_bias
 from apt_ds.models.architectures.tables import anatomy_of
-from apt_ds.models.blocks import HIDDEN, Anatomy, kept_sizes, spans
+from apt_ds.models.blocks import HIDDEN, Anatomy, block_slices, kept_sizes
 from apt_ds.pruning.masks import Masks
 from apt_ds.pruning.salience import Salience
-from apt_ds.pruning.surgery import Plan, operate
+from apt_ds.pruning.surgery import Plan, apply_plan
 from tests.pruning.test_masks import random_keep
 from tests.support import tiny
 
@@ -45,14 +45,17 @@ def test_the_table_names_every_parameter_and_counts_it(kind: str) -> None:
     anatomy = anatomy_of(model.config, tiny.TASKS[kind])
     named = {slot.path for slot in anatomy.slots}
     assert {n.rpartition(".")[0] for n, _ in model.named_parameters(remove_duplicate=False)} == named
-    for path in (*anatomy.writers, *anatomy.readers, *anatomy.norms, *anatomy.asides, *anatomy.layers):
+    for path in (*anatomy.writers, *anatomy.readers, *anatomy.norms, *anatomy.stream_wide, *anatomy.layers):
         model.get_submodule(path)
-    assert anatomy.cost(anatomy.sizes) == priced(model, anatomy)
-    prices = anatomy.prices(anatomy.sizes)
-    for _, span in spans(anatomy.sizes):
+    assert anatomy.num_parameters(anatomy.sizes) == priced(model, anatomy)
+    prices = anatomy.params_per_block(anatomy.sizes)
+    for _, span in block_slices(anatomy.sizes):
         keep = np.ones(anatomy.sizes.total(), dtype=bool)
         keep[span.start] = False
-        assert anatomy.cost(anatomy.sizes) - anatomy.cost(kept_sizes(anatomy.sizes, keep)) == prices[span.start]
+        assert (
+            anatomy.num_parameters(anatomy.sizes) - anatomy.num_parameters(kept_sizes(anatomy.sizes, keep))
+            == prices[span.start]
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -65,17 +68,17 @@ def test_masked_equals_cut(kind: str, seed: int) -> None:
     masks.install(masked)
     assert torch.equal(tiny.answer(masked), tiny.answer(model))
     masks.set(keep.astype(float))
-    smaller = operate(cut, anatomy, Plan(keep=keep), None, torch.Generator())
+    smaller = apply_plan(cut, anatomy, Plan(keep=keep), None, torch.Generator())
     assert torch.allclose(tiny.answer(masked), tiny.answer(cut), atol=1e-5)
     assert not torch.allclose(tiny.answer(masked), tiny.answer(model), atol=1e-2)
-    assert smaller.cost(smaller.sizes) == priced(cut, smaller)
+    assert smaller.num_parameters(smaller.sizes) == priced(cut, smaller)
     again = random_keep(smaller, seed + 7)
     second = Masks(smaller)
     second.install(cut)
     second.set(again.astype(float))
     expected = tiny.answer(cut)
     second.remove()
-    operate(cut, smaller, Plan(keep=again), None, torch.Generator())
+    apply_plan(cut, smaller, Plan(keep=again), None, torch.Generator())
     assert torch.allclose(expected, tiny.answer(cut), atol=1e-5)
 
 
@@ -84,7 +87,7 @@ def test_soft_masks_reach_the_cut_without_a_jump(kind: str) -> None:
     model, anatomy = dressed(kind)
     masks = Masks(anatomy)
     masks.install(model)
-    hidden = dict(spans(anatomy.sizes))[HIDDEN]
+    hidden = dict(block_slices(anatomy.sizes))[HIDDEN]
     outputs = []
     for value in (1e-4, 1e-6, 0.0):
         values = np.ones(anatomy.sizes.total())
@@ -100,7 +103,7 @@ def test_growth_changes_nothing_a_model_says(kind: str) -> None:
     model, anatomy = dressed(kind)
     before = tiny.answer(model)
     paths = [path for path, _ in adapter.adapters(model)]
-    operate(model, anatomy, Plan(grow=dict.fromkeys(paths[::2], 6)), None, torch.Generator().manual_seed(0))
+    apply_plan(model, anatomy, Plan(grow=dict.fromkeys(paths[::2], 6)), None, torch.Generator().manual_seed(0))
     assert set(adapter.ranks(model).values()) == {3, 6}
     assert torch.allclose(tiny.answer(model), before, atol=1e-6)
 
@@ -138,14 +141,14 @@ def masses(
     logits = outputs.start_logits + outputs.end_logits if "start_logits" in outputs else outputs.logits
     logits[:2].square().sum().backward()
     salience.end()
-    return salience.masses.clone()
+    return salience.abs_sums.clone()
 
 
 def test_position_bias_follows_heads_the_first_layer_has_lost() -> None:
     model, anatomy = dressed("t5")
     keep = np.ones(anatomy.sizes.total(), dtype=bool)
-    keep[dict(spans(anatomy.sizes))[0].start : dict(spans(anatomy.sizes))[0].start + 3] = False
-    operate(model, anatomy, Plan(keep=keep), None, torch.Generator())
+    keep[dict(block_slices(anatomy.sizes))[0].start : dict(block_slices(anatomy.sizes))[0].start + 3] = False
+    apply_plan(model, anatomy, Plan(keep=keep), None, torch.Generator())
     first, other = (model.get_submodule(f"encoder.block.{i}.layer.0.SelfAttention") for i in (0, 1))
     assert first.heads.tolist() == [3] and other.heads.tolist() == [0, 1, 2, 3]
     assert first.relative_attention_bias.weight.shape == (8, 4)
@@ -157,7 +160,7 @@ def test_position_bias_follows_heads_the_first_layer_has_lost() -> None:
 
 def test_a_cut_t5_generates_with_a_cache() -> None:
     model, anatomy = dressed("t5-gated")
-    operate(model, anatomy, Plan(keep=random_keep(anatomy, 3)), None, torch.Generator())
+    apply_plan(model, anatomy, Plan(keep=random_keep(anatomy, 3)), None, torch.Generator())
     tokens = tiny.ids(2, 6)
     options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
     cached = model.generate(tokens, **options)

@@ -8,22 +8,22 @@ from transformers import PretrainedConfig
 
 from apt_ds.config.errors import UserError
 from apt_ds.models.architectures.tables import anatomy_of
-from apt_ds.models.blocks import Anatomy, Site, Sizes, attention_weight, kept_sizes, spans
+from apt_ds.models.blocks import Anatomy, Sizes, Sublayer, attention_weight, block_slices, kept_sizes
 from tests.support import tiny
 
 
 def roberta_base() -> Anatomy:
     """The arithmetic of a RoBERTa-base: 12 layers of 12 heads of 64 dimensions and 3072 plain neurons, d_m 768."""
-    sites = (Site("head", "o", 64, attention_weight(64, 1)), Site("neuron", "down", 1, 2)) * 12
+    sites = (Sublayer("head", "o", 64, attention_weight(64, 1)), Sublayer("neuron", "down", 1, 2)) * 12
     return Anatomy(sites, (), (), (), (), "eps", {}, (), Sizes((12, 3072) * 12, 768))
 
 
 def test_prices_of_roberta_base() -> None:
     anatomy = roberta_base()
-    prices = anatomy.prices(anatomy.sizes)
+    prices = anatomy.params_per_block(anatomy.sizes)
     first_head, first_neuron, last_hidden = prices[0], prices[12], prices[-1]
     assert (first_head, first_neuron, last_hidden) == (196_608, 1_536, 110_592)
-    assert anatomy.cost(anatomy.sizes) == 12 * (4 * 768 * 768 + 2 * 768 * 3072)
+    assert anatomy.num_parameters(anatomy.sizes) == 12 * (4 * 768 * 768 + 2 * 768 * 3072)
 
 
 @pytest.mark.parametrize("kind", ["mha", "gqa"])
@@ -31,17 +31,20 @@ def test_cost_equals_counted_parameters(kind: str) -> None:
     model = tiny.model(kind)
     anatomy = anatomy_of(model.config)
     counted = sum(p.numel() for name, p in model.named_parameters() if "_proj" in name)
-    assert anatomy.cost(anatomy.sizes) == counted
+    assert anatomy.num_parameters(anatomy.sizes) == counted
 
 
 @pytest.mark.parametrize("kind", ["mha", "gqa"])
 def test_price_is_what_a_block_costs(kind: str) -> None:
     anatomy = anatomy_of(tiny.config(kind))
-    prices = anatomy.prices(anatomy.sizes)
+    prices = anatomy.params_per_block(anatomy.sizes)
     for block in (0, 1, anatomy.sizes.counts[0] + 3, anatomy.sizes.total() - 1):
         keep = np.ones(anatomy.sizes.total(), dtype=bool)
         keep[block] = False
-        assert anatomy.cost(anatomy.sizes) - anatomy.cost(kept_sizes(anatomy.sizes, keep)) == prices[block]
+        assert (
+            anatomy.num_parameters(anatomy.sizes) - anatomy.num_parameters(kept_sizes(anatomy.sizes, keep))
+            == prices[block]
+        )
 
 
 def test_every_path_exists_and_spans_cover() -> None:
@@ -49,7 +52,7 @@ def test_every_path_exists_and_spans_cover() -> None:
     anatomy = anatomy_of(model.config)
     for path in (*anatomy.writers, *anatomy.readers, *anatomy.norms, *(slot.path for slot in anatomy.slots)):
         model.get_submodule(path)
-    covered = np.concatenate([np.arange(s.start, s.stop) for _, s in spans(anatomy.sizes)])
+    covered = np.concatenate([np.arange(s.start, s.stop) for _, s in block_slices(anatomy.sizes)])
     assert (covered == np.arange(anatomy.sizes.total())).all()
     named = {slot.path for slot in anatomy.slots}
     assert {name.rpartition(".")[0] for name, _ in model.named_parameters()} == named

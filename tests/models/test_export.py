@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from apt_ds.config.errors import UserError
 from apt_ds.models import adapter
 from apt_ds.models.architectures.tables import anatomy_of
-from apt_ds.models.blocks import Anatomy, spans
+from apt_ds.models.blocks import Anatomy, block_slices
 from apt_ds.models.export import write
-from apt_ds.pruning.surgery import Plan, operate
+from apt_ds.pruning.surgery import Plan, apply_plan
 from tests.pruning.test_masks import random_keep
 from tests.support import multiprocess, tiny
 
@@ -45,10 +45,10 @@ def cut_model(kind: str, structure: str, tied: bool) -> tuple[LlamaForCausalLM, 
         module.lora_B.data.normal_(0, 0.1)
     keep = random_keep(anatomy, 1)
     if structure == "uniform":
-        for site, span in spans(anatomy.sizes):
+        for site, span in block_slices(anatomy.sizes):
             count = {"head": 1, "neuron": 20, "hidden": 18}[anatomy.kind(site)]
             keep[span] = np.arange(span.stop - span.start) < count
-    smaller = operate(model, anatomy, Plan(keep=keep), None, torch.Generator())
+    smaller = apply_plan(model, anatomy, Plan(keep=keep), None, torch.Generator())
     return model, smaller, base
 
 

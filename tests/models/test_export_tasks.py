@@ -17,10 +17,10 @@ from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration
 
 from apt_ds.models import t5_position_bias
 from apt_ds.models.architectures.tables import anatomy_of
-from apt_ds.models.blocks import Anatomy, spans
+from apt_ds.models.blocks import Anatomy, block_slices
 from apt_ds.models.export import configs, write
 from apt_ds.models.export.modeling_apt_t5 import AptT5ForConditionalGeneration
-from apt_ds.pruning.surgery import Plan, operate
+from apt_ds.pruning.surgery import Plan, apply_plan
 from tests.models.test_architectures import dressed
 from tests.pruning.test_masks import random_keep
 from tests.support import multiprocess, tiny
@@ -51,7 +51,7 @@ def keep_of(anatomy: Anatomy, cut: str) -> np.ndarray:
     if cut == "adaptive":
         return random_keep(anatomy, 1)
     keep = np.ones(anatomy.sizes.total(), dtype=bool)
-    for site, span in spans(anatomy.sizes):
+    for site, span in block_slices(anatomy.sizes):
         kind = anatomy.kind(site)
         if kind == "neuron":
             keep[span] = np.arange(span.stop - span.start) < 20
@@ -78,7 +78,7 @@ def exported(kind: str, cut: str, folder: Path) -> PreTrainedModel:
     """The cut model, also written to `folder`."""
     model, anatomy = dressed(kind)
     base = model.config.__class__(**model.config.to_dict())
-    smaller = operate(model, anatomy, Plan(keep=keep_of(anatomy, cut)), None, torch.Generator())
+    smaller = apply_plan(model, anatomy, Plan(keep=keep_of(anatomy, cut)), None, torch.Generator())
     generation = model.generation_config if model.can_generate() else None
     write.export(model, smaller, base, generation, tiny.tokenizer(), folder, tiny.TASKS[kind])
     return model
@@ -118,10 +118,10 @@ def test_what_is_written_answers_as_the_training_model_without_apt_ds(tmp_path: 
 def test_heads_of_one_stack_that_differ_need_the_bundled_file(tmp_path: Path) -> None:
     model, anatomy = dressed("t5")
     keep = np.ones(anatomy.sizes.total(), dtype=bool)
-    for site, span in spans(anatomy.sizes):
+    for site, span in block_slices(anatomy.sizes):
         if anatomy.kind(site) == "head":
             keep[span.start + site % 4] = False
-    smaller = operate(model, anatomy, Plan(keep=keep), None, torch.Generator())
+    smaller = apply_plan(model, anatomy, Plan(keep=keep), None, torch.Generator())
     form = configs.written(model, tiny.small("t5").config, smaller, tiny.TASKS["t5"])
     assert form.module == "modeling_apt_t5" and form.config.num_heads == 4
     assert form.config.encoder_layer_heads == [[1, 2, 3], [0, 1, 3]]
@@ -138,7 +138,7 @@ def test_a_t5_with_an_output_layer_of_its_own_keeps_it(cut: str, tmp_path: Path)
     model.lm_head.weight = nn.Parameter(torch.randn_like(model.lm_head.weight))
     anatomy = anatomy_of(base, tiny.TASKS["t5"])
     t5_position_bias.prepare(model, anatomy)
-    smaller = operate(model, anatomy, Plan(keep=keep_of(anatomy, cut)), None, torch.Generator())
+    smaller = apply_plan(model, anatomy, Plan(keep=keep_of(anatomy, cut)), None, torch.Generator())
     write.export(model, smaller, base, None, tiny.tokenizer(), tmp_path / "model", tiny.TASKS["t5"])
     names = set(load_file(tmp_path / "model" / "model.safetensors"))
     assert {"shared.weight", "lm_head.weight"} <= names and "encoder.embed_tokens.weight" not in names

@@ -21,13 +21,13 @@ from apt_ds.config.errors import UserError
 from apt_ds.config.run_config import RunConfig
 from apt_ds.models import adapter, fingerprint, loading, quantization, quantization_checks
 from apt_ds.models.architectures.tables import anatomy_of
-from apt_ds.models.blocks import Anatomy, spans
+from apt_ds.models.blocks import Anatomy, block_slices
 from apt_ds.models.export import write
 from apt_ds.pruning.masks import Masks
 from apt_ds.pruning.salience import effective_weight
-from apt_ds.pruning.surgery import Plan, element_index, operate
+from apt_ds.pruning.surgery import Plan, apply_plan, element_index
 from apt_ds.runtime import packed
-from apt_ds.runtime.packed import Packed
+from apt_ds.runtime.packed import QuantizedParameter
 from tests.support import tiny
 
 # rows are whole blocks of 64: two groups of 64 query columns, 4 x 64 neurons
@@ -74,7 +74,7 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
 def scattered(anatomy: Anatomy) -> np.ndarray:
     """Half of the neurons here and there, and one head group of each layer, go."""
     keep, draw = np.ones(anatomy.sizes.total(), dtype=bool), np.random.default_rng(0)
-    for site, span in spans(anatomy.sizes):
+    for site, span in block_slices(anatomy.sizes):
         if anatomy.kind(site) == "neuron":
             keep[span] = draw.permutation(span.stop - span.start) % 2 == 0
         if anatomy.kind(site) == "head":
@@ -87,7 +87,7 @@ def test_all_projections_are_packed_and_close_to_the_base(bits: int, load: Calla
     model, anatomy = load(bits, adapted=False)
     plain, _ = load(16, adapted=False)
     for path, module in projections(model, anatomy).items():
-        assert isinstance(module.weight, Packed) and not module.weight.requires_grad
+        assert isinstance(module.weight, QuantizedParameter) and not module.weight.requires_grad
         error = relative(quantization.dense(module.weight), plain.get_submodule(path).weight)
         assert ERROR[bits] / 4 < error < ERROR[bits], path
         held = module.weight.numel() * module.weight.element_size()
@@ -131,7 +131,7 @@ def test_masked_equals_cut_within_quantization(bits: int, bound: float, load: Ca
     masks = Masks(anatomy)
     masks.install(masked)
     masks.set(keep.astype(float))
-    smaller = operate(cut, anatomy, Plan(keep=keep), None, torch.Generator())
+    smaller = apply_plan(cut, anatomy, Plan(keep=keep), None, torch.Generator())
     expected = masked(tiny.ids()).logits
     assert relative(cut(tiny.ids()).logits, expected) < bound
     # it is quantizing anew that makes the difference, and nothing else
@@ -140,23 +140,23 @@ def test_masked_equals_cut_within_quantization(bits: int, bound: float, load: Ca
     for path, module in projections(plain, anatomy).items():
         weight = nn.Parameter(quantization.dense(module.weight), requires_grad=False)
         plain.get_submodule(path).weight = weight
-    operate(plain, anatomy, Plan(keep=keep), None, torch.Generator())
+    apply_plan(plain, anatomy, Plan(keep=keep), None, torch.Generator())
     assert relative(plain(tiny.ids()).logits, expected) < 1e-5
     counted = sum(m.weight.full.numel() for m in projections(cut, smaller).values())
-    assert smaller.cost(smaller.sizes) == counted
+    assert smaller.num_parameters(smaller.sizes) == counted
 
 
 def test_masked_equals_cut_where_whole_blocks_go(load: Callable[..., Loaded]) -> None:
     masked, anatomy = load(4)
     cut, _ = load(4)
     keep = np.ones(anatomy.sizes.total(), dtype=bool)
-    for site, span in spans(anatomy.sizes):
+    for site, span in block_slices(anatomy.sizes):
         if site >= 0:
             keep[span.start : span.start + (1 if anatomy.kind(site) == "head" else 64)] = False
     masks = Masks(anatomy)
     masks.install(masked)
     masks.set(keep.astype(float))
-    operate(cut, anatomy, Plan(keep=keep), None, torch.Generator())
+    apply_plan(cut, anatomy, Plan(keep=keep), None, torch.Generator())
     # their codes stay: only the scales are rounded again
     assert relative(cut(tiny.ids()).logits, masked(tiny.ids()).logits) < 0.02
     assert 0 < quantization.summary(cut)["requantization_error_max"] < 0.01
@@ -170,8 +170,8 @@ def test_a_cut_costs_little_more_than_quantizing_what_was_cut(
     plain, _ = load(16, adapted=False)
     keep = scattered(anatomy)
     slots = {slot.path: slot for slot in anatomy.slots}
-    operate(model, anatomy, Plan(keep=keep), None, torch.Generator())
-    operate(plain, anatomy, Plan(keep=keep), None, torch.Generator())
+    apply_plan(model, anatomy, Plan(keep=keep), None, torch.Generator())
+    apply_plan(plain, anatomy, Plan(keep=keep), None, torch.Generator())
     for path, module in projections(model, anatomy).items():
         original = plain.get_submodule(path).weight
         sliced_first = relative(quantization.dense(quantization.pack(original, bits, torch.float32)), original)
@@ -181,7 +181,7 @@ def test_a_cut_costs_little_more_than_quantizing_what_was_cut(
         if bits == 4 and columns is None:
             # whole rows: the codes are the same ones
             assert error < 1.02 * sliced_first, path
-        assert module.weight.lost < ratio * sliced_first
+        assert module.weight.requantization_error < ratio * sliced_first
         assert (module.out_features, module.in_features) == tuple(original.shape)
     assert set(quantization.summary(model)) == {"requantization_error_mean", "requantization_error_max"}
     assert quantization.summary(plain) == {}
@@ -198,14 +198,14 @@ def test_growth_leaves_outputs_bit_for_bit(bits: int, load: Callable[..., Loaded
     base = quantization.dense(grown.weight)
     x = torch.randint(-9, 9, (5, 128)).float()
     before = grown(x)
-    operate(model, anatomy, Plan(grow={path: 8}), None, torch.Generator().manual_seed(0))
+    apply_plan(model, anatomy, Plan(grow={path: 8}), None, torch.Generator().manual_seed(0))
     grown.lora_A.data[3:] = (grown.lora_A.data[3:] * 30).round()
     assert grown.lora_A.shape[0] == 8 and torch.equal(grown(x), before)
     assert torch.equal(quantization.dense(grown.weight), base)
 
 
 def test_a_fingerprint_sees_codes_and_scales(load: Callable[..., Loaded]) -> None:
-    prints = set()
+    fingerprints = set()
     for change in ("nothing", "codes", "scales"):
         model, anatomy = load(4, adapted=False)
         weight = model.get_submodule(anatomy.targets["up"][0]).weight
@@ -213,8 +213,8 @@ def test_a_fingerprint_sees_codes_and_scales(load: Callable[..., Loaded]) -> Non
             weight.data.view(torch.uint8)[7] += 1
         if change == "scales":
             weight.scales.absmax[3] += 1
-        prints.add(fingerprint.fingerprint(model))
-    assert len(prints) == 3
+        fingerprints.add(fingerprint.fingerprint(model))
+    assert len(fingerprints) == 3
 
 
 @each_width
@@ -222,7 +222,7 @@ def test_a_fingerprint_sees_codes_and_scales(load: Callable[..., Loaded]) -> Non
 def test_what_is_written(bits: int, kept: bool, load: Callable[..., Loaded], tmp_path: Path) -> None:
     model, anatomy = load(bits)
     base = tiny.config(**SIZES)
-    smaller = operate(model, anatomy, Plan(keep=scattered(anatomy)), None, torch.Generator())
+    smaller = apply_plan(model, anatomy, Plan(keep=scattered(anatomy)), None, torch.Generator())
     width = bits if kept else 16
     write.export(model, smaller, base, None, tiny.tokenizer(), tmp_path / "model", bits=width)
     config = json.loads((tmp_path / "model" / "config.json").read_text(encoding="utf8"))
@@ -239,7 +239,7 @@ def test_what_is_written(bits: int, kept: bool, load: Callable[..., Loaded], tmp
     if not kept:
         assert relative(loaded(tiny.ids()).logits, logits) < 1e-5
         return
-    quantization.adopt(loaded, torch.float32)
+    quantization.convert_bnb_layers(loaded, torch.float32)
     for path, module in projections(loaded, smaller).items():
         own = model.get_submodule(path)
         if isinstance(own, adapter.AptLinear):
@@ -267,14 +267,14 @@ def test_what_is_not_quantized_is_written_in_the_dtype_that_is_named(
         held = load_file(folder / "model.safetensors")
         names = {name for name, _ in model.named_parameters() if "lora_" not in name}
         kinds = {name: value.dtype for name, value in held.items() if name in names}
-        whole = {name for name in names if width == 16 or not isinstance(model.get_parameter(name), Packed)}
+        whole = {name for name in names if width == 16 or not isinstance(model.get_parameter(name), QuantizedParameter)}
         assert {kinds[name] for name in whole} == {half} and len(kinds) == len(names)
         size = sum(value.nbytes for value in held.values())
         counted = loading.count_parameters(model, width, half)["checkpoint_bytes"]
         assert counted <= size < counted + 14 * 2048 * (width < 16) + 1
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / str(bits), attn_implementation="eager").eval()
     assert loaded.dtype == half
-    quantization.adopt(loaded, half)
+    quantization.convert_bnb_layers(loaded, half)
     with torch.no_grad():
         assert relative(loaded(tiny.ids()).logits.float(), model(tiny.ids()).logits) < 3 * ERROR[bits] + 2**-6
 
@@ -284,7 +284,7 @@ def run_of(**options: object) -> RunConfig:
 
 
 REFUSED: dict[str, tuple[dict[str, object], dict[str, int], list[str]]] = {
-    "all weights": ({"base_bits": 4, "tune": "all"}, {}, ["--base_bits 4", "--tune all", "--method full"]),
+    "all weights": ({"base_bits": 4, "train": "all"}, {}, ["--base_bits 4", "--train all", "--method full"]),
     "Taylor": ({"base_bits": 8, "score": "taylor"}, {}, ["--base_bits 8", "--score taylor", "--score salience"]),
     "other export": ({"base_bits": 8, "export_bits": 4}, {}, ["--export_bits 4", "give 16"]),
     "export alone": ({"export_bits": 8}, {}, ["--export_bits 8", "give 16"]),
@@ -355,5 +355,5 @@ def test_drawn_weights_are_held_in_few_bits_too(bits: int, folder: Path) -> None
     made = loading.load_model(replace(base, random=True), RunConfig(base_bits=bits))
     paths = [path for paths in base.anatomy.targets.values() for path in paths]
     weights = [made.get_submodule(path).weight for path in paths]
-    assert all(isinstance(weight, packed.Packed) and weight.bits == bits for weight in weights)
+    assert all(isinstance(weight, packed.QuantizedParameter) and weight.bits == bits for weight in weights)
     assert torch.isfinite(made(tiny.ids()).logits).all()

@@ -17,7 +17,7 @@ from apt_ds.config.run_config import RunConfig
 from apt_ds.data.batching import Batch, collate
 from apt_ds.losses.task_losses import summed_loss
 from apt_ds.models.architectures.tables import anatomy_of
-from apt_ds.models.blocks import spans
+from apt_ds.models.blocks import block_slices
 from apt_ds.pruning import surgery
 from apt_ds.pruning.fisher import Fisher, rearranged, tuned_masks
 from apt_ds.pruning.pruner import Pruner
@@ -60,7 +60,7 @@ def test_rows_are_the_gradients_of_the_masks_example_by_example() -> None:
 
 def masked_loss(model: torch.nn.Module, anatomy: Any, mask: torch.Tensor, batch: Batch) -> torch.Tensor:
     """The loss under differentiable masks on consumers' inputs and writers' outputs."""
-    where = dict(spans(anatomy.sizes))
+    where = dict(block_slices(anatomy.sizes))
     handles = []
     for number, site in enumerate(anatomy.sites):
         own = mask[where[number]].repeat_interleave(site.unit)
@@ -140,11 +140,11 @@ def test_a_cut_weighs_what_stays() -> None:
     model = tiny.model()
     anatomy = anatomy_of(model.config)
     keep, scale = np.ones(anatomy.sizes.total(), dtype=bool), np.linspace(0.5, 1.5, anatomy.sizes.total())
-    where = dict(spans(anatomy.sizes))[1]
+    where = dict(block_slices(anatomy.sizes))[1]
     keep[where.start : where.start + 16] = False
     down = model.get_submodule(anatomy.sites[1].consumer)
     x, before = torch.randn(3, 48), down.weight.detach().clone()
-    surgery.operate(model, anatomy, Plan(keep=keep, scale=scale), None, torch.Generator())
+    surgery.apply_plan(model, anatomy, Plan(keep=keep, scale=scale), None, torch.Generator())
     factors = torch.from_numpy(scale[where][16:]).float()
     assert torch.allclose(down(x[:, 16:]), linear(x[:, 16:] * factors, before[:, 16:]), atol=1e-5)
 
@@ -203,7 +203,7 @@ def test_taylor_importance_is_that_of_plain_pytorch(folder: Path) -> None:
 @pytest.mark.parametrize("score", ["salience", "fisher"])
 def test_a_cut_that_nothing_was_scored_for_is_refused(score: str) -> None:
     model = tiny.model()
-    run = RunConfig(sparsity=0.4, align=4, score=score, rank_growth=False)
+    run = RunConfig(sparsity=0.4, align=4, score=score, rank_growth="none")
     pruner = Pruner(run, anatomy_of(model.config), 8, CPU)
     with pytest.raises(UserError, match="no step before the cut had a finite loss"):
         pruner.cut_now(model)

@@ -11,7 +11,7 @@ import pytest
 from apt_ds.config.errors import UserError
 from apt_ds.config.run_config import RunConfig
 from apt_ds.models.architectures.tables import anatomy_of
-from apt_ds.models.blocks import Anatomy, Sizes, kept_sizes, spans
+from apt_ds.models.blocks import Anatomy, Sizes, block_slices, kept_sizes
 from apt_ds.models.scope import competing_kinds
 from apt_ds.pruning.budget_search import Rules, best_of_each, cuttable, default_align, search, smallest_sizes
 from tests.support import tiny
@@ -26,7 +26,7 @@ def anatomy(neurons: int = 48) -> Anatomy:
 def scores(seed: int = 0, neurons: int = 48) -> np.ndarray:
     """Random densities of one scale for all kinds."""
     table = anatomy(neurons)
-    return np.random.default_rng(seed).random(table.sizes.total()) * table.prices(table.sizes)
+    return np.random.default_rng(seed).random(table.sizes.total()) * table.params_per_block(table.sizes)
 
 
 @pytest.mark.parametrize("structure", ["uniform", "adaptive"])
@@ -34,9 +34,9 @@ def scores(seed: int = 0, neurons: int = 48) -> np.ndarray:
 @pytest.mark.parametrize("kinds", [ALL, ("heads", "neurons")])
 def test_budget_is_met_from_below_and_closely(structure: str, sparsity: float, kinds: tuple[str, ...]) -> None:
     table = anatomy(neurons=400)
-    budget = (1 - sparsity) * table.cost(table.sizes)
+    budget = (1 - sparsity) * table.num_parameters(table.sizes)
     sizes = kept_sizes(table.sizes, search(scores(0, 400), table, Rules(kinds, structure), budget))
-    assert 0.99 * budget <= table.cost(sizes) <= budget
+    assert 0.99 * budget <= table.num_parameters(sizes) <= budget
 
 
 @pytest.mark.parametrize("structure", ["uniform", "adaptive"])
@@ -44,16 +44,16 @@ def test_alignment_and_floors(structure: str) -> None:
     table = anatomy()
     rules = Rules(ALL, structure, align_neurons=8, align_hidden=4)
     for sparsity in (0.2, 0.5, 0.8, 0.95):
-        keep = search(scores(1), table, rules, (1 - sparsity) * table.cost(table.sizes))
+        keep = search(scores(1), table, rules, (1 - sparsity) * table.num_parameters(table.sizes))
         sizes = kept_sizes(table.sizes, keep)
         assert sizes.hidden % 4 == 0 and sizes.hidden > 0
         assert all(n % 8 == 0 for n in sizes.counts[1::2]) and min(sizes.counts) > 0
-        assert table.cost(sizes) <= (1 - sparsity) * table.cost(table.sizes)
+        assert table.num_parameters(sizes) <= (1 - sparsity) * table.num_parameters(table.sizes)
 
 
 def test_uniform_keeps_the_same_everywhere_and_adaptive_does_not() -> None:
     table = anatomy()
-    budget = 0.5 * table.cost(table.sizes)
+    budget = 0.5 * table.num_parameters(table.sizes)
     uniform = kept_sizes(table.sizes, search(scores(), table, Rules(ALL, "uniform"), budget))
     adaptive = kept_sizes(table.sizes, search(scores(), table, Rules(ALL, "adaptive"), budget))
     assert len(set(uniform.counts[0::2])) == len(set(uniform.counts[1::2])) == 1
@@ -63,7 +63,7 @@ def test_uniform_keeps_the_same_everywhere_and_adaptive_does_not() -> None:
 def test_kinds_that_may_not_go_stay() -> None:
     table = anatomy()
     for structure in ("uniform", "adaptive"):
-        keep = search(scores(), table, Rules(("neurons",), structure), 0.7 * table.cost(table.sizes))
+        keep = search(scores(), table, Rules(("neurons",), structure), 0.7 * table.num_parameters(table.sizes))
         sizes = kept_sizes(table.sizes, keep)
         assert sizes.hidden == 32 and set(sizes.counts[0::2]) == {4}
 
@@ -71,27 +71,27 @@ def test_kinds_that_may_not_go_stay() -> None:
 def test_density_order_decides_in_adaptive_search() -> None:
     """With neurons only, the kept set is the best prefix of the density order."""
     table, values = anatomy(), scores(2)
-    budget = 0.6 * table.cost(table.sizes)
+    budget = 0.6 * table.num_parameters(table.sizes)
     keep = search(values, table, Rules(("neurons",), "adaptive"), budget)
     neurons = np.concatenate(
-        [np.arange(s.start, s.stop) for site, s in spans(table.sizes) if table.kind(site) == "neuron"]
+        [np.arange(s.start, s.stop) for site, s in block_slices(table.sizes) if table.kind(site) == "neuron"]
     )
     ranking = neurons[np.argsort(-values[neurons])]
     count = int(keep[neurons].sum())
     assert set(ranking[:count]) == set(neurons[keep[neurons]])
     one_more = keep.copy()
     one_more[ranking[count]] = True
-    assert table.cost(kept_sizes(table.sizes, one_more)) > budget
+    assert table.num_parameters(kept_sizes(table.sizes, one_more)) > budget
 
 
 def test_uniform_takes_the_triple_with_most_salience() -> None:
     table, values = anatomy(), scores(3)
-    budget = 0.55 * table.cost(table.sizes)
+    budget = 0.55 * table.num_parameters(table.sizes)
     rules = Rules(ALL, "uniform")
     best = 0.0
     for h, f, d in itertools.product(range(1, 5), range(1, 49), range(1, 33)):
         sizes = Sizes((h, f) * 3, d)
-        if 0.99 * budget <= table.cost(sizes) <= budget:
+        if 0.99 * budget <= table.num_parameters(sizes) <= budget:
             best = max(best, values[best_of_each(values, table, sizes)].sum())
     assert values[search(values, table, rules, budget)].sum() == pytest.approx(best)
 
@@ -99,8 +99,8 @@ def test_uniform_takes_the_triple_with_most_salience() -> None:
 def test_a_budget_out_of_reach_says_so() -> None:
     table = anatomy()
     with pytest.raises(UserError, match=r"cannot be met: pruning neurons .* leaves at least [\d,]+ of"):
-        search(scores(), table, Rules(("neurons",), "uniform"), 0.1 * table.cost(table.sizes))
-    smallest = table.cost(smallest_sizes(table, Rules(ALL, "adaptive", 16, 8)))
+        search(scores(), table, Rules(("neurons",), "uniform"), 0.1 * table.num_parameters(table.sizes))
+    smallest = table.num_parameters(smallest_sizes(table, Rules(ALL, "adaptive", 16, 8)))
     assert smallest == 8 * 3 * (2 * 8 * 2 + 16 * 3)
 
 
@@ -111,15 +111,17 @@ def test_default_alignment_is_64_on_real_sizes_and_lets_small_models_meet_their_
     table = anatomy(neurons=900)
     align = default_align(table)
     assert 1 < align < 64
-    keep = search(scores(0, 900), table, Rules(("neurons",), "uniform", align, align), 0.7 * table.cost(table.sizes))
-    assert table.cost(kept_sizes(table.sizes, keep)) >= 0.99 * 0.7 * table.cost(table.sizes)
+    keep = search(
+        scores(0, 900), table, Rules(("neurons",), "uniform", align, align), 0.7 * table.num_parameters(table.sizes)
+    )
+    assert table.num_parameters(kept_sizes(table.sizes, keep)) >= 0.99 * 0.7 * table.num_parameters(table.sizes)
 
 
 @pytest.mark.parametrize("structure", ["uniform", "adaptive"])
 def test_cuttable_takes_only_dead_blocks_in_whole_units(structure: str) -> None:
     table, values = anatomy(), scores(4)
     dead = np.zeros(table.sizes.total(), dtype=bool)
-    for site, span in spans(table.sizes):
+    for site, span in block_slices(table.sizes):
         if table.kind(site) == "neuron":
             dead[span.start : span.start + 10 + 2 * site] = True
     keep = cuttable(dead, values, table, Rules(ALL, structure, align_neurons=8))

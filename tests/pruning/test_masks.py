@@ -11,9 +11,9 @@ import torch
 from apt_ds.config.schedules import mask_moves
 from apt_ds.models import adapter
 from apt_ds.models.architectures.tables import anatomy_of
-from apt_ds.models.blocks import HIDDEN, Anatomy, spans
+from apt_ds.models.blocks import HIDDEN, Anatomy, block_slices
 from apt_ds.pruning.masks import Masks
-from apt_ds.pruning.surgery import Plan, operate
+from apt_ds.pruning.surgery import Plan, apply_plan
 from tests.support import tiny
 
 
@@ -21,7 +21,7 @@ def random_keep(anatomy: Anatomy, seed: int) -> np.ndarray:
     """Some of everything goes, never all of a site."""
     draw = np.random.default_rng(seed)
     keep = draw.random(anatomy.sizes.total()) < 0.6
-    for _, span in spans(anatomy.sizes):
+    for _, span in block_slices(anatomy.sizes):
         keep[span.start] = True
         keep[span.stop - 1] = False
     return keep
@@ -45,19 +45,19 @@ def test_masked_equals_cut(kind: str, seed: int) -> None:
     masks = Masks(anatomy)
     masks.install(masked)
     masks.set(keep.astype(float))
-    smaller = operate(cut, anatomy, Plan(keep=keep), None, torch.Generator())
+    smaller = apply_plan(cut, anatomy, Plan(keep=keep), None, torch.Generator())
     a, b = masked(tiny.ids()).logits, cut(tiny.ids()).logits
     assert torch.allclose(a, b, atol=1e-5)
     assert not torch.allclose(a, model(tiny.ids()).logits, atol=1e-2)
     counted = sum(p.numel() for n, p in cut.named_parameters() if "_proj.weight" in n)
-    assert smaller.cost(smaller.sizes) == counted
+    assert smaller.num_parameters(smaller.sizes) == counted
 
 
 def test_norms_follow_the_kept_fraction_without_a_jump() -> None:
     model, anatomy = with_adapters("gqa")
     masks = Masks(anatomy)
     masks.install(model)
-    hidden = dict(spans(anatomy.sizes))[HIDDEN]
+    hidden = dict(block_slices(anatomy.sizes))[HIDDEN]
     outputs = []
     for value in (1e-4, 1e-6, 0.0):
         values = np.ones(anatomy.sizes.total())
@@ -86,9 +86,9 @@ def test_masks_reach_both_ends_exactly() -> None:
     keep[0] = False
     for _ in range(99):
         masks.move_towards(keep, 0.01)
-    assert not masks.dead().any()
+    assert not masks.fully_masked().any()
     masks.move_towards(keep, 0.01)
-    assert masks.dead().tolist() == [True] + [False] * (len(keep) - 1)
+    assert masks.fully_masked().tolist() == [True] + [False] * (len(keep) - 1)
     for _ in range(100):
         masks.move_towards(np.ones_like(keep), 0.01)
     assert (masks.values == 1.0).all()
@@ -114,7 +114,7 @@ def test_a_masked_model_generates() -> None:
     model, anatomy = with_adapters("gqa")
     keep = random_keep(anatomy, 3)
     cut = copy.deepcopy(model)
-    operate(cut, anatomy, Plan(keep=keep), None, torch.Generator())
+    apply_plan(cut, anatomy, Plan(keep=keep), None, torch.Generator())
     masks = Masks(anatomy)
     masks.install(model)
     masks.set(keep.astype(float))

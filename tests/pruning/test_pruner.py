@@ -14,16 +14,16 @@ from apt_ds.config.resolve import resolve
 from apt_ds.config.run_config import RunConfig
 from apt_ds.models import quantization_checks
 from apt_ds.models.architectures.tables import anatomy_of
-from apt_ds.models.blocks import Anatomy, spans
+from apt_ds.models.blocks import Anatomy, block_slices
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.pruning.rules import mask_notice
-from apt_ds.pruning.surgery import operate
+from apt_ds.pruning.surgery import apply_plan
 from apt_ds.training import run
 from tests.support import tiny
 from tests.support.paths import ROOT
 
 CPU = torch.device("cpu")
-GRADUAL = {"pruning": "gradual", "structure": "adaptive", "sparsity": 0.4, "align": 4, "rank_growth": False}
+GRADUAL = {"pruning": "gradual", "structure": "adaptive", "sparsity": 0.4, "align": 4, "rank_growth": "none"}
 BLOCKS = "heads,neurons,hidden"
 PAPER = ["--recipe", "paper", "--sparsity", "0.4", "--calibration_steps", "3"]
 
@@ -48,28 +48,28 @@ def drive(
     draw, changes = np.random.default_rng(seed), []
     scores = draw.random(pruner.anatomy.sizes.total())
     generator = torch.Generator()
-    pruner.dress(model, scoring=False)
+    pruner.install_hooks(model, scoring=False)
     for step in range(1, steps + 1):
         scores = wandering(draw, scores)
         pruner.scorer.average = torch.from_numpy(scores).float()
         pruner.advance(step)
         if step == pruner.phase and late < 1.0:
             pruner.masks.set(np.where(pruner.decision, np.minimum(pruner.masks.values, late), 0.0))
-        masks, was_settled = pruner.masks.values.copy(), pruner.settled
+        masks, was_settled = pruner.masks.values.copy(), pruner.pruning_finished
         before = model(tiny.ids()).logits
         plan = pruner.plan(step, steps, model)
         if plan:
-            pruner.undress()
-            anatomy = operate(model, pruner.anatomy, plan, None, generator)
+            pruner.remove_hooks()
+            anatomy = apply_plan(model, pruner.anatomy, plan, None, generator)
             pruner.follow(plan, anatomy, step)
-            pruner.dress(model, scoring=False)
+            pruner.install_hooks(model, scoring=False)
             scores = scores[plan.keep]
-        if pruner.settled and not was_settled and step < steps:
+        if pruner.pruning_finished and not was_settled and step < steps:
             kept = plan.keep if plan else np.ones(len(masks), dtype=bool)
             assert (masks[kept] == 1.0).all() and (masks[~kept] == 0.0).all()
-        if plan or pruner.settled != was_settled:
+        if plan or pruner.pruning_finished != was_settled:
             moved = (model(tiny.ids()).logits - before).abs().max().item()
-            changes.append((step, moved, pruner.settled))
+            changes.append((step, moved, pruner.pruning_finished))
     return changes
 
 
@@ -82,11 +82,11 @@ def test_masks_come_off_where_they_change_nothing(structure: str, hold: bool) ->
     for seed in range(8):
         model = tiny.model("mha")
         run = RunConfig(**(GRADUAL | {"structure": structure, "prune_blocks": BLOCKS, "mask_step": 0.07}))
-        run = RunConfig(**(vars(run) | {"hold_cuts": hold, "adjust_every": 5 + seed % 3}))
+        run = RunConfig(**(vars(run) | {"defer_cuts": hold, "prune_every": 5 + seed % 3}))
         pruner = Pruner(run, table(), 60, CPU)
         changes = drive(pruner, model, 60, seed)
         assert max(moved for _, moved, _ in changes) < 1e-5, (seed, changes)
-        assert pruner.settled and pruner.at_target()
+        assert pruner.pruning_finished and pruner.at_target()
         assert not any(len(module._forward_pre_hooks) for module in model.modules())
         ends.add(changes[-1][0])
     # 15 moves after the last decision at step 30 suffice; some runs need fewer
@@ -99,7 +99,7 @@ def test_masks_come_off_where_they_change_nothing(structure: str, hold: bool) ->
 def test_masks_stay_on_until_the_kept_ones_are_back_at_1(every: int, hold: bool) -> None:
     """Also where all that goes is dead, or cut already, when the phase ends."""
     model = tiny.model("mha")
-    run = RunConfig(**GRADUAL, prune_blocks=BLOCKS, mask_step=0.1, adjust_every=every, hold_cuts=hold)
+    run = RunConfig(**GRADUAL, prune_blocks=BLOCKS, mask_step=0.1, prune_every=every, defer_cuts=hold)
     pruner = Pruner(run, table(), 40, CPU)
     changes = drive(pruner, model, 40, 3, late=0.25)
     assert max(moved for _, moved, _ in changes) < 1e-5, changes
@@ -118,7 +118,7 @@ def test_a_run_without_steps_for_its_masks_ends_with_them_at_0_and_1() -> None:
 def test_mask_step_means_what_it_says() -> None:
     for asked, total, expected in ((0.027, 150, 0.027), (0.01, 20, 0.01), (0.0, 1000, 0.01), (0.0, 20, 0.2)):
         assert Pruner(RunConfig(**GRADUAL, mask_step=asked), table(), total, CPU).mask_step == expected
-    whole = RunConfig(**GRADUAL, prune_ratio=1.0)
+    whole = RunConfig(**GRADUAL, pruning_phase=1.0)
     assert Pruner(whole, table(), 20, CPU).mask_step == 1.0 and not mask_notice(whole, 20)
 
 
@@ -141,11 +141,11 @@ def test_the_suggested_mask_step_is_enough() -> None:
 @pytest.mark.parametrize("hold", [False, True])
 def test_kurtosis_is_measured_again_at_every_adjustment(hold: bool) -> None:
     model = tiny.model("mha")
-    pruner = Pruner(RunConfig(**GRADUAL, hold_cuts=hold, adjust_every=4), table(), 20, CPU)
-    pruner.dress(model, scoring=False)
+    pruner = Pruner(RunConfig(**GRADUAL, defer_cuts=hold, prune_every=4), table(), 20, CPU)
+    pruner.install_hooks(model, scoring=False)
     measured = []
     for step in range(pruner.phase):
-        pruner.scorer.masses.fill_(1.0)
+        pruner.scorer.abs_sums.fill_(1.0)
         if pruner.scorer.stale:
             pruner.scorer.measure_outliers(model)
             measured.append(step)
@@ -158,7 +158,7 @@ def test_kurtosis_is_measured_again_at_every_adjustment(hold: bool) -> None:
 def test_measuring_kurtosis_again_replaces_it() -> None:
     model = tiny.model("mha")
     scorer = Pruner(RunConfig(**GRADUAL, prune_blocks=BLOCKS), table(), 20, CPU).scorer
-    scorer.masses.fill_(1.0)
+    scorer.abs_sums.fill_(1.0)
     scorer.measure_outliers(model)
     first = scorer.outliers.clone()
     scorer.measure_outliers(model)
@@ -188,18 +188,18 @@ def test_a_phase_without_a_finite_step_is_refused() -> None:
 def test_only_sublayers_with_an_adapter_compete_where_the_option_says_so() -> None:
     anatomy = table()
     neurons = np.concatenate(
-        [np.arange(s.start, s.stop) for site, s in spans(anatomy.sizes) if anatomy.kind(site) == "neuron"]
+        [np.arange(s.start, s.stop) for site, s in block_slices(anatomy.sizes) if anatomy.kind(site) == "neuron"]
     )
     expected = {"q,v": (True, False), "up": (False, True), "o,down": (True, True)}
     for targets, (heads_go, neurons_go) in expected.items():
         run = RunConfig(**(GRADUAL | {"sparsity": 0.2}), prune_scope="adapted", adapter_targets=targets)
         pruner = Pruner(run, anatomy, 20, CPU)
         density = torch.rand(anatomy.sizes.total(), generator=torch.Generator().manual_seed(1))
-        pruner.scorer.average = density * torch.from_numpy(anatomy.prices(anatomy.sizes))
+        pruner.scorer.average = density * torch.from_numpy(anatomy.params_per_block(anatomy.sizes))
         gone = np.flatnonzero(~pruner.decide(0.2))
         assert (np.isin(gone, neurons).any(), (~np.isin(gone, neurons)).any()) == (neurons_go, heads_go), targets
         # the budget counts every prunable parameter
-        assert pruner.budget(0.2) == 0.8 * anatomy.cost(anatomy.sizes)
+        assert pruner.budget(0.2) == 0.8 * anatomy.num_parameters(anatomy.sizes)
 
 
 def test_hidden_dimensions_compete_in_any_scope() -> None:
@@ -222,9 +222,9 @@ def test_a_scope_that_cannot_meet_the_budget_is_refused(changes: dict[str, objec
 
 @pytest.mark.parametrize(("outlier", "weight"), [("normalized", 0.1), ("literal", 1.0), ("off", 0.1)])
 def test_the_outlier_weight_follows_the_outlier_term(outlier: str, weight: float) -> None:
-    assert Pruner(RunConfig(outlier=outlier), table(), 20, CPU).scorer.weight == weight
-    assert Pruner(RunConfig(outlier=outlier, outlier_weight=0.3), table(), 20, CPU).scorer.weight == 0.3
-    assert Pruner(RunConfig(outlier=outlier, outlier_weight=0.0), table(), 20, CPU).scorer.weight == 0.0
+    assert Pruner(RunConfig(kurtosis=outlier), table(), 20, CPU).scorer.weight == weight
+    assert Pruner(RunConfig(kurtosis=outlier, kurtosis_weight=0.3), table(), 20, CPU).scorer.weight == 0.3
+    assert Pruner(RunConfig(kurtosis=outlier, kurtosis_weight=0.0), table(), 20, CPU).scorer.weight == 0.0
 
 
 @pytest.fixture(scope="module")

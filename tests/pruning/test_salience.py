@@ -14,7 +14,7 @@ from apt_ds.data.batching import Batch, collate
 from apt_ds.losses.task_losses import summed_loss
 from apt_ds.models import adapter
 from apt_ds.models.architectures.tables import anatomy_of
-from apt_ds.models.blocks import HIDDEN, Anatomy, kept_sizes, spans
+from apt_ds.models.blocks import HIDDEN, Anatomy, block_slices, kept_sizes
 from apt_ds.pruning.activation_hooks import tap_input, tap_output
 from apt_ds.pruning.salience import (
     Salience,
@@ -41,7 +41,7 @@ def rows(count: int = 6) -> list[dict[str, list[int]]]:
 
 
 def prepared(
-    outlier: str = "off", checkpointing: bool | None = None, product: str = "masses"
+    outlier: str = "off", checkpointing: bool | None = None, product: str = "batch"
 ) -> tuple[LlamaForCausalLM, Anatomy, Salience]:
     """checkpointing: use_reentrant of gradient checkpointing, None for none."""
     model = tiny.model()
@@ -64,7 +64,7 @@ def score(model: LlamaForCausalLM, salience: Salience, split: list[list[dict[str
         salience.begin(batch.attention_mask, torch.float32)
         (summed_loss(model, batch) / 50).backward()
         salience.end()
-    return salience.masses.clone()
+    return salience.abs_sums.clone()
 
 
 def reference_masses(model: LlamaForCausalLM, anatomy: Anatomy, batch: Batch) -> torch.Tensor:
@@ -99,7 +99,7 @@ def test_masses_are_sums_over_real_tokens() -> None:
 
 
 def test_products_of_examples_are_sums_of_what_each_gives_alone() -> None:
-    model, _, salience = prepared(product="examples")
+    model, _, salience = prepared(product="per_example")
     found = score(model, salience, [rows()])
     salience.remove()
     expected = torch.zeros_like(found[1])
@@ -124,7 +124,7 @@ def test_products_of_examples_are_sums_of_what_each_gives_alone() -> None:
     assert np.allclose(salience.scores(), 0.15 * 2 * totals.numpy(), rtol=1e-4)
 
 
-@pytest.mark.parametrize("product", ["masses", "examples"])
+@pytest.mark.parametrize("product", ["batch", "per_example"])
 @pytest.mark.parametrize("split", [[2, 4], [1, 1, 1, 3], [6]])
 def test_no_micro_batch_split_changes_the_masses(split: list[int], product: str) -> None:
     whole = score(*prepared(product=product)[::2], [rows()])
@@ -135,7 +135,7 @@ def test_no_micro_batch_split_changes_the_masses(split: list[int], product: str)
     assert torch.allclose(score(*prepared(product=product)[::2], parts), whole, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("product", ["masses", "examples"])
+@pytest.mark.parametrize("product", ["batch", "per_example"])
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_gradient_checkpointing_counts_once(use_reentrant: bool, product: str) -> None:
     plain = score(*prepared(product=product)[::2], [rows()])
@@ -149,7 +149,7 @@ def test_block_scores_sum_over_dimensions_and_places() -> None:
     salience.update(gradient_scale=1.0)
     product = masses[0] * masses[1]
     heads = product[: 2 * 16].view(2, 16).sum(1)  # two groups of two query heads of 8 dimensions
-    where = dict(spans(anatomy.sizes))
+    where = dict(block_slices(anatomy.sizes))
     got = torch.from_numpy(salience.scores() / 0.15).float()
     assert torch.allclose(got[where[0]], heads, rtol=1e-4)
     assert torch.allclose(got[where[1]], product[32:80], rtol=1e-4)
@@ -162,7 +162,7 @@ def test_moving_average_and_discard() -> None:
     score(model, salience, [rows()])
     salience.update(1.0)
     first = salience.scores()
-    salience.masses.fill_(float("nan"))
+    salience.abs_sums.fill_(float("nan"))
     salience.discard()
     assert np.array_equal(salience.scores(), first)
     salience.update(1.0)
@@ -209,7 +209,7 @@ def test_kurtosis_after_calibration_takes_the_activations_of_all_batches(outlier
 def test_a_mean_begins_again_after_it_was_concluded_or_discarded() -> None:
     model, salience, _ = calibrated("off", 2)
     first = salience.scores()
-    salience.masses.fill_(float("nan"))
+    salience.abs_sums.fill_(float("nan"))
     salience.discard()
     assert np.array_equal(salience.scores(), first) and salience.count == 2
     salience.conclude(model)
@@ -262,7 +262,7 @@ def test_evaluation_is_not_scored() -> None:
     with torch.no_grad():
         model(tiny.ids())
     model(tiny.ids()).logits.sum().backward()
-    assert salience.masses.abs().sum() == 0
+    assert salience.abs_sums.abs().sum() == 0
 
 
 def test_kurtosis_is_that_of_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from apt_ds.models import adapter
 from apt_ds.models.architectures.tables import anatomy_of
-from apt_ds.pruning.surgery import Plan, element_index, operate
+from apt_ds.pruning.surgery import Plan, apply_plan, element_index
 from apt_ds.runtime.zero import EngineState
 from tests.pruning.test_masks import random_keep, with_adapters
 from tests.support import tiny
@@ -35,7 +35,7 @@ def test_growth_leaves_outputs_bit_for_bit() -> None:
     x = torch.randint(-9, 9, (5, 32), generator=torch.Generator().manual_seed(0)).float()
     before = old(x)
     state = moments(model)
-    operate(model, anatomy, Plan(grow={paths[0]: 8, paths[5]: 4}), state, torch.Generator().manual_seed(0))
+    apply_plan(model, anatomy, Plan(grow={paths[0]: 8, paths[5]: 4}), state, torch.Generator().manual_seed(0))
     grown = model.get_submodule(paths[0])
     assert grown.lora_A.shape[0] == grown.lora_B.shape[1] == 8
     assert model.get_submodule(paths[1]).lora_A.shape[0] == 3
@@ -53,7 +53,7 @@ def test_growth_is_the_same_on_every_rank_and_follows_its_seed() -> None:
     for seed in (5, 5, 6):
         model, anatomy = with_adapters("gqa")
         path = next(path for path, _ in adapter.adapters(model))
-        operate(model, anatomy, Plan(grow={path: 8}), None, torch.Generator().manual_seed(seed))
+        apply_plan(model, anatomy, Plan(grow={path: 8}), None, torch.Generator().manual_seed(seed))
         drawn.append(model.get_submodule(path).lora_A.detach())
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
 
@@ -64,7 +64,7 @@ def test_moments_follow_their_index(kind: str) -> None:
     state = moments(model)
     before = {name: dict(entry) for name, entry in state.tensors.items()}
     keep = random_keep(anatomy, 0)
-    operate(model, anatomy, Plan(keep=keep), state, torch.Generator())
+    apply_plan(model, anatomy, Plan(keep=keep), state, torch.Generator())
     slots = {slot.path: slot for slot in anatomy.slots}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -105,7 +105,7 @@ def test_tied_embeddings_stay_tied() -> None:
     anatomy = anatomy_of(model.config)
     keep = np.ones(anatomy.sizes.total(), dtype=bool)
     keep[-5:] = False
-    operate(model, anatomy, Plan(keep=keep), None, torch.Generator())
+    apply_plan(model, anatomy, Plan(keep=keep), None, torch.Generator())
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert model.lm_head.weight.shape[1] == model.lm_head.in_features == 27
     assert model(tiny.ids()).logits.isfinite().all()

@@ -22,7 +22,7 @@ from apt_ds.models.blocks import Anatomy, kept_sizes
 from apt_ds.models.export import configs, write
 from apt_ds.models.export.modeling_apt_llama import AptLlamaConfig
 from apt_ds.pruning.budget_search import Rules, default_align, search
-from apt_ds.pruning.surgery import Plan, operate
+from apt_ds.pruning.surgery import Plan, apply_plan
 from tests.models.test_architectures import dressed
 from tests.models.test_export_tasks import inputs_of, loaded_elsewhere
 from tests.support import tiny
@@ -43,8 +43,8 @@ def keep_of(config: LlamaConfig, blocks: tuple[str, ...], structure: str, remove
     anatomy = anatomy_of(config)
     align = align or default_align(anatomy)
     rules = Rules(blocks, structure, align, align, configs.writable_sizes(config))
-    scores = np.random.default_rng(1).random(anatomy.sizes.total()) * anatomy.prices(anatomy.sizes)
-    return search(scores, anatomy, rules, (1 - removed) * anatomy.cost(anatomy.sizes))
+    scores = np.random.default_rng(1).random(anatomy.sizes.total()) * anatomy.params_per_block(anatomy.sizes)
+    return search(scores, anatomy, rules, (1 - removed) * anatomy.num_parameters(anatomy.sizes))
 
 
 def cut(config: LlamaConfig, *choice: object) -> Anatomy:
@@ -144,7 +144,7 @@ def exported(case: Case, folder: Path) -> LlamaForCausalLM:
         for parameter in model.parameters():
             parameter.uniform_(0.5, 1.5) if parameter.dim() == 1 else parameter.normal_(0, 0.08)
     keep = keep_of(case.config, case.blocks, case.structure, case.removed, 4)
-    smaller = operate(model, anatomy_of(case.config), Plan(keep=keep), None, torch.Generator())
+    smaller = apply_plan(model, anatomy_of(case.config), Plan(keep=keep), None, torch.Generator())
     write.export(model, smaller, base, model.generation_config, tiny.tokenizer(), folder)
     return model
 
@@ -187,9 +187,11 @@ def test_every_choice_for_an_encoder_or_t5_answers_the_same_without_apt_ds(tmp_p
         model, anatomy = dressed(kind)
         base = copy.deepcopy(model.config)
         rules = Rules(blocks, "uniform", 2, 2, configs.writable_sizes(base))
-        scores = np.random.default_rng(2).random(anatomy.sizes.total()) * anatomy.prices(anatomy.sizes)
-        keep = search(scores, anatomy, rules, (0.8 if len(blocks) == 1 else 0.5) * anatomy.cost(anatomy.sizes))
-        smaller = operate(model, anatomy, Plan(keep=keep), None, torch.Generator())
+        scores = np.random.default_rng(2).random(anatomy.sizes.total()) * anatomy.params_per_block(anatomy.sizes)
+        keep = search(
+            scores, anatomy, rules, (0.8 if len(blocks) == 1 else 0.5) * anatomy.num_parameters(anatomy.sizes)
+        )
+        smaller = apply_plan(model, anatomy, Plan(keep=keep), None, torch.Generator())
         name = f"{kind} {len(blocks)}"
         write.export(model, smaller, base, None, tiny.tokenizer(), tmp_path / name, tiny.TASKS[kind])
         bundled = bool(list((tmp_path / name).glob("*.py")))
@@ -243,7 +245,7 @@ def test_a_search_that_starts_from_sizes_that_cannot_be_written_does_not_end_the
     between = anatomy.with_sizes(type(anatomy.sizes)((29, 600, 29, 600), 256))
     rules = Rules(BLOCKS[3], "uniform", 4, 4, configs.writable_sizes(config))
     scores = np.random.default_rng(0).random(between.sizes.total())
-    keep = search(scores, between, rules, between.cost(between.sizes))
+    keep = search(scores, between, rules, between.num_parameters(between.sizes))
     assert 256 % kept_sizes(between.sizes, keep).counts[0] == 0
 
 

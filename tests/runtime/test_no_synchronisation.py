@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from apt_ds.config.resolve import resolve
 from apt_ds.data.batching import Batch, collate
 from apt_ds.data.packing import pack
-from apt_ds.losses.training_loss import Lesson
+from apt_ds.losses.training_loss import TrainingLoss
 from apt_ds.models.adapter import attach
 from apt_ds.models.architectures.tables import anatomy_of
 from apt_ds.pruning.masks import Masks
@@ -70,7 +70,7 @@ CLASSES = [{"input_ids": [5 + i] * (6 + i), "targets": [i % 2]} for i in range(3
 def followed(salience: Salience, model: torch.nn.Module, batch: Batch) -> Iterator[Device]:
     """Weights, a sent batch and the scorer's sums are the device's, and so is what the scorer sends there."""
     held = [tensor for tensor in vars(batch).values() if tensor is not None and tensor is not batch.labels]
-    device = Device([*model.parameters(), *model.buffers(), *held, salience.masses, salience.owner])
+    device = Device([*model.parameters(), *model.buffers(), *held, salience.abs_sums, salience.owner])
 
     def following(tensor: Tensor) -> Tensor:
         moved = tensor.clone()
@@ -82,7 +82,7 @@ def followed(salience: Salience, model: torch.nn.Module, batch: Batch) -> Iterat
         yield device
 
 
-@pytest.mark.parametrize("product", ["examples", "masses"])
+@pytest.mark.parametrize("product", ["per_example", "batch"])
 @pytest.mark.parametrize("case", ["causal", "packed", "t5", "bert-classes"])
 def test_a_scored_micro_batch_does_not_wait(case: str, product: str) -> None:
     model = tiny.model(attn_implementation="eager") if case in ("causal", "packed") else tiny.small(case)
@@ -92,20 +92,20 @@ def test_a_scored_micro_batch_does_not_wait(case: str, product: str) -> None:
     rows = {"t5": WRITTEN, "bert-classes": CLASSES}.get(case, ROWS)
     made = pack(rows, 0, 64, False) if case == "packed" else collate(rows, 0)
     run = resolve(["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), "--pruning", "gradual"])
-    lesson, masks = Lesson(replace(run, packing=case == "packed"), kind, anatomy, 10, CPU), Masks(anatomy)
+    training_loss, masks = TrainingLoss(replace(run, packing=case == "packed"), kind, anatomy, 10, CPU), Masks(anatomy)
     masks.install(model.train())
     masks.set(masks.values * 0.5)
     salience = Salience(anatomy, 0.85, "off", 1.0, CPU, product)
     salience.lean = True
     salience.install(model)
-    lesson.begin(0, rows)
+    training_loss.begin(0, rows)
     batch = sent(made)
     with followed(salience, model, batch) as device:
-        salience.begin(made.attention_mask, torch.float32, 0, lesson.objective.second(made), made.position_ids)
-        loss, _ = lesson.micro(model, batch, masks)
+        salience.begin(made.attention_mask, torch.float32, 0, training_loss.objective.second(made), made.position_ids)
+        loss, _ = training_loss.micro_batch_loss(model, batch, masks)
         loss.backward()
         salience.end()
-    assert salience.masses.abs().sum() > 0
+    assert salience.abs_sums.abs().sum() > 0
     # transformers looks at an encoder's padding, or at where packed examples begin, to choose a kernel
     own = [name for name in device.waited if name != "_local_scalar_dense"]
     scalars = len(device.waited) - len(own)

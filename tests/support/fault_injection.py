@@ -24,7 +24,7 @@ from apt_ds.models import adapter, loading
 from apt_ds.pruning import surgery
 from apt_ds.runtime import collectives, zero
 from apt_ds.runtime import memory as process_memory
-from apt_ds.runtime.signals import Stopped, Stopping
+from apt_ds.runtime.signals import Stopped, StopSignals
 from apt_ds.runtime.watchdog import Watchdog
 from apt_ds.training import checkpoint, datasets, run_state, trainer
 from apt_ds.training import metrics as run_metrics
@@ -43,9 +43,9 @@ kill -KILL "$stopped"
 # phase: what is called once in it, at its start
 PHASES = {
     "load": (loading, "load_model"),
-    "step": (training_loss.Lesson, "micro"),
+    "step": (training_loss.TrainingLoss, "micro_batch_loss"),
     "evaluation": (evaluator, "held_out_loss"),
-    "rebuild": (surgery, "operate"),
+    "rebuild": (surgery, "apply_plan"),
     "save": (run_state, "add_trained"),
     "write": (checkpoint, "_seal"),
     "export": (trainer, "export"),
@@ -114,8 +114,8 @@ def unmerged(folder: str, stage: int, flags: list[str]) -> None:
 def left_behind() -> None:
     """Rank 1 is killed before the first step, and its launcher asks rank 0 to go, which looks for who is gone."""
     zero.init_distributed()
-    with Stopping() as stopping, Watchdog(40, stopping.leave) as watchdog:
-        stopping.tell = watchdog.tell
+    with StopSignals() as stop_signals, Watchdog(40, stop_signals.leave) as watchdog:
+        stop_signals.tell = watchdog.tell
         collectives.barrier()
         time.sleep(2 * watchdog.period)
         os.kill(os.getpid(), signal.SIGKILL if collectives.rank() else signal.SIGTERM)
@@ -135,7 +135,7 @@ def interrupted(
     """
     found = {}
     for name, stage, offload, flags, number, whys in cases:
-        flags = [*flags, "--save_steps", "0", "--max_bad_steps", "1"]
+        flags = [*flags, "--save_steps", "0", "--max_nonfinite_steps", "1"]
         found[name] = {"straight": whole(folder, f"{name}_straight", stage, offload, flags)}
         for why in whys:
             place = f"{name}_{why}"
@@ -149,9 +149,9 @@ def interrupted(
 
 def end_scoring(folder: str, place: str, stage: int, offload: bool, flags: list[str], number: int, bad: bool) -> str:
     """End a run at micro-batch `number`; what it says."""
-    original, calls = training_loss.Lesson.micro, 0
+    original, calls = training_loss.TrainingLoss.micro_batch_loss, 0
 
-    def struck(self: training_loss.Lesson, *arguments: Any) -> Any:
+    def struck(self: training_loss.TrainingLoss, *arguments: Any) -> Any:
         nonlocal calls
         calls += 1
         loss, summed = original(self, *arguments)
@@ -159,11 +159,11 @@ def end_scoring(folder: str, place: str, stage: int, offload: bool, flags: list[
             os.kill(os.getpid(), signal.SIGTERM)
         return (loss, summed * float("nan")) if bad and calls >= number else (loss, summed)
 
-    training_loss.Lesson.micro = struck
+    training_loss.TrainingLoss.micro_batch_loss = struck
     try:
-        with Stopping() as stopping:
+        with StopSignals() as stop_signals:
             made = training_run.prepare(
-                run_config(folder, stage, offload, ["--output_dir", str(Path(folder) / place), *flags]), stopping
+                run_config(folder, stage, offload, ["--output_dir", str(Path(folder) / place), *flags]), stop_signals
             )
             try:
                 made.run()
@@ -171,10 +171,10 @@ def end_scoring(folder: str, place: str, stage: int, offload: bool, flags: list[
                 return f"{getattr(ended, 'status', 2)} {ended}"
             finally:
                 zero.destroy(made.engine)
-                made.journal.close()
+                made.metrics_logger.close()
                 collectives.barrier()
     finally:
-        training_loss.Lesson.micro = original
+        training_loss.TrainingLoss.micro_batch_loss = original
     raise AssertionError("it was not ended")
 
 

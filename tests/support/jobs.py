@@ -22,7 +22,7 @@ from apt_ds.losses import task_losses
 from apt_ds.models import adapter, loading
 from apt_ds.pruning.surgery import Plan
 from apt_ds.runtime import collectives, zero
-from apt_ds.runtime.packed import Packed
+from apt_ds.runtime.packed import QuantizedParameter
 from apt_ds.training import datasets, preflight, trainer
 from apt_ds.training import run as training_run
 
@@ -63,14 +63,14 @@ def run_config(folder: str, stage: int, offload: bool, flags: list[str]) -> RunC
 
 def facts(made: trainer.Trainer, figures: dict[str, Any]) -> dict[str, Any]:
     """What must not depend on how a run is spread: losses, scores, decisions, kept blocks, ranks."""
-    rows = (made.journal.folder / "metrics.jsonl").read_text(encoding="utf8").splitlines()
+    rows = (made.metrics_logger.folder / "metrics.jsonl").read_text(encoding="utf8").splitlines()
     return {
         "losses": [json.loads(row)["loss"] for row in rows],
         "ranks": [json.loads(row)["ranks"]["mean"] for row in rows],
         "kept": [json.loads(row)["kept"] for row in rows],
         "scores": made.pruner.scorer.scores().tolist(),
         "importance": [] if made.pruner.importance is None else made.pruner.importance.tolist(),
-        "alive": made.pruner.alive.tolist(),
+        "alive": made.pruner.kept_ids.tolist(),
         "held_out": figures["after"]["held_out_loss"],
         "score": figures["after"].get("score"),
         "rebuilds": len(figures["pruning"]["rebuild_seconds"]),
@@ -184,8 +184,13 @@ def differing(folder: str, odd: int, change: str) -> None:
 def told(made: trainer.Trainer, figures: dict[str, Any]) -> dict[str, Any]:
     """All that a run says and writes and that does not measure time or memory."""
     timed = ("tokens_per_second", "peak_memory_bytes", "seconds")
-    rows = [json.loads(row) for row in (made.journal.folder / "metrics.jsonl").read_text(encoding="utf8").splitlines()]
-    weights = b"".join(path.read_bytes() for path in sorted((made.journal.folder / "model").glob("*.safetensors")))
+    rows = [
+        json.loads(row)
+        for row in (made.metrics_logger.folder / "metrics.jsonl").read_text(encoding="utf8").splitlines()
+    ]
+    weights = b"".join(
+        path.read_bytes() for path in sorted((made.metrics_logger.folder / "model").glob("*.safetensors"))
+    )
     measured = ("step_seconds", "peak_memory_bytes", "generated_tokens_per_second")
     judged = {w: figures[w] for w in ("before", "after_cut", "after") if w in figures}
     return {
@@ -193,7 +198,7 @@ def told(made: trainer.Trainer, figures: dict[str, Any]) -> dict[str, Any]:
         "judged": {w: {k: v for k, v in found.items() if k not in measured} for w, found in judged.items()},
         "rebuilds": len(figures["pruning"]["rebuild_seconds"]),
         "model": hashlib.sha256(weights).hexdigest(),
-        "alive": made.pruner.alive.tolist(),
+        "alive": made.pruner.kept_ids.tolist(),
         "scores": made.pruner.scorer.scores().tolist(),
         "held_out": figures["after"]["held_out_loss"],
         "score": figures["after"].get("score"),
@@ -204,7 +209,7 @@ def whole(folder: str, name: str, stage: int, offload: bool, flags: list[str]) -
     """A run into `folder/name`, and what it tells."""
     made = training_run.prepare(run_config(folder, stage, offload, ["--output_dir", str(Path(folder) / name), *flags]))
     figures = made.run()
-    made.journal.close()
+    made.metrics_logger.close()
     collectives.barrier()
     return told(made, figures)
 
@@ -239,7 +244,7 @@ def continued(folder: str, sources: dict[str, list[str]], stages: list[tuple[int
 def packed_shards(folder: str, flags: list[str]) -> dict[str, Any]:
     """How many bytes of each packed weight a rank holds under ZeRO-3: its share, at rest and before a backward pass."""
     made = training_run.prepare(run_config(folder, 3, False, flags))
-    packed = [p for p in made.engine.module.parameters() if isinstance(p, Packed)]
+    packed = [p for p in made.engine.module.parameters() if isinstance(p, QuantizedParameter)]
     found = {"whole": [p.full.numel() * p.bits // 8 for p in packed], "rest": [held(p) for p in packed]}
     loss = task_losses.summed_loss(made.engine, made.steps.micro_batch(0, 0))
     found["waiting"] = [held(p) for p in packed]

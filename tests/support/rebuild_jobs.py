@@ -19,7 +19,7 @@ from tests.support.jobs import facts, run_config
 
 def profiled(folder: str, stages: list[tuple[int, bool]]) -> dict[str, Any]:
     """What runs tell of their steps, and the same runs without a profile."""
-    flags = ["--pruning", "gradual", "--max_steps", "10", "--align", "4", "--mask_step", "0.5", "--adjust_every", "7"]
+    flags = ["--pruning", "gradual", "--max_steps", "10", "--align", "4", "--mask_step", "0.5", "--prune_every", "7"]
     found = {}
     for stage, offload in stages:
         runs = {}
@@ -54,9 +54,9 @@ def sent(folder: str, stages: list[tuple[int, bool]]) -> dict[str, Any]:
     ]
     found = {}
     for stage, offload in stages:
-        flags = ["--pruning", "gradual", "--rank_growth", "false", "--max_steps", "8"]
+        flags = ["--pruning", "gradual", "--rank_growth", "none", "--max_steps", "8"]
         made = run.prepare(run_config(folder, stage, offload, flags))
-        observed = made.pruner.scorer.masses.numel() + 2
+        observed = made.pruner.scorer.abs_sums.numel() + 2
         counted = {"gather": 0.0, "reduce": 0.0, "salience": 0.0}
 
         def counting(
@@ -96,7 +96,7 @@ def rebuild_memory(folder: str, stages: list[tuple[int, bool]]) -> dict[str, dic
     from apt_ds.config.deepspeed_config import load_config
     from apt_ds.pruning.pruner import Pruner
     from apt_ds.runtime.memory import peak_memory, reset_peak
-    from apt_ds.training.metrics import Journal
+    from apt_ds.training.metrics import MetricsLogger
 
     zero.init_distributed()
     found: dict[str, dict[str, int]] = {}
@@ -105,11 +105,11 @@ def rebuild_memory(folder: str, stages: list[tuple[int, bool]]) -> dict[str, dic
         base = random_base(folder)
         config = load_config(run, collectives.world_size(), base.config.hidden_size)
         pruner = Pruner(run, base.anatomy, 100, zero.device())
-        journal = Journal(Path(folder), 0, quiet=True)
-        made = trainer.Trainer(run, base, config, random_data(run, base, LAST_STEP), pruner, journal)
+        metrics_logger = MetricsLogger(Path(folder), 0, quiet=True)
+        made = trainer.Trainer(run, base, config, random_data(run, base, LAST_STEP), pruner, metrics_logger)
         made.train_step(0, calibrating=True)
-        zero.settle(made.engine)
-        zero.collect()
+        zero.release_gathered(made.engine)
+        zero.free_memory()
         layer = sum(zero.full_numel(p) * p.element_size() for p in made.engine.module.model.layers[0].parameters())
         told = {"layer": layer, "held": psutil.Process().memory_info().rss}
 
@@ -125,17 +125,17 @@ def rebuild_memory(folder: str, stages: list[tuple[int, bool]]) -> dict[str, dic
             setattr(place, name, watch)
             return place, name, original
 
-        changed = [watched(surgery, "operate"), watched(zero, "build")]
+        changed = [watched(surgery, "apply_plan"), watched(zero, "build")]
         made.rebuild(0, pruner.cut_now(made.engine.module), fresh=True)
         for place, name, original in changed:
             setattr(place, name, original)
         made.train_step(1)
         found[f"{stage}{'o' if offload else ''}"] = told | {"kept": round(100 * pruner.kept())}
-        pruner.undress()
+        pruner.remove_hooks()
         zero.destroy(made.engine)
-        journal.close()
+        metrics_logger.close()
         del made
-        zero.collect()
+        zero.free_memory()
     return found
 
 
@@ -143,7 +143,7 @@ def rebuilds(folder: str, stages: list[tuple[int, bool]], count: int) -> dict[st
     """`count` rebuilds with a step between them; what is alive after every tenth."""
     found = {}
     for stage, offload in stages:
-        made = run.prepare(run_config(folder, stage, offload, ["--sparsity", "0", "--rank_growth", "false"]))
+        made = run.prepare(run_config(folder, stage, offload, ["--sparsity", "0", "--rank_growth", "none"]))
         census = []
         for step in range(count):
             made.train_step(step)

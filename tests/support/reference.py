@@ -39,7 +39,7 @@ class Plain:
         adapter.attach(self.model, base.anatomy, run.targets, run.rank, run.seed)
         self.model.train()
         self.generator = torch.Generator().manual_seed(run.seed + 1)
-        self.pruner.dress(self.model, scoring=False)
+        self.pruner.install_hooks(self.model, scoring=False)
         self.optimizer = self.fresh_optimizer()
         self.found: dict[str, Any] = {"losses": [], "ranks": [], "kept": []}
 
@@ -92,11 +92,11 @@ class Plain:
                 entry = self.optimizer.state.get(parameter, {})
                 tensors[name] = {key: entry[key] for key in keys}
                 count = float(entry["step"]) if keys else 0.0
-        self.pruner.undress()
+        self.pruner.remove_hooks()
         state = EngineState(tensors, count)
-        anatomy = surgery.operate(self.model, self.pruner.anatomy, plan, state, self.generator)
+        anatomy = surgery.apply_plan(self.model, self.pruner.anatomy, plan, state, self.generator)
         self.pruner.follow(plan, anatomy, step)
-        self.pruner.dress(self.model, scoring=False)
+        self.pruner.install_hooks(self.model, scoring=False)
         self.optimizer = self.fresh_optimizer()
         if count:
             for name, parameter in self.model.named_parameters():
@@ -125,6 +125,6 @@ def reference_run(folder: Path, flags: list[str]) -> dict[str, Any]:
     return plain.found | {
         "scores": plain.pruner.scorer.scores().tolist(),
         "importance": plain.pruner.importance.tolist(),
-        "alive": plain.pruner.alive.tolist(),
+        "alive": plain.pruner.kept_ids.tolist(),
         "held_out": held,
     }

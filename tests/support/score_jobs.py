@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from apt_ds.models import loading
-from apt_ds.models.blocks import spans
+from apt_ds.models.blocks import block_slices
 from apt_ds.pruning.surgery import Plan
 from apt_ds.runtime import collectives, zero
 from apt_ds.training import run
@@ -19,7 +19,7 @@ def importances(folder: str, stages: list[tuple[int, bool]]) -> dict[str, list[f
     """Summed |w dL/dw| of every adapter after some steps, reduced over ranks."""
     found = {}
     for stage, offload in stages:
-        flags = ["--pruning", "none", "--max_steps", "4", "--rank_growth", "true", "--prune_ratio", "1.0"]
+        flags = ["--pruning", "none", "--max_steps", "4", "--rank_growth", "importance", "--pruning_phase", "1.0"]
         made = run.prepare(run_config(folder, stage, offload, flags))
         for step in range(3):
             made.train_step(step)
@@ -54,7 +54,7 @@ def middle_rebuild(folder: str, stages: list[tuple[int, bool]], flags: list[str]
     for stage, offload in stages:
         losses = []
         for rebuild in (False, True):
-            fixed = ["--pruning", "none", "--rank_growth", "false", "--max_steps", "8", *flags]
+            fixed = ["--pruning", "none", "--rank_growth", "none", "--max_steps", "8", *flags]
             made = run.prepare(run_config(folder, stage, offload, fixed))
             for step in range(8):
                 made.train_step(step)
@@ -62,7 +62,7 @@ def middle_rebuild(folder: str, stages: list[tuple[int, bool]], flags: list[str]
                     made.rebuild(step + 1, Plan())
             made.finish()
             collectives.barrier()
-            rows = (made.journal.folder / "metrics.jsonl").read_text(encoding="utf8").splitlines()
+            rows = (made.metrics_logger.folder / "metrics.jsonl").read_text(encoding="utf8").splitlines()
             losses.append([json.loads(row)["loss"] for row in rows])
         found[f"{stage}{'o' if offload else ''}"] = losses
     return found
@@ -76,10 +76,10 @@ def taylor(folder: str, stages: list[tuple[int, bool]]) -> dict[str, list[float]
     found = {}
     for stage, offload in stages:
         made = run.prepare(run_config(folder, stage, offload, TAYLOR))
-        made.weigh()
+        made.score_by_weight_gradients()
         found[f"{stage}{'o' if offload else ''}"] = made.pruner.taylor.tolist()
         zero.destroy(made.engine)
-        made.journal.close()
+        made.metrics_logger.close()
         collectives.barrier()
     return found
 
@@ -106,4 +106,4 @@ def plain_taylor(folder: str) -> list[float]:
             for axis, sums in ((slot.rows, product.sum(1)), (slot.columns, product.sum(0))):
                 if axis is not None:
                     parts[axis.site] = parts.get(axis.site, 0) + sums.view(-1, axis.unit).sum(1)
-    return torch.cat([parts[site] for site, _ in spans(base.anatomy.sizes)]).tolist()
+    return torch.cat([parts[site] for site, _ in block_slices(base.anatomy.sizes)]).tolist()

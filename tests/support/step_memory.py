@@ -15,7 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from apt_ds.config.resolve import resolve
 from apt_ds.config.tasks import CLASSIFICATION
 from apt_ds.data.batching import collate
-from apt_ds.losses.training_loss import Lesson
+from apt_ds.losses.training_loss import TrainingLoss
 from apt_ds.models import adapter, task_heads
 from apt_ds.models.architectures.tables import anatomy_of
 from apt_ds.pruning.masks import Masks
@@ -40,19 +40,19 @@ def main(mode: str, batch: int, length: int) -> None:
     task_heads.attach(model, anatomy)
     words = ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), "--pruning", "gradual"]
     run = resolve([*words, *(["--distill"] if mode == "distilled" else [])])
-    lesson = Lesson(run, CLASSIFICATION, anatomy, 10, CPU)
-    anatomy = lesson.prepare(model, anatomy)
+    training_loss = TrainingLoss(run, CLASSIFICATION, anatomy, 10, CPU)
+    anatomy = training_loss.prepare(model, anatomy)
     masks, salience = Masks(anatomy), Salience(anatomy, 0.85, "off", 1.0, CPU)
     masks.install(model.train())
     salience.install(model)
-    lesson.dress(model)
+    training_loss.install_hooks(model)
     ids = torch.randint(5, 30000, (batch, length)).tolist()
     rows = [{"input_ids": row, "targets": [i % 2]} for i, row in enumerate(ids)]
     made = collate(rows, 0)
     for step in (5, 6):
-        lesson.begin(step, rows)
+        training_loss.begin(step, rows)
         salience.begin(made.attention_mask, torch.float32)
-        lesson.micro(model, made, masks)[0].backward()
+        training_loss.micro_batch_loss(model, made, masks)[0].backward()
         salience.end()
         model.zero_grad()
     print(peak_memory(CPU) - before)

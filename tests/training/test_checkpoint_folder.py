@@ -37,7 +37,7 @@ def run() -> RunConfig:
 
 def made(run: RunConfig, step: int) -> Checkpoint:
     values = {name: getattr(run, name) for name in OPTIONS}
-    tensors = {"trained": {"master:a": torch.arange(5000.0) + step}, "pruner": {"alive": torch.arange(3)}}
+    tensors = {"trained": {"master:a": torch.arange(5000.0) + step}, "pruner": {"kept_ids": torch.arange(3)}}
     return Checkpoint(step, values, COUNTS, PRINTS, {"figures": {"loss": 0.1}}, tensors, {}, b'{"step": 1}\n')
 
 
@@ -50,7 +50,7 @@ def test_what_is_read_is_what_was_written(run: RunConfig, tmp_path: Path) -> Non
     path = checkpoint.write(tmp_path, written, 0)
     found = checkpoint.find(LAST, tmp_path)
     assert found is not None and found.path == str(path) and path.name == "checkpoint-3"
-    for name in ("step", "run", "counts", "prints", "values", "metrics"):
+    for name in ("step", "run", "counts", "fingerprints", "values", "metrics"):
         assert getattr(found, name) == getattr(written, name), name
     assert torch.equal(found.tensors["trained"]["master:a"], written.tensors["trained"]["master:a"])
     found.check(run, COUNTS, PRINTS)

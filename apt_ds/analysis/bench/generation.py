@@ -25,7 +25,7 @@ Speeds = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Asked:
+class GenerationSettings:
     """prompt, new: tokens; rounds: how often every model runs at every batch."""
 
     prompt: int
@@ -33,7 +33,7 @@ class Asked:
     rounds: int
 
 
-def inference(run: RunConfig, base: Base, sparsities: dict[str, float], asked: Asked) -> Speeds:
+def inference(run: RunConfig, base: Base, sparsities: dict[str, float], asked: GenerationSettings) -> Speeds:
     """By name and `batch N`: median tokens made per second, prompt included; `first N`: seconds to the first token.
 
     sparsities: name to removed fraction. What is removed is drawn: speed depends on how many blocks stay, not on which.
@@ -55,15 +55,15 @@ def plain_model(run: RunConfig, base: Base, sparsity: float) -> PreTrainedModel:
     """The base model, `sparsity` of its prunable parameters removed by the run's rules."""
     model = loading.load_model(base, run)
     if sparsity:
-        surgery.operate(model, base.anatomy, Plan(keep=drawn(run, base, sparsity)), None, torch.Generator())
-        zero.collect()
+        surgery.apply_plan(model, base.anatomy, Plan(keep=drawn(run, base, sparsity)), None, torch.Generator())
+        zero.free_memory()
     model.config.use_cache = True
     return model.eval()
 
 
 def drawn(run: RunConfig, base: Base, sparsity: float) -> np.ndarray:
     """Blocks that stay, bool [blocks], when chance scores them and the run's rules choose."""
-    prices = base.anatomy.prices(base.anatomy.sizes)
+    prices = base.anatomy.params_per_block(base.anatomy.sizes)
     scores = np.random.default_rng(run.seed).random(len(prices)) * prices
-    budget = (1 - sparsity) * base.anatomy.cost(base.anatomy.sizes)
+    budget = (1 - sparsity) * base.anatomy.num_parameters(base.anatomy.sizes)
     return search(scores, base.anatomy, rules_of(run, base.anatomy, writable_sizes(base.config)), budget)

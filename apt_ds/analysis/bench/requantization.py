@@ -48,7 +48,7 @@ def pairs(run: RunConfig, base: Base, model: nn.Module, sparsity: float) -> Iter
         expected = take(original.float(), rows, columns)
         held = quantization.pack(original, run.base_bits, dtype)
         # as `surgery` does it
-        cut = quantization.like(held, take(quantization.dense(held, torch.float32), rows, columns))
+        cut = quantization.requantize_like(held, take(quantization.dense(held, torch.float32), rows, columns))
         yield _error(cut, expected), _error(quantization.pack(expected, run.base_bits, dtype), expected)
 
 

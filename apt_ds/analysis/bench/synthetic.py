@@ -20,7 +20,7 @@ from apt_ds.data.batching import GlobalOrder
 from apt_ds.data.tokenized import Row, TokenizedSet
 from apt_ds.models import pretrained
 from apt_ds.models.architectures.tables import anatomy_of
-from apt_ds.models.blocks import Anatomy, spans
+from apt_ds.models.blocks import Anatomy, block_slices
 from apt_ds.models.loading import Base, first_line
 from apt_ds.runtime import collectives
 from apt_ds.training.datasets import Data
@@ -100,7 +100,7 @@ def shape_of(base: Base, anatomy: Anatomy, run: RunConfig) -> Shape:
     adapters = sum(run.rank * sum(widths(anatomy, path)) for name in run.targets for path in anatomy.targets[name])
     taps = sum(site.unit * n for site, n in zip(anatomy.sites, sizes.counts, strict=True))
     return Shape(
-        blocks=anatomy.cost(sizes),
+        blocks=anatomy.num_parameters(sizes),
         head=words,
         embeddings=0 if base.config.tie_word_embeddings else words,
         adapters=adapters,
@@ -113,6 +113,6 @@ def shape_of(base: Base, anatomy: Anatomy, run: RunConfig) -> Shape:
 def widths(anatomy: Anatomy, path: str) -> tuple[int, int]:
     """(rows, columns) of a projection with blocks on both sides."""
     slot = next(slot for slot in anatomy.slots if slot.path == path)
-    counts = {site: span.stop - span.start for site, span in spans(anatomy.sizes)}
+    counts = {site: span.stop - span.start for site, span in block_slices(anatomy.sizes)}
     assert slot.rows is not None and slot.columns is not None
     return counts[slot.rows.site] * slot.rows.unit, counts[slot.columns.site] * slot.columns.unit

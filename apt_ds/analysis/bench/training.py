@@ -29,7 +29,7 @@ from apt_ds.pruning.pruner import Pruner
 from apt_ds.runtime import collectives, zero
 from apt_ds.runtime.memory import peak_memory, reset_peak
 from apt_ds.training.datasets import Data
-from apt_ds.training.metrics import Journal
+from apt_ds.training.metrics import MetricsLogger
 from apt_ds.training.trainer import Trainer
 
 
@@ -92,7 +92,7 @@ def measure_apt(variant: Variant, run: RunConfig, base: Base, data: Data, steps:
     config = load_config(run, collectives.world_size(), base.config.hidden_size)
     pruner = Pruner(run, base.anatomy, data.total_steps, zero.device(), writable_sizes(base.config))
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(run, base, config, data, pruner, Journal(Path(folder), 0, quiet=True))
+        trainer = Trainer(run, base, config, data, pruner, MetricsLogger(Path(folder), 0, quiet=True))
         if pruner.cut_step is not None:
             trainer.cut_at_once(0)
 
@@ -108,9 +108,9 @@ def measure_apt(variant: Variant, run: RunConfig, base: Base, data: Data, steps:
             found.steady, found.rebuild_peak = (
                 max(collectives.gather_objects(n)) for n in (steady, meter.rebuild_peaks[-1])
             )
-        pruner.undress()
+        pruner.remove_hooks()
         zero.destroy(trainer.engine)
-        trainer.journal.close()
+        trainer.metrics_logger.close()
     return found
 
 

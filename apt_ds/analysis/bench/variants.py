@@ -73,10 +73,10 @@ def chosen(names: list[str], config: Config) -> tuple[list[Variant], list[str]]:
 def options(variant: Variant, run: RunConfig) -> dict[str, object]:
     """The run's options that make it this variant."""
     if variant.scoring:
-        mode = {"pruning": "gradual", "sparsity": 0.3, "rank_growth": True}
+        mode = {"pruning": "gradual", "sparsity": 0.3, "rank_growth": "importance"}
     elif variant.sparsity:
-        mode = {"pruning": "pretuning", "sparsity": variant.sparsity, "rank_growth": False}
+        mode = {"pruning": "pretuning", "sparsity": variant.sparsity, "rank_growth": "none"}
     else:
-        mode = {"pruning": "none", "sparsity": 0.0, "rank_growth": False}
+        mode = {"pruning": "none", "sparsity": 0.0, "rank_growth": "none"}
     bits = {"base_bits": variant.bits} if variant.bits != 16 and not variant.peft else {}
-    return {"calibration_steps": 1, "prune_ratio": 1.0} | mode | bits
+    return {"calibration_steps": 1, "pruning_phase": 1.0} | mode | bits

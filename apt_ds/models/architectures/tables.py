@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 
 from apt_ds.config.errors import UserError
 from apt_ds.config.tasks import ANSWERS, CLASSIFICATION, GENERATION, LANGUAGE_MODEL
-from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, Site, Sizes, Slot, attention_weight
+from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, IndexedModule, Sizes, Sublayer, attention_weight
 
 Targets = dict[str, list[str]]
 
@@ -22,27 +22,31 @@ def llama(config: PretrainedConfig, task: str) -> Anatomy:
     queries = config.num_attention_heads // groups
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     hidden = Axis(HIDDEN)
-    sites: list[Site] = []
-    slots = [Slot("model.embed_tokens", None, hidden), Slot("lm_head", None, hidden), Slot("model.norm", hidden)]
+    sites: list[Sublayer] = []
+    slots = [
+        IndexedModule("model.embed_tokens", None, hidden),
+        IndexedModule("lm_head", None, hidden),
+        IndexedModule("model.norm", hidden),
+    ]
     targets: dict[str, list[str]] = {name: [] for name in ("q", "k", "v", "o", "gate", "up", "down")}
     layers = [f"model.layers.{i}" for i in range(config.num_hidden_layers)]
     for number, layer in enumerate(layers):
         attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
         query, group, neuron = Axis(2 * number, queries * head_dim), Axis(2 * number, head_dim), Axis(2 * number + 1)
         sites += [
-            Site("head", f"{attention}.o_proj", queries * head_dim, attention_weight(head_dim, queries)),
-            Site("neuron", f"{mlp}.down_proj", 1, 3),
+            Sublayer("head", f"{attention}.o_proj", queries * head_dim, attention_weight(head_dim, queries)),
+            Sublayer("neuron", f"{mlp}.down_proj", 1, 3),
         ]
         slots += [
-            Slot(f"{layer}.input_layernorm", hidden),
-            Slot(f"{attention}.q_proj", query, hidden),
-            Slot(f"{attention}.k_proj", group, hidden),
-            Slot(f"{attention}.v_proj", group, hidden),
-            Slot(f"{attention}.o_proj", hidden, query),
-            Slot(f"{layer}.post_attention_layernorm", hidden),
-            Slot(f"{mlp}.gate_proj", neuron, hidden),
-            Slot(f"{mlp}.up_proj", neuron, hidden),
-            Slot(f"{mlp}.down_proj", hidden, neuron),
+            IndexedModule(f"{layer}.input_layernorm", hidden),
+            IndexedModule(f"{attention}.q_proj", query, hidden),
+            IndexedModule(f"{attention}.k_proj", group, hidden),
+            IndexedModule(f"{attention}.v_proj", group, hidden),
+            IndexedModule(f"{attention}.o_proj", hidden, query),
+            IndexedModule(f"{layer}.post_attention_layernorm", hidden),
+            IndexedModule(f"{mlp}.gate_proj", neuron, hidden),
+            IndexedModule(f"{mlp}.up_proj", neuron, hidden),
+            IndexedModule(f"{mlp}.down_proj", hidden, neuron),
         ]
         for name in targets:
             targets[name].append(f"{attention if name in 'qkvo' else mlp}.{name}_proj")
@@ -66,10 +70,10 @@ def bert(config: PretrainedConfig, task: str, name: str = "bert") -> Anatomy:
     embeddings = f"{name}.embeddings"
     tables = ("word_embeddings", "position_embeddings", "token_type_embeddings")
     slots = [
-        *(Slot(f"{embeddings}.{table}", None, hidden) for table in tables),
-        Slot(f"{embeddings}.LayerNorm", hidden),
+        *(IndexedModule(f"{embeddings}.{table}", None, hidden) for table in tables),
+        IndexedModule(f"{embeddings}.LayerNorm", hidden),
     ]
-    sites: list[Site] = []
+    sites: list[Sublayer] = []
     targets: Targets = {short: [] for short in ("q", "k", "v", "o", "up", "down")}
     layers = [f"{name}.encoder.layer.{i}" for i in range(config.num_hidden_layers)]
     for number, layer in enumerate(layers):
@@ -78,18 +82,18 @@ def bert(config: PretrainedConfig, task: str, name: str = "bert") -> Anatomy:
         paths = {"q": f"{inner}.query", "k": f"{inner}.key", "v": f"{inner}.value", "o": f"{out}.dense"}
         paths |= {"up": f"{layer}.intermediate.dense", "down": f"{layer}.output.dense"}
         sites += [
-            Site("head", paths["o"], head_dim, attention_weight(head_dim)),
-            Site("neuron", paths["down"], 1, 2),
+            Sublayer("head", paths["o"], head_dim, attention_weight(head_dim)),
+            Sublayer("neuron", paths["down"], 1, 2),
         ]
-        slots += [Slot(paths[short], head, hidden) for short in "qkv"]
-        slots += [Slot(paths["o"], hidden, head), Slot(f"{out}.LayerNorm", hidden)]
-        slots += [Slot(paths["up"], neuron, hidden), Slot(paths["down"], hidden, neuron)]
-        slots.append(Slot(f"{layer}.output.LayerNorm", hidden))
+        slots += [IndexedModule(paths[short], head, hidden) for short in "qkv"]
+        slots += [IndexedModule(paths["o"], hidden, head), IndexedModule(f"{out}.LayerNorm", hidden)]
+        slots += [IndexedModule(paths["up"], neuron, hidden), IndexedModule(paths["down"], hidden, neuron)]
+        slots.append(IndexedModule(f"{layer}.output.LayerNorm", hidden))
         for short, path in paths.items():
             targets[short].append(path)
     aside, last = HEADS[name, task]
     norms = tuple(slot.path for slot in slots if slot.path.endswith("LayerNorm"))
-    slots += [*(Slot(path, hidden, hidden) for path in aside), Slot(last, None, hidden)]
+    slots += [*(IndexedModule(path, hidden, hidden) for path in aside), IndexedModule(last, None, hidden)]
     return Anatomy(
         sites=tuple(sites),
         slots=tuple(slots),
@@ -100,8 +104,8 @@ def bert(config: PretrainedConfig, task: str, name: str = "bert") -> Anatomy:
         targets={short: tuple(paths) for short, paths in targets.items()},
         layers=tuple(layers),
         sizes=Sizes((config.num_attention_heads, config.intermediate_size) * len(layers), config.hidden_size),
-        centred=True,
-        asides=aside,
+        layer_norm=True,
+        stream_wide=aside,
         heads=(*aside, last),
     )
 
@@ -142,32 +146,35 @@ def t5(config: PretrainedConfig, task: str) -> Anatomy:
     """
     hidden = Axis(HIDDEN)
     ups = {"up": "wi_0", "gate": "wi_1"} if config.is_gated_act else {"up": "wi"}
-    slots = [Slot(path, None, hidden) for path in ("shared", "encoder.embed_tokens", "decoder.embed_tokens", "lm_head")]
-    sites: list[Site] = []
+    slots = [
+        IndexedModule(path, None, hidden)
+        for path in ("shared", "encoder.embed_tokens", "decoder.embed_tokens", "lm_head")
+    ]
+    sites: list[Sublayer] = []
     counts: list[int] = []
     layers: list[str] = []
     targets: Targets = {short: [] for short in ("q", "k", "v", "o", *ups, "down")}
     for stack, depth in (("encoder", config.num_layers), ("decoder", config.num_decoder_layers)):
         attentions = ("SelfAttention",) if stack == "encoder" else ("SelfAttention", "EncDecAttention")
-        slots.append(Slot(f"{stack}.final_layer_norm", hidden))
-        slots.append(Slot(f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias", None))
+        slots.append(IndexedModule(f"{stack}.final_layer_norm", hidden))
+        slots.append(IndexedModule(f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias", None))
         for layer in (f"{stack}.block.{i}" for i in range(depth)):
             layers.append(layer)
             for number, name in enumerate(attentions):
                 attention, head = f"{layer}.layer.{number}.{name}", Axis(len(sites), config.d_kv)
-                sites.append(Site("head", f"{attention}.o", config.d_kv, attention_weight(config.d_kv), attention))
+                sites.append(Sublayer("head", f"{attention}.o", config.d_kv, attention_weight(config.d_kv), attention))
                 counts.append(config.num_heads)
-                slots.append(Slot(f"{layer}.layer.{number}.layer_norm", hidden))
-                slots += [Slot(f"{attention}.{short}", head, hidden) for short in "qkv"]
-                slots.append(Slot(f"{attention}.o", hidden, head))
+                slots.append(IndexedModule(f"{layer}.layer.{number}.layer_norm", hidden))
+                slots += [IndexedModule(f"{attention}.{short}", head, hidden) for short in "qkv"]
+                slots.append(IndexedModule(f"{attention}.o", hidden, head))
                 for short in "qkvo":
                     targets[short].append(f"{attention}.{short}")
             feed, neuron = f"{layer}.layer.{len(attentions)}.DenseReluDense", Axis(len(sites))
-            sites.append(Site("neuron", f"{feed}.wo", 1, 1 + len(ups)))
+            sites.append(Sublayer("neuron", f"{feed}.wo", 1, 1 + len(ups)))
             counts.append(config.d_ff)
-            slots.append(Slot(f"{layer}.layer.{len(attentions)}.layer_norm", hidden))
-            slots += [Slot(f"{feed}.{name}", neuron, hidden) for name in ups.values()]
-            slots.append(Slot(f"{feed}.wo", hidden, neuron))
+            slots.append(IndexedModule(f"{layer}.layer.{len(attentions)}.layer_norm", hidden))
+            slots += [IndexedModule(f"{feed}.{name}", neuron, hidden) for name in ups.values()]
+            slots.append(IndexedModule(f"{feed}.wo", hidden, neuron))
             for short, name in {**ups, "down": "wo"}.items():
                 targets[short].append(f"{feed}.{name}")
     return Anatomy(

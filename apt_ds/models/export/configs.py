@@ -156,7 +156,7 @@ def t5(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy) -> Written:
 
     The output scale of the original T5 is taken from d_model: where hidden dimensions went, the last norm makes up.
     """
-    kept = [model.get_submodule(site.biased).heads.tolist() for site in anatomy.sites if site.biased]
+    kept = [model.get_submodule(site.position_bias).heads.tolist() for site in anatomy.sites if site.position_bias]
     neurons, depth = counts(anatomy, "neuron"), config.num_layers
     encoder, decoder, cross = kept[:depth], kept[depth::2], [len(heads) for heads in kept[depth + 1 :: 2]]
     edits: Edits = {}

@@ -63,8 +63,8 @@ class Format:
     def tensors(self, name: str, module: nn.Module, parameter: nn.Parameter) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor on the host) of what a weight becomes, its adapter merged in. It must be gathered."""
         merge = isinstance(module, AptLinear) and parameter is module.weight
-        if self.bits < 16 and isinstance(parameter, packed_parameter.Packed):
-            packed = quantization.like(parameter, module.merged()) if merge else parameter
+        if self.bits < 16 and isinstance(parameter, packed_parameter.QuantizedParameter):
+            packed = quantization.requantize_like(parameter, module.merged()) if merge else parameter
             for part, value in quantization.files(name, packed, self.dtype).items():
                 yield part, value.cpu().clone()
             return

@@ -33,7 +33,7 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from apt_ds.config.errors import UserError
 from apt_ds.runtime import collectives
-from apt_ds.runtime.packed import Packed
+from apt_ds.runtime.packed import QuantizedParameter
 from apt_ds.runtime.profiler import timed
 from apt_ds.runtime.zero.adam8bit import Maker
 from apt_ds.runtime.zero.profiler_hooks import mark
@@ -163,7 +163,7 @@ def build(model: nn.Module, config: Config, make_optimizer: Maker | None = None)
     return engine
 
 
-def serve(model: nn.Module, config: Config) -> Engine:
+def build_for_inference(model: nn.Module, config: Config) -> Engine:
     """An engine that runs a sharded model (stage 3) and trains nothing: no optimizer, no gradients. Collective."""
     model.requires_grad_(False)
     return deepspeed.initialize(model=model, config=copy.deepcopy(config))[0]
@@ -178,7 +178,7 @@ def _with_bucket(config: Config, numel: int) -> Config:
     return config
 
 
-def settle(engine: Engine) -> None:
+def release_gathered(engine: Engine) -> None:
     """Wait for weights on their way and release those at hand (stage 3), before gathering past the engine.
 
     A forward pass without a backward one leaves prefetched weights in flight. Collective.
@@ -194,7 +194,7 @@ def destroy(engine: Engine) -> nn.Module:
     and modules hold it, and the coordinator's cache holds the coordinator.
     """
     model = engine.module
-    settle(engine)
+    release_gathered(engine)
     for name in ("module_forward_pre_hook", "module_forward_post_hook"):
         handle = getattr(engine, name)
         if handle is not None:
@@ -220,7 +220,7 @@ def destroy(engine: Engine) -> nn.Module:
     return model
 
 
-def collect() -> None:
+def free_memory() -> None:
     """Free what a destroyed engine left in reference cycles, for others too. Call once nothing else holds it."""
     gc.collect()
     if torch.cuda.is_available():
@@ -229,7 +229,7 @@ def collect() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def plain(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module) -> nn.Module:
     """The model an engine is on; a plain model as it is."""
     return model.module if isinstance(model, Engine) else model
 
@@ -246,7 +246,7 @@ def full_numel(parameter: nn.Parameter) -> int:
 
 def full_shape(parameter: nn.Parameter) -> torch.Size:
     """Shape, partitioned or not, packed or not."""
-    if isinstance(parameter, Packed):
+    if isinstance(parameter, QuantizedParameter):
         return parameter.full
     return torch.Size(parameter.ds_shape) if is_zero_param(parameter) else parameter.shape
 
