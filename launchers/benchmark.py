@@ -81,7 +81,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         raise UserError(f"the benchmark needs {error.name}: pip install 'apt_ds[dev]'") from None
 
-    if run.dry_run:
+    if run.distributed.dry_run:
         dry_run(run, inputs)
         return
     if own.predict:

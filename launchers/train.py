@@ -15,7 +15,7 @@ from apt_ds.runtime import exit_status
 def main() -> None:
     run: RunConfig = resolve(sys.argv[1:])
     # torch and deepspeed take seconds to import: a wrong flag should not
-    if run.dry_run:
+    if run.distributed.dry_run:
         from apt_ds.analysis.dry_run import dry_run
 
         dry_run(run)

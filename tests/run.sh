@@ -10,5 +10,6 @@ export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 ruff check .
 ruff format --check .
 lint-imports
+mypy
 # most tests wait for processes of their own: two at a time end sooner
 python -m pytest tests -q -n 2 --dist loadfile "$@"

@@ -64,10 +64,10 @@ def benchmark(run: RunConfig, settings: Settings, json_path: str) -> table.Figur
     """
     zero.init_distributed()
     loading.quiet_transformers()
-    zero.check_sections(run.deepspeed)
+    zero.check_sections(run.distributed.deepspeed)
     base, data = inputs(run)
     config = load_config(run, collectives.world_size(), base.config.hidden_size)
-    zero.check_config(config, run.deepspeed)
+    zero.check_config(config, run.distributed.deepspeed)
     variants, notes = chosen(list(settings.variants), config)
     peak = 1e12 * settings.peak_tflops or peak_flops(loading.run_dtype(run))
     process = max(collectives.gather_objects(process_bytes()))
@@ -106,13 +106,13 @@ def benchmark(run: RunConfig, settings: Settings, json_path: str) -> table.Figur
 
 def inputs(run: RunConfig) -> tuple[Base, Data]:
     """Model and data: what `train.py` would read, or random ones. Collective. Raises UserError."""
-    if run.model_name_or_path.startswith(PREFIX):
-        base = random_base(run.model_name_or_path.removeprefix(PREFIX))
+    if run.model.model_name_or_path.startswith(PREFIX):
+        base = random_base(run.model.model_name_or_path.removeprefix(PREFIX))
         return base, random_data(run, base, LAST_STEP)
-    base = loading.find_base(run.model_name_or_path, trust=run.trust_remote_code)
-    rows = build_dataset(load_examples(run.data_path), base.tokenizer, run.max_seq_length)
-    batch = run.per_device_train_batch_size * run.gradient_accumulation_steps * collectives.world_size()
-    return base, Data(rows, rows, [], GlobalOrder(len(rows), batch, run.seed), LAST_STEP, None)
+    base = loading.find_base(run.model.model_name_or_path, trust=run.model.trust_remote_code)
+    rows = build_dataset(load_examples(run.data.data_path), base.tokenizer, run.data.max_seq_length)
+    batch = run.optim.per_device_train_batch_size * run.optim.gradient_accumulation_steps * collectives.world_size()
+    return base, Data(rows, rows, [], GlobalOrder(len(rows), batch, run.optim.seed), LAST_STEP, None)
 
 
 def load_of(run: RunConfig, data: Data, steps: int) -> Load:
@@ -122,7 +122,7 @@ def load_of(run: RunConfig, data: Data, steps: int) -> Load:
     shares = steps * collectives.world_size()
     trained = sum(trained_tokens(row) for row in rows)
     context = sum(n * n for n in lengths) / sum(lengths)
-    return Load(sum(lengths) / shares, trained / shares, context, run.gradient_accumulation_steps)
+    return Load(sum(lengths) / shares, trained / shares, context, run.optim.gradient_accumulation_steps)
 
 
 def predict(run: RunConfig, cluster: Cluster, sizes: tuple[int, ...], measured: str) -> str:
@@ -133,17 +133,19 @@ def predict(run: RunConfig, cluster: Cluster, sizes: tuple[int, ...], measured: 
     Raises:
         UserError: no such sizes, or a file that holds no figures of a benchmark.
     """
-    base = random_base(run.model_name_or_path.removeprefix(PREFIX))
+    base = random_base(run.model.model_name_or_path.removeprefix(PREFIX))
     share = 0.4
     if measured:
         try:
             share = float(read_json(measured)["utilisation"]["dense"])
         except (KeyError, TypeError, ValueError):
             raise UserError(f"--measured {measured}: no figures of a benchmark with the variant dense") from None
-    length, examples = run.max_seq_length, run.per_device_train_batch_size
-    tokens = length * examples * run.gradient_accumulation_steps
-    load = Load(tokens, tokens, length, run.gradient_accumulation_steps)
+    length, examples = run.data.max_seq_length, run.optim.per_device_train_batch_size
+    tokens = length * examples * run.optim.gradient_accumulation_steps
+    load = Load(tokens, tokens, length, run.optim.gradient_accumulation_steps)
     shape = shape_of(base, base.anatomy, run)
     reached = Cluster(**(asdict(cluster) | {"flops": cluster.flops * share}))
-    told = {"model": run.model_name_or_path, "tokens a device and step": tokens, "utilisation": share} | asdict(cluster)
+    told = {"model": run.model.model_name_or_path, "tokens a device and step": tokens, "utilisation": share} | asdict(
+        cluster
+    )
     return f"{json.dumps(told)}\n{cluster_model.render(shape, load, reached, sizes)}"

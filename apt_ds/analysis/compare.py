@@ -111,7 +111,7 @@ def compare(comparison: Comparison, words: Sequence[str]) -> list[dict[str, Any]
     comparison.check()
     shared = resolve(words)
     comparison = complete(comparison, shared)
-    trials = plan(comparison, Path(shared.output_dir))
+    trials = plan(comparison, Path(shared.output.output_dir))
     configs = [configure(comparison, trial, words) for trial in trials]
     for trial, config in zip(trials, configs, strict=True):
         check_finished(trial, config)
@@ -119,22 +119,24 @@ def compare(comparison: Comparison, words: Sequence[str]) -> list[dict[str, Any]
         if not finished(trial):
             train(comparison, trial, config)
         if comparison.mmlu_data and not (trial.folder / "mmlu.json").exists():
-            judge(comparison, trial, config.trust_remote_code)
+            judge(comparison, trial, config.model.trust_remote_code)
     speeds = infer(trials, shared, comparison.inference_batch_size) if comparison.efficiency else {}
-    about = {"metric": score_name(shared.task), "inference_batch_size": comparison.inference_batch_size or None}
+    about = {"metric": score_name(shared.data.task), "inference_batch_size": comparison.inference_batch_size or None}
     rows = tabulate(trials, speeds, about)
-    publish(rows, Path(shared.output_dir))
+    publish(rows, Path(shared.output.output_dir))
     return rows
 
 
 def complete(comparison: Comparison, shared: RunConfig) -> Comparison:
     """What the run's recipe says where the comparison's own options say nothing."""
-    epochs = comparison.full_num_train_epochs or RECIPE_FULL_EPOCHS[shared.recipe]
-    batch, sizes = comparison.inference_batch_size, RECIPE_INFERENCE_BATCHES[shared.recipe]
-    if comparison.efficiency and not batch and sizes and shared.task == INSTRUCTIONS:
+    epochs = comparison.full_num_train_epochs or RECIPE_FULL_EPOCHS[shared.source.recipe]
+    batch, sizes = comparison.inference_batch_size, RECIPE_INFERENCE_BATCHES[shared.source.recipe]
+    if comparison.efficiency and not batch and sizes and shared.data.task == INSTRUCTIONS:
         from apt_ds.models.loading import find_base
 
-        anatomy = find_base(shared.model_name_or_path, shared.task, (), shared.trust_remote_code).anatomy
+        anatomy = find_base(
+            shared.model.model_name_or_path, shared.data.task, (), shared.model.trust_remote_code
+        ).anatomy
         batch = next(size for most, size in sizes if anatomy.num_parameters(anatomy.sizes) <= most)
     return replace(comparison, full_num_train_epochs=epochs, inference_batch_size=batch)
 
@@ -159,7 +161,7 @@ def configure(comparison: Comparison, trial: Trial, words: Sequence[str]) -> Run
         if comparison.full_num_train_epochs:
             own += ["--num_train_epochs", str(comparison.full_num_train_epochs), "--max_steps", "-1"]
     own += [word for name, value in trial.setting for word in (f"--{name}", value)]
-    return replace(resolve(own), output_dir=str(trial.folder), overwrite_output_dir=True, report=False)
+    return resolve(own).replace(output_dir=str(trial.folder), overwrite_output_dir=True, report=False)
 
 
 def finished(trial: Trial) -> bool:
@@ -171,11 +173,11 @@ def check_finished(trial: Trial, config: RunConfig) -> None:
     """Raise UserError if a finished run was made with other options."""
     if not finished(trial):
         return
-    there = resolve(["--config", str(trial.folder / "config.yaml"), "--deepspeed", config.deepspeed])
+    there = resolve(["--config", str(trial.folder / "config.yaml"), "--deepspeed", config.distributed.deepspeed])
     for name in OPTIONS:
-        if name not in INCIDENTAL and getattr(there, name) != getattr(config, name):
+        if name not in INCIDENTAL and there.flag(name) != config.flag(name):
             raise UserError(
-                f"{trial.folder} holds a run with --{name} {getattr(there, name)}, not {getattr(config, name)}; "
+                f"{trial.folder} holds a run with --{name} {there.flag(name)}, not {config.flag(name)}; "
                 "choose another --output_dir or remove the folder"
             )
 
@@ -183,7 +185,7 @@ def check_finished(trial: Trial, config: RunConfig) -> None:
 def train(comparison: Comparison, trial: Trial, config: RunConfig) -> None:
     """Run train.py under the deepspeed launcher, from the last checkpoint of an interrupted run if there is one."""
     if any(trial.folder.glob(f"checkpoint-*/{MANIFEST}")):
-        config = replace(config, resume_from_checkpoint=LAST)
+        config = config.replace(resume_from_checkpoint=LAST)
     file = trial.folder.with_name(f"{trial.folder.name}.yaml")
     file.parent.mkdir(parents=True, exist_ok=True)
     config.save(file)
@@ -256,7 +258,9 @@ def infer(trials: list[Trial], shared: RunConfig, batch: int = 0) -> dict[str, A
     from apt_ds.eval import inference_cost
 
     folders = {trial.folder.name: str(trial.folder / "model") for trial in first.values()}
-    return inference_cost.measure(folders, shared.bf16, inference_cost.Plan(batch=batch), shared.trust_remote_code)
+    return inference_cost.measure(
+        folders, shared.optim.bf16, inference_cost.Plan(batch=batch), shared.model.trust_remote_code
+    )
 
 
 def score_name(task: str) -> str | None:

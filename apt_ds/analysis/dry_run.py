@@ -46,10 +46,12 @@ class Machine(NamedTuple):
 
 def files(run: RunConfig) -> tuple[Base, Data]:
     """What `train.py` reads: the model's configuration, and the data. Collective."""
-    base = loading.find_base(run.model_name_or_path, run.task, labels_of(run.task), run.trust_remote_code)
-    check_positions(base.config, run.max_seq_length)
+    base = loading.find_base(
+        run.model.model_name_or_path, run.data.task, labels_of(run.data.task), run.model.trust_remote_code
+    )
+    check_positions(base.config, run.data.max_seq_length)
     data = read_data(run, base)
-    check_lengths(base.config, data.longest(), run.perplexity_length if run.perplexity_path else 0)
+    check_lengths(base.config, data.longest(), run.data.perplexity_length if run.data.perplexity_path else 0)
     return base, data
 
 
@@ -62,14 +64,14 @@ def dry_run(run: RunConfig, inputs: Callable[[RunConfig], tuple[Base, Data]] = f
     if not collectives.is_main():
         return None
     loading.quiet_transformers()
-    zero.check_sections(run.deepspeed)
-    world = run.world_size or collectives.world_size()
+    zero.check_sections(run.distributed.deepspeed)
+    world = run.distributed.world_size or collectives.world_size()
     machine = machine_of(run, world)
     base, data = inputs(run)
     config = load_config(run, world, base.config.hidden_size)
-    zero.check_config(alone(run, config), run.deepspeed)
-    quantization_checks.check(run, base.anatomy, None if run.device_memory else zero.device())
-    metrics.load(run.task)
+    zero.check_config(alone(run, config), run.distributed.deepspeed)
+    quantization_checks.check(run, base.anatomy, None if run.distributed.device_memory else zero.device())
+    metrics.load(run.data.task)
     process = psutil.Process().memory_info().rss
     found = estimate_run(run, base, data, config, world, machine.on_cpu)
     print("\n".join(tell(found, process, machine, world)), flush=True)
@@ -81,17 +83,17 @@ def dry_run(run: RunConfig, inputs: Callable[[RunConfig], tuple[Base, Data]] = f
 def alone(run: RunConfig, config: zero.Config) -> zero.Config:
     """What DeepSpeed can judge in a single process; a device that is not here may train in float16."""
     batch = config["train_micro_batch_size_per_gpu"] * config["gradient_accumulation_steps"]
-    elsewhere = {"fp16": {"enabled": False}} if run.device_memory else {}
+    elsewhere = {"fp16": {"enabled": False}} if run.distributed.device_memory else {}
     return config | {"train_batch_size": batch} | elsewhere
 
 
 def machine_of(run: RunConfig, world: int) -> Machine:
     """The machine the run is meant for: this one, unless options say otherwise."""
-    on_cpu = zero.device().type == "cpu" and not run.device_memory
+    on_cpu = zero.device().type == "cpu" and not run.distributed.device_memory
     launched = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "0")))
     devices = world if on_cpu else torch.cuda.device_count() or GPUS
-    host = round(run.host_memory * 1e9) or psutil.virtual_memory().total
-    device = round(run.device_memory * 1e9)
+    host = round(run.distributed.host_memory * 1e9) or psutil.virtual_memory().total
+    device = round(run.distributed.device_memory * 1e9)
     if not device and not on_cpu:
         device = torch.cuda.get_device_properties(zero.device()).total_memory
     return Machine(device, host, launched or min(world, devices), on_cpu)
@@ -99,12 +101,14 @@ def machine_of(run: RunConfig, world: int) -> Machine:
 
 def estimate_run(run: RunConfig, base: Base, data: Data, config: zero.Config, world: int, on_cpu: bool) -> Estimate:
     """The estimate of one rank's memory."""
-    weighs = run.pruning != "none" and run.score == "taylor"
-    everything = run.train == "all" or weighs
+    weighs = run.pruning.mode != "none" and run.pruning.score == "taylor"
+    everything = run.optim.trainable == "all" or weighs
     # ranks that grow while the model is still whole
-    grows = run.grows_ranks and run.pruning != "pretuning"
-    rank = min(run.max_rank, math.ceil(run.rank * run.rank_budget)) if grows else run.rank
-    batch = run.per_device_eval_batch_size
+    grows = run.adapter.grows and run.pruning.mode != "pretuning"
+    rank = (
+        min(run.adapter.max_rank, math.ceil(run.adapter.rank * run.adapter.rank_budget)) if grows else run.adapter.rank
+    )
+    batch = run.optim.per_device_eval_batch_size
     tests = [apart(range(i, min(i + batch, len(data.held_out)))) for i in range(0, len(data.held_out), batch)]
     judged = [bound(data.held_out, tests, base.kind)]
     if data.corpus is not None:
@@ -112,25 +116,27 @@ def estimate_run(run: RunConfig, base: Base, data: Data, config: zero.Config, wo
         judged.append(Shape(blocks, length, 0, blocks * (length - 1)))
     model = measure(base, run, micro_batches(run, data, world, base.kind), judged, rank, everything)
     prunable = base.anatomy.num_parameters(base.anatomy.sizes) / sum(w.full or w.numel for w in model.weights)
-    kept = 1 - prunable * run.sparsity if run.pruning != "none" else 1.0
+    kept = 1 - prunable * run.pruning.sparsity if run.pruning.mode != "none" else 1.0
     dtype = loading.run_dtype(run)
     stored = base.dtype or dtype
-    moments = MOMENTS if run.optim == "adamw_torch" else MOMENTS_IN_8_BITS
-    layout = Layout(world, dtype.itemsize, stored.itemsize, kept, moments * (run.train == "all" or not weighs), on_cpu)
+    moments = MOMENTS if run.optim.optimizer == "adamw_torch" else MOMENTS_IN_8_BITS
+    layout = Layout(
+        world, dtype.itemsize, stored.itemsize, kept, moments * (run.optim.trainable == "all" or not weighs), on_cpu
+    )
     return estimate(model, config, layout)
 
 
 def micro_batches(run: RunConfig, data: Data, world: int, kind: str) -> Shape:
     """What no training micro-batch of the run exceeds in any dimension, on any of `world` ranks."""
-    size = run.per_device_train_batch_size
-    order = GlobalOrder(len(data.train), size * run.gradient_accumulation_steps * world, run.seed)
-    steps = run.max_steps if run.max_steps > 0 else order.steps(run.num_train_epochs)
+    size = run.optim.per_device_train_batch_size
+    order = GlobalOrder(len(data.train), size * run.optim.gradient_accumulation_steps * world, run.optim.seed)
+    steps = run.optim.max_steps if run.optim.max_steps > 0 else order.steps(run.optim.num_train_epochs)
     drawn = (order.indices(step) for step in range(steps))
     parts = [indices[i : i + size] for indices in drawn for i in range(0, len(indices), size)]
-    if not run.packing:
+    if not run.data.packing:
         return bound(data.train, [apart(part) for part in parts], kind)
     lengths = [len(row["input_ids"]) for row in data.train.rows]
-    packed = [(part, sharing([lengths[i] for i in part], run.max_seq_length, run.one_row)) for part in parts]
+    packed = [(part, sharing([lengths[i] for i in part], run.data.max_seq_length, run.model.one_row)) for part in parts]
     return bound(data.train, [[[part[i] for i in group] for group in groups] for part, groups in packed], kind)
 
 

@@ -119,17 +119,17 @@ def measure(base: Base, run: RunConfig, batch: Shape, judged: list[Shape], rank:
         if everything:
             model.requires_grad_(True)
         else:
-            adapter.attach(model, base.anatomy, run.targets, rank, run.seed)
+            adapter.attach(model, base.anatomy, run.targets, rank, run.optim.seed)
             task_heads.attach(model, base.anatomy)
         training_loss, masks = TrainingLoss(run, base.kind, base.anatomy, 1, CPU), half_masked(base, run)
         training_loss.prepare(model, base.anatomy)
         masks.install(model.train())
         taps.abs_sums = torch.zeros_like(taps.abs_sums)
-        if run.pruning != "none" and run.score in ("salience", "fisher"):
+        if run.pruning.mode != "none" and run.pruning.score in ("salience", "fisher"):
             taps.install(model)
         training_loss.install_hooks(model)
         past = sum(tensor.nbytes for tensor in training_loss.teacher.snapshot.values())
-        ahead = previewed(training_loss, model, masks, batch) * (run.gradient_accumulation_steps - 1)
+        ahead = previewed(training_loss, model, masks, batch) * (run.optim.gradient_accumulation_steps - 1)
         activations = (
             past + ahead + _peak(model, lambda: _lesson(training_loss, model, masks, taps, batch), backward=True)
         )
@@ -137,9 +137,11 @@ def measure(base: Base, run: RunConfig, batch: Shape, judged: list[Shape], rank:
         with torch.no_grad():
             model.eval()
             peaks = [_peak(model, lambda s=shape: _loss(model, base.kind, s), backward=False) for shape in judged]
-        packed = {f"{path}.weight" for paths in base.anatomy.targets.values() for path in paths if run.base_bits < 16}
+        packed = {
+            f"{path}.weight" for paths in base.anatomy.targets.values() for path in paths if run.model.base_bits < 16
+        }
         weights = tuple(
-            _weight(name, p, run.base_bits if name in packed else 16) for name, p in model.named_parameters()
+            _weight(name, p, run.model.base_bits if name in packed else 16) for name, p in model.named_parameters()
         )
         modules: Counter[str] = Counter()
         for weight in weights:
@@ -167,11 +169,11 @@ def skeleton(base: Base, run: RunConfig) -> nn.Module:
     """The model as `loading.load_model` gives it, without content. Inside `fake`."""
     # a copy: the configuration says what the files hold, and would take over what is asked for here
     model = loading.CLASSES[base.kind].from_config(
-        copy.deepcopy(base.config), dtype=loading.run_dtype(run), attn_implementation=run.attn_implementation
+        copy.deepcopy(base.config), dtype=loading.run_dtype(run), attn_implementation=run.model.attn_implementation
     )
     t5_position_bias.prepare(model, base.anatomy)
     model.config.use_cache = False
-    if run.gradient_checkpointing:
+    if run.optim.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
 
@@ -180,7 +182,9 @@ def half_masked(base: Base, run: RunConfig) -> Masks:
     """Masks on their way, where blocks go while the model is tuned; else none."""
     masks, values = Masks(base.anatomy), np.ones(base.anatomy.sizes.total())
     for site, span in block_slices(base.anatomy.sizes):
-        if run.pruning == "gradual" and base.anatomy.kind(site) in [kind.removesuffix("s") for kind in run.kinds]:
+        if run.pruning.mode == "gradual" and base.anatomy.kind(site) in [
+            kind.removesuffix("s") for kind in run.pruning.block_kinds
+        ]:
             values[span] = 0.5
     masks.set(values)
     return masks
@@ -188,14 +192,14 @@ def half_masked(base: Base, run: RunConfig) -> Masks:
 
 def taps_of(base: Base, run: RunConfig) -> Salience:
     """What a run scores by. Outside of `fake`, since it reads its own offsets. Of Fisher's, all but `grams`."""
-    product = "per_example" if run.score == "fisher" else run.salience_product
-    return Salience(base.anatomy, run.salience_decay, "off", 0.0, CPU, product)
+    product = "per_example" if run.pruning.score == "fisher" else run.pruning.salience_product
+    return Salience(base.anatomy, run.pruning.salience_decay, "off", 0.0, CPU, product)
 
 
 def grams(base: Base, run: RunConfig) -> int:
     """Bytes of the products X^T X, fp32, that Fisher holds at every place blocks go from until the cut."""
     widths = [site.unit * n for site, n in zip(base.anatomy.sites, base.anatomy.sizes.counts, strict=True)]
-    return 4 * sum(width * width for width in widths) if run.score == "fisher" else 0
+    return 4 * sum(width * width for width in widths) if run.pruning.score == "fisher" else 0
 
 
 def _peak(model: nn.Module, forward: Callable[[], Tensor], backward: bool) -> int:

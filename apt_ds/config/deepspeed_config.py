@@ -26,8 +26,8 @@ def load_config(run: RunConfig, world_size: int, hidden_size: int) -> Config:
     Raises:
         UserError: no such file, not JSON, or a contradiction.
     """
-    config = read_json(run.deepspeed)
-    where = f"DeepSpeed config {run.deepspeed}"
+    config = read_json(run.distributed.deepspeed)
+    where = f"DeepSpeed config {run.distributed.deepspeed}"
     _check_scheduler(config.pop("scheduler", {}), run, where)
     for section in ("zero_optimization", "optimizer"):
         if not isinstance(config.get(section, {}), dict):
@@ -41,16 +41,16 @@ def load_config(run: RunConfig, world_size: int, hidden_size: int) -> Config:
         if inner is None or (isinstance(inner, dict) and inner.get("device", "none") == "none"):
             # as many examples have it: such a section offloads nothing
             zero.pop(section, None)
-    if stage == 0 and (run.bf16 or run.fp16):
+    if stage == 0 and (run.optim.bf16 or run.optim.fp16):
         raise UserError(f"{where}: ZeRO stage 0 trains in fp32 only here; use stage 1 or drop --bf16/--fp16")
-    micro, accumulation = run.per_device_train_batch_size, run.gradient_accumulation_steps
+    micro, accumulation = run.optim.per_device_train_batch_size, run.optim.gradient_accumulation_steps
     fill = _Filler(config, where)
     fill("train_micro_batch_size_per_gpu", micro, "--per_device_train_batch_size")
     fill("gradient_accumulation_steps", accumulation, "--gradient_accumulation_steps")
     fill("train_batch_size", micro * accumulation * world_size, "processes x batch size x accumulation")
-    fill("gradient_clipping", run.max_grad_norm, "--max_grad_norm")
-    fill("bf16.enabled", run.bf16, "--bf16")
-    fill("fp16.enabled", run.fp16, "--fp16")
+    fill("gradient_clipping", run.optim.max_grad_norm, "--max_grad_norm")
+    fill("bf16.enabled", run.optim.bf16, "--bf16")
+    fill("fp16.enabled", run.optim.fp16, "--fp16")
     _optimizer(config, run, fill, where)
     _offload(zero, where)
     fill("zero_optimization.stage3_prefetch_bucket_size", int(0.9 * hidden_size**2), None)
@@ -66,10 +66,10 @@ def load_config(run: RunConfig, world_size: int, hidden_size: int) -> Config:
 
 def _optimizer(config: Config, run: RunConfig, fill: _Filler, where: str) -> None:
     offload = "offload_optimizer" in config["zero_optimization"]
-    if offload and run.optim != "adamw_torch":
+    if offload and run.optim.optimizer != "adamw_torch":
         raise UserError(
             f"{where}: offload_optimizer goes with --optim adamw_torch only, which then updates on the host; remove "
-            f"that section, since --optim {run.optim} needs a quarter of its memory, or leave --optim out"
+            f"that section, since --optim {run.optim.optimizer} needs a quarter of its memory, or leave --optim out"
         )
     optimizer = config.setdefault("optimizer", {"type": "AdamW", "params": {}})
     if optimizer.get("type") != "AdamW":
@@ -82,11 +82,11 @@ def _optimizer(config: Config, run: RunConfig, fill: _Filler, where: str) -> Non
     if not offload:
         # torch's AdamW needs no compiler; offload needs DeepSpeed's own
         optimizer.setdefault("params", {}).setdefault("torch_adam", True)
-    fill("optimizer.params.lr", run.learning_rate, "--learning_rate")
-    fill("optimizer.params.betas", [run.adam_beta1, run.adam_beta2], "--adam_beta1/2")
-    fill("optimizer.params.eps", run.adam_epsilon, "--adam_epsilon")
-    fill("optimizer.params.weight_decay", run.weight_decay, "--weight_decay")
-    if run.optim != "adamw_torch":
+    fill("optimizer.params.lr", run.optim.learning_rate, "--learning_rate")
+    fill("optimizer.params.betas", [run.optim.adam_beta1, run.optim.adam_beta2], "--adam_beta1/2")
+    fill("optimizer.params.eps", run.optim.adam_epsilon, "--adam_epsilon")
+    fill("optimizer.params.weight_decay", run.optim.weight_decay, "--weight_decay")
+    if run.optim.optimizer != "adamw_torch":
         # the run makes it
         del config["optimizer"]
         config["zero_allow_untested_optimizer"] = True
@@ -104,11 +104,13 @@ def _check_scheduler(section: Any, run: RunConfig, where: str) -> None:
             f"{where}: scheduler.type is {section['type']!r}; allowed: {', '.join(SCHEDULERS)}. Remove the section and "
             "use --lr_scheduler_type"
         )
-    total = run.max_steps if run.max_steps > 0 else None
-    by_ratio = schedules.warmup_steps(total, run.warmup_ratio, 0) if total else None
+    total = run.optim.max_steps if run.optim.max_steps > 0 else None
+    by_ratio = schedules.warmup_steps(total, run.optim.warmup_ratio, 0) if total else None
     flags: dict[str, tuple[Any, str]] = {
-        "warmup_max_lr": (run.learning_rate, "--learning_rate"),
-        "warmup_num_steps": (run.warmup_steps, "--warmup_steps") if run.warmup_steps else (by_ratio, "--warmup_ratio"),
+        "warmup_max_lr": (run.optim.learning_rate, "--learning_rate"),
+        "warmup_num_steps": (run.optim.warmup_steps, "--warmup_steps")
+        if run.optim.warmup_steps
+        else (by_ratio, "--warmup_ratio"),
         "total_num_steps": (total, "--max_steps"),
         "warmup_type": ("linear", "--lr_scheduler_type"),
         "last_batch_iteration": (-1, "--resume_from_checkpoint"),

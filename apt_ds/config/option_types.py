@@ -80,11 +80,11 @@ ZERO_TO_ONE = Range(0, 1)
 BITS = OneOf((16, 8, 4))
 
 
-def option(group: str, default: Value, help: str, allowed: Range | OrAutomatic | OneOf | None = None) -> Any:
-    """A field of `RunConfig` that the user sets; its type is the type of `default`."""
-    return field(default=default, metadata={"group": group, "help": help, "allowed": allowed})
+def option(default: Value, help: str, allowed: Range | OrAutomatic | OneOf | None = None, flag: str = "") -> Any:
+    """A field that the user sets; its type is the type of `default`. flag: its name for users, if it has another."""
+    return field(default=default, metadata={"flag": flag, "help": help, "allowed": allowed})
 
 
-def choice(group: str, values: str, help: str) -> Any:
+def choice(values: str, help: str, flag: str = "") -> Any:
     """A field whose value is one of `values`, which are comma-separated; the first is the default."""
-    return option(group, split_commas(values)[0], help, OneOf(split_commas(values)))
+    return option(split_commas(values)[0], help, OneOf(split_commas(values)), flag)

@@ -16,7 +16,7 @@ from apt_ds.config.errors import UserError
 from apt_ds.config.nearest import suggest
 from apt_ds.config.option_types import OneOf, SomeOf, Value
 from apt_ds.config.presets import METHODS, PRESETS, RECIPES
-from apt_ds.config.run_config import OPTIONS, RunConfig
+from apt_ds.config.run_config import OPTIONS, PLACES, RunConfig
 
 DEFAULT_PRESET = "quickstart"
 
@@ -85,7 +85,7 @@ def _read_command_line(argv: Sequence[str], also: Sequence[str]) -> dict[str, Va
     groups = {"source": parser.add_argument_group("source (defaults < preset < recipe < file < command line)")}
     groups["source"].add_argument("--config", metavar="FILE", help="a YAML or JSON file of options")
     for name, spec in OPTIONS.items():
-        title, kind = spec.metadata["group"], type(spec.default)
+        title, kind = PLACES[name].group, type(spec.default)
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
         # a flag without a value switches a boolean on

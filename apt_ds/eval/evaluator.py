@@ -20,7 +20,8 @@ class Evaluator:
     """task_evaluator: what the task's metrics are taken by, None where loss and perplexity say all; corpus: token
     blocks.
 
-    written: the dtype that the model will be written in."""
+    written: the dtype that the model will be written in.
+    """
 
     def __init__(
         self,
@@ -39,8 +40,8 @@ class Evaluator:
             corpus,
             pad_id,
         )
-        self.export_bits, self.written = run.export_bits, written
-        self.batch, self.device = run.per_device_eval_batch_size, zero.device()
+        self.export_bits, self.written = run.model.export_bits, written
+        self.batch, self.device = run.optim.per_device_eval_batch_size, zero.device()
 
     def loss(self, engine: nn.Module) -> float:
         """Mean loss on the evaluation set. Collective."""

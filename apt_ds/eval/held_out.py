@@ -67,7 +67,7 @@ def text_blocks(path: str, tokenizer: PreTrainedTokenizerBase, length: int, limi
 
 @torch.no_grad()
 def perplexity(model: nn.Module, blocks: torch.Tensor, per_device: int, device: torch.device) -> float:
-    """exp of the mean cross-entropy per predicted token (all but the first of a block). Collective."""
+    """Exp of the mean cross-entropy per predicted token (all but the first of a block). Collective."""
     training = model.training
     model.eval()
     total = torch.zeros((), dtype=torch.float64)

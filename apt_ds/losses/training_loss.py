@@ -46,7 +46,7 @@ class TrainingLoss:
     def __init__(self, run: RunConfig, kind: str, anatomy: Anatomy, phase: int, device: torch.device) -> None:
         self.run, self.kind, self.device = run, kind, device
         self.objective = OBJECTIVES[kind]
-        self.phase = phase if run.distill else 0
+        self.phase = phase if run.pruning.distill else 0
         self.teacher, self.watcher = Teacher(), Watcher(anatomy)
         second = anatomy.second
         stacks: list[list[int]] = [[], []]
@@ -56,15 +56,15 @@ class TrainingLoss:
         self.match = {layer: layer for stack in self.stacks for layer in stack}
         self.place = {layer: number for number, stack in enumerate(self.stacks) for layer in stack}
         self.best = -float("inf")
-        self.over = not run.distill
-        self.same_step = run.layer_match == "step"
+        self.over = not run.pruning.distill
+        self.same_step = run.pruning.layer_match == "step"
         self._begin(0)
 
     def prepare(self, model: nn.Module, anatomy: Anatomy) -> Anatomy:
         """Put Tr on a model; returns the anatomy with it."""
         if self.over:
             return anatomy
-        attach(model, anatomy.sizes.hidden, self.run.seed)
+        attach(model, anatomy.sizes.hidden, self.run.optim.seed)
         return replace(anatomy, slots=(*anatomy.slots, slot()))
 
     def end(self, model: nn.Module, anatomy: Anatomy) -> Anatomy:
@@ -123,8 +123,10 @@ class TrainingLoss:
 
     def _begin(self, step: int) -> None:
         self.mu = 0.0 if self.over else schedules.distill_weight(step, self.phase)
-        self.layers = distillation.drawn(self.stacks, step, self.run.seed)
-        self.measured = self.layers if self.same_step else distillation.drawn(self.stacks, step + 1, self.run.seed)
+        self.layers = distillation.drawn(self.stacks, step, self.run.optim.seed)
+        self.measured = (
+            self.layers if self.same_step else distillation.drawn(self.stacks, step + 1, self.run.optim.seed)
+        )
         count = 0 if self.over else len(self.measured) * sum(map(len, self.stacks))
         self.distances = torch.zeros(count, device=self.device)
         self.matched = False
@@ -197,7 +199,7 @@ class TrainingLoss:
         transform, valid = model.get_submodule(TRANSFORM), self._counted(batch)
         kept = distillation.comparable(masks.mask_for(HIDDEN, own.states[0]))
         prediction = distillation.prediction_distance(own.logits, taught.logits)
-        total = distillation.prediction_weight(self.run.task) * prediction / self.weight
+        total = distillation.prediction_weight(self.run.data.task) * prediction / self.weight
         for layer in self.layers:
             number = self.place[layer]
             shown = transform(own.states[self.match[layer]])

@@ -132,27 +132,28 @@ def load_model(base: Base, run: RunConfig) -> PreTrainedModel:
     quiet_transformers()
     if vars(base.config).get("quantization_config"):
         raise UserError(
-            f"--model_name_or_path {run.model_name_or_path!r} is quantized already; give the model it was made from"
+            f"--model_name_or_path {run.model.model_name_or_path!r} is quantized already. "
+            "Give the model it was made from"
         )
-    dtype, attention = run_dtype(run), run.attn_implementation
+    dtype, attention = run_dtype(run), run.model.attn_implementation
     if base.random:
         projections = {path for paths in base.anatomy.targets.values() for path in paths}
         try:
-            model, missing = random_model(base.config, dtype, attention, projections, run.base_bits), []
+            model, missing = random_model(base.config, dtype, attention, projections, run.model.base_bits), []
         except ImportError as error:
             raise UserError(f"--attn_implementation {attention}: {first_line(error)}") from None
     else:
         model, missing = read_weights(
-            base.source, dtype, attention, base.kind, base.anatomy.heads, base.config, bits=run.base_bits
+            base.source, dtype, attention, base.kind, base.anatomy.heads, base.config, bits=run.model.base_bits
         )
     if missing:
-        start_heads(model, missing, run.seed)
+        start_heads(model, missing, run.optim.seed)
     t5_position_bias.prepare(model, base.anatomy)
     model.config.use_cache = False
     if not zero.is_partitioned(model):
         _off_the_file(model)
         model.to(zero.device())
-    if run.gradient_checkpointing:
+    if run.optim.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
 
@@ -236,22 +237,24 @@ def read_weights(
 
 def run_dtype(run: RunConfig) -> torch.dtype:
     """The dtype weights and activations have."""
-    return torch.bfloat16 if run.bf16 else torch.float16 if run.fp16 else torch.float32
+    return torch.bfloat16 if run.optim.bf16 else torch.float16 if run.optim.fp16 else torch.float32
 
 
 def written_dtype(base: Base, run: RunConfig) -> torch.dtype:
     """The dtype that weights are written in: the one a run computes in 16 bits in, else the base's own."""
-    return run_dtype(run) if run.bf16 or run.fp16 else base.dtype or torch.float32
+    return run_dtype(run) if run.optim.bf16 or run.optim.fp16 else base.dtype or torch.float32
 
 
 def bytes_written(base: Base, run: RunConfig) -> int:
     """About what a run writes at its least: one checkpoint, and the model at the end."""
     width = base.anatomy.sizes.hidden * base.config.vocab_size * (1 if base.config.tie_word_embeddings else 2)
-    pruned = run.pruning != "none"
-    kept = base.anatomy.num_parameters(base.anatomy.sizes) * (1 - run.sparsity * pruned)
+    pruned = run.pruning.mode != "none"
+    kept = base.anatomy.num_parameters(base.anatomy.sizes) * (1 - run.pruning.sparsity * pruned)
     model = (kept + width) * written_dtype(base, run).itemsize
     trained = (
-        base.anatomy.num_parameters(base.anatomy.sizes) + width if run.train == "all" else adapter_parameters(base, run)
+        base.anatomy.num_parameters(base.anatomy.sizes) + width
+        if run.optim.trainable == "all"
+        else adapter_parameters(base, run)
     )
     # their values in float32 and two moments
     return int(model + 3 * 4 * trained)
@@ -268,7 +271,7 @@ def adapter_parameters(base: Base, run: RunConfig) -> int:
         for axis in (slot.rows, slot.columns)
         if axis is not None
     ]
-    return run.rank * sum(widths)
+    return run.adapter.rank * sum(widths)
 
 
 def quiet_transformers() -> None:

@@ -49,7 +49,7 @@ class _Product(torch.autograd.Function):
 
 
 def linear(x: Tensor, weight: nn.Parameter, bias: nn.Parameter | None = None) -> Tensor:
-    """x W^T + b, of a packed weight or a plain one. [..., in] -> [..., out]"""
+    """X W^T + b, of a packed weight or a plain one. [..., in] -> [..., out]"""
     if not isinstance(weight, QuantizedParameter):
         return F.linear(x, weight, bias)
     product = _Product.apply(x, weight)

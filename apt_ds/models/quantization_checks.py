@@ -29,27 +29,27 @@ def check(run: RunConfig, anatomy: Anatomy, device: torch.device | None) -> None
     flag = next((f"--{n} {v}" for n, v, plain in _wishes(run) if v != plain), "")
     if not flag:
         return
-    if run.base_bits != 16 and run.train == "all":
+    if run.model.base_bits != 16 and run.optim.trainable == "all":
         raise UserError(
-            f"--base_bits {run.base_bits} freezes the base: --train all (--method full) needs --base_bits 16"
+            f"--base_bits {run.model.base_bits} freezes the base: --train all (--method full) needs --base_bits 16"
         )
-    if run.base_bits != 16 and anatomy.heads:
+    if run.model.base_bits != 16 and anatomy.heads:
         raise UserError(
-            f"--base_bits {run.base_bits}: the layers {', '.join(anatomy.heads)} are trained whole, which few bits "
-            "cannot be; BERT and RoBERTa need --base_bits 16"
+            f"--base_bits {run.model.base_bits}: the layers {', '.join(anatomy.heads)} are trained whole and cannot "
+            "be quantized; BERT and RoBERTa need --base_bits 16"
         )
-    if run.base_bits != 16 and run.score == "taylor":
+    if run.model.base_bits != 16 and run.pruning.score == "taylor":
         raise UserError(
-            f"--base_bits {run.base_bits}: --score taylor (--method prune_lora) needs the gradient of every weight, "
-            "and these have none; give --score salience or fisher, or --base_bits 16"
+            f"--base_bits {run.model.base_bits}: --score taylor (--method prune_lora) needs gradients of all weights, "
+            "and quantized weights have none; give --score salience or fisher, or --base_bits 16"
         )
-    if run.export_bits not in (16, run.base_bits):
+    if run.model.export_bits not in (16, run.model.base_bits):
         raise UserError(
-            f"--export_bits {run.export_bits} is not allowed: give 16, or --base_bits {run.export_bits} too"
+            f"--export_bits {run.model.export_bits} is not allowed: give 16, or --base_bits {run.model.export_bits} too"
         )
     if device is not None and device.type not in library(flag).supported_torch_devices:
         raise UserError(f"{flag}: bitsandbytes does not support {device.type}; leave it out")
-    if run.base_bits == 4:
+    if run.model.base_bits == 4:
         _check_sizes(run, anatomy)
 
 
@@ -66,7 +66,7 @@ def needed(run: RunConfig) -> bool:
 
 def align(run: RunConfig, default: int) -> int:
     """Blocks of 4-bit weights must not cross rows: kept sizes are then multiples of them."""
-    return run.align or (max(default, BLOCK) if run.base_bits == 4 else default)
+    return run.pruning.align or (max(default, BLOCK) if run.model.base_bits == 4 else default)
 
 
 def _check_sizes(run: RunConfig, anatomy: Anatomy) -> None:
@@ -95,6 +95,6 @@ def _size_and_step(axis: Axis, run: RunConfig, anatomy: Anatomy) -> tuple[int, i
     kind = anatomy.kind(axis.site)
     count = anatomy.sizes.hidden if axis.site == HIDDEN else anatomy.sizes.counts[axis.site]
     plural = {"head": "heads", "neuron": "neurons", "hidden": "hidden"}[kind]
-    cuts = run.pruning != "none" and plural in competing_kinds(run, anatomy)
+    cuts = run.pruning.mode != "none" and plural in competing_kinds(run, anatomy)
     blocks = count if not cuts else 1 if kind == "head" else align(run, 0)
     return count * axis.unit, blocks * axis.unit

@@ -12,9 +12,9 @@ def competing_kinds(run: RunConfig, anatomy: Anatomy) -> tuple[str, ...]:
     With `--prune_scope adapted` heads and neurons compete only if their sublayers hold an adapter target. Every layer
     has the same targets, so that this decides by kind.
     """
-    if run.prune_scope == "all":
-        return run.kinds
+    if run.pruning.prune_scope == "all":
+        return run.pruning.block_kinds
     paths = {path for name in run.targets for path in anatomy.targets.get(name, ())}
     axes = [axis for slot in anatomy.slots if slot.path in paths for axis in (slot.rows, slot.columns)]
     adapted = {anatomy.kind(axis.site) for axis in axes if axis is not None and axis.site != HIDDEN}
-    return tuple(kind for kind in run.kinds if kind == "hidden" or kind.removesuffix("s") in adapted)
+    return tuple(kind for kind in run.pruning.block_kinds if kind == "hidden" or kind.removesuffix("s") in adapted)

@@ -48,35 +48,39 @@ class Pruner:
         self.run, self.anatomy = run, anatomy
         self.rules = rules_of(run, anatomy, writable)
         self.original = anatomy.num_parameters(anatomy.sizes)
-        self.prunes = run.pruning != "none" and run.sparsity > 0
-        self.gradual = self.prunes and run.pruning == "gradual"
-        self.phase = schedules.pruning_phase(total_steps, run.pruning_phase)
+        self.prunes = run.pruning.mode != "none" and run.pruning.sparsity > 0
+        self.gradual = self.prunes and run.pruning.mode == "gradual"
+        self.phase = schedules.pruning_phase(total_steps, run.pruning.pruning_phase)
         cuts_at_once = {"pretuning": 0, "posttuning": min(self.phase, total_steps - 1)}
-        self.cut_step = cuts_at_once.get(run.pruning) if self.prunes else None
+        self.cut_step = cuts_at_once.get(run.pruning.mode) if self.prunes else None
         self.cut_done = False
-        self.mask_step = schedules.mask_step(run.mask_step, total_steps, self.phase)
+        self.mask_step = schedules.mask_step(run.pruning.mask_step, total_steps, self.phase)
         self.masks = Masks(anatomy)
-        if run.score == "fisher":
-            batch = run.per_device_train_batch_size * run.gradient_accumulation_steps * collectives.world_size()
+        if run.pruning.score == "fisher":
+            batch = (
+                run.optim.per_device_train_batch_size * run.optim.gradient_accumulation_steps * collectives.world_size()
+            )
             self.scorer: Fisher | Salience = Fisher(anatomy, batch, device)
         else:
-            terms = (run.salience_decay, run.kurtosis, run.kurtosis_factor)
-            mean = not self.gradual and run.calibration_average == "mean"
-            self.scorer = Salience(anatomy, *terms, device, run.salience_product, mean)
+            terms = (run.pruning.salience_decay, run.pruning.kurtosis, run.pruning.kurtosis_factor)
+            mean = not self.gradual and run.pruning.calibration_average == "mean"
+            self.scorer = Salience(anatomy, *terms, device, run.pruning.salience_product, mean)
         self.taylor = np.zeros(anatomy.sizes.total())
         self.decision = np.ones(anatomy.sizes.total(), dtype=bool)
         self.kept_ids = np.arange(anatomy.sizes.total())  # the original number of every block still there
         self.removed_in_cut = np.zeros(
             anatomy.sizes.total(), dtype=np.int64
         )  # the number of the cut that took it, 0: none
-        self.random = np.random.default_rng(run.seed).random(anatomy.sizes.total())
+        self.random = np.random.default_rng(run.optim.seed).random(anatomy.sizes.total())
         self.scale = np.ones(anatomy.sizes.total())  # what every block there has been multiplied with
         self.initial_adapters = 0
         self.importance: torch.Tensor | None = None
         self.pruning_finished = not self.prunes
         self.seconds = {"salience": 0.0, "search": 0.0}
         if self.prunes:
-            search(self.scores(), anatomy, self.rules, self.budget(run.sparsity))  # a budget out of reach ends here
+            search(
+                self.scores(), anatomy, self.rules, self.budget(run.pruning.sparsity)
+            )  # a budget out of reach ends here
 
     def budget(self, removed: float) -> float:
         """Parameters a model with this fraction removed may keep."""
@@ -100,12 +104,12 @@ class Pruner:
         if not self.prunes:
             return 1.0
         if self.gradual:
-            return schedules.kept_fraction(step, self.phase, self.run.sparsity)
-        return 1.0 - self.run.sparsity if self.cut_done else 1.0
+            return schedules.kept_fraction(step, self.phase, self.run.pruning.sparsity)
+        return 1.0 - self.run.pruning.sparsity if self.cut_done else 1.0
 
     def at_target(self) -> bool:
         """Whether all that should go is gone."""
-        return not self.prunes or self.kept_parameters() <= self.budget(self.run.sparsity)
+        return not self.prunes or self.kept_parameters() <= self.budget(self.run.pruning.sparsity)
 
     def progress(self, step: int) -> dict[str, float]:
         """Sizes after `step` updates, for the log."""
@@ -113,7 +117,7 @@ class Pruner:
 
     def scores_by_weight_gradients(self) -> bool:
         """Whether the cut that comes next is decided by gradients of all weights, which then must be trainable."""
-        return self.prunes and self.run.score == "taylor" and not self.cut_done
+        return self.prunes and self.run.pruning.score == "taylor" and not self.cut_done
 
     def score_by_weight_gradients(self, engine: zero.Engine) -> None:
         """Score by the weight gradients an engine holds after the boundary's backward. Collective."""
@@ -123,11 +127,11 @@ class Pruner:
 
     def needs_scores(self, step: int) -> bool:
         """Whether gradual pruning scores blocks in this step."""
-        return self.gradual and step < self.phase and self.run.score == "salience"
+        return self.gradual and step < self.phase and self.run.pruning.score == "salience"
 
     def needs_importance(self, step: int) -> bool:
         """Whether adapters are still being compared."""
-        return self.run.grows_ranks and step < self.phase and not self.scores_by_weight_gradients()
+        return self.run.adapter.grows and step < self.phase and not self.scores_by_weight_gradients()
 
     def install_hooks(self, model: nn.Module, scoring: bool) -> None:
         """Put masks and, if `scoring`, taps on a model that wears none."""
@@ -179,7 +183,7 @@ class Pruner:
                 self.scorer.measure_outliers(engine.module)
             self.scorer.update(1.0 / (zero.loss_scale(engine) * collectives.world_size()))
         if importance:
-            now, decay = reduced[count:], self.run.salience_decay
+            now, decay = reduced[count:], self.run.pruning.salience_decay
             old = self.importance if self.importance is not None else torch.zeros_like(now)
             self.importance = decay * old + (1 - decay) * now
         self.seconds["salience"] += time.perf_counter() - start
@@ -190,9 +194,9 @@ class Pruner:
 
     def scores(self) -> np.ndarray:
         """What blocks are ranked by, float64 [blocks]; random scores are random densities."""
-        if self.run.score == "random":
+        if self.run.pruning.score == "random":
             return self.random * self.anatomy.params_per_block(self.anatomy.sizes)
-        return self.taylor if self.run.score == "taylor" else self.scorer.scores()
+        return self.taylor if self.run.pruning.score == "taylor" else self.scorer.scores()
 
     @profiler.timed("search")
     def decide(self, removed: float) -> np.ndarray:
@@ -215,7 +219,7 @@ class Pruner:
                 "no step before the cut had a finite loss and gradient, so that nothing tells blocks apart; give more "
                 "--calibration_steps, with fp16 a lower initial_scale_power, or look for what is not finite"
             )
-        self.decision, scale = self.decide(self.run.sparsity), None
+        self.decision, scale = self.decide(self.run.pruning.sparsity), None
         if isinstance(self.scorer, Fisher):
             self.decision = self.scorer.rearrange(self.decision)
             scale = self.scorer.fit_masks(model, self.decision)
@@ -233,7 +237,9 @@ class Pruner:
         """
         if self.pruning_finished or not self.gradual:
             return
-        if isinstance(self.scorer, Salience) and schedules.is_adjustment(step, self.run.prune_every, self.phase):
+        if isinstance(self.scorer, Salience) and schedules.is_adjustment(
+            step, self.run.pruning.prune_every, self.phase
+        ):
             # weights have moved, whether or not blocks are cut here
             self.scorer.refresh()
         if step <= self.phase:
@@ -251,7 +257,7 @@ class Pruner:
 
     def plan(self, step: int, last_step: int, model: nn.Module) -> Plan:
         """What to do after update number `step`: cut the dead, grow the top half of the adapters."""
-        growing = self.run.grows_ranks and schedules.is_adjustment(step, self.run.prune_every, self.phase)
+        growing = self.run.adapter.grows and schedules.is_adjustment(step, self.run.pruning.prune_every, self.phase)
         grow = self._growth(step, model) if growing else {}
         return Plan(keep=self._due(step, last_step), grow=grow)
 
@@ -269,18 +275,18 @@ class Pruner:
             self.masks.remove()
             return None
         dead = self.masks.fully_masked() & ~self.decision
-        if step % self.run.prune_every or self.run.cuts_wait:
+        if step % self.run.pruning.prune_every or self.run.pruning.cuts_wait:
             return None
         return cuttable(dead, self.scores(), self.anatomy, self.rules)
 
     def _growth(self, step: int, model: nn.Module) -> dict[str, int]:
         if self.importance is None:
             return {}
-        budget = schedules.rank_budget(step, self.phase, self.initial_adapters, self.run.rank_budget)
+        budget = schedules.rank_budget(step, self.phase, self.initial_adapters, self.run.adapter.rank_budget)
         sizes = adapter_sizes(model)
-        if self.run.rank_growth == "even":
-            return rank_growth.even(sizes, budget, self.run.max_rank)
-        return rank_growth.grow_top_half(self.importance.tolist(), sizes, budget, self.run.max_rank)
+        if self.run.adapter.rank_growth == "even":
+            return rank_growth.even(sizes, budget, self.run.adapter.max_rank)
+        return rank_growth.grow_top_half(self.importance.tolist(), sizes, budget, self.run.adapter.max_rank)
 
     def agree(self, step: int, plan: Plan) -> None:
         """Stop all ranks unless they have the same plan and masks. Collective."""
@@ -350,7 +356,7 @@ class Pruner:
     def summary(self) -> dict[str, object]:
         """Actual sizes next to the target, for people."""
         return {
-            "target_kept": 1.0 - self.run.sparsity if self.prunes else 1.0,
+            "target_kept": 1.0 - self.run.pruning.sparsity if self.prunes else 1.0,
             "kept": self.kept(),
             "prunable_parameters": self.kept_parameters(),
             "align": self.rules.align_neurons,

@@ -19,17 +19,20 @@ def rules_of(run: RunConfig, anatomy: Anatomy, writable: Writable = EVERY_SIZE) 
         UserError: the run prunes, and no block may go.
     """
     kinds = competing_kinds(run, anatomy)
-    if run.pruning != "none" and run.sparsity > 0 and not kinds:
+    if run.pruning.mode != "none" and run.pruning.sparsity > 0 and not kinds:
         raise UserError(
-            f"--prune_scope adapted leaves nothing to prune: no sublayer of --prune_blocks {run.prune_blocks} has an "
-            f"adapter on {','.join(run.targets)}. Add one to --adapter_targets, or give --prune_scope all"
+            "--prune_scope adapted leaves nothing to prune: no sublayer of "
+            f"--prune_blocks {run.pruning.prune_blocks} has an adapter on {','.join(run.targets)}. "
+            "Add one to --adapter_targets, or give --prune_scope all"
         )
     align = quantization_checks.align(run, default_align(anatomy))
-    return Rules(kinds, run.structure, align, align, writable)
+    return Rules(kinds, run.pruning.structure, align, align, writable)
 
 
 def mask_notice(run: RunConfig, total_steps: int) -> str:
     """One line if masks of gradual pruning must jump at the end of a run of `total_steps`, else ''."""
-    if run.pruning != "gradual" or not run.sparsity:
+    if run.pruning.mode != "gradual" or not run.pruning.sparsity:
         return ""
-    return schedules.mask_notice(run.mask_step, total_steps, schedules.pruning_phase(total_steps, run.pruning_phase))
+    return schedules.mask_notice(
+        run.pruning.mask_step, total_steps, schedules.pruning_phase(total_steps, run.pruning.pruning_phase)
+    )

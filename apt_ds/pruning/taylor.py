@@ -16,7 +16,7 @@ from apt_ds.runtime import zero
 
 @torch.no_grad()
 def block_importance(engine: zero.Engine, anatomy: Anatomy) -> Tensor:
-    """sum |w * dL/dw| over each block's weights, fp32 [blocks], the same on all ranks.
+    """Sum |w * dL/dw| over each block's weights, fp32 [blocks], the same on all ranks.
 
     After the boundary's backward, before any step. Norms and biases, which have no price, do not count. Collective;
     gathers one weight at a time.

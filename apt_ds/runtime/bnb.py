@@ -12,7 +12,7 @@ from apt_ds.config.errors import UserError
 
 
 def library(flag: str = "a quantized model") -> ModuleType:
-    """bitsandbytes. `flag` is what asks for it.
+    """Bitsandbytes. `flag` is what asks for it.
 
     Raises:
         UserError: it is not installed, or has no library for this machine.

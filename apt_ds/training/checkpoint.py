@@ -89,7 +89,7 @@ class Checkpoint:
     def check(self, run: RunConfig, counts: dict[str, int], fingerprints: dict[str, str]) -> None:
         """Raise UserError for the first thing that matters and differs."""
         for name, spec in OPTIONS.items():
-            then, now = self.run.get(name, spec.default), getattr(run, name)
+            then, now = self.run.get(name, spec.default), run.flag(name)
             if name not in FREE and then != now:
                 raise UserError(f"{self.path} was made with --{name} {then!r}, this run says {now!r}: use the former")
         for name, what in COUNTS.items():

@@ -72,12 +72,14 @@ def read_data(run: RunConfig, base: Base, now: datetime | None = None) -> Data:
         # rank 0 has warned of the same files
         logging.getLogger("apt_ds.data").setLevel(logging.ERROR)
     sets = READERS[base.kind](run, base, now)
-    batch = run.per_device_train_batch_size * run.gradient_accumulation_steps * collectives.world_size()
-    order = GlobalOrder(len(sets.train), batch, run.seed)
-    steps = run.max_steps if run.max_steps > 0 else order.steps(run.num_train_epochs)
+    batch = run.optim.per_device_train_batch_size * run.optim.gradient_accumulation_steps * collectives.world_size()
+    order = GlobalOrder(len(sets.train), batch, run.optim.seed)
+    steps = run.optim.max_steps if run.optim.max_steps > 0 else order.steps(run.optim.num_train_epochs)
     corpus = None
-    if run.perplexity_path:
-        corpus = text_blocks(run.perplexity_path, base.tokenizer, run.perplexity_length, run.perplexity_blocks)
+    if run.data.perplexity_path:
+        corpus = text_blocks(
+            run.data.perplexity_path, base.tokenizer, run.data.perplexity_length, run.data.perplexity_blocks
+        )
     return Data(sets.train, sets.held_out, sets.examples, order, steps, corpus, sets.task_evaluator, now)
 
 
@@ -97,51 +99,53 @@ def on_node(make: Callable[[], TokenizedSet]) -> TokenizedSet:
 
 def both_parts(run: RunConfig, read: Callable[[str, str], list[Any]]) -> tuple[list[Any], list[Any]]:
     """Training and held-out examples: of two splits, or of the one file there is. read: (path, split) -> examples."""
-    if not run.eval_data_path and Path(run.data_path).is_file():
-        return split_held_out(read(run.data_path, "train"), run.eval_size or HELD_OUT, run.seed)
-    held = read(run.eval_data_path or run.data_path, "validation")
-    return read(run.data_path, "train"), held[: run.eval_size or None]
+    if not run.data.eval_data_path and Path(run.data.data_path).is_file():
+        return split_held_out(read(run.data.data_path, "train"), run.data.eval_size or HELD_OUT, run.optim.seed)
+    held = read(run.data.eval_data_path or run.data.data_path, "validation")
+    return read(run.data.data_path, "train"), held[: run.data.eval_size or None]
 
 
 def instructions(run: RunConfig, base: Base, now: datetime) -> Sets:
     """Conversations; loss and perplexity judge them."""
-    examples = load_examples(run.data_path)
-    if run.eval_data_path:
-        held = load_examples(run.eval_data_path)[: run.eval_size or None]
+    examples = load_examples(run.data.data_path)
+    if run.data.eval_data_path:
+        held = load_examples(run.data.eval_data_path)[: run.data.eval_size or None]
     else:
-        examples, held = split_held_out(examples, run.eval_size or HELD_OUT, run.seed)
-    length = run.max_seq_length
+        examples, held = split_held_out(examples, run.data.eval_size or HELD_OUT, run.optim.seed)
+    length = run.data.max_seq_length
     sets = [on_node(lambda p=part: build_dataset(p, base.tokenizer, length, now)) for part in (examples, held)]
     return Sets(*sets, held, None)
 
 
 def classes(run: RunConfig, base: Base, _: datetime) -> Sets:
     """GLUE for an encoder."""
-    parts = both_parts(run, lambda path, split: glue.read(run.task, path, split))
-    sets = [on_node(lambda p=part: glue.encode(p, base.tokenizer, run.max_seq_length)) for part in parts]
-    return Sets(*sets, parts[1], ClassEvaluator(run.task, sets[1]))
+    parts = both_parts(run, lambda path, split: glue.read(run.data.task, path, split))
+    sets = [on_node(lambda p=part: glue.encode(p, base.tokenizer, run.data.max_seq_length)) for part in parts]
+    return Sets(*sets, parts[1], ClassEvaluator(run.data.task, sets[1]))
 
 
 def spans(run: RunConfig, base: Base, _: datetime) -> Sets:
     """SQuAD; of a single file articles are held out, so that no context is known from training."""
-    if not run.eval_data_path and Path(run.data_path).is_file():
-        train, held = squad.split_by_article(squad.read(run.data_path, "train"), HELD_ARTICLES, run.seed)
-        parts = train, held[: run.eval_size or None]
+    if not run.data.eval_data_path and Path(run.data.data_path).is_file():
+        train, held = squad.split_by_article(squad.read(run.data.data_path, "train"), HELD_ARTICLES, run.optim.seed)
+        parts = train, held[: run.data.eval_size or None]
     else:
         parts = both_parts(run, squad.read)
-    lengths = run.max_seq_length, run.doc_stride
+    lengths = run.data.max_seq_length, run.data.doc_stride
     sets = [on_node(lambda p=part: squad.encode(p, base.tokenizer, *lengths)) for part in parts]
     return Sets(*sets, parts[1], SpanEvaluator(parts[1], squad.windows(parts[1], base.tokenizer, *lengths)))
 
 
 def texts(run: RunConfig, base: Base, _: datetime) -> Sets:
     """Texts from texts: summaries, or GLUE in words."""
-    name = run.task if run.task in TEXTS else f"{seq2seq.T5}{run.task}"
+    name = run.data.task if run.data.task in TEXTS else f"{seq2seq.T5}{run.data.task}"
     parts = both_parts(run, lambda path, split: seq2seq.read(name, path, split))
-    lengths = run.max_seq_length, run.max_target_length
+    lengths = run.data.max_seq_length, run.data.max_target_length
     sets = [on_node(lambda p=part: seq2seq.encode(p, base.tokenizer, *lengths)) for part in parts]
     references = [pair.target for pair in parts[1]]
-    return Sets(*sets, parts[1], TextEvaluator(run.task, sets[1], references, base.tokenizer, run.max_target_length))
+    return Sets(
+        *sets, parts[1], TextEvaluator(run.data.task, sets[1], references, base.tokenizer, run.data.max_target_length)
+    )
 
 
 READERS: dict[str, Callable[[RunConfig, Base, datetime], Sets]] = {

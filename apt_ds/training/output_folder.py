@@ -25,7 +25,7 @@ def check_output(run: RunConfig, resumes: bool) -> list[Path] | None:
     Raises:
         UserError: it holds a run already and may not be overwritten, or it cannot be written.
     """
-    return collectives.on_main(lambda: _check_output(Path(run.output_dir), run, resumes))
+    return collectives.on_main(lambda: _check_output(Path(run.output.output_dir), run, resumes))
 
 
 def _check_output(folder: Path, run: RunConfig, resumes: bool) -> list[Path] | None:
@@ -38,7 +38,7 @@ def _check_output(folder: Path, run: RunConfig, resumes: bool) -> list[Path] | N
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise UserError(f"--output_dir {str(folder)!r} cannot be written: {error.strerror}") from None
-    if held and not resumes and not run.overwrite_output_dir:
+    if held and not resumes and not run.output.overwrite_output_dir:
         raise UserError(
             f"--output_dir {str(folder)!r} already holds {', '.join(held[:3])}; "
             "choose another folder or pass --overwrite_output_dir"
@@ -54,7 +54,7 @@ def prepare_output(run: RunConfig, metrics: bytes | None = None) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    collectives.on_main(lambda: _prepare(Path(run.output_dir), run, metrics))
+    collectives.on_main(lambda: _prepare(Path(run.output.output_dir), run, metrics))
 
 
 def _prepare(folder: Path, run: RunConfig, metrics: bytes | None) -> None:

@@ -65,7 +65,7 @@ def facts_of(run: RunConfig, config: dict[str, Any], source: str, commit: str, f
     if quantization_checks.needed(run):
         facts["version of bitsandbytes"] = version("bitsandbytes")
     facts |= {"version of apt_ds": apt_ds.__version__, "version of python": platform.python_version()}
-    facts |= {f"--{name}": str(getattr(run, name)) for name in OPTIONS if name not in PLACES}
+    facts |= {f"--{name}": str(run.flag(name)) for name in OPTIONS if name not in PLACES}
     facts |= {f"DeepSpeed config {path}": value for path, value in leaves(config)}
     facts |= model_files(Path(source)) if Path(source).is_dir() else {"model file commit": commit}
     return facts | {f"fingerprint of the {name} data": value for name, value in fingerprints.items()}

@@ -42,7 +42,7 @@ def report(run: RunConfig, base: Base, data: Data, figures: dict[str, Any], outp
     """Complete the figures with what plain models do, write `summary.json`, print the table. Rank 0 works alone."""
     if not collectives.is_main():
         return figures
-    if run.report and base.kind == LANGUAGE_MODEL:
+    if run.output.report and base.kind == LANGUAGE_MODEL:
         figures |= compare_plain(run, base, data, output / "model", figures)
     write_json(output / "summary.json", figures)
     print(render(figures), flush=True)
@@ -57,7 +57,7 @@ def compare_plain(run: RunConfig, base: Base, data: Data, folder: Path, figures:
         return {"note": "generation was not measured: base and pruned model do not fit one device together"}
     sources = {"before": base.source, "after": str(folder)}
     plain = {when: load_plain(source, run, device) for when, source in sources.items()}
-    questions = data.held_out_examples[: max(run.report_samples, 1)]
+    questions = data.held_out_examples[: max(run.output.report_samples, 1)]
     prompts = [prompt_ids(question, base.tokenizer, data.now) for question in questions]
     speeds: dict[str, list[float]] = {when: [] for when in plain}
     for _ in range(REPEATS):
@@ -68,7 +68,7 @@ def compare_plain(run: RunConfig, base: Base, data: Data, folder: Path, figures:
     samples = [
         {"question": question.messages[-2]["content"]}
         | {when: answer(model, base, prompt) for when, model in plain.items()}
-        for question, prompt in list(zip(questions, prompts, strict=True))[: run.report_samples]
+        for question, prompt in list(zip(questions, prompts, strict=True))[: run.output.report_samples]
     ]
     del plain
     gc.collect()
@@ -79,7 +79,7 @@ def bytes_needed(run: RunConfig, figures: dict[str, Any]) -> int:
     """Bytes of base and written model, loaded together in the run's dtype."""
     width = loading.run_dtype(run).itemsize
     after = figures["after"]
-    written = after["parameters"] * width if run.export_bits == 16 else after["checkpoint_bytes"]
+    written = after["parameters"] * width if run.model.export_bits == 16 else after["checkpoint_bytes"]
     return figures["before"]["parameters"] * width + written
 
 

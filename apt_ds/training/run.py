@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +40,8 @@ def train(run: RunConfig) -> dict[str, Any]:
         Stopped: a signal has asked for it, and the run is saved.
     """
     with StopSignals() as stop_signals:
-        zero.init_distributed(run.timeout)
-        with Watchdog(run.timeout, stop_signals.leave) as watchdog:
+        zero.init_distributed(run.distributed.timeout)
+        with Watchdog(run.distributed.timeout, stop_signals.leave) as watchdog:
             stop_signals.tell = watchdog.tell
             try:
                 trainer = prepare(run, stop_signals)
@@ -61,7 +60,7 @@ def train(run: RunConfig) -> dict[str, Any]:
                 raise told from error
         if stop_signals.asked:
             # it came while the model was written: the summary is, too, and what takes long is left out
-            run = replace(run, report=False)
+            run = run.replace(report=False)
         figures = report(run, trainer.base, trainer.data, figures, trainer.metrics_logger.folder)
         if collectives.is_main():
             trainer.tidy()
@@ -70,28 +69,30 @@ def train(run: RunConfig) -> dict[str, Any]:
 
 def prepare(run: RunConfig, stop_signals: StopSignals | None = None) -> Trainer:
     """Everything up to the first step; what the user got wrong comes out here, before anything is written."""
-    zero.init_distributed(run.timeout)
+    zero.init_distributed(run.distributed.timeout)
     loading.quiet_transformers()
-    zero.check_sections(run.deepspeed)
-    base = loading.find_base(run.model_name_or_path, run.task, labels_of(run.task), run.trust_remote_code)
-    check_weights(base.source, f"--model_name_or_path {run.model_name_or_path!r}")
+    zero.check_sections(run.distributed.deepspeed)
+    base = loading.find_base(
+        run.model.model_name_or_path, run.data.task, labels_of(run.data.task), run.model.trust_remote_code
+    )
+    check_weights(base.source, f"--model_name_or_path {run.model.model_name_or_path!r}")
     config = load_config(run, collectives.world_size(), base.config.hidden_size)
-    zero.check_config(config, run.deepspeed)
+    zero.check_config(config, run.distributed.deepspeed)
     quantization_checks.check(run, base.anatomy, zero.device())
-    check_positions(base.config, run.max_seq_length)
-    saved = checkpoint.find(run.resume_from_checkpoint, Path(run.output_dir))
+    check_positions(base.config, run.data.max_seq_length)
+    saved = checkpoint.find(run.output.resume_from_checkpoint, Path(run.output.output_dir))
     data = read_data(run, base, saved.started if saved is not None else None)
-    check_lengths(base.config, data.longest(), run.perplexity_length if run.perplexity_path else 0)
+    check_lengths(base.config, data.longest(), run.data.perplexity_length if run.data.perplexity_path else 0)
     commit = str(vars(base.config).get("_commit_hash"))
     preflight.compare(preflight.facts_of(run, config, base.source, commit, data.fingerprints()))
-    preflight.check_room(Path(run.output_dir), loading.bytes_written(base, run))
+    preflight.check_room(Path(run.output.output_dir), loading.bytes_written(base, run))
     pruner = Pruner(run, base.anatomy, data.total_steps, zero.device(), writable_sizes(base.config))
     if collectives.is_main() and (notice := mask_notice(run, data.total_steps)):
         print(notice, file=sys.stderr, flush=True)
     if saved is not None:
         saved.check(run, data.counts(), data.fingerprints())
         saved.check_base(decisive(base.config))
-    folder, stop_signals = Path(run.output_dir), stop_signals or StopSignals()
+    folder, stop_signals = Path(run.output.output_dir), stop_signals or StopSignals()
     made = check_output(run, resumes=saved is not None)
     if collectives.is_main():
         stop_signals.discard = lambda: discard_output(folder, made)
@@ -104,7 +105,7 @@ def prepare(run: RunConfig, stop_signals: StopSignals | None = None) -> Trainer:
 def main() -> None:
     """Entry point of `python -m apt_ds.training.run`: `launchers/train.py` without the dry run."""
     run = resolve(sys.argv[1:])
-    if run.dry_run:
+    if run.distributed.dry_run:
         raise UserError("--dry_run is not supported by apt_ds.training.run; use launchers/train.py")
     train(run)
 

@@ -88,21 +88,21 @@ class TrainStep:
         """Forward and backward over this rank's micro-batches; returns its summed loss of the task."""
         run, total = self.run_config, torch.zeros((), device=self.device)
         # the engine averages over ranks and accumulation: undo it, the loss is a mean over the global batch
-        scale = collectives.world_size() * run.gradient_accumulation_steps
+        scale = collectives.world_size() * run.optim.gradient_accumulation_steps
         if self.training_loss.previews:
             self.training_loss.preview(engine, self.later(step), self.pruner.masks)
-        for micro in range(run.gradient_accumulation_steps):
+        for micro in range(run.optim.gradient_accumulation_steps):
             heartbeat.progress()
             made = self.on_host(step, micro)
             batch = self.moved(made)
             if self.scoring:
-                first = (micro * collectives.world_size() + collectives.rank()) * run.per_device_train_batch_size
+                first = (micro * collectives.world_size() + collectives.rank()) * run.optim.per_device_train_batch_size
                 self.pruner.begin(made, self.dtype, first, self.training_loss.objective.second(made))
             loss, summed = self.training_loss.micro_batch_loss(engine, batch, self.pruner.masks)
             engine.backward(loss * scale)
             self.pruner.end()
             total += summed
-            if micro + 1 < run.gradient_accumulation_steps:
+            if micro + 1 < run.optim.gradient_accumulation_steps:
                 engine.step()
         return total
 
@@ -112,8 +112,10 @@ class TrainStep:
         A signal ends it between two batches, with nothing scored. Collective.
         """
         run = self.run_config
-        micros = [(s, m) for s in range(run.calibration_steps) for m in range(run.gradient_accumulation_steps)]
-        rows = [i for s in range(run.calibration_steps) for i in self.data.order.indices(s)]
+        micros = [
+            (s, m) for s in range(run.pruning.calibration_steps) for m in range(run.optim.gradient_accumulation_steps)
+        ]
+        rows = [i for s in range(run.pruning.calibration_steps) for i in self.data.order.indices(s)]
         self.training_loss.begin(0, [self.data.train[i] for i in rows])
         for number, (step, micro) in enumerate(micros, start=1):
             heartbeat.phase(f"calibration step {step + 1}: forward and backward")
@@ -121,7 +123,7 @@ class TrainStep:
             engine.backward(loss * collectives.world_size() * len(micros))
             if number < len(micros):
                 engine.step()
-            if micro + 1 == run.gradient_accumulation_steps:
+            if micro + 1 == run.optim.gradient_accumulation_steps:
                 self.listen()
                 if self.asked:
                     return
@@ -144,7 +146,7 @@ class TrainStep:
 
     def later(self, step: int) -> Iterator[Batch]:
         """This rank's micro-batches of a step, all but the first, on its device."""
-        for micro in range(1, self.run_config.gradient_accumulation_steps):
+        for micro in range(1, self.run_config.optim.gradient_accumulation_steps):
             heartbeat.progress()
             yield self.micro_batch(step, micro)
 
@@ -153,10 +155,14 @@ class TrainStep:
         """The same before it is sent: what is looked up in it needs no waiting for the device."""
         run = self.run_config
         own = self.data.order.micro(
-            step, micro, collectives.rank(), collectives.world_size(), run.per_device_train_batch_size
+            step, micro, collectives.rank(), collectives.world_size(), run.optim.per_device_train_batch_size
         )
         rows = [self.data.train[i] for i in own]
-        return pack(rows, self.pad_id, run.max_seq_length, run.one_row) if run.packing else collate(rows, self.pad_id)
+        return (
+            pack(rows, self.pad_id, run.data.max_seq_length, run.model.one_row)
+            if run.data.packing
+            else collate(rows, self.pad_id)
+        )
 
     @profiler.timed("data")
     def moved(self, made: Batch) -> Batch:
@@ -165,13 +171,13 @@ class TrainStep:
 
     def learning_rate(self, step: int) -> float:
         run, total = self.run_config, self.data.total_steps
-        warmup = schedules.warmup_steps(total, run.warmup_ratio, run.warmup_steps)
-        return schedules.learning_rate(step, total, run.learning_rate, run.lr_scheduler_type, warmup)
+        warmup = schedules.warmup_steps(total, run.optim.warmup_ratio, run.optim.warmup_steps)
+        return schedules.learning_rate(step, total, run.optim.learning_rate, run.optim.lr_scheduler_type, warmup)
 
     def watch(self, step: str, loss: float, good: bool) -> None:
         """Report a step that was skipped and count how many there were in a row."""
         # under fp16 the scaler looks for its scale by overflowing: no news while the loss is finite
-        if good or (self.run_config.fp16 and math.isfinite(loss)):
+        if good or (self.run_config.optim.fp16 and math.isfinite(loss)):
             self.nonfinite_steps = 0
             return
         self.nonfinite_steps += 1
@@ -183,11 +189,11 @@ class TrainStep:
 
     def must_end(self) -> bool:
         """Whether a signal or too many bad steps in a row end the run at this boundary."""
-        return self.asked > 0 or self.nonfinite_steps >= self.run_config.max_nonfinite_steps
+        return self.asked > 0 or self.nonfinite_steps >= self.run_config.optim.max_nonfinite_steps
 
     def end(self, where: str) -> None:
         """End the run, which has been saved, if it must. where: the boundary, in words."""
-        if self.nonfinite_steps >= self.run_config.max_nonfinite_steps:
+        if self.nonfinite_steps >= self.run_config.optim.max_nonfinite_steps:
             raise UserError(
                 f"{where}: {self.nonfinite_steps} steps in a row had a non-finite loss or gradient; lower "
                 "--learning_rate, use --bf16, or look at the data of these steps"
@@ -196,7 +202,7 @@ class TrainStep:
             raise Stopped(self.asked, f"stopped {where}: go on with --resume_from_checkpoint last")
 
     def log(self, engine: zero.Engine, step: int, loss: float, rate: float, seconds: float, indices: list[int]) -> None:
-        if (step + 1) % self.run_config.logging_steps and step + 1 != self.data.total_steps:
+        if (step + 1) % self.run_config.output.logging_steps and step + 1 != self.data.total_steps:
             return
         ranks = list(adapter.ranks(engine.module).values()) or [0]
         tokens = sum(len(self.data.train[i]["input_ids"]) for i in indices)

@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 from apt_ds.config import schedules
 from apt_ds.config.errors import UserError
-from apt_ds.config.run_config import OPTIONS, RunConfig
+from apt_ds.config.run_config import RunConfig
 from apt_ds.data.instructions import resolve_pad_id
 from apt_ds.eval.evaluator import Evaluator
 from apt_ds.losses.training_loss import TrainingLoss
@@ -56,22 +56,22 @@ class Trainer:
         pad_id = resolve_pad_id(base.tokenizer)
         self.written = loading.written_dtype(base, run)
         self.judged = Evaluator(run, base.kind, data.held_out, data.task_evaluator, data.corpus, pad_id, self.written)
-        self.generator = torch.Generator().manual_seed(run.seed + 1)
+        self.generator = torch.Generator().manual_seed(run.optim.seed + 1)
         self.meter = Meter(zero.device())
         self.done = 0  # steps
         self.on_disk = -1  # step of the newest checkpoint
         self.temporary = False  # that one is there for the export alone
         self.figures: dict[str, Any] = {}
         self.base_fields = decisive(base.config)
-        self.score_history = ScoreHistory(run.reference_score)
+        self.score_history = ScoreHistory(run.output.reference_score)
         self.training_loss = TrainingLoss(run, base.kind, pruner.anatomy, pruner.phase, zero.device())
         self.steps = TrainStep(
             run, data, pruner, self.training_loss, metrics_logger, self.meter, pad_id, stop_signals or StopSignals()
         )
-        profiler.NOW.start(zero.device(), run.profile)
-        torch.manual_seed(run.seed)
+        profiler.NOW.start(zero.device(), run.output.profile)
+        torch.manual_seed(run.optim.seed)
         self.make_optimizer = adam8bit.maker(run)
-        sharding = zero.shard_while_loading(config) if run.base_bits == 16 else None
+        sharding = zero.shard_while_loading(config) if run.model.base_bits == 16 else None
         model = loading.load_model(base, run)
         del sharding
         self.fingerprints = data.fingerprints() | {"model": fingerprint.fingerprint(model)}
@@ -98,17 +98,17 @@ class Trainer:
     def prepare_weights(self, model: nn.Module) -> None:
         """Decide what is trained from here on: adapters and heads, or every weight."""
         run = self.run_config
-        if run.train == "all" or self.pruner.scores_by_weight_gradients():
+        if run.optim.trainable == "all" or self.pruner.scores_by_weight_gradients():
             model.requires_grad_(True)
         else:
-            adapter.attach(model, self.pruner.anatomy, run.targets, run.rank, run.seed)
+            adapter.attach(model, self.pruner.anatomy, run.targets, run.adapter.rank, run.optim.seed)
             task_heads.attach(model, self.pruner.anatomy)
 
     def engine_config(self) -> zero.Config:
         """The run's configuration; an engine that weighs accumulates all calibration batches."""
         if not self.pruner.scores_by_weight_gradients():
             return self.config
-        steps = self.run_config.calibration_steps
+        steps = self.run_config.pruning.calibration_steps
         longer = {key: self.config[key] * steps for key in ("gradient_accumulation_steps", "train_batch_size")}
         return self.config | longer
 
@@ -123,7 +123,7 @@ class Trainer:
         figures["pruning"] = self.pruner.summary() | {"rebuild_seconds": self.meter.rebuilds}
         figures["pruning"] |= quantization.summary(self.engine.module)
         figures["pruning"]["rebuild_peak_bytes"] = self.meter.rebuild_peaks
-        if self.run_config.profile:
+        if self.run_config.output.profile:
             figures["profile"] = profiler.NOW.summary()
         figures["training"] = self.meter.whole() | self.score_history.summary()
         self.finish()
@@ -142,7 +142,7 @@ class Trainer:
             self.train_step(step)
             self.adjust(step + 1)
             self.done = step + 1
-            if self.run_config.eval_steps > 0 and self.done % self.run_config.eval_steps == 0:
+            if self.run_config.output.eval_steps > 0 and self.done % self.run_config.output.eval_steps == 0:
                 self.evaluate(self.done)
             self.keep()
 
@@ -153,7 +153,7 @@ class Trainer:
         unscored: the run as it was before the scoring that is under way.
         """
         run, total = self.run_config, self.data.total_steps
-        due = unscored is None and is_due(self.done, total, run.save_steps)
+        due = unscored is None and is_due(self.done, total, run.output.save_steps)
         if self.on_disk < self.done and (due or self.steps.must_end()):
             self.save(unscored)
         elif self.on_disk < self.done == total and unscored is None:
@@ -191,10 +191,10 @@ class Trainer:
         shape = run_state.shape(self.engine.module, self.pruner)
 
         def write() -> None:
-            run = {name: getattr(self.run_config, name) for name in OPTIONS}
+            run = self.run_config.flags()
             made = Checkpoint(self.done, run, self.data.counts(), self.fingerprints, values, tensors, shape)
             made.metrics, made.base = self.metrics_logger.metrics(), self.base_fields
-            keep = self.run_config.save_total_limit if limit is None else limit
+            keep = self.run_config.output.save_total_limit if limit is None else limit
             checkpoint.write(self.metrics_logger.folder, made, keep, begun)
 
         collectives.on_main(write)
@@ -203,7 +203,7 @@ class Trainer:
 
     def take_over(self, saved: Checkpoint) -> None:
         """Go on from where `save` was: what is not in the model's shapes. Collective."""
-        run_state.restore(self.engine, self.generator, saved, self.run_config.gradient_accumulation_steps)
+        run_state.restore(self.engine, self.generator, saved, self.run_config.optim.gradient_accumulation_steps)
         self.meter.load_state(saved.values["meter"])
         self.score_history.load_state(saved.values["score_history"])
         self.figures, self.steps.nonfinite_steps = saved.values["figures"], saved.values["nonfinite_steps"]
@@ -215,13 +215,13 @@ class Trainer:
 
     def cut_at_once(self, step: int) -> None:
         """Score with the learning rate at 0, cut, go on tuning from `step` with a fresh optimizer."""
-        score, unscored = self.run_config.score, copy.deepcopy(self.around())
+        score, unscored = self.run_config.pruning.score, copy.deepcopy(self.around())
         if score == "taylor":
             with self.meter.scoring():
                 self.score_by_weight_gradients()
             self.keep(unscored)
         elif score != "random":
-            for number in range(self.run_config.calibration_steps):
+            for number in range(self.run_config.pruning.calibration_steps):
                 self.train_step(number, calibrating=True)
                 self.keep(unscored)
         zero.release_gathered(self.engine)
@@ -239,7 +239,7 @@ class Trainer:
 
     def trains_weights_for_scoring_only(self) -> bool:
         """Whether weights are trainable only to be weighed."""
-        return self.run_config.train == "adapters" and not adapter.ranks(self.engine.module)
+        return self.run_config.optim.trainable == "adapters" and not adapter.ranks(self.engine.module)
 
     def adjust(self, step: int) -> None:
         """After update number `step`: move masks; cut, grow and rebuild where it is time. Collective."""
@@ -247,7 +247,7 @@ class Trainer:
             self.pruner.advance(step)
             plan = self.pruner.plan(step, self.data.total_steps, self.engine.module)
         if not self.training_loss.over and schedules.is_adjustment(
-            step, self.run_config.prune_every, self.training_loss.phase
+            step, self.run_config.pruning.prune_every, self.training_loss.phase
         ):
             score = self.evaluate(step)
             with self.meter.scoring():
@@ -268,7 +268,9 @@ class Trainer:
         if trains_weights_for_scoring_only:
             state = zero.EngineState({}, 0.0)
         else:
-            state = zero.take_state(self.engine, moments=not fresh and self.run_config.optimizer_state == "carry")
+            state = zero.take_state(
+                self.engine, moments=not fresh and self.run_config.pruning.optimizer_state == "carry"
+            )
         if fresh:
             state.counters = dict.fromkeys(state.counters, 0)
         model = zero.destroy(self.engine)
@@ -342,7 +344,7 @@ class Trainer:
                 self.base.tokenizer,
                 self.metrics_logger.folder / "model",
                 self.base.kind,
-                self.run_config.export_bits,
+                self.run_config.model.export_bits,
                 self.written,
             )
         except UserError as error:

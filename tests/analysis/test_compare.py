@@ -45,7 +45,12 @@ def test_varied_options_are_crossed_and_have_columns(tmp_path: Path) -> None:
     (tmp_path / "ds.json").write_text("{}", encoding="utf8")
     words = ["--deepspeed", str(tmp_path / "ds.json"), "--preset", "quickstart", "--align", "4"]
     made = configure(varied, trials[3], words)
-    assert (made.method, made.score, made.align, made.output_dir) == ("apt", "random", 8, str(trials[3].folder))
+    assert (made.source.method, made.pruning.score, made.pruning.align, made.output.output_dir) == (
+        "apt",
+        "random",
+        8,
+        str(trials[3].folder),
+    )
     rows = [{"method": "apt", "removed": 0.3, "seeds": 1, "score": "random", "held_out_loss_cut": 3.25}]
     assert markdown(rows).splitlines()[::2] == [
         "| method | parameters removed, % | score | held-out loss after the cut |",
@@ -72,9 +77,9 @@ def test_full_tuning_has_its_own_rate_and_epochs(tmp_path: Path) -> None:
     lora, apt, _, full = plan(replace(SHARED, seeds=(1,)), tmp_path)
     own = replace(SHARED, full_learning_rate=2e-5, full_num_train_epochs=10.0)
     made = configure(own, full, words)
-    assert (made.learning_rate, made.num_train_epochs, made.max_steps) == (2e-5, 10.0, -1)
+    assert (made.optim.learning_rate, made.optim.num_train_epochs, made.optim.max_steps) == (2e-5, 10.0, -1)
     for other in (configure(SHARED, full, words), configure(own, lora, words), configure(own, apt, words)):
-        assert (other.num_train_epochs, other.max_steps) == (3.0, 80)
+        assert (other.optim.num_train_epochs, other.optim.max_steps) == (3.0, 80)
 
 
 def test_rows_are_means_over_seeds_and_ratios_to_lora() -> None:

@@ -223,7 +223,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.dist
 @pytest.mark.parametrize("name", MEASURED)
 def test_the_estimate_is_within_15_percent(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """glibc must return what is freed, or its habits are what is measured."""
+    """Glibc must return what is freed, or its habits are what is measured."""
     model, section, ranks, flags = MEASURED[name]
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "131072")
     (folder / "config.json").write_text(json.dumps({"zero_optimization": section}))

@@ -26,7 +26,7 @@ def test_heads_adapters_and_teacher_count(kind: str, tmp_path: Path, capfd: pyte
     words = ["--dry_run", "--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), *tiny.save_task(tmp_path, kind)]
     words += ["--max_steps", "2", "--output_dir", str(tmp_path / "out"), "--rank_growth", "none"]
     run = resolve(words)
-    base = loading.find_base(run.model_name_or_path, run.task, labels_of(run.task))
+    base = loading.find_base(run.model.model_name_or_path, run.data.task, labels_of(run.data.task))
     shape = dry_run.micro_batches(run, datasets.read_data(run, base), 1, base.kind)
     assert bool(shape.written) == bool(shape.trained) == (kind == "t5")
 
@@ -91,7 +91,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.dist
 @pytest.mark.parametrize("name", MEASURED)
 def test_the_estimate_for_a_task_is_within_15_percent(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """glibc must return what is freed, or its habits are what is measured."""
+    """Glibc must return what is freed, or its habits are what is measured."""
     model, flags = MEASURED[name]
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "131072")
     task, ending = ("sst2", "tsv") if model == "bert" else ("text", "json")

@@ -39,8 +39,8 @@ def message(argv: list[str]) -> str:
 
 def test_no_model_means_quickstart(required: list[str]) -> None:
     config = resolve(required)
-    assert config.preset == "quickstart"
-    assert {name: getattr(config, name) for name in PRESETS["quickstart"]()} == PRESETS["quickstart"]()
+    assert config.source.preset == "quickstart"
+    assert {name: config.flag(name) for name in PRESETS["quickstart"]()} == PRESETS["quickstart"]()
 
 
 def test_a_model_means_defaults(named: list[str]) -> None:
@@ -52,26 +52,26 @@ def test_each_source_overrides_the_one_before(required: list[str], tmp_path: Pat
     file.write_text("learning_rate: 3e-4\nsparsity: 0.4\nrank: 4\nadapter_targets: [q, o]\n", encoding="utf-8")
     argv = ["--preset", "llama2-7b-alpaca", "--config", str(file), "--sparsity", "0.5", *required]
     config = resolve(argv)
-    assert config.adam_beta2 == 0.999  # default
-    assert config.num_train_epochs == 15.0  # preset
-    assert (config.learning_rate, config.rank, config.targets) == (3e-4, 4, ("q", "o"))  # file
-    assert config.sparsity == 0.5  # command line
+    assert config.optim.adam_beta2 == 0.999  # default
+    assert config.optim.num_train_epochs == 15.0  # preset
+    assert (config.optim.learning_rate, config.adapter.rank, config.targets) == (3e-4, 4, ("q", "o"))  # file
+    assert config.pruning.sparsity == 0.5  # command line
 
 
 def test_a_file_may_name_the_model_or_the_preset(required: list[str], tmp_path: Path) -> None:
     file = tmp_path / "run.json"
     file.write_text(json.dumps({"model_name_or_path": "folder", "data_path": "rows"}), encoding="utf-8")
-    assert resolve(["--config", str(file), *required]).preset == ""
+    assert resolve(["--config", str(file), *required]).source.preset == ""
     file.write_text(json.dumps({"preset": "llama2-13b-alpaca", "rank_budget": 2}), encoding="utf-8")
     config = resolve(["--config", str(file), *required])
-    assert (config.model_name_or_path, config.rank_budget) == ("meta-llama/Llama-2-13b-hf", 2.0)
+    assert (config.model.model_name_or_path, config.adapter.rank_budget) == ("meta-llama/Llama-2-13b-hf", 2.0)
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_valid_and_typed(name: str, required: list[str]) -> None:
     values = PRESETS[name]()
     assert {key: type(value) for key, value in values.items()} == {key: type(OPTIONS[key].default) for key in values}
-    assert resolve(["--preset", name, *required]).preset == name
+    assert resolve(["--preset", name, *required]).source.preset == name
     assert "Command:" in str(PRESETS[name].__doc__)
 
 
@@ -80,7 +80,7 @@ def test_saved_configuration_reads_back(preset: list[str], required: list[str], 
     config = resolve([*preset, "--local_rank=1", *required])
     config.save(tmp_path / "config.yaml")
     again = resolve(["--config", str(tmp_path / "config.yaml")])
-    assert again == dataclasses.replace(config, local_rank=-1)
+    assert again == config.replace(local_rank=-1)
     assert "local_rank" not in yaml.safe_load(config.to_yaml())
 
 
@@ -89,16 +89,16 @@ def test_saved_configuration_reads_back(preset: list[str], required: list[str], 
     [(["--bf16"], True), (["--bf16", "true"], True), (["--bf16=False"], False), ([], False)],
 )
 def test_booleans(words: list[str], value: bool, named: list[str]) -> None:
-    assert resolve([*words, *named]).bf16 is value
+    assert resolve([*words, *named]).optim.bf16 is value
 
 
 def test_launcher_rank_is_taken(named: list[str]) -> None:
-    assert resolve(["--local_rank=3", *named]).local_rank == 3
+    assert resolve(["--local_rank=3", *named]).distributed.local_rank == 3
 
 
 def test_lists_come_in_their_own_order(named: list[str]) -> None:
     config = resolve([*named, "--prune_blocks", "neurons, heads", "--adapter_targets", "down,q"])
-    assert config.kinds == ("heads", "neurons")
+    assert config.pruning.block_kinds == ("heads", "neurons")
     assert config.targets == ("q", "down")
 
 
@@ -142,7 +142,7 @@ def test_mistakes_name_flag_value_and_what_is_allowed(words: str, parts: list[st
 
 
 def table(config: RunConfig) -> dict[str, object]:
-    return {name: getattr(config, name) for name in OPTIONS}
+    return config.flags()
 
 
 PAPER = {
@@ -210,7 +210,7 @@ def test_another_recipe_than_that_of_a_saved_configuration_is_refused(required: 
 
 
 def test_rank_above_the_limit_is_fine_without_growth(named: list[str]) -> None:
-    assert resolve([*named, "--rank", "65", "--rank_growth", "none"]).rank == 65
+    assert resolve([*named, "--rank", "65", "--rank_growth", "none"]).adapter.rank == 65
 
 
 @pytest.mark.parametrize(
@@ -259,4 +259,4 @@ def test_the_deepspeed_launcher_lets_options_through(name: str) -> None:
 
 def test_configuration_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        RunConfig().rank = 4
+        RunConfig().adapter.rank = 4

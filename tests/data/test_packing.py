@@ -61,9 +61,9 @@ def test_the_estimate_of_memory_knows_the_batches(more: list[str], tmp_path: Pat
     words = ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), "--model_name_or_path", str(tmp_path / "model")]
     words += ["--data_path", str(tiny.save_data(tmp_path / "data.json")), "--eval_size", "4", "--max_seq_length", "64"]
     run = resolve([*words, "--per_device_train_batch_size", "4", "--max_steps", "7", "--seed", "3", *more])
-    base = find_base(run.model_name_or_path)
+    base = find_base(run.model.model_name_or_path)
     data, sizes = read_data(run, base), []
-    order = GlobalOrder(len(data.train), 8, run.seed)
+    order = GlobalOrder(len(data.train), 8, run.optim.seed)
     for step, rank in ((step, rank) for step in range(7) for rank in range(2)):
         taken = [data.train[i] for i in order.micro(step, 0, rank, 2, 4)]
         batch = pack(taken, 0, 64, len(more) > 1) if more else collate(taken, 0)

@@ -87,7 +87,7 @@ def test_one_record_trains_where_others_are_judged(place: Place, tmp_path: Path,
     alone_file = place.spoiled("one.json", [ROW])
     words = place.words(tmp_path, "--data_path", alone_file, "--eval_data_path", str(place.folder / "data.json"))
     run = resolve(words)
-    data = datasets.read_data(run, loading.find_base(run.model_name_or_path))
+    data = datasets.read_data(run, loading.find_base(run.model.model_name_or_path))
     assert len(data.train) == 1 and len(data.held_out) == 4
     assert data.order.indices(3) == [0, 0]
     with pytest.raises(UserError, match="only one example"):

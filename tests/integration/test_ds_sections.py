@@ -223,4 +223,4 @@ def test_a_schedule_that_agrees_with_the_flags_is_accepted(tmp_path: Path) -> No
     params = {"warmup_min_lr": 0, "warmup_max_lr": 2e-4, "warmup_num_steps": 3, "total_num_steps": 100}
     content = copy.deepcopy(EXAMPLES["zero2"]) | {"scheduler": {"type": "WarmupDecayLR", "params": params}}
     run, config = resolved(written(tmp_path, content), *FLAGS)
-    assert run.learning_rate == 2e-4 and "scheduler" not in config
+    assert run.optim.learning_rate == 2e-4 and "scheduler" not in config

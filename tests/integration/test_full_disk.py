@@ -46,7 +46,7 @@ def test_a_full_disk_ends_all_processes_and_leaves_no_model(
     output = tmp_path / "disk" / "out"
     words = place.words(output, "--model_name_or_path", str(place.folder / "larger"), *PRETUNING)
     wanted = resolve([*words, "--deepspeed", str(ROOT / "ds_configs" / "zero2.json")])
-    needed = loading.bytes_written(loading.find_base(wanted.model_name_or_path), wanted)
+    needed = loading.bytes_written(loading.find_base(wanted.model.model_name_or_path), wanted)
     # late: the weights alone would fit, but not beside logs, configuration and tokenizer
     disk(needed // 2 if early else (needed // 4096 + 2) * 4096)
     ended = launch(2, words)

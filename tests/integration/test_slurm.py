@@ -57,7 +57,11 @@ def test_its_options_are_real(commands: Path, monkeypatch: pytest.MonkeyPatch) -
     assert start(commands).wait(60) == 0
     monkeypatch.chdir(ROOT)
     run = resolve(flags(commands))
-    assert run.preset == "llama2-7b-alpaca" and run.per_device_train_batch_size == 2 and run.save_total_limit == 3
+    assert (
+        run.source.preset == "llama2-7b-alpaca"
+        and run.optim.per_device_train_batch_size == 2
+        and run.output.save_total_limit == 3
+    )
     words = (commands.parent / "words").read_text().splitlines()
     launcher = words[: words.index("launchers/train.py")]
     assert launcher[0] == "--hostfile" and launcher[2:] == [

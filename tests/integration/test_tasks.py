@@ -110,7 +110,7 @@ def test_what_is_written_is_what_was_judged(
         run = resolve(["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), *words, "--eval_steps", "4"])
         figures = training_run.train(run)
         model = loader.from_pretrained(output / "model", trust_remote_code=True)
-        base = loading.find_base(str(folder / kind / "model"), run.task, ("negative", "positive"))
+        base = loading.find_base(str(folder / kind / "model"), run.data.task, ("negative", "positive"))
         data = read_data(run, base)
         assert data.task_evaluator is not None
         assert data.task_evaluator.evaluate(model, 3, 0)["score"] == pytest.approx(figures["after"]["score"])
@@ -161,7 +161,7 @@ def test_an_unpruned_teacher_takes_precedence_over_early_cuts() -> None:
     waits = {
         (hold, distill, teacher): RunConfig(
             pruning="gradual", defer_cuts=hold, distill=distill, teacher=teacher
-        ).cuts_wait
+        ).pruning.cuts_wait
         for hold in (False, True)
         for distill in (False, True)
         for teacher in ("unpruned", "shrinking")
@@ -246,7 +246,7 @@ def test_a_small_t5_learns_to_swap_words_while_it_is_pruned_and_distilled(
     figures = training_run.train(run)
     assert figures["before"]["score"] < 10 and figures["pruning"]["kept"] <= 0.7
     model = AutoModelForSeq2SeqLM.from_pretrained(output / "model", trust_remote_code=True)
-    task_evaluator = read_data(run, loading.find_base(str(folder / "t5" / "model"), run.task)).task_evaluator
+    task_evaluator = read_data(run, loading.find_base(str(folder / "t5" / "model"), run.data.task)).task_evaluator
     assert task_evaluator is not None
     score = task_evaluator.evaluate(model, 12, 0)["score"]
     assert score == pytest.approx(figures["after"]["score"]) and score > 80

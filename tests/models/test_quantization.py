@@ -280,7 +280,7 @@ def test_what_is_not_quantized_is_written_in_the_dtype_that_is_named(
 
 
 def run_of(**options: object) -> RunConfig:
-    return replace(RunConfig(model_name_or_path="m", data_path="d"), **options)
+    return RunConfig(model_name_or_path="m", data_path="d").replace(**options)
 
 
 REFUSED: dict[str, tuple[dict[str, object], dict[str, int], list[str]]] = {

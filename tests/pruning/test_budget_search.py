@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -146,4 +145,4 @@ def test_adapter_targets_decide_what_competes(kind: str, task: str, targets: str
     found = tiny.small(kind).config if kind in tiny.SMALL else tiny.config(kind)
     run = RunConfig(task=task, adapter_targets=targets, prune_blocks=",".join(ALL))
     assert competing_kinds(run, anatomy_of(found, tiny.TASKS[kind])) == ALL
-    assert competing_kinds(replace(run, prune_scope="adapted"), anatomy_of(found, tiny.TASKS[kind])) == expected
+    assert competing_kinds(run.replace(prune_scope="adapted"), anatomy_of(found, tiny.TASKS[kind])) == expected

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -275,4 +273,4 @@ def test_blocks_that_do_not_compete_need_no_sizes_that_can_be_quantized() -> Non
     run = RunConfig(base_bits=4, align=64, adapter_targets="up")
     with pytest.raises(UserError, match="pruning head blocks would leave"):
         quantization_checks._check_sizes(run, anatomy)
-    quantization_checks._check_sizes(replace(run, prune_scope="adapted"), anatomy)
+    quantization_checks._check_sizes(run.replace(prune_scope="adapted"), anatomy)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -92,7 +91,7 @@ def test_a_scored_micro_batch_does_not_wait(case: str, product: str) -> None:
     rows = {"t5": WRITTEN, "bert-classes": CLASSES}.get(case, ROWS)
     made = pack(rows, 0, 64, False) if case == "packed" else collate(rows, 0)
     run = resolve(["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), "--pruning", "gradual"])
-    training_loss, masks = TrainingLoss(replace(run, packing=case == "packed"), kind, anatomy, 10, CPU), Masks(anatomy)
+    training_loss, masks = TrainingLoss(run.replace(packing=case == "packed"), kind, anatomy, 10, CPU), Masks(anatomy)
     masks.install(model.train())
     masks.set(masks.values * 0.5)
     salience = Salience(anatomy, 0.85, "off", 1.0, CPU, product)

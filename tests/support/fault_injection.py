@@ -77,7 +77,7 @@ def faulty(
 
     def strike() -> None:
         if number == 0:
-            fill(Path(run.output_dir).parent)
+            fill(Path(run.output.output_dir).parent)
         elif number == signal.SIGSTOP:
             others = [path.read_text() for path in processes.iterdir() if path.name != str(victim)]
             subprocess.Popen(["sh", "-c", OUTLIVE, "sh", str(os.getpid()), *others], start_new_session=True)
@@ -192,9 +192,9 @@ def memory(flags: list[str]) -> dict[str, int]:
     """Peak of a whole run above what the process had before it, and the estimate of it, in bytes."""
     run = resolve(flags)
     zero.init_distributed()
-    base = loading.find_base(run.model_name_or_path, run.task, labels_of(run.task))
+    base = loading.find_base(run.model.model_name_or_path, run.data.task, labels_of(run.data.task))
     data = datasets.read_data(run, base)
-    metrics.load(run.task)
+    metrics.load(run.data.task)
     process = psutil.Process().memory_info().rss
     cpu, peaks, reset = torch.device("cpu"), [], process_memory.reset_peak
 

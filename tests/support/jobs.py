@@ -7,7 +7,6 @@ import gc
 import hashlib
 import json
 import os
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -96,7 +95,7 @@ def load_sharded(folder: str, model: str = "model") -> dict[str, Any]:
 
     zero.init_distributed()
     run = run_config(folder, 3, False, ["--model_name_or_path", str(Path(folder) / model)])
-    base = loading.find_base(run.model_name_or_path)
+    base = loading.find_base(run.model.model_name_or_path)
 
     config = load_config(run, collectives.world_size(), base.config.hidden_size)
     largest = 0
@@ -138,7 +137,7 @@ def tokenized_once(folder: str) -> list[int]:
         return original(*arguments)
 
     datasets.build_dataset = counted
-    data = datasets.read_data(run, loading.find_base(run.model_name_or_path))
+    data = datasets.read_data(run, loading.find_base(run.model.model_name_or_path))
     collectives.agree("the data", data.train.fingerprint)
     assert datasets.TokenizedSet.from_bytes(data.train.to_bytes()) == data.train
     return collectives.gather_objects(calls)
@@ -156,7 +155,7 @@ def clocks(folder: str, model: str, seconds: list[int]) -> list[list[str]]:
             return datetime(2024, 5, 6, 7, 8, seconds[collectives.rank()])
 
     datasets.datetime = Clock
-    base = loading.find_base(run.model_name_or_path)
+    base = loading.find_base(run.model.model_name_or_path)
     data = datasets.read_data(run, base)
     rows = [*data.train.rows, *data.held_out.rows]
     return collectives.gather_objects(sorted({base.tokenizer.decode(row["input_ids"][:1]) for row in rows}))
@@ -171,9 +170,9 @@ def differing(folder: str, odd: int, change: str) -> None:
     flags = ["--sparsity", "0.35"] if other and change == "flag" else []
     run = run_config(folder, 2 if other and change == "config" else 3, False, flags)
     if other and change == "data":
-        run = replace(run, data_path=str(Path(folder) / "other" / "data.json"))
+        run = run.replace(data_path=str(Path(folder) / "other" / "data.json"))
     if other and change == "model":
-        run = replace(run, model_name_or_path=str(Path(folder) / "other" / "model"))
+        run = run.replace(model_name_or_path=str(Path(folder) / "other" / "model"))
     if other and change == "version":
         # what a node with another release would say of itself
         real = preflight.version

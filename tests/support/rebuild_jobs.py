@@ -81,7 +81,7 @@ def sent(folder: str, stages: list[tuple[int, bool]]) -> dict[str, Any]:
         for original, (owner, name, *_) in zip(originals, watched, strict=True):
             setattr(owner, name, original)
         load = {"tokens": 1.0, "trained": 1.0, "context": 1.0, "scoring": True}
-        load["micro_batches"] = made.run_config.gradient_accumulation_steps
+        load["micro_batches"] = made.run_config.optim.gradient_accumulation_steps
         shape = vars(shape_of(made.base, made.base.anatomy, made.run_config))
         found[str(stage)] = counted | {"shape": shape, "load": load}
         made.finish()

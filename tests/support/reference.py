@@ -36,9 +36,9 @@ class Plain:
         self.run, self.data = run, data
         self.pruner = Pruner(run, base.anatomy, data.total_steps, CPU)
         self.model = loading.load_model(base, run)
-        adapter.attach(self.model, base.anatomy, run.targets, run.rank, run.seed)
+        adapter.attach(self.model, base.anatomy, run.targets, run.adapter.rank, run.optim.seed)
         self.model.train()
-        self.generator = torch.Generator().manual_seed(run.seed + 1)
+        self.generator = torch.Generator().manual_seed(run.optim.seed + 1)
         self.pruner.install_hooks(self.model, scoring=False)
         self.optimizer = self.fresh_optimizer()
         self.found: dict[str, Any] = {"losses": [], "ranks": [], "kept": []}
@@ -67,14 +67,16 @@ class Plain:
         if not calibrating and pruner.needs_importance(step):
             parts = [(a.lora_B * a.lora_B.grad).abs().sum() for _, a in adapter.adapters(self.model)]
             old = pruner.importance if pruner.importance is not None else torch.zeros(len(parts))
-            pruner.importance = run.salience_decay * old + (1 - run.salience_decay) * torch.stack(parts).detach()
+            pruner.importance = (
+                run.pruning.salience_decay * old + (1 - run.pruning.salience_decay) * torch.stack(parts).detach()
+            )
         if calibrating:
             self.optimizer.zero_grad()
             return
-        nn.utils.clip_grad_norm_(self.model.parameters(), run.max_grad_norm)
-        warmup = warmup_steps(total, run.warmup_ratio, run.warmup_steps)
+        nn.utils.clip_grad_norm_(self.model.parameters(), run.optim.max_grad_norm)
+        warmup = warmup_steps(total, run.optim.warmup_ratio, run.optim.warmup_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(step, total, run.learning_rate, run.lr_scheduler_type, warmup)
+            group["lr"] = learning_rate(step, total, run.optim.learning_rate, run.optim.lr_scheduler_type, warmup)
         self.optimizer.step()
         self.optimizer.zero_grad()
         ranks = [size.rank for size in adapter_sizes(self.model)]
@@ -107,11 +109,11 @@ class Plain:
 def reference_run(folder: Path, flags: list[str]) -> dict[str, Any]:
     """The same facts that `jobs.runs` collects."""
     run = run_config(str(folder), 0, False, flags)
-    base = loading.find_base(run.model_name_or_path)
+    base = loading.find_base(run.model.model_name_or_path)
     data = read_data(run, base)
     plain = Plain(run, base, data)
     if plain.pruner.prunes and not plain.pruner.gradual:
-        for step in range(run.calibration_steps):
+        for step in range(run.pruning.calibration_steps):
             plain.step(step, calibrating=True)
         plain.operate(0, plain.pruner.cut_now(plain.model), fresh=True)
     for step in range(data.total_steps):

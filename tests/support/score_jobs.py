@@ -92,7 +92,7 @@ def plain_taylor(folder: str) -> list[float]:
 
     zero.init_distributed()
     run = run_config(folder, 0, False, TAYLOR)
-    base = loading.find_base(run.model_name_or_path)
+    base = loading.find_base(run.model.model_name_or_path)
     data = read_data(run, base)
     model = loading.load_model(base, run)
     picked = [data.train[i] for step in range(2) for i in data.order.indices(step)]

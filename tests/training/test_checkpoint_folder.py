@@ -8,7 +8,6 @@ import resource
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from apt_ds.config.errors import UserError
 from apt_ds.config.resolve import resolve
-from apt_ds.config.run_config import OPTIONS, RunConfig
+from apt_ds.config.run_config import RunConfig
 from apt_ds.models import fingerprint
 from apt_ds.models.base_config import decisive, first_difference
 from apt_ds.training import checkpoint
@@ -36,7 +35,7 @@ def run() -> RunConfig:
 
 
 def made(run: RunConfig, step: int) -> Checkpoint:
-    values = {name: getattr(run, name) for name in OPTIONS}
+    values = run.flags()
     tensors = {"trained": {"master:a": torch.arange(5000.0) + step}, "pruner": {"kept_ids": torch.arange(3)}}
     return Checkpoint(step, values, COUNTS, PRINTS, {"figures": {"loss": 0.1}}, tensors, {}, b'{"step": 1}\n')
 
@@ -198,10 +197,10 @@ def test_a_checkpoint_of_an_older_format_is_refused_in_a_line_that_says_so(
 def test_another_run_is_refused_in_one_line(run: RunConfig) -> None:
     saved = made(run, 1)
     free = {"save_steps": 7, "logging_steps": 9, "deepspeed": "x", "output_dir": "y", "per_device_train_batch_size": 1}
-    saved.check(replace(run, **free), COUNTS, PRINTS)
+    saved.check(run.replace(**free), COUNTS, PRINTS)
     for change in ({"sparsity": 0.4}, {"seed": 5}, {"learning_rate": 1.0}, {"bf16": False}, {"rank": 9}):
         with pytest.raises(UserError, match=f"--{next(iter(change))} "):
-            saved.check(replace(run, **change), COUNTS, PRINTS)
+            saved.check(run.replace(**change), COUNTS, PRINTS)
     with pytest.raises(UserError, match="processes x --per_device_train_batch_size.* made 8, this run makes 4"):
         saved.check(run, COUNTS | {"global_batch": 4}, PRINTS)
     with pytest.raises(UserError, match="--max_steps"):
@@ -270,4 +269,7 @@ def test_a_fingerprint_sees_every_weight_and_where_it_is() -> None:
 def test_a_manifest_is_json_that_people_can_read(run: RunConfig, tmp_path: Path) -> None:
     manifest = json.loads((checkpoint.write(tmp_path, made(run, 1), 0) / MANIFEST).read_text())
     assert manifest["step"] == 1 and manifest["versions"].keys() == {"torch", "deepspeed", "transformers"}
-    assert manifest["run"]["sparsity"] == run.sparsity and set(manifest["files"]) >= {"state.json", "metrics.jsonl"}
+    assert manifest["run"]["sparsity"] == run.pruning.sparsity and set(manifest["files"]) >= {
+        "state.json",
+        "metrics.jsonl",
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ def inference(run: RunConfig, base: Base, sparsities: dict[str, float], asked: G
 
     sparsities: name to removed fraction. What is removed is drawn: speed depends on how many blocks stay, not on which.
     """
-    run = replace(run, gradient_checkpointing=False)
+    run = run.replace(gradient_checkpointing=False)
     loaded = {name: plain_model(run, base, sparsity) for name, sparsity in sparsities.items()}
     taken: dict[str, dict[str, list[float]]] = {name: {} for name in loaded}
     for turn in range(asked.rounds + 1):
@@ -64,6 +64,6 @@ def plain_model(run: RunConfig, base: Base, sparsity: float) -> PreTrainedModel:
 def drawn(run: RunConfig, base: Base, sparsity: float) -> np.ndarray:
     """Blocks that stay, bool [blocks], when chance scores them and the run's rules choose."""
     prices = base.anatomy.params_per_block(base.anatomy.sizes)
-    scores = np.random.default_rng(run.seed).random(len(prices)) * prices
+    scores = np.random.default_rng(run.optim.seed).random(len(prices)) * prices
     budget = (1 - sparsity) * base.anatomy.num_parameters(base.anatomy.sizes)
     return search(scores, base.anatomy, rules_of(run, base.anatomy, writable_sizes(base.config)), budget)

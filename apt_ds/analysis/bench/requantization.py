@@ -7,7 +7,6 @@ each of its projections goes both ways, one at a time.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +26,8 @@ def rounding(run: RunConfig, base: Base, sparsity: float, bits: int) -> Errors:
 
     cut: of what a run holds after its cut; sliced_first: of the sliced original, quantized once.
     """
-    run = replace(run, base_bits=bits, gradient_checkpointing=False)
-    errors = list(pairs(run, base, loading.load_model(base, replace(run, base_bits=16)), sparsity))
+    run = run.replace(base_bits=bits, gradient_checkpointing=False)
+    errors = list(pairs(run, base, loading.load_model(base, run.replace(base_bits=16)), sparsity))
     found = {}
     for name, of in zip(("cut", "sliced_first"), zip(*errors, strict=True), strict=True):
         found |= {name: sum(of) / len(of), f"{name}_max": max(of)}
@@ -46,10 +45,10 @@ def pairs(run: RunConfig, base: Base, model: nn.Module, sparsity: float) -> Iter
             continue
         original = model.get_submodule(slot.path).weight
         expected = take(original.float(), rows, columns)
-        held = quantization.pack(original, run.base_bits, dtype)
+        held = quantization.pack(original, run.model.base_bits, dtype)
         # as `surgery` does it
         cut = quantization.requantize_like(held, take(quantization.dense(held, torch.float32), rows, columns))
-        yield _error(cut, expected), _error(quantization.pack(expected, run.base_bits, dtype), expected)
+        yield _error(cut, expected), _error(quantization.pack(expected, run.model.base_bits, dtype), expected)
 
 
 def _error(held: nn.Parameter, expected: Tensor) -> float:

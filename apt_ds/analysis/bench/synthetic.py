@@ -84,12 +84,12 @@ def one_layer(base: Base) -> Base:
 
 def random_data(run: RunConfig, base: Base, last_step: int) -> Data:
     """Rows of `max_seq_length` random tokens, all of them trained, in an order without end."""
-    generator = torch.Generator().manual_seed(run.seed)
-    ids = torch.randint(2, base.config.vocab_size, (ROWS, run.max_seq_length), generator=generator).tolist()
+    generator = torch.Generator().manual_seed(run.optim.seed)
+    ids = torch.randint(2, base.config.vocab_size, (ROWS, run.data.max_seq_length), generator=generator).tolist()
     rows: tuple[Row, ...] = tuple({"input_ids": row, "labels": row} for row in ids)
     held = TokenizedSet(rows, 0, "random")
-    batch = run.per_device_train_batch_size * run.gradient_accumulation_steps * collectives.world_size()
-    return Data(held, held, [], GlobalOrder(ROWS, batch, run.seed), last_step, None)
+    batch = run.optim.per_device_train_batch_size * run.optim.gradient_accumulation_steps * collectives.world_size()
+    return Data(held, held, [], GlobalOrder(ROWS, batch, run.optim.seed), last_step, None)
 
 
 def shape_of(base: Base, anatomy: Anatomy, run: RunConfig) -> Shape:
@@ -97,7 +97,9 @@ def shape_of(base: Base, anatomy: Anatomy, run: RunConfig) -> Shape:
     sizes, hidden = anatomy.sizes, anatomy.sizes.hidden
     heads = [(site, n) for site, n in zip(anatomy.sites, sizes.counts, strict=True) if site.kind == "head"]
     words = base.config.vocab_size * hidden
-    adapters = sum(run.rank * sum(widths(anatomy, path)) for name in run.targets for path in anatomy.targets[name])
+    adapters = sum(
+        run.adapter.rank * sum(widths(anatomy, path)) for name in run.targets for path in anatomy.targets[name]
+    )
     taps = sum(site.unit * n for site, n in zip(anatomy.sites, sizes.counts, strict=True))
     return Shape(
         blocks=anatomy.num_parameters(sizes),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -35,7 +34,7 @@ from apt_ds.training.trainer import Trainer
 
 def measure(variant: Variant, run: RunConfig, base: Base, data: Data, steps: int) -> Timed:
     """Build a variant, warm it up with one step, time `steps`, drop it. Collective."""
-    run = replace(run, **options(variant, run))
+    run = run.replace(**options(variant, run))
     return (
         measure_peft(variant, run, base, data, steps) if variant.peft else measure_apt(variant, run, base, data, steps)
     )
@@ -49,7 +48,9 @@ def measure_peft(variant: Variant, run: RunConfig, base: Base, data: Data, steps
     if variant.bits == 4:
         hold_in_four_bits(model, loading.run_dtype(run))
     targets = [f"{target}_proj" for target in run.targets]
-    lora = LoraConfig(r=run.rank, lora_alpha=2 * run.rank, target_modules=targets, task_type="CAUSAL_LM")
+    lora = LoraConfig(
+        r=run.adapter.rank, lora_alpha=2 * run.adapter.rank, target_modules=targets, task_type="CAUSAL_LM"
+    )
     # adapters in fp32 do not go with a bf16 engine under stage 3
     wrapped = get_peft_model(model, lora, autocast_adapter_dtype=False).train()
     engine = zero.build(wrapped, config)
@@ -57,9 +58,9 @@ def measure_peft(variant: Variant, run: RunConfig, base: Base, data: Data, steps
     pad_id = resolve_pad_id(base.tokenizer)
 
     def step(number: int) -> None:
-        for micro in range(run.gradient_accumulation_steps):
+        for micro in range(run.optim.gradient_accumulation_steps):
             own = data.order.micro(
-                number, micro, collectives.rank(), collectives.world_size(), run.per_device_train_batch_size
+                number, micro, collectives.rank(), collectives.world_size(), run.optim.per_device_train_batch_size
             )
             batch = collate([data.train[i] for i in own], pad_id).to(zero.device())
             engine.backward(engine(**vars(batch), use_cache=False).loss)

@@ -25,13 +25,19 @@ Maker = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 def maker(run: RunConfig) -> Maker | None:
     """What makes the run's optimizer for given parameters; None where DeepSpeed makes its own."""
-    if run.optim not in CLASSES:
+    if run.optim.optimizer not in CLASSES:
         return None
-    kind = getattr(bnb.library(f"--optim {run.optim}").optim, CLASSES[run.optim])
+    kind = getattr(bnb.library(f"--optim {run.optim.optimizer}").optim, CLASSES[run.optim.optimizer])
 
     def make(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        betas = (run.adam_beta1, run.adam_beta2)
-        return kind(parameters, lr=run.learning_rate, betas=betas, eps=run.adam_epsilon, weight_decay=run.weight_decay)
+        betas = (run.optim.adam_beta1, run.optim.adam_beta2)
+        return kind(
+            parameters,
+            lr=run.optim.learning_rate,
+            betas=betas,
+            eps=run.optim.adam_epsilon,
+            weight_decay=run.optim.weight_decay,
+        )
 
     return make
 

@@ -37,7 +37,7 @@ COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
 
 @torch.no_grad()
 def weight_times_gradient(engine: Engine, parameters: list[nn.Parameter]) -> Tensor:
-    """sum |w * dL/dw| of each parameter, over this rank's shards only: sum it over ranks. fp32 [len(parameters)].
+    """Sum |w * dL/dw| of each parameter, over this rank's shards only: sum it over ranks. fp32 [len(parameters)].
 
     Between the boundary's backward and its step. Touches no other rank, so it needs no collective of its own.
     """

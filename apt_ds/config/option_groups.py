@@ -1,0 +1,260 @@
+"""All options of a run, in groups. A field's metadata holds its flag, help and allowed values.
+
+The help page, the conversion of text and the checks are made from that metadata. A flag is the name of its field,
+unless the metadata names another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from apt_ds.config.option_types import (
+    BELOW_ONE,
+    BITS,
+    COUNT,
+    NOT_NEGATIVE,
+    POSITIVE,
+    UP_TO_ONE,
+    ZERO_TO_ONE,
+    OrAutomatic,
+    Range,
+    SomeOf,
+    choice,
+    option,
+    split_commas,
+)
+from apt_ds.config.presets import METHODS, RECIPES
+from apt_ds.config.tasks import TASKS
+
+BLOCKS = ("heads", "neurons", "hidden")
+PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """Where options come from."""
+
+    preset: str = option("", "preset to start from; quickstart where no model is given")
+    method: str = choice(
+        ", ".join(METHODS),
+        "apt: adaptive pruning and tuning. Baselines: lora; full: full fine-tuning; lora_prune: LoRA, then pruning by "
+        "Fisher information; prune_lora: pruning by first-order Taylor, then LoRA. apt_*: apt without one part",
+    )
+    recipe: str = choice(
+        ", ".join(RECIPES),
+        "how to prune: the choices that measure best here, or every choice of the paper. Stated options win over it",
+    )
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model is trained, and in which precision its frozen weights are stored."""
+
+    model_name_or_path: str = option("", "a hub name, a folder, builtin:smollm2 or builtin:minilm")
+    attn_implementation: str = choice("sdpa, eager, flash_attention_2", "attention kernel")
+    base_bits: int = option(16, "bits of the frozen base weights; 4: NF4, 8: int8, 16: the dtype of the run", BITS)
+    export_bits: int = option(16, "bits of the written model's projections: 16, or the value of base_bits", BITS)
+    trust_remote_code: bool = option(False, "run code of the model's folder where its tokenizer needs it")
+
+    @property
+    def one_row(self) -> bool:
+        """Whether all packed examples share a row: flash attention tells examples apart in a single row only."""
+        return self.attn_implementation == "flash_attention_2"
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What the model learns, and what it is evaluated on."""
+
+    task: str = choice(", ".join(TASKS), "what the model learns to do")
+    data_path: str = option(
+        "", "training data: a hub name, a file, a folder with train.* and validation.*, or builtin:instructions"
+    )
+    eval_data_path: str = option("", "evaluation data; empty: that of data_path, or training examples held out")
+    eval_size: int = option(0, "examples to evaluate on; 0: all, or 100 of the training examples", NOT_NEGATIVE)
+    max_seq_length: int = option(512, "maximum tokens per example; longer examples are truncated", Range(2))
+    max_target_length: int = option(128, "maximum tokens of a written answer (T5)", Range(2))
+    doc_stride: int = option(128, "tokens that windows of a long context share (SQuAD)", COUNT)
+    packing: bool = option(False, "put several short examples into one row; changes speed, not results")
+    perplexity_path: str = option("", "a text file to measure perplexity on, before and after")
+    perplexity_length: int = option(1024, "tokens per block of that file", Range(2))
+    perplexity_blocks: int = option(0, "blocks to use, spread over the file; 0: all", NOT_NEGATIVE)
+
+
+@dataclass(frozen=True)
+class OptimOptions:
+    """How the weights are trained."""
+
+    trainable: str = choice("adapters, all", "what is trained; all weights require --pruning none", flag="train")
+    learning_rate: float = option(1e-4, "peak learning rate", POSITIVE)
+    per_device_train_batch_size: int = option(4, "examples per device and micro-batch", COUNT)
+    per_device_eval_batch_size: int = option(8, "examples per device when evaluating", COUNT)
+    gradient_accumulation_steps: int = option(1, "micro-batches per optimizer step", COUNT)
+    num_train_epochs: float = option(3.0, "passes over the data", POSITIVE)
+    max_steps: int = option(-1, "optimizer steps; -1: by num_train_epochs", Range(-1))
+    weight_decay: float = option(0.0, "AdamW weight decay", NOT_NEGATIVE)
+    adam_beta1: float = option(0.9, "AdamW beta 1", BELOW_ONE)
+    adam_beta2: float = option(0.999, "AdamW beta 2", BELOW_ONE)
+    adam_epsilon: float = option(1e-8, "AdamW epsilon", POSITIVE)
+    max_grad_norm: float = option(1.0, "norm to clip gradients to; 0: no clipping", NOT_NEGATIVE)
+    lr_scheduler_type: str = choice("cosine, linear, constant", "learning rate after warm-up")
+    warmup_ratio: float = option(0.03, "fraction of all steps spent warming up", BELOW_ONE)
+    warmup_steps: int = option(0, "steps of warm-up; above 0 it replaces warmup_ratio", NOT_NEGATIVE)
+    optimizer: str = choice(
+        "adamw_torch, adamw_8bit, paged_adamw_8bit", "AdamW, with moments of 32 or 8 bits", flag="optim"
+    )
+    bf16: bool = option(False, "compute in bfloat16")
+    fp16: bool = option(False, "compute in float16 with loss scaling")
+    gradient_checkpointing: bool = option(False, "recompute activations in backward to save memory")
+    max_nonfinite_steps: int = option(5, "consecutive steps with a non-finite loss that end the run", COUNT)
+    seed: int = option(128, "seed of everything random", NOT_NEGATIVE)
+
+    def global_batch(self, world_size: int) -> int:
+        """Examples of one optimizer step over `world_size` processes."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * world_size
+
+
+@dataclass(frozen=True)
+class PruningOptions:
+    """Which blocks are removed, when, and what a teacher adds."""
+
+    sparsity: float = option(
+        0.3,
+        "fraction of the prunable parameters (all but embeddings) to remove. The result never keeps more than this "
+        "budget",
+        BELOW_ONE,
+    )
+    mode: str = choice(
+        "pretuning, gradual, posttuning, none",
+        "remove blocks before, while or after tuning (then tune on), or never",
+        flag="pruning",
+    )
+    prune_blocks: str = option("heads,neurons", "kinds of block that may be removed", SomeOf(BLOCKS))
+    prune_scope: str = choice(
+        "all, adapted", "where blocks may be removed: every sublayer, or only sublayers that hold an adapter"
+    )
+    structure: str = choice("uniform, adaptive", "same sizes in every layer, or sizes by layer")
+    align: int = option(0, "kept sizes are multiples of it; 0: by the model's size", NOT_NEGATIVE)
+    calibration_steps: int = option(32, "optimizer steps scored before a one-shot cut", COUNT)
+    pruning_phase: float = option(0.5, "length of the pruning phase as a fraction of all steps", UP_TO_ONE)
+    mask_step: float = option(
+        0.0, "change of a mask per step; 0: 0.01, or more where the steps after pruning require", ZERO_TO_ONE
+    )
+    prune_every: int = option(20, "optimizer steps between cuts and rank growth", COUNT)
+    score: str = choice("salience, fisher, taylor, random", "how blocks are ranked; random is the control")
+    salience_product: str = choice(
+        "per_example, batch", "activations times gradients: per example, or each summed over the batch first"
+    )
+    kurtosis: str = choice("normalized, literal, off", "kurtosis term of the score")
+    kurtosis_weight: float = option(
+        -1.0, "factor of the kurtosis term; -1: 0.1 for normalized, 1 for literal", OrAutomatic(NOT_NEGATIVE)
+    )
+    salience_decay: float = option(0.85, "weight of the past in the score's moving average", BELOW_ONE)
+    calibration_average: str = choice(
+        "mean, moving", "average of the scores before a one-shot cut: plain mean or moving average"
+    )
+    optimizer_state: str = choice("carry, reset", "Adam moments when shapes change")
+    defer_cuts: bool = option(False, "gradual pruning only masks, and cuts once at the end of the pruning phase")
+    distill: bool = option(
+        False, "add self-distillation to gradual pruning. The teacher shares the frozen weights and runs without masks"
+    )
+    teacher: str = choice(
+        "unpruned, shrinking",
+        "model that --distill learns from. unpruned: the teacher keeps every block. All cuts then wait until the "
+        "pruning phase ends, even with --defer_cuts false. The phase costs the time and memory of the full model. "
+        "shrinking: each cut removes its blocks from the teacher too, and later steps of the phase get cheaper",
+    )
+    layer_match: str = choice(
+        "step, previous",
+        "how --distill picks the student layer for each teacher layer. step: the nearest one on the hidden states of "
+        "the same step. Gradient accumulation then needs a second forward pass of the student. previous: the nearest "
+        "one on the step before, without a second pass",
+    )
+
+    @property
+    def prunes(self) -> bool:
+        """Whether any block is to be removed."""
+        return self.mode != "none" and self.sparsity > 0
+
+    @property
+    def gradual(self) -> bool:
+        """Whether blocks are removed while the model tunes."""
+        return self.prunes and self.mode == "gradual"
+
+    @property
+    def one_shot(self) -> bool:
+        """Whether all blocks are removed at once."""
+        return self.prunes and self.mode in ("pretuning", "posttuning")
+
+    @property
+    def block_kinds(self) -> tuple[str, ...]:
+        """The kinds of block that may be removed: some of heads, neurons, hidden, in this order."""
+        return tuple(kind for kind in BLOCKS if kind in split_commas(self.prune_blocks))
+
+    @property
+    def kurtosis_factor(self) -> float:
+        """The factor of the kurtosis term: `kurtosis_weight`, or the default of `kurtosis`."""
+        if self.kurtosis_weight >= 0:
+            return self.kurtosis_weight
+        return 1.0 if self.kurtosis == "literal" else 0.1
+
+    @property
+    def cuts_wait(self) -> bool:
+        """Whether gradual pruning cuts nothing before its phase ends. An unpruned teacher needs every block until then.
+
+        It takes precedence over `defer_cuts`.
+        """
+        return self.defer_cuts or (self.distill and self.teacher == "unpruned")
+
+
+@dataclass(frozen=True)
+class AdapterOptions:
+    """Where adapters sit, and how their ranks grow."""
+
+    rank: int = option(8, "initial rank", COUNT)
+    max_rank: int = option(64, "highest rank of an adapter", COUNT)
+    rank_growth: str = choice("importance, even, none", "which adapters grow: the most important half, all, or none")
+    rank_budget: float = option(4.0, "adapter parameters at the end over those at the start", COUNT)
+    adapter_targets: str = option(
+        AUTO,
+        "projections that get an adapter; auto: q,v for instructions, and up too for all other tasks",
+        SomeOf((AUTO, *PROJECTIONS)),
+    )
+
+    @property
+    def grows(self) -> bool:
+        """Whether adapters grow."""
+        return self.rank_growth != "none"
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What a run writes, when it evaluates, saves and resumes."""
+
+    output_dir: str = option("apt_out", "a folder for the model, its checkpoints and logs")
+    overwrite_output_dir: bool = option(False, "write into a folder that is not empty")
+    logging_steps: int = option(1, "optimizer steps between two log lines", COUNT)
+    report: bool = option(True, "compare the model before and after, with generated samples")
+    report_samples: int = option(2, "prompts that the report generates from", NOT_NEGATIVE)
+    eval_steps: int = option(0, "optimizer steps between two evaluations; 0 or less: only at the ends")
+    reference_score: float = option(
+        0.0, "score of a reference: records when 97 % of it were first reached; 0: no reference", NOT_NEGATIVE
+    )
+    save_steps: int = option(500, "optimizer steps between two checkpoints; 0 or less: only when stopped")
+    save_total_limit: int = option(0, "checkpoints to keep; 0: all", NOT_NEGATIVE)
+    resume_from_checkpoint: str = option("", "checkpoint to continue from: last, or its folder")
+    profile: bool = option(False, "print at the end where the time of a step is spent")
+
+
+@dataclass(frozen=True)
+class DistributedOptions:
+    """DeepSpeed, the watchdog, and the memory estimate of a dry run."""
+
+    deepspeed: str = option("", "the path of a DeepSpeed JSON, such as ds_configs/zero3.json")
+    timeout: int = option(600, "seconds without a sign of life after which a rank counts as lost", COUNT)
+    dry_run: bool = option(False, "only estimate the memory that a rank needs and whether it is available")
+    world_size: int = option(0, "processes of the run that --dry_run estimates; 0: as launched", NOT_NEGATIVE)
+    device_memory: float = option(0.0, "GB of the GPU that --dry_run assumes; 0: this machine's device", NOT_NEGATIVE)
+    host_memory: float = option(0.0, "GB of the node that --dry_run assumes; 0: this machine", NOT_NEGATIVE)
+    local_rank: int = -1  # the deepspeed launcher passes it; not for users
