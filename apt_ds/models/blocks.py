@@ -2,8 +2,8 @@
 
 Three kinds of block: a *head* (under grouped-query attention one key/value group with all its query
 heads), a *neuron* of a feed-forward layer, a *hidden* dimension of the residual stream. Heads and
-neurons live at *sites*: one attention or feed-forward sublayer each. The tables themselves are in
-`tables.py`; nothing else in the package knows a module name.
+neurons live at *sites*: one attention or feed-forward sublayer each. The tables are in
+`architectures/`. Nothing else in the package knows a module name.
 """
 
 from __future__ import annotations

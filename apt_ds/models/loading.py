@@ -11,35 +11,20 @@ from pickle import UnpicklingError
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForQuestionAnswering,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from apt_ds.config.errors import UserError
 from apt_ds.config.run_config import RunConfig
-from apt_ds.config.tasks import ANSWERS, CLASSIFICATION, GENERATION, INSTRUCTIONS, LANGUAGE_MODEL
+from apt_ds.config.tasks import CLASSIFICATION, INSTRUCTIONS, LANGUAGE_MODEL
 from apt_ds.data.tokenizer_checks import check_tokenizer
-from apt_ds.models import pretrained, quantization, t5_position_bias, task_heads
-from apt_ds.models.architectures.tables import ARCHITECTURES, anatomy_of
-from apt_ds.models.architectures.tasks import FAMILIES
+from apt_ds.models import pretrained, quantization, task_heads
+from apt_ds.models.architectures import REGISTRY, anatomy_of, architecture_of
+from apt_ds.models.architectures.spec import ADAPTIVE_PREFIX, AUTO_CLASSES
 from apt_ds.models.blocks import Anatomy
 from apt_ds.models.builtin_models import NAMES, source_of
 from apt_ds.models.model_folder import check_files, check_sizes, first_line, read_part
 from apt_ds.models.random_weights import random_model
 from apt_ds.runtime import collectives, zero
-
-CLASSES = {
-    LANGUAGE_MODEL: AutoModelForCausalLM,
-    CLASSIFICATION: AutoModelForSequenceClassification,
-    ANSWERS: AutoModelForQuestionAnswering,
-    GENERATION: AutoModelForSeq2SeqLM,
-}
 
 
 @dataclass
@@ -78,7 +63,7 @@ def find_base(name: str, task: str = INSTRUCTIONS, labels: tuple[str, ...] = (),
     check_sizes(config, where)
     anatomy = anatomy_of(config, kind)
     tokenizer = read_part(lambda: pretrained.read_tokenizer(source, trust), where, advice)
-    check_tokenizer(tokenizer, config)
+    check_tokenizer(tokenizer, config, architecture_of(config).special_tokens)
     return Base(source, config, tokenizer, anatomy, kind, dtype=pretrained.stated_dtype(source, config))
 
 
@@ -94,9 +79,9 @@ def config_of(name: str, source: str) -> PretrainedConfig:
     except pretrained.NeedsCode:
         raise UserError(
             f"--model_name_or_path {name!r}: its architecture is defined by code of its own and is not supported; "
-            f"supported: {', '.join(sorted(ARCHITECTURES))}"
+            f"supported: {', '.join(sorted(REGISTRY))}"
         ) from None
-    if config.model_type.startswith(pretrained.PREFIX):
+    if config.model_type.startswith(ADAPTIVE_PREFIX):
         raise UserError(
             f"--model_name_or_path {name!r} has sizes by layer (--structure adaptive) and cannot be tuned or cut "
             "again: start from the model it was made from, or make it again with --structure uniform"
@@ -107,7 +92,7 @@ def config_of(name: str, source: str) -> PretrainedConfig:
 def kind_of(task: str, model_type: str) -> str:
     """What a model of this type is for a task. Raises UserError where such a model is not tuned on it."""
     # an unknown type is told by the anatomy, which lists those that are known
-    kinds = FAMILIES.get(model_type, {task: LANGUAGE_MODEL})
+    kinds = REGISTRY[model_type].tasks if model_type in REGISTRY else {task: LANGUAGE_MODEL}
     if task not in kinds:
         raise UserError(f"--task {task} is not for a model of type {model_type!r}; give one of {', '.join(kinds)}")
     return kinds[task]
@@ -148,7 +133,7 @@ def load_model(base: Base, run: RunConfig) -> PreTrainedModel:
         )
     if missing:
         start_heads(model, missing, run.optim.seed)
-    t5_position_bias.prepare(model, base.anatomy)
+    architecture_of(base.config).prepare(model, base.anatomy)
     model.config.use_cache = False
     if not zero.is_partitioned(model):
         _off_the_file(model)
@@ -195,7 +180,7 @@ def read_weights(
     """
     where = f"{flag} {source!r}"
     try:
-        model, found = CLASSES[kind].from_pretrained(
+        model, found = AUTO_CLASSES[kind].from_pretrained(
             source,
             dtype=dtype,
             attn_implementation=attention,

@@ -15,8 +15,7 @@ from apt_ds.config.errors import UserError
 from apt_ds.config.resolve import resolve
 from apt_ds.config.run_config import RunConfig
 from apt_ds.models import loading
-from apt_ds.models.architectures.tables import anatomy_of
-from apt_ds.models.architectures.tasks import FAMILIES
+from apt_ds.models.architectures import REGISTRY, anatomy_of
 from apt_ds.models.blocks import kept_sizes
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.training import run as training_run
@@ -231,7 +230,7 @@ def test_a_sequence_longer_than_the_positions_is_refused(folder: Path, modes: di
 def test_a_task_that_is_not_for_a_model(task: str, model_type: str, allowed: str) -> None:
     with pytest.raises(UserError, match=f"--task {task} is not for a model of type '{model_type}'.*{allowed}"):
         loading.kind_of(task, model_type)
-    assert task not in FAMILIES[model_type]
+    assert task not in REGISTRY[model_type].tasks
 
 
 def test_a_small_t5_learns_to_swap_words_while_it_is_pruned_and_distilled(

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from apt_ds.config.errors import UserError
 from apt_ds.models import adapter
-from apt_ds.models.architectures.tables import anatomy_of
+from apt_ds.models.architectures import anatomy_of
 from apt_ds.models.blocks import Anatomy, block_slices
 from apt_ds.models.export import write
 from apt_ds.pruning.surgery import Plan, apply_plan

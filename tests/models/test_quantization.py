@@ -20,7 +20,7 @@ from apt_ds.config.deepspeed_config import load_config
 from apt_ds.config.errors import UserError
 from apt_ds.config.run_config import RunConfig
 from apt_ds.models import adapter, fingerprint, loading, quantization, quantization_checks
-from apt_ds.models.architectures.tables import anatomy_of
+from apt_ds.models.architectures import anatomy_of
 from apt_ds.models.blocks import Anatomy, block_slices
 from apt_ds.models.export import write
 from apt_ds.pruning.masks import Masks

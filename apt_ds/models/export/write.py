@@ -6,11 +6,11 @@ a small modelling file, copied from this package, that `trust_remote_code=True` 
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 
 import torch
@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from apt_ds.config.errors import UserError
+from apt_ds.config.tasks import LANGUAGE_MODEL
 from apt_ds.models import quantization
 from apt_ds.models.adapter import AptLinear
-from apt_ds.models.architectures.tables import LANGUAGE_MODEL
 from apt_ds.models.blocks import Anatomy
-from apt_ds.models.export.configs import Edits, written
+from apt_ds.models.export.configs import written
+from apt_ds.models.export.form import Edits
 from apt_ds.models.pretrained import without_code
 from apt_ds.runtime import collectives, zero
 from apt_ds.runtime import packed as packed_parameter
@@ -120,8 +121,9 @@ def export(
         writer.finish()
         form.config.save_pretrained(partial)
         if form.module:
-            source = resources.files("apt_ds.models.export") / f"{form.module}.py"
-            (partial / f"{form.module}.py").write_text(source.read_text(encoding="utf8"), encoding="utf8")
+            (partial / f"{form.module.__name__.rpartition('.')[2]}.py").write_text(
+                inspect.getsource(form.module), encoding="utf8"
+            )
         if generation is not None:
             generation.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
