@@ -33,7 +33,7 @@ from apt_ds.losses.training_loss import TrainingLoss
 from apt_ds.models import adapter, loading, quantization, task_heads
 from apt_ds.models.architectures import architecture_of
 from apt_ds.models.architectures.spec import AUTO_CLASSES
-from apt_ds.models.blocks import block_slices
+from apt_ds.models.blocks import block_slices, plural
 from apt_ds.models.loading import Base
 from apt_ds.pruning.masks import Masks
 from apt_ds.pruning.salience import Salience
@@ -184,9 +184,7 @@ def half_masked(base: Base, run: RunConfig) -> Masks:
     """Masks on their way, where blocks go while the model is tuned; else none."""
     masks, values = Masks(base.anatomy), np.ones(base.anatomy.sizes.total())
     for site, span in block_slices(base.anatomy.sizes):
-        if run.pruning.mode == "gradual" and base.anatomy.kind(site) in [
-            kind.removesuffix("s") for kind in run.pruning.block_kinds
-        ]:
+        if run.pruning.mode == "gradual" and plural(base.anatomy.kind(site)) in run.pruning.block_kinds:
             values[span] = 0.5
     masks.set(values)
     return masks

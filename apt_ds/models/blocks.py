@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-HIDDEN = -1  # the site number under which hidden dimensions go
+HIDDEN = -1  # the site number of hidden dimensions
+PLURALS = {"head": "heads", "neuron": "neurons", "hidden": "hidden"}
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,11 @@ class Anatomy:
     def with_sizes(self, sizes: Sizes) -> Anatomy:
         """The same table after a cut."""
         return replace(self, sizes=sizes)
+
+
+def plural(kind: str) -> str:
+    """The word of `--prune_blocks` for a kind of block."""
+    return PLURALS[kind]
 
 
 def block_slices(sizes: Sizes) -> Iterator[tuple[int, slice]]:

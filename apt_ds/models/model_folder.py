@@ -26,7 +26,7 @@ SMALL = (".json", ".model", ".txt", ".jinja")  # endings of what a configuration
 HEADER = 8  # bytes of a safetensors file that state the length of its header
 
 
-class NeedsCode(ValueError):
+class NeedsCodeError(ValueError):
     """Only code of the folder itself can read what it holds, and nobody has asked to run that."""
 
     def __init__(self, what: str) -> None:
@@ -43,7 +43,7 @@ def read_part(read: Callable[[], T], where: str, advice: str) -> T:
         return read()
     except UserError:
         raise
-    except NeedsCode as error:
+    except NeedsCodeError as error:
         raise UserError(f"{where}: {error}") from None
     except StrictDataclassError as error:
         raise UserError(f"{where}: its config.json is not valid: {' '.join(str(error).split())}") from None

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from transformers.utils import cached_file
 
 from apt_ds.models import architectures  # noqa: F401 -- registers the classes with sizes by layer
-from apt_ds.models.model_folder import NeedsCode
+from apt_ds.models.model_folder import NeedsCodeError
 
 T = TypeVar("T")
 NAMES_CODE = ("auto_map", "custom_pipelines")  # fields of a configuration that name code of a folder
@@ -36,7 +36,7 @@ def read_config(source: str, trust: bool = False) -> PretrainedConfig:
     """The configuration of a folder or hub name. trust: code of the folder may run.
 
     Raises:
-        NeedsCode: it needs code of the folder, and `trust` is false.
+        NeedsCodeError: it needs code of the folder, and `trust` is false.
         OSError, ValueError, KeyError: there is none, or it is broken.
     """
     config = _read("model", lambda: AutoConfig.from_pretrained(source, trust_remote_code=trust))
@@ -57,7 +57,7 @@ def _read(what: str, read: Callable[[], T]) -> T:
         return read()
     except ValueError as error:
         # transformers has no class of its own for this one
-        raise (NeedsCode(what) if needs_code(error) else error) from None
+        raise (NeedsCodeError(what) if needs_code(error) else error) from None
 
 
 def without_code(config: PretrainedConfig) -> PretrainedConfig:

@@ -134,7 +134,7 @@ def test_a_checkpoint_without_a_head_gets_one_and_says_so(
     assert torch.equal(made[0].classifier.weight, made[1].classifier.weight)
     assert 0.01 < made[0].classifier.weight.std() < 0.03 and not made[0].classifier.bias.any()
     assert torch.equal(made[0].bert.pooler.dense.weight, source.bert.pooler.dense.weight)
-    assert "classifier: not in the checkpoint, started anew" in capfd.readouterr().err
+    assert "classifier: not in the checkpoint, initialized at random" in capfd.readouterr().err
 
 
 def test_held_cuts_wait_for_the_end_of_the_phase() -> None:

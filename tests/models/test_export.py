@@ -99,6 +99,6 @@ def test_a_failed_write_leaves_the_old_model_and_nothing_half(tmp_path: Path, mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(write, "save_file", full)
-    with pytest.raises(UserError, match="cannot write the model to .*: No space left on device"):
+    with pytest.raises(UserError, match=r"cannot write the model to .*: No space left on device"):
         write.export(model, anatomy, base.config, None, tiny.tokenizer(), folder)
     assert [p.name for p in tmp_path.rglob("*")] == ["model", "old"]

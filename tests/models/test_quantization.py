@@ -307,7 +307,7 @@ def test_what_cannot_be_is_refused_in_one_line(name: str) -> None:
 @pytest.mark.parametrize("kind", ["bert-classes", "roberta-answers"])
 def test_heads_that_are_trained_whole_are_not_quantized(kind: str) -> None:
     anatomy = anatomy_of(tiny.small(kind).config, tiny.TASKS[kind])
-    with pytest.raises(UserError, match="--base_bits 8: the layers .* are trained whole"):
+    with pytest.raises(UserError, match=r"--base_bits 8: the layers .* are trained whole"):
         quantization_checks.check(run_of(base_bits=8), anatomy, CPU)
 
 

@@ -23,6 +23,7 @@ def register(spec: Architecture) -> None:
         raise ValueError(f"the model type {spec.model_type!r} is registered already")
     for task, own_class in spec.own_classes.items():
         config_class = own_class.config_class
+        assert config_class is not None, f"{own_class.__name__} names no config_class"
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         AUTO_CLASSES[task].register(config_class, own_class, exist_ok=True)
 

@@ -33,8 +33,8 @@ def written(model: PreTrainedModel, config: PretrainedConfig, anatomy: Anatomy, 
     config.use_cache = True
     config.architectures = [f"Apt{stock}" if form.module else stock]
     if task == CLASSIFICATION:
-        config.id2label, config.label2id = dict(model.config.id2label), dict(model.config.label2id)
-        config.problem_type = model.config.problem_type
+        for name in ("id2label", "label2id", "problem_type"):
+            setattr(config, name, copy.copy(getattr(model.config, name)))
     if form.module:
         module = form.module.__name__.rpartition(".")[2]
         names = {"AutoConfig": type(config).__name__, AUTO_CLASSES[task].__name__: f"Apt{stock}"}

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from apt_ds.config.errors import UserError
 from apt_ds.config.tasks import LANGUAGE_MODEL
@@ -28,7 +28,7 @@ from apt_ds.models.export.configs import written
 from apt_ds.models.export.form import Edits
 from apt_ds.models.pretrained import without_code
 from apt_ds.runtime import collectives, zero
-from apt_ds.runtime import packed as packed_parameter
+from apt_ds.runtime.packed import QuantizedParameter
 
 SHARD_BYTES = 2 * 2**30  # what a written model takes in memory beside the model itself
 
@@ -63,13 +63,14 @@ class Format:
 
     def tensors(self, name: str, module: nn.Module, parameter: nn.Parameter) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor on the host) of what a weight becomes, its adapter merged in. It must be gathered."""
-        merge = isinstance(module, AptLinear) and parameter is module.weight
-        if self.bits < 16 and isinstance(parameter, packed_parameter.QuantizedParameter):
-            packed = quantization.requantize_like(parameter, module.merged()) if merge else parameter
+        adapter = module if isinstance(module, AptLinear) and parameter is module.weight else None
+        if self.bits < 16 and isinstance(parameter, QuantizedParameter):
+            packed = quantization.requantize_like(parameter, adapter.merged()) if adapter is not None else parameter
+            assert isinstance(packed, QuantizedParameter)
             for part, value in quantization.files(name, packed, self.dtype).items():
                 yield part, value.cpu().clone()
             return
-        value = module.merged() if merge else quantization.dense(parameter)
+        value = adapter.merged() if adapter is not None else quantization.dense(parameter)
         if name in self.edits:
             value = self.edits[name](value)
         # a copy in any case: what is gathered goes with its context
@@ -78,7 +79,7 @@ class Format:
 
 @torch.no_grad()
 def export(
-    model: nn.Module,
+    model: PreTrainedModel,
     anatomy: Anatomy,
     base_config: PretrainedConfig,
     generation: GenerationConfig | None,
