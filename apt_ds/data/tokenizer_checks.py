@@ -7,9 +7,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from apt_ds.config.errors import UserError
 
 
-def check_tokenizer(
-    tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, needed: tuple[str, ...] = ()
-) -> None:
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, needed: tuple[str, ...] = ()) -> None:
     """A tokenizer must make only ids that the model embeds, and frame text as this kind of model has learnt it.
 
     needed: the special tokens without which the model's input cannot be made. Other models pad with their end token.

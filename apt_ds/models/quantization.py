@@ -60,7 +60,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def dense(weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A weight's values, [out, in], in `dtype` or the weight's own; a plain weight as it is. It must be gathered."""
+    """The values of a quantized weight, [out, in], in `dtype` or the run's. A plain weight is returned as it is.
+
+    The weight must be gathered.
+    """
     if not isinstance(weight, QuantizedParameter):
         return weight
     dtype, codes = dtype or weight.dtype, weight.codes()
@@ -74,7 +77,7 @@ def dense(weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def pack(values: Tensor, bits: int, dtype: torch.dtype) -> QuantizedParameter:
-    """Quantize [out, in] to `bits` bits, on the device where it is; `dtype` is the run's."""
+    """Quantize values [out, in] to `bits` bits on their device. dtype: the run's."""
     functional = _imported().functional
     if bits == 8:
         codes, scales, _ = functional.int8_vectorwise_quant(values.half())
@@ -96,7 +99,7 @@ def requantize_like(old: nn.Parameter, values: Tensor) -> nn.Parameter:
 
 
 def hold(model: nn.Module, paths: list[str], bits: int, dtype: torch.dtype) -> None:
-    """Quantize a plain model's linear layers in place, one at a time; 16 bits: nothing to do."""
+    """Quantize linear layers of a plain model in place, one at a time. 16 bits: nothing changes."""
     for path in paths if bits < 16 else []:
         module = linear_at(model, path)
         model.set_submodule(path, QuantizedLinear(pack(module.weight.detach(), bits, dtype), module.bias))

@@ -50,7 +50,7 @@ def no_preparation(model: PreTrainedModel, anatomy: Anatomy) -> None:
 
 @dataclass(frozen=True)
 class Architecture:
-    """One family of models. `register` of this package makes it known; no other module names a family.
+    """One family of models. `register` of this package makes it known. No other module names a family.
 
     A family that differs little from another is `dataclasses.replace(other, ...)` with the differences.
 

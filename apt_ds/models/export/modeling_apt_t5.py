@@ -14,7 +14,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 
 class AptT5Config(T5Config):
-    """T5Config plus the sizes of each layer. num_heads: heads the position bias has; d_ff: the largest of all."""
+    """T5Config plus the sizes of each layer. num_heads: heads of the position bias. d_ff: the largest."""
 
     model_type = "apt_t5"
     encoder_layer_heads: list[list[int]] | None = None
