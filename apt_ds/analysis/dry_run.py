@@ -23,11 +23,12 @@ from apt_ds.data.batching import GlobalOrder
 from apt_ds.data.glue import labels_of
 from apt_ds.data.packing import sharing
 from apt_ds.data.tokenized import TokenizedSet
-from apt_ds.data.tokenizer_checks import check_lengths, check_positions
+from apt_ds.data.tokenizer_checks import check_lengths
 from apt_ds.eval import metrics
 from apt_ds.losses.task_losses import OBJECTIVES
 from apt_ds.models import loading, quantization_checks
 from apt_ds.models.loading import Base
+from apt_ds.models.positions import check_positions
 from apt_ds.pruning.rules import mask_notice
 from apt_ds.runtime import collectives, zero
 from apt_ds.training.datasets import Data, read_data

@@ -22,6 +22,7 @@ from apt_ds.config.errors import UserError
 from apt_ds.eval import loading
 from apt_ds.eval.inference_timing import ENCODER, KINDS, LANGUAGE, Figures, Kind, Plan, prompts, run_at_batch, run_once
 from apt_ds.models import loading as model_loading
+from apt_ds.models.architectures import find_architecture
 from apt_ds.runtime import zero
 from apt_ds.runtime.memory import peak_memory, reset_peak
 
@@ -113,8 +114,8 @@ def batched(kind: Kind, plan: Plan) -> bool:
 
 def check_room(config: PretrainedConfig, plan: Plan) -> None:
     """Raise UserError for a prompt that is longer than an encoder has positions for."""
-    # RoBERTa's positions begin after the id that pads
-    taken = config.pad_token_id + 1 if loading.family(config) == "roberta" else 0
+    spec = find_architecture(config)
+    taken = spec.position_offset(config) if spec is not None else 0
     room = getattr(config, "max_position_embeddings", plan.prompt + taken) - taken
     if plan.prompt > room:
         raise UserError(f"--prompt_length {plan.prompt} is longer than the model's context of {room} tokens")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from apt_ds.models.architectures.tables import ANSWERS, CLASSIFICATION, GENERATION, LANGUAGE_MODEL
+from apt_ds.config.tasks import ANSWERS, CLASSIFICATION, GENERATION, LANGUAGE_MODEL
 
 Figures = dict[str, float | int]
 Row = tuple[str, str, str, float]

@@ -15,9 +15,10 @@ from transformers.utils import cached_file
 
 from apt_ds.config.deepspeed_json import read_json
 from apt_ds.config.errors import UserError
+from apt_ds.config.tasks import ANSWERS, CLASSIFICATION, GENERATION, LANGUAGE_MODEL
 from apt_ds.data.tokenizer_checks import check_ids
 from apt_ds.models import builtin_models, loading, pretrained
-from apt_ds.models.architectures.tables import ANSWERS, ARCHITECTURES, CLASSIFICATION, GENERATION, HEADS, LANGUAGE_MODEL
+from apt_ds.models.architectures import find_architecture
 from apt_ds.models.model_folder import check_files, check_weights, read_part
 from apt_ds.runtime import collectives, zero
 
@@ -58,7 +59,7 @@ def load(
 
     deepspeed: the path of a DeepSpeed JSON; with ZeRO-3 the weights are sharded over ranks while they are read,
     with anything else every rank holds the whole model.
-    task: what is asked of it, a constant of `tables.py` (see `task_of`).
+    task: what is asked of it, a constant of `config/tasks.py` (see `task_of`).
     fresh_head: a model without the task's head gets a random one; its answers then mean nothing, its costs do.
     trust: code of the folder may run. This package's own models with sizes by layer need none.
 
@@ -73,8 +74,8 @@ def load(
     tokenizer = read_part(lambda: pretrained.read_tokenizer(source, trust), *blame(name))
     sharding = zero.shard_while_loading(engine)
     dtype = torch.bfloat16 if bf16 else torch.float32
-    head = HEADS.get((family(config), task)) if fresh_head else None
-    allowed = (*head[0], head[1]) if head else ()
+    spec = find_architecture(config)
+    allowed = spec.heads.get(task, ()) if fresh_head and spec is not None else ()
     model, _ = loading.read_weights(source, dtype, attention, task, allowed, flag="--model", trust=trust)
     model.eval()
     runner = zero.build_for_inference(model, engine) if sharding is not None else model.to(zero.device())
@@ -100,18 +101,14 @@ def blame(name: str) -> tuple[str, str]:
     return f"--model {name!r}", f"give a folder made by save_pretrained, a hub name, or {builtin_models.NAMES}"
 
 
-def family(config: PretrainedConfig) -> str:
-    """The architecture, whether its sizes are by layer or not."""
-    return config.model_type.removeprefix("apt_")
-
-
 def task_of(config: PretrainedConfig) -> str:
     """What a model is for, by the class its configuration names; without one, what its architecture is first for."""
     named = (config.architectures or [""])[0]
     for ending, task in ENDINGS.items():
         if named.endswith(ending):
             return task
-    return next(iter(ARCHITECTURES.get(family(config), {LANGUAGE_MODEL: None})))
+    spec = find_architecture(config)
+    return spec.first_task_type if spec is not None else LANGUAGE_MODEL
 
 
 def start_ranks(needed: bool = False) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from apt_ds.config.errors import UserError
-from apt_ds.models.blocks import Anatomy, Sizes, block_slices, kept_sizes
+from apt_ds.models.blocks import Anatomy, Sizes, block_slices, kept_sizes, plural
 from apt_ds.models.writable_sizes import EVERY_SIZE, KINDS, Writable, _kinds_and_counts
 
 SLACK = 0.01  # of the budget: how far below it a plan may end where alignment permits better
@@ -45,7 +45,7 @@ class Rules:
 
     def may_go(self, kind: str) -> bool:
         """Whether blocks of `kind` may be pruned at all."""
-        return {"head": "heads", "neuron": "neurons", "hidden": "hidden"}[kind] in self.kinds
+        return plural(kind) in self.kinds
 
 
 def default_align(anatomy: Anatomy) -> int:

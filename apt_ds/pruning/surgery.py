@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from apt_ds.models import quantization, t5_position_bias
+from apt_ds.models import position_bias, quantization
 from apt_ds.models.adapter import AptLinear, Transform, adapters, gaussian_rows
 from apt_ds.models.blocks import Anatomy, Axis, IndexedModule, block_slices, kept_sizes
 from apt_ds.runtime import zero
@@ -103,7 +103,7 @@ def _cut(model: nn.Module, anatomy: Anatomy, plan: Plan, state: zero.EngineState
     for number, site in enumerate(anatomy.sites):
         heads = element_index(Axis(number), keep, anatomy)
         if site.position_bias and heads is not None:
-            t5_position_bias.follow(model, site.position_bias, heads)
+            position_bias.follow(model, site.position_bias, heads)
     return anatomy.with_sizes(kept_sizes(anatomy.sizes, keep))
 
 

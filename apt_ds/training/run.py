@@ -11,11 +11,12 @@ from apt_ds.config.errors import UserError
 from apt_ds.config.resolve import resolve
 from apt_ds.config.run_config import RunConfig
 from apt_ds.data.glue import labels_of
-from apt_ds.data.tokenizer_checks import check_lengths, check_positions
+from apt_ds.data.tokenizer_checks import check_lengths
 from apt_ds.models import loading, quantization_checks
 from apt_ds.models.base_config import decisive
 from apt_ds.models.export.configs import writable_sizes
 from apt_ds.models.model_folder import check_weights
+from apt_ds.models.positions import check_positions
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.pruning.rules import mask_notice
 from apt_ds.runtime import collectives, exit_status, zero

@@ -16,7 +16,7 @@ from apt_ds.config.resolve import resolve
 from apt_ds.config.run_config import RunConfig
 from apt_ds.data.batching import Batch, collate
 from apt_ds.losses.task_losses import summed_loss
-from apt_ds.models.architectures.tables import anatomy_of
+from apt_ds.models.architectures import anatomy_of
 from apt_ds.models.blocks import block_slices
 from apt_ds.pruning import surgery
 from apt_ds.pruning.fisher import Fisher, rearranged, tuned_masks

@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 from apt_ds.data.batching import Batch, collate
 from apt_ds.losses.task_losses import summed_loss
 from apt_ds.models import adapter
-from apt_ds.models.architectures.tables import anatomy_of
+from apt_ds.models.architectures import anatomy_of
 from apt_ds.models.blocks import HIDDEN, Anatomy, block_slices, kept_sizes
 from apt_ds.pruning.activation_hooks import tap_input, tap_output
 from apt_ds.pruning.salience import (

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from apt_ds.models import adapter
-from apt_ds.models.architectures.tables import anatomy_of
+from apt_ds.models.architectures import anatomy_of
 from apt_ds.pruning.surgery import Plan, apply_plan, element_index
 from apt_ds.runtime.zero import EngineState
 from tests.pruning.test_masks import random_keep, with_adapters

@@ -19,7 +19,7 @@ from apt_ds.config.run_config import RunConfig
 from apt_ds.data.batching import GlobalOrder
 from apt_ds.data.tokenized import Row, TokenizedSet
 from apt_ds.models import pretrained
-from apt_ds.models.architectures.tables import anatomy_of
+from apt_ds.models.architectures import anatomy_of
 from apt_ds.models.blocks import Anatomy, block_slices
 from apt_ds.models.loading import Base, first_line
 from apt_ds.runtime import collectives
