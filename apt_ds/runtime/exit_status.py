@@ -18,7 +18,7 @@ LONGEST = 900  # characters of an error's line
 
 
 def main(action: Callable[[], object]) -> None:
-    """Run `action` and leave the process: 0, or after one line on stderr
+    """Run `action` and leave the process: 0, or after one line on stderr:
 
     2: a mistake the user can mend; 3: another rank is gone; 128 plus its number: stopped by a signal. Anything else
     is a defect: 1 and a traceback.

@@ -224,8 +224,8 @@ def test_rank_above_the_limit_is_fine_without_growth(named: list[str]) -> None:
         ("rank: 8.0", ["rank 8.0", "a whole number"]),
         ("bf16: 1", ["bf16 1", "true or false"]),
         ("data_path:", ["data_path None", "text"]),
-        ("- rank", ["holds no options"]),
-        ("", ["holds no options"]),
+        ("- rank", ["has no options"]),
+        ("", ["has no options"]),
         ("rank: [8", ["cannot be read"]),
     ],
 )
@@ -247,7 +247,7 @@ def test_help_lists_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     page = capsys.readouterr().out
     assert [name for name in ("config", *OPTIONS) if f"--{name} " not in page] == []
     assert "local_rank" not in page
-    assert [title for title in ("model:", "training:", "pruning:", "adapter:") if title not in page] == []
+    assert [title for title in ("model:", "optim:", "pruning:", "adapter:") if title not in page] == []
 
 
 @pytest.mark.parametrize("name", ["config", "local_rank", *OPTIONS])
