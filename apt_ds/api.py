@@ -20,8 +20,13 @@ from apt_ds.config.run_config import RunConfig
 
 # what makes a run of `prune`: warm-up begins at a learning rate of 0, so that its one step changes no weight
 PRUNE_ALONE: dict[str, Any] = {
-    **{"method": "apt", "pruning": "pretuning", "rank_growth": "none", "distill": False},
-    **{"max_steps": 1, "warmup_steps": 1, "save_steps": 0},
+    "method": "apt",
+    "pruning": "pretuning",
+    "rank_growth": "none",
+    "distill": False,
+    "max_steps": 1,
+    "warmup_steps": 1,
+    "save_steps": 0,
 }
 
 

@@ -68,7 +68,7 @@ def _optimizer(config: Config, run: RunConfig, fill: _Filler, where: str) -> Non
     offload = "offload_optimizer" in config["zero_optimization"]
     if offload and run.optim.optimizer != "adamw_torch":
         raise UserError(
-            f"{where}: offload_optimizer goes with --optim adamw_torch only, which then updates on the host; remove "
+            f"{where}: offload_optimizer requires --optim adamw_torch, which then updates on the host. Remove "
             f"that section, since --optim {run.optim.optimizer} needs a quarter of its memory, or leave --optim out"
         )
     optimizer = config.setdefault("optimizer", {"type": "AdamW", "params": {}})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import Field
 from pathlib import Path
@@ -66,7 +66,7 @@ def _read_command_line(argv: Sequence[str], also: Sequence[str]) -> dict[str, Va
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
         # a flag without a value switches a boolean on
-        arity = {"nargs": "?", "const": "true"} if kind is bool else {}
+        arity: dict[str, Any] = {"nargs": "?", "const": "true"} if kind is bool else {}
         groups[title].add_argument(f"--{name}", metavar=kind.__name__.upper(), help=_help(spec), **arity)
     known, unknown = parser.parse_known_args(list(argv))
     if unknown:
@@ -81,7 +81,7 @@ def _read_command_line(argv: Sequence[str], also: Sequence[str]) -> dict[str, Va
 
 def _read_file(path: Path) -> dict[str, Value]:
     """The options in a YAML or JSON file, converted."""
-    readers = {".yaml": yaml.safe_load, ".yml": yaml.safe_load, ".json": json.loads}
+    readers: dict[str, Callable[[str], Any]] = {".yaml": yaml.safe_load, ".yml": yaml.safe_load, ".json": json.loads}
     if path.suffix not in readers:
         raise UserError(f"--config {str(path)!r} is not allowed: give a .yaml, .yml or .json file")
     try:
@@ -92,14 +92,16 @@ def _read_file(path: Path) -> dict[str, Value]:
         raise UserError(f"--config {str(path)!r} has no options: give lines of the form name: value")
     for key in content:
         if key not in OPTIONS:
-            raise UserError(f"{path}: {key!r} is an unknown option{suggest(str(key), OPTIONS)}; --help lists all options")
+            hint = suggest(str(key), OPTIONS)
+            raise UserError(f"{path}: {key!r} is an unknown option{hint}; --help lists all options")
     return {name: _convert(f"{path}: {name}", OPTIONS[name], value) for name, value in content.items()}
 
 
 def _convert(label: str, spec: Field[Any], value: object) -> Value:
     """`value` in the type of the field; `label` says in an error where it came from."""
-    kind = type(spec.default)
-    if type(value) is kind:
+    default: Value = spec.default
+    kind = type(default)
+    if isinstance(value, str | int | float | bool) and type(value) is kind:
         return value
     if kind is float and type(value) is int:
         return float(value)

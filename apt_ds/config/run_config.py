@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from apt_ds.config.errors import UserError
+from apt_ds.config.nearest import suggest
 from apt_ds.config.option_groups import (
     AUTO,
     PROJECTIONS,
@@ -22,7 +23,6 @@ from apt_ds.config.option_groups import (
     PruningOptions,
     SourceOptions,
 )
-from apt_ds.config.nearest import suggest
 from apt_ds.config.option_types import OneOf, Value, split_commas
 from apt_ds.config.presets import METHODS, PRESETS, RECIPES
 from apt_ds.config.tasks import INSTRUCTIONS

@@ -10,14 +10,15 @@ import copy
 import gc
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias, TypeGuard
 
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.config import DeepSpeedConfigError
 from deepspeed.runtime.zero import parameter_offload
-from deepspeed.runtime.zero.partition_parameters import GatheredParameters, is_zero_param
+from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+from deepspeed.runtime.zero.partition_parameters import is_zero_param as has_zero_id
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from torch import nn
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
@@ -32,7 +33,26 @@ from apt_ds.runtime.zero.profiler_hooks import mark
 
 Config = dict[str, Any]
 LARGEST_BUCKET = 500_000_000  # DeepSpeed's own default
-Engine = deepspeed.DeepSpeedEngine
+# DeepSpeed has no types: to a type checker this is Any
+Engine: TypeAlias = deepspeed.DeepSpeedEngine
+
+
+class PartitionedParameter(nn.Parameter):
+    """What DeepSpeed adds to a parameter under ZeRO stage 3. Only for type checks: DeepSpeed sets attributes.
+
+    ds_shape, ds_numel: of the whole parameter. ds_tensor: this rank's share, flat and padded to the largest share.
+    """
+
+    ds_shape: tuple[int, ...]
+    ds_numel: int
+    ds_tensor: torch.Tensor
+    ds_process_group: Any
+    convert_to_zero_parameters: Any
+
+
+def is_zero_param(parameter: nn.Parameter) -> TypeGuard[PartitionedParameter]:
+    """Whether DeepSpeed partitions the parameter (stage 3)."""
+    return bool(has_zero_id(parameter))
 
 
 def device() -> torch.device:
@@ -147,7 +167,7 @@ def free_memory() -> None:
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The model an engine is on; a plain model as it is."""
-    return model.module if isinstance(model, Engine) else model
+    return model.module if isinstance(model, deepspeed.DeepSpeedEngine) else model
 
 
 def is_partitioned(model: nn.Module) -> bool:
