@@ -99,9 +99,8 @@ def _read_file(path: Path) -> dict[str, Value]:
 
 def _convert(label: str, spec: Field[Any], value: object) -> Value:
     """`value` in the type of the field; `label` says in an error where it came from."""
-    default: Value = spec.default
-    kind = type(default)
-    if isinstance(value, str | int | float | bool) and type(value) is kind:
+    kind: Any = type(spec.default)
+    if isinstance(value, str | int | float) and type(value) is kind:
         return value
     if kind is float and type(value) is int:
         return float(value)
