@@ -24,7 +24,7 @@ from apt_ds.eval.inference_timing import ENCODER, KINDS, LANGUAGE, Figures, Kind
 from apt_ds.models import loading as model_loading
 from apt_ds.models.architectures import find_architecture
 from apt_ds.runtime import zero
-from apt_ds.runtime.memory import peak_memory, reset_peak
+from apt_ds.runtime.memory import peak_memory, reset_peak, trim_heap
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt
 
@@ -125,8 +125,7 @@ def held_memory() -> int:
     """Bytes this process holds now, once the allocator has given back what is free."""
     if zero.device().type == "cuda":
         return torch.cuda.memory_allocated(zero.device())
-    with suppress(OSError):  # not glibc: the figure is a little lower
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    trim_heap()
     return psutil.Process().memory_info().rss
 
 

@@ -57,9 +57,7 @@ class Pruner:
         self.mask_step = schedules.mask_step(run.pruning.mask_step, total_steps, self.phase)
         self.masks = Masks(anatomy)
         if run.pruning.score == "fisher":
-            batch = (
-                run.optim.per_device_train_batch_size * run.optim.gradient_accumulation_steps * collectives.world_size()
-            )
+            batch = run.optim.global_batch(collectives.world_size())
             self.scorer: Fisher | Salience = Fisher(anatomy, batch, device)
         else:
             terms = (run.pruning.salience_decay, run.pruning.kurtosis, run.pruning.kurtosis_factor)

@@ -31,8 +31,10 @@ from apt_ds.training.report import report
 from apt_ds.training.trainer import Trainer
 
 
-def train(run: RunConfig) -> dict[str, Any]:
+def train(run: RunConfig, signals: StopSignals | None = None) -> dict[str, Any]:
     """Do the whole run; returns what `summary.json` holds. Every rank calls it.
+
+    signals: how signals stop the run; by default they may end the process.
 
     Raises:
         UserError: a mistake in the input, found before anything is trained or written.
@@ -40,7 +42,7 @@ def train(run: RunConfig) -> dict[str, Any]:
         LostRank: another rank is gone.
         Stopped: a signal has asked for it, and the run is saved.
     """
-    with StopSignals() as stop_signals:
+    with signals or StopSignals() as stop_signals:
         zero.init_distributed(run.distributed.timeout)
         with Watchdog(run.distributed.timeout, stop_signals.leave) as watchdog:
             stop_signals.tell = watchdog.tell
