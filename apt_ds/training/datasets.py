@@ -17,8 +17,9 @@ from apt_ds.data import glue, seq2seq, squad
 from apt_ds.data.batching import GlobalOrder
 from apt_ds.data.conversations import load_examples
 from apt_ds.data.instructions import build_dataset, split_held_out
+from apt_ds.data.text import read_plain
 from apt_ds.data.tokenized import TokenizedSet
-from apt_ds.eval.held_out import text_blocks
+from apt_ds.eval.corpus_perplexity import token_blocks
 from apt_ds.eval.task_evaluators import ClassEvaluator, SpanEvaluator, TaskEvaluator, TextEvaluator
 from apt_ds.models.loading import Base
 from apt_ds.runtime import collectives
@@ -77,9 +78,10 @@ def read_data(run: RunConfig, base: Base, now: datetime | None = None) -> Data:
     steps = run.optim.max_steps if run.optim.max_steps > 0 else order.steps(run.optim.num_train_epochs)
     corpus = None
     if run.data.perplexity_path:
-        corpus = text_blocks(
-            run.data.perplexity_path, base.tokenizer, run.data.perplexity_length, run.data.perplexity_blocks
-        )
+        flag, path = "--perplexity_path", run.data.perplexity_path
+        text, source = read_plain(Path(path), flag), f"{flag} {path!r}"
+        length, limit = run.data.perplexity_length, run.data.perplexity_blocks
+        corpus = token_blocks(text, base.tokenizer, length, source=source, limit=limit)
     return Data(sets.train, sets.held_out, sets.examples, order, steps, corpus, sets.task_evaluator, now)
 
 

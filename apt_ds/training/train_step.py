@@ -71,7 +71,7 @@ class TrainStep:
         summed, signals, finite = torch.cat([reduced[:2], torch.isfinite(reduced).all().float()[None]]).tolist()
         # all ranks learn of a signal in the same step
         self.asked = max(collectives.gather_objects(self.stop_signals.asked)) if signals > 0 else 0
-        mean = summed / self.training_loss.weight
+        mean = summed / self.training_loss.loss_denominator
         if finite:
             self.training_loss.observe(reduced[2 : 2 + len(distances)])
             self.pruner.observe(engine, reduced[2 + len(distances) :], self.scoring, importance)
@@ -97,7 +97,7 @@ class TrainStep:
             batch = self.moved(made)
             if self.scoring:
                 first = (micro * collectives.world_size() + collectives.rank()) * run.optim.per_device_train_batch_size
-                self.pruner.begin(made, self.dtype, first, self.training_loss.objective.second(made))
+                self.pruner.begin(made, self.dtype, first, self.training_loss.task_loss.decoder_mask(made))
             loss, summed = self.training_loss.micro_batch_loss(engine, batch, self.pruner.masks)
             engine.backward(loss * scale)
             self.pruner.end()

@@ -81,7 +81,7 @@ class Trainer:
             saved.check_base(self.base_fields)
             # a run that has cut by weight gradients trains adapters from there on
             pruner.cut_done = saved.values["pruner"]["cut_done"]
-            self.training_loss.load_state(saved.values["training_loss"], saved.tensors.get("training_loss", {}))
+            self.training_loss.load_state_dict(saved.values["training_loss"], saved.tensors.get("training_loss", {}))
         self.prepare_weights(model)
         pruner.anatomy = self.training_loss.prepare(model, pruner.anatomy)
         if saved is not None:
@@ -133,7 +133,7 @@ class Trainer:
         """All steps that are not done yet."""
         if not self.figures:
             self.figures = {"before": self.judge(), "data": self.data.describe()}
-            self.training_loss.start(self.figures["before"])
+            self.training_loss.set_initial_score(self.figures["before"])
         self.steps.stop_signals.begin()
         for step in range(self.done, self.data.total_steps):
             if step == self.pruner.cut_step and not self.pruner.cut_done:
@@ -175,7 +175,7 @@ class Trainer:
         values |= {"meter": self.meter.state(), "figures": self.figures, "nonfinite_steps": self.steps.nonfinite_steps}
         values["score_history"] = self.score_history.state()
         values["started"] = self.data.now.isoformat() if self.data.now else ""
-        values["training_loss"], snapshot = self.training_loss.state()
+        values["training_loss"], snapshot = self.training_loss.state_dict()
         tensors |= {"training_loss": snapshot} if snapshot else {}
         return values, tensors
 
@@ -246,12 +246,12 @@ class Trainer:
         with self.meter.scoring():
             self.pruner.advance(step)
             plan = self.pruner.plan(step, self.data.total_steps, self.engine.module)
-        if not self.training_loss.over and schedules.is_adjustment(
-            step, self.run_config.pruning.prune_every, self.training_loss.phase
+        if self.training_loss.distilling and schedules.is_adjustment(
+            step, self.run_config.pruning.prune_every, self.training_loss.distill_steps
         ):
             score = self.evaluate(step)
             with self.meter.scoring():
-                self.training_loss.follow(score, self.engine.module)
+                self.training_loss.update_teacher(score, self.engine.module)
         if plan or self.training_loss.due(step):
             self.rebuild(step, plan)
 

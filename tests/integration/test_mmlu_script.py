@@ -102,7 +102,7 @@ def no_folder_for_json(place: Path, tmp_path: Path) -> list[str]:
         (unknown_subject, "'anatmy' is no subject of MMLU (did you mean anatomy"),
         (missing_files, "lacks dev/abstract_algebra_dev.csv and 107 more files"),
         (unknown_flag, "--num_shot is an unknown option (did you mean --num_shots"),
-        (no_folder_for_json, "is not there"),
+        (no_folder_for_json, "does not exist"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(

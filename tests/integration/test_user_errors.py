@@ -9,7 +9,6 @@ import re
 import resource
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import torch
 from apt_ds.config.errors import UserError
 from apt_ds.config.resolve import resolve
 from apt_ds.data.batching import Batch
+from apt_ds.losses.task_losses import CausalLoss
 from apt_ds.models import adapter, builtin_models, loading
 from apt_ds.runtime import zero
 from apt_ds.training import run as training_run
@@ -330,11 +330,11 @@ def test_a_bad_step_is_neither_applied_nor_scored(
     """A NaN every other step: never two in a row, so the run goes on."""
     words = place.words(tmp_path / "out", *GRADUAL, "--max_nonfinite_steps", "2", "--warmup_ratio", "0")
     made = training_run.prepare(resolve([*words, "--deepspeed", str(ROOT / "ds_configs" / f"{name}.json")]))
-    original = made.training_loss.objective
     bad = False
 
-    def spoiled(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        return original.summed_loss(model, batch) * (math.nan if bad else 1.0)
+    class Spoiled(CausalLoss):
+        def summed_loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+            return super().summed_loss(model, batch) * (math.nan if bad else 1.0)
 
     def state() -> list[bytes]:
         weights = [p for _, a in adapter.adapters(made.engine.module) for p in (a.lora_A, a.lora_B)]
@@ -344,7 +344,7 @@ def test_a_bad_step_is_neither_applied_nor_scored(
         importance = b"" if pruner.importance is None else pruner.importance.cpu().numpy().tobytes()
         return [*tuned, importance, pruner.scores().tobytes(), pruner.scorer.abs_sums.cpu().numpy().tobytes()]
 
-    made.training_loss.objective = replace(original, summed=spoiled)
+    made.training_loss.task_loss = Spoiled()
     for step in range(4):
         before, bad = state(), step % 2 == 1
         made.train_step(step)
