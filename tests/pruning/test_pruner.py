@@ -79,8 +79,8 @@ def test_masks_come_off_where_they_change_nothing(structure: str, hold: bool) ->
     ends = set()
     for seed in range(8):
         model = tiny.model("mha")
-        run = RunConfig(**(GRADUAL | {"structure": structure, "prune_blocks": BLOCKS, "mask_step": 0.07}))
-        run = RunConfig(**(vars(run) | {"defer_cuts": hold, "prune_every": 5 + seed % 3}))
+        flags = GRADUAL | {"structure": structure, "prune_blocks": BLOCKS, "mask_step": 0.07}
+        run = RunConfig(**flags, defer_cuts=hold, prune_every=5 + seed % 3)
         pruner = Pruner(run, table(), 60, CPU)
         changes = drive(pruner, model, 60, seed)
         assert max(moved for _, moved, _ in changes) < 1e-5, (seed, changes)

@@ -15,17 +15,10 @@ from apt_ds.losses.task_losses import summed_loss
 from apt_ds.models import adapter
 from apt_ds.models.architectures.tables import anatomy_of
 from apt_ds.models.blocks import HIDDEN, Anatomy, block_slices, kept_sizes
-from apt_ds.pruning.activation_hooks import tap_input, tap_output
-from apt_ds.pruning.salience import (
-    Salience,
-    column_mass,
-    column_norm,
-    consumer_outliers,
-    excess_kurtosis,
-    in_order,
-    power_sums,
-    reader_outliers,
-)
+from apt_ds.pruning.activation_hooks import input_hook, output_hook
+from apt_ds.pruning.kurtosis import consumer_outliers, excess_kurtosis, power_sums, reader_outliers
+from apt_ds.pruning.products import column_mass, column_norm
+from apt_ds.pruning.salience import Salience, in_order
 from tests.support import tiny
 
 CPU = torch.device("cpu")
@@ -75,9 +68,9 @@ def reference_masses(model: LlamaForCausalLM, anatomy: Anatomy, batch: Batch) ->
         x.requires_grad_() if x.is_leaf else x.retain_grad()
         kept.append(x)
 
-    handles = [model.get_submodule(site.consumer).register_forward_pre_hook(tap_input(keep)) for site in anatomy.sites]
+    handles = [model.get_submodule(site.consumer).register_forward_pre_hook(input_hook(keep)) for site in anatomy.sites]
     for path in anatomy.writers:
-        handles.append(model.get_submodule(path).register_forward_hook(tap_output(keep)))
+        handles.append(model.get_submodule(path).register_forward_hook(output_hook(keep)))
     (summed_loss(model, batch) / 50).backward()
     for handle in handles:
         handle.remove()
@@ -266,7 +259,9 @@ def test_evaluation_is_not_scored() -> None:
 
 
 def test_kurtosis_is_that_of_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("apt_ds.pruning.salience.PIECE", 3 * 7)  # the rows in many pieces, the last one smaller
+    monkeypatch.setattr(
+        "apt_ds.pruning.kurtosis.CHUNK_ELEMENTS", 3 * 7
+    )  # the rows in many pieces, the last one smaller
     weight = torch.randn(400, 3, generator=torch.Generator().manual_seed(0)) ** 3
     w = weight.double()
     z = (w - w.mean(0)) / w.std(0, unbiased=False)
