@@ -120,15 +120,6 @@ def test_mask_step_means_what_it_says() -> None:
     assert Pruner(whole, table(), 20, CPU).mask_step == 1.0 and not mask_notice(whole, 20)
 
 
-def test_too_few_steps_for_masks_are_told_in_one_line() -> None:
-    text = mask_notice(RunConfig(**GRADUAL, mask_step=0.01), 100)
-    assert text.startswith("--mask_step 0.01 is too small: masks need 100 steps") and "\n" not in text
-    assert "The run has 51." in text and "Give --mask_step 0.02 or more" in text
-    fitting = RunConfig(**GRADUAL, mask_step=0.02)
-    assert not mask_notice(fitting, 100)
-    assert not mask_notice(RunConfig(mask_step=0.01), 100)  # a cut all at once moves no masks
-
-
 @torch.no_grad()
 def test_the_suggested_mask_step_is_enough() -> None:
     model, run = tiny.model("mha"), RunConfig(**GRADUAL, mask_step=0.02)
@@ -198,11 +189,6 @@ def test_only_sublayers_with_an_adapter_compete_where_the_option_says_so() -> No
         assert (np.isin(gone, neurons).any(), (~np.isin(gone, neurons)).any()) == (neurons_go, heads_go), targets
         # the budget counts every prunable parameter
         assert pruner.budget(0.2) == 0.8 * anatomy.num_parameters(anatomy.sizes)
-
-
-def test_hidden_dimensions_compete_in_any_scope() -> None:
-    run = RunConfig(**GRADUAL, prune_scope="adapted", adapter_targets="q", prune_blocks="neurons,hidden")
-    assert Pruner(run, table(), 20, CPU).rules.kinds == ("hidden",)
 
 
 @pytest.mark.parametrize(
