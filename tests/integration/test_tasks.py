@@ -194,7 +194,7 @@ def test_pruning_never_moves_an_unpruned_teacher(
     made = training_run.prepare(resolve(["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), *words]))
     training_loss, pruner, batch = made.training_loss, made.pruner, made.steps.micro_batch(0, 0)
     training_loss.best_score = float("inf")  # no later student counts as better
-    first, moved, ranks = None, [], made.pruner.initial_adapters
+    first, moved, ranks = None, [], made.pruner.growth.initial_parameters
     for step in range(12):
         if not training_loss.distilling:
             break

@@ -341,7 +341,7 @@ def test_a_bad_step_is_neither_applied_nor_scored(
         with zero.gathered(weights):
             tuned = [p.detach().cpu().numpy().tobytes() for p in weights]
         pruner = made.pruner
-        importance = b"" if pruner.importance is None else pruner.importance.cpu().numpy().tobytes()
+        importance = b"" if pruner.growth.importance is None else pruner.growth.importance.cpu().numpy().tobytes()
         return [*tuned, importance, pruner.scores().tobytes(), pruner.scorer.abs_sums.cpu().numpy().tobytes()]
 
     made.training_loss.task_loss = Spoiled()
