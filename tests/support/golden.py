@@ -70,7 +70,7 @@ def figures(run: Short, folder: Path) -> dict[str, Any]:
     else:
         place = inputs(folder)
         named = tiny.save_task(folder / "task", run.inputs)
-    file = ROOT / "ds_configs" / f"{run.distributed.deepspeed}.json"
+    file = ROOT / "ds_configs" / f"{run.deepspeed}.json"
     flags = [*named, "--report", "false", *run.flags]
     ended = launch(run.processes, place.words(folder / "out", *flags, deepspeed=file))
     assert ended.status == 0, ended.err
