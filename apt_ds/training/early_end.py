@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from torch import Tensor
+
 from apt_ds.config.errors import UserError
 from apt_ds.config.run_config import RunConfig
 from apt_ds.runtime import collectives
@@ -82,10 +84,10 @@ class EarlyEnd:
         if self.signal:
             raise Stopped(self.signal, f"stopped {where}: go on with --resume_from_checkpoint last")
 
-    def state_dict(self) -> tuple[int, dict]:
+    def state_dict(self) -> tuple[int, dict[str, Tensor]]:
         """`nonfinite_steps` and no tensors."""
         return self.nonfinite_steps, {}
 
-    def load_state_dict(self, values: int, tensors: dict) -> None:
+    def load_state_dict(self, values: int, tensors: dict[str, Tensor]) -> None:
         """Resume from what `state_dict` returned."""
         self.nonfinite_steps = values

@@ -138,8 +138,15 @@ class Meter:
 
     def state_dict(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """Times in seconds and peaks in bytes. No tensors."""
-        values = {"rebuilds": self.rebuilds, "dense": self._dense, "final": self._final, "parts": self._parts}
-        values |= {"rebuild_peaks": self.rebuild_peaks, "peaks": self._peaks, "last_rebuild": self._last_rebuild}
+        values = {
+            "rebuilds": self.rebuilds,
+            "dense": self._dense,
+            "final": self._final,
+            "parts": self._parts,
+            "rebuild_peaks": self.rebuild_peaks,
+            "peaks": self._peaks,
+            "last_rebuild": self._last_rebuild,
+        }
         return values, {}
 
     def load_state_dict(self, values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:

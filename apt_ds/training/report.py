@@ -20,7 +20,7 @@ from apt_ds.models.loading import Base
 from apt_ds.runtime import collectives, profiler, zero
 from apt_ds.runtime.files import write_json
 from apt_ds.training.datasets import Data
-from apt_ds.training.summary_schema import ModelFigures, Summary, TrainingFigures
+from apt_ds.training.summary_schema import Summary, TrainingFigures
 
 NEW_TOKENS = 48
 REPEATS = 3
@@ -102,7 +102,7 @@ def bytes_needed(run: RunConfig, summary: Summary) -> int:
 def load_plain(source: str, run: RunConfig, device: torch.device) -> PreTrainedModel:
     """Load a model as its users do. No code of its folder runs."""
     model = AutoModelForCausalLM.from_pretrained(source, dtype=loading.run_dtype(run), trust_remote_code=False)
-    return model.to(device).eval()
+    return model.to(device).eval()  # type: ignore[arg-type]  # transformers wraps `to` without its types
 
 
 @torch.no_grad()
@@ -121,12 +121,12 @@ def answer(model: PreTrainedModel, base: Base, prompt: list[int]) -> str:
     """The greedy answer of at most `NEW_TOKENS` tokens."""
     ids = torch.tensor([prompt], device=model.device)
     out = generate(model, ids, base)
-    return base.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
+    return str(base.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)).strip()
 
 
 def generate(model: PreTrainedModel, ids: torch.Tensor, base: Base, min_new_tokens: int = 0) -> torch.Tensor:
     """Greedy continuation of one prompt. ids: [1, length]."""
-    return model.generate(
+    return model.generate(  # type: ignore[operator]  # transformers adds it by a mixin that mypy cannot follow
         ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=NEW_TOKENS,
@@ -144,9 +144,7 @@ def free_memory(device: torch.device) -> int:
 
 def render(summary: Summary) -> str:
     """The table, and the samples under it."""
-    evaluations: dict[str, dict[str, Any]] = {
-        name: dict(cast(ModelFigures, summary[name])) for name in COLUMNS if name in summary
-    }
+    evaluations: dict[str, dict[str, Any]] = {name: dict(summary[name]) for name in COLUMNS if name in summary}
     head = "".join(f"{name.replace('_', ' '):>16}" for name in evaluations)
     lines = [f"{'':34}{head}{'after/before':>14}"]
     known = [key for key, _, _ in ROWS]

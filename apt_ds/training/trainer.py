@@ -31,10 +31,10 @@ from apt_ds.training.generators import Generators
 from apt_ds.training.meter import Meter
 from apt_ds.training.metrics import MetricsLogger
 from apt_ds.training.run_engine import RunEngine
-from apt_ds.training.run_state import Content, RunState, saved_after_cut
+from apt_ds.training.run_state import Content, RunState, Stateful, saved_after_cut
 from apt_ds.training.saving import Saver
 from apt_ds.training.score_history import ScoreHistory
-from apt_ds.training.summary_schema import VERSION, PruningFigures, Summary, TrainingFigures
+from apt_ds.training.summary_schema import VERSION, ProfileFigures, PruningFigures, Summary, TrainingFigures
 from apt_ds.training.train_step import TrainStep
 
 
@@ -73,7 +73,7 @@ class Trainer:
             run, data, pruner, self.training_loss, metrics_logger, self.meter, self.early_end, pad_id
         )
         self.run_engine = RunEngine(run, config, pruner, self.steps)
-        members = {
+        members: dict[str, Stateful] = {
             "random": self.generators,
             "meter": self.meter,
             "score_history": self.score_history,
@@ -279,7 +279,7 @@ class Trainer:
         if "after_cut" in figures:
             summary["after_cut"] = figures["after_cut"]
         if self.run_config.output.profile:
-            summary["profile"] = profiler.NOW.summary()
+            summary["profile"] = cast(dict[str, ProfileFigures], profiler.NOW.summary())
         return summary
 
     def finish(self) -> None:
