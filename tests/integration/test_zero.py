@@ -131,7 +131,7 @@ def test_a_rebuild_needs_one_layer_more_than_is_held(tmp_path: Path, monkeypatch
         1, "rebuild_jobs.rebuild_memory", {"folder": str(tmp_path), "stages": stages}, fresh=True
     ).items():
         assert told["kept"] <= 70, name
-        for part in ("operate", "build"):
+        for part in ("apply_plan", "build"):
             assert told[part] <= told["held"] + told["layer"], (name, part, told)
 
 

@@ -154,7 +154,7 @@ def test_a_method_is_a_set_of_options(tmp_path: Path) -> None:
     words = ["--deepspeed", str(tmp_path / "ds.json"), "--preset", "llama2-7b-alpaca"]
     for method, meaning in METHODS.items():
         run = resolve([*words, "--method", method])
-        assert {name: getattr(run, name) for name in meaning} == meaning
+        assert {name: run.flag(name) for name in meaning} == meaning
     with pytest.raises(UserError, match="--pruning gradual contradicts --method lora"):
         resolve([*words, "--method", "lora", "--pruning", "gradual"])
     with pytest.raises(UserError, match="--pruning gradual with --score fisher"):

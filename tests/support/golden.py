@@ -1,4 +1,4 @@
-"""Figures that six short runs gave once. `python tests/support/golden.py` records them again in `golden.json`.
+"""Figures that six short runs gave once. `python -m tests.support.golden` records them again in `golden.json`.
 
 A change of structure must not change them: the same losses, the same decisions, the same bytes of the written model.
 They hold for one platform, which the file names; elsewhere kernels round differently.
