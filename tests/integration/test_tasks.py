@@ -192,7 +192,7 @@ def test_pruning_never_moves_an_unpruned_teacher(
     ]
     words += ["--output_dir", str(folder / f"{kind}-{teacher}"), "--overwrite_output_dir", "--save_steps", "0"]
     made = training_run.prepare(resolve(["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), *words]))
-    training_loss, pruner, batch = made.training_loss, made.pruner, made.steps.micro_batch(0, 0)
+    training_loss, pruner, batch = made.training_loss, made.pruner, made.steps.batches.on_device(0, 0)
     training_loss.best_score = float("inf")  # no later student counts as better
     first, moved, ranks = None, [], made.pruner.growth.initial_parameters
     for step in range(12):

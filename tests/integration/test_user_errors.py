@@ -22,7 +22,7 @@ from apt_ds.losses.task_losses import CausalLoss
 from apt_ds.models import adapter, builtin_models, loading
 from apt_ds.runtime import zero
 from apt_ds.training import run as training_run
-from apt_ds.training.trainer import Trainer
+from apt_ds.training.evaluations import Evaluations
 from tests.support import tiny
 from tests.support.launcher import GRADUAL, PRETUNING, Place, Run, caller, own_world
 from tests.support.paths import ROOT
@@ -200,7 +200,7 @@ def test_a_run_that_fails_before_its_first_step_leaves_what_was_there(
         (output / "notes" if existed == "full" else output).mkdir(parents=True)
     words = place.words(output, "--max_steps", "1", "--calibration_steps", "1", "--report", "false")
     with monkeypatch.context() as patch:
-        patch.setattr(*((loading, "load_model") if where == "load" else (Trainer, "judge")), fail)
+        patch.setattr(*((loading, "load_model") if where == "load" else (Evaluations, "everything")), fail)
         ended = run([*words, "--overwrite_output_dir"] if existed == "full" else words)
     assert ended.status == 2 and ended.mistakes == ["error: no more of this"]
     if existed == "full":

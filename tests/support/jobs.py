@@ -245,7 +245,7 @@ def packed_shards(folder: str, flags: list[str]) -> dict[str, Any]:
     made = training_run.prepare(run_config(folder, 3, False, flags))
     packed = [p for p in made.engine.module.parameters() if isinstance(p, QuantizedParameter)]
     found = {"whole": [p.full.numel() * p.bits // 8 for p in packed], "rest": [held(p) for p in packed]}
-    loss = task_losses.summed_loss(made.engine, made.steps.micro_batch(0, 0))
+    loss = task_losses.summed_loss(made.engine, made.steps.batches.on_device(0, 0))
     found["waiting"] = [held(p) for p in packed]
     made.engine.backward(loss)
     made.engine.step()
