@@ -23,11 +23,12 @@ from apt_ds.data.batching import GlobalOrder, round_up
 from apt_ds.data.glue import labels_of
 from apt_ds.data.packing import sharing
 from apt_ds.data.tokenized import TokenizedSet
-from apt_ds.data.tokenizer_checks import check_lengths, check_positions
+from apt_ds.data.tokenizer_checks import check_lengths
 from apt_ds.eval import metrics
 from apt_ds.losses.task_losses import TASK_LOSSES
 from apt_ds.models import loading, quantization_checks
 from apt_ds.models.loading import Base
+from apt_ds.models.positions import check_positions
 from apt_ds.pruning.rules import mask_notice
 from apt_ds.runtime import collectives, zero
 from apt_ds.training.datasets import Data, read_data
@@ -129,7 +130,7 @@ def estimate_run(run: RunConfig, base: Base, data: Data, config: zero.Config, wo
 def micro_batches(run: RunConfig, data: Data, world: int, kind: str) -> Shape:
     """What no training micro-batch of the run exceeds in any dimension, on any of `world` ranks."""
     size = run.optim.per_device_train_batch_size
-    order = GlobalOrder(len(data.train), size * run.optim.gradient_accumulation_steps * world, run.optim.seed)
+    order = GlobalOrder(len(data.train), run.optim.global_batch(world), run.optim.seed)
     steps = run.optim.max_steps if run.optim.max_steps > 0 else order.steps(run.optim.num_train_epochs)
     drawn = (order.indices(step) for step in range(steps))
     parts = [indices[i : i + size] for indices in drawn for i in range(0, len(indices), size)]

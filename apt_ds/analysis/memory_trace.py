@@ -30,8 +30,10 @@ from apt_ds.data.tokenized import Row
 from apt_ds.losses.lm_head import pad_positions
 from apt_ds.losses.task_losses import TASK_LOSSES, Inputs, LabelledTokens, TaskLoss, TokenLoss
 from apt_ds.losses.training_loss import TrainingLoss
-from apt_ds.models import adapter, loading, quantization, t5_position_bias, task_heads
-from apt_ds.models.blocks import block_slices
+from apt_ds.models import adapter, loading, quantization, task_heads
+from apt_ds.models.architectures import architecture_of
+from apt_ds.models.architectures.spec import AUTO_CLASSES
+from apt_ds.models.blocks import block_slices, plural
 from apt_ds.models.loading import Base
 from apt_ds.pruning.masks import Masks
 from apt_ds.pruning.salience import Salience
@@ -168,10 +170,10 @@ def fake() -> Iterator[None]:
 def skeleton(base: Base, run: RunConfig) -> nn.Module:
     """The model as `loading.load_model` gives it, without content. Inside `fake`."""
     # a copy: the configuration says what the files hold, and would take over what is asked for here
-    model = loading.CLASSES[base.kind].from_config(
+    model = AUTO_CLASSES[base.kind].from_config(
         copy.deepcopy(base.config), dtype=loading.run_dtype(run), attn_implementation=run.model.attn_implementation
     )
-    t5_position_bias.prepare(model, base.anatomy)
+    architecture_of(base.config).prepare(model, base.anatomy)
     model.config.use_cache = False
     if run.optim.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -182,9 +184,7 @@ def half_masked(base: Base, run: RunConfig) -> Masks:
     """Masks on their way, where blocks go while the model is tuned; else none."""
     masks, values = Masks(base.anatomy), np.ones(base.anatomy.sizes.total())
     for site, span in block_slices(base.anatomy.sizes):
-        if run.pruning.mode == "gradual" and base.anatomy.kind(site) in [
-            kind.removesuffix("s") for kind in run.pruning.block_kinds
-        ]:
+        if run.pruning.mode == "gradual" and plural(base.anatomy.kind(site)) in run.pruning.block_kinds:
             values[span] = 0.5
     masks.set(values)
     return masks

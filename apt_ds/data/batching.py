@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -40,11 +40,11 @@ class Batch:
         """A copy of the batch on `device`. Sent from pinned memory, so that a GPU at work is not waited for."""
         pinned = torch.device(device).type == "cuda"
 
-        def sent(held: Tensor) -> Tensor:
-            held = held.pin_memory() if pinned and not held.is_cuda else held
-            return held.to(device, non_blocking=True)
+        def sent(tensor: Tensor) -> Tensor:
+            tensor = tensor.pin_memory() if pinned and not tensor.is_cuda else tensor
+            return tensor.to(device, non_blocking=True)
 
-        return Batch(**{name: None if held is None else sent(held) for name, held in vars(self).items()})
+        return replace(self, **{name: sent(tensor) for name, tensor in vars(self).items() if tensor is not None})
 
 
 def round_up(length: int, multiple: int = MULTIPLE) -> int:

@@ -6,13 +6,11 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from apt_ds.config.errors import UserError
 
-_ENCODER = ("cls_token", "sep_token", "pad_token")
-# what a model's input cannot be made without; any other pads with its end token
-NEEDED = {"bert": _ENCODER, "roberta": _ENCODER, "t5": ("eos_token", "pad_token")}
 
-
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, needed: tuple[str, ...] = ()) -> None:
     """A tokenizer must make only ids that the model embeds, and frame text as this kind of model has learnt it.
+
+    needed: the special tokens without which the model's input cannot be made. Other models pad with their end token.
 
     Raises:
         UserError: it does not; says what is wrong.
@@ -25,15 +23,14 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
             f"the tokenizer of {name} has ids up to {largest}, the model embeds only {config.vocab_size}; {advice}"
         )
     check_ids(config)
-    needed = NEEDED.get(config.model_type, ())
     for token in needed:
         if getattr(tokenizer, token) is None:
             raise UserError(f"the tokenizer of {name} has no {token}, which {config.model_type} needs; {advice}")
-    # RoBERTa counts its positions, and T5 starts its decoder, by the padding its configuration names
+    # positions may be counted, and a decoder started, by the padding token of the configuration
     if needed and config.pad_token_id not in (None, tokenizer.pad_token_id):
         pads = f"pads with id {tokenizer.pad_token_id}, the model with {config.pad_token_id}"
         raise UserError(f"the tokenizer of {name} {pads}; {advice}")
-    if needed == _ENCODER:
+    if "cls_token" in needed:
         framed = tokenizer("")["input_ids"]
         if framed[:1] != [tokenizer.cls_token_id] or framed[-1] != tokenizer.sep_token_id:
             raise UserError(
@@ -61,23 +58,13 @@ def check_room(tokenizer: PreTrainedTokenizerBase, pair: bool, max_length: int) 
         raise UserError(f"a length of {max_length} tokens leaves no room beside {framing} special ones; raise it")
 
 
-def check_positions(config: PretrainedConfig, max_length: int) -> None:
-    """UserError where an encoder has no position for `max_length` tokens; relative positions have no end."""
-    if NEEDED.get(config.model_type) != _ENCODER:
-        return
-    # RoBERTa counts from the place after its padding token's
-    room = config.max_position_embeddings - (config.pad_token_id + 1 if config.model_type == "roberta" else 0)
-    if max_length > room:
-        raise UserError(f"--max_seq_length {max_length} is more than the model's {room} positions; lower it")
-
-
 def check_lengths(config: PretrainedConfig, longest: int, block: int) -> None:
     """UserError where a language model has fewer positions than an example or a block of text has tokens.
 
     longest: tokens of the longest example; block: tokens of a block that perplexity is taken on (0: none).
     """
     room = getattr(config, "max_position_embeddings", None)
-    if room is None or NEEDED.get(config.model_type):
+    if room is None:
         return
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     # under other kinds of scaling, max_position_embeddings is the scaled number already

@@ -31,8 +31,9 @@ from apt_ds.eval.inference_timing import (
     time_generation_at_batch,
 )
 from apt_ds.models import loading as model_loading
+from apt_ds.models.architectures import find_architecture
 from apt_ds.runtime import zero
-from apt_ds.runtime.memory import peak_memory, reset_peak
+from apt_ds.runtime.memory import peak_memory, reset_peak, trim_heap
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
 
@@ -143,8 +144,8 @@ def check_context(config: PretrainedConfig, plan: TimingPlan) -> None:
     Raises:
         UserError: The prompt is longer.
     """
-    # RoBERTa's positions start after the id of padding
-    offset = config.pad_token_id + 1 if loading.family(config) == "roberta" else 0
+    spec = find_architecture(config)
+    offset = spec.position_offset(config) if spec is not None else 0
     context = getattr(config, "max_position_embeddings", plan.prompt + offset) - offset
     if plan.prompt > context:
         raise UserError(f"--prompt_length {plan.prompt} is longer than the model's context of {context} tokens")
@@ -154,8 +155,7 @@ def memory_in_use() -> int:
     """Bytes that this process uses now, after the allocator has returned free memory."""
     if zero.device().type == "cuda":
         return torch.cuda.memory_allocated(zero.device())
-    with suppress(OSError):  # without glibc free memory counts too
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    trim_heap()
     return psutil.Process().memory_info().rss
 
 

@@ -15,9 +15,10 @@ from transformers.utils import cached_file
 
 from apt_ds.config.deepspeed_json import read_json
 from apt_ds.config.errors import UserError
+from apt_ds.config.tasks import ANSWERS, CLASSIFICATION, GENERATION, LANGUAGE_MODEL
 from apt_ds.data.tokenizer_checks import check_ids
 from apt_ds.models import builtin_models, loading, pretrained
-from apt_ds.models.architectures.tables import ANSWERS, ARCHITECTURES, CLASSIFICATION, GENERATION, HEADS, LANGUAGE_MODEL
+from apt_ds.models.architectures import find_architecture
 from apt_ds.models.model_folder import check_files, check_weights, read_part
 from apt_ds.runtime import collectives, zero
 
@@ -84,8 +85,8 @@ def load(
     tokenizer = read_part(lambda: pretrained.read_tokenizer(source, trust), *error_context(name))
     sharding = zero.shard_while_loading(engine)
     dtype = torch.bfloat16 if bf16 else torch.float32
-    head = HEADS.get((family(config), task_type)) if fresh_head else None
-    optional = (*head[0], head[1]) if head else ()
+    spec = find_architecture(config)
+    optional = spec.heads.get(task_type, ()) if fresh_head and spec is not None else ()
     model, _ = loading.read_weights(source, dtype, attention, task_type, optional, flag="--model", trust=trust)
     model.eval()
     runner: nn.Module = model
@@ -127,18 +128,14 @@ def error_context(name: str) -> tuple[str, str]:
     return f"--model {name!r}", f"give a folder made by save_pretrained, a hub name, or {builtin_models.NAMES}"
 
 
-def family(config: PretrainedConfig) -> str:
-    """The model type without the prefix of models whose sizes differ by layer."""
-    return config.model_type.removeprefix("apt_")
-
-
 def task_type_of(config: PretrainedConfig) -> str:
     """The task type of a model, from the class in its configuration, or else the first of its architecture."""
     class_name = (config.architectures or [""])[0]
     for ending, task_type in CLASS_ENDINGS.items():
         if class_name.endswith(ending):
             return task_type
-    return next(iter(ARCHITECTURES.get(family(config), {LANGUAGE_MODEL: None})))
+    spec = find_architecture(config)
+    return spec.first_task_type if spec is not None else LANGUAGE_MODEL
 
 
 def start_ranks(needed: bool = False) -> None:

@@ -1,7 +1,7 @@
 """The APT adapter: a frozen linear layer with a low-rank path beside it (section 1 of the method).
 
-`H(x) = (W + s W_B W_A) x`, s = 2 at every rank. The masks m_i and m_o of the paper sit outside, on what the
-layer reads and writes (`masks.py`); the two places compute the same function.
+`H(x) = (W + s W_B W_A) x`, s = 2 at every rank. The masks m_i and m_o of the paper are outside, on what the
+layer reads and writes (`pruning/masks.py`). Both places compute the same function.
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ from torch import Tensor, nn
 
 from apt_ds.models import quantization
 from apt_ds.models.blocks import Anatomy
+from apt_ds.models.modules import linear_at, replace_module
 from apt_ds.runtime import zero
 
 SCALE = 2.0
 
 
 class AptLinear(nn.Linear):
-    """A frozen linear layer wearing an adapter. Takes its parameters over, packed or not, and copies nothing.
+    """A frozen linear layer with an adapter. It takes over the layer's parameters, quantized or not, without a copy.
 
-    lora_A: [rank, in_features], Gaussian with standard deviation 1/sqrt(3 in_features).
-    lora_B: [out_features, rank], zero.
-    past: values to use instead of them, by name, while the teacher speaks.
+    Attributes:
+        lora_A: W_A, [rank, in_features], Gaussian with standard deviation 1/sqrt(3 in_features).
+        lora_B: W_B, [out_features, rank], zero.
+        past: values to use instead of these two, by name, during the teacher's forward pass.
     """
 
     def __init__(self, base: nn.Linear, lora_A: Tensor, lora_B: Tensor) -> None:
@@ -35,33 +37,34 @@ class AptLinear(nn.Linear):
         self.past: dict[str, Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
+        """W x + b + s W_B W_A x. [..., in_features] -> [..., out_features]."""
         a, b = self.past.get("lora_A", self.lora_A), self.past.get("lora_B", self.lora_B)
         low = F.linear(F.linear(x, a), b)
         return torch.add(quantization.linear(x, self.weight, self.bias), low, alpha=SCALE)
 
     def merged(self) -> Tensor:
-        """W + s W_B W_A in the weight's dtype, summed in fp32. Parameters must be gathered. [out, in]"""
+        """W + s W_B W_A, [out, in], in the weight's dtype, summed in fp32. Parameters must be gathered."""
         base = quantization.dense(self.weight, torch.float32).float()
         return (base + SCALE * (self.lora_B.float() @ self.lora_A.float())).to(self.weight.dtype)
 
 
 def gaussian_rows(rows: int, columns: int, width: int, generator: torch.Generator) -> Tensor:
-    """New rows of W_A, fp32 on the CPU: `width` is the input width the deviation is taken from."""
+    """New rows of W_A, fp32 [rows, columns] on the CPU, with standard deviation 1/sqrt(3 width)."""
     return torch.randn(rows, columns, generator=generator) / (3 * width) ** 0.5
 
 
 def attach(model: nn.Module, anatomy: Anatomy, targets: tuple[str, ...], rank: int, seed: int) -> None:
     """Freeze `model` and put adapters of `rank` on every layer's `targets`, in place.
 
-    Works on weights that are already partitioned: only their declared widths are read. The same seed gives
-    the same adapters on every rank and for any partitioning.
+    The weights may be partitioned: only their declared widths are read. The same seed gives the same adapters on
+    every rank and for any partitioning.
     """
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for name in targets:
         for path in anatomy.targets[name]:
-            base = model.get_submodule(path)
+            base = linear_at(model, path)
             like = base.weight
             a = gaussian_rows(rank, base.in_features, base.in_features, generator).to(like.device, like.dtype)
             b = torch.zeros(base.out_features, rank, device=like.device, dtype=like.dtype)
@@ -80,19 +83,14 @@ def ranks(model: nn.Module) -> dict[str, int]:
     return {path: zero.full_shape(adapter.lora_A)[0] for path, adapter in adapters(model)}
 
 
-def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
-    """Put `module` in the place named `path`."""
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, module)
-
-
 class Transform(nn.Module):
-    """Tr: what a student's layer is shown to its teacher through, the identity plus a low rank. [..., d] -> [..., d]"""
+    """Tr of section 7: the identity plus a low-rank map, between a student's layer and its teacher's."""
 
     def __init__(self, lora_A: Tensor, lora_B: Tensor) -> None:
         super().__init__()
         self.lora_A, self.lora_B = nn.Parameter(lora_A), nn.Parameter(lora_B)
 
     def forward(self, x: Tensor) -> Tensor:
+        """X + s W_B W_A x. [..., d] -> [..., d]."""
         low = nn.functional.linear(nn.functional.linear(x, self.lora_A), self.lora_B)
         return torch.add(x, low, alpha=SCALE)

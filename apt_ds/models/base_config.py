@@ -1,4 +1,4 @@
-"""Which fields of a model's configuration decide what it computes, and where two configurations differ in them."""
+"""The fields of a configuration that decide what a model computes, and the first one in which two differ."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def decisive(config: PretrainedConfig) -> dict[str, Any]:
 def first_difference(then: dict[str, Any], now: dict[str, Any]) -> tuple[str, Any, Any] | None:
     """(field, earlier value, present value) of the first field that differs, None where none does.
 
-    A field that only one of them has is one that another version of transformers does not know: it is left out.
+    A field that only one configuration has comes from another version of transformers. It is not compared.
     """
     for name in sorted(then.keys() & now.keys()):
         if then[name] == now[name]:

@@ -1,9 +1,9 @@
 """What a model is made of: which weights belong to which block. Carries section 2 of the method.
 
-Three kinds of block: a *head* (under grouped-query attention one key/value group with all its query
-heads), a *neuron* of a feed-forward layer, a *hidden* dimension of the residual stream. Heads and
-neurons live at *sites*: one attention or feed-forward sublayer each. The tables themselves are in
-`tables.py`; nothing else in the package knows a module name.
+There are three kinds of block. A *head* is an attention head, or under grouped-query attention one key/value group
+with all its query heads. A *neuron* is one of a feed-forward layer. A *hidden* block is a dimension of the residual
+stream. Heads and neurons belong to *sites*: one attention or feed-forward sublayer each. The tables are in
+`architectures/`. Nothing else in the package knows a module name.
 """
 
 from __future__ import annotations
@@ -13,17 +13,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-HIDDEN = -1  # the site number under which hidden dimensions go
+HIDDEN = -1  # the site number of hidden dimensions
+PLURALS = {"head": "heads", "neuron": "neurons", "hidden": "hidden"}
 
 
 @dataclass(frozen=True)
 class Sublayer:
     """One attention or feed-forward sublayer.
 
-    consumer: path of the linear layer that reads its blocks and writes the residual stream.
-    unit: input columns of the consumer per block (query heads x head_dim, or 1).
-    weight: parameters per block and per hidden dimension (head 2 d_h (n_q + 1), neuron 2, gated 3).
-    position_bias: path of the attention whose relative position bias follows its heads ('': none).
+    Attributes:
+        kind: 'head' or 'neuron'.
+        consumer: path of the linear layer that reads the blocks and writes the residual stream.
+        unit: input columns of the consumer per block: query heads x head_dim, or 1.
+        weight: parameters per block and hidden dimension: 2 d_h (n_q + 1) for a head, 2 or (gated) 3 for a neuron.
+        position_bias: path of the attention whose relative position bias follows its heads. '': none.
     """
 
     kind: str
@@ -35,7 +38,7 @@ class Sublayer:
 
 @dataclass(frozen=True)
 class Axis:
-    """A weight's dimension that is made of blocks: `unit` consecutive entries per block of `site`."""
+    """A dimension of a weight that blocks index: `unit` consecutive entries per block of `site`."""
 
     site: int
     unit: int = 1
@@ -43,7 +46,13 @@ class Axis:
 
 @dataclass(frozen=True)
 class IndexedModule:
-    """A module whose `weight` (and `bias`) is indexed by blocks. `rows` is dimension 0, `columns` dimension 1."""
+    """A module whose weight and bias are indexed by blocks.
+
+    Attributes:
+        path: path of the module.
+        rows: dimension 0 of the weight, and the bias. None: no block indexes it.
+        columns: dimension 1 of the weight. None: no block indexes it.
+    """
 
     path: str
     rows: Axis | None
@@ -52,7 +61,7 @@ class IndexedModule:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many blocks there are: `counts[s]` at site s, and `hidden` dimensions."""
+    """Numbers of blocks: `counts[s]` at site s, and `hidden` dimensions."""
 
     counts: tuple[int, ...]
     hidden: int
@@ -64,14 +73,22 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The table for one model. Paths are relative to the model that holds them.
+    """The table of one model's blocks. Paths are relative to the model.
 
-    writers: modules whose output is the residual stream or goes into it; readers: those that read it.
-    norms: normalisations over the stream, epsilon the name of that attribute; layer_norm: LayerNorm, not RMSNorm.
-    stream_wide: modules whose output is as wide as the stream and follows it, without being part of it (a pooler).
-    heads: linear layers that make the task's answer, trained whole.
-    targets: short adapter names ("q", "gate", ...) to the paths of all layers.
-    second: paths under this prefix see the tokens of a second sequence, the decoder's ('': there is one sequence).
+    Attributes:
+        sites: all attention and feed-forward sublayers, numbered in this order.
+        slots: every module with a weight that blocks index, and those whose weight must stay whole.
+        writers: modules whose output is the residual stream, or is added to it.
+        readers: linear layers that read the residual stream.
+        norms: normalisations over the residual stream.
+        epsilon: the name of the norms' attribute that keeps them from dividing by zero.
+        targets: names of adapter targets ("q", "gate", ...) to the paths in all layers.
+        layers: paths of all layers.
+        sizes: numbers of blocks.
+        layer_norm: norms are LayerNorm. False: RMSNorm.
+        stream_wide: modules whose output is as wide as the stream but no part of it, such as a pooler.
+        heads: linear layers that make the task's answer. They are trained whole.
+        second: prefix of the modules that see the tokens of a second sequence, the decoder's. '': there is none.
     """
 
     sites: tuple[Sublayer, ...]
@@ -93,7 +110,7 @@ class Anatomy:
         return sizes.hidden * self.width(sizes)
 
     def width(self, sizes: Sizes) -> int:
-        """Price of one hidden dimension: parameters that go with it."""
+        """Price of one hidden dimension in parameters."""
         return sum(site.weight * n for site, n in zip(self.sites, sizes.counts, strict=True))
 
     def params_per_block(self, sizes: Sizes) -> np.ndarray:
@@ -111,6 +128,11 @@ class Anatomy:
     def with_sizes(self, sizes: Sizes) -> Anatomy:
         """The same table after a cut."""
         return replace(self, sizes=sizes)
+
+
+def plural(kind: str) -> str:
+    """The word of `--prune_blocks` for a kind of block."""
+    return PLURALS[kind]
 
 
 def block_slices(sizes: Sizes) -> Iterator[tuple[int, slice]]:

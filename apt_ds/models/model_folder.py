@@ -1,4 +1,4 @@
-"""What can be wrong in a model's folder, found before its weights are read."""
+"""Checks of a model's folder before its weights are read."""
 
 from __future__ import annotations
 
@@ -26,24 +26,29 @@ SMALL = (".json", ".model", ".txt", ".jinja")  # endings of what a configuration
 HEADER = 8  # bytes of a safetensors file that state the length of its header
 
 
-class NeedsCode(ValueError):
-    """Only code of the folder itself can read what it holds, and nobody has asked to run that."""
+class NeedsCodeError(ValueError):
+    """Only code of the folder can read it, and the user has not allowed that code to run."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"its {what} needs code of its own: read that code, then give --trust_remote_code to run it")
 
 
 def read_part(read: Callable[[], T], where: str, advice: str) -> T:
-    """What `read` makes of a folder's configuration or tokenizer.
+    """Read a folder's configuration or tokenizer with `read`.
+
+    Args:
+        read: reads it.
+        where: the flag and the folder, for the error.
+        advice: the advice of the error.
 
     Raises:
-        UserError: it fails, in whatever way: files of others decide how a parser of others ends.
+        UserError: `read` fails. A broken file can make another library's parser raise anything.
     """
     try:
         return read()
     except UserError:
         raise
-    except NeedsCode as error:
+    except NeedsCodeError as error:
         raise UserError(f"{where}: {error}") from None
     except StrictDataclassError as error:
         raise UserError(f"{where}: its config.json is not valid: {' '.join(str(error).split())}") from None
@@ -57,7 +62,7 @@ def first_line(error: BaseException) -> str:
 
 
 def check_files(source: str, where: str) -> None:
-    """Check a folder's small files; a hub name is left alone.
+    """Check a folder's small files. A hub name is not checked.
 
     Raises:
         UserError: a file is a Git LFS pointer, or config.json is no object or has a size below 1.
@@ -65,7 +70,7 @@ def check_files(source: str, where: str) -> None:
     folder = Path(source)
     if not folder.is_dir():
         return
-    # weights of a format that is not read may well be left as pointers
+    # weights of another format may stay pointers: nothing reads them
     for path in sorted(path for path in folder.iterdir() if path.suffix in SMALL and path.is_file()):
         _check_pointer(path, where)
     if (folder / "config.json").is_file():
@@ -77,7 +82,7 @@ def check_files(source: str, where: str) -> None:
 
 
 def check_weights(source: str, where: str) -> None:
-    """Check that a folder's weight files are complete; a hub name is left alone.
+    """Check that a folder's weight files are complete. A hub name is not checked.
 
     Raises:
         UserError: no weights, a file of the index is absent, or a safetensors file is shorter than its header says.
@@ -147,8 +152,9 @@ def _check_pointer(path: Path, where: str) -> None:
     except OSError as error:
         raise UserError(f"{where}: {path.name} cannot be read: {error.strerror}") from None
     if pointer:
-        told = f"is a Git LFS pointer instead of the file itself. Run `git lfs pull` in {path.parent}"
-        raise UserError(f"{where}: {path.name} {told}")
+        raise UserError(
+            f"{where}: {path.name} is a Git LFS pointer instead of the file itself. Run `git lfs pull` in {path.parent}"
+        )
 
 
 def _json(path: Path, where: str) -> Any:
@@ -161,7 +167,7 @@ def _json(path: Path, where: str) -> Any:
 
 
 def _problem(path: Path) -> str:
-    """What is wrong with a safetensors file, by its header and its size. Empty where nothing is."""
+    """The defect of a safetensors file, by its header and its size. '': none."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(HEADER)

@@ -1,7 +1,7 @@
 """Reads what a model folder says of itself. Code of the folder runs only where the user has asked for it.
 
-This package has classes of its own for models with sizes by layer. They are registered here, so that such a folder
-loads without the copy of the class that it carries.
+This package has classes of its own for models with sizes by layer. The import of `architectures` registers them, so
+that an exported folder loads without its own copy of the class.
 """
 
 from __future__ import annotations
@@ -15,34 +15,16 @@ from pickle import UnpicklingError
 from typing import TypeVar
 
 import torch
-import transformers
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from apt_ds.config.tasks import ANSWERS, CLASSIFICATION, GENERATION, LANGUAGE_MODEL
-from apt_ds.models.export import modeling_apt_bert, modeling_apt_llama, modeling_apt_t5
-from apt_ds.models.export.configs import AUTO
-from apt_ds.models.model_folder import NeedsCode
+from apt_ds.models import architectures  # noqa: F401 -- registers the classes with sizes by layer
+from apt_ds.models.model_folder import NeedsCodeError
 
-OWN = {
-    LANGUAGE_MODEL: (modeling_apt_llama.AptLlamaForCausalLM,),
-    CLASSIFICATION: (
-        modeling_apt_bert.AptBertForSequenceClassification,
-        modeling_apt_bert.AptRobertaForSequenceClassification,
-    ),
-    ANSWERS: (modeling_apt_bert.AptBertForQuestionAnswering, modeling_apt_bert.AptRobertaForQuestionAnswering),
-    GENERATION: (modeling_apt_t5.AptT5ForConditionalGeneration,),
-}
 T = TypeVar("T")
-PREFIX = "apt_"  # of the model types of `OWN`
 NAMES_CODE = ("auto_map", "custom_pipelines")  # fields of a configuration that name code of a folder
 WRITABLE = (torch.float32, torch.bfloat16, torch.float16)
 IN_FILES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-
-for _task, _classes in OWN.items():
-    for _class in _classes:
-        AutoConfig.register(_class.config_class.model_type, _class.config_class, exist_ok=True)
-        getattr(transformers, AUTO[_task]).register(_class.config_class, _class, exist_ok=True)
 
 
 def needs_code(error: Exception) -> bool:
@@ -54,7 +36,7 @@ def read_config(source: str, trust: bool = False) -> PretrainedConfig:
     """The configuration of a folder or hub name. trust: code of the folder may run.
 
     Raises:
-        NeedsCode: it needs code of the folder, and `trust` is false.
+        NeedsCodeError: it needs code of the folder, and `trust` is false.
         OSError, ValueError, KeyError: there is none, or it is broken.
     """
     config = _read("model", lambda: AutoConfig.from_pretrained(source, trust_remote_code=trust))
@@ -75,7 +57,7 @@ def _read(what: str, read: Callable[[], T]) -> T:
         return read()
     except ValueError as error:
         # transformers has no class of its own for this one
-        raise (NeedsCode(what) if needs_code(error) else error) from None
+        raise (NeedsCodeError(what) if needs_code(error) else error) from None
 
 
 def without_code(config: PretrainedConfig) -> PretrainedConfig:

@@ -1,9 +1,9 @@
-"""Weights held in 4 or 8 bits. This module alone imports bitsandbytes, when it is needed.
+"""Weights quantized to 4 or 8 bits.
 
-Not in the paper: QLoRA (Dettmers et al. 2023) keeps the frozen base in NF4, blocks of 64 weights with a scale each and
-the scales in 8 bits; LLM.int8 (Dettmers et al. 2022) in int8 with a scale per row. Departure from the latter:
-activations are not rounded. A product dequantizes its weight, forward and backward, so that it is the one of the
-dequantized weight, and keeps the parameter rather than its values, so that ZeRO-3 may shard it in between.
+Not in the paper: QLoRA (Dettmers et al. 2023) keeps the frozen base in NF4: blocks of 64 weights with a scale each, and
+the scales in 8 bits. LLM.int8 (Dettmers et al. 2022) keeps it in int8 with a scale per row. Departure from the latter:
+activations are not rounded. A product dequantizes its weight, forward and backward. Autograd keeps the parameter
+instead of its values, so that ZeRO-3 may shard it between the two.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
+from apt_ds.models.modules import linear_at
 from apt_ds.runtime.bnb import _imported, library
 from apt_ds.runtime.packed import QuantizedParameter
 
@@ -26,14 +27,16 @@ LARGEST = 127.0
 
 
 class QuantizedLinear(nn.Linear):
-    """A linear layer over a packed weight."""
+    """A linear layer over a quantized weight."""
 
     def __init__(self, weight: QuantizedParameter, bias: nn.Parameter | None) -> None:
         nn.Module.__init__(self)
         self.out_features, self.in_features = weight.full
-        self.weight, self.bias = weight, bias
+        self.weight = weight
+        self.register_parameter("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """X W^T + b. [..., in_features] -> [..., out_features]."""
         return linear(x, self.weight, self.bias)
 
 
@@ -48,8 +51,8 @@ class _Product(torch.autograd.Function):
         return gradient @ dense(ctx.weight, gradient.dtype), None
 
 
-def linear(x: Tensor, weight: nn.Parameter, bias: nn.Parameter | None = None) -> Tensor:
-    """X W^T + b, of a packed weight or a plain one. [..., in] -> [..., out]"""
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """X W^T + b, of a quantized weight or a plain one. [..., in] -> [..., out]."""
     if not isinstance(weight, QuantizedParameter):
         return F.linear(x, weight, bias)
     product = _Product.apply(x, weight)
@@ -57,7 +60,10 @@ def linear(x: Tensor, weight: nn.Parameter, bias: nn.Parameter | None = None) ->
 
 
 def dense(weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A weight's values, [out, in], in `dtype` or the weight's own; a plain weight as it is. It must be gathered."""
+    """The values of a quantized weight, [out, in], in `dtype` or the run's. A plain weight is returned as it is.
+
+    The weight must be gathered.
+    """
     if not isinstance(weight, QuantizedParameter):
         return weight
     dtype, codes = dtype or weight.dtype, weight.codes()
@@ -71,7 +77,7 @@ def dense(weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def pack(values: Tensor, bits: int, dtype: torch.dtype) -> QuantizedParameter:
-    """Quantize [out, in] to `bits` bits, on the device where it is; `dtype` is the run's."""
+    """Quantize values [out, in] to `bits` bits on their device. dtype: the run's."""
     functional = _imported().functional
     if bits == 8:
         codes, scales, _ = functional.int8_vectorwise_quant(values.half())
@@ -83,29 +89,29 @@ def pack(values: Tensor, bits: int, dtype: torch.dtype) -> QuantizedParameter:
 
 
 def requantize_like(old: nn.Parameter, values: Tensor) -> nn.Parameter:
-    """A parameter that holds `values` as `old` holds its own: in as many bits, or plain."""
+    """A parameter with `values`, quantized to as many bits as `old`, or plain like `old`."""
     if not isinstance(old, QuantizedParameter):
         return nn.Parameter(values, requires_grad=old.requires_grad)
-    made = pack(values, old.bits, old.dtype)
-    error = (dense(made, values.dtype) - values).norm() / values.norm().clamp(min=1e-12)
-    made.requantization_error = math.hypot(old.requantization_error, float(error))
-    return made
+    quantized = pack(values, old.bits, old.dtype)
+    error = (dense(quantized, values.dtype) - values).norm() / values.norm().clamp(min=1e-12)
+    quantized.requantization_error = math.hypot(old.requantization_error, float(error))
+    return quantized
 
 
 def hold(model: nn.Module, paths: list[str], bits: int, dtype: torch.dtype) -> None:
-    """Quantize a plain model's linear layers in place, one at a time; 16 bits: nothing to do."""
+    """Quantize linear layers of a plain model in place, one at a time. 16 bits: nothing changes."""
     for path in paths if bits < 16 else []:
-        module = model.get_submodule(path)
+        module = linear_at(model, path)
         model.set_submodule(path, QuantizedLinear(pack(module.weight.detach(), bits, dtype), module.bias))
 
 
-def convert_bnb_layers(model: nn.Module, dtype: torch.dtype) -> None:
-    """Make bitsandbytes' linear layers in a model just loaded ours, weights untouched; others stay as they are."""
+def convert_bnb_layers(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Replace the linear layers of bitsandbytes in a loaded model by `QuantizedLinear`, with the same weights."""
     if "bitsandbytes" not in {type(module).__module__.partition(".")[0] for module in model.modules()}:
         return
     kinds = _imported().nn
     for path, module in list(model.named_modules()):
-        weight = getattr(module, "weight", None)
+        weight: Any = getattr(module, "weight", None)
         if isinstance(module, kinds.Linear4bit):
             state = weight.quant_state
             packed = QuantizedParameter(weight.data.view(torch.uint8), 4, state.shape, state, dtype)
@@ -115,15 +121,17 @@ def convert_bnb_layers(model: nn.Module, dtype: torch.dtype) -> None:
         else:
             continue
         model.set_submodule(path, QuantizedLinear(packed, module.bias))
-    # it is no model of the quantizer's any more: transformers would refuse to move it
-    model.is_loaded_in_4bit = model.is_loaded_in_8bit = model.is_quantized = False
+    # transformers would refuse to move a model that it takes for a quantizer's
+    for name in ("is_loaded_in_4bit", "is_loaded_in_8bit", "is_quantized"):
+        setattr(model, name, False)
     del model.hf_quantizer, model.config.quantization_config
 
 
-def loading(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    """What makes `from_pretrained` quantize each weight as it reads it; also what a quantized folder says of itself."""
-    if bits == 16:
-        return None
+def loading(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """The configuration with which `from_pretrained` quantizes each weight as it reads it, to 4 or 8 bits.
+
+    It is also the `quantization_config` of an exported folder.
+    """
     library(f"--base_bits {bits}")
     return BitsAndBytesConfig(
         load_in_4bit=bits == 4,
@@ -136,15 +144,15 @@ def loading(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig | None:
 
 
 def files(name: str, weight: QuantizedParameter, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """The tensors that stand for a weight called `name` in a quantized folder. It must be gathered.
+    """The tensors of a quantized folder for the weight `name`, which must be gathered.
 
-    dtype: the one that 4 bits are said to stand for, None: the one they were made from.
+    dtype: the dtype that the folder names for 4-bit weights. None: that of the weights before quantization.
     """
     codes = weight.codes()
     if weight.bits == 8:
         module = name.removesuffix(".weight")
-        held = {name: codes.view(torch.int8).view(weight.full), f"{module}.SCB": weight.scales}
-        return held | {f"{module}.weight_format": torch.zeros((), dtype=torch.uint8)}
+        tensors = {name: codes.view(torch.int8).view(weight.full), f"{module}.SCB": weight.scales}
+        return tensors | {f"{module}.weight_format": torch.zeros((), dtype=torch.uint8)}
     state = copy.copy(weight.scales)
     state.dtype = dtype or state.dtype
     state = state.as_dict(packed=True)
@@ -152,7 +160,7 @@ def files(name: str, weight: QuantizedParameter, dtype: torch.dtype | None = Non
 
 
 def small_parts(weight: Tensor) -> list[Tensor]:
-    """A packed weight's scales; nothing for a plain one."""
+    """The scales of a quantized weight. [] for a plain one."""
     if not isinstance(weight, QuantizedParameter):
         return []
     state = weight.scales
@@ -160,14 +168,21 @@ def small_parts(weight: Tensor) -> list[Tensor]:
 
 
 def written_bytes(weight: nn.Parameter, numel: int, bits: int, dtype: torch.dtype | None = None) -> int:
-    """Bytes of a weight in a folder of `bits`; numel: what it stands for; dtype: of one in 16 bits, None: its own."""
+    """Bytes of a weight in an exported folder.
+
+    Args:
+        weight: the parameter, quantized or plain.
+        numel: number of weights that it stands for.
+        bits: bits of the folder, 16 for a plain one.
+        dtype: dtype of plain weights in the folder. None: the weight's own.
+    """
     if bits == 16 or not isinstance(weight, QuantizedParameter):
         return numel * (dtype or weight.dtype).itemsize
     return numel * bits // 8 + sum(part.numel() * part.element_size() for part in small_parts(weight))
 
 
 def room(full: torch.Size, bits: int) -> tuple[int, int]:
-    """Bytes of the codes and of the scales of a weight [out, in] held in `bits` bits; rows are whole blocks."""
+    """Bytes of the codes, and of the scales, of a weight [out, in] in `bits` bits. Rows must be whole blocks."""
     if bits == 8:
         return full.numel(), 4 * full[0]
     blocks = full.numel() // BLOCK
@@ -176,6 +191,10 @@ def room(full: torch.Size, bits: int) -> tuple[int, int]:
 
 
 def summary(model: nn.Module) -> dict[str, float]:
-    """For people: what cuts have lost by quantizing anew, relative to the weights, over all of them."""
-    lost = [p.requantization_error for p in model.parameters() if isinstance(p, QuantizedParameter)]
-    return {"requantization_error_mean": sum(lost) / len(lost), "requantization_error_max": max(lost)} if lost else {}
+    """Mean and maximum of the relative errors that requantization after cuts has caused. {}: nothing is quantized."""
+    errors = [p.requantization_error for p in model.parameters() if isinstance(p, QuantizedParameter)]
+    return (
+        {"requantization_error_mean": sum(errors) / len(errors), "requantization_error_max": max(errors)}
+        if errors
+        else {}
+    )

@@ -6,25 +6,28 @@ import torch
 
 from apt_ds.config.errors import UserError
 from apt_ds.config.run_config import RunConfig
-from apt_ds.models.blocks import HIDDEN, Anatomy, Axis
+from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, plural
 from apt_ds.models.quantization import BLOCK, ROWS
 from apt_ds.models.scope import competing_kinds
 from apt_ds.runtime.bnb import library
 
 
 def check(run: RunConfig, anatomy: Anatomy, device: torch.device | None) -> None:
-    """Raise UserError for a wish for few bits that cannot be met. device: None for one that is not here.
+    """Check the options for quantized weights. device: None if the run's device is elsewhere.
 
-    What a base of 4 or 8 bits has been tried with (`tests/integration/test_quantized_runs.py`,
+    Combinations that are tested (`tests/integration/test_quantized_runs.py`,
     `tests/integration/test_large_models.py`):
 
-    ZeRO 2 and 3                        the same blocks, losses within 1e-4 of each other
-    offload and checkpointing (ZeRO 3)  the same blocks, losses within 1e-4 of a run without
+    ZeRO 2 and 3                        the same blocks, losses differ by < 1e-4
+    offload and checkpointing (ZeRO 3)  the same blocks, losses differ by < 1e-4
     bf16, adamw_8bit, paged_adamw_8bit  resumes bit for bit, across cuts
     fp16                                refused where DeepSpeed has none, as on most CPUs; untried on a GPU
     adamw_8bit, offloaded optimizer     refused, see `ds_config`
-    every weight trained, or weighed    refused here
+    gradients of all weights            refused here
     layers trained whole (BERT's)       refused here
+
+    Raises:
+        UserError: the combination of options is not supported.
     """
     flag = next((f"--{n} {v}" for n, v, plain in _wishes(run) if v != plain), "")
     if not flag:
@@ -36,7 +39,7 @@ def check(run: RunConfig, anatomy: Anatomy, device: torch.device | None) -> None
     if run.model.base_bits != 16 and anatomy.heads:
         raise UserError(
             f"--base_bits {run.model.base_bits}: the layers {', '.join(anatomy.heads)} are trained whole and cannot "
-            "be quantized; BERT and RoBERTa need --base_bits 16"
+            "be quantized; give --base_bits 16"
         )
     if run.model.base_bits != 16 and run.pruning.score == "taylor":
         raise UserError(
@@ -56,7 +59,7 @@ def check(run: RunConfig, anatomy: Anatomy, device: torch.device | None) -> None
 def _wishes(run: RunConfig) -> list[tuple[str, int | str, int | str]]:
     """(option, value, what it is without bitsandbytes)."""
     plain: dict[str, int | str] = {"base_bits": 16, "export_bits": 16, "optim": "adamw_torch"}
-    return [(name, getattr(run, name), value) for name, value in plain.items()]
+    return [(name, run.flag(name), value) for name, value in plain.items()]
 
 
 def needed(run: RunConfig) -> bool:
@@ -76,6 +79,7 @@ def _check_sizes(run: RunConfig, anatomy: Anatomy) -> None:
         if slot.path not in paths:
             continue
         for axis, unit, what in ((slot.columns, BLOCK, "inputs"), (slot.rows, ROWS, "outputs")):
+            assert axis is not None, f"{slot.path} is an adapter target: blocks index both of its dimensions"
             size, step = _size_and_step(axis, run, anatomy)
             if size % unit:
                 raise UserError(
@@ -94,7 +98,6 @@ def _size_and_step(axis: Axis, run: RunConfig, anatomy: Anatomy) -> tuple[int, i
     """A dimension's size, and what a cut's sizes are multiples of (the size where nothing may go)."""
     kind = anatomy.kind(axis.site)
     count = anatomy.sizes.hidden if axis.site == HIDDEN else anatomy.sizes.counts[axis.site]
-    plural = {"head": "heads", "neuron": "neurons", "hidden": "hidden"}[kind]
-    cuts = run.pruning.mode != "none" and plural in competing_kinds(run, anatomy)
+    cuts = run.pruning.mode != "none" and plural(kind) in competing_kinds(run, anatomy)
     blocks = count if not cuts else 1 if kind == "head" else align(run, 0)
     return count * axis.unit, blocks * axis.unit

@@ -1,6 +1,6 @@
-"""Models that are only sizes: drawn weights, for measurements where there is nothing to read.
+"""Models of random weights, for measurements of a shape without a checkpoint.
 
-Weights repeat after a few million numbers, since a host takes minutes to draw billions of them.
+Weights repeat after `DRAWN` numbers: a host takes minutes to draw billions of them.
 """
 
 from __future__ import annotations
@@ -22,13 +22,19 @@ DRAWN = 16_777_213  # a prime: no two rows of a weight are alike
 def random_model(
     config: PretrainedConfig, dtype: torch.dtype, attention: str, projections: set[str], bits: int
 ) -> PreTrainedModel:
-    """A model of `config` with drawn weights, made on the device, under ZeRO-3 sharded while it is made.
+    """Make a model with random weights on the device. Under ZeRO-3 it is sharded as it is made.
 
-    projections: paths of what is held in `bits` bits, quantized as it is drawn: on a host only that much is ever
-    touched. Every rank draws its own: below stage 3 the engine takes those of rank 0.
+    Every rank draws its own weights. Below stage 3 the engine takes those of rank 0.
+
+    Args:
+        config: the configuration. It is not changed.
+        dtype: the dtype of all weights that are not quantized.
+        attention: the attention kernel.
+        projections: paths of the linear layers to quantize, each as soon as it is drawn.
+        bits: bits of these layers, 16 for plain ones.
 
     Raises:
-        ImportError: an attention kernel that is not there.
+        ImportError: the attention kernel is missing.
     """
     with zero.device(), no_init_weights():
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype, attn_implementation=attention)
@@ -43,7 +49,11 @@ def random_model(
 
 
 def pour(pool: Tensor, at: int, parameter: nn.Parameter) -> int:
-    """Fill this rank's part of a weight from `pool`, beginning at `at`; where to go on. Norms become 1."""
+    """Fill this rank's part of a weight from `pool`, starting at index `at`. Norms become 1.
+
+    Returns:
+        The index in `pool` for the next weight.
+    """
     rest = zero.held_part(parameter).view(-1)
     if len(zero.full_shape(parameter)) == 1:
         rest.fill_(1)

@@ -1,4 +1,4 @@
-"""The linear layers an answer sits on: trained whole beside adapters, made anew where there are none."""
+"""The linear layers that make a task's answer: trained whole beside adapters, drawn where a checkpoint has none."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apt_ds.models.adapter import replace_module
 from apt_ds.models.blocks import Anatomy
+from apt_ds.models.modules import linear_at, replace_module
 from apt_ds.runtime import zero
 
 
 class Head(nn.Linear):
-    """A trained `nn.Linear`. Takes the linear layer's parameters over, copies nothing.
+    """A trained `nn.Linear`. It takes over the parameters of a linear layer without a copy.
 
-    past: values to use instead of the parameters, by name, while the teacher speaks.
+    Attributes:
+        past: values to use instead of the parameters, by name, during the teacher's forward pass.
     """
 
     def __init__(self, base: nn.Linear) -> None:
@@ -24,26 +25,28 @@ class Head(nn.Linear):
         self.past: dict[str, Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
+        """W x + b. [..., in_features] -> [..., out_features]."""
         return F.linear(x, self.past.get("weight", self.weight), self.past.get("bias", self.bias))
 
 
 def attach(model: nn.Module, anatomy: Anatomy) -> None:
-    """Train the model's heads, in place; works on weights that are already partitioned."""
+    """Make the layers of the task trainable, in place. The weights may be partitioned."""
     for path in anatomy.heads:
-        head = Head(model.get_submodule(path))
+        head = Head(linear_at(model, path))
         head.requires_grad_(True)
         replace_module(model, path, head)
 
 
 def start(model: nn.Module, paths: list[str], deviation: float, seed: int) -> None:
-    """Give linear layers new weights, Gaussian with a standard deviation, and no bias. Collective under stage 3.
+    """Give linear layers new Gaussian weights and a bias of zero. Collective under stage 3.
 
     The same seed gives the same weights on every rank and for any partitioning.
     """
     generator = torch.Generator().manual_seed(seed)
     for path in paths:
-        module = model.get_submodule(path)
-        shape, like = zero.full_shape(module.weight), module.weight
+        module = linear_at(model, path)
+        like = module.get_parameter("weight")
+        shape = zero.full_shape(like)
         values = {"weight": torch.randn(shape, generator=generator) * deviation, "bias": torch.zeros(shape[0])}
         for name, value in values.items():
             fresh = nn.Parameter(value.to(like.device, like.dtype), requires_grad=False)

@@ -20,10 +20,12 @@ def every_size(heads: np.ndarray, neurons: np.ndarray, hidden: np.ndarray) -> np
 
 @dataclass(frozen=True)
 class Writable:
-    """The uniform sizes that an exported model may have. The export of each family states them.
+    """The uniform sizes that an exported model may have.
 
-    accepts: int arrays [...] of head blocks and neurons per site and of hidden dimensions, to bool [...].
-    The arrays broadcast. reason: what the family requires, for the error line.
+    Attributes:
+        accepts: int arrays of head blocks per site, neurons per site and hidden dimensions, which broadcast, to a
+            bool array of their common shape.
+        reason: the requirement of the family, for the error line.
     """
 
     accepts: Accepts = every_size
@@ -32,7 +34,7 @@ class Writable:
     def holds(self, anatomy: Anatomy) -> bool:
         """Whether a model with the sizes of `anatomy` may be written. Sizes that differ by site are always writable."""
         counts = {kind: {n for k, n in _kinds_and_counts(anatomy) if k == kind} for kind in KINDS}
-        if any(len(found) != 1 for found in counts.values()):
+        if any(len(sizes) != 1 for sizes in counts.values()):
             return True
         return bool(self.accepts(*(np.array(counts[kind].pop()) for kind in KINDS)))
 

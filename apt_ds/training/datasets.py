@@ -73,7 +73,7 @@ def read_data(run: RunConfig, base: Base, now: datetime | None = None) -> Data:
         # rank 0 has warned of the same files
         logging.getLogger("apt_ds.data").setLevel(logging.ERROR)
     sets = READERS[base.kind](run, base, now)
-    batch = run.optim.per_device_train_batch_size * run.optim.gradient_accumulation_steps * collectives.world_size()
+    batch = run.optim.global_batch(collectives.world_size())
     order = GlobalOrder(len(sets.train), batch, run.optim.seed)
     steps = run.optim.max_steps if run.optim.max_steps > 0 else order.steps(run.optim.num_train_epochs)
     corpus = None

@@ -11,11 +11,12 @@ from apt_ds.config.errors import UserError
 from apt_ds.config.resolve import resolve
 from apt_ds.config.run_config import RunConfig
 from apt_ds.data.glue import labels_of
-from apt_ds.data.tokenizer_checks import check_lengths, check_positions
+from apt_ds.data.tokenizer_checks import check_lengths
 from apt_ds.models import loading, quantization_checks
 from apt_ds.models.base_config import decisive
 from apt_ds.models.export.configs import writable_sizes
 from apt_ds.models.model_folder import check_weights
+from apt_ds.models.positions import check_positions
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.pruning.rules import mask_notice
 from apt_ds.runtime import collectives, exit_status, zero
@@ -30,8 +31,10 @@ from apt_ds.training.report import report
 from apt_ds.training.trainer import Trainer
 
 
-def train(run: RunConfig) -> dict[str, Any]:
+def train(run: RunConfig, signals: StopSignals | None = None) -> dict[str, Any]:
     """Do the whole run; returns what `summary.json` holds. Every rank calls it.
+
+    signals: how signals stop the run; by default they may end the process.
 
     Raises:
         UserError: a mistake in the input, found before anything is trained or written.
@@ -39,7 +42,7 @@ def train(run: RunConfig) -> dict[str, Any]:
         LostRank: another rank is gone.
         Stopped: a signal has asked for it, and the run is saved.
     """
-    with StopSignals() as stop_signals:
+    with signals or StopSignals() as stop_signals:
         zero.init_distributed(run.distributed.timeout)
         with Watchdog(run.distributed.timeout, stop_signals.leave) as watchdog:
             stop_signals.tell = watchdog.tell

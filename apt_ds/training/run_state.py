@@ -36,7 +36,7 @@ def capture_run_state(engine: zero.Engine, pruner: Pruner, surgeon: torch.Genera
     """
     values: Values = {"engine": _values(zero.unstepped_state(engine))}
     tensors: dict[str, Tensors] = {}
-    values["pruner"], tensors["pruner"] = pruner.state()
+    values["pruner"], tensors["pruner"] = pruner.state_dict()
     values["random"], tensors["random"] = random_state()
     tensors["random"]["surgery"] = surgeon.get_state()
     return values, tensors
@@ -116,7 +116,7 @@ def reshape(model: nn.Module, pruner: Pruner, saved: Checkpoint) -> None:
         # only runs that cut once scale what is left
         plan = Plan(gone[there] != number, scale=scale[there] if number == gone.max() else None)
         anatomy = surgery.apply_plan(model, anatomy, plan, None, torch.Generator())
-    pruner.load_state(anatomy, saved.values["pruner"], held)
+    pruner.load_state_dict(anatomy, saved.values["pruner"], held)
     replaced: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
     for label, value in saved.tensors.get("trained", {}).items():
         key, _, name = label.partition(":")

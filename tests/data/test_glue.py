@@ -7,12 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoConfig, BertConfig, LlamaConfig, RobertaConfig, T5Config
+from transformers import (
+    AutoConfig,
+    BertConfig,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    RobertaConfig,
+    T5Config,
+)
 
 from apt_ds.config.errors import UserError
 from apt_ds.data import glue
 from apt_ds.data.glue import GLUE, Pair, labels_of
 from apt_ds.data.tokenizer_checks import check_tokenizer
+from apt_ds.models.architectures import architecture_of
 from tests.support import tiny
 from tests.support.text_fixtures import minilm, pair_tokenizer, write
 
@@ -204,9 +213,13 @@ BERT, ROBERTA = {"vocab_size": 400, "pad_token_id": 0}, {"vocab_size": 400, "pad
 
 def test_a_tokenizer_must_be_the_models() -> None:
     tok, bare = pair_tokenizer(), tiny.tokenizer()
-    check_tokenizer(tok, BertConfig(**BERT))
-    check_tokenizer(bare, T5Config(**BERT))
-    check_tokenizer(bare, LlamaConfig(vocab_size=226))
+
+    def check(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
+        check_tokenizer(tokenizer, config, architecture_of(config).special_tokens)
+
+    check(tok, BertConfig(**BERT))
+    check(bare, T5Config(**BERT))
+    check(bare, LlamaConfig(vocab_size=226))
     wrong = [
         (
             tok,
@@ -220,7 +233,7 @@ def test_a_tokenizer_must_be_the_models() -> None:
     ]
     for tokenizer, config, message in wrong:
         with pytest.raises(UserError, match=message) as caught:
-            check_tokenizer(tokenizer, config)
+            check(tokenizer, config)
         assert "\n" not in str(caught.value)
 
 
@@ -230,7 +243,8 @@ def test_real_files_with_a_real_tokenizer(task: str, counts: tuple[int, int], re
     assert tuple(map(len, found)) == counts
     assert all({pair.label for pair in pairs} == {0, 1} for pairs in found)
     tok = minilm()
-    check_tokenizer(tok, AutoConfig.from_pretrained(tok.name_or_path))
+    config = AutoConfig.from_pretrained(tok.name_or_path)
+    check_tokenizer(tok, config, architecture_of(config).special_tokens)
     rows = glue.encode(found[1], tok, 64)
     assert len(rows) == counts[1] and max(len(row["input_ids"]) for row in rows.rows) <= 64
     first = next(pair.first for pair, row in zip(found[1], rows.rows, strict=True) if len(row["input_ids"]) < 64)

@@ -20,7 +20,7 @@ from apt_ds.data.packing import grouped, pack
 from apt_ds.data.tokenized import IGNORED, Row
 from apt_ds.losses.task_losses import summed_loss
 from apt_ds.models import adapter
-from apt_ds.models.architectures.tables import anatomy_of
+from apt_ds.models.architectures import anatomy_of
 from apt_ds.models.loading import find_base
 from apt_ds.pruning.salience import Salience
 from apt_ds.training.datasets import read_data

@@ -15,8 +15,7 @@ from apt_ds.config.errors import UserError
 from apt_ds.config.resolve import resolve
 from apt_ds.config.run_config import RunConfig
 from apt_ds.models import loading
-from apt_ds.models.architectures.tables import anatomy_of
-from apt_ds.models.architectures.tasks import FAMILIES
+from apt_ds.models.architectures import REGISTRY, anatomy_of
 from apt_ds.models.blocks import kept_sizes
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.training import run as training_run
@@ -135,7 +134,7 @@ def test_a_checkpoint_without_a_head_gets_one_and_says_so(
     assert torch.equal(made[0].classifier.weight, made[1].classifier.weight)
     assert 0.01 < made[0].classifier.weight.std() < 0.03 and not made[0].classifier.bias.any()
     assert torch.equal(made[0].bert.pooler.dense.weight, source.bert.pooler.dense.weight)
-    assert "classifier: not in the checkpoint, started anew" in capfd.readouterr().err
+    assert "classifier: not in the checkpoint, initialized at random" in capfd.readouterr().err
 
 
 def test_held_cuts_wait_for_the_end_of_the_phase() -> None:
@@ -195,7 +194,7 @@ def test_pruning_never_moves_an_unpruned_teacher(
     made = training_run.prepare(resolve(["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), *words]))
     training_loss, pruner, batch = made.training_loss, made.pruner, made.steps.micro_batch(0, 0)
     training_loss.best_score = float("inf")  # no later student counts as better
-    first, moved, ranks = None, [], made.pruner.initial_adapters
+    first, moved, ranks = None, [], made.pruner.growth.initial_parameters
     for step in range(12):
         if not training_loss.distilling:
             break
@@ -231,7 +230,7 @@ def test_a_sequence_longer_than_the_positions_is_refused(folder: Path, modes: di
 def test_a_task_that_is_not_for_a_model(task: str, model_type: str, allowed: str) -> None:
     with pytest.raises(UserError, match=f"--task {task} is not for a model of type '{model_type}'.*{allowed}"):
         loading.kind_of(task, model_type)
-    assert task not in FAMILIES[model_type]
+    assert task not in REGISTRY[model_type].tasks
 
 
 def test_a_small_t5_learns_to_swap_words_while_it_is_pruned_and_distilled(

@@ -97,7 +97,7 @@ MISTAKES: dict[str, tuple[Spoil, list[str]]] = {
     "examples cut before the answer": (flags("--max_seq_length", "8"), ["8", "cuts off every answer"]),
     "sparsity 1": (flags("--sparsity", "1.0"), ["--sparsity 1.0", "at least 0 and below 1"]),
     "negative sparsity": (flags("--sparsity", "-0.1"), ["--sparsity -0.1", "at least 0 and below 1"]),
-    "unknown flag": (flags("--sparsty", "0.3"), ["--sparsty is no option", "did you mean --sparsity"]),
+    "unknown flag": (flags("--sparsty", "0.3"), ["--sparsty is an unknown option", "did you mean --sparsity"]),
     "heads alone": (flags("--prune_blocks", "heads", "--sparsity", "0.9"), ["cannot be met", "--sparsity"]),
     "alignment": (flags("--align", "48", "--sparsity", "0.9"), ["cannot be met", "alignment 48"]),
     "architecture": (folder(config__json='{"model_type": "gpt2"}'), ["'gpt2' is not supported", "llama"]),
@@ -130,7 +130,7 @@ MISTAKES: dict[str, tuple[Spoil, list[str]]] = {
     ),
     "unsupported section": (ds({"amp": {"enabled": False}}), ["ds.json", "'amp' is not supported here"]),
     "misspelt section": (ds({"zero_optimisation": {"stage": 3}}), ["did you mean 'zero_optimization'"]),
-    "flag of another tool": (flags("--lr", "1"), ["--lr is no option", "did you mean --learning_rate"]),
+    "flag of another tool": (flags("--lr", "1"), ["--lr is an unknown option", "did you mean --learning_rate"]),
     "optimizer": (ds({"optimizer": {"type": "Lamb"}}), ["optimizer.type is 'Lamb'", "AdamW"]),
     "optimizer key": (ds({"optimizer": {"type": "AdamW", "params": {"lrr": 1}}}), ["optimizer.params", "lrr", "eps"]),
     "zero key": (
@@ -341,7 +341,7 @@ def test_a_bad_step_is_neither_applied_nor_scored(
         with zero.gathered(weights):
             tuned = [p.detach().cpu().numpy().tobytes() for p in weights]
         pruner = made.pruner
-        importance = b"" if pruner.importance is None else pruner.importance.cpu().numpy().tobytes()
+        importance = b"" if pruner.growth.importance is None else pruner.growth.importance.cpu().numpy().tobytes()
         return [*tuned, importance, pruner.scores().tobytes(), pruner.scorer.abs_sums.cpu().numpy().tobytes()]
 
     made.training_loss.task_loss = Spoiled()

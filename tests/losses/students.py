@@ -15,8 +15,8 @@ from apt_ds.data.batching import Batch, collate
 from apt_ds.data.tokenized import Row
 from apt_ds.losses.task_losses import TASK_LOSSES, Logits
 from apt_ds.losses.training_loss import TrainingLoss
-from apt_ds.models import adapter, t5_position_bias, task_heads
-from apt_ds.models.architectures.tables import anatomy_of
+from apt_ds.models import adapter, task_heads
+from apt_ds.models.architectures import anatomy_of, architecture_of
 from apt_ds.models.blocks import HIDDEN, Anatomy, block_slices
 from apt_ds.pruning.masks import Masks
 from tests.support import tiny
@@ -54,7 +54,7 @@ class Student:
 def started(kind: str, *flags: str) -> Student:
     model = tiny.small(kind)
     anatomy = anatomy_of(model.config, tiny.TASKS[kind])
-    t5_position_bias.prepare(model, anatomy)
+    architecture_of(model.config).prepare(model, anatomy)
     adapter.attach(model, anatomy, ("q", "v", "up"), rank=3, seed=1)
     task_heads.attach(model, anatomy)
     words = ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), "--pruning", "gradual", "--distill", *flags]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from apt_ds.losses.layer_matching import LayerMatcher
-from apt_ds.models.architectures.tables import anatomy_of
+from apt_ds.models.architectures import anatomy_of
 from tests.support import tiny
 
 CPU = torch.device("cpu")

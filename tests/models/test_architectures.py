@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from apt_ds.config.errors import UserError
-from apt_ds.models import adapter, t5_position_bias
-from apt_ds.models.architectures.tables import anatomy_of
+from apt_ds.models import adapter
+from apt_ds.models.architectures import anatomy_of, architecture_of
 from apt_ds.models.blocks import HIDDEN, Anatomy, block_slices, kept_sizes
 from apt_ds.pruning.masks import Masks
 from apt_ds.pruning.salience import Salience
@@ -26,7 +26,7 @@ def dressed(kind: str) -> tuple[PreTrainedModel, Anatomy]:
     """A small model with adapters that do something."""
     model = tiny.small(kind)
     anatomy = anatomy_of(model.config, tiny.TASKS[kind])
-    t5_position_bias.prepare(model, anatomy)
+    architecture_of(model.config).prepare(model, anatomy)
     adapter.attach(model, anatomy, ("q", "v", "up"), rank=3, seed=1)
     for _, module in adapter.adapters(model):
         module.lora_B.data.normal_(0, 0.1)

@@ -7,7 +7,7 @@ import pytest
 from transformers import PretrainedConfig
 
 from apt_ds.config.errors import UserError
-from apt_ds.models.architectures.tables import anatomy_of
+from apt_ds.models.architectures import anatomy_of
 from apt_ds.models.blocks import Anatomy, Sizes, Sublayer, attention_weight, block_slices, kept_sizes
 from tests.support import tiny
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from apt_ds.config.errors import UserError
 from apt_ds.models import adapter
-from apt_ds.models.architectures.tables import anatomy_of
+from apt_ds.models.architectures import anatomy_of
 from apt_ds.models.blocks import Anatomy, block_slices
 from apt_ds.models.export import write
 from apt_ds.pruning.surgery import Plan, apply_plan
@@ -99,6 +99,6 @@ def test_a_failed_write_leaves_the_old_model_and_nothing_half(tmp_path: Path, mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(write, "save_file", full)
-    with pytest.raises(UserError, match="cannot write the model to .*: No space left on device"):
+    with pytest.raises(UserError, match=r"cannot write the model to .*: No space left on device"):
         write.export(model, anatomy, base.config, None, tiny.tokenizer(), folder)
     assert [p.name for p in tmp_path.rglob("*")] == ["model", "old"]

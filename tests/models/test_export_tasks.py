@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration
 
-from apt_ds.models import t5_position_bias
-from apt_ds.models.architectures.tables import anatomy_of
+from apt_ds.models.architectures import anatomy_of, architecture_of
+from apt_ds.models.architectures.spec import AUTO_CLASSES
 from apt_ds.models.blocks import Anatomy, block_slices
-from apt_ds.models.export import configs, write
+from apt_ds.models.export import configs, modeling_apt_t5, write
 from apt_ds.models.export.modeling_apt_t5 import AptT5ForConditionalGeneration
 from apt_ds.pruning.surgery import Plan, apply_plan
 from tests.models.test_architectures import dressed
@@ -100,7 +100,7 @@ def test_what_is_written_answers_as_the_training_model_without_apt_ds(tmp_path: 
     calls = {}
     for name, model in models.items():
         kind, _, cut = name.rpartition("-")
-        auto = configs.AUTO[tiny.TASKS[kind]]
+        auto = AUTO_CLASSES[tiny.TASKS[kind]].__name__
         calls[name] = (auto, str(tmp_path / name), cut == "adaptive", inputs_of(model), GREEDY)
         assert bool(list((tmp_path / name).glob("*.py"))) == (cut == "adaptive")
     for (name, attention), (made, answer, text) in loaded_elsewhere(calls, tmp_path).items():
@@ -123,7 +123,7 @@ def test_heads_of_one_stack_that_differ_need_the_bundled_file(tmp_path: Path) ->
             keep[span.start + site % 4] = False
     smaller = apply_plan(model, anatomy, Plan(keep=keep), None, torch.Generator())
     form = configs.written(model, tiny.small("t5").config, smaller, tiny.TASKS["t5"])
-    assert form.module == "modeling_apt_t5" and form.config.num_heads == 4
+    assert form.module is modeling_apt_t5 and form.config.num_heads == 4
     assert form.config.encoder_layer_heads == [[1, 2, 3], [0, 1, 3]]
     assert form.config.decoder_layer_cross_heads == [3, 3]
 
@@ -137,7 +137,7 @@ def test_a_t5_with_an_output_layer_of_its_own_keeps_it(cut: str, tmp_path: Path)
     assert not base.scale_decoder_outputs
     model.lm_head.weight = nn.Parameter(torch.randn_like(model.lm_head.weight))
     anatomy = anatomy_of(base, tiny.TASKS["t5"])
-    t5_position_bias.prepare(model, anatomy)
+    architecture_of(base).prepare(model, anatomy)
     smaller = apply_plan(model, anatomy, Plan(keep=keep_of(anatomy, cut)), None, torch.Generator())
     write.export(model, smaller, base, None, tiny.tokenizer(), tmp_path / "model", tiny.TASKS["t5"])
     names = set(load_file(tmp_path / "model" / "model.safetensors"))

@@ -20,11 +20,11 @@ from apt_ds.config.deepspeed_config import load_config
 from apt_ds.config.errors import UserError
 from apt_ds.config.run_config import RunConfig
 from apt_ds.models import adapter, fingerprint, loading, quantization, quantization_checks
-from apt_ds.models.architectures.tables import anatomy_of
+from apt_ds.models.architectures import anatomy_of
 from apt_ds.models.blocks import Anatomy, block_slices
 from apt_ds.models.export import write
+from apt_ds.pruning.kurtosis import effective_weight
 from apt_ds.pruning.masks import Masks
-from apt_ds.pruning.salience import effective_weight
 from apt_ds.pruning.surgery import Plan, apply_plan, element_index
 from apt_ds.runtime import packed
 from apt_ds.runtime.packed import QuantizedParameter
@@ -307,7 +307,7 @@ def test_what_cannot_be_is_refused_in_one_line(name: str) -> None:
 @pytest.mark.parametrize("kind", ["bert-classes", "roberta-answers"])
 def test_heads_that_are_trained_whole_are_not_quantized(kind: str) -> None:
     anatomy = anatomy_of(tiny.small(kind).config, tiny.TASKS[kind])
-    with pytest.raises(UserError, match="--base_bits 8: the layers .* are trained whole"):
+    with pytest.raises(UserError, match=r"--base_bits 8: the layers .* are trained whole"):
         quantization_checks.check(run_of(base_bits=8), anatomy, CPU)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from apt_ds.config.errors import UserError
 from apt_ds.config.run_config import RunConfig
-from apt_ds.models.architectures.tables import anatomy_of
+from apt_ds.models.architectures import anatomy_of
 from apt_ds.models.blocks import Anatomy, Sizes, block_slices, kept_sizes
 from apt_ds.models.scope import competing_kinds
 from apt_ds.pruning.budget_search import Rules, best_of_each, cuttable, default_align, search, smallest_sizes

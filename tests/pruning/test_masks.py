@@ -10,7 +10,7 @@ import torch
 
 from apt_ds.config.schedules import mask_moves
 from apt_ds.models import adapter
-from apt_ds.models.architectures.tables import anatomy_of
+from apt_ds.models.architectures import anatomy_of
 from apt_ds.models.blocks import HIDDEN, Anatomy, block_slices
 from apt_ds.pruning.masks import Masks
 from apt_ds.pruning.surgery import Plan, apply_plan

@@ -17,9 +17,12 @@ from transformers.models.mistral.modeling_mistral import MistralRotaryEmbedding
 from apt_ds.analysis.bench.llamas import LLAMAS, llama_config, scaled_config
 from apt_ds.config.errors import UserError
 from apt_ds.config.tasks import LANGUAGE_MODEL
-from apt_ds.models.architectures.tables import anatomy_of
+from apt_ds.models.architectures import anatomy_of
+from apt_ds.models.architectures.llama import as_mistral
+from apt_ds.models.architectures.spec import AUTO_CLASSES
 from apt_ds.models.blocks import Anatomy, kept_sizes
 from apt_ds.models.export import configs, write
+from apt_ds.models.export.form import counts
 from apt_ds.models.export.modeling_apt_llama import AptLlamaConfig
 from apt_ds.pruning.budget_search import Rules, default_align, search
 from apt_ds.pruning.surgery import Plan, apply_plan
@@ -59,7 +62,7 @@ def check_config(base: LlamaConfig, anatomy: Anatomy, folder: Path) -> type:
     form.config.save_pretrained(folder)
     read = type(form.config).from_pretrained(folder) if form.module else AutoConfig.from_pretrained(folder)
     assert type(read) is type(form.config) and read.architectures == [CLASSES[type(read)]]
-    heads, neurons = configs.counts(anatomy, "head"), configs.counts(anatomy, "neuron")
+    heads, neurons = counts(anatomy, "head"), counts(anatomy, "neuron")
     queries = base.num_attention_heads // base.num_key_value_heads
     sizes = {"hidden_size": anatomy.sizes.hidden, "intermediate_size": max(neurons), "head_dim": base.head_dim}
     sizes |= {"num_attention_heads": max(heads) * queries, "num_key_value_heads": max(heads)}
@@ -197,7 +200,7 @@ def test_every_choice_for_an_encoder_or_t5_answers_the_same_without_apt_ds(tmp_p
         bundled = bool(list((tmp_path / name).glob("*.py")))
         greedy = {"max_new_tokens": 2, "do_sample": False}
         models[name] = model
-        calls[name] = (configs.AUTO[tiny.TASKS[kind]], str(tmp_path / name), bundled, inputs_of(model), greedy)
+        calls[name] = (AUTO_CLASSES[tiny.TASKS[kind]].__name__, str(tmp_path / name), bundled, inputs_of(model), greedy)
     for (name, attention), (_, answer, _) in loaded_elsewhere(calls, tmp_path).items():
         expected = models[name](**inputs_of(models[name]))
         for key, value in answer.items():
@@ -233,7 +236,7 @@ def test_where_no_size_can_be_written_the_search_says_so() -> None:
     config = scaled_config("smollm2-360m", attention_bias=True)
     # 15 heads divide no multiple of 7 below 120 but 105
     assert cut(config, ("hidden",), "uniform", 0.1, 7).sizes.hidden == 105
-    with pytest.raises(UserError, match=r"no model .* can be written: .* divisible by the query heads; change --align"):
+    with pytest.raises(UserError, match=r"no model .* can be written: .* divisible by the query heads. Change --align"):
         cut(config, ("hidden",), "uniform", 0.1, 11)
     assert cut(config, ("hidden",), "adaptive", 0.1, 11).sizes.hidden == 99
 
@@ -255,7 +258,7 @@ def test_a_llama_tokenizer_says_the_same_beside_a_mistral(tmp_path: Path) -> Non
     vocabulary = {word: number for number, word in enumerate(words)}
     tokenizer = LlamaTokenizer(vocab=vocabulary, merges=[("▁", "a")], add_bos_token=True)
     read = {}
-    for name, config in (("llama", LlamaConfig()), ("mistral", configs.mistral(LlamaConfig()))):
+    for name, config in (("llama", LlamaConfig()), ("mistral", as_mistral(LlamaConfig()))):
         tokenizer.save_pretrained(tmp_path / name)
         config.save_pretrained(tmp_path / name)
         read[name] = AutoTokenizer.from_pretrained(tmp_path / name)

@@ -21,7 +21,7 @@ from apt_ds.data.batching import Batch, collate
 from apt_ds.data.packing import pack
 from apt_ds.losses.training_loss import TrainingLoss
 from apt_ds.models.adapter import attach
-from apt_ds.models.architectures.tables import anatomy_of
+from apt_ds.models.architectures import anatomy_of
 from apt_ds.pruning.masks import Masks
 from apt_ds.pruning.salience import Salience
 from tests.support import tiny

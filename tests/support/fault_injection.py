@@ -26,8 +26,7 @@ from apt_ds.runtime import collectives, zero
 from apt_ds.runtime import memory as process_memory
 from apt_ds.runtime.signals import Stopped, StopSignals
 from apt_ds.runtime.watchdog import Watchdog
-from apt_ds.training import checkpoint, datasets, run_state, trainer
-from apt_ds.training import metrics as run_metrics
+from apt_ds.training import checkpoint, datasets, meter, run_state, trainer
 from apt_ds.training import run as training_run
 from tests.support.jobs import run_config, whole
 
@@ -203,7 +202,7 @@ def memory(flags: list[str]) -> dict[str, int]:
         reset(device)
 
     # a run measures its phases one by one; here all of them count
-    run_metrics.reset_peak = noting
+    meter.reset_peak = noting
     reset(cpu)
     training_run.train(run)
     peak = max(*peaks, process_memory.peak_memory(cpu)) - process

@@ -17,7 +17,7 @@ from apt_ds.config.tasks import CLASSIFICATION
 from apt_ds.data.batching import collate
 from apt_ds.losses.training_loss import TrainingLoss
 from apt_ds.models import adapter, task_heads
-from apt_ds.models.architectures.tables import anatomy_of
+from apt_ds.models.architectures import anatomy_of
 from apt_ds.pruning.masks import Masks
 from apt_ds.pruning.salience import Salience
 from apt_ds.runtime.memory import peak_memory, reset_peak

@@ -23,7 +23,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from apt_ds.models.architectures.tables import ANSWERS, CLASSIFICATION, GENERATION, LANGUAGE_MODEL
+from apt_ds.config.tasks import ANSWERS, CLASSIFICATION, GENERATION, LANGUAGE_MODEL
 
 WORDS = [
     *("the", "a", "cat", "dog", "sees", "likes", "big", "small", "red", "blue", "house", "tree"),

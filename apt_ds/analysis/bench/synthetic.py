@@ -19,7 +19,7 @@ from apt_ds.config.run_config import RunConfig
 from apt_ds.data.batching import GlobalOrder
 from apt_ds.data.tokenized import Row, TokenizedSet
 from apt_ds.models import pretrained
-from apt_ds.models.architectures.tables import anatomy_of
+from apt_ds.models.architectures import anatomy_of
 from apt_ds.models.blocks import Anatomy, block_slices
 from apt_ds.models.loading import Base, first_line
 from apt_ds.runtime import collectives
@@ -88,7 +88,7 @@ def random_data(run: RunConfig, base: Base, last_step: int) -> Data:
     ids = torch.randint(2, base.config.vocab_size, (ROWS, run.data.max_seq_length), generator=generator).tolist()
     rows: tuple[Row, ...] = tuple({"input_ids": row, "labels": row} for row in ids)
     held = TokenizedSet(rows, 0, "random")
-    batch = run.optim.per_device_train_batch_size * run.optim.gradient_accumulation_steps * collectives.world_size()
+    batch = run.optim.global_batch(collectives.world_size())
     return Data(held, held, [], GlobalOrder(ROWS, batch, run.optim.seed), last_step, None)
 
 

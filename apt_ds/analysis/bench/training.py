@@ -21,9 +21,9 @@ from apt_ds.config.run_config import RunConfig
 from apt_ds.data.batching import collate
 from apt_ds.data.instructions import resolve_pad_id
 from apt_ds.models import loading
-from apt_ds.models.adapter import replace_module
 from apt_ds.models.export.configs import writable_sizes
 from apt_ds.models.loading import Base
+from apt_ds.models.modules import replace_module
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.runtime import collectives, zero
 from apt_ds.runtime.memory import peak_memory, reset_peak

@@ -3,6 +3,8 @@
 The configurations add `head_dim` and two lists, one entry per layer: `layer_heads` and `layer_intermediate_sizes`.
 """
 
+from typing import Any
+
 from torch import nn
 from transformers import (
     BertConfig,
@@ -16,9 +18,9 @@ from transformers import (
 
 
 class AptBertConfig(BertConfig):
-    """BertConfig plus the sizes of each layer; the scalar fields hold the largest.
+    """BertConfig plus the sizes of each layer. The scalar fields are the largest.
 
-    embedding_size: as hidden_size; where there is one, stock layers let hidden_size be no multiple of the heads.
+    embedding_size: equal to hidden_size. Stock layers accept a hidden_size that the heads do not divide if it exists.
     """
 
     model_type = "apt_bert"
@@ -38,7 +40,7 @@ class AptRobertaConfig(RobertaConfig):
     layer_intermediate_sizes: list[int] | None = None
 
 
-def resize(encoder: nn.Module, config: PretrainedConfig) -> None:
+def resize(encoder: Any, config: PretrainedConfig) -> None:
     """Replace the linear layers of each layer by ones of its own sizes."""
     hidden, size = config.hidden_size, config.head_dim
     sizes = zip(config.layer_heads, config.layer_intermediate_sizes, strict=True)

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 @strict  # without it, the check of LlamaConfig below would stay in force
 class AptLlamaConfig(LlamaConfig):
-    """LlamaConfig plus the sizes of each layer; the scalar fields hold the largest."""
+    """LlamaConfig plus the sizes of each layer. The scalar fields are the largest."""
 
     model_type = "apt_llama"
     layer_key_value_heads: list[int] | None = None
@@ -27,12 +27,13 @@ class AptLlamaForCausalLM(LlamaForCausalLM):
 
     def __init__(self, config: AptLlamaConfig) -> None:
         super().__init__(config)
-        queries = config.num_attention_heads // config.num_key_value_heads
+        queries = config.num_attention_heads // (config.num_key_value_heads or config.num_attention_heads)
+        head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
         width, bias, mlp_bias = config.hidden_size, config.attention_bias, config.mlp_bias
-        sizes = zip(config.layer_key_value_heads, config.layer_intermediate_sizes, strict=True)
+        sizes = zip(config.layer_key_value_heads or [], config.layer_intermediate_sizes or [], strict=True)
         for layer, (groups, neurons) in zip(self.model.layers, sizes, strict=True):
             attention, mlp = layer.self_attn, layer.mlp
-            kv = groups * config.head_dim
+            kv = groups * head_dim
             attention.q_proj = nn.Linear(width, queries * kv, bias=bias)
             attention.k_proj = nn.Linear(width, kv, bias=bias)
             attention.v_proj = nn.Linear(width, kv, bias=bias)

@@ -14,7 +14,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 
 class AptT5Config(T5Config):
-    """T5Config plus the sizes of each layer. num_heads: heads the position bias has; d_ff: the largest of all."""
+    """T5Config plus the sizes of each layer. num_heads: heads of the position bias. d_ff: the largest."""
 
     model_type = "apt_t5"
     encoder_layer_heads: list[list[int]] | None = None
@@ -42,6 +42,7 @@ class OwnHeadsAttention(T5Attention):
         return bias.index_select(1, self.index)
 
     def compute_bias(self, *lengths: Any, **options: Any) -> Tensor:
+        """The bias of this attention's heads. That of all heads is kept for `forward`."""
         self.whole = super().compute_bias(*lengths, **options)
         return self.own(self.whole)
 
@@ -51,10 +52,14 @@ class OwnHeadsAttention(T5Attention):
         mask: Tensor | None = None,
         key_value_states: Tensor | None = None,
         position_bias: Tensor | None = None,
+        past_key_values: Any = None,
         **options: Any,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Any, ...]:
+        """The output of a self-attention, the bias of all heads, and the attention weights."""
         own = None if position_bias is None else self.own(position_bias)
-        output, _, weights = super().forward(hidden_states, mask, position_bias=own, **options)
+        output, _, weights = super().forward(
+            hidden_states, mask, position_bias=own, past_key_values=past_key_values, **options
+        )
         if position_bias is None:
             position_bias, self.whole = self.whole, None
         return output, position_bias, weights
@@ -67,7 +72,7 @@ def resize(attention: T5Attention, heads: int, config: AptT5Config) -> None:
     attention.o = nn.Linear(width, config.d_model, bias=False)
 
 
-def resize_stack(stack: nn.Module, heads: list[list[int]], cross: list[int], neurons: list[int]) -> None:
+def resize_stack(stack: Any, heads: list[list[int]], cross: list[int], neurons: list[int]) -> None:
     """Replace attentions and linear layers of a stack by ones of each layer's own sizes."""
     config = stack.config
     for number, (block, kept, width) in enumerate(zip(stack.block, heads, neurons, strict=True)):
@@ -90,7 +95,7 @@ class AptT5ForConditionalGeneration(T5ForConditionalGeneration):
 
     def __init__(self, config: AptT5Config) -> None:
         super().__init__(config)
-        resize_stack(self.encoder, config.encoder_layer_heads, [], config.encoder_layer_d_ff)
-        cross = config.decoder_layer_cross_heads
-        resize_stack(self.decoder, config.decoder_layer_heads, cross, config.decoder_layer_d_ff)
+        resize_stack(self.encoder, config.encoder_layer_heads or [], [], config.encoder_layer_d_ff or [])
+        cross, neurons = config.decoder_layer_cross_heads or [], config.decoder_layer_d_ff or []
+        resize_stack(self.decoder, config.decoder_layer_heads or [], cross, neurons)
         self.post_init()

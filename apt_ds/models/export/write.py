@@ -1,42 +1,43 @@
-"""The result as an ordinary Hugging Face folder: adapters merged, masks gone, safetensors (section 1, last line).
+"""Writes a model as an ordinary Hugging Face folder: adapters merged, no masks, safetensors (section 1).
 
-Models that a stock configuration can describe (see `configs.py`) load with plain `from_pretrained`. The others carry
-a small modelling file, copied from this package, that `trust_remote_code=True` picks up.
+Models that a stock configuration can describe load with plain `from_pretrained`. The others come with a small
+modelling file, copied from this package, that `trust_remote_code=True` uses.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from apt_ds.config.errors import UserError
+from apt_ds.config.tasks import LANGUAGE_MODEL
 from apt_ds.models import quantization
 from apt_ds.models.adapter import AptLinear
-from apt_ds.models.architectures.tables import LANGUAGE_MODEL
 from apt_ds.models.blocks import Anatomy
-from apt_ds.models.export.configs import Edits, written
+from apt_ds.models.export.configs import written
+from apt_ds.models.export.form import Edits
 from apt_ds.models.pretrained import without_code
 from apt_ds.runtime import collectives, zero
-from apt_ds.runtime import packed as packed_parameter
+from apt_ds.runtime.packed import QuantizedParameter
 
-SHARD_BYTES = 2 * 2**30  # what a written model takes in memory beside the model itself
+SHARD_BYTES = 2 * 2**30  # the memory that an export needs beside the model itself
 
 
 def whole_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
-    """(name, module, parameter) of every weight a plain model has, gathered while it is the current one.
+    """(name, module, parameter) of every weight of a plain model, gathered while it is the current one.
 
-    One module is gathered at a time. Tied weights come once, under their first name. Collective under stage 3:
-    every rank must take them all, whatever goes wrong with one.
+    One module is gathered at a time. Tied weights come once, under their first name. Collective under stage 3: every
+    rank must iterate to the end, even after a failure.
     """
     seen: set[int] = set()
     for path, module in model.named_modules():
@@ -52,8 +53,11 @@ def whole_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Paramet
 class Format:
     """How weights are written.
 
-    dtype: of all that is not quantized; bits: below 16 packed weights stay packed, in several tensors each, and one
-    that has an adapter is quantized again; edits: what a weight becomes, by name.
+    Attributes:
+        dtype: dtype of all weights that are not quantized.
+        bits: below 16, quantized weights stay quantized, in several tensors each. One with an adapter is quantized
+            again.
+        edits: functions of weights, by name. The result is written.
     """
 
     dtype: torch.dtype
@@ -61,23 +65,24 @@ class Format:
     edits: Edits = field(default_factory=dict)
 
     def tensors(self, name: str, module: nn.Module, parameter: nn.Parameter) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor on the host) of what a weight becomes, its adapter merged in. It must be gathered."""
-        merge = isinstance(module, AptLinear) and parameter is module.weight
-        if self.bits < 16 and isinstance(parameter, packed_parameter.QuantizedParameter):
-            packed = quantization.requantize_like(parameter, module.merged()) if merge else parameter
+        """(name, CPU tensor) of the tensors to write for a weight, its adapter merged. It must be gathered."""
+        adapter = module if isinstance(module, AptLinear) and parameter is module.weight else None
+        if self.bits < 16 and isinstance(parameter, QuantizedParameter):
+            packed = quantization.requantize_like(parameter, adapter.merged()) if adapter is not None else parameter
+            assert isinstance(packed, QuantizedParameter)
             for part, value in quantization.files(name, packed, self.dtype).items():
                 yield part, value.cpu().clone()
             return
-        value = module.merged() if merge else quantization.dense(parameter)
+        value = adapter.merged() if adapter is not None else quantization.dense(parameter)
         if name in self.edits:
             value = self.edits[name](value)
-        # a copy in any case: what is gathered goes with its context
+        # always a copy: leaving `gathered` frees the gathered weight
         yield name, value.to("cpu", self.dtype, copy=True)
 
 
 @torch.no_grad()
 def export(
-    model: nn.Module,
+    model: PreTrainedModel,
     anatomy: Anatomy,
     base_config: PretrainedConfig,
     generation: GenerationConfig | None,
@@ -89,13 +94,20 @@ def export(
 ) -> None:
     """Write the model to `folder`, whole or not at all. No masks may be soft. Collective.
 
-    base_config: that of the model before any cut; task: what is asked of the model, a constant of `tasks.py`; bits:
-    below 16 projections of a base held in as many bits stay quantized; dtype: what the rest is written in, None: in
-    the dtype the model has.
+    Args:
+        model: the cut model, with or without adapters, partitioned or not.
+        anatomy: its blocks.
+        base_config: the configuration of the model before any cut.
+        generation: the generation settings to write, None for a model that does not generate.
+        tokenizer: the tokenizer to write.
+        folder: the folder to write. An existing one is replaced at the end.
+        task: the task type, a constant of `config/tasks.py`.
+        bits: below 16, the linear layers of a base quantized to as many bits stay quantized.
+        dtype: dtype of all other weights. None: the model's own.
 
     Raises:
-        UserError: it cannot be written (no space, no permission, a configuration that is refused); nothing is left
-            under `folder`. Any other error is raised on all ranks too.
+        UserError: the folder cannot be written, for lack of space or permission, or transformers refuses the
+            configuration. An earlier `folder` is unchanged. All other errors are raised on all ranks too.
     """
     partial = folder.with_name(f"{folder.name}.tmp")
     form = written(model, without_code(base_config), anatomy, task)
@@ -107,7 +119,7 @@ def export(
     collectives.on_main(lambda: _writing(partial, writer.start))
     failure: Exception | None = None
     for weight in whole_weights(model):
-        # the other ranks go on gathering: a failure waits until all have arrived
+        # the other ranks continue to gather: a failure is raised after the last weight
         if collectives.is_main() and failure is None:
             try:
                 _writing(partial, partial_add(writer, format_, weight))
@@ -120,8 +132,9 @@ def export(
         writer.finish()
         form.config.save_pretrained(partial)
         if form.module:
-            source = resources.files("apt_ds.models.export") / f"{form.module}.py"
-            (partial / f"{form.module}.py").write_text(source.read_text(encoding="utf8"), encoding="utf8")
+            (partial / f"{form.module.__name__.rpartition('.')[2]}.py").write_text(
+                inspect.getsource(form.module), encoding="utf8"
+            )
         if generation is not None:
             generation.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
@@ -135,7 +148,7 @@ def export(
 def partial_add(
     writer: ShardWriter, format_: Format, weight: tuple[str, nn.Module, nn.Parameter]
 ) -> Callable[[], None]:
-    """Has `writer` take all tensors of a weight."""
+    """An action that gives `writer` all tensors of a weight."""
 
     def add() -> None:
         for name, tensor in format_.tensors(*weight):
@@ -145,7 +158,7 @@ def partial_add(
 
 
 def _writing(partial: Path, action: Callable[[], None]) -> None:
-    """Run `action`; a failure removes what was written, and one to write becomes one line."""
+    """Run `action`. A failure removes `partial`. A failure to write becomes a UserError."""
     try:
         action()
     except Exception as error:
@@ -173,7 +186,7 @@ class ShardWriter:
         self.folder.mkdir(parents=True)
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Take one tensor; writes a file when enough have come."""
+        """Take one tensor, and write a file if there are enough."""
         size = tensor.numel() * tensor.element_size()
         if self._pending and self._bytes + size > SHARD_BYTES:
             self._flush()

@@ -1,0 +1,147 @@
+"""T5: pre-norm, gated or plain feed-forward, an encoder and a decoder that share hidden dimensions.
+
+The relative position bias follows its heads. A stack computes the bias once, in its first layer, and passes it to all
+others. Other layers may still have heads that the first one has lost, so the bias table stays whole, and an attention
+that has lost heads picks its own. Stock T5 does so with the attention kernel registered here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface, eager_mask
+from transformers.models.t5.modeling_t5 import eager_attention_forward
+
+from apt_ds.config.tasks import GENERATION, GLUE_TASKS, TEXTS
+from apt_ds.models import position_bias
+from apt_ds.models.architectures.spec import Architecture
+from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, IndexedModule, Sizes, Sublayer, attention_weight
+from apt_ds.models.export import modeling_apt_t5
+from apt_ds.models.export.form import Edits, Written, alike, by_layer, counts
+
+KERNEL = "apt_by_head"
+
+
+def blocks(config: PretrainedConfig, task: str) -> Anatomy:
+    """The blocks of a T5ForConditionalGeneration. The table of the position bias is in no block: it stays whole."""
+    hidden = Axis(HIDDEN)
+    ups = {"up": "wi_0", "gate": "wi_1"} if config.is_gated_act else {"up": "wi"}
+    slots = [
+        IndexedModule(path, None, hidden)
+        for path in ("shared", "encoder.embed_tokens", "decoder.embed_tokens", "lm_head")
+    ]
+    sites: list[Sublayer] = []
+    numbers: list[int] = []
+    layers: list[str] = []
+    targets: dict[str, list[str]] = {short: [] for short in ("q", "k", "v", "o", *ups, "down")}
+    for stack, depth in (("encoder", config.num_layers), ("decoder", config.num_decoder_layers)):
+        attentions = ("SelfAttention",) if stack == "encoder" else ("SelfAttention", "EncDecAttention")
+        slots.append(IndexedModule(f"{stack}.final_layer_norm", hidden))
+        slots.append(IndexedModule(f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias", None))
+        for layer in (f"{stack}.block.{i}" for i in range(depth)):
+            layers.append(layer)
+            for number, name in enumerate(attentions):
+                attention, head = f"{layer}.layer.{number}.{name}", Axis(len(sites), config.d_kv)
+                sites.append(Sublayer("head", f"{attention}.o", config.d_kv, attention_weight(config.d_kv), attention))
+                numbers.append(config.num_heads)
+                slots.append(IndexedModule(f"{layer}.layer.{number}.layer_norm", hidden))
+                slots += [IndexedModule(f"{attention}.{short}", head, hidden) for short in "qkv"]
+                slots.append(IndexedModule(f"{attention}.o", hidden, head))
+                for short in "qkvo":
+                    targets[short].append(f"{attention}.{short}")
+            feed, neuron = f"{layer}.layer.{len(attentions)}.DenseReluDense", Axis(len(sites))
+            sites.append(Sublayer("neuron", f"{feed}.wo", 1, 1 + len(ups)))
+            numbers.append(config.d_ff)
+            slots.append(IndexedModule(f"{layer}.layer.{len(attentions)}.layer_norm", hidden))
+            slots += [IndexedModule(f"{feed}.{name}", neuron, hidden) for name in ups.values()]
+            slots.append(IndexedModule(f"{feed}.wo", hidden, neuron))
+            for short, name in {**ups, "down": "wo"}.items():
+                targets[short].append(f"{feed}.{name}")
+    return Anatomy(
+        sites=tuple(sites),
+        slots=tuple(slots),
+        writers=("encoder.embed_tokens", "decoder.embed_tokens", *(site.consumer for site in sites)),
+        readers=tuple(path for short in ("q", "k", "v", *ups) for path in targets[short]),
+        norms=tuple(slot.path for slot in slots if slot.path.endswith("layer_norm")),
+        epsilon="variance_epsilon",
+        targets={short: tuple(paths) for short, paths in targets.items()},
+        layers=tuple(layers),
+        sizes=Sizes(tuple(numbers), config.d_model),
+        second="decoder.",
+    )
+
+
+def attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """T5's attention with the bias of the heads that `module` still has.
+
+    Args:
+        module: an attention with `heads`, its heads in the bias table.
+        query: [batch, heads, queries, d_kv].
+        key: [batch, heads, keys, d_kv].
+        value: [batch, heads, keys, d_kv].
+        attention_mask: additive mask, broadcast to [batch, heads, queries, keys].
+        options: arguments of transformers' kernel. `position_bias` is [1, heads of the table, queries, keys].
+    """
+    heads = position_bias.heads_of(module)
+    if options["position_bias"].shape[1] != len(heads):
+        options["position_bias"] = options["position_bias"].index_select(1, heads)
+    return eager_attention_forward(module, query, key, value, attention_mask, **options)
+
+
+AttentionInterface.register(KERNEL, attend)
+AttentionMaskInterface.register(KERNEL, eager_mask)
+
+
+def prepare(model: PreTrainedModel, anatomy: Anatomy) -> None:
+    """Tell every attention with a position bias its heads, which are all of them, and use the kernel above."""
+    position_bias.number_heads(model, anatomy)
+    model.set_attn_implementation(KERNEL)
+
+
+def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy) -> Written:
+    """Write a stock T5 if layers are equal and all self-attentions of a stack have the same heads: they share a bias.
+
+    The original T5 scales its output by d_model. Where hidden dimensions were cut, the last norm keeps the scale.
+    """
+    paths = [site.position_bias for site in anatomy.sites if site.position_bias]
+    kept = [position_bias.heads_of(model.get_submodule(path)).tolist() for path in paths]
+    neurons, depth = counts(anatomy, "neuron"), config.num_layers
+    encoder, decoder, cross = kept[:depth], kept[depth::2], [len(heads) for heads in kept[depth + 1 :: 2]]
+    edits: Edits = {}
+    if config.scale_decoder_outputs and anatomy.sizes.hidden != config.d_model:
+        factor = (anatomy.sizes.hidden / config.d_model) ** 0.5
+        edits["decoder.final_layer_norm.weight"] = lambda weight: weight * factor
+    config.d_model, config.d_ff = anatomy.sizes.hidden, max(neurons)
+    shared = [all(heads == stack[0] for heads in stack) for stack in (encoder, decoder)]
+    if all(shared) and alike([len(heads) for heads in kept]) and alike(neurons):
+        config.num_heads = len(kept[0])
+        tables = [slot.path for slot in anatomy.slots if slot.rows is None and slot.columns is None]
+        for path, heads in zip(tables, (encoder[0], decoder[0]), strict=True):
+            edits[f"{path}.weight"] = columns(heads)
+        return Written(config, edits=edits)
+    layers = {"encoder_layer_heads": encoder, "decoder_layer_heads": decoder, "decoder_layer_cross_heads": cross}
+    sizes = {"encoder_layer_d_ff": neurons[:depth], "decoder_layer_d_ff": neurons[depth:]}
+    return Written(by_layer(config, modeling_apt_t5.AptT5Config, **layers, **sizes), modeling_apt_t5, edits)
+
+
+def columns(kept: list[int]) -> Callable[[Tensor], Tensor]:
+    """The edit that takes these columns of a weight."""
+    return lambda weight: weight[:, torch.tensor(kept)].contiguous()
+
+
+ARCHITECTURE = Architecture(
+    model_type="t5",
+    tasks=dict.fromkeys((*GLUE_TASKS, *TEXTS), GENERATION),
+    stock_classes={GENERATION: "T5ForConditionalGeneration"},
+    blocks=blocks,
+    export=export,
+    modeling=modeling_apt_t5,
+    special_tokens=("eos_token", "pad_token"),
+    prepare=prepare,
+)

@@ -1,0 +1,47 @@
+"""The form that a cut model is written in, and what the families share to find it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import ModuleType
+
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from apt_ds.models.blocks import Anatomy
+
+Edits = dict[str, Callable[[Tensor], Tensor]]
+
+
+@dataclass(frozen=True)
+class Written:
+    """How a cut model is written.
+
+    Attributes:
+        config: the content of config.json.
+        module: the modelling file to copy beside the weights. None: a stock class has the sizes.
+        edits: functions of weights, by the weight's name in the model. The result is written.
+    """
+
+    config: PretrainedConfig
+    module: ModuleType | None = None
+    edits: Edits = field(default_factory=dict)
+
+
+def counts(anatomy: Anatomy, kind: str) -> list[int]:
+    """Number of blocks at each sublayer of a kind, in the table's order."""
+    return [n for site, n in zip(anatomy.sites, anatomy.sizes.counts, strict=True) if site.kind == kind]
+
+
+def alike(values: list[int]) -> bool:
+    """Whether all layers have the same number."""
+    return len(set(values)) == 1
+
+
+def by_layer(config: PretrainedConfig, config_class: type[PretrainedConfig], **layers: object) -> PretrainedConfig:
+    """The same configuration as a `config_class`, with sizes by layer in the fields `layers`."""
+    values = config.to_dict() | layers
+    values.pop("model_type")
+    values.pop("sliding_window", None)  # None in every model that can be read
+    return config_class(**values)

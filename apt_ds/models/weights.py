@@ -1,0 +1,97 @@
+"""Reading the weights of a model folder, with every failure in one line."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from pickle import UnpicklingError
+
+import torch
+from safetensors import SafetensorError
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from apt_ds.config.errors import UserError
+from apt_ds.config.tasks import LANGUAGE_MODEL
+from apt_ds.models import pretrained, quantization
+from apt_ds.models.architectures.spec import AUTO_CLASSES
+from apt_ds.models.model_folder import first_line
+
+
+def read_weights(
+    source: str,
+    dtype: torch.dtype,
+    attention: str,
+    kind: str = LANGUAGE_MODEL,
+    optional: tuple[str, ...] = (),
+    config: PretrainedConfig | None = None,
+    flag: str = "--model_name_or_path",
+    bits: int = 16,
+    trust: bool = False,
+) -> tuple[PreTrainedModel, list[str]]:
+    """Read a model with `from_pretrained`.
+
+    Args:
+        source: a folder or hub name.
+        dtype: the dtype of the weights that are not quantized.
+        attention: the attention kernel.
+        kind: the task type.
+        optional: paths of layers that the checkpoint may lack, or have for other classes.
+        config: the configuration to use instead of the folder's own.
+        flag: the flag that an error names.
+        bits: below 16, every linear layer is quantized as it is read, so no second model is in memory.
+        trust: code of the folder may run.
+
+    Returns:
+        The model on the device where `from_pretrained` puts it, and the paths of `optional` without weights.
+
+    Raises:
+        UserError: weights are absent, broken or do not fit the configuration, or the attention kernel is missing.
+    """
+    where = f"{flag} {source!r}"
+    try:
+        model, info = AUTO_CLASSES[kind].from_pretrained(
+            source,
+            dtype=dtype,
+            attn_implementation=attention,
+            low_cpu_mem_usage=True,
+            output_loading_info=True,
+            trust_remote_code=trust,
+            # a layer for other classes counts as missing
+            ignore_mismatched_sizes=bool(optional),
+            **({"config": copy.deepcopy(config)} if config else {}),
+            **({"quantization_config": quantization.loading(bits, dtype)} if bits < 16 else {}),
+        )
+    except ImportError as error:
+        raise UserError(f"--attn_implementation {attention}: {first_line(error)}") from None
+    except (OSError, SafetensorError, UnpicklingError, EOFError) as error:
+        raise UserError(f"{where}: its weights cannot be read: {first_line(error)}") from None
+    except ValueError as error:
+        if pretrained.needs_code(error):
+            raise UserError(f"{where}: {pretrained.NeedsCodeError('model')}") from None
+        raise UserError(f"{where} is not for {kind}: {first_line(error)}") from None
+    except RuntimeError as error:
+        if "PytorchStreamReader" in str(error):
+            raise UserError(f"{where}: its weights cannot be read: {first_line(error)}") from None
+        # transformers raises no class of its own for a mismatch of shapes
+        if "mismatch" not in str(error):
+            raise
+        raise UserError(f"{where}: its weights have other shapes than its config.json says") from error
+    except (KeyError, TypeError, AttributeError, AssertionError, ArithmeticError) as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{where}: transformers can make no model of its config.json and weights: {reason}") from error
+    absent = [*info["missing_keys"], *(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])]
+    missing = sorted(key for key in absent if key.rpartition(".")[0] not in optional)
+    if missing:
+        # transformers would draw these
+        what = "missing" if set(missing) <= set(info["missing_keys"]) else "missing or of another shape"
+        raise UserError(f"{where}: {len(missing)} weights are {what}, such as {missing[0]}")
+    quantization.convert_bnb_layers(model, dtype)
+    return model, [path for path in optional if any(key.rpartition(".")[0] == path for key in absent)]
+
+
+def quiet_transformers() -> None:
+    """Turn off progress bars and advice of transformers: several ranks would print them at once."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("datasets").setLevel(logging.ERROR)
