@@ -147,8 +147,9 @@ def shortened(encoder: Encoder, question: Question, shots: list[Question], max_t
     if fitting is None:
         where = f", line {question.line} of its file" if question.line else ""
         raise UserError(
-            f"a context of {max_tokens} tokens is too small: a question of {question.subject}{where} needs "
-            f"{len(rows[-1])} without any shot. Evaluate a model with a longer context, or leave the subject out with --subjects"
+            f"a context of {max_tokens} tokens is too small: "
+            f"a question of {question.subject}{where} needs {len(rows[-1])} without any shot. "
+            "Evaluate a model with a longer context, or leave the subject out with --subjects"
         )
     return fitting
 
