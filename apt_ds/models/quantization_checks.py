@@ -56,7 +56,7 @@ def check(run: RunConfig, anatomy: Anatomy, device: torch.device | None) -> None
 def _wishes(run: RunConfig) -> list[tuple[str, int | str, int | str]]:
     """(option, value, what it is without bitsandbytes)."""
     plain: dict[str, int | str] = {"base_bits": 16, "export_bits": 16, "optim": "adamw_torch"}
-    return [(name, getattr(run, name), value) for name, value in plain.items()]
+    return [(name, run.flag(name), value) for name, value in plain.items()]
 
 
 def needed(run: RunConfig) -> bool:
