@@ -187,7 +187,7 @@ def test_a_table_is_written_into_its_place_in_a_document(tmp_path: Path) -> None
         write_section(document, "rte", "| \\1 |\n")
     text = document.read_text(encoding="utf8")
     assert text == "one\n<!-- sst2 -->\nold\n<!-- end -->\ntwo\n<!-- rte -->\n| \\1 |\n<!-- end -->\n"
-    with pytest.raises(UserError, match="--section 'mnli': .* has 0 places for it; give it one"):
+    with pytest.raises(UserError, match=r"--section 'mnli': .* has 0 places for it; give it one"):
         write_section(document, "mnli", "")
     with pytest.raises(UserError, match="cannot be read: No such file"):
         write_section(tmp_path / "b.md", "mnli", "")
@@ -209,7 +209,7 @@ def test_a_finished_table_is_printed_again_and_written(
         result_table.main()
     (tmp_path / "table.json").unlink()
     monkeypatch.setattr(sys, "argv", words)
-    with pytest.raises(UserError, match="table.json cannot be read: .* give the output folder of a finished compare"):
+    with pytest.raises(UserError, match=r"table.json cannot be read: .* give the output folder of a finished compare"):
         result_table.main()
 
 

@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from apt_ds.analysis import dry_run, memory_trace
-from apt_ds.analysis.memory_estimate import CODE, FINGERPRINT, MOMENTS_IN_8_BITS, Bytes, Layout, estimate
-from apt_ds.analysis.memory_trace import Footprint, Live, Shape, Weight
+from apt_ds.analysis.live_bytes import LiveBytes
+from apt_ds.analysis.memory_estimate import CODE, FINGERPRINT, MOMENTS_IN_8_BITS, estimate
+from apt_ds.analysis.memory_trace import Footprint, Shape, Weight
+from apt_ds.analysis.sharding import Bytes, Layout
 from apt_ds.config.errors import UserError
 from apt_ds.config.resolve import resolve
 from apt_ds.models import quantization
@@ -82,7 +84,7 @@ def test_phases() -> None:
 
 def test_what_is_alive_is_counted_once_and_forgotten() -> None:
     model = nn.Linear(8, 8, bias=False).requires_grad_(False)
-    with Live(model) as live:
+    with LiveBytes(model) as live:
         x = torch.zeros(100, 8)
         view = x.view(-1)
         y = model(x)

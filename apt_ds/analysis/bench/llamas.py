@@ -51,7 +51,7 @@ LLAMAS: dict[str, tuple[Sizes, int, dict[str, Any], float, bool]] = {
 def llama_config(name: str, **changes: Any) -> LlamaConfig:
     """The configuration of one of `LLAMAS`. changes: values that replace those of the published model."""
     sizes, positions, rope, epsilon, tied = LLAMAS[name]
-    values = {
+    values: dict[str, Any] = {
         "hidden_size": sizes.hidden,
         "intermediate_size": sizes.inner,
         "num_hidden_layers": sizes.layers,

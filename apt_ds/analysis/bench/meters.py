@@ -53,8 +53,7 @@ def energy_counter() -> Callable[[], float] | None:
 def _nvml() -> Callable[[], float] | None:
     if importlib.util.find_spec("pynvml") is None:
         return None
-    import pynvml
-
+    pynvml = importlib.import_module("pynvml")
     try:
         pynvml.nvmlInit()
         # the number of a device is not NVML's where some devices are hidden

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -81,11 +82,13 @@ def hold_in_four_bits(model: PreTrainedModel, dtype: torch.dtype) -> None:
         packed = bnb.nn.Linear4bit(
             module.in_features, module.out_features, module.bias is not None, dtype, quant_type="nf4", device="meta"
         )
-        packed.weight = bnb.nn.Params4bit(module.weight.data, requires_grad=False, quant_type="nf4").to(zero.device())
+        weight: Any = bnb.nn.Params4bit(module.weight.data, requires_grad=False, quant_type="nf4")
+        packed.weight = weight.to(zero.device())
         packed.bias = module.bias
         packed.support_avx512bf16_for_cpu = False  # it would repack weights in place
         replace_module(model, path, packed)
-    model.is_loaded_in_4bit = True
+    marked: Any = model  # PEFT reads this attribute, which transformers sets on models that it quantizes
+    marked.is_loaded_in_4bit = True
 
 
 def measure_apt(variant: Variant, run: RunConfig, base: Base, data: Data, steps: int) -> Timed:
@@ -106,9 +109,8 @@ def measure_apt(variant: Variant, run: RunConfig, base: Base, data: Data, steps:
         found.rebuild = list(meter.rebuilds)
         if meter.rebuilds:
             steady = meter.dense()["peak_memory_bytes"] or 0
-            found.steady, found.rebuild_peak = (
-                max(collectives.gather_objects(n)) for n in (steady, meter.rebuild_peaks[-1])
-            )
+            found.steady = max(collectives.gather_objects(int(steady)))
+            found.rebuild_peak = max(collectives.gather_objects(meter.rebuild_peaks[-1]))
         pruner.remove_hooks()
         zero.destroy(trainer.engine)
         trainer.metrics_logger.close()
