@@ -165,7 +165,7 @@ def evaluation_batches(run: RunConfig, data: Data, kind: str) -> list[Shape]:
 def micro_batches(run: RunConfig, data: Data, world: int, kind: str) -> Shape:
     """A shape that no training micro-batch exceeds in any dimension, on any of `world` ranks."""
     size = run.optim.per_device_train_batch_size
-    order = GlobalOrder(len(data.train), size * run.optim.gradient_accumulation_steps * world, run.optim.seed)
+    order = GlobalOrder(len(data.train), run.optim.global_batch(world), run.optim.seed)
     steps = run.optim.max_steps if run.optim.max_steps > 0 else order.steps(run.optim.num_train_epochs)
     drawn = (order.indices(step) for step in range(steps))
     batches = [indices[i : i + size] for indices in drawn for i in range(0, len(indices), size)]

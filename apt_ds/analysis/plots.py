@@ -12,16 +12,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 from apt_ds.config import cli
 from apt_ds.config.errors import UserError
 
 POINT = 300.0  # area of LoRA's point, in square points
 Row = dict[str, Any]
+
+
+def pyplot() -> Any:
+    """matplotlib.pyplot, drawing into files. Raises ModuleNotFoundError where matplotlib is not installed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot
+
+    return matplotlib.pyplot
 
 
 def quality_against_speed(rows: list[Row], path: Path) -> None:
@@ -31,6 +36,7 @@ def quality_against_speed(rows: list[Row], path: Path) -> None:
         rows: with finite `inference_speed` and `perplexity`.
         path: the picture.
     """
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for row in rows:
         size = POINT * (row.get("inference_memory") or 1.0)
@@ -72,6 +78,7 @@ def quality_against_size(lines: dict[str, list[tuple[float, float, float]]], pat
         path: the picture.
         title: of the picture.
     """
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     for method, points in lines.items():
         kept, perplexity, deviation = zip(*points, strict=True)
@@ -103,7 +110,11 @@ def main() -> None:
         rows = json.loads(Path(own.table).read_text(encoding="utf8"))
     except (OSError, ValueError) as error:
         raise UserError(f"--table {own.table!r} cannot be read: {error}; give the table.json of compare.py") from None
-    quality_against_size(lines_of(rows, own.table), Path(own.picture), own.title)
+    lines = lines_of(rows, own.table)
+    try:
+        quality_against_size(lines, Path(own.picture), own.title)
+    except ModuleNotFoundError as error:
+        raise UserError(f"--picture requires {error.name}: pip install 'apt_ds[eval]'") from None
 
 
 if __name__ == "__main__":

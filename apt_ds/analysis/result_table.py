@@ -1,4 +1,4 @@
-"""The table of a comparison as people read it: columns, notes, files, and its place in a document."""
+"""The table of a comparison for readers: columns, notes, files, and its place in a document."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from apt_ds.analysis.plots import quality_against_speed
 from apt_ds.config import cli
 from apt_ds.config.errors import UserError
 from apt_ds.config.run_config import OPTIONS
@@ -139,11 +140,9 @@ def publish(rows: list[Row], folder: Path) -> None:
     if not points:
         return
     try:
-        from apt_ds.analysis.plots import quality_against_speed
+        quality_against_speed(points, folder / "table.png")
     except ModuleNotFoundError as error:
-        print(f"table.png is left out, it needs {error.name}: pip install 'apt_ds[eval]'", flush=True)
-        return
-    quality_against_speed(points, folder / "table.png")
+        print(f"table.png is not drawn, since it requires {error.name}: pip install 'apt_ds[eval]'", flush=True)
 
 
 def drawable(row: Row) -> bool:

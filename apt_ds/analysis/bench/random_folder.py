@@ -39,7 +39,7 @@ TEMPLATE = (
 
 
 def write_random_model(folder: Path, shape: str, dtype: torch.dtype, layers: int = 0, tokenizer: str = BUILTIN) -> int:
-    """Write a model folder as `from_pretrained` reads it; returns the bytes of its weights.
+    """Write a model folder that `from_pretrained` reads. Returns the bytes of its weights.
 
     Weights are drawn and written one at a time, so that memory holds no more than one file of them. The same
     arguments always give the same folder.
@@ -47,7 +47,8 @@ def write_random_model(folder: Path, shape: str, dtype: torch.dtype, layers: int
     Args:
         folder: where to write. It must not exist, or be empty.
         shape: a name of `synthetic.SIZES`, or the path of a config.json.
-        layers: number of layers; 0 for as many as the published model has.
+        dtype: of the weights.
+        layers: number of layers. 0 means as many as the published model has.
         tokenizer: `builtin`, or what `AutoTokenizer.from_pretrained` reads, or a builtin model's name.
 
     Raises:
