@@ -55,7 +55,7 @@ COLUMNS: dict[str, tuple[str, Form]] = {
     "batch_speed": ("inference speed at batch {batch}, times {ref}", fixed(2)),
     "batch_memory": ("inference memory at batch {batch}, % of {ref}", fixed(1, 100)),
 }
-# figures of the reference itself, and what is shown of every row where there is no reference
+# figures of the reference. Without a reference they are shown for every row
 ABSOLUTE: dict[str, tuple[str, Form]] = {
     "whole_seconds": ("training time, s", fixed(1)),
     "whole_bytes": ("peak training memory, MB", fixed(0, 1e-6)),
@@ -154,7 +154,7 @@ def write_section(document: Path, section: str, text: str) -> None:
     """Replace what a document has between `<!-- SECTION -->` and `<!-- end -->`.
 
     Raises:
-        UserError: there is no such file, or no such place in it.
+        UserError: the file cannot be read, or lacks the section.
     """
     try:
         old = document.read_text(encoding="utf8")

@@ -90,7 +90,7 @@ def config_of(shape: str, layers: int) -> PretrainedConfig:
 
 
 def check_folder(folder: Path, needed: int) -> None:
-    """UserError where `folder` has content, or its disk has less than `needed` bytes."""
+    """Raise UserError if `folder` has content, or its disk has less than `needed` bytes free."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not an empty folder; give the path of a new folder")
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
@@ -104,7 +104,7 @@ def check_folder(folder: Path, needed: int) -> None:
 
 @torch.no_grad()
 def write_weights(writer: ShardWriter, model: nn.Module, dtype: torch.dtype, deviation: float) -> None:
-    """Draw and write each weight of a model that has only shapes. Norms are 1, tied weights come once."""
+    """Draw and write each weight of a model that has only shapes. Norms are 1. Tied weights are written once."""
     generator = torch.Generator().manual_seed(0)
     pool, at = torch.empty(DRAWN).normal_(0, deviation, generator=generator).to(dtype), 0
     for name, shape in model.named_parameters():
