@@ -1,8 +1,8 @@
 """Training cost of apt_ds next to PEFT's LoRA under the same DeepSpeed configuration, interleaved in one process.
 
-Every round builds, warms up, times and drops each variant in turn, so that drift of the machine hits all alike and no
-variant sees another's memory. All see the same batches, made as `train.py` makes them; PEFT gets them as the Hugging
-Face Trainer would hand them over, and computes the loss transformers computes. Generation is measured after that.
+Every round builds, warms up, times and drops each variant in turn. So drift of the machine affects all variants alike,
+and no variant shares memory with another. All get the same batches as `train.py` makes them. PEFT computes the loss of
+transformers on them, as the Hugging Face Trainer does. Generation is measured last.
 """
 
 from __future__ import annotations
@@ -36,17 +36,20 @@ from apt_ds.runtime import collectives, zero
 from apt_ds.runtime.files import write_json
 from apt_ds.training.datasets import Data
 
-LAST_STEP = 10**6  # far away: no schedule ends while steps are timed
+LAST_STEP = 10**6  # so late that no schedule ends while steps are timed
 CUTS = {"dense": 0.0, "cut30": 0.3, "cut50": 0.5}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured how often.
+    """What is measured, and how often.
 
-    variants: names (none: all that this machine can); rounds: how often every variant is built anew; steps: timed
-    optimizer steps per round, after one of warm-up; generation: prompt and new tokens (None: not measured);
-    peak_tflops: of a device (0: measured by a matrix product).
+    Attributes:
+        variants: names. None given: all that this machine can measure.
+        rounds: how often every variant is built.
+        steps: timed optimizer steps per round, after one of warm-up.
+        generation: what is generated. None: generation is not measured.
+        peak_tflops: of a device. 0: measured by a matrix product.
     """
 
     variants: tuple[str, ...] = ()
@@ -57,10 +60,10 @@ class Settings:
 
 
 def benchmark(run: RunConfig, settings: Settings, json_path: str) -> table.Figures:
-    """Measure; prints a table and writes the figures on rank 0. Collective.
+    """Measure, print a table and write the figures on rank 0. Collective.
 
     Raises:
-        UserError: a variant that is unknown or cannot be measured here, besides what `train.py` refuses.
+        UserError: a variant is unknown or cannot be measured here, or `train.py` would refuse the input.
     """
     zero.init_distributed()
     loading.quiet_transformers()
@@ -83,7 +86,7 @@ def benchmark(run: RunConfig, settings: Settings, json_path: str) -> table.Figur
     load = load_of(run, data, settings.steps)
     figures = table.summarize(rounds, load, collectives.world_size(), peak, process)
     if process:
-        notes.append(f"memory is beside the {process / 1e6:,.0f} MB of a process without a model")
+        notes.append(f"memory excludes the {process / 1e6:,.0f} MB of a process without a model")
     figures |= {
         "process_bytes": process,
         "notes": notes,
@@ -92,9 +95,9 @@ def benchmark(run: RunConfig, settings: Settings, json_path: str) -> table.Figur
         "load": asdict(load),
     }
     figures["shape"] = asdict(shape_of(base, base.anatomy, run))
-    few = [variant for variant in variants if variant.bits < 16 and variant.sparsity]
-    # in 16 bits: a whole model may be too large where one of few bits was not
-    figures["rounding"] = {v.name: rounding(run, one_layer(base), v.sparsity, v.bits) for v in few}
+    quantized = [variant for variant in variants if variant.bits < 16 and variant.sparsity]
+    # read in 16 bits: the whole model may not fit where the quantized one did
+    figures["rounding"] = {v.name: rounding(run, one_layer(base), v.sparsity, v.bits) for v in quantized}
     if settings.generation is not None:
         figures["inference"] = inference(run, base, CUTS, settings.generation)
     if collectives.is_main():
@@ -105,7 +108,7 @@ def benchmark(run: RunConfig, settings: Settings, json_path: str) -> table.Figur
 
 
 def inputs(run: RunConfig) -> tuple[Base, Data]:
-    """Model and data: what `train.py` would read, or random ones. Collective. Raises UserError."""
+    """Model and data: those of `train.py`, or random ones. Collective. Raises UserError."""
     if run.model.model_name_or_path.startswith(PREFIX):
         base = random_base(run.model.model_name_or_path.removeprefix(PREFIX))
         return base, random_data(run, base, LAST_STEP)
@@ -116,7 +119,7 @@ def inputs(run: RunConfig) -> tuple[Base, Data]:
 
 
 def load_of(run: RunConfig, data: Data, steps: int) -> Load:
-    """What a device does in a timed step, on average."""
+    """The average work of a device in a timed step."""
     rows = [data.train[i] for step in range(1, steps + 1) for i in data.order.indices(step)]
     lengths = [len(row["input_ids"]) for row in rows]
     shares = steps * collectives.world_size()
@@ -126,12 +129,16 @@ def load_of(run: RunConfig, data: Data, steps: int) -> Load:
 
 
 def predict(run: RunConfig, cluster: Cluster, sizes: tuple[int, ...], measured: str) -> str:
-    """The table of `scaling` for a model that is only sizes, with what `--json` of a benchmark has measured.
+    """The table of `cluster_model` for a model of given sizes.
 
-    cluster: its `flops` is the peak of a device, of which the measured share (0.4 where nothing was) is reached.
+    Args:
+        run: names the sizes of the model and the load.
+        cluster: its `flops` is the peak of a device.
+        sizes: numbers of devices.
+        measured: figures of a benchmark, which give the reached share of the peak. Empty: a share of 0.4.
 
     Raises:
-        UserError: no such sizes, or a file that holds no figures of a benchmark.
+        UserError: the sizes are unknown, or the file lacks figures of a benchmark.
     """
     base = random_base(run.model.model_name_or_path.removeprefix(PREFIX))
     share = 0.4
@@ -139,13 +146,12 @@ def predict(run: RunConfig, cluster: Cluster, sizes: tuple[int, ...], measured: 
         try:
             share = float(read_json(measured)["utilisation"]["dense"])
         except (KeyError, TypeError, ValueError):
-            raise UserError(f"--measured {measured}: no figures of a benchmark with the variant dense") from None
+            raise UserError(f"--measured {measured}: figures of the variant dense are missing") from None
     length, examples = run.data.max_seq_length, run.optim.per_device_train_batch_size
     tokens = length * examples * run.optim.gradient_accumulation_steps
     load = Load(tokens, tokens, length, run.optim.gradient_accumulation_steps)
     shape = shape_of(base, base.anatomy, run)
     reached = Cluster(**(asdict(cluster) | {"flops": cluster.flops * share}))
-    told = {"model": run.model.model_name_or_path, "tokens a device and step": tokens, "utilisation": share} | asdict(
-        cluster
-    )
-    return f"{json.dumps(told)}\n{cluster_model.render(shape, load, reached, sizes)}"
+    conditions: dict[str, object] = {"model": run.model.model_name_or_path, "tokens a device and step": tokens}
+    conditions |= {"utilisation": share, **asdict(cluster)}
+    return f"{json.dumps(conditions)}\n{cluster_model.render(shape, load, reached, sizes)}"

@@ -1,9 +1,9 @@
-"""What a training step costs on many devices: FLOPs, bytes on the wire, seconds. Formulas only; nothing is run.
+"""Predicts the cost of a training step on many devices: FLOPs, bytes on the wire, seconds. Pure formulas.
 
-Adapters are trained, everything else is frozen. Bytes are those one device sends; with rings of n devices an
-all-gather or a reduce-scatter of S bytes sends S (n-1)/n, an all-reduce twice that. ZeRO-3 gathers all weights
-in the forward and again in the backward pass of every micro-batch, whatever n is; ZeRO-2 gathers none. Gradients are
-those of adapters alone. Scoring adds one all-reduce per optimizer step.
+Adapters are trained, all other weights are frozen. Bytes are those that one device sends. In a ring of n devices an
+all-gather or a reduce-scatter of S bytes sends S (n-1)/n, and an all-reduce twice that. ZeRO-3 gathers all weights in
+the forward and again in the backward pass of every micro-batch, for any n. ZeRO-2 gathers none. Only adapters have
+gradients. Scoring adds one all-reduce per optimizer step.
 """
 
 from __future__ import annotations
@@ -19,9 +19,14 @@ SCORE = 4  # bytes, fp32
 class Shape:
     """Sizes of a causal model and its adapters, in elements.
 
-    blocks: weights of all attention and feed-forward projections; head: those of the LM head; embeddings: looked up,
-    not multiplied (0 where they are the head's); adapters: trained; attention: query width summed over layers; taps:
-    dimensions that scoring looks at; modules: weights that ZeRO-3 gathers one by one.
+    Attributes:
+        blocks: weights of all attention and feed-forward projections.
+        head: weights of the LM head.
+        embeddings: weights of the embeddings. 0 where the LM head shares them.
+        adapters: weights of all adapters.
+        attention: query width, summed over layers.
+        taps: dimensions with a scoring hook.
+        modules: number of weights that ZeRO-3 gathers one by one.
     """
 
     blocks: int
@@ -33,16 +38,20 @@ class Shape:
     modules: int
 
     def frozen(self) -> int:
-        """Everything that is held but not trained."""
+        """Number of frozen weights."""
         return self.blocks + self.head + self.embeddings
 
 
 @dataclass(frozen=True)
 class Load:
-    """What one device does in an optimizer step.
+    """The work of one device in an optimizer step.
 
-    tokens: real ones; trained: those with a loss; context: tokens an average token's example has; micro_batches: per
-    step; scoring: whether salience is summed up.
+    Attributes:
+        tokens: tokens except padding.
+        trained: tokens with a loss.
+        context: length of the example of an average token.
+        micro_batches: per step.
+        scoring: whether the step scores blocks.
     """
 
     tokens: float
@@ -54,11 +63,14 @@ class Load:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Devices and what connects them.
+    """Devices and their connections.
 
-    flops: per second that the model's arithmetic reaches on one device (peak times utilisation); inside, between:
-    bytes per second a device sends to others in its node, and a whole node to other nodes; per_node: devices in a
-    node; latency: seconds to start a collective and per doubling of the devices.
+    Attributes:
+        flops: operations per second that the model reaches on one device (peak times utilisation).
+        inside: bytes per second from a device to others of its node.
+        between: bytes per second from a whole node to other nodes.
+        per_node: devices of a node.
+        latency: seconds to start a collective, for each doubling of the devices.
     """
 
     flops: float
@@ -69,10 +81,11 @@ class Cluster:
 
 
 def training_flops(shape: Shape, load: Load) -> float:
-    """Floating-point operations that the mathematics of a step needs, on one device.
+    """Floating-point operations of a step on one device.
 
-    2 per weight and token forward, 2 backward for the gradient of the input, 2 more for that of a trained weight;
-    attention 2 per query dimension and pair of tokens for scores and for values, causal, and twice that backward.
+    Forward takes 2 per weight and token. Backward takes 2 for the gradient of the input, and 2 more for that of a
+    trained weight. Causal attention takes 2 per query dimension and pair of tokens, for scores and for values, and
+    twice that backward.
     """
     linear = load.tokens * (4 * shape.blocks + 6 * shape.adapters) + load.trained * 4 * shape.head
     return linear + load.tokens * 6 * load.context * shape.attention
@@ -87,27 +100,27 @@ def wire_bytes(shape: Shape, load: Load, devices: int, stage: int) -> dict[str, 
     if stage == 3:
         gathers = 2 * load.micro_batches * (WEIGHT * shape.frozen() + adapters)
     else:
-        # DeepSpeed's stages 1 and 2 reduce a bucket to all and keep their part, then gather what was updated
+        # DeepSpeed's stages 1 and 2 all-reduce a bucket and keep their part, then gather updated weights
         gathers = adapters if stage else 0
         gradients *= 2
     return {"gather": ring * gathers, "reduce": ring * gradients, "salience": 2 * ring * observed}
 
 
 def collectives(shape: Shape, load: Load, stage: int) -> int:
-    """How many collectives a step starts; gradients are reduced in one bucket."""
+    """Number of collectives that a step starts. Gradients are reduced in one bucket."""
     gathers = 2 * load.micro_batches * shape.modules if stage == 3 else int(stage > 0)
     return gathers + load.micro_batches + 1
 
 
 def predict(shape: Shape, load: Load, cluster: Cluster, devices: int, stage: int) -> dict[str, float]:
-    """A step on `devices`, each with the same load: seconds of each part and of the whole.
+    """Seconds of a step on `devices` with the same load each, by part.
 
-    `hidden`: all communication behind computation, as a step that is `compute` or `wire` long, whichever is longer;
-    `exposed`: none of it. What is measured lies between the two.
+    `hidden` is the whole step if computation hides all communication: the longer of `compute` and `wire`. `exposed` is
+    the whole step if it hides none: their sum. A real step is between the two.
     """
     sent = wire_bytes(shape, load, devices, stage)
     nodes = math.ceil(devices / cluster.per_node)
-    # a ring through several nodes leaves and enters each once: the node's whole connection serves one ring
+    # a ring through several nodes leaves and enters each node once, and uses its whole connection
     speed = cluster.inside if nodes == 1 else min(cluster.inside, cluster.between)
     start = cluster.latency * math.log2(devices) * collectives(shape, load, stage) if devices > 1 else 0.0
     seconds = {name: value / speed for name, value in sent.items()} | {"start": start}

@@ -1,9 +1,9 @@
-"""Methods side by side under one budget of steps: train each, judge each, one table (the paper's Table 3).
+"""Compares methods under one budget of steps: trains each, evaluates each, and makes one table (the paper's Table 3).
 
-Every run is a process of its own, started as a user would start it, in a folder of its own under `--output_dir`; what
-is finished there is not done again, so that an interrupted comparison goes on with what is missing. SIGTERM, SIGINT or
-SIGHUP also stops the run under way, which saves a checkpoint; the next start goes on from it. Inference is measured
-last, all models interleaved in one process.
+Every run is a process of its own, as a user would start it, with its own folder in `--output_dir`. A finished run is
+not trained again, so an interrupted comparison continues with what is missing. SIGTERM, SIGINT or SIGHUP also stops the
+current run, which saves a checkpoint. The next start continues from it. Inference is measured last, all models
+interleaved in one process.
 """
 
 from __future__ import annotations
@@ -50,10 +50,18 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 class Comparison:
     """What to compare.
 
-    processes: per run; mmlu_data: a folder of MMLU in CSV layout ('' leaves it out); vary: names of options of
-    train.py, each with the values it takes; all combinations are run.
-    full_num_train_epochs: of full fine-tuning; 0: as long as the other runs.
-    inference_batch_size: at which inference is measured too; 0: what is usual for the kind of model.
+    Attributes:
+        methods: names of methods.
+        sparsities: removed fractions.
+        seeds: a row of the table is the mean over them.
+        processes: of each run.
+        full_learning_rate: of full fine-tuning.
+        mmlu_data: a folder of MMLU's CSV files. Empty: MMLU is not measured.
+        mmlu_sample: number of questions.
+        efficiency: whether inference is measured.
+        vary: names of options of train.py, each with its values. All combinations are run.
+        full_num_train_epochs: of full fine-tuning. 0: as long as the other runs.
+        inference_batch_size: batch size of inference. 0: the usual one for the kind of model.
     """
 
     methods: tuple[str, ...]
@@ -88,7 +96,7 @@ class Comparison:
         if self.inference_batch_size and not self.efficiency:
             raise UserError("--inference_batch_size requires --efficiency, which measures inference")
         if self.mmlu_data and not Path(self.mmlu_data).is_dir():
-            raise UserError(f"--mmlu_data {self.mmlu_data!r} is no folder: give one that holds dev/ and test/")
+            raise UserError(f"--mmlu_data {self.mmlu_data!r} is not a folder: give one with dev/ and test/")
         for words in self.vary:
             if len(words) < 2 or len(set(words)) < len(words):
                 raise UserError(f"--vary {' '.join(words)}: give the name of an option and its values, nothing twice")
@@ -101,12 +109,17 @@ class Comparison:
 
 
 def compare(comparison: Comparison, words: Sequence[str]) -> list[dict[str, Any]]:
-    """Do what is missing, write table.csv, table.md, table.png; returns the rows.
+    """Train and evaluate what is missing, and write table.csv, table.json, table.md and table.png.
 
-    words: options of train.py that all runs share.
+    Args:
+        comparison: what to compare.
+        words: options of train.py that all runs share.
+
+    Returns:
+        The rows of the table.
 
     Raises:
-        UserError: a mistake in the input, or a run that failed (its own line stands above).
+        UserError: a mistake in the input, or a run that failed and printed its own error.
     """
     comparison.check()
     shared = resolve(words)
@@ -128,7 +141,7 @@ def compare(comparison: Comparison, words: Sequence[str]) -> list[dict[str, Any]
 
 
 def complete(comparison: Comparison, shared: RunConfig) -> Comparison:
-    """What the run's recipe says where the comparison's own options say nothing."""
+    """The comparison with the values of the recipe for options that are not stated."""
     epochs = comparison.full_num_train_epochs or RECIPE_FULL_EPOCHS[shared.source.recipe]
     batch, sizes = comparison.inference_batch_size, RECIPE_INFERENCE_BATCHES[shared.source.recipe]
     if comparison.efficiency and not batch and sizes and shared.data.task == INSTRUCTIONS:
@@ -142,7 +155,7 @@ def complete(comparison: Comparison, shared: RunConfig) -> Comparison:
 
 
 def plan(comparison: Comparison, output: Path) -> list[Trial]:
-    """All runs, seed by seed; what prunes nothing runs once a seed."""
+    """All runs, seed by seed. A method that prunes nothing runs once per seed."""
     found = []
     for seed in comparison.seeds:
         for method in comparison.methods:
@@ -251,7 +264,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def infer(trials: list[Trial], shared: RunConfig, batch: int = 0) -> dict[str, Any]:
-    """Inference speed and memory of one model per row, interleaved in one process; by folder name."""
+    """Inference speed and memory of one model per row by folder name, interleaved in one process."""
     first: dict[tuple[object, ...], Trial] = {}
     for trial in trials:
         first.setdefault(trial.row, trial)

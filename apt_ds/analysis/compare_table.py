@@ -1,4 +1,4 @@
-"""The rows of a comparison: what each run left, seeds averaged, quality and cost relative to a reference run.
+"""The rows of a comparison: figures of each run, averages over seeds, quality and cost relative to a reference run.
 
 `python -m apt_ds.analysis.compare_table --folder DIR` prints the table of a finished comparison again and writes it
 into a document.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,17 +103,18 @@ def make_row(members: list[Trial], summaries: list[Row]) -> Row:
     return row
 
 
-def combine(how: Any, values: list[float | None]) -> float | None:
+def combine(how: Callable[[list[float]], float], values: list[float | None]) -> float | None:
     """`how` of the values, None where one is absent."""
-    return None if any(value is None for value in values) else how(values)
+    present = [value for value in values if value is not None]
+    return how(present) if len(present) == len(values) else None
 
 
 def put(row: Row, name: str, values: list[float | None]) -> None:
-    """Mean and, with several seeds, standard deviation; None where a value is absent."""
+    """Set the mean and, with several seeds, the standard deviation. Both are None where a value is absent."""
     row[name] = combine(statistics.mean, values)
     if len(values) > 1:
         finite = row[name] is not None and math.isfinite(row[name])
-        row[f"{name}_std"] = statistics.stdev(values) if finite else None
+        row[f"{name}_std"] = combine(statistics.stdev, values) if finite else None
 
 
 def normalize(rows: list[Row], histories: list[list[list[Row]]]) -> None:
@@ -149,8 +151,8 @@ def add_near(rows: list[Row], histories: list[list[list[Row]]], number: int) -> 
     best = statistics.mean(bests)
     for row, runs in zip(rows, histories, strict=True):
         near = [first_near(history, best) for history in runs]
-        row["near_seconds"] = combine(statistics.mean, [entry and entry["seconds"] for entry in near])
-        row["near_steps"] = combine(statistics.mean, [entry and entry["step"] for entry in near])
+        for key, column in (("seconds", "near_seconds"), ("step", "near_steps")):
+            row[column] = combine(statistics.mean, [entry[key] if entry else None for entry in near])
 
 
 def ratio(value: float | None, base: float | None) -> float | None:
@@ -159,7 +161,7 @@ def ratio(value: float | None, base: float | None) -> float | None:
 
 
 def first_near(history: list[Row], best: float) -> Row | None:
-    """The first evaluation of a model of the size aimed at that came near the score `best`."""
+    """The first evaluation at the final size whose score was at least `NEAR` times `best`."""
     return next((entry for entry in history if entry["pruned"] and entry["score"] >= NEAR * best), None)
 
 

@@ -1,156 +1,164 @@
-"""Memory of a rank before the fact: what a model needs (`memory_trace.py`) and a DeepSpeed configuration in, bytes out.
+"""Memory of a rank before a run: bytes from a model's needs (`memory_trace.py`) and a DeepSpeed configuration.
 
-Pure arithmetic. Device bytes are those in use; what the allocator keeps besides and the CUDA context come on top.
-On the CPU both columns are one memory, the process's resident set. There glibc keeps much of what is freed, up to as
-much again; MALLOC_MMAP_THRESHOLD_=131072 in the environment has it returned, for some time. Buffers of the
-kernels that oneDNN keeps are not in it.
+Pure arithmetic, one function for each phase of a run. Device bytes are those in use. What the allocator keeps beyond
+them and the CUDA context come on top.
+
+On the CPU both columns are one memory, the resident set of the process. There glibc keeps much of what is freed, up to
+the same amount again. MALLOC_MMAP_THRESHOLD_=131072 in the environment makes glibc return it, which costs time. Buffers
+of the kernels that oneDNN keeps are not counted.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from apt_ds.analysis.memory_trace import Footprint
+from apt_ds.analysis.sharding import MOMENTS, Bytes, Layout, Sharding
 from apt_ds.models.export.write import SHARD_BYTES
 from apt_ds.training.checkpoint import ShardWriter
 
 LIVE, PERSISTENT = 1_000_000_000, 100_000  # DeepSpeed's defaults, in elements
-MASTER, MOMENTS = 4, 8  # bytes per trained element
+MASTER = 4  # bytes per trained element
 MOMENTS_IN_8_BITS = 2 + 8 / 256
-CODE = 47 << 20  # what DeepSpeed's first engine loads
-FINGERPRINT = 3 * 8 << 18  # int64 pieces of `fingerprint.fingerprint`
-
-
-class Bytes(NamedTuple):
-    """On the device and on the host."""
-
-    device: int = 0
-    host: int = 0
-
-    def plus(self, *others: Bytes) -> Bytes:
-        """The sum."""
-        return Bytes(self.device + sum(o.device for o in others), self.host + sum(o.host for o in others))
-
-
-class Layout(NamedTuple):
-    """A run's own part. item: bytes of a weight; stored: bytes of one in the model's files.
-
-    kept: fraction of the weights that a cut leaves; moments: bytes of Adam's per trained element, 0 where there are
-    none before the cut; on_cpu: whether the device is the host.
-    """
-
-    world: int
-    item: int
-    stored: int
-    kept: float = 1.0
-    moments: float = MOMENTS
-    on_cpu: bool = False
+CODE = 47 << 20  # bytes that DeepSpeed's first engine loads
+FINGERPRINT = 3 * 8 << 18  # bytes of the int64 pieces of `fingerprint.fingerprint`
+FP32 = 4
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """parts: what lives through a training step; phases: what each phase needs at its most, `parts` included."""
+    """Bytes of one rank.
+
+    Attributes:
+        parts: what exists throughout a training step, by name.
+        phases: the peak of each phase of the run, by name. A phase includes the parts that exist in it.
+    """
 
     parts: dict[str, Bytes] = field(default_factory=dict)
     phases: dict[str, Bytes] = field(default_factory=dict)
 
     def peak(self) -> Bytes:
-        """The most of any phase, on the device and on the host."""
-        found = self.phases.values()
-        return Bytes(max(p.device for p in found), max(p.host for p in found))
+        """The largest phase on the device, and the largest on the host."""
+        phases = self.phases.values()
+        return Bytes(max(p.device for p in phases), max(p.host for p in phases))
 
     def total(self) -> int:
-        """The most of any phase where device and host are one memory."""
+        """The largest phase where device and host are one memory."""
         return max(p.device + p.host for p in self.phases.values())
 
 
 def estimate(model: Footprint, config: dict[str, Any], layout: Layout) -> Estimate:
-    """Bytes per rank of the phases of a run. config: resolved, as `load_config` gives it.
+    """Bytes per rank of the phases of a run.
 
-    A base of few bits is read whole by every rank and sharded by the engine; a product, a cut and what is written
-    dequantize one weight at a time.
+    Every rank reads a quantized base whole, and the engine shards it. A product, a cut and the export dequantize one
+    weight at a time.
+
+    Args:
+        model: what the model needs.
+        config: a DeepSpeed configuration, resolved as `load_config` returns it.
+        layout: what the run adds.
     """
-    zero = config.get("zero_optimization", {})
-    stage, item, world = int(zero.get("stage", 0)), layout.item, layout.world
-    aside = "offload_optimizer" in zero
-    total = sum(w.numel for w in model.weights)
-    trained = sum(w.numel for w in model.weights if w.trained)
-    scales, unpacked = sum(w.scales for w in model.weights), max(w.full for w in model.weights)
-    share = -(-trained // world) if stage else trained
-
-    def held(bytes_: int, away: bool = False) -> Bytes:
-        return Bytes(0, bytes_) if away else Bytes(bytes_)
-
-    own = -(-total // world) if stage == 3 else total
-    own_trained = -(-trained // world) if stage == 3 else trained
-    params_aside = stage == 3 and "offload_param" in zero
-    master = MASTER * share if stage else 0
-    parts = {
-        "frozen weights": held((own - own_trained) * item, params_aside).plus(Bytes(scales)),
-        "trained weights": held(own_trained * item, params_aside),
-        "gradients": _gradients(zero, stage, trained, share, item),
-        "optimizer": held(master + round(layout.moments * share), aside),
-        "gathered weights": Bytes(_gathered(model, zero, world, layout.on_cpu) * item if stage == 3 else 0),
-        "activations": Bytes(model.activations + unpacked * item),
-    }
+    sharding = Sharding(model, config.get("zero_optimization", {}), layout)
+    parts = step_parts(sharding)
     weights = parts["frozen weights"].plus(parts["trained weights"])
     engine = weights.plus(parts["optimizer"], parts["gathered weights"], Bytes(0, CODE))
-    whole = max(model.largest, unpacked) * item
-    read = weights if not unpacked else Bytes(total * item + scales)
-    parameters = sum(w.full or w.numel for w in model.weights)
-    thin = [w for w in model.weights if w.full] or list(model.weights)
-    # what goes was held as the projections are
-    gone = (1 - layout.kept) * parameters * sum(w.numel for w in thin) / sum(w.full or w.numel for w in thin)
-    left = round((total - gone) * item * own / total)
-    state = Bytes(0, (MASTER + (MOMENTS if layout.moments else 0)) * trained)
-    # the first rank's, until a file is full
-    waiting = Bytes(0, min(state.host, ShardWriter.limit))
     phases = {
-        "loading": _loading(read, parameters * layout.stored, stage, layout.on_cpu),
-        "fingerprint": read.plus(Bytes(FINGERPRINT)),
+        "loading": loading(sharding, weights),
+        "fingerprint": read_weights(sharding, weights).plus(Bytes(FINGERPRINT)),
         "step": engine.plus(parts["gradients"], parts["activations"]),
-        "evaluation": engine.plus(Bytes(model.evaluation + unpacked * item)),
-        "saving": engine.plus(waiting),
-        # a weight of few bits is cut in fp32
-        "rebuild": weights.plus(state, Bytes(max(2 * whole, 8 * unpacked), CODE)),
-        # no more than one file of the written model is in memory
-        "writing": held(left, params_aside).plus(
-            Bytes(whole, min(round(parameters * layout.kept * item), SHARD_BYTES) + CODE)
-        ),
+        "evaluation": engine.plus(Bytes(model.evaluation + sharding.dequantized * layout.item)),
+        "saving": saving(sharding, engine),
+        "rebuild": rebuild(sharding, weights),
+        "writing": writing(sharding),
     }
     return Estimate(parts, phases)
 
 
-def _gradients(zero: dict[str, Any], stage: int, trained: int, share: int, item: int) -> Bytes:
-    """Gradients, the bucket they are reduced in, and their fp32 copy at the step."""
+def step_parts(sharding: Sharding) -> dict[str, Bytes]:
+    """What exists throughout a training step, by name."""
+    layout, zero = sharding.layout, sharding.zero
+    master = MASTER * sharding.updated if sharding.stage else 0
+    optimizer = master + round(layout.moments * sharding.updated)
+    return {
+        "frozen weights": sharding.param_bytes((sharding.own - sharding.own_trained) * layout.item).plus(
+            Bytes(sharding.scales)
+        ),
+        "trained weights": sharding.param_bytes(sharding.own_trained * layout.item),
+        "gradients": gradients(sharding),
+        "optimizer": Bytes(0, optimizer) if "offload_optimizer" in zero else Bytes(optimizer),
+        "gathered weights": Bytes(gathered(sharding) * layout.item if sharding.stage == 3 else 0),
+        "activations": Bytes(sharding.model.activations + sharding.dequantized * layout.item),
+    }
+
+
+def gradients(sharding: Sharding) -> Bytes:
+    """Gradients, the bucket that reduces them, and their fp32 copy for the update."""
+    zero, trained, item = sharding.zero, sharding.trained, sharding.layout.item
+    if sharding.stage == 0:
+        return Bytes(2 * trained * item)
     bucket = zero.get("reduce_bucket_size", trained)
     bucket = min(trained, bucket) if isinstance(bucket, int) else trained
-    buckets = (2 if zero.get("overlap_comm", stage == 3) else 1) * bucket * item
-    if stage == 0:
-        return Bytes(2 * trained * item)
-    kept = share * item
-    if "offload_optimizer" in zero:
-        return Bytes(buckets + kept, MASTER * share)
-    return Bytes(buckets + kept + MASTER * share)
+    buckets = (2 if zero.get("overlap_comm", sharding.stage == 3) else 1) * bucket * item
+    own, copy = sharding.updated * item, FP32 * sharding.updated
+    return Bytes(buckets + own, copy) if "offload_optimizer" in zero else Bytes(buckets + own + copy)
 
 
-def _gathered(model: Footprint, zero: dict[str, Any], world: int, on_cpu: bool) -> int:
-    """Most elements that ZeRO-3 holds whole at a time."""
-    # alone, a rank's share is the whole, and used as it is but for what is at hand
-    if world == 1 and (on_cpu or "offload_param" not in zero):
-        return 2 * model.largest
+def gathered(sharding: Sharding) -> int:
+    """Largest number of elements that ZeRO-3 gathers at a time."""
+    zero, largest = sharding.zero, sharding.model.largest
+    # one rank stores all weights and uses them in place, except those of the current module
+    if sharding.layout.world == 1 and (sharding.layout.on_cpu or "offload_param" not in zero):
+        return 2 * largest
     threshold = int(zero.get("stage3_param_persistence_threshold", PERSISTENT))
-    always = sum(w.numel for w in model.weights if w.numel <= threshold)
-    rest = sum(w.numel for w in model.weights) - always
+    persistent = sum(w.numel for w in sharding.model.weights if w.numel <= threshold)
     live = int(zero.get("stage3_max_live_parameters", LIVE))
-    near = int(zero.get("stage3_max_reuse_distance", LIVE))
-    ahead = int(zero.get("stage3_prefetch_bucket_size", 0))
-    # what is used again within the reuse distance stays, at most so much that max_live is kept
-    return always + min(rest, max(model.largest + ahead, min(live, near)))
+    reuse_distance = int(zero.get("stage3_max_reuse_distance", LIVE))
+    prefetched = int(zero.get("stage3_prefetch_bucket_size", 0))
+    # a weight stays if it is used again at most `reuse_distance` elements later, up to `live` elements in all
+    return persistent + min(sharding.total - persistent, max(largest + prefetched, min(live, reuse_distance)))
 
 
-def _loading(weights: Bytes, files: int, stage: int, on_cpu: bool) -> Bytes:
-    """The weights on their way: the files are mapped on the host, and what is read goes where it belongs."""
-    copied = 0 if stage == 3 or on_cpu else weights.device
-    return weights.plus(Bytes(0, files + copied))
+def read_weights(sharding: Sharding, weights: Bytes) -> Bytes:
+    """Weights before the engine exists. A quantized base is whole on every rank."""
+    if not sharding.dequantized:
+        return weights
+    return Bytes(sharding.total * sharding.layout.item + sharding.scales)
+
+
+def loading(sharding: Sharding, weights: Bytes) -> Bytes:
+    """Reading the model: the files are mapped on the host, and the weights are copied to where they belong."""
+    weights, layout = read_weights(sharding, weights), sharding.layout
+    copied = 0 if sharding.stage == 3 or layout.on_cpu else weights.device
+    return weights.plus(Bytes(0, sharding.parameters * layout.stored + copied))
+
+
+def trained_state(sharding: Sharding) -> Bytes:
+    """Master weights and moments of all trained elements, in fp32 on the host."""
+    return Bytes(0, (MASTER + (MOMENTS if sharding.layout.moments else 0)) * sharding.trained)
+
+
+def saving(sharding: Sharding, engine: Bytes) -> Bytes:
+    """Writing a checkpoint: the first rank collects at most one file."""
+    return engine.plus(Bytes(0, min(trained_state(sharding).host, ShardWriter.limit)))
+
+
+def rebuild(sharding: Sharding, weights: Bytes) -> Bytes:
+    """A cut: weights, the state of trained elements, and one weight before and after. The engine is gone.
+
+    A quantized weight is cut in fp32.
+    """
+    one_weight = max(2 * sharding.largest, 2 * FP32 * sharding.dequantized)
+    return weights.plus(trained_state(sharding), Bytes(one_weight, CODE))
+
+
+def writing(sharding: Sharding) -> Bytes:
+    """Writing the model: the weights that remain, one whole weight, and at most one file of the model."""
+    layout, weights = sharding.layout, sharding.model.weights
+    # the projections lose weights, and a quantized projection stores less for each
+    projections = [w for w in weights if w.full] or list(weights)
+    stored_share = sum(w.numel for w in projections) / sum(w.full or w.numel for w in projections)
+    removed = (1 - layout.kept) * sharding.parameters * stored_share
+    remaining = round((sharding.total - removed) * layout.item * sharding.own / sharding.total)
+    file = min(round(sharding.parameters * layout.kept * layout.item), SHARD_BYTES)
+    return sharding.param_bytes(remaining).plus(Bytes(sharding.largest, file + CODE))

@@ -1,28 +1,23 @@
-"""What one micro-batch needs beside the weights, from a model's configuration alone.
+"""What one micro-batch needs besides the weights, from the configuration of a model alone.
 
-The model is built of fake tensors, which have shapes and no content, and runs forward and backward once; every storage
-counts from the operation that makes it to the moment nothing refers to it. So each architecture, attention kernel,
-checkpointing, soft mask, tap and teacher counts as it is, and no weight is read. Workspace inside a kernel does not
-show. A base of few bits counts with its codes and scales, and with one weight at a time as it computes.
+The model consists of fake tensors and runs forward and backward once (`live_bytes.py`), so no weight is read. Each
+architecture, attention kernel, soft mask, activation hook and teacher counts as the run uses it, with or without
+gradient checkpointing. A quantized base counts with its codes and scales, and with one dequantized weight at a time.
 """
 
 from __future__ import annotations
 
 import copy
-import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 
+from apt_ds.analysis.live_bytes import fake, peak_bytes
 from apt_ds.config.run_config import RunConfig
 from apt_ds.config.tasks import ANSWERS, GENERATION
 from apt_ds.data.batching import Batch
@@ -39,13 +34,17 @@ from apt_ds.pruning.masks import Masks
 from apt_ds.pruning.salience import Salience
 
 CPU = torch.device("cpu")
-OUTPUTS = {ANSWERS: 2}  # targets of a row, 1 of other tasks
+OUTPUTS = {ANSWERS: 2}  # targets per row. All other task types have 1
 
 
 class Shape(NamedTuple):
-    """A micro-batch: rows of `length` tokens, and of `written` tokens for a decoder; `trained` in all that have logits.
+    """Sizes of a micro-batch.
 
-    A task of one answer for a row trains no tokens.
+    Attributes:
+        rows: number of rows.
+        length: tokens per row.
+        written: decoder tokens per row. 0 without a decoder.
+        trained: tokens of the micro-batch that have a target. 0 for a task with one answer per row.
     """
 
     rows: int
@@ -55,10 +54,14 @@ class Shape(NamedTuple):
 
 
 class Weight(NamedTuple):
-    """A parameter: its elements, as the engine sees them (of one in few bits: its codes), and whether it is trained.
+    """A parameter of the model.
 
-    full: elements it stands for where it is held in few bits, else 0; scales: bytes beside its codes, whole on every
-    rank.
+    Attributes:
+        name: its name in the model.
+        numel: elements that the engine sees. Of a quantized weight, those of its codes.
+        trained: whether it is trained.
+        full: elements that a quantized weight stands for. 0 for all others.
+        scales: bytes of the scales of a quantized weight. Every rank stores all of them.
     """
 
     name: str
@@ -70,9 +73,14 @@ class Weight(NamedTuple):
 
 @dataclass(frozen=True)
 class Footprint:
-    """weights: every parameter, adapters included; activations and evaluation: bytes at their most, weights and
-    their gradients not counted, of a training micro-batch and of an evaluation batch, what a teacher remembers in both;
-    largest: elements of the largest module's own parameters.
+    """What a model needs.
+
+    Attributes:
+        weights: every parameter, adapters included.
+        activations: peak bytes of a training micro-batch. Weights and their gradients do not count. The snapshot of a
+            teacher counts here and in `evaluation`.
+        evaluation: peak bytes of an evaluation batch.
+        largest: elements of the own parameters of the largest module.
     """
 
     weights: tuple[Weight, ...]
@@ -81,41 +89,25 @@ class Footprint:
     largest: int
 
 
-class Live(TorchDispatchMode):
-    """Bytes of the storages made inside it that something refers to; `peak` is the most there were."""
+class UnmatchedTrainingLoss(TrainingLoss):
+    """The loss of a run on fake tensors. Their distances have no values, so it matches no layers."""
 
-    def __init__(self, known: nn.Module) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._held: dict[int, object] = {}
-        for parameter in known.parameters():
-            self._hold(parameter, 0)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        tree_map_only(Tensor, lambda t: self._hold(t, t.untyped_storage().nbytes()), made)
-        return made
-
-    def _hold(self, tensor: Tensor, size: int) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._held:
-            return
-        self._held[key] = weakref.finalize(storage, self._let_go, key, size)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-
-    def _let_go(self, key: int, size: int) -> None:
-        self.now -= size
-        del self._held[key]
+    def rematch(self) -> None:
+        """Do nothing."""
 
 
 def measure(base: Base, run: RunConfig, batch: Shape, judged: list[Shape], rank: int, everything: bool) -> Footprint:
-    """What `run` makes of `base` with adapters of `rank`, or with `everything` trained.
+    """The footprint of `base` as `run` trains it.
 
-    batch: a training micro-batch; judged: batches of evaluation.
+    Args:
+        base: the model.
+        run: the configuration of the run.
+        batch: a training micro-batch.
+        judged: evaluation batches. The largest counts.
+        rank: rank of all adapters.
+        everything: whether all weights are trained. The model then has no adapters.
     """
-    taps = taps_of(base, run)
+    hooks = scoring_hooks(base, run)
     with fake():
         model = skeleton(base, run)
         if everything:
@@ -123,53 +115,45 @@ def measure(base: Base, run: RunConfig, batch: Shape, judged: list[Shape], rank:
         else:
             adapter.attach(model, base.anatomy, run.targets, rank, run.optim.seed)
             task_heads.attach(model, base.anatomy)
-        training_loss, masks = TrainingLoss(run, base.kind, base.anatomy, 1, CPU), half_masked(base, run)
+        training_loss = UnmatchedTrainingLoss(run, base.kind, base.anatomy, 1, CPU)
+        masks = half_masked(base, run)
         training_loss.prepare(model, base.anatomy)
         masks.install(model.train())
-        taps.abs_sums = torch.zeros_like(taps.abs_sums)
+        hooks.abs_sums = torch.zeros_like(hooks.abs_sums)
         if run.pruning.mode != "none" and run.pruning.score in ("salience", "fisher"):
-            taps.install(model)
+            hooks.install(model)
         training_loss.install_hooks(model)
-        past = sum(tensor.nbytes for tensor in training_loss.teacher.snapshot.values())
-        ahead = previewed(training_loss, model, masks, batch) * (run.optim.gradient_accumulation_steps - 1)
-        activations = (
-            past + ahead + _peak(model, lambda: _lesson(training_loss, model, masks, taps, batch), backward=True)
-        )
-        taps.end()
+        snapshot = sum(tensor.nbytes for tensor in training_loss.teacher.snapshot.values())
+        waiting = teacher_outputs(training_loss, model, masks, batch) * (run.optim.gradient_accumulation_steps - 1)
+        forward = partial(micro_batch_loss, training_loss, model, masks, hooks, batch)
+        activations = snapshot + waiting + peak_bytes(model, forward, backward=True) + grams(base, run)
+        hooks.end()
         with torch.no_grad():
             model.eval()
-            peaks = [_peak(model, lambda s=shape: _loss(model, base.kind, s), backward=False) for shape in judged]
-        packed = {
-            f"{path}.weight" for paths in base.anatomy.targets.values() for path in paths if run.model.base_bits < 16
-        }
-        weights = tuple(
-            _weight(name, p, run.model.base_bits if name in packed else 16) for name, p in model.named_parameters()
-        )
-        modules: Counter[str] = Counter()
-        for weight in weights:
-            modules[weight.name.rpartition(".")[0]] += weight.numel
-        largest = max(modules.values())
-    return Footprint(weights, activations + grams(base, run), past + max(peaks), largest)
+            peaks = [peak_bytes(model, partial(summed_loss, model, base.kind, s), backward=False) for s in judged]
+        weights = weights_of(model, base, run.model.base_bits)
+    modules: Counter[str] = Counter()
+    for weight in weights:
+        modules[weight.name.rpartition(".")[0]] += weight.numel
+    return Footprint(weights, activations, snapshot + max(peaks), max(modules.values()))
+
+
+def weights_of(model: nn.Module, base: Base, bits: int) -> tuple[Weight, ...]:
+    """All parameters of `model`, whose projections take `bits` bits each."""
+    projections = {f"{path}.weight" for paths in base.anatomy.targets.values() for path in paths}
+    return tuple(_weight(name, p, bits if name in projections else 16) for name, p in model.named_parameters())
 
 
 def _weight(name: str, parameter: nn.Parameter, bits: int) -> Weight:
-    """What is held of a parameter, in `bits` bits where that is less than it computes in."""
     if bits == 16:
         return Weight(name, parameter.numel(), parameter.requires_grad)
     codes, scales = quantization.room(parameter.shape, bits)
     return Weight(name, -(-codes // parameter.element_size()), parameter.requires_grad, parameter.numel(), scales)
 
 
-@contextmanager
-def fake() -> Iterator[None]:
-    """Tensors made inside have no content."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        yield
-
-
 def skeleton(base: Base, run: RunConfig) -> nn.Module:
-    """The model as `loading.load_model` gives it, without content. Inside `fake`."""
-    # a copy: the configuration says what the files hold, and would take over what is asked for here
+    """The model that `loading.load_model` returns, without content. Call it inside `fake`."""
+    # from_config changes the configuration, which must keep saying what the files hold
     model = AUTO_CLASSES[base.kind].from_config(
         copy.deepcopy(base.config), dtype=loading.run_dtype(run), attn_implementation=run.model.attn_implementation
     )
@@ -181,7 +165,7 @@ def skeleton(base: Base, run: RunConfig) -> nn.Module:
 
 
 def half_masked(base: Base, run: RunConfig) -> Masks:
-    """Masks on their way, where blocks go while the model is tuned; else none."""
+    """Masks of gradual pruning between 0 and 1. For any other pruning mode all masks are 1."""
     masks, values = Masks(base.anatomy), np.ones(base.anatomy.sizes.total())
     for site, span in block_slices(base.anatomy.sizes):
         if run.pruning.mode == "gradual" and plural(base.anatomy.kind(site)) in run.pruning.block_kinds:
@@ -190,48 +174,33 @@ def half_masked(base: Base, run: RunConfig) -> Masks:
     return masks
 
 
-def taps_of(base: Base, run: RunConfig) -> Salience:
-    """What a run scores by. Outside of `fake`, since it reads its own offsets. Of Fisher's, all but `grams`."""
+def scoring_hooks(base: Base, run: RunConfig) -> Salience:
+    """The hooks of the run's score. Of Fisher's hooks, all but `grams`. Call it outside `fake`."""
     product = "per_example" if run.pruning.score == "fisher" else run.pruning.salience_product
     return Salience(base.anatomy, run.pruning.salience_decay, "off", 0.0, CPU, product)
 
 
 def grams(base: Base, run: RunConfig) -> int:
-    """Bytes of the products X^T X, fp32, that Fisher holds at every place blocks go from until the cut."""
+    """Bytes of the products X^T X, fp32, that the Fisher score stores for every sublayer until the cut."""
     widths = [site.unit * n for site, n in zip(base.anatomy.sites, base.anatomy.sizes.counts, strict=True)]
     return 4 * sum(width * width for width in widths) if run.pruning.score == "fisher" else 0
 
 
-def _peak(model: nn.Module, forward: Callable[[], Tensor], backward: bool) -> int:
-    """Most bytes of a pass."""
-    with Live(model) as live:
-        loss = forward()
-        if backward:
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter.register_post_accumulate_grad_hook(_drop)
-            loss.backward()
-    return live.peak
-
-
-def _drop(parameter: Tensor) -> None:
-    """The engine takes a gradient as soon as it is there."""
-    parameter.grad = None
-
-
-def _lesson(training_loss: TrainingLoss, model: nn.Module, masks: Masks, taps: Salience, shape: Shape) -> Tensor:
-    """What a training micro-batch goes backward from."""
+def micro_batch_loss(
+    training_loss: TrainingLoss, model: nn.Module, masks: Masks, hooks: Salience, shape: Shape
+) -> Tensor:
+    """The loss of a training micro-batch."""
     training_loss.task_loss = counted(training_loss.task_type, shape)
     training_loss.loss_denominator, training_loss.tokens_per_stack = 1, [1] * len(training_loss.matcher.stacks)
     # distances without content map no layer to another
-    training_loss.matcher.rematch = lambda: None
+    training_loss.matcher.rematch = lambda: None  # type: ignore[method-assign]  # of this one object
     batch = batch_of(training_loss.task_type, shape)
-    taps.begin(batch.attention_mask, next(model.parameters()).dtype, 0, training_loss.task_loss.decoder_mask(batch))
+    hooks.begin(batch.attention_mask, next(model.parameters()).dtype, 0, training_loss.task_loss.decoder_mask(batch))
     return training_loss.micro_batch_loss(model, batch, masks)[0]
 
 
-def previewed(training_loss: TrainingLoss, model: nn.Module, masks: Masks, shape: Shape) -> int:
-    """Bytes of the teacher's outputs that wait for a micro-batch whose distances were measured beforehand."""
+def teacher_outputs(training_loss: TrainingLoss, model: nn.Module, masks: Masks, shape: Shape) -> int:
+    """Bytes of the teacher's outputs of one micro-batch. A second pass over the micro-batches keeps them, else 0."""
     if not training_loss.previews:
         return 0
     training_loss.task_loss = counted(training_loss.task_type, shape)
@@ -239,13 +208,13 @@ def previewed(training_loss: TrainingLoss, model: nn.Module, masks: Masks, shape
     return sum(tensor.nbytes for tensor in (*outputs.logits, *outputs.states.values()))
 
 
-def _loss(model: nn.Module, kind: str, shape: Shape) -> Tensor:
+def summed_loss(model: nn.Module, kind: str, shape: Shape) -> Tensor:
     """`task_losses.summed_loss` of an evaluation batch."""
     return counted(kind, shape).summed_loss(model, batch_of(kind, shape))
 
 
 def batch_of(kind: str, shape: Shape) -> Batch:
-    """A batch of a shape. Inside `fake`."""
+    """A batch of a shape. Call it inside `fake`."""
     ids = torch.zeros(shape.rows, shape.length, dtype=torch.int64)
     labels = torch.zeros(shape.rows, shape.written, dtype=torch.int64) if kind == GENERATION else None
     targets = torch.zeros(shape.rows, OUTPUTS.get(kind, 1), dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""The table of a comparison as people read it: columns, notes, files, and its place in a document."""
+"""The table of a comparison for readers: columns, notes, files, and its place in a document."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from apt_ds.analysis.plots import quality_against_speed
 from apt_ds.config import cli
 from apt_ds.config.errors import UserError
 from apt_ds.config.run_config import OPTIONS
@@ -54,7 +55,7 @@ COLUMNS: dict[str, tuple[str, Form]] = {
     "batch_speed": ("inference speed at batch {batch}, times {ref}", fixed(2)),
     "batch_memory": ("inference memory at batch {batch}, % of {ref}", fixed(1, 100)),
 }
-# figures of the reference itself, and what is shown of every row where there is no reference
+# figures of the reference. Without a reference they are shown for every row
 ABSOLUTE: dict[str, tuple[str, Form]] = {
     "whole_seconds": ("training time, s", fixed(1)),
     "whole_bytes": ("peak training memory, MB", fixed(0, 1e-6)),
@@ -139,11 +140,9 @@ def publish(rows: list[Row], folder: Path) -> None:
     if not points:
         return
     try:
-        from apt_ds.analysis.plots import quality_against_speed
+        quality_against_speed(points, folder / "table.png")
     except ModuleNotFoundError as error:
-        print(f"table.png is left out, it needs {error.name}: pip install 'apt_ds[eval]'", flush=True)
-        return
-    quality_against_speed(points, folder / "table.png")
+        print(f"table.png is not drawn, since it requires {error.name}: pip install 'apt_ds[eval]'", flush=True)
 
 
 def drawable(row: Row) -> bool:
@@ -155,7 +154,7 @@ def write_section(document: Path, section: str, text: str) -> None:
     """Replace what a document has between `<!-- SECTION -->` and `<!-- end -->`.
 
     Raises:
-        UserError: there is no such file, or no such place in it.
+        UserError: the file cannot be read, or lacks the section.
     """
     try:
         old = document.read_text(encoding="utf8")

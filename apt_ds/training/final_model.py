@@ -6,8 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 
 from apt_ds.config.errors import UserError
 from apt_ds.models.blocks import Anatomy
@@ -16,7 +15,7 @@ from apt_ds.models.loading import Base
 
 
 def write_final_model(
-    model: nn.Module,
+    model: PreTrainedModel,
     anatomy: Anatomy,
     base: Base,
     generation: GenerationConfig | None,

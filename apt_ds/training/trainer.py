@@ -7,7 +7,7 @@ from typing import cast
 
 import torch
 from torch import nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 
 from apt_ds.config import schedules
 from apt_ds.config.run_config import RunConfig
@@ -290,7 +290,7 @@ class Trainer:
         """
         heartbeat.phase("writing the model", limited=False)
         write_final_model(
-            self.run_engine.remove(),
+            cast(PreTrainedModel, self.run_engine.remove()),
             self.pruner.anatomy,
             self.base,
             self.generation,

@@ -11,18 +11,13 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
-from apt_ds.analysis import result_table
 from apt_ds.analysis.compare import Comparison, complete, configure, plan
-from apt_ds.analysis.compare_table import Trial, normalize, put, tabulate
-from apt_ds.analysis.result_table import drawable, markdown, notes, publish, write_section
-from apt_ds.config.errors import UserError
+from apt_ds.analysis.compare_table import Trial, normalize
+from apt_ds.analysis.result_table import markdown
 from apt_ds.config.resolve import resolve
-from apt_ds.training.meter import Meter
 from tests.support import multiprocess, tiny
 from tests.support.paths import ROOT
 
@@ -80,137 +75,6 @@ def test_full_tuning_has_its_own_rate_and_epochs(tmp_path: Path) -> None:
     assert (made.optim.learning_rate, made.optim.num_train_epochs, made.optim.max_steps) == (2e-5, 10.0, -1)
     for other in (configure(SHARED, full, words), configure(own, lora, words), configure(own, apt, words)):
         assert (other.optim.num_train_epochs, other.optim.max_steps) == (3.0, 80)
-
-
-def test_rows_are_means_over_seeds_and_ratios_to_lora() -> None:
-    lora = {"method": "lora", "removed": 0.0, "whole_seconds": 20.0, "whole_bytes": 100, "step_seconds": 2.0}
-    apt = {"method": "apt", "removed": 0.3, "whole_seconds": 22.0, "whole_bytes": 110, "step_seconds": 1.5}
-    lora |= {"final_bytes": 100, "decode_tokens_per_second": 10.0, "inference_batch_tokens_per_second": 50.0}
-    apt |= {"final_bytes": 80, "decode_tokens_per_second": 13.0, "inference_batch_tokens_per_second": 60.0}
-    put(apt, "perplexity", [10.0, 14.0])
-    put(lora, "perplexity", [10.0, 10.0])
-    put(apt, "mmlu", [None, 0.3])
-    normalize([apt, lora], [[], []])
-    assert (apt["train_time"], apt["train_memory"]) == (1.1, 1.1)
-    assert (apt["final_step_time"], apt["final_memory"]) == (0.75, 0.8)
-    assert (apt["inference_speed"], apt["batch_speed"], apt["relative_perplexity"]) == (1.3, 1.2, 1.2)
-    assert (apt["perplexity"], apt["mmlu"], apt["inference_memory"]) == (12.0, None, None)
-    for row in (apt, lora):
-        row["inference_batch_size"] = 32
-    lines = markdown([apt, lora]).splitlines()
-    assert lines[0].strip("| ").split(" | ") == [
-        *("method", "parameters removed, %", "perplexity", "perplexity, % of lora", "training time, % of lora"),
-        *("peak training memory, % of lora", "step at final size, % of lora", "peak memory at final size, % of lora"),
-        *("inference speed, times lora", "inference speed at batch 32, times lora"),
-    ]
-    assert lines[2] == "| apt | 30.0 | 12.0 ± 2.8 | 120.0 | 110.0 | 110.0 | 75.0 | 80.0 | 1.30 | 1.20 |"
-    assert "100 % is `lora`, LoRA without pruning: training time, s 20.0;" in notes([apt, lora])
-    assert "at batch 32, tokens/s 50.0" in notes([apt, lora])
-
-
-def test_relative_quality_is_that_of_the_task() -> None:
-    """A score relative to full fine-tuning, MMLU to LoRA; nothing is relative to a score of 0 or below."""
-    rows = [{"method": "full", "dev_score": 80.0}, {"method": "apt", "dev_score": 60.0}, {"method": "lora"}]
-    normalize(rows, [[], [], []])
-    assert [row["relative_score"] for row in rows] == [1.0, 0.75, None]
-    for row in rows:
-        row |= {"removed": 0.0, "metric": "accuracy"}
-    lines = markdown(rows).splitlines()
-    assert lines[0].endswith("| accuracy, % | relative accuracy, % of full |")
-    assert lines[3] == "| apt | 0.0 | 60.0 | 75.0 |" and lines[4] == "| lora | 0.0 | - | - |"
-    rows = [{"method": "full", "dev_score": -3.0}, {"method": "apt", "dev_score": 60.0}]
-    normalize(rows, [[[{"score": -3.0, "pruned": True, "seconds": 1.0, "step": 1}]], [[]]])
-    assert [row["relative_score"] for row in rows] == [None, None]
-    rows = [{"method": "full", "mmlu": 0.2}, {"method": "lora", "mmlu": 0.4}]
-    normalize(rows, [[], []])
-    assert [row["relative_score"] for row in rows] == [0.5, 1.0]
-
-
-def summary(kept: float, step: float | None, peak: int | None, score: float) -> dict[str, Any]:
-    """What a run of a task leaves in summary.json, as far as the table reads it."""
-    meter = Meter(torch.device("cpu"))
-    meter.step(0.5, dense=True)
-    after = {"score": score, "exact": score - 10, "best_exact": score - 9, "best_f1": score + 1}
-    after |= {"step_seconds": step, "peak_memory_bytes": peak}
-    return {"pruning": {"kept": kept}, "training": meter.whole() | {"history": []}, "after": after}
-
-
-def test_a_cut_at_the_last_step_leaves_a_table_with_gaps(tmp_path: Path) -> None:
-    """No step came after the cut, nothing was evaluated on the way: `-`, null and empty cells, no picture of them."""
-    runs = {"full": summary(1.0, 0.5, 10**9, 80.0), "apt": summary(0.4, None, None, 76.0)}
-    trials = [Trial(method, 1 - run["pruning"]["kept"], 1, tmp_path / method) for method, run in runs.items()]
-    for trial, run in zip(trials, runs.values(), strict=True):
-        trial.folder.mkdir()
-        (trial.folder / "summary.json").write_text(json.dumps(run), encoding="utf8")
-    for rows in (tabulate(trials, {}, {"metric": "F1"}), tabulate(trials[::-1], {}, {"metric": "F1"})[::-1]):
-        assert [row["final_step_time"] for row in rows] == [1.0, None]
-        assert rows[0].keys() == rows[1].keys() and rows[1]["train_time"] == pytest.approx(1.0)
-    publish(rows, tmp_path)
-    told = json.loads((tmp_path / "table.json").read_text(encoding="utf8"))
-    assert told[1]["step_seconds"] is None and told[1]["relative_score"] == 0.95
-    with (tmp_path / "table.csv").open(encoding="utf8") as file:
-        assert [row["final_step_time"] for row in csv.DictReader(file)] == ["1.0", ""]
-    lines = (tmp_path / "table.md").read_text(encoding="utf8").splitlines()
-    heads, cells = (line.strip("| ").split(" | ") for line in (lines[0], lines[3]))
-    shown = dict(zip(heads, cells, strict=True))
-    assert shown["step at final size, % of full"] == "-"
-    names = ("F1, %", "F1 at its best threshold, %", "exact match, %", "exact match at its best threshold, %")
-    assert [shown[name] for name in names] == ["76.0", "77.0", "66.0", "67.0"]
-    assert shown["relative F1, % of full"] == "95.0"
-    assert not (tmp_path / "table.png").exists()
-    # without the reference all figures stand for themselves, the other way round the reference has the gap
-    alone = markdown(tabulate(trials[1:], {})).splitlines()
-    assert "training time, s" in alone[0] and "% of" not in alone[0]
-    (trials[0].folder / "summary.json").write_text(json.dumps(summary(1.0, None, None, 0.0)), encoding="utf8")
-    assert [row["final_step_time"] for row in tabulate(trials, {})] == [None, None]
-
-
-def test_a_picture_has_the_points_that_are_whole(tmp_path: Path) -> None:
-    rows = [
-        {"method": "lora", "removed": 0.0, "inference_speed": 1.0, "perplexity": 10.0, "inference_memory": None},
-        {"method": "apt", "removed": 0.3, "inference_speed": 1.2, "perplexity": None, "inference_memory": 0.8},
-        {"method": "apt", "removed": 0.5, "inference_speed": 1.4, "perplexity": float("inf"), "inference_memory": 0.8},
-    ]
-    assert [drawable(row) for row in rows] == [True, False, False]
-    pytest.importorskip("matplotlib")
-    publish(rows, tmp_path)
-    assert (tmp_path / "table.png").stat().st_size > 1000
-    (tmp_path / "table.png").unlink()
-    publish(rows[1:], tmp_path)
-    assert not (tmp_path / "table.png").exists()
-
-
-def test_a_table_is_written_into_its_place_in_a_document(tmp_path: Path) -> None:
-    document = tmp_path / "a.md"
-    document.write_text("one\n<!-- sst2 -->\nold\n<!-- end -->\ntwo\n<!-- rte -->\n<!-- end -->\n", encoding="utf8")
-    for _ in range(2):
-        write_section(document, "rte", "| \\1 |\n")
-    text = document.read_text(encoding="utf8")
-    assert text == "one\n<!-- sst2 -->\nold\n<!-- end -->\ntwo\n<!-- rte -->\n| \\1 |\n<!-- end -->\n"
-    with pytest.raises(UserError, match="--section 'mnli': .* has 0 places for it; give it one"):
-        write_section(document, "mnli", "")
-    with pytest.raises(UserError, match="cannot be read: No such file"):
-        write_section(tmp_path / "b.md", "mnli", "")
-
-
-def test_a_finished_table_is_printed_again_and_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = [{"method": "full", "removed": 0.0, "dev_score": 80.0, "metric": "accuracy", "reference": "full"}]
-    (tmp_path / "table.json").write_text(json.dumps(rows), encoding="utf8")
-    document = tmp_path / "a.md"
-    document.write_text("<!-- rte -->\n<!-- end -->\n", encoding="utf8")
-    words = ["results", "--folder", str(tmp_path), "--into", str(document), "--section", "rte"]
-    monkeypatch.setattr(sys, "argv", words)
-    result_table.main()
-    assert "| full | 0.0 | 80.0 |" in document.read_text(encoding="utf8") and "| 80.0 |" in capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", words[:-2])
-    with pytest.raises(UserError, match="--into and --section require each other"):
-        result_table.main()
-    (tmp_path / "table.json").unlink()
-    monkeypatch.setattr(sys, "argv", words)
-    with pytest.raises(UserError, match="table.json cannot be read: .* give the output folder of a finished compare"):
-        result_table.main()
 
 
 def test_only_known_tables_are_made() -> None:
@@ -315,7 +179,7 @@ def test_a_run_whose_last_cut_is_after_its_last_step_is_compared(tmp_path: Path)
         (["--methods", "lora,magic"], "--methods 'magic' is not allowed: give some of apt, lora"),
         (["--sparsity", "0.3,x"], "--sparsity '0.3,x' is not allowed"),
         (["--sparsity", "1.0"], "--sparsity 1.0 is not allowed"),
-        (["--mmlu_data", "nowhere"], "--mmlu_data 'nowhere' is no folder"),
+        (["--mmlu_data", "nowhere"], "--mmlu_data 'nowhere' is not a folder"),
         (["--vary", "kurtosis", "off", "of"], "--kurtosis 'of' is not allowed: give one of normalized"),
         (["--vary", "kurtoss", "off"], "--kurtoss is an unknown option (did you mean --kurtosis"),
         (["--vary", "kurtosis"], "--vary kurtosis: give the name of an option and its values, nothing twice"),

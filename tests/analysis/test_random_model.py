@@ -105,5 +105,5 @@ def test_the_script_reads_its_options() -> None:
         2,
         "builtin",
     )
-    with pytest.raises(UserError, match="--layers.*at least 1"):
+    with pytest.raises(UserError, match=r"--layers.*at least 1"):
         parser.read(["out", "--shape", "llama3-8b", "--layers", "0"])

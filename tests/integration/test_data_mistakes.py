@@ -74,7 +74,7 @@ def test_a_mistake_is_one_line_before_anything_is_written(name: str, place: Plac
 def test_a_length_above_the_positions_is_fine_where_no_example_is_that_long() -> None:
     config = tiny.config()
     check_lengths(config, 128, 0)
-    with pytest.raises(UserError, match="example has 129 tokens.* 128 positions"):
+    with pytest.raises(UserError, match=r"example has 129 tokens.* 128 positions"):
         check_lengths(config, 129, 0)
     doubled = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
     check_lengths(tiny.config(rope_parameters=doubled), 256, 0)

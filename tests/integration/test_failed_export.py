@@ -154,7 +154,7 @@ def test_two_ranks_end_and_go_on(folder: Path, disk: Path) -> None:
         ("fault_injection.unmerged", {"folder": str(folder), "stage": 3, "flags": go_on}),
     ]
     for (job, arguments), status in zip(jobs, (2, 1), strict=True):
-        with pytest.raises(multiprocess.WorldFailed) as failure:
+        with pytest.raises(multiprocess.WorldFailedError) as failure:
             multiprocess.run(2, job, arguments, timeout=120)
         assert failure.value.statuses == [status, status], failure.value.text
         assert "step 4 is saved: --resume_from_checkpoint last then only writes the model" in failure.value.text

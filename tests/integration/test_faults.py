@@ -38,11 +38,11 @@ def output(folder: Path, tmp_path: Path) -> list[str]:
 
 def strike(
     folder: Path, flags: list[str], where: str, victim: int, number: int, count: int = 2
-) -> multiprocess.WorldFailed:
+) -> multiprocess.WorldFailedError:
     """How a world ends in which a rank is struck."""
     arguments = {"folder": str(folder), "where": where, "victim": victim, "number": int(number), "flags": flags}
     arguments["count"] = count
-    with pytest.raises(multiprocess.WorldFailed) as failure:
+    with pytest.raises(multiprocess.WorldFailedError) as failure:
         multiprocess.run(2, "fault_injection.faulty", arguments, timeout=120)
     return failure.value
 
@@ -80,7 +80,7 @@ def test_a_killed_rank_ends_the_others_and_the_run_goes_on(folder: Path, output:
 
 @pytest.mark.dist
 def test_who_is_asked_to_go_names_the_rank_that_is_gone() -> None:
-    with pytest.raises(multiprocess.WorldFailed) as failure:
+    with pytest.raises(multiprocess.WorldFailedError) as failure:
         multiprocess.run(2, "fault_injection.left_behind", {}, timeout=60)
     # not the signal's own: whoever supervises another host must start again
     assert failure.value.statuses == [3, -signal.SIGKILL]

@@ -191,7 +191,7 @@ def test_code_of_another_architecture_is_refused_in_one_line(
     for more in ([], ["--trust_remote_code"]):
         ended = run([*words, *more])
         assert ended.status == 2 and "is not supported; supported: bert, llama" in ended.mistakes[0]
-    with pytest.raises(UserError, match="its model needs code of its own: .* give --trust_remote_code to run it"):
+    with pytest.raises(UserError, match=r"its model needs code of its own: .* give --trust_remote_code to run it"):
         loading.load(str(coded.folder))
     assert not coded.ran and not asked and not (tmp_path / "out").exists()
 
@@ -203,7 +203,7 @@ def test_code_of_a_tokenizer_runs_only_when_asked_for(place: Place, tmp_path: Pa
     words = place.words(tmp_path / "out", *SHORT, "--model_name_or_path", str(coded.folder), "--report", "false")
     ended = run(words)
     assert ended.status == 2 and "its tokenizer needs code of its own: " in ended.mistakes[0]
-    with pytest.raises(UserError, match="--model .* its tokenizer needs code of its own: "):
+    with pytest.raises(UserError, match=r"--model .* its tokenizer needs code of its own: "):
         loading.load(str(coded.folder))
     assert not coded.ran and not asked
     ended = run([*words, "--trust_remote_code"])

@@ -61,7 +61,7 @@ def test_a_full_disk_ends_all_processes_and_leaves_no_model(
 
 def test_a_summary_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "summary.json.tmp").mkdir()
-    with pytest.raises(UserError, match="cannot write .*summary.json"):
+    with pytest.raises(UserError, match=r"cannot write .*summary.json"):
         write_json(tmp_path / "summary.json", {})
 
 
@@ -70,7 +70,7 @@ def test_a_summary_cut_short_leaves_nothing(tmp_path: Path) -> None:
     write_json(tmp_path / "summary.json", {"before": 1})
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
-        with pytest.raises(UserError, match="cannot write .*summary.json: File too large"):
+        with pytest.raises(UserError, match=r"cannot write .*summary.json: File too large"):
             write_json(tmp_path / "summary.json", {"after": "x" * 10_000})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -112,7 +112,7 @@ def strike(folder: Path, spread: Spread, flags: list[str], fault: Fault, draw: r
         came = multiprocess.run(
             spread.ranks, "fault_injection.faulty", arguments | {"count": count, "delay": delay}, timeout=150
         )
-    except multiprocess.WorldFailed as ended:
+    except multiprocess.WorldFailedError as ended:
         case = (spread, fault, arguments, ended.text)
         for rank, status in enumerate(ended.statuses):
             assert status in allowed(fault, rank == victim), (rank, status, case)

@@ -103,7 +103,7 @@ def test_few_bits_go_with_float16_where_the_device_does(bits: str, folder: Path)
     """DeepSpeed has none on most CPUs, and says so before weights are read."""
     case = ("fp16", 3, True, [*PLAIN[bits], "--fp16"])
     if not get_accelerator().is_fp16_supported():
-        with pytest.raises(multiprocess.WorldFailed) as told:
+        with pytest.raises(multiprocess.WorldFailedError) as told:
             multiprocess.run(1, "large_model_jobs.exported", {"folder": str(folder), "cases": [case]})
         assert told.value.statuses == [2] and "error: --fp16: this device cannot train in float16" in told.value.text
         return

@@ -136,7 +136,7 @@ def test_a_rebuild_needs_one_layer_more_than_is_held(tmp_path: Path, monkeypatch
 
 
 def test_a_disagreement_stops_all_ranks_and_names_the_odd_one() -> None:
-    with pytest.raises(multiprocess.WorldFailed) as failure:
+    with pytest.raises(multiprocess.WorldFailedError) as failure:
         multiprocess.run(3, "disagree", {"odd": 2})
     assert failure.value.statuses == [2, 2, 2]
     assert "ranks disagree on the plan of step 7: rank [2] differs" in failure.value.text

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apt_ds.analysis.memory_trace import Live
+from apt_ds.analysis.live_bytes import LiveBytes
 from apt_ds.losses import cross_entropy
 from apt_ds.losses.cross_entropy import ChunkSizes, of_hidden, of_logits
 
@@ -68,7 +68,7 @@ def test_only_a_piece_of_the_logits_is_ever_there() -> None:
     rows, peaks = 700, []
     hidden, weight, wanted = drawn(rows, 16, torch.bfloat16), drawn(WORDS, 16, torch.bfloat16).detach(), targets(rows)
     for loss in (of_hidden, lambda h, w, t: of_logits(F.linear(h, w), t), lambda h, w, t: expected(F.linear(h, w), t)):
-        with Live(torch.nn.Module()) as live:
+        with LiveBytes(torch.nn.Module()) as live:
             loss(hidden, weight, wanted).backward()
         peaks.append(live.peak)
     logits = rows * WORDS * 2

@@ -21,7 +21,7 @@ def questions(subject: str, count: int, first: int = 0) -> list[Question]:
     made = []
     for i in range(first, first + count):
         words = [tiny.WORDS[(7 * i + k) % len(tiny.WORDS)] for k in range(8)]
-        text = " ".join(words[: 2 + i % 5] + [f"w{i}"])
+        text = " ".join([*words[: 2 + i % 5], f"w{i}"])
         made.append(Question(subject, text, (words[4], words[5], words[6], f"w{i + 100}"), i % 4, i + 1))
     return made
 

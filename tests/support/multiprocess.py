@@ -23,7 +23,7 @@ from apt_ds.runtime.collectives import free_port
 from tests.support.paths import ROOT
 
 
-class WorldFailed(Exception):
+class WorldFailedError(Exception):
     """Some process ended with a status other than 0; carries the statuses and all they wrote."""
 
     def __init__(self, statuses: list[int | None], text: str) -> None:
@@ -145,7 +145,7 @@ def run(world: int, job: str, arguments: dict[str, Any], timeout: float = 420, f
         for path in left:
             path.unlink()
         if any(statuses):
-            raise WorldFailed(statuses, text)
+            raise WorldFailedError(statuses, text)
         assert not left, f"shared memory outlived its world: {left}"
         return json.loads(result.read_text(encoding="utf8"))
 

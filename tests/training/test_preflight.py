@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_the_rank_that_differs_is_named_and_all_end(change: str, said: str, folder: Path) -> None:
-    with pytest.raises(multiprocess.WorldFailed) as failure:
+    with pytest.raises(multiprocess.WorldFailedError) as failure:
         multiprocess.run(3, "differing", {"folder": str(folder), "odd": 1, "change": change}, timeout=120)
     ended = failure.value
     assert ended.statuses == [2, 2, 2], ended.text

@@ -1,4 +1,4 @@
-"""Generation, dense against cut: plain models without an engine, all in memory at once, one after the other in turn."""
+"""Generation speed of dense and cut models. They have no engine, share the memory, and run in turn."""
 
 from __future__ import annotations
 
@@ -26,7 +26,13 @@ Speeds = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """prompt, new: tokens; rounds: how often every model runs at every batch."""
+    """What is generated.
+
+    Attributes:
+        prompt: tokens of the prompt.
+        new: tokens to generate.
+        rounds: how often every model runs at every batch size.
+    """
 
     prompt: int
     new: int
@@ -34,9 +40,18 @@ class GenerationSettings:
 
 
 def inference(run: RunConfig, base: Base, sparsities: dict[str, float], asked: GenerationSettings) -> Speeds:
-    """By name and `batch N`: median tokens made per second, prompt included; `first N`: seconds to the first token.
+    """Speeds of each model.
 
-    sparsities: name to removed fraction. What is removed is drawn: speed depends on how many blocks stay, not on which.
+    Args:
+        run: the configuration of the run.
+        base: the dense model.
+        sparsities: removed fraction of each model, by name. Removed blocks are drawn, since speed depends on their
+            number alone.
+        asked: what is generated.
+
+    Returns:
+        By name and `batch N`: median tokens per second, prompt included. By name and `first N`: seconds to the first
+        token.
     """
     run = run.replace(gradient_checkpointing=False)
     loaded = {name: plain_model(run, base, sparsity) for name, sparsity in sparsities.items()}
@@ -52,7 +67,7 @@ def inference(run: RunConfig, base: Base, sparsities: dict[str, float], asked: G
 
 
 def plain_model(run: RunConfig, base: Base, sparsity: float) -> PreTrainedModel:
-    """The base model, `sparsity` of its prunable parameters removed by the run's rules."""
+    """The base model after a cut of `sparsity` by the rules of the run."""
     model = loading.load_model(base, run)
     if sparsity:
         surgery.apply_plan(model, base.anatomy, Plan(keep=drawn(run, base, sparsity)), None, torch.Generator())
@@ -62,7 +77,7 @@ def plain_model(run: RunConfig, base: Base, sparsity: float) -> PreTrainedModel:
 
 
 def drawn(run: RunConfig, base: Base, sparsity: float) -> np.ndarray:
-    """Blocks that stay, bool [blocks], when chance scores them and the run's rules choose."""
+    """Blocks to keep, bool [blocks], by random scores and the rules of the run."""
     prices = base.anatomy.params_per_block(base.anatomy.sizes)
     scores = np.random.default_rng(run.optim.seed).random(len(prices)) * prices
     budget = (1 - sparsity) * base.anatomy.num_parameters(base.anatomy.sizes)

@@ -8,7 +8,7 @@ from transformers import LlamaConfig
 
 
 class Sizes(NamedTuple):
-    """The sizes of a LLaMA. vocabulary: number of token ids; head_dim: size of an attention head."""
+    """The sizes of a LLaMA. `vocabulary` is the number of token ids, `head_dim` the size of an attention head."""
 
     hidden: int
     inner: int
@@ -20,7 +20,7 @@ class Sizes(NamedTuple):
 
 
 def _llama3_rope(factor: float) -> dict[str, Any]:
-    """The position embeddings of LLaMA 3.1 and later, whose reach is `factor` times that of LLaMA 3."""
+    """The position embeddings of LLaMA 3.1 and later, for `factor` times the positions of LLaMA 3."""
     reach = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
     return {"rope_type": "llama3", "rope_theta": 500000.0, "factor": factor, **reach}
 
@@ -49,9 +49,9 @@ LLAMAS: dict[str, tuple[Sizes, int, dict[str, Any], float, bool]] = {
 
 
 def llama_config(name: str, **changes: Any) -> LlamaConfig:
-    """The configuration of one of `LLAMAS`. changes: values that replace those of the published model."""
+    """The configuration of one of `LLAMAS`. `changes` replace values of the published model."""
     sizes, positions, rope, epsilon, tied = LLAMAS[name]
-    values = {
+    values: dict[str, Any] = {
         "hidden_size": sizes.hidden,
         "intermediate_size": sizes.inner,
         "num_hidden_layers": sizes.layers,
@@ -68,7 +68,7 @@ def llama_config(name: str, **changes: Any) -> LlamaConfig:
 
 
 def scaled_config(name: str, head_dim: int = 8, **changes: Any) -> LlamaConfig:
-    """One of `LLAMAS` with smaller heads: heads and groups as published, other sizes divided alike, two layers."""
+    """One of `LLAMAS` with two layers and smaller heads. Their number is as published, other sizes shrink alike."""
     sizes = LLAMAS[name][0]
     factor = sizes.head_dim // head_dim
     small = {"hidden_size": sizes.hidden // factor, "intermediate_size": sizes.inner // factor, "head_dim": head_dim}

@@ -1,4 +1,4 @@
-"""What a machine can do and what it draws: the arithmetic peak of a device, the energy of a stretch of time."""
+"""Peak arithmetic of a device, and its energy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REPEATS = 5
 
 
 def peak_flops(dtype: torch.dtype) -> float:
-    """Operations per second of the best of some large square matrix products on this device."""
+    """Operations per second of the fastest of a few large square matrix products on this device."""
     device = zero.device()
     side = SIDES[device.type]
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
@@ -31,21 +31,21 @@ def peak_flops(dtype: torch.dtype) -> float:
 
 
 def process_bytes() -> int:
-    """Bytes of this process that hold no model, where they count as the device's: on the CPU its resident set."""
+    """Bytes of this process without a model: its resident set on the CPU, 0 on a GPU."""
     return psutil.Process().memory_info().rss if zero.device().type == "cpu" else 0
 
 
 def now() -> float:
-    """Seconds, once the device has done all it was given."""
+    """Seconds, after the device has finished all its work."""
     if zero.device().type == "cuda":
         torch.cuda.synchronize(zero.device())
     return time.perf_counter()
 
 
 def energy_counter() -> Callable[[], float] | None:
-    """A function that tells the joules this device has drawn so far; None where it does not tell.
+    """A function that returns the joules that this device has used so far. None where it does not report them.
 
-    A GPU by NVML (pynvml), a CPU by RAPL, the whole socket whatever else runs on it.
+    NVML (pynvml) reports them for a GPU. RAPL reports them for the socket of a CPU, with all that runs on it.
     """
     return _nvml() if zero.device().type == "cuda" else _rapl()
 
@@ -53,11 +53,10 @@ def energy_counter() -> Callable[[], float] | None:
 def _nvml() -> Callable[[], float] | None:
     if importlib.util.find_spec("pynvml") is None:
         return None
-    import pynvml
-
+    pynvml = importlib.import_module("pynvml")
     try:
         pynvml.nvmlInit()
-        # the number of a device is not NVML's where some devices are hidden
+        # NVML numbers hidden devices too
         name = f"GPU-{torch.cuda.get_device_properties(zero.device()).uuid}"
         handle = pynvml.nvmlDeviceGetHandleByUUID(name)
         pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)

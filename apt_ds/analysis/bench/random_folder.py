@@ -39,7 +39,7 @@ TEMPLATE = (
 
 
 def write_random_model(folder: Path, shape: str, dtype: torch.dtype, layers: int = 0, tokenizer: str = BUILTIN) -> int:
-    """Write a model folder as `from_pretrained` reads it; returns the bytes of its weights.
+    """Write a model folder that `from_pretrained` reads. Returns the bytes of its weights.
 
     Weights are drawn and written one at a time, so that memory holds no more than one file of them. The same
     arguments always give the same folder.
@@ -47,7 +47,8 @@ def write_random_model(folder: Path, shape: str, dtype: torch.dtype, layers: int
     Args:
         folder: where to write. It must not exist, or be empty.
         shape: a name of `synthetic.SIZES`, or the path of a config.json.
-        layers: number of layers; 0 for as many as the published model has.
+        dtype: of the weights.
+        layers: number of layers. 0 means as many as the published model has.
         tokenizer: `builtin`, or what `AutoTokenizer.from_pretrained` reads, or a builtin model's name.
 
     Raises:
@@ -89,7 +90,7 @@ def config_of(shape: str, layers: int) -> PretrainedConfig:
 
 
 def check_folder(folder: Path, needed: int) -> None:
-    """UserError where `folder` has content, or its disk has less than `needed` bytes."""
+    """Raise UserError if `folder` has content, or its disk has less than `needed` bytes free."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not an empty folder; give the path of a new folder")
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
@@ -103,7 +104,7 @@ def check_folder(folder: Path, needed: int) -> None:
 
 @torch.no_grad()
 def write_weights(writer: ShardWriter, model: nn.Module, dtype: torch.dtype, deviation: float) -> None:
-    """Draw and write each weight of a model that has only shapes. Norms are 1, tied weights come once."""
+    """Draw and write each weight of a model that has only shapes. Norms are 1. Tied weights are written once."""
     generator = torch.Generator().manual_seed(0)
     pool, at = torch.empty(DRAWN).normal_(0, deviation, generator=generator).to(dtype), 0
     for name, shape in model.named_parameters():

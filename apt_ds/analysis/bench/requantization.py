@@ -1,7 +1,7 @@
-"""What a cut of few bits loses: dequantized, sliced, quantized anew, against slicing first and quantizing then.
+"""The error of cutting quantized weights: dequantize, slice and quantize again, against slicing before quantizing once.
 
-A run that holds its base in few bits has no other weights to slice first; here the model is read as it computes, and
-each of its projections goes both ways, one at a time.
+A run with a quantized base has no other weights to slice first. Here the model is read in the dtype of the run. Each
+projection goes both ways, one at a time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def rounding(run: RunConfig, base: Base, sparsity: float, bits: int) -> Errors:
     """
     run = run.replace(base_bits=bits, gradient_checkpointing=False)
     errors = list(pairs(run, base, loading.load_model(base, run.replace(base_bits=16)), sparsity))
-    found = {}
+    found: Errors = {}
     for name, of in zip(("cut", "sliced_first"), zip(*errors, strict=True), strict=True):
         found |= {name: sum(of) / len(of), f"{name}_max": max(of)}
     return found
@@ -43,7 +43,7 @@ def pairs(run: RunConfig, base: Base, model: nn.Module, sparsity: float) -> Iter
         rows, columns = (element_index(axis, keep, anatomy) for axis in (slot.rows, slot.columns))
         if slot.path not in projections or (rows is None and columns is None):
             continue
-        original = model.get_submodule(slot.path).weight
+        original = model.get_parameter(f"{slot.path}.weight")
         expected = take(original.float(), rows, columns)
         held = quantization.pack(original, run.model.base_bits, dtype)
         # as `surgery` does it

@@ -25,7 +25,7 @@ from apt_ds.models.loading import Base, first_line
 from apt_ds.runtime import collectives
 from apt_ds.training.datasets import Data
 
-# beside `LLAMAS`: hidden size, feed-forward size, layers, heads, vocabulary
+# besides `LLAMAS`: hidden size, feed-forward size, layers, heads, vocabulary
 MADE_UP = {
     "wide": (1024, 2816, 8, 16, 32000),
     "tiny": (64, 128, 2, 4, 512),
@@ -36,12 +36,14 @@ ROWS = 256
 
 
 def random_config(name: str, flag: str = "--random_weights") -> PretrainedConfig:
-    """The configuration of one of `SIZES`, or of a config.json (a file, or the folder that holds it).
+    """The configuration of one of `SIZES`, or of a config.json.
 
-    `NAME:N` has N layers, for a machine that does not hold them all. flag: the option that an error names.
+    Args:
+        name: one of `SIZES`, a file, or the folder of a config.json. `NAME:N` has N layers.
+        flag: the option that an error names.
 
     Raises:
-        UserError: neither.
+        UserError: the name is unknown, or the file is not a configuration of a model.
     """
     known, _, some = name.partition(":")
     if known in SIZES and (not some or (some.isdecimal() and int(some) > 0)):
@@ -65,7 +67,7 @@ def random_config(name: str, flag: str = "--random_weights") -> PretrainedConfig
     try:
         return pretrained.read_config(name)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{flag} {name!r}: no configuration of a model ({first_line(error)})") from None
+        raise UserError(f"{flag} {name!r}: not a configuration of a model ({first_line(error)})") from None
 
 
 def random_base(name: str) -> Base:
@@ -77,19 +79,19 @@ def random_base(name: str) -> Base:
 
 
 def one_layer(base: Base) -> Base:
-    """A base of one of `SIZES` with one layer, since layers of drawn weights are alike; any other as it is."""
+    """A base of one of `SIZES` with one layer, since layers of drawn weights are alike. Any other base unchanged."""
     known = base.source.removeprefix(PREFIX).partition(":")[0]
     return random_base(f"{known}:1") if base.random and known in SIZES else base
 
 
 def random_data(run: RunConfig, base: Base, last_step: int) -> Data:
-    """Rows of `max_seq_length` random tokens, all of them trained, in an order without end."""
+    """Rows of `max_seq_length` random tokens, all trained, in an endless order."""
     generator = torch.Generator().manual_seed(run.optim.seed)
     ids = torch.randint(2, base.config.vocab_size, (ROWS, run.data.max_seq_length), generator=generator).tolist()
     rows: tuple[Row, ...] = tuple({"input_ids": row, "labels": row} for row in ids)
-    held = TokenizedSet(rows, 0, "random")
+    tokenized = TokenizedSet(rows, 0, "random")
     batch = run.optim.global_batch(collectives.world_size())
-    return Data(held, held, [], GlobalOrder(ROWS, batch, run.optim.seed), last_step, None)
+    return Data(tokenized, tokenized, [], GlobalOrder(ROWS, batch, run.optim.seed), last_step, None)
 
 
 def shape_of(base: Base, anatomy: Anatomy, run: RunConfig) -> Shape:
@@ -113,7 +115,7 @@ def shape_of(base: Base, anatomy: Anatomy, run: RunConfig) -> Shape:
 
 
 def widths(anatomy: Anatomy, path: str) -> tuple[int, int]:
-    """(rows, columns) of a projection with blocks on both sides."""
+    """Rows and columns of a projection that has blocks on both sides."""
     slot = next(slot for slot in anatomy.slots if slot.path == path)
     counts = {site: span.stop - span.start for site, span in block_slices(anatomy.sizes)}
     assert slot.rows is not None and slot.columns is not None

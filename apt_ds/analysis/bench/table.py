@@ -1,4 +1,4 @@
-"""From measurements to figures, and from figures to the table with its targets."""
+"""Turns measurements into figures, and figures into the table with its targets."""
 
 from __future__ import annotations
 
@@ -10,15 +10,22 @@ from apt_ds.analysis.bench.variants import LORA, VARIANTS
 from apt_ds.analysis.cluster_model import Load, Shape, training_flops
 
 REBUILD_SECONDS = 5.0  # at 7B on a GPU
-FASTER = 1.35  # generation with 30 % removed, at least
+FASTER = 1.35  # target of generation with 30 % removed, relative to dense
 Figures = dict[str, Any]
 
 
 @dataclass
 class Timed:
-    """What one round of a variant took. Bytes are the largest of all ranks, joules those of rank 0's device.
+    """The cost of one round of a variant. Bytes are the maximum over ranks, joules those of rank 0's device.
 
-    seconds: of each timed step; steady: peak of a dense step before the rebuild; rebuild_peak: during it.
+    Attributes:
+        seconds: of each timed step.
+        peak: bytes.
+        joules: per step. None where the device does not report energy.
+        shape: sizes of the model.
+        rebuild: seconds of each rebuild.
+        steady: peak bytes of a dense step before the rebuild.
+        rebuild_peak: peak bytes of the rebuild.
     """
 
     seconds: list[float]
@@ -31,11 +38,14 @@ class Timed:
 
 
 def summarize(rounds: dict[str, list[Timed]], load: Load, devices: int, peak_flops: float, process: int = 0) -> Figures:
-    """Figures by name of the variant, under what they are: medians of seconds, maxima of bytes.
+    """Figures by kind and variant: medians of seconds, maxima of bytes.
 
-    process: bytes of every peak that no model holds: taken off, since a GPU does not have them.
-    load: what one device does in a step; tokens per second are those of all `devices`; utilisation is the
-    arithmetic that the model needs, over `peak_flops` of a device for as long as the step took.
+    Args:
+        rounds: the rounds of each variant.
+        load: work of one device in a step.
+        devices: number of devices. Tokens per second are those of all devices.
+        peak_flops: of one device. Utilisation is the arithmetic of a step over what the device could do in its time.
+        process: bytes of a process without a model. They are subtracted from every peak, since a GPU lacks them.
     """
     found: Figures = {"step_seconds": {}, "tokens_per_second": {}, "peak_memory_bytes": {}, "utilisation": {}}
     found |= {"joules_per_step": {}, "rebuild_seconds": {}, "rebuild_peak_bytes": {}, "steady_peak_bytes": {}}
@@ -57,7 +67,7 @@ def summarize(rounds: dict[str, list[Timed]], load: Load, devices: int, peak_flo
 
 
 def render(figures: Figures) -> str:
-    """The table; ratios and verdicts where LoRA was measured too."""
+    """The table. Ratios and verdicts require that LoRA was measured too."""
     lines = [_training(figures)]
     if figures["rebuild_seconds"]:
         lines += ["", _rebuilds(figures)]

@@ -1,10 +1,11 @@
-"""A training step, timed: PEFT's LoRA and QLoRA with the loss of transformers, and apt_ds, on the same batches."""
+"""Times training steps of PEFT's LoRA and QLoRA with the loss of transformers, and of apt_ds, on the same batches."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -41,7 +42,7 @@ def measure(variant: Variant, run: RunConfig, base: Base, data: Data, steps: int
 
 
 def measure_peft(variant: Variant, run: RunConfig, base: Base, data: Data, steps: int) -> Timed:
-    """As the Hugging Face Trainer would run it."""
+    """Time PEFT as the Hugging Face Trainer runs it. Collective."""
     config = load_config(run, collectives.world_size(), base.config.hidden_size)
     sharding = zero.shard_while_loading(config)
     model = loading.load_model(base, run)
@@ -51,7 +52,7 @@ def measure_peft(variant: Variant, run: RunConfig, base: Base, data: Data, steps
     lora = LoraConfig(
         r=run.adapter.rank, lora_alpha=2 * run.adapter.rank, target_modules=targets, task_type="CAUSAL_LM"
     )
-    # adapters in fp32 do not go with a bf16 engine under stage 3
+    # a bf16 engine under stage 3 does not support adapters in fp32
     wrapped = get_peft_model(model, lora, autocast_adapter_dtype=False).train()
     engine = zero.build(wrapped, config)
     del sharding, model, wrapped
@@ -81,15 +82,17 @@ def hold_in_four_bits(model: PreTrainedModel, dtype: torch.dtype) -> None:
         packed = bnb.nn.Linear4bit(
             module.in_features, module.out_features, module.bias is not None, dtype, quant_type="nf4", device="meta"
         )
-        packed.weight = bnb.nn.Params4bit(module.weight.data, requires_grad=False, quant_type="nf4").to(zero.device())
+        weight: Any = bnb.nn.Params4bit(module.weight.data, requires_grad=False, quant_type="nf4")
+        packed.weight = weight.to(zero.device())
         packed.bias = module.bias
-        packed.support_avx512bf16_for_cpu = False  # it would repack weights in place
+        packed.support_avx512bf16_for_cpu = False  # this would repack weights in place
         replace_module(model, path, packed)
-    model.is_loaded_in_4bit = True
+    marked: Any = model  # PEFT reads this attribute, which transformers sets on models that it quantizes
+    marked.is_loaded_in_4bit = True
 
 
 def measure_apt(variant: Variant, run: RunConfig, base: Base, data: Data, steps: int) -> Timed:
-    """apt_ds: scoring and deciding on the dense model, or training a dense or a cut one."""
+    """Time apt_ds: scoring the dense model, or training a dense or a cut one. Collective."""
     config = load_config(run, collectives.world_size(), base.config.hidden_size)
     pruner = Pruner(run, base.anatomy, data.total_steps, zero.device(), writable_sizes(base.config))
     with tempfile.TemporaryDirectory() as folder:
@@ -106,9 +109,8 @@ def measure_apt(variant: Variant, run: RunConfig, base: Base, data: Data, steps:
         found.rebuild = list(meter.rebuilds)
         if meter.rebuilds:
             steady = meter.dense()["peak_memory_bytes"] or 0
-            found.steady, found.rebuild_peak = (
-                max(collectives.gather_objects(n)) for n in (steady, meter.rebuild_peaks[-1])
-            )
+            found.steady = max(collectives.gather_objects(int(steady)))
+            found.rebuild_peak = max(collectives.gather_objects(meter.rebuild_peaks[-1]))
         pruner.remove_hooks()
         zero.destroy(trainer.engine)
         trainer.metrics_logger.close()
@@ -116,7 +118,7 @@ def measure_apt(variant: Variant, run: RunConfig, base: Base, data: Data, steps:
 
 
 def timed(step: Callable[[int], None], steps: int, shape: Shape) -> Timed:
-    """`steps` steps after one of warm-up. Collective."""
+    """Time `steps` steps after one step of warm-up. Collective."""
     step(0)
     reset_peak(zero.device())
     seconds = []

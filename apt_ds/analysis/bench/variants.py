@@ -1,4 +1,4 @@
-"""What is measured, and what each must reach next to PEFT's LoRA."""
+"""The variants of the benchmark, and their targets relative to PEFT's LoRA."""
 
 from __future__ import annotations
 
@@ -14,10 +14,17 @@ LORA, QLORA = "lora", "qlora"
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to train. peft: by PEFT and the loss of transformers, else by apt_ds.
+    """One way to train.
 
-    sparsity: removed before steps are timed; scoring: every score taken and a decision made in each step; bits: of the
-    base weights; time, memory: targets, at most this multiple of LoRA's (None: there is none).
+    Attributes:
+        name: its name on the command line.
+        what: its name in the table.
+        peft: whether PEFT trains with the loss of transformers. Otherwise apt_ds trains.
+        sparsity: fraction removed before steps are timed.
+        scoring: whether every step scores blocks and makes a plan.
+        bits: bits of the base weights.
+        time: target, the largest multiple of LoRA's time. None: no target.
+        memory: target, the largest multiple of LoRA's memory. None: no target.
     """
 
     name: str
@@ -46,19 +53,19 @@ VARIANTS = {
 
 
 def absent(variant: Variant, config: Config) -> str:
-    """Why a variant cannot be measured here; empty where it can."""
+    """The reason why this machine cannot measure a variant. Empty if it can."""
     if variant.bits == 16:
         return ""
     if importlib.util.find_spec("bitsandbytes") is None:
         return "bitsandbytes is not installed"
-    return "4 bit and ZeRO stage 3 do not go together here" if stage(config) == 3 else ""
+    return "4 bits and ZeRO stage 3 exclude each other here" if stage(config) == 3 else ""
 
 
 def chosen(names: list[str], config: Config) -> tuple[list[Variant], list[str]]:
-    """The variants of `names` (none: all that can be measured here), LoRA first as all are held against it; notes.
+    """The variants of `names`, LoRA first, and notes. No names: all variants that this machine can measure.
 
     Raises:
-        UserError: an unknown name, or one that cannot be measured here.
+        UserError: a name is unknown, or this machine cannot measure it.
     """
     for name in names:
         if name not in VARIANTS:
@@ -71,7 +78,7 @@ def chosen(names: list[str], config: Config) -> tuple[list[Variant], list[str]]:
 
 
 def options(variant: Variant, run: RunConfig) -> dict[str, object]:
-    """The run's options that make it this variant."""
+    """The flags that turn a run into this variant."""
     if variant.scoring:
         mode = {"pruning": "gradual", "sparsity": 0.3, "rank_growth": "importance"}
     elif variant.sparsity:

@@ -1,0 +1,66 @@
+"""The footprint of a model: what counts, compared with the model itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from apt_ds.analysis import memory_trace
+from apt_ds.analysis.memory_trace import Shape
+from apt_ds.config.resolve import resolve
+from apt_ds.models import loading, quantization
+from apt_ds.pruning.fisher import Fisher
+from tests.support import tiny
+from tests.support.paths import ROOT
+
+
+def test_a_longer_batch_and_no_checkpointing_need_more(tmp_path: Path) -> None:
+    tiny.save_model(tmp_path / "model")
+    words = ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), "--data_path", "none"]
+    words += ["--model_name_or_path", str(tmp_path / "model")]
+    base = loading.find_base(str(tmp_path / "model"))
+
+    def activations(length: int, *more: str) -> int:
+        shape = Shape(2, length, 0, 2 * length)
+        return memory_trace.measure(base, resolve([*words, *more]), shape, [shape], 2, False).activations
+
+    plain = activations(64)
+    assert 1.9 < activations(128) / plain < 2.3
+    assert activations(64, "--gradient_checkpointing") < plain
+    assert 0.5 < activations(64, "--bf16") / plain < 1
+
+
+def test_what_fisher_holds_until_the_cut_counts(tmp_path: Path) -> None:
+    tiny.save_model(tmp_path / "model")
+    words = ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), "--data_path", "none"]
+    words += ["--model_name_or_path", str(tmp_path / "model")]
+    model, place, shape = tiny.model(), loading.find_base(str(tmp_path / "model")), Shape(2, 8, 0, 16)
+    fisher = Fisher(place.anatomy, 2, torch.device("cpu"))
+    fisher.install(model)
+    fisher.begin(torch.ones(2, 8), torch.float32)
+    model(tiny.ids()[:2, :8]).logits.sum().backward()
+    fisher.remove()
+    held = sum(gram.nbytes for gram in fisher._grams.values())
+    found = {
+        score: memory_trace.measure(place, resolve([*words, *more]), shape, [shape], 2, False).activations
+        for score, more in (("fisher", ["--score", "fisher"]), ("salience", []))
+    }
+    assert len(fisher._grams) == len(place.anatomy.sites) and found["fisher"] - found["salience"] == held > 0
+
+
+def test_bits_of_the_base_count(tmp_path: Path) -> None:
+    tiny.save_model(tmp_path / "model", hidden_size=128, intermediate_size=256)
+    words = ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), "--data_path", "none", "--bf16"]
+    words += ["--model_name_or_path", str(tmp_path / "model")]
+    base, shape = loading.find_base(str(tmp_path / "model")), Shape(1, 8, 0, 8)
+    for bits in (4, 8):
+        run = resolve([*words, "--base_bits", str(bits)])
+        found = memory_trace.measure(base, run, shape, [shape], 2, False)
+        held = dict(loading.load_model(base, run).named_parameters())
+        packed = {w.name: w for w in found.weights if w.full}
+        assert len(packed) == 14
+        for name, weight in packed.items():
+            parameter = held[name]
+            assert (weight.numel, weight.full) == (parameter.numel(), parameter.full.numel()), name
+            assert weight.scales == sum(part.nbytes for part in quantization.small_parts(parameter)), name
