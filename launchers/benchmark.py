@@ -4,94 +4,9 @@ Takes the options of `train.py` and those below; with `--dry_run` it only estima
 extra [dev] (peft); bitsandbytes for what is in 4 bit.
 """
 
-from __future__ import annotations
+from apt_ds.commands.benchmark import main, script
 
-import argparse
-import sys
-from typing import NoReturn
-
-from apt_ds.config.cli import at_least, split_commas
-from apt_ds.config.errors import UserError
-from apt_ds.config.resolve import resolve
-from apt_ds.config.run_config import RunConfig
-from apt_ds.runtime import exit_status
-
-
-class Parser(argparse.ArgumentParser):
-    """Mistakes become a `UserError`."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(" ".join(message.split()))
-
-
-def above_zero(text: str) -> float:
-    """The type of an argument: a number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: give a number above 0")
-    return value
-
-
-def counts(text: str) -> list[int]:
-    """The type of an argument: comma-separated whole numbers of at least 1."""
-    return [at_least(1)(number) for number in split_commas(text)]
-
-
-def read(argv: list[str]) -> tuple[argparse.Namespace, RunConfig]:
-    """The script's own options and the run's. Raises UserError."""
-    parser = Parser(
-        add_help="--help" in argv, allow_abbrev=False, usage="benchmark.py [options, and those of train.py]"
-    )
-    parser.add_argument("--variants", type=split_commas, default=[], help="some of the table's rows; all by default")
-    parser.add_argument("--rounds", type=at_least(1), default=3, help="how often every variant is built")
-    parser.add_argument("--steps", type=at_least(1), default=3, help="timed steps of each round")
-    parser.add_argument("--json", default="", help="a file for the figures")
-    parser.add_argument(
-        "--random_weights",
-        default="",
-        help="a published LLaMA such as llama2-7b, wide or tiny, :N for N layers, or a config.json",
-    )
-    parser.add_argument("--generate", type=at_least(0), default=32, help="tokens to generate; 0: not measured")
-    parser.add_argument("--prompt", type=at_least(1), default=128, help="tokens of the prompt")
-    parser.add_argument("--peak_tflops", type=above_zero, help="of a device; measured by a product otherwise")
-    parser.add_argument(
-        "--predict", type=counts, default=[], help="numbers of devices to predict a step for; runs nothing"
-    )
-    parser.add_argument("--measured", default="", help="figures of an earlier --json, for --predict")
-    parser.add_argument("--intra_node_gbps", type=above_zero, default=400.0, help="GB/s of a device within its node")
-    parser.add_argument("--inter_node_gbps", type=above_zero, default=320.0, help="GB/s of a node to others")
-    own, rest = parser.parse_known_args(argv)
-    if own.random_weights:
-        rest += ["--model_name_or_path", f"random:{own.random_weights}", "--data_path", "random"]
-    elif own.predict:
-        raise UserError("--predict needs --random_weights, which says what sizes to predict for")
-    return own, resolve(rest, [name for action in parser._actions for name in action.option_strings])
-
-
-def main() -> None:
-    own, run = read(sys.argv[1:])
-    try:
-        from apt_ds.analysis.bench.generation import GenerationSettings
-        from apt_ds.analysis.benchmark import Settings, benchmark, inputs, predict
-        from apt_ds.analysis.cluster_model import Cluster
-        from apt_ds.analysis.dry_run import dry_run
-    except ModuleNotFoundError as error:
-        raise UserError(f"the benchmark needs {error.name}: pip install 'apt_ds[dev]'") from None
-
-    if run.distributed.dry_run:
-        dry_run(run, inputs)
-        return
-    if own.predict:
-        cluster = Cluster(1e12 * (own.peak_tflops or 989.0), 1e9 * own.intra_node_gbps, 1e9 * own.inter_node_gbps)
-        print(predict(run, cluster, tuple(own.predict), own.measured))
-        return
-    generation = GenerationSettings(own.prompt, own.generate, own.rounds) if own.generate else None
-    settings = Settings(tuple(own.variants), own.rounds, own.steps, generation, own.peak_tflops or 0.0)
-    benchmark(run, settings, own.json)
-
+__all__ = ["main"]
 
 if __name__ == "__main__":
-    exit_status.main(main)
+    script()

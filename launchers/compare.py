@@ -3,80 +3,9 @@
 Takes the options of `train.py` for all runs beside its own. Needs the extra [eval].
 """
 
-from __future__ import annotations
+from apt_ds.commands.compare import main, script
 
-import sys
-from collections.abc import Callable
-from typing import Any
-
-from apt_ds.config import cli
-from apt_ds.config.errors import UserError
-from apt_ds.config.presets import METHODS
-from apt_ds.config.resolve import resolve
-from apt_ds.runtime import exit_status
-
-USAGE = "compare.py --deepspeed FILE [--methods A,B] [--sparsity X,Y] [--vary NAME VALUE ...] [--NAME VALUE ...]"
-
-
-def listed(name: str, text: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
-    """The values of a comma-separated list."""
-    try:
-        return tuple(kind(word.strip()) for word in text.split(","))
-    except ValueError:
-        raise UserError(f"{name} {text!r} is not allowed: give a comma-separated list of numbers") from None
-
-
-def single(name: str, text: str, kind: Callable[[str], Any]) -> Any:
-    """The one number of an option that takes no list."""
-    values = listed(name, text, kind)
-    if len(values) > 1:
-        raise UserError(f"{name} {text!r} is not allowed: give one number")
-    return values[0]
-
-
-def parser() -> cli.Parser:
-    """The comparison's own options."""
-    made = cli.Parser(USAGE)
-    made.epilog = "All other options are those of train.py and go to every run."
-    made.add_argument("--methods", default=",".join(METHODS), help="comma-separated; default: all")
-    made.add_argument("--sparsity", default="0.3,0.5", help="removed fractions, comma-separated; default 0.3,0.5")
-    made.add_argument("--seeds", default="128", help="comma-separated; a row of the table is their mean")
-    vary = "an option of train.py and the values to try; may be given again: all combinations are run"
-    made.add_argument("--vary", nargs="*", action="append", default=[], metavar=("NAME", "VALUE"), help=vary)
-    made.add_argument("--processes", default="1", help="of each run; default 1")
-    made.add_argument("--full_learning_rate", default="1e-5", help="of full fine-tuning; default 1e-5")
-    epochs = "of full fine-tuning, instead of --max_steps too; the paper's 10; default 0: as long as the other runs"
-    made.add_argument("--full_num_train_epochs", default="0", help=epochs)
-    made.add_argument("--mmlu_data", default="", help="a folder of MMLU's CSV files; empty: no MMLU")
-    made.add_argument("--mmlu_sample", default="1000", help="questions to ask; default 1000")
-    made.add_argument("--efficiency", action="store_true", help="measure inference, all models in turn")
-    batch = "sequences per pass of --efficiency. Language models run at batch 1 too (the paper: 32 for 7B, 4 for 13B)"
-    made.add_argument("--inference_batch_size", default="0", help=f"{batch} and default to that alone. Others: 128")
-    return made
-
-
-def main() -> None:
-    made = parser()
-    own, rest = made.parse_known_args(sys.argv[1:])
-    from apt_ds.analysis.compare import Comparison, compare
-
-    comparison = Comparison(
-        listed("--methods", own.methods, str),
-        listed("--sparsity", own.sparsity, float),
-        listed("--seeds", own.seeds, int),
-        single("--processes", own.processes, int),
-        single("--full_learning_rate", own.full_learning_rate, float),
-        own.mmlu_data,
-        single("--mmlu_sample", own.mmlu_sample, int),
-        own.efficiency,
-        tuple(map(tuple, own.vary)),
-        single("--full_num_train_epochs", own.full_num_train_epochs, float),
-        single("--inference_batch_size", own.inference_batch_size, int),
-    )
-    comparison.check()
-    resolve(rest, made.names())
-    compare(comparison, rest)
-
+__all__ = ["main"]
 
 if __name__ == "__main__":
-    exit_status.main(main)
+    script()

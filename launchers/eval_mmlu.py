@@ -1,9 +1,8 @@
-"""MMLU, five shots: `deepspeed launchers/eval_mmlu.py --model out/model`, or `python` for one process."""
+"""MMLU of a finished model: `deepspeed launchers/eval_mmlu.py --model out/model`, or `apt-ds-mmlu` for one process."""
 
-from __future__ import annotations
+from apt_ds.commands.mmlu import main, script
 
-from apt_ds.eval.mmlu_script import main
-from apt_ds.runtime import exit_status
+__all__ = ["main"]
 
 if __name__ == "__main__":
-    exit_status.main(main)
+    script()

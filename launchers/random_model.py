@@ -3,41 +3,9 @@
 It stands in for weights that cannot be downloaded: memory, time and files are those of the published model.
 """
 
-from __future__ import annotations
+from apt_ds.commands.random_model import main, script
 
-import sys
-from pathlib import Path
-
-from apt_ds.config import cli
-from apt_ds.config.cli import at_least
-from apt_ds.runtime import exit_status
-
-USAGE = "random_model.py FOLDER --shape NAME [--dtype bfloat16] [--layers N] [--tokenizer builtin]"
-DTYPES = ("bfloat16", "float16", "float32")
-
-
-def parser() -> cli.Parser:
-    """The options of the script."""
-    made = cli.Parser(USAGE)
-    made.add_argument("folder", help="a new folder for the model")
-    made.add_argument("--shape", required=True, help="llama2-7b, llama3-8b and others, or the path of a config.json")
-    made.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help=f"of the weights; default {DTYPES[0]}")
-    made.add_argument("--layers", type=at_least(1), default=0, help="number of layers; default: the shape's own")
-    tokenizer = "builtin (trained on the builtin instructions), builtin:smollm2, or a folder; default builtin"
-    made.add_argument("--tokenizer", default="builtin", help=tokenizer)
-    return made
-
-
-def main() -> None:
-    own = parser().read(sys.argv[1:])
-    # torch takes seconds to import: a wrong flag should not wait for it
-    import torch
-
-    from apt_ds.analysis.bench.random_folder import write_random_model
-
-    size = write_random_model(Path(own.folder), own.shape, getattr(torch, own.dtype), own.layers, own.tokenizer)
-    print(f"{own.folder}: {size / 1e9:.2f} GB of random weights in the shape of {own.shape}")
-
+__all__ = ["main"]
 
 if __name__ == "__main__":
-    exit_status.main(main)
+    script()

@@ -111,7 +111,7 @@ def inputs(run: RunConfig) -> tuple[Base, Data]:
         return base, random_data(run, base, LAST_STEP)
     base = loading.find_base(run.model.model_name_or_path, trust=run.model.trust_remote_code)
     rows = build_dataset(load_examples(run.data.data_path), base.tokenizer, run.data.max_seq_length)
-    batch = run.optim.per_device_train_batch_size * run.optim.gradient_accumulation_steps * collectives.world_size()
+    batch = run.optim.global_batch(collectives.world_size())
     return base, Data(rows, rows, [], GlobalOrder(len(rows), batch, run.optim.seed), LAST_STEP, None)
 
 

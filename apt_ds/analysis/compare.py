@@ -259,7 +259,7 @@ def infer(trials: list[Trial], shared: RunConfig, batch: int = 0) -> dict[str, A
 
     folders = {trial.folder.name: str(trial.folder / "model") for trial in first.values()}
     return inference_cost.measure(
-        folders, shared.optim.bf16, inference_cost.Plan(batch=batch), shared.model.trust_remote_code
+        folders, shared.optim.bf16, inference_cost.TimingPlan(batch=batch), shared.model.trust_remote_code
     )
 
 

@@ -19,13 +19,13 @@ from apt_ds.analysis.memory_trace import Shape, measure
 from apt_ds.config.deepspeed_config import load_config
 from apt_ds.config.run_config import RunConfig
 from apt_ds.config.tasks import GENERATION, LANGUAGE_MODEL
-from apt_ds.data.batching import GlobalOrder
+from apt_ds.data.batching import GlobalOrder, round_up
 from apt_ds.data.glue import labels_of
 from apt_ds.data.packing import sharing
 from apt_ds.data.tokenized import TokenizedSet
 from apt_ds.data.tokenizer_checks import check_lengths
 from apt_ds.eval import metrics
-from apt_ds.losses.task_losses import OBJECTIVES
+from apt_ds.losses.task_losses import TASK_LOSSES
 from apt_ds.models import loading, quantization_checks
 from apt_ds.models.loading import Base
 from apt_ds.models.positions import check_positions
@@ -130,7 +130,7 @@ def estimate_run(run: RunConfig, base: Base, data: Data, config: zero.Config, wo
 def micro_batches(run: RunConfig, data: Data, world: int, kind: str) -> Shape:
     """What no training micro-batch of the run exceeds in any dimension, on any of `world` ranks."""
     size = run.optim.per_device_train_batch_size
-    order = GlobalOrder(len(data.train), size * run.optim.gradient_accumulation_steps * world, run.optim.seed)
+    order = GlobalOrder(len(data.train), run.optim.global_batch(world), run.optim.seed)
     steps = run.optim.max_steps if run.optim.max_steps > 0 else order.steps(run.optim.num_train_epochs)
     drawn = (order.indices(step) for step in range(steps))
     parts = [indices[i : i + size] for indices in drawn for i in range(0, len(indices), size)]
@@ -150,19 +150,16 @@ def bound(rows: TokenizedSet, batches: list[list[list[int]]], kind: str) -> Shap
     """What none of the batches exceeds. A batch: the examples of each of its rows, one after the other."""
     lengths = [len(row["input_ids"]) for row in rows.rows]
     # an answer for a row trains no tokens
-    trained = [OBJECTIVES[kind].weight(row) if kind in (LANGUAGE_MODEL, GENERATION) else 0 for row in rows.rows]
+    trained = [
+        TASK_LOSSES[kind].loss_denominator(row) if kind in (LANGUAGE_MODEL, GENERATION) else 0 for row in rows.rows
+    ]
     written = [len(row["labels"]) if kind == GENERATION else 0 for row in rows.rows]
     most = Shape(0, 0, 0, 0)
     for batch in batches:
         longest = max(sum(lengths[i] for i in group) for group in batch)
         count, words = (sum(trained[i] for group in batch for i in group), max(written[i] for g in batch for i in g))
-        most = Shape(*map(max, most, (len(batch), padded(longest), padded(words), count)))
+        most = Shape(*map(max, most, (len(batch), round_up(longest), round_up(words), count)))
     return most
-
-
-def padded(length: int) -> int:
-    """As `collate` pads."""
-    return math.ceil(length / 8) * 8
 
 
 def tell(found: Estimate, process: int, machine: Machine, world: int) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from apt_ds.analysis.memory_trace import Footprint
 from apt_ds.models.export.write import SHARD_BYTES
-from apt_ds.training.checkpoint_shards import Parts
+from apt_ds.training.checkpoint import ShardWriter
 
 LIVE, PERSISTENT = 1_000_000_000, 100_000  # DeepSpeed's defaults, in elements
 MASTER, MOMENTS = 4, 8  # bytes per trained element
@@ -105,7 +105,7 @@ def estimate(model: Footprint, config: dict[str, Any], layout: Layout) -> Estima
     left = round((total - gone) * item * own / total)
     state = Bytes(0, (MASTER + (MOMENTS if layout.moments else 0)) * trained)
     # the first rank's, until a file is full
-    waiting = Bytes(0, min(state.host, Parts.limit))
+    waiting = Bytes(0, min(state.host, ShardWriter.limit))
     phases = {
         "loading": _loading(read, parameters * layout.stored, stage, layout.on_cpu),
         "fingerprint": read.plus(Bytes(FINGERPRINT)),

@@ -13,7 +13,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,11 +24,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from apt_ds.config.run_config import RunConfig
-from apt_ds.config.tasks import ANSWERS, GENERATION, LANGUAGE_MODEL
+from apt_ds.config.tasks import ANSWERS, GENERATION
 from apt_ds.data.batching import Batch
-from apt_ds.losses import cross_entropy
-from apt_ds.losses.lm_head import grouped, logits_of, loss_of
-from apt_ds.losses.task_losses import OBJECTIVES, Logits, Objective, language_inputs, text_inputs
+from apt_ds.data.tokenized import Row
+from apt_ds.losses.lm_head import pad_positions
+from apt_ds.losses.task_losses import TASK_LOSSES, Inputs, LabelledTokens, TaskLoss, TokenLoss
 from apt_ds.losses.training_loss import TrainingLoss
 from apt_ds.models import adapter, loading, quantization, task_heads
 from apt_ds.models.architectures import architecture_of
@@ -221,12 +221,12 @@ def _drop(parameter: Tensor) -> None:
 
 def _lesson(training_loss: TrainingLoss, model: nn.Module, masks: Masks, taps: Salience, shape: Shape) -> Tensor:
     """What a training micro-batch goes backward from."""
-    training_loss.objective = counted(training_loss.kind, shape)
-    training_loss.weight, training_loss.tokens = 1, [1] * len(training_loss.stacks)
+    training_loss.task_loss = counted(training_loss.task_type, shape)
+    training_loss.loss_denominator, training_loss.tokens_per_stack = 1, [1] * len(training_loss.matcher.stacks)
     # distances without content map no layer to another
-    training_loss.rematch = lambda: None
-    batch = batch_of(training_loss.kind, shape)
-    taps.begin(batch.attention_mask, next(model.parameters()).dtype, 0, training_loss.objective.second(batch))
+    training_loss.matcher.rematch = lambda: None
+    batch = batch_of(training_loss.task_type, shape)
+    taps.begin(batch.attention_mask, next(model.parameters()).dtype, 0, training_loss.task_loss.decoder_mask(batch))
     return training_loss.micro_batch_loss(model, batch, masks)[0]
 
 
@@ -234,9 +234,9 @@ def previewed(training_loss: TrainingLoss, model: nn.Module, masks: Masks, shape
     """Bytes of the teacher's outputs that wait for a micro-batch whose distances were measured beforehand."""
     if not training_loss.previews:
         return 0
-    training_loss.objective = counted(training_loss.kind, shape)
-    logits, states = training_loss.teach(model, batch_of(training_loss.kind, shape), masks)
-    return sum(tensor.nbytes for tensor in (*logits, *states.values()))
+    training_loss.task_loss = counted(training_loss.task_type, shape)
+    outputs = training_loss.teacher_outputs(model, batch_of(training_loss.task_type, shape), masks)
+    return sum(tensor.nbytes for tensor in (*outputs.logits, *outputs.states.values()))
 
 
 def _loss(model: nn.Module, kind: str, shape: Shape) -> Tensor:
@@ -252,21 +252,35 @@ def batch_of(kind: str, shape: Shape) -> Batch:
     return Batch(ids, torch.ones_like(ids), labels, targets=targets)
 
 
-def counted(kind: str, shape: Shape) -> Objective:
-    """The objective of a kind with a number of tokens in place of the tokens, which would need content."""
-    if kind not in (LANGUAGE_MODEL, GENERATION):
-        return OBJECTIVES[kind]
-    read = text_inputs if kind == GENERATION else language_inputs
-    targets = torch.zeros(shape.trained, dtype=torch.int64)
-    places = grouped(targets)
+class CountedTokens(TokenLoss):
+    """A task's loss on a number of labelled tokens. It reads no labels, because fake tensors have no content."""
 
-    def logits(model: nn.Module, batch: Batch) -> Logits:
-        return (logits_of(model, read(model, batch), places, shape.trained),)
+    def __init__(self, task_loss: TokenLoss, count: int) -> None:
+        self.task_loss, self.targets = task_loss, torch.zeros(count, dtype=torch.int64)
+        self.positions = pad_positions(self.targets)
 
-    def loss(logits: Logits, batch: Batch) -> Tensor:
-        return cross_entropy.of_logits(logits[0], targets)
+    def labelled_tokens(self, batch: Batch) -> LabelledTokens:
+        """The first token, `count` times."""
+        return LabelledTokens(self.positions, self.targets)
 
-    def summed(model: nn.Module, batch: Batch) -> Tensor:
-        return loss_of(model, read(model, batch), places, targets)
+    def inputs(self, model: nn.Module, batch: Batch) -> Inputs:
+        """As the task's."""
+        return self.task_loss.inputs(model, batch)
 
-    return replace(OBJECTIVES[kind], logits=logits, loss=loss, summed=summed)
+    def token_targets(self, batch: Batch) -> Tensor:
+        """As the task's."""
+        return self.task_loss.token_targets(batch)
+
+    def loss_denominator(self, row: Row) -> int:
+        """As the task's."""
+        return self.task_loss.loss_denominator(row)
+
+    def decoder_mask(self, batch: Batch) -> Tensor | None:
+        """As the task's."""
+        return self.task_loss.decoder_mask(batch)
+
+
+def counted(kind: str, shape: Shape) -> TaskLoss:
+    """The loss of a kind with a number of tokens in place of the tokens, which would need content."""
+    task_loss = TASK_LOSSES[kind]
+    return CountedTokens(task_loss, shape.trained) if isinstance(task_loss, TokenLoss) else task_loss

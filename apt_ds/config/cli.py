@@ -1,25 +1,26 @@
-"""The argument parser of the launcher scripts, and the types of their arguments."""
+"""The argument parser of all commands, and the types of their arguments."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from apt_ds.config.errors import UserError
 from apt_ds.config.nearest import suggest
 
 
 class Parser(argparse.ArgumentParser):
-    """Arguments of a script: every mistake is a `UserError` of one line that names the nearest option."""
+    """Arguments of a command: every mistake is a `UserError` of one line that names the nearest option."""
 
-    def __init__(self, usage: str) -> None:
-        super().__init__(usage=usage, allow_abbrev=False)
+    def __init__(self, usage: str, **settings: Any) -> None:
+        super().__init__(usage=usage, allow_abbrev=False, **settings)
         # the deepspeed launcher passes it; not for users
         self.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{' '.join(message.split())}; --help lists all options")
+        """Raise UserError instead of leaving the process."""
+        raise UserError(f"{one_line(message)}; --help lists all options")
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
         """The values of `argv`. Raises UserError."""
@@ -29,7 +30,7 @@ class Parser(argparse.ArgumentParser):
         known, unknown = (None, wrong) if wrong else self.parse_known_args(list(argv))
         if known is None or unknown:
             flag = next((word for word in unknown if word.startswith("-")), unknown[0]).split("=")[0]
-            raise UserError(f"{flag} is no option{suggest(flag, self.names())}; --help lists all")
+            raise UserError(f"{flag} is an unknown option{suggest(flag, self.names())}; --help lists all options")
         return known
 
     def names(self) -> list[str]:
@@ -38,6 +39,11 @@ class Parser(argparse.ArgumentParser):
             name for action in self._actions if action.help is argparse.SUPPRESS for name in action.option_strings
         }
         return [name for name in self._option_string_actions if name not in hidden]
+
+
+def one_line(text: str) -> str:
+    """The text with single spaces in place of line ends and runs of blanks."""
+    return " ".join(text.split())
 
 
 def at_least(low: int) -> Callable[[str], int]:
@@ -51,6 +57,22 @@ def at_least(low: int) -> Callable[[str], int]:
     return convert
 
 
+def above_zero(text: str) -> float:
+    """The type of an argument: a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: give a number above 0")
+    return value
+
+
 def split_commas(text: str) -> list[str]:
     """The type of an argument: a comma-separated list."""
     return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def counts(text: str) -> list[int]:
+    """The type of an argument: comma-separated whole numbers of at least 1."""
+    return [at_least(1)(number) for number in split_commas(text)]

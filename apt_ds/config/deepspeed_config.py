@@ -47,7 +47,7 @@ def load_config(run: RunConfig, world_size: int, hidden_size: int) -> Config:
     fill = _Filler(config, where)
     fill("train_micro_batch_size_per_gpu", micro, "--per_device_train_batch_size")
     fill("gradient_accumulation_steps", accumulation, "--gradient_accumulation_steps")
-    fill("train_batch_size", micro * accumulation * world_size, "processes x batch size x accumulation")
+    fill("train_batch_size", run.optim.global_batch(world_size), "processes x batch size x accumulation")
     fill("gradient_clipping", run.optim.max_grad_norm, "--max_grad_norm")
     fill("bf16.enabled", run.optim.bf16, "--bf16")
     fill("fp16.enabled", run.optim.fp16, "--fp16")
@@ -68,7 +68,7 @@ def _optimizer(config: Config, run: RunConfig, fill: _Filler, where: str) -> Non
     offload = "offload_optimizer" in config["zero_optimization"]
     if offload and run.optim.optimizer != "adamw_torch":
         raise UserError(
-            f"{where}: offload_optimizer goes with --optim adamw_torch only, which then updates on the host; remove "
+            f"{where}: offload_optimizer requires --optim adamw_torch, which then updates on the host. Remove "
             f"that section, since --optim {run.optim.optimizer} needs a quarter of its memory, or leave --optim out"
         )
     optimizer = config.setdefault("optimizer", {"type": "AdamW", "params": {}})

@@ -11,5 +11,5 @@ class RankError(RuntimeError):
     """Ranks disagree on a decision: raised on every rank, names those that differ."""
 
 
-class LostRank(RuntimeError):
+class LostRank(RuntimeError):  # noqa: N818 - what has happened, as the watchdog reports it
     """Another rank is gone, so that this one cannot go on."""

@@ -34,7 +34,7 @@ SYNONYMS = {
     "rank": "lora_r lora_rank r lora_dim adapter_rank peft_r",
     "adapter_targets": "lora_target_modules target_modules lora_target lora_modules",
     "sparsity": "pruning_ratio target_sparsity sparsity_ratio prune_rate compression_ratio sparsity_level",
-    "prune_every": "prune_every prune_interval",
+    "prune_every": "prune_interval pruning_interval prune_frequency",
     "warmup_ratio": "warmup warmup_fraction warmup_proportion",
     "warmup_steps": "warmup num_warmup_steps warmup_iters",
     "lr_scheduler_type": "scheduler lr_scheduler schedule lr_schedule lr_decay_style",

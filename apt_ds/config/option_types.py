@@ -51,7 +51,7 @@ class OrAutomatic(NamedTuple):
 class OneOf(tuple[str | int, ...]):
     """Words or numbers of which the value is one."""
 
-    def holds(self, value: str | int) -> bool:
+    def holds(self, value: Value) -> bool:
         """True for one of them."""
         return value in self
 
@@ -62,9 +62,9 @@ class OneOf(tuple[str | int, ...]):
 class SomeOf(OneOf):
     """Words of which the value is a comma-separated list."""
 
-    def holds(self, value: str) -> bool:
+    def holds(self, value: Value) -> bool:
         """True for a list of at least one of the words, none of them twice."""
-        given = split_commas(value)
+        given = split_commas(str(value))
         return set(given) <= set(self) and len(given) == len(set(given))
 
     def __str__(self) -> str:

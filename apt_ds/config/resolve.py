@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import Field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
+from apt_ds.config import cli
 from apt_ds.config.errors import UserError
 from apt_ds.config.nearest import suggest
-from apt_ds.config.option_types import OneOf, SomeOf, Value
-from apt_ds.config.presets import METHODS, PRESETS, RECIPES
+from apt_ds.config.option_types import SomeOf, Value
 from apt_ds.config.run_config import OPTIONS, PLACES, RunConfig
 
 DEFAULT_PRESET = "quickstart"
@@ -31,14 +31,9 @@ def resolve(argv: Sequence[str], also: Sequence[str] = ()) -> RunConfig:
     given = _read_command_line(argv, also)
     path = given.pop("config", None)
     stated = given if path is None else _merge(Path(str(path)), given)
-    preset = str(stated.get("preset", ""))
-    if not preset and not stated.get("model_name_or_path"):
-        preset = DEFAULT_PRESET
-    if preset and preset not in PRESETS:
-        raise UserError(f"--preset {preset!r} is not allowed: give {OneOf(PRESETS)}{suggest(preset, PRESETS)}")
-    values = PRESETS[preset]() if preset else {}
-    recipe = RECIPES.get(str(stated.get("recipe", "default")), {})
-    config = RunConfig(**(values | recipe | _method(stated) | stated | {"preset": preset}))
+    if not stated.get("preset") and not stated.get("model_name_or_path"):
+        stated = stated | {"preset": DEFAULT_PRESET}
+    config = RunConfig(**stated)
     config.check()
     return config
 
@@ -60,28 +55,10 @@ def _merge(path: Path, given: dict[str, Value]) -> dict[str, Value]:
     return read | given
 
 
-def _method(stated: dict[str, Value]) -> dict[str, Value]:
-    """What the stated method means; UserError where another stated option contradicts it."""
-    method = str(stated.get("method", "apt"))
-    meaning = METHODS.get(method, {})
-    for name, value in meaning.items():
-        if stated.get(name, value) != value:
-            raise UserError(f"--{name} {stated[name]} contradicts --method {method}, which means --{name} {value}")
-    return meaning
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports every mistake as a `UserError` and leaves exiting to the launcher."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(_one_line(message))
-
-
 def _read_command_line(argv: Sequence[str], also: Sequence[str]) -> dict[str, Value]:
     """What `argv` states, converted; `config` is a key of its own."""
     usage = "train.py --deepspeed FILE [--preset NAME] [--config FILE] [--NAME VALUE ...]"
-    parser = _Parser(usage=usage, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    parser = cli.Parser(usage, argument_default=argparse.SUPPRESS)
     groups = {"source": parser.add_argument_group("source (defaults < preset < recipe < file < command line)")}
     groups["source"].add_argument("--config", metavar="FILE", help="a YAML or JSON file of options")
     for name, spec in OPTIONS.items():
@@ -89,13 +66,13 @@ def _read_command_line(argv: Sequence[str], also: Sequence[str]) -> dict[str, Va
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
         # a flag without a value switches a boolean on
-        arity = {"nargs": "?", "const": "true"} if kind is bool else {}
+        arity: dict[str, Any] = {"nargs": "?", "const": "true"} if kind is bool else {}
         groups[title].add_argument(f"--{name}", metavar=kind.__name__.upper(), help=_help(spec), **arity)
     known, unknown = parser.parse_known_args(list(argv))
     if unknown:
         flag = next((word for word in unknown if word.startswith("-")), unknown[0]).split("=")[0]
         names = ["--config", *(f"--{name}" for name in OPTIONS), *also]
-        raise UserError(f"{flag} is no option{suggest(flag, names)}; --help lists them")
+        raise UserError(f"{flag} is an unknown option{suggest(flag, names)}; --help lists all options")
     return {
         name: _convert(f"--{name}", OPTIONS[name], value) if name in OPTIONS else value
         for name, value in vars(known).items()
@@ -104,25 +81,26 @@ def _read_command_line(argv: Sequence[str], also: Sequence[str]) -> dict[str, Va
 
 def _read_file(path: Path) -> dict[str, Value]:
     """The options in a YAML or JSON file, converted."""
-    readers = {".yaml": yaml.safe_load, ".yml": yaml.safe_load, ".json": json.loads}
+    readers: dict[str, Callable[[str], Any]] = {".yaml": yaml.safe_load, ".yml": yaml.safe_load, ".json": json.loads}
     if path.suffix not in readers:
         raise UserError(f"--config {str(path)!r} is not allowed: give a .yaml, .yml or .json file")
     try:
         content = readers[path.suffix](path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"--config {str(path)!r} cannot be read: {_one_line(str(error))}") from error
+        raise UserError(f"--config {str(path)!r} cannot be read: {cli.one_line(str(error))}") from error
     if not isinstance(content, dict):
-        raise UserError(f"--config {str(path)!r} holds no options: give lines of the form name: value")
+        raise UserError(f"--config {str(path)!r} has no options: give lines of the form name: value")
     for key in content:
         if key not in OPTIONS:
-            raise UserError(f"{path}: {key!r} is no option{suggest(str(key), OPTIONS)}; --help lists them")
+            hint = suggest(str(key), OPTIONS)
+            raise UserError(f"{path}: {key!r} is an unknown option{hint}; --help lists all options")
     return {name: _convert(f"{path}: {name}", OPTIONS[name], value) for name, value in content.items()}
 
 
 def _convert(label: str, spec: Field[Any], value: object) -> Value:
     """`value` in the type of the field; `label` says in an error where it came from."""
-    kind = type(spec.default)
-    if type(value) is kind:
+    kind: Any = type(spec.default)
+    if isinstance(value, str | int | float) and type(value) is kind:
         return value
     if kind is float and type(value) is int:
         return float(value)
@@ -142,7 +120,3 @@ def _help(spec: Field[Any]) -> str:
     return "; ".join(
         [spec.metadata["help"].replace("%", "%%"), *([str(allowed)] if allowed else []), f"default {shown}"]
     )
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from apt_ds.config.errors import UserError
+from apt_ds.config.nearest import suggest
 from apt_ds.config.option_groups import (
     AUTO,
     PROJECTIONS,
@@ -22,7 +23,8 @@ from apt_ds.config.option_groups import (
     PruningOptions,
     SourceOptions,
 )
-from apt_ds.config.option_types import Value, split_commas
+from apt_ds.config.option_types import OneOf, Value, split_commas
+from apt_ds.config.presets import METHODS, PRESETS, RECIPES
 from apt_ds.config.tasks import INSTRUCTIONS
 
 REQUIRED = ("model_name_or_path", "data_path", "output_dir", "deepspeed")
@@ -32,7 +34,8 @@ REQUIRED = ("model_name_or_path", "data_path", "output_dir", "deepspeed")
 class RunConfig:
     """Everything a run decides, frozen. `RunConfig(sparsity=0.3, ...)` takes flags; fields are groups of options.
 
-    `config.resolve.resolve` makes one from a command line and checks it.
+    A flag that is not given takes its value from `method`, else `recipe`, else `preset`, else its default.
+    The constructor checks names only: `check` checks values. `config.resolve.resolve` makes one from a command line.
     """
 
     source: SourceOptions = field(default_factory=SourceOptions)
@@ -45,10 +48,15 @@ class RunConfig:
     distributed: DistributedOptions = field(default_factory=DistributedOptions)
 
     def __init__(self, **flags: Any) -> None:
-        """Distribute flags over the groups. Raises TypeError for a flag that does not exist."""
+        """Distribute flags over the groups.
+
+        Raises:
+            TypeError: an unknown flag. The message names the nearest known one.
+        """
         unknown = sorted(flags.keys() - PLACES.keys())
         if unknown:
-            raise TypeError(f"RunConfig has no option {', '.join(unknown)}")
+            raise TypeError(f"RunConfig has no option {unknown[0]!r}{suggest(unknown[0], PLACES)}")
+        flags = _implied(flags) | flags
         for group in fields(RunConfig):
             own = {
                 place.name: flags[flag] for flag, place in PLACES.items() if place.group == group.name and flag in flags
@@ -78,6 +86,14 @@ class RunConfig:
 
     def check(self) -> None:
         """Raise `UserError` for the first value that is not allowed or contradicts another."""
+        preset, method = self.source.preset, self.source.method
+        if preset and preset not in PRESETS:
+            raise UserError(f"--preset {preset!r} is not allowed: give {OneOf(PRESETS)}{suggest(preset, PRESETS)}")
+        for name, value in METHODS.get(method, {}).items():
+            if self.flag(name) != value:
+                raise UserError(
+                    f"--{name} {self.flag(name)} contradicts --method {method}, which means --{name} {value}"
+                )
         for name, spec in OPTIONS.items():
             allowed, value = spec.metadata["allowed"], self.flag(name)
             if allowed is not None and not allowed.holds(value):
@@ -125,6 +141,13 @@ class RunConfig:
     def save(self, path: str | Path) -> None:
         """Write `to_yaml()` to `path`. Raises OSError."""
         Path(path).write_text(self.to_yaml(), encoding="utf-8")
+
+
+def _implied(flags: dict[str, Any]) -> dict[str, Value]:
+    """The values that the preset, the recipe and the method among `flags` imply. A later one takes precedence."""
+    preset = PRESETS.get(flags.get("preset", ""))
+    recipe, method = (flags.get(name, default) for name, default in (("recipe", "default"), ("method", "apt")))
+    return (preset() if preset else {}) | RECIPES.get(recipe, {}) | METHODS.get(method, {})
 
 
 class Place(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from apt_ds.data.tokenized import IGNORED, Row
+
+MULTIPLE = 8  # padded lengths are multiples of it: matrix products of odd sizes are slower
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,19 @@ class Batch:
         """A copy of the batch on `device`. Sent from pinned memory, so that a GPU at work is not waited for."""
         pinned = torch.device(device).type == "cuda"
 
-        def sent(held: Tensor) -> Tensor:
-            held = held.pin_memory() if pinned and not held.is_cuda else held
-            return held.to(device, non_blocking=True)
+        def sent(tensor: Tensor) -> Tensor:
+            tensor = tensor.pin_memory() if pinned and not tensor.is_cuda else tensor
+            return tensor.to(device, non_blocking=True)
 
-        return Batch(**{name: None if held is None else sent(held) for name, held in vars(self).items()})
+        return replace(self, **{name: sent(tensor) for name, tensor in vars(self).items() if tensor is not None})
 
 
-def collate(rows: Sequence[Row], pad_id: int, multiple: int = 8) -> Batch:
+def round_up(length: int, multiple: int = MULTIPLE) -> int:
+    """The next multiple of `multiple`: a padded length."""
+    return math.ceil(length / multiple) * multiple
+
+
+def collate(rows: Sequence[Row], pad_id: int, multiple: int = MULTIPLE) -> Batch:
     """Pads rows with the same columns to one length, a multiple of `multiple`, labels to their own."""
     fills = {"input_ids": pad_id, "token_type_ids": 0, "labels": IGNORED}
     padded = {name: _pad(rows, name, fill, multiple) for name, fill in fills.items() if name in rows[0]}
@@ -58,7 +65,7 @@ def collate(rows: Sequence[Row], pad_id: int, multiple: int = 8) -> Batch:
 
 def _pad(rows: Sequence[Row], name: str, fill: int, multiple: int) -> Tensor:
     longest = max(len(row[name]) for row in rows)
-    padded = torch.full((len(rows), math.ceil(longest / multiple) * multiple), fill, dtype=torch.int64)
+    padded = torch.full((len(rows), round_up(longest, multiple)), fill, dtype=torch.int64)
     for i, row in enumerate(rows):
         padded[i, : len(row[name])] = torch.tensor(row[name])
     return padded

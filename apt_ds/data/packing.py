@@ -12,10 +12,8 @@ from collections.abc import Sequence
 
 import torch
 
-from apt_ds.data.batching import Batch
+from apt_ds.data.batching import Batch, round_up
 from apt_ds.data.tokenized import IGNORED, Row
-
-MULTIPLE = 8
 
 
 def pack(rows: Sequence[Row], pad_id: int, limit: int, single: bool = False) -> Batch:
@@ -27,7 +25,7 @@ def pack(rows: Sequence[Row], pad_id: int, limit: int, single: bool = False) -> 
     """
     groups = sharing([len(row["input_ids"]) for row in rows], limit, single)
     longest = max(sum(len(rows[i]["input_ids"]) for i in group) for group in groups)
-    shape = (len(groups), rounded(longest))
+    shape = (len(groups), round_up(longest))
     input_ids = torch.full(shape, pad_id, dtype=torch.int64)
     labels = torch.full(shape, IGNORED, dtype=torch.int64)
     attention_mask = torch.zeros(shape, dtype=torch.int64)
@@ -62,15 +60,10 @@ def grouped(lengths: Sequence[int], limit: int) -> list[list[int]]:
     for count in range(len(lengths), 0, -1):
         groups = _levelled(lengths, count)
         longest = max(sum(lengths[i] for i in group) for group in groups)
-        size = count * rounded(longest)
+        size = count * round_up(longest)
         if longest <= limit and size < smallest:
             best, smallest = groups, size
     return best
-
-
-def rounded(length: int) -> int:
-    """The padded length of a row."""
-    return math.ceil(length / MULTIPLE) * MULTIPLE
 
 
 def _levelled(lengths: Sequence[int], count: int) -> list[list[int]]:

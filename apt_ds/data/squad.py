@@ -111,12 +111,12 @@ def _question(asked: Any, paragraph: Any, article: Any, where: str) -> Question:
         if not isinstance(start, int) or isinstance(start, bool):
             raise UserError(f"{place}: 'answer_start' must be a whole number, not {kind(start)}")
         answers.append((text_of(answer, ("text",), place), start))
-    texts = [text_of(asked, ("id",), where), text_of(article, ("title",), where) if "title" in article else ""]
-    texts += [text_of(paragraph, ("context",), where), text_of(asked, ("question",), where)]
-    for name, text in (("context", texts[2]), ("question", texts[3])):
+    identity, title = text_of(asked, ("id",), where), text_of(article, ("title",), where) if "title" in article else ""
+    context, question = text_of(paragraph, ("context",), where), text_of(asked, ("question",), where)
+    for name, text in (("context", context), ("question", question)):
         if not text.strip():
             raise UserError(f"{where}: the {name} is empty; fill it in or remove the question")
-    return Question(*texts, tuple(answers))
+    return Question(identity, title, context, question, tuple(answers))
 
 
 def _list(record: Any, column: str, where: str) -> list[Any]:
@@ -137,15 +137,15 @@ def split_by_article(
     titles = sorted({question.title for question in questions})
     if len(titles) < 2:
         raise UserError("the questions are all of one article and cannot be split by article; give --eval_data_path")
-    held: set[str] = set()
+    held_out: set[str] = set()
     count = 0
     for i in np.random.default_rng(seed).permutation(len(titles))[:-1]:
-        if held and count >= fraction * len(questions):
+        if held_out and count >= fraction * len(questions):
             break
-        held.add(titles[i])
+        held_out.add(titles[i])
         count += sum(question.title == titles[i] for question in questions)
-    train = [question for question in questions if question.title not in held]
-    return train, [question for question in questions if question.title in held]
+    train = [question for question in questions if question.title not in held_out]
+    return train, [question for question in questions if question.title in held_out]
 
 
 def encode(
@@ -219,10 +219,10 @@ def _shortened(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase
 
 
 def _targets(span: Span | None, offsets: Sequence[Span | None]) -> list[int]:
-    inside = [i for i, place in enumerate(offsets) if place is not None]
-    if span is None or not inside or offsets[inside[0]][0] > span[0] or offsets[inside[-1]][1] < span[1]:
+    inside = [(i, place) for i, place in enumerate(offsets) if place is not None]
+    if span is None or not inside or inside[0][1][0] > span[0] or inside[-1][1][1] < span[1]:
         return [NO_ANSWER, NO_ANSWER]
-    met = [i for i in inside if offsets[i][1] > span[0] and offsets[i][0] < span[1]]
+    met = [i for i, place in inside if place[1] > span[0] and place[0] < span[1]]
     return [met[0], met[-1]] if met else [NO_ANSWER, NO_ANSWER]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 from transformers.utils import chat_template_utils
@@ -38,10 +38,13 @@ def render(
     Raises:
         UserError: the template refuses the conversation; names the record, and the template's reason.
     """
-    messages, tools = list(example.messages[:upto]), list(example.tools) or None
+    messages = list(example.messages[:upto])
+    # dict is invariant: the method takes dict[Any, Any]
+    tools: list[Any] | None = list(example.tools) or None
     try:
         with _clock(tokenizer.get_chat_template(tools=tools), now):
-            return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=ask)
+            # text, since it is not tokenized
+            return str(tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=ask))
     except jinja2.TemplateSyntaxError as error:
         problem = f"is not valid Jinja (line {error.lineno}: {_line(error)}); correct it"
         raise UserError(f"the chat template of {_name(tokenizer)} {problem}") from error

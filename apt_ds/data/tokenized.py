@@ -11,6 +11,7 @@ import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,7 @@ class TokenizedSet:
     def to_bytes(self) -> bytes:
         """The set as `from_bytes` takes it."""
         buffer = io.BytesIO()
-        arrays = {"dropped": np.array(self.dropped), "fingerprint": np.array(self.fingerprint)}
+        arrays: dict[str, Any] = {"dropped": np.array(self.dropped), "fingerprint": np.array(self.fingerprint)}
         for name, (values, lengths) in _columns(self.rows).items():
             arrays |= {f"values.{name}": values, f"lengths.{name}": lengths}
         np.savez(buffer, **arrays)
@@ -60,10 +61,10 @@ class TokenizedSet:
     @classmethod
     def from_bytes(cls, content: bytes) -> TokenizedSet:
         """What `to_bytes` gave."""
-        with np.load(io.BytesIO(content)) as held:
-            names = [key.removeprefix("values.") for key in held.files if key.startswith("values.")]
-            columns = {name: (held[f"values.{name}"], held[f"lengths.{name}"]) for name in names}
-            return cls(_rows(columns), int(held["dropped"]), str(held["fingerprint"]))
+        with np.load(io.BytesIO(content)) as archive:
+            names = [key.removeprefix("values.") for key in archive.files if key.startswith("values.")]
+            columns = {name: (archive[f"values.{name}"], archive[f"lengths.{name}"]) for name in names}
+            return cls(_rows(columns), int(archive["dropped"]), str(archive["fingerprint"]))
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -1,4 +1,4 @@
-"""What the evaluation scripts do with their arguments: load, judge, print, write."""
+"""The commands of the evaluation scripts: load a model, evaluate it, print and write the figures."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from pathlib import Path
 from typing import Any
 
 from apt_ds.config.errors import UserError
-from apt_ds.data import mmlu as questions_of
+from apt_ds.data import mmlu as mmlu_data
 from apt_ds.eval import loading, mmlu
 from apt_ds.eval.resume_file import ResumeFile
 from apt_ds.runtime import collectives
 from apt_ds.runtime.files import write_json
 
 
-def run_mmlu(given: argparse.Namespace) -> dict[str, Any]:
-    """MMLU of one model: table, JSON, and a progress file while it runs. Collective."""
-    check_writable(given.json, given.resume_file)
-    loading.start_ranks(bool(given.deepspeed))
-    questions = questions_of.load(given.data_dir, given.subjects, given.limit, given.sample, given.seed)
-    settings = mmlu.Settings(given.num_shots, given.batch_size, given.max_length, not given.no_prefix_cache)
+def run_mmlu(args: argparse.Namespace) -> dict[str, Any]:
+    """MMLU of one model. Writes a table, JSON, and a resume file while it runs. Collective."""
+    check_writable(args.json, args.resume_file)
+    loading.start_ranks(bool(args.deepspeed))
+    questions = mmlu_data.load(args.data_dir, args.subjects, args.limit, args.sample, args.seed)
+    settings = mmlu.Settings(args.num_shots, args.batch_size, args.max_length, not args.no_prefix_cache)
     mmlu.check_shots(questions, settings.num_shots)
-    judged = loading.load(given.model, given.bf16, given.deepspeed, trust=given.trust_remote_code)
-    kept = given.resume_file or (f"{given.json}.progress" if given.json else "")
-    progress = None
-    if kept:
-        asked = {"subjects": given.subjects, "limit": given.limit, "sample": given.sample, "seed": given.seed}
-        key = asked | settings.answer_key() | {"bf16": given.bf16, "questions": collectives.digest(questions)}
-        key["model"] = collectives.on_main(lambda: loading.fingerprint(judged.source))
-        progress = ResumeFile(Path(kept), key)
+    loaded = loading.load(args.model, args.bf16, args.deepspeed, trust=args.trust_remote_code)
+    path = args.resume_file or (f"{args.json}.progress" if args.json else "")
+    resume_file = None
+    if path:
+        selection = {"subjects": args.subjects, "limit": args.limit, "sample": args.sample, "seed": args.seed}
+        key = selection | settings.answer_key() | {"bf16": args.bf16, "questions": collectives.digest(questions)}
+        key["model"] = collectives.on_main(lambda: loading.fingerprint(loaded.source))
+        resume_file = ResumeFile(Path(path), key)
     start = time.perf_counter()
-    result = mmlu.evaluate(judged.runner, judged.tokenizer, questions, settings, progress)
-    figures = result.figures() | {"seconds": time.perf_counter() - start, "model": given.model}
-    publish(figures, mmlu.render(figures), given.json)
-    if progress and not given.resume_file:
-        progress.remove()
+    result = mmlu.evaluate(loaded.runner, loaded.tokenizer, questions, settings, resume_file)
+    figures = result.figures() | {"seconds": time.perf_counter() - start, "model": args.model}
+    publish(figures, mmlu.render(figures), args.json)
+    if resume_file and not args.resume_file:
+        resume_file.remove()
     return figures
 
 
@@ -50,58 +50,64 @@ def publish(figures: dict[str, Any], table: str, json_path: str) -> None:
 
 
 def check_writable(*paths: str) -> None:
-    """Raise UserError, before hours of work, for a result that would have no folder."""
+    """Check the folders of result files before hours of work.
+
+    Args:
+        *paths: Files. '' is skipped.
+
+    Raises:
+        UserError: A folder does not exist.
+    """
     for path in filter(None, paths):
         if not Path(path).parent.is_dir():
-            raise UserError(f"{path!r} cannot be written: its folder {str(Path(path).parent)!r} is not there")
+            raise UserError(f"{path!r} cannot be written: its folder {str(Path(path).parent)!r} does not exist")
 
 
-def run_suite(given: argparse.Namespace) -> dict[str, Any]:
-    """Tasks of lm-evaluation-harness: table and JSON. Collective."""
+def run_suite(args: argparse.Namespace) -> dict[str, Any]:
+    """Tasks of lm-evaluation-harness. Writes a table and JSON. Collective."""
     try:
         from apt_ds.eval import lm_eval_harness
     except ModuleNotFoundError as error:
         raise UserError(f"--suite and --tasks need {error.name}: pip install 'apt_ds[eval]'") from None
-    check_writable(given.json)
-    if given.suite and given.suite not in lm_eval_harness.SUITES:
-        raise UserError(f"--suite {given.suite!r} is not allowed: give one of {', '.join(lm_eval_harness.SUITES)}")
-    if given.data_dir and not Path(given.data_dir).is_dir():
-        raise UserError(f"--data_dir {given.data_dir!r} is no folder")
-    tasks = dict(lm_eval_harness.SUITES[given.suite]) if given.suite else {}
-    tasks |= dict.fromkeys(given.tasks, (given.num_fewshot, ""))
-    request = lm_eval_harness.Request(tasks, given.data_dir, given.limit, given.batch_size)
-    found = lm_eval_harness.run(
-        loading.load(given.model, given.bf16, given.deepspeed, trust=given.trust_remote_code), request
-    )
-    publish({"model": given.model, "tasks": found}, lm_eval_harness.render(found), given.json)
-    return found
+    check_writable(args.json)
+    if args.suite and args.suite not in lm_eval_harness.SUITES:
+        raise UserError(f"--suite {args.suite!r} is not allowed: give one of {', '.join(lm_eval_harness.SUITES)}")
+    if args.data_dir and not Path(args.data_dir).is_dir():
+        raise UserError(f"--data_dir {args.data_dir!r} is not a folder")
+    tasks = dict(lm_eval_harness.SUITES[args.suite]) if args.suite else {}
+    tasks |= dict.fromkeys(args.tasks, (args.num_fewshot, ""))
+    request = lm_eval_harness.Request(tasks, args.data_dir, args.limit, args.batch_size)
+    loaded = loading.load(args.model, args.bf16, args.deepspeed, trust=args.trust_remote_code)
+    results = lm_eval_harness.run(loaded, request)
+    publish({"model": args.model, "tasks": results}, lm_eval_harness.render(results), args.json)
+    return results
 
 
-def run_perplexity(given: argparse.Namespace) -> dict[str, Any]:
-    """Perplexity of a corpus: one line and JSON. Collective."""
+def run_perplexity(args: argparse.Namespace) -> dict[str, Any]:
+    """Perplexity of a corpus. Writes one line and JSON. Collective."""
     from apt_ds.eval import corpus_perplexity
 
-    check_writable(given.json)
-    source = corpus_perplexity.Corpus(given.perplexity, given.subset, given.split, given.column)
-    loading.start_ranks(bool(given.deepspeed))
-    text = source.text()
-    judged = loading.load(given.model, given.bf16, given.deepspeed, trust=given.trust_remote_code)
-    figures = corpus_perplexity.judge(judged, text, given.block_length, given.bos, given.batch_size, given.perplexity)
-    publish(figures | {"model": given.model, "corpus": given.perplexity}, corpus_perplexity.render(figures), given.json)
+    check_writable(args.json)
+    corpus = corpus_perplexity.Corpus(args.perplexity, args.subset, args.split, args.column)
+    loading.start_ranks(bool(args.deepspeed))
+    text = corpus.text()
+    loaded = loading.load(args.model, args.bf16, args.deepspeed, trust=args.trust_remote_code)
+    figures = corpus_perplexity.evaluate(loaded, text, args.block_length, args.bos, args.batch_size, args.perplexity)
+    publish(figures | {"model": args.model, "corpus": args.perplexity}, corpus_perplexity.render(figures), args.json)
     return figures
 
 
-def run_efficiency(given: argparse.Namespace) -> dict[str, Any]:
-    """What one or two models cost to run: table and JSON. One process."""
+def run_efficiency(args: argparse.Namespace) -> dict[str, Any]:
+    """What one or two models cost to run. Writes a table and JSON. One process."""
     from apt_ds.eval import inference_cost
 
-    check_writable(given.json)
-    if collectives.world_size() > 1 or given.deepspeed:
+    check_writable(args.json)
+    if collectives.world_size() > 1 or args.deepspeed:
         raise UserError("--efficiency measures one process: start it with python, without --deepspeed")
-    sources = {"model": given.model} | ({"baseline": given.baseline} if given.baseline else {})
-    kind = inference_cost.kind_of(sources, given.trust_remote_code)
-    sizes = (given.prompt_length, given.new_tokens, given.rounds, given.max_batch, given.inference_batch_size)
-    plan = kind.complete(inference_cost.Plan(*sizes))
-    found = inference_cost.measure(sources, given.bf16, plan, given.trust_remote_code)
-    publish({"plan": asdict(plan), "models": found}, inference_cost.render(found, plan, kind), given.json)
-    return found
+    sources = {"model": args.model} | ({"baseline": args.baseline} if args.baseline else {})
+    protocol = inference_cost.protocol_of(sources, args.trust_remote_code)
+    sizes = (args.prompt_length, args.new_tokens, args.rounds, args.max_batch, args.inference_batch_size)
+    plan = protocol.complete(inference_cost.TimingPlan(*sizes))
+    figures = inference_cost.measure(sources, args.bf16, plan, args.trust_remote_code)
+    publish({"plan": asdict(plan), "models": figures}, inference_cost.render(figures, plan, protocol), args.json)
+    return figures

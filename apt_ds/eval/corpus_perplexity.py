@@ -1,4 +1,4 @@
-"""Perplexity of a corpus, with what it depends on: block length, what each block begins with, tokens counted."""
+"""Perplexity of a corpus, with all that it depends on: block length, start of a block, predicted tokens."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from apt_ds.config.errors import UserError
@@ -15,12 +16,19 @@ from apt_ds.eval.held_out import perplexity
 from apt_ds.eval.loading import LoadedModel
 from apt_ds.runtime import zero
 
-JOINT = "\n\n"  # between the rows of a data set
+SEPARATOR = "\n\n"  # between the rows of a data set
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text file, or a data set of the hub or a folder: `subset`, `split` and `column` are for these."""
+    """A text file, or a column of a data set.
+
+    Attributes:
+        name: A text file, a data set of the hub, or a folder that holds one.
+        subset: Configuration of the data set.
+        split: Split of the data set.
+        column: Column of the data set.
+    """
 
     name: str
     subset: str = ""
@@ -28,21 +36,25 @@ class Corpus:
     column: str = "text"
 
     def text(self) -> str:
-        """All of it. Raises UserError if it cannot be read."""
+        """The whole text.
+
+        Raises:
+            UserError: The corpus cannot be read.
+        """
         path = Path(self.name)
         if path.is_file():
             return read_plain(path, "--perplexity")
-        return JOINT.join(self._rows())
+        return SEPARATOR.join(self._rows())
 
     def _rows(self) -> list[str]:
         from datasets import load_dataset
 
         try:
             rows: Any = load_dataset(self.name, self.subset or None, split=self.split)
-        except Exception as error:  # the library raises whatever its parts do
-            text = " ".join(str(error).split())[:160]
+        except Exception as error:  # `datasets` has no common error type
+            reason = " ".join(str(error).split())[:160]
             raise UserError(
-                f"--perplexity {self.name!r} is no text file, nor a data set that can be loaded ({text}); "
+                f"--perplexity {self.name!r} is neither a text file nor a data set that can be loaded ({reason}); "
                 "see --subset and --split"
             ) from None
         if self.column not in rows.column_names:
@@ -50,34 +62,63 @@ class Corpus:
         return list(rows[self.column])
 
 
-def token_blocks(text: str, tokenizer: PreTrainedTokenizerBase, length: int, bos: bool, name: str) -> torch.Tensor:
-    """Token ids [n, length]; with `bos` each block is the BOS token and length - 1 of the text. The rest is dropped.
+def token_blocks(
+    text: str, tokenizer: PreTrainedTokenizerBase, length: int, *, source: str, bos: bool = False, limit: int = 0
+) -> Tensor:
+    """A text as blocks of token ids. The rest that fills no block is dropped.
+
+    Args:
+        text: The corpus.
+        tokenizer: It adds no special token.
+        length: Tokens of a block.
+        source: The option and the file that an error names.
+        bos: Whether each block is the BOS token and `length` - 1 tokens of the text.
+        limit: At most this many blocks, spread evenly over the text. 0 keeps all.
+
+    Returns:
+        int64 [n, length].
 
     Raises:
-        UserError: less than one block, or no BOS token.
+        UserError: The text has less than one block, or the tokenizer has no BOS token.
     """
-    if bos and tokenizer.bos_token_id is None:
+    bos_id = tokenizer.bos_token_id
+    if bos and bos_id is None:
         raise UserError("--bos: this tokenizer has no BOS token; leave --bos out")
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"][0].long()
-    own = length - bos
-    if len(ids) < own:
-        raise UserError(f"--perplexity: {name} holds {len(ids)} tokens, fewer than one block of {length}")
-    blocks = ids[: len(ids) // own * own].view(-1, own)
-    if not bos:
-        return blocks
-    return torch.cat([torch.full((len(blocks), 1), tokenizer.bos_token_id), blocks], dim=1)
+    text_tokens = length - bos
+    if len(ids) < text_tokens:
+        raise UserError(f"{source} holds {len(ids)} tokens, fewer than one block of {length}")
+    blocks = ids[: len(ids) // text_tokens * text_tokens].view(-1, text_tokens)
+    if bos:
+        blocks = torch.cat([blocks.new_full((len(blocks), 1), bos_id), blocks], dim=1)
+    return blocks if not limit else blocks[torch.linspace(0, len(blocks) - 1, min(limit, len(blocks))).long()]
 
 
-def judge(
-    judged: LoadedModel, text: str, length: int, bos: bool, batch_size: int, name: str = "the text"
+def evaluate(
+    loaded: LoadedModel, text: str, length: int, bos: bool, batch_size: int, name: str = "the text"
 ) -> dict[str, Any]:
-    """`perplexity`, and `tokens` (predicted), `blocks`, `block_length`, `bos`. Collective."""
-    room = getattr(judged.model.config, "max_position_embeddings", None) or length
-    if length > room:
-        raise UserError(f"--block_length {length} is longer than the model's context of {room} tokens")
-    blocks = token_blocks(text, judged.tokenizer, length, bos, name)
+    """Perplexity of a text. Collective.
+
+    Args:
+        loaded: A causal language model.
+        text: The corpus.
+        length: Tokens of a block.
+        bos: Whether each block starts with the BOS token.
+        batch_size: Blocks per device and forward pass.
+        name: The name of the corpus in errors.
+
+    Returns:
+        `perplexity`, `tokens` (predicted), `blocks`, `block_length`, `bos`.
+
+    Raises:
+        UserError: A block exceeds the model's context, or see `token_blocks`.
+    """
+    context = getattr(loaded.model.config, "max_position_embeddings", None) or length
+    if length > context:
+        raise UserError(f"--block_length {length} is longer than the model's context of {context} tokens")
+    blocks = token_blocks(text, loaded.tokenizer, length, source=f"--perplexity: {name}", bos=bos)
     return {
-        "perplexity": perplexity(judged.runner, blocks, batch_size, zero.device()),
+        "perplexity": perplexity(loaded.runner, blocks, batch_size, zero.device()),
         "tokens": len(blocks) * (length - 1),
         "blocks": len(blocks),
         "block_length": length,
@@ -86,7 +127,7 @@ def judge(
 
 
 def render(figures: dict[str, Any]) -> str:
-    """One line that says all the number depends on."""
+    """One line with the perplexity and all that it depends on."""
     start = "each begins with BOS" if figures["bos"] else "no BOS, the first token of a block is not predicted"
     return (
         f"perplexity {figures['perplexity']:.4f}: {figures['blocks']} blocks of {figures['block_length']} tokens, "

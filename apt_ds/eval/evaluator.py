@@ -1,4 +1,4 @@
-"""What a model under training is worth: loss and score on the evaluation set, perplexity of a corpus."""
+"""Evaluates a model during training: loss and score on the evaluation set, perplexity of a corpus, sizes."""
 
 from __future__ import annotations
 
@@ -13,61 +13,59 @@ from apt_ds.data.tokenized import TokenizedSet
 from apt_ds.eval.held_out import held_out_loss, perplexity
 from apt_ds.eval.task_evaluators import TaskEvaluator
 from apt_ds.models import loading
+from apt_ds.models.unwrap import pretrained_model
 from apt_ds.runtime import zero
 
 
 class Evaluator:
-    """task_evaluator: what the task's metrics are taken by, None where loss and perplexity say all; corpus: token
-    blocks.
+    """Evaluates the model of a run.
 
-    written: the dtype that the model will be written in.
+    Attributes:
+        task_type: A key of `TASK_LOSSES`.
+        held_out: The evaluation set.
+        task_evaluator: The metrics of the task. None where a task has loss and perplexity only.
+        corpus: Token blocks of `--perplexity_path`, int64 [n, length], or None.
+        export_dtype: The dtype of the exported model. None means the parameters' own.
     """
 
     def __init__(
         self,
         run: RunConfig,
-        kind: str,
+        task_type: str,
         held_out: TokenizedSet,
         task_evaluator: TaskEvaluator | None,
         corpus: torch.Tensor | None,
         pad_id: int,
-        written: torch.dtype | None = None,
+        export_dtype: torch.dtype | None = None,
     ) -> None:
-        self.kind, self.held_out, self.task_evaluator, self.corpus, self.pad_id = (
-            kind,
-            held_out,
-            task_evaluator,
-            corpus,
-            pad_id,
-        )
-        self.export_bits, self.written = run.model.export_bits, written
-        self.batch, self.device = run.optim.per_device_eval_batch_size, zero.device()
+        self.task_type, self.held_out, self.task_evaluator = task_type, held_out, task_evaluator
+        self.corpus, self.pad_id = corpus, pad_id
+        self.export_bits, self.export_dtype = run.model.export_bits, export_dtype
+        self.per_device, self.device = run.optim.per_device_eval_batch_size, zero.device()
 
     def loss(self, engine: nn.Module) -> float:
         """Mean loss on the evaluation set. Collective."""
-        return held_out_loss(engine, self.held_out, self.kind, self.batch, self.pad_id, self.device)
+        return held_out_loss(engine, self.held_out, self.task_type, self.per_device, self.pad_id, self.device)
 
     def score(self, engine: nn.Module) -> float:
-        """One number, more is better: the task's main metric, or the loss with its sign turned. Collective."""
-        return (
-            -self.loss(engine)
-            if self.task_evaluator is None
-            else self.task_evaluator.evaluate(engine, self.batch, self.pad_id)["score"]
-        )
+        """The main metric of the task, or the negative loss. Higher is better. Collective."""
+        if self.task_evaluator is None:
+            return -self.loss(engine)
+        return self.task_evaluator.evaluate(engine, self.per_device, self.pad_id)["score"]
 
     def everything(self, engine: nn.Module) -> dict[str, Any]:
-        """Loss, metrics and `score`, perplexities, sizes. Collective."""
+        """Loss, metrics of the task with `score`, perplexities and sizes. Collective."""
         loss = self.loss(engine)
-        found: dict[str, Any] = {"held_out_loss": loss}
+        metrics: dict[str, Any] = {"held_out_loss": loss}
         if self.task_evaluator is None:
-            found["held_out_perplexity"] = math.exp(min(loss, 80.0))
+            metrics["held_out_perplexity"] = math.exp(min(loss, 80.0))
         else:
-            found |= self.task_evaluator.evaluate(engine, self.batch, self.pad_id)
-        found |= self.sizes(engine)
+            metrics |= self.task_evaluator.evaluate(engine, self.per_device, self.pad_id)
+        metrics |= self.sizes(engine)
         if self.corpus is not None:
-            found["corpus_perplexity"] = perplexity(engine, self.corpus, max(1, self.batch // 4), self.device)
-        return found
+            metrics["corpus_perplexity"] = perplexity(engine, self.corpus, max(1, self.per_device // 4), self.device)
+        return metrics
 
     def sizes(self, engine: nn.Module) -> dict[str, int]:
-        """Parameters and bytes of the model as it will be written."""
-        return loading.count_parameters(zero.unwrap(engine), self.export_bits, self.written)
+        """Parameters and bytes of the model as the export will write it."""
+        return loading.count_parameters(pretrained_model(engine), self.export_bits, self.export_dtype)

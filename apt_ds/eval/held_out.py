@@ -1,80 +1,83 @@
-"""Held-out loss and corpus perplexity of a model, over all ranks. Works on an engine (sharded) and on a plain model."""
+"""Mean loss and perplexity over all ranks, of an engine (sharded weights) or of a plain model."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
-from torch import nn
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor, nn
 
-from apt_ds.config.errors import UserError
 from apt_ds.data.batching import collate
-from apt_ds.data.text import read_plain
 from apt_ds.data.tokenized import TokenizedSet
-from apt_ds.losses.task_losses import OBJECTIVES, token_losses
+from apt_ds.losses.task_losses import TASK_LOSSES, token_losses
 from apt_ds.runtime import collectives
 
 
-def shares(count: int, per_device: int) -> list[list[int]]:
-    """This rank's batches of indices into `count` items: the same number on every rank.
+def rank_batches(count: int, per_device: int) -> list[list[int]]:
+    """This rank's batches of the indices of `count` items. Every rank gets the same number of batches.
 
-    A rank that has run out gets an empty batch and must run a forward pass all the same, as sharded weights need
-    every rank.
+    A rank without items left gets an empty batch. It must run a forward pass nevertheless, because sharded weights
+    need every rank.
     """
     stride = per_device * collectives.world_size()
-    first = collectives.rank() * per_device
-    return [
-        [i for i in range(start + first, start + first + per_device) if i < count] for start in range(0, count, stride)
-    ]
+    offset = collectives.rank() * per_device
+    return [list(range(start + offset, min(start + offset + per_device, count))) for start in range(0, count, stride)]
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Inside the context the model is in eval mode. The mode is restored afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 @torch.no_grad()
 def held_out_loss(
-    model: nn.Module, data: TokenizedSet, kind: str, per_device: int, pad_id: int, device: torch.device
+    model: nn.Module, data: TokenizedSet, task_type: str, per_device: int, pad_id: int, device: torch.device
 ) -> float:
-    """Mean loss of `data`, per whatever a kind of task counts: of a language model per trained token. Collective."""
-    objective = OBJECTIVES[kind]
-    model.eval()
-    total = torch.zeros(2, dtype=torch.float64)
-    for share in shares(len(data), per_device):
-        rows = [data[i] for i in share or [0]]
-        batch = collate(rows, pad_id).to(device)
-        loss = objective.summed_loss(model, batch)
-        if share:
-            total += torch.tensor([loss.item(), sum(objective.weight(row) for row in rows)])
-    model.train()
-    total = collectives.all_reduce_sum(total.to(device, torch.float32)).double()
-    return float(total[0] / total[1])
+    """Mean loss of `data`. Collective.
 
-
-def text_blocks(path: str, tokenizer: PreTrainedTokenizerBase, length: int, limit: int = 0) -> torch.Tensor:
-    """A text file as blocks of token ids [n, length]; no special token is added, the rest is dropped.
-
-    limit: at most so many blocks, spread evenly over the file (0: all).
-
-    Raises:
-        UserError: the file cannot be read or holds less than one block.
+    Args:
+        model: A model or an engine.
+        data: The evaluation set.
+        task_type: A key of `TASK_LOSSES`. Its `loss_denominator` says what the mean counts.
+        per_device: Examples of a rank's batch.
+        pad_id: The token id of padding.
+        device: The model's device.
     """
-    text = read_plain(Path(path), "--perplexity_path")
-    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"][0]
-    if len(ids) < length:
-        raise UserError(f"--perplexity_path {path!r} holds {len(ids)} tokens, fewer than one block of {length}")
-    blocks = ids[: len(ids) // length * length].view(-1, length)
-    return blocks if not limit else blocks[torch.linspace(0, len(blocks) - 1, min(limit, len(blocks))).long()]
+    task_loss = TASK_LOSSES[task_type]
+    sums = torch.zeros(2, dtype=torch.float64)  # loss, denominator
+    with evaluation_mode(model):
+        for indices in rank_batches(len(data), per_device):
+            rows = [data[i] for i in indices or [0]]
+            loss = task_loss.summed_loss(model, collate(rows, pad_id).to(device))
+            if indices:
+                sums += torch.tensor([loss.item(), sum(task_loss.loss_denominator(row) for row in rows)])
+    sums = collectives.all_reduce_sum(sums.to(device, torch.float32)).double()
+    return float(sums[0] / sums[1])
 
 
 @torch.no_grad()
-def perplexity(model: nn.Module, blocks: torch.Tensor, per_device: int, device: torch.device) -> float:
-    """Exp of the mean cross-entropy per predicted token (all but the first of a block). Collective."""
-    training = model.training
-    model.eval()
+def perplexity(model: nn.Module, blocks: Tensor, per_device: int, device: torch.device) -> float:
+    """Exp of the mean cross-entropy per predicted token. Collective.
+
+    Args:
+        model: A causal language model or an engine.
+        blocks: int64 [n, length] on the CPU. The first token of a block is not predicted.
+        per_device: Blocks of a rank's batch.
+        device: The model's device.
+    """
     total = torch.zeros((), dtype=torch.float64)
-    for share in shares(len(blocks), per_device):
-        loss = token_losses(model, blocks[share or [0]], device)
-        if share:
-            total += loss.item()
-    model.train(training)
+    with evaluation_mode(model):
+        for indices in rank_batches(len(blocks), per_device):
+            loss = token_losses(model, blocks[indices or [0]], device)
+            if indices:
+                total += loss.item()
     total = collectives.all_reduce_sum(total.to(device, torch.float32)).double()
     return math.exp(float(total) / (len(blocks) * (blocks.shape[1] - 1)))

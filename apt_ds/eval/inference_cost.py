@@ -1,17 +1,16 @@
-"""What a model costs to run: latency, throughput, memory, FLOPs and size, several models in turn in one process.
+"""Measures what models cost to run: latency, throughput, memory, FLOPs and size, several models in one process.
 
-Every figure of time is a median over rounds, after one of warm-up; each round runs every model, so that drift of
-the machine hits all alike. `inference_timing.py` says what one pass is, by the kind of model.
+Every time is a median over rounds, after one warm-up. Each round runs every model, so that drift of the machine affects
+all models alike. `inference_timing.py` defines one pass for each task type.
 """
 
 from __future__ import annotations
 
 import ctypes
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -20,169 +19,200 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from apt_ds.config.errors import UserError
 from apt_ds.eval import loading
-from apt_ds.eval.inference_timing import ENCODER, KINDS, LANGUAGE, Figures, Kind, Plan, prompts, run_at_batch, run_once
+from apt_ds.eval.inference_timing import (
+    ENCODER,
+    LANGUAGE,
+    PROTOCOLS,
+    Figures,
+    TimingPlan,
+    TimingProtocol,
+    prompts,
+    run_once,
+    time_generation_at_batch,
+)
 from apt_ds.models import loading as model_loading
 from apt_ds.models.architectures import find_architecture
 from apt_ds.runtime import zero
-from apt_ds.runtime.memory import peak_memory, reset_peak
+from apt_ds.runtime.memory import peak_memory, reset_peak, trim_heap
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
 
 
-def kind_of(sources: dict[str, str], trust: bool = False) -> Kind:
-    """How these models are measured, by name: from their configurations.
+def protocol_of(sources: dict[str, str], trust: bool = False) -> TimingProtocol:
+    """The protocol that measures all of these models.
+
+    Args:
+        sources: Name in the table to folder or hub name.
+        trust: Allow code of the folders to run.
 
     Raises:
-        UserError: no model there, or models of different kinds.
+        UserError: A model is missing, or the models need different protocols.
     """
-    tasks = {source: loading.task_of(loading.described(source, trust)[1]) for source in sources.values()}
-    kinds = {id(KINDS[task]): KINDS[task] for task in tasks.values()}
-    if len(kinds) > 1:
-        told = ", ".join(f"{source} is for {task}" for source, task in tasks.items())
-        raise UserError(f"--baseline: models of different kinds cannot be compared: {told}")
-    return next(iter(kinds.values()))
+    task_types = {source: loading.task_type_of(loading.read_config(source, trust)[1]) for source in sources.values()}
+    protocols = {id(PROTOCOLS[task_type]): PROTOCOLS[task_type] for task_type in task_types.values()}
+    if len(protocols) > 1:
+        purposes = ", ".join(f"{source} is for {task_type}" for source, task_type in task_types.items())
+        raise UserError(f"--baseline: models of different kinds cannot be compared: {purposes}")
+    return next(iter(protocols.values()))
 
 
 def measure(
-    sources: dict[str, str], bf16: bool = False, plan: Plan | None = None, trust: bool = False
+    sources: dict[str, str], bf16: bool = False, plan: TimingPlan | None = None, trust: bool = False
 ) -> dict[str, Figures]:
-    """Figures of each model, by the name given to its folder (or hub name).
+    """Measure models.
 
-    Those of its kind's rows: `inference_bytes` is the peak of memory it adds, weights included, `flops_per_token`
-    counts weights. A language model runs at batch 1, at `plan.batch` where that is above 1, and at `batch`, the largest
-    power of two that fits. Others run at `plan.batch`. trust: code of the folders may run.
+    Args:
+        sources: Name in the table to folder or hub name.
+        bf16: Run in bfloat16 instead of float32.
+        plan: Sizes and repetitions.
+        trust: Allow code of the folders to run.
+
+    Returns:
+        Figures of each model by its name: those of its protocol's rows. `inference_bytes` is the peak of memory that
+        the model adds, weights included. `flops_per_token` counts weights. `batch` is the largest power of two that
+        fits.
 
     Raises:
-        UserError: no model there, models of different kinds, or not enough memory for all of them at once.
+        UserError: A model is missing, the models need different protocols, or the memory does not hold all of them.
     """
-    kind = kind_of(sources, trust)
-    plan = kind.complete(plan or Plan())
-    found: dict[str, Figures] = {}
-    loaded: dict[str, PreTrainedModel] = {}
+    protocol = protocol_of(sources, trust)
+    plan = protocol.complete(plan or TimingPlan())
+    figures: dict[str, Figures] = {}
+    models: dict[str, PreTrainedModel] = {}
     with exact_heap():
-        # on the CPU what libraries take for themselves at first use would count as a model's
-        rehearsed = sources if zero.device().type == "cpu" else {}
-        for name, source in [*rehearsed.items(), *sources.items()]:
-            loaded.pop(name, None)
+        # load twice on a CPU: memory that libraries allocate at first use would count as a model's
+        rehearsal = sources if zero.device().type == "cpu" else {}
+        for name, source in [*rehearsal.items(), *sources.items()]:
+            models.pop(name, None)
             try:
-                loaded[name], found[name] = load_measured(source, bf16, plan, kind, trust)
+                models[name], figures[name] = load_measured(source, bf16, plan, protocol, trust)
             except torch.OutOfMemoryError:
-                told = f"not enough device memory for {', '.join(sources)} at once, at batch {plan.batch}"
-                raise UserError(f"--model {source!r}: {told}; lower --inference_batch_size") from None
-    passes: dict[str, list[Figures]] = {name: [] for name in loaded}
+                reason = f"not enough device memory for {', '.join(sources)} at once, at batch {plan.batch}"
+                raise UserError(f"--model {source!r}: {reason}; lower --inference_batch_size") from None
+    passes: dict[str, list[Figures]] = {name: [] for name in models}
     for _ in range(plan.rounds):
-        for name, model in loaded.items():
-            passes[name].append(kind.run(model, plan) | (run_at_batch(model, plan) if batched(kind, plan) else {}))
-    for name, figures in passes.items():
-        found[name] |= {key: statistics.median(each[key] for each in figures) for key in figures[0]}
-    if kind is LANGUAGE:
-        for name, figures in largest_batches(loaded, plan).items():
-            found[name] |= figures
-    return found
+        for name, model in models.items():
+            passes[name].append(one_pass(model, protocol, plan))
+    for name, rounds in passes.items():
+        figures[name] |= {key: statistics.median(each[key] for each in rounds) for key in rounds[0]}
+    if protocol is LANGUAGE:
+        for name, batch_figures in largest_batches(models, plan).items():
+            figures[name] |= batch_figures
+    return figures
+
+
+def one_pass(model: PreTrainedModel, protocol: TimingProtocol, plan: TimingPlan) -> Figures:
+    """The times of one round."""
+    figures = protocol.run(model, plan)
+    return figures | time_generation_at_batch(model, plan) if has_second_batch(protocol, plan) else figures
 
 
 def load_measured(
-    source: str, bf16: bool, plan: Plan, kind: Kind, trust: bool = False
+    source: str, bf16: bool, plan: TimingPlan, protocol: TimingProtocol, trust: bool = False
 ) -> tuple[PreTrainedModel, Figures]:
-    """A model, what it weighs, and the peak of memory it adds while it runs once (which also warms it up)."""
+    """Load a model and run it once, which also warms it up. Returns it with its sizes and its peak of memory."""
     zero.free_memory()
-    before = held_memory()
-    config = loading.described(source, trust)[1]
-    if kind is ENCODER:
-        check_room(config, plan)
-    judged = loading.load(source, bf16, task=loading.task_of(config), fresh_head=True, trust=trust)
-    model = judged.model
+    before = memory_in_use()
+    config = loading.read_config(source, trust)[1]
+    if protocol is ENCODER:
+        check_context(config, plan)
+    loaded = loading.load(source, bf16, task_type=loading.task_type_of(config), fresh_head=True, trust=trust)
+    model = loaded.model
     model.config.use_cache = True
     reset_peak(zero.device())
-    kind.run(model, plan)
+    protocol.run(model, plan)
     figures: Figures = {"inference_bytes": peak_memory(zero.device()) - before}
-    if batched(kind, plan):
+    if has_second_batch(protocol, plan):
         zero.free_memory()
         reset_peak(zero.device())
-        run_at_batch(model, plan)
+        time_generation_at_batch(model, plan)
         figures["inference_batch_bytes"] = peak_memory(zero.device()) - before
     figures |= model_loading.count_parameters(model)
     figures["flops_per_token"] = 2 * sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
-    figures["checkpoint_bytes"] = checkpoint_bytes(judged.source) or figures["checkpoint_bytes"]
+    figures["checkpoint_bytes"] = checkpoint_bytes(loaded.source) or figures["checkpoint_bytes"]
     return model, figures
 
 
-def batched(kind: Kind, plan: Plan) -> bool:
-    """Whether a second batch size is measured beside batch 1."""
-    return kind is LANGUAGE and plan.batch > 1
+def has_second_batch(protocol: TimingProtocol, plan: TimingPlan) -> bool:
+    """Whether a second batch size is measured besides batch 1."""
+    return protocol is LANGUAGE and plan.batch > 1
 
 
-def check_room(config: PretrainedConfig, plan: Plan) -> None:
-    """Raise UserError for a prompt that is longer than an encoder has positions for."""
+def check_context(config: PretrainedConfig, plan: TimingPlan) -> None:
+    """Check that an encoder has enough positions for a prompt.
+
+    Raises:
+        UserError: The prompt is longer.
+    """
     spec = find_architecture(config)
-    taken = spec.position_offset(config) if spec is not None else 0
-    room = getattr(config, "max_position_embeddings", plan.prompt + taken) - taken
-    if plan.prompt > room:
-        raise UserError(f"--prompt_length {plan.prompt} is longer than the model's context of {room} tokens")
+    offset = spec.position_offset(config) if spec is not None else 0
+    context = getattr(config, "max_position_embeddings", plan.prompt + offset) - offset
+    if plan.prompt > context:
+        raise UserError(f"--prompt_length {plan.prompt} is longer than the model's context of {context} tokens")
 
 
-def held_memory() -> int:
-    """Bytes this process holds now, once the allocator has given back what is free."""
+def memory_in_use() -> int:
+    """Bytes that this process uses now, after the allocator has returned free memory."""
     if zero.device().type == "cuda":
         return torch.cuda.memory_allocated(zero.device())
-    with suppress(OSError):  # not glibc: the figure is a little lower
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    trim_heap()
     return psutil.Process().memory_info().rss
 
 
 @contextmanager
 def exact_heap() -> Iterator[None]:
-    """Have glibc give every tensor back as it is freed: what it keeps for later would count, or hide what is used."""
+    """Inside the context glibc returns the memory of every freed tensor. Cached memory would distort the figures."""
 
-    def allow(mapped: int, trimmed: int) -> None:
+    def set_thresholds(mmap: int, trim: int) -> None:
         with suppress(OSError):
             libc = ctypes.CDLL("libc.so.6")
-            libc.mallopt(M_MMAP_THRESHOLD, mapped)
-            libc.mallopt(M_TRIM_THRESHOLD, trimmed)
+            libc.mallopt(M_MMAP_THRESHOLD, mmap)
+            libc.mallopt(M_TRIM_THRESHOLD, trim)
 
-    allow(2**16, 2**17)
+    set_thresholds(2**16, 2**17)
     try:
         yield
     finally:
-        # where they end up by themselves
-        allow(2**25, 2**26)
+        # the values that glibc reaches by itself
+        set_thresholds(2**25, 2**26)
 
 
 def checkpoint_bytes(source: str) -> int:
-    """Weight files of a folder in bytes; 0 for a hub name."""
+    """Bytes of the weight files in a folder. 0 for a hub name."""
     folder = Path(source)
-    return sum(path.stat().st_size for kind in ("*.safetensors", "*.bin") for path in folder.glob(kind))
+    return sum(path.stat().st_size for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern))
 
 
-def largest_batches(loaded: dict[str, PreTrainedModel], plan: Plan) -> dict[str, Figures]:
-    """The largest power of two that fits next to nothing else on the device, and tokens per second there."""
+def largest_batches(models: dict[str, PreTrainedModel], plan: TimingPlan) -> dict[str, Figures]:
+    """The largest power of two that fits while the model is alone on the device, and its decode speed there."""
     device = zero.device()
-    if len(loaded) > 1:
-        park(loaded.values())
+    share_device = len(models) > 1
+    if share_device:
+        move_to_cpu(models.values())
     batches = {}
-    for name, model in loaded.items():
-        model.to(device)
+    for name, model in models.items():
+        loading.move(model, device)
         batches[name] = largest_batch(model, plan)
-        park([model] if len(loaded) > 1 else [])
-    speeds: dict[str, list[float]] = {name: [] for name in loaded}
+        move_to_cpu([model] if share_device else [])
+    speeds: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(max(1, plan.rounds // 2)):
-        for name, model in loaded.items():
-            model.to(device)
+        for name, model in models.items():
+            loading.move(model, device)
             _, seconds = run_once(model, prompts(model, batches[name], plan.prompt), plan.new_tokens)
             speeds[name].append(batches[name] * plan.new_tokens / seconds)
-            park([model] if len(loaded) > 1 else [])
-    return {n: {"batch": batches[n], "batch_tokens_per_second": statistics.median(speeds[n])} for n in loaded}
+            move_to_cpu([model] if share_device else [])
+    return {n: {"batch": batches[n], "batch_tokens_per_second": statistics.median(speeds[n])} for n in models}
 
 
-def park(parked: Any) -> None:
-    """Move models off the device, so that the next one has all of it."""
-    for model in parked:
-        model.to("cpu")
+def move_to_cpu(models: Iterable[PreTrainedModel]) -> None:
+    """Move models off the device, so that the next one has all its memory."""
+    for model in models:
+        loading.move(model, torch.device("cpu"))
     zero.free_memory()
 
 
-def largest_batch(model: PreTrainedModel, plan: Plan) -> int:
-    """By doubling; bounded by `plan.max_batch` where there is a bound."""
+def largest_batch(model: PreTrainedModel, plan: TimingPlan) -> int:
+    """The largest batch that fits, by doubling up to `plan.max_batch`."""
     batch = 1
     while not plan.max_batch or 2 * batch <= plan.max_batch:
         try:
@@ -195,27 +225,27 @@ def largest_batch(model: PreTrainedModel, plan: Plan) -> int:
     return batch
 
 
-def render(found: dict[str, Figures], plan: Plan, kind: Kind = LANGUAGE) -> str:
-    """The table; with two models the ratio of the first to the second."""
-    names, plan = list(found), kind.complete(plan)
-    pair = len(names) == 2
-    lines = [f"{'':34}" + "".join(f"{name:>16}" for name in names) + (f"{'ratio':>10}" if pair else "")]
-    for key, label, form, scale in kind.rows:
-        if any(key not in found[name] for name in names):
+def render(figures: dict[str, Figures], plan: TimingPlan, protocol: TimingProtocol = LANGUAGE) -> str:
+    """The table. With two models it has the ratio of the first to the second."""
+    names, plan = list(figures), protocol.complete(plan)
+    is_pair = len(names) == 2
+    lines = [f"{'':34}" + "".join(f"{name:>16}" for name in names) + (f"{'ratio':>10}" if is_pair else "")]
+    for key, label, form, scale in protocol.rows:
+        if any(key not in figures[name] for name in names):
             continue
-        label = label.format(batch=plan.batch)
-        values = [found[name][key] for name in names]
-        shown = "".join(f"{form.format(v if scale == 1 else v * scale):>16}" for v in values)
-        lines.append(f"{label:34}{shown}" + (f"{values[0] / values[1]:>10.3f}" if pair and values[1] else ""))
-    said = f"prompts of {plan.prompt} tokens"
-    if kind is not LANGUAGE:
-        said = f"batches of {plan.batch} {said}"
-    if kind is not ENCODER:
-        said += f", {plan.new_tokens} new ones"
-    said += f"; medians of {plan.rounds} rounds"
-    if kind is LANGUAGE:
-        said += f" ({max(1, plan.rounds // 2)} at the largest batch)"
-    said += " after one of warm-up"
-    if kind is LANGUAGE:
-        said += "; " + (f"batches up to {plan.max_batch}" if plan.max_batch else "batches until memory ends")
-    return "\n".join([*lines, said])
+        values = [figures[name][key] for name in names]
+        cells = "".join(f"{form.format(v if scale == 1 else v * scale):>16}" for v in values)
+        ratio = f"{values[0] / values[1]:>10.3f}" if is_pair and values[1] else ""
+        lines.append(f"{label.format(batch=plan.batch):34}{cells}{ratio}")
+    footer = f"prompts of {plan.prompt} tokens"
+    if protocol is not LANGUAGE:
+        footer = f"batches of {plan.batch} {footer}"
+    if protocol is not ENCODER:
+        footer += f", {plan.new_tokens} new ones"
+    footer += f"; medians of {plan.rounds} rounds"
+    if protocol is LANGUAGE:
+        footer += f" ({max(1, plan.rounds // 2)} at the largest batch)"
+    footer += " after one warm-up"
+    if protocol is LANGUAGE:
+        footer += "; " + (f"batches up to {plan.max_batch}" if plan.max_batch else "batches until memory ends")
+    return "\n".join([*lines, footer])

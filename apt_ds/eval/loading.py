@@ -1,4 +1,4 @@
-"""A finished model as its judges see it: a task's model, whole on every rank or sharded over them."""
+"""Loads a finished model for evaluation, whole on every rank or sharded over ranks."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from apt_ds.models.architectures import find_architecture
 from apt_ds.models.model_folder import check_files, check_weights, read_part
 from apt_ds.runtime import collectives, zero
 
-PROBES, PROBE_BYTES = 1024, 2**16
-ENDINGS = {
+SAMPLES, SAMPLE_BYTES = 1024, 2**16  # of a file in `fingerprint`
+CLASS_ENDINGS = {
     "ForCausalLM": LANGUAGE_MODEL,
     "ForSequenceClassification": CLASSIFICATION,
     "ForQuestionAnswering": ANSWERS,
@@ -33,7 +33,14 @@ ENDINGS = {
 
 @dataclass
 class LoadedModel:
-    """What is judged. `runner` is called for forward passes: `model` itself, or the engine that shards it."""
+    """A model ready for forward passes.
+
+    Attributes:
+        source: Its folder or hub name.
+        model: The model, in eval mode.
+        runner: What to call for a forward pass: `model` itself, or the engine that shards it.
+        tokenizer: Its tokenizer.
+    """
 
     source: str
     model: PreTrainedModel
@@ -42,7 +49,7 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go."""
+        """The device of inputs."""
         return zero.device()
 
 
@@ -51,86 +58,110 @@ def load(
     bf16: bool = False,
     deepspeed: str = "",
     attention: str = "sdpa",
-    task: str = LANGUAGE_MODEL,
+    task_type: str = LANGUAGE_MODEL,
     fresh_head: bool = False,
     trust: bool = False,
 ) -> LoadedModel:
-    """The model `name` (a folder, a hub name or a builtin) in bfloat16 or float32, ready to run. Collective.
+    """Load a model for evaluation. Collective.
 
-    deepspeed: the path of a DeepSpeed JSON; with ZeRO-3 the weights are sharded over ranks while they are read,
-    with anything else every rank holds the whole model.
-    task: what is asked of it, a constant of `config/tasks.py` (see `task_of`).
-    fresh_head: a model without the task's head gets a random one; its answers then mean nothing, its costs do.
-    trust: code of the folder may run. This package's own models with sizes by layer need none.
+    Args:
+        name: A folder, a hub name or a builtin model.
+        bf16: Load in bfloat16 instead of float32.
+        deepspeed: Path of a DeepSpeed JSON. ZeRO-3 shards the weights over ranks while they are read. With any other
+            stage every rank has the whole model.
+        attention: The attention kernel, as transformers names it.
+        task_type: The task type of its head, see `task_type_of`.
+        fresh_head: Give a model without a head for the task a random one. Only its cost is then meaningful.
+        trust: Allow code of the folder to run. Models that this package exports with sizes by layer need none.
 
     Raises:
-        UserError: no model or tokenizer there, broken weights, or a DeepSpeed file that is refused.
+        UserError: Model or tokenizer are missing, weights are broken, or DeepSpeed refuses its JSON.
     """
     start_ranks(bool(deepspeed))
     loading.quiet_transformers()
-    engine = serving_config(deepspeed, bf16) if deepspeed else {}
-    source, config = described(name, trust)
+    engine = inference_config(deepspeed, bf16) if deepspeed else {}
+    source, config = read_config(name, trust)
     check_weights(source, f"--model {name!r}")
-    tokenizer = read_part(lambda: pretrained.read_tokenizer(source, trust), *blame(name))
+    tokenizer = read_part(lambda: pretrained.read_tokenizer(source, trust), *error_context(name))
     sharding = zero.shard_while_loading(engine)
     dtype = torch.bfloat16 if bf16 else torch.float32
     spec = find_architecture(config)
-    allowed = spec.heads.get(task, ()) if fresh_head and spec is not None else ()
-    model, _ = loading.read_weights(source, dtype, attention, task, allowed, flag="--model", trust=trust)
+    optional = spec.heads.get(task_type, ()) if fresh_head and spec is not None else ()
+    model, _ = loading.read_weights(source, dtype, attention, task_type, optional, flag="--model", trust=trust)
     model.eval()
-    runner = zero.build_for_inference(model, engine) if sharding is not None else model.to(zero.device())
+    runner: nn.Module = model
+    if sharding is not None:
+        runner = zero.build_for_inference(model, engine)
+    else:
+        move(model, zero.device())
     del sharding
     return LoadedModel(source, model, runner, tokenizer)
 
 
-def described(name: str, trust: bool = False) -> tuple[str, PretrainedConfig]:
-    """What `from_pretrained` reads for `name`, and the configuration that is there. Collective.
+def move(model: nn.Module, device: torch.device) -> None:
+    """Move a model to a device. The parameter type hides the untyped decorator of `PreTrainedModel.to`."""
+    model.to(device)
+
+
+def read_config(name: str, trust: bool = False) -> tuple[str, PretrainedConfig]:
+    """Find a model and read its configuration. Collective.
+
+    Args:
+        name: A folder, a hub name or a builtin model.
+        trust: Allow code of the folder to run.
+
+    Returns:
+        The folder or hub name for `from_pretrained`, and the configuration.
 
     Raises:
-        UserError: there is none, or it needs code of its folder and `trust` is false.
+        UserError: The configuration is missing, or needs code of its folder without `trust`.
     """
     source = builtin_models.source_of(name)
     check_files(source, f"--model {name!r}")
-    config = read_part(lambda: pretrained.read_config(source, trust), *blame(name))
+    config = read_part(lambda: pretrained.read_config(source, trust), *error_context(name))
     check_ids(config)
     return source, config
 
 
-def blame(name: str) -> tuple[str, str]:
-    """What an error says of a name that leads nowhere: the flag with it, and what to give instead."""
+def error_context(name: str) -> tuple[str, str]:
+    """The flag and the advice of an error about the model `name`."""
     return f"--model {name!r}", f"give a folder made by save_pretrained, a hub name, or {builtin_models.NAMES}"
 
 
-def task_of(config: PretrainedConfig) -> str:
-    """What a model is for, by the class its configuration names; without one, what its architecture is first for."""
-    named = (config.architectures or [""])[0]
-    for ending, task in ENDINGS.items():
-        if named.endswith(ending):
-            return task
+def task_type_of(config: PretrainedConfig) -> str:
+    """The task type of a model, from the class in its configuration, or else the first of its architecture."""
+    class_name = (config.architectures or [""])[0]
+    for ending, task_type in CLASS_ENDINGS.items():
+        if class_name.endswith(ending):
+            return task_type
     spec = find_architecture(config)
     return spec.first_task_type if spec is not None else LANGUAGE_MODEL
 
 
 def start_ranks(needed: bool = False) -> None:
-    """Join the other processes where a launcher started any, or where an engine needs a world of one."""
+    """Initialise torch.distributed if a launcher started this process, or if an engine needs a world of one.
+
+    Args:
+        needed: Whether an engine needs it.
+    """
     if not collectives.ready() and (needed or "RANK" in os.environ):
         zero.init_distributed()
 
 
-def serving_config(path: str, bf16: bool) -> zero.Config:
-    """What of a training run's DeepSpeed file matters to forward passes: its ZeRO section.
+def inference_config(path: str, bf16: bool) -> zero.Config:
+    """A DeepSpeed configuration for forward passes: the ZeRO section of a run's JSON.
 
     Raises:
-        UserError: no such file, not JSON, or refused by DeepSpeed.
+        UserError: The file is missing, is not JSON, or DeepSpeed refuses it.
     """
     zero.check_sections(path, trains=False)
     section = read_json(path).get("zero_optimization", {})
     if not isinstance(section, dict):
         raise UserError(f"DeepSpeed config {path}: 'zero_optimization' must be an object, found {section!r}")
-    kept = {key: value for key, value in section.items() if value != "auto" and key != "offload_optimizer"}
+    zero_section = {key: value for key, value in section.items() if value != "auto" and key != "offload_optimizer"}
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
-        "zero_optimization": kept,
+        "zero_optimization": zero_section,
         "bf16": {"enabled": bf16},
         "fp16": {"enabled": False},
         "steps_per_print": 10**9,
@@ -140,7 +171,10 @@ def serving_config(path: str, bf16: bool) -> zero.Config:
 
 
 def fingerprint(source: str) -> str:
-    """A short hash of a model's configuration and weight files; of files above 64 MB, of 1,024 places in each."""
+    """A short hash of a model's configuration, weight and tokenizer files.
+
+    Of files above 64 MB it covers 1,024 samples of 64 KB, evenly spread.
+    """
     config = cached_file(source, "config.json")
     folder = Path(str(config)).parent
     hasher = hashlib.blake2b((folder / "config.json").read_bytes(), digest_size=8)
@@ -148,7 +182,7 @@ def fingerprint(source: str) -> str:
         size = path.stat().st_size
         hasher.update(f"{path.name} {size}".encode())
         with path.open("rb") as file:
-            for start in range(0, size, max(PROBE_BYTES, size // PROBES)):
+            for start in range(0, size, max(SAMPLE_BYTES, size // SAMPLES)):
                 file.seek(start)
-                hasher.update(file.read(PROBE_BYTES))
+                hasher.update(file.read(SAMPLE_BYTES))
     return hasher.hexdigest()

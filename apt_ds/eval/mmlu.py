@@ -1,6 +1,6 @@
-"""MMLU as its authors ask it: five solved examples, then the letter the model finds likeliest.
+"""MMLU with the protocol of its authors: five solved examples, then the most probable of the four letters.
 
-Prompts are those of lm-evaluation-harness's task `mmlu`, byte for byte.
+Prompts equal those of lm-evaluation-harness's task `mmlu`, byte for byte.
 """
 
 from __future__ import annotations
@@ -16,16 +16,24 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from apt_ds.config.errors import UserError
 from apt_ds.data.mmlu import CATEGORIES, LETTERS, Mmlu, Question
-from apt_ds.eval.choice_scores import Encoder, Row, choice_scores, shared_length
+from apt_ds.eval.choice_scores import Encoder, TokenIds, choice_scores, shared_length
 from apt_ds.eval.resume_file import ResumeFile
+from apt_ds.models.unwrap import pretrained_model
 from apt_ds.runtime import collectives, zero
 
-UNBOUNDED = 2048  # for a model whose configuration names no context
+DEFAULT_CONTEXT = 2048  # for a model whose configuration names no context
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to ask. max_length: tokens of a prompt, 0 for the model's context; reuse_prefix: run shots once a subject."""
+    """How the questions are asked.
+
+    Attributes:
+        num_shots: Solved examples before a question.
+        batch_size: Questions per device and forward pass.
+        max_length: Maximum tokens of a prompt. 0 means the model's context.
+        reuse_prefix: Whether the shots of a subject run once instead of once a question.
+    """
 
     num_shots: int = 5
     batch_size: int = 8
@@ -33,27 +41,32 @@ class Settings:
     reuse_prefix: bool = True
 
     def answer_key(self) -> dict[str, Any]:
-        """What answers depend on; a batch size may change when an interrupted run goes on."""
+        """The settings that answers depend on. The batch size may change when an interrupted run resumes."""
         return {name: value for name, value in asdict(self).items() if name != "batch_size"}
 
 
 @dataclass
 class Result:
-    """By subject, in the order of `Mmlu.test`: index of the chosen letter, and whether it is right."""
+    """Answers by subject, in the order of `Mmlu.test`.
+
+    Attributes:
+        choices: The index of each chosen letter.
+        correct: Whether each choice is correct.
+    """
 
     choices: dict[str, list[int]]
     correct: dict[str, list[bool]]
 
     def figures(self) -> dict[str, Any]:
-        """`accuracy`, `stderr`, `count` over all questions, and the same in `by_subject` and `by_category`."""
+        """`accuracy`, `stderr` and `count` of all questions, and the same in `by_subject` and `by_category`."""
         groups = {name: [s for s in members if s in self.correct] for name, members in CATEGORIES.items()}
-        return judged(answer for answers in self.correct.values() for answer in answers) | {
+        return accuracy_of(answer for answers in self.correct.values() for answer in answers) | {
             "by_category": {
-                name: judged(answer for subject in members for answer in self.correct[subject])
+                name: accuracy_of(answer for subject in members for answer in self.correct[subject])
                 for name, members in groups.items()
                 if members
             },
-            "by_subject": {subject: judged(answers) for subject, answers in self.correct.items()},
+            "by_subject": {subject: accuracy_of(answers) for subject, answers in self.correct.items()},
         }
 
 
@@ -62,33 +75,37 @@ def evaluate(
     tokenizer: PreTrainedTokenizerBase,
     questions: Mmlu,
     settings: Settings | None = None,
-    progress: ResumeFile | None = None,
+    resume_file: ResumeFile | None = None,
 ) -> Result:
-    """Ask all questions of `questions` and compare the answers. Leaves the model in eval mode. Collective.
+    """Ask all questions. Leaves the model in eval mode. Collective.
 
-    runner: a causal language model or an engine that shards one. progress: where answers are kept subject by
-    subject, and found again.
+    Args:
+        runner: A causal language model, or an engine around it.
+        tokenizer: Its tokenizer.
+        questions: Solved examples and questions.
+        settings: How the questions are asked.
+        resume_file: Where answers of finished subjects are stored and found.
 
     Raises:
-        UserError: too few examples for the shots, or a question that does not fit the context even without any.
+        UserError: A subject has too few solved examples, or a question alone exceeds the context.
     """
     settings = settings or Settings()
     runner.eval()
     encoder = Encoder(tokenizer)
-    room = context_room(model_config(runner), settings.max_length)
+    max_tokens = max_prompt_tokens(pretrained_model(runner).config, settings.max_length)
     check_shots(questions, settings.num_shots)
     choices: dict[str, list[int]] = {}
     for subject in tqdm(questions.test, unit="subject", disable=not collectives.is_main(), desc="MMLU"):
-        known = progress.find(subject) if progress else None
-        if known is None:
+        answers = resume_file.find(subject) if resume_file else None
+        if answers is None:
             shots = questions.dev[subject][: settings.num_shots]
-            known = answer_subject(runner, encoder, questions.test[subject], shots, room, settings)
-            if progress:
-                progress.keep(subject, known)
-        choices[subject] = known
+            answers = answer_subject(runner, encoder, questions.test[subject], shots, max_tokens, settings)
+            if resume_file:
+                resume_file.add(subject, answers)
+        choices[subject] = answers
     correct = {
-        subject: [chosen == question.answer for chosen, question in zip(found, questions.test[subject], strict=True)]
-        for subject, found in choices.items()
+        subject: [chosen == question.answer for chosen, question in zip(answers, questions.test[subject], strict=True)]
+        for subject, answers in choices.items()
     }
     return Result(choices, correct)
 
@@ -98,66 +115,72 @@ def answer_subject(
     encoder: Encoder,
     questions: list[Question],
     shots: list[Question],
-    room: int,
+    max_tokens: int,
     settings: Settings,
 ) -> list[int]:
-    """The index of the letter chosen for each question of one subject. Collective."""
+    """The index of the chosen letter for each question of one subject. Collective."""
     rows = encoder([prompt(question, shots) for question in questions])
-    whole = [i for i, row in enumerate(rows) if len(row) <= room]
-    short = [i for i in range(len(rows)) if len(rows[i]) > room]
-    for i in short:
-        rows[i] = shortened(encoder, questions[i], shots, room)
+    fitting = [i for i, row in enumerate(rows) if len(row) <= max_tokens]
+    too_long = [i for i, row in enumerate(rows) if len(row) > max_tokens]
+    for i in too_long:
+        rows[i] = shortened(encoder, questions[i], shots, max_tokens)
     choices = [0] * len(rows)
-    for members, reuse in ((whole, settings.reuse_prefix), (short, False)):
+    for members, reuse in ((fitting, settings.reuse_prefix), (too_long, False)):
         if not members:
             continue
         group = [rows[i] for i in members]
         prefix = shared_length(group) if reuse else 0
-        scores = choice_scores(runner, group, encoder.letters, settings.batch_size, zero.device(), prefix)
+        scores = choice_scores(runner, group, encoder.choice_ids, settings.batch_size, zero.device(), prefix)
         for i, chosen in zip(members, scores.argmax(dim=1).tolist(), strict=True):
             choices[i] = chosen
     return choices
 
 
-def shortened(encoder: Encoder, question: Question, shots: list[Question], room: int) -> Row:
-    """The prompt with as many of the last shots as fit."""
+def shortened(encoder: Encoder, question: Question, shots: list[Question], max_tokens: int) -> TokenIds:
+    """The prompt with as many of the last shots as fit.
+
+    Raises:
+        UserError: The question does not fit without any shot.
+    """
     rows = encoder([prompt(question, shots[dropped:]) for dropped in range(len(shots) + 1)])
-    fitting = next((row for row in rows if len(row) <= room), None)
+    fitting = next((row for row in rows if len(row) <= max_tokens), None)
     if fitting is None:
         where = f", line {question.line} of its file" if question.line else ""
         raise UserError(
-            f"a context of {room} tokens is too small: a question of {question.subject}{where} needs {len(rows[-1])} "
-            "without any shot; evaluate a model with a longer context, or leave it out with --subjects"
+            f"a context of {max_tokens} tokens is too small: "
+            f"a question of {question.subject}{where} needs {len(rows[-1])} without any shot. "
+            "Evaluate a model with a longer context, or leave the subject out with --subjects"
         )
     return fitting
 
 
 def prompt(question: Question, shots: Iterable[Question]) -> str:
-    """All that stands before the answer; the answer itself begins with a space."""
+    """The text before the answer. The answer starts with a space."""
     topic = question.subject.replace("_", " ")
-    solved = "".join(f"{asked(shot)} {LETTERS[shot.answer]}\n\n" for shot in shots)
-    return f"The following are multiple choice questions (with answers) about {topic}.\n\n{solved}{asked(question)}"
+    solved = "".join(f"{with_choices(shot)} {LETTERS[shot.answer]}\n\n" for shot in shots)
+    return (
+        f"The following are multiple choice questions (with answers) about {topic}.\n\n{solved}{with_choices(question)}"
+    )
 
 
-def asked(question: Question) -> str:
-    """One question with its choices."""
+def with_choices(question: Question) -> str:
+    """A question with its choices."""
     lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, question.choices, strict=True)]
     return "\n".join([question.text.strip(), *lines, "Answer:"])
 
 
-def model_config(runner: nn.Module) -> PretrainedConfig:
-    """The configuration of a model, or of the model in an engine."""
-    return (runner.module if isinstance(runner, zero.Engine) else runner).config
-
-
-def context_room(config: PretrainedConfig, max_length: int) -> int:
-    """Tokens a prompt may have."""
-    own = getattr(config, "max_position_embeddings", None) or UNBOUNDED
-    return min(own, max_length) if max_length else own
+def max_prompt_tokens(config: PretrainedConfig, max_length: int) -> int:
+    """Maximum tokens of a prompt: the model's context, or `max_length` if that is less and not 0."""
+    context = getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT
+    return min(context, max_length) if max_length else context
 
 
 def check_shots(questions: Mmlu, num_shots: int) -> None:
-    """Raise UserError if a subject has fewer solved examples."""
+    """Check the solved examples of every subject.
+
+    Raises:
+        UserError: A subject has fewer than `num_shots`.
+    """
     for subject in questions.test:
         if len(questions.dev[subject]) < num_shots:
             raise UserError(
@@ -165,12 +188,12 @@ def check_shots(questions: Mmlu, num_shots: int) -> None:
             )
 
 
-def judged(answers: Iterable[bool]) -> dict[str, float | int | None]:
-    """Accuracy, its standard error (of a sample mean; None for one question) and the number of questions."""
-    values = list(answers)
+def accuracy_of(correct: Iterable[bool]) -> dict[str, float | int | None]:
+    """`accuracy`, `stderr` (of a sample mean, None for one question) and `count` of questions."""
+    values = list(correct)
     accuracy = sum(values) / len(values)
-    spread = math.sqrt(accuracy * (1 - accuracy) / (len(values) - 1)) if len(values) > 1 else None
-    return {"accuracy": accuracy, "stderr": spread, "count": len(values)}
+    stderr = math.sqrt(accuracy * (1 - accuracy) / (len(values) - 1)) if len(values) > 1 else None
+    return {"accuracy": accuracy, "stderr": stderr, "count": len(values)}
 
 
 def render(figures: dict[str, Any]) -> str:
@@ -178,6 +201,6 @@ def render(figures: dict[str, Any]) -> str:
     rows = [*figures["by_subject"].items(), *figures["by_category"].items(), ("all", figures)]
     lines = [f"{'':38}{'accuracy':>10}{'± stderr':>10}{'questions':>11}"]
     for name, row in rows:
-        spread = "" if row["stderr"] is None else f"{100 * row['stderr']:.2f}"
-        lines.append(f"{name:38}{100 * row['accuracy']:>9.2f}%{spread:>10}{row['count']:>11}")
+        stderr = "" if row["stderr"] is None else f"{100 * row['stderr']:.2f}"
+        lines.append(f"{name:38}{100 * row['accuracy']:>9.2f}%{stderr:>10}{row['count']:>11}")
     return "\n".join(lines)

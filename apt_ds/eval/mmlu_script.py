@@ -1,4 +1,4 @@
-"""The script `launchers/eval_mmlu.py`: its options and what it runs."""
+"""The script `launchers/eval_mmlu.py`: its options and its command."""
 
 from __future__ import annotations
 
@@ -11,32 +11,43 @@ USAGE = "eval_mmlu.py --model DIR [--data_dir DIR] [--json FILE] [--NAME VALUE .
 
 
 def parser() -> cli.Parser:
-    made = cli.Parser(USAGE)
-    count, number = cli.at_least(1), cli.at_least(0)
-    made.add_argument("--model", required=True, help="a folder, a hub name, or builtin:smollm2")
-    made.add_argument("--data_dir", default="", help="folder with dev/ and test/ of CSV files; empty: cais/mmlu")
-    made.add_argument("--subjects", type=cli.split_commas, default=[], help="comma-separated; empty: all 57")
-    made.add_argument("--limit", type=number, default=0, help="questions per subject; 0: all")
-    made.add_argument("--sample", type=number, default=0, help="questions drawn over all subjects; 0: all")
-    made.add_argument("--seed", type=number, default=0, help="seed of --sample")
-    made.add_argument("--num_shots", type=number, default=5, help="solved examples before a question; default 5")
-    made.add_argument("--max_length", type=number, default=0, help="tokens of a prompt; 0: the model's context")
-    made.add_argument("--batch_size", type=count, default=8, help="questions per device and pass; default 8")
-    made.add_argument("--bf16", action="store_true", help="bfloat16 instead of float32; near-ties then fall by chance")
-    made.add_argument("--trust_remote_code", action="store_true", help="run code of the model's folder")
-    made.add_argument("--deepspeed", default="", help="a DeepSpeed JSON; with ZeRO-3 weights are sharded over ranks")
-    made.add_argument("--no_prefix_cache", action="store_true", help="run every prompt whole: slower, to compare")
-    made.add_argument("--json", default="", help="a file for the figures")
-    made.add_argument("--resume_file", default="", help="where answers are kept meanwhile; default: next to --json")
-    return made
+    """The options of the script."""
+    result = cli.Parser(USAGE)
+    positive, not_negative = cli.at_least(1), cli.at_least(0)
+
+    def flag(name: str, help_text: str) -> None:
+        result.add_argument(name, action="store_true", help=help_text)
+
+    def text(name: str, help_text: str) -> None:
+        result.add_argument(name, default="", help=help_text)
+
+    result.add_argument("--model", required=True, help="a folder, a hub name, or builtin:smollm2")
+    text("--data_dir", "folder of CSV files, with dev/ and test/; default: cais/mmlu of the hub")
+    result.add_argument(
+        "--subjects", type=cli.split_commas, default=[], help="comma-separated subjects; default all 57"
+    )
+    result.add_argument("--limit", type=not_negative, default=0, help="questions per subject; 0: all")
+    result.add_argument("--sample", type=not_negative, default=0, help="random questions over all subjects; 0: all")
+    result.add_argument("--seed", type=not_negative, default=0, help="seed of --sample")
+    result.add_argument("--num_shots", type=not_negative, default=5, help="solved examples per question; default 5")
+    result.add_argument("--max_length", type=not_negative, default=0, help="tokens per prompt; 0: the model's context")
+    result.add_argument("--batch_size", type=positive, default=8, help="questions per device and pass; default 8")
+    flag("--bf16", "bfloat16 instead of float32. Rounding then decides near-ties")
+    flag("--trust_remote_code", "allow code of the model's folder to run")
+    text("--deepspeed", "a DeepSpeed JSON. ZeRO-3 shards the weights over ranks")
+    flag("--no_prefix_cache", "run the shots again for every question: slower, for comparison")
+    text("--json", "file for the figures")
+    text("--resume_file", "file that stores answers while the evaluation runs; default: next to --json")
+    return result
 
 
 def main() -> None:
-    given = parser().read(sys.argv[1:])
-    # torch takes seconds to import: a wrong flag should not
+    """Run the script with the arguments of the process."""
+    args = parser().read(sys.argv[1:])
+    # torch takes seconds to import: a wrong flag must not wait for it
     from apt_ds.eval.commands import run_mmlu
 
-    run_mmlu(given)
+    run_mmlu(args)
 
 
 if __name__ == "__main__":

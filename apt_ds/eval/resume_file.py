@@ -1,4 +1,4 @@
-"""Answers kept while a long evaluation runs, so that it goes on where it was interrupted."""
+"""Stores the answers of finished subjects, so that an interrupted evaluation resumes after them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,22 @@ from apt_ds.runtime.files import write_json
 
 
 class ResumeFile:
-    """A JSON file with what the answers depend on (`key`) and the answers of every finished subject."""
+    """A JSON file with the answers of every finished subject.
+
+    Attributes:
+        path: The file.
+        key: Everything that the answers depend on.
+    """
 
     def __init__(self, path: Path, key: dict[str, Any]) -> None:
-        """Read what is there. Collective.
+        """Read the file, or create it. Collective.
+
+        Args:
+            path: The file.
+            key: Model, data and settings. JSON values.
 
         Raises:
-            UserError: the file is broken or belongs to another model, other data or other settings.
+            UserError: The file cannot be read, or its key differs.
         """
         self.path, self.key = path, key
         self._answers: dict[str, list[int]] = collectives.on_main(self._read)
@@ -31,21 +40,21 @@ class ResumeFile:
             content = json.loads(self.path.read_text(encoding="utf8"))
             key, answers = content["key"], content["answers"]
         except (OSError, ValueError, KeyError, TypeError):
-            raise UserError(f"progress file {self.path} cannot be read; delete it to start anew") from None
+            raise UserError(f"resume file {self.path} cannot be read. Delete it to start again") from None
         changed = [name for name in {**key, **self.key} if key.get(name) != self.key.get(name)]
         if changed:
             raise UserError(
-                f"progress file {self.path} belongs to an evaluation that differs in {', '.join(changed)}; "
-                "delete it to start anew, or give another --resume_file"
+                f"resume file {self.path} belongs to an evaluation that differs in {', '.join(changed)}. "
+                "Delete it to start again, or give another --resume_file"
             )
         return answers
 
     def find(self, subject: str) -> list[int] | None:
-        """The answers of a finished subject; the same on all ranks."""
+        """The answers of a finished subject, or None. The same on all ranks."""
         return self._answers.get(subject)
 
-    def keep(self, subject: str, answers: list[int]) -> None:
-        """Write the file anew, whole or not at all, with one more subject. Collective."""
+    def add(self, subject: str, answers: list[int]) -> None:
+        """Store the answers of a subject. The file is replaced atomically. Collective."""
         self._answers[subject] = answers
         collectives.on_main(lambda: write_json(self.path, {"key": self.key, "answers": self._answers}))
 

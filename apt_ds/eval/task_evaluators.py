@@ -1,70 +1,83 @@
-"""What a task's metrics are taken by: predictions over all ranks, in the order of the questions.
-
-Every exam answers `ask` with its metrics, and the one that counts as `score`; more is better.
-"""
+"""The metrics of each task, from predictions over all ranks in the order of the examples."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from apt_ds.config.tasks import ANSWERS, CLASSIFICATION
 from apt_ds.data import seq2seq, squad
 from apt_ds.data.batching import Batch, collate
 from apt_ds.data.glue import GLUE
 from apt_ds.data.tokenized import TokenizedSet
 from apt_ds.eval import metrics
-from apt_ds.eval.held_out import shares
-from apt_ds.losses.task_losses import class_logits, encoder_inputs, span_logits
+from apt_ds.eval.held_out import evaluation_mode, rank_batches
+from apt_ds.losses.task_losses import TASK_LOSSES, encoder_inputs
+from apt_ds.models.unwrap import pretrained_model
 from apt_ds.runtime import collectives, zero
+
+Prediction = TypeVar("Prediction")
 
 
 class TaskEvaluator(Protocol):
-    """A set of questions about a task."""
+    """An evaluation set with the metrics of its task."""
 
     def evaluate(self, engine: nn.Module, per_device: int, pad_id: int) -> dict[str, float]:
-        """Metrics and `score`. Collective."""
+        """Metrics of the task, and its main metric again as `score`. Higher is better. Collective."""
         ...
 
 
 @torch.no_grad()
-def over_ranks(rows: TokenizedSet, per_device: int, pad_id: int, engine: nn.Module, answer: Any) -> list[Any]:
-    """What `answer(batch)`, a list with an entry for each row, gives for all rows in order. Collective."""
-    training = engine.training
-    engine.eval()
-    own = []
-    for share in shares(len(rows), per_device):
-        # a rank that has run out answers one more time, as sharded weights need every rank
-        batch = collate([rows[i] for i in share or [0]], pad_id).to(zero.device())
-        own += list(zip(share, answer(batch), strict=False))
-    engine.train(training)
-    found = sorted((pair for part in collectives.gather_objects(own) for pair in part), key=lambda pair: pair[0])
-    return [value for _, value in found]
+def predict(
+    rows: TokenizedSet,
+    per_device: int,
+    pad_id: int,
+    engine: nn.Module,
+    predict_batch: Callable[[Batch], Sequence[Prediction]],
+) -> list[Prediction]:
+    """Predictions for all rows, in their order, on every rank. Collective.
+
+    Args:
+        rows: The evaluation set.
+        per_device: Examples of a rank's batch.
+        pad_id: The token id of padding.
+        engine: A model or an engine. It is in eval mode meanwhile.
+        predict_batch: A batch to one prediction for each row.
+    """
+    own: list[tuple[int, Prediction]] = []
+    with evaluation_mode(engine):
+        for indices in rank_batches(len(rows), per_device):
+            # a rank without rows left predicts once more, because sharded weights need every rank
+            batch = collate([rows[i] for i in indices or [0]], pad_id).to(zero.device())
+            own += list(zip(indices, predict_batch(batch), strict=False))
+    pairs: list[tuple[int, Prediction]] = [pair for part in collectives.gather_objects(own) for pair in part]
+    return [prediction for _, prediction in sorted(pairs, key=lambda pair: pair[0])]
 
 
 @dataclass(frozen=True)
 class ClassEvaluator:
-    """A task of GLUE: classes, or a number."""
+    """A task of GLUE on an encoder: classes, or scores (STS-B)."""
 
     task: str
     rows: TokenizedSet
 
     def evaluate(self, engine: nn.Module, per_device: int, pad_id: int) -> dict[str, float]:
-        """The task's metrics. Collective."""
-        number = GLUE[self.task].labels is None
+        """The metrics of the GLUE task in percent. Collective."""
+        is_regression = GLUE[self.task].labels is None
 
-        def answer(batch: Batch) -> list[float]:
-            logits = class_logits(engine, batch)[0].float()
-            return (logits[:, 0] if number else logits.argmax(-1)).tolist()
+        def predict_batch(batch: Batch) -> list[float]:
+            logits = TASK_LOSSES[CLASSIFICATION].logits(engine, batch)[0].float()
+            return (logits[:, 0] if is_regression else logits.argmax(-1)).tolist()
 
-        said = over_ranks(self.rows, per_device, pad_id, engine, answer)
-        found = metrics.glue_metrics(self.task, said, [row["targets"][0] for row in self.rows.rows])
-        return found | {"score": found[GLUE[self.task].main]}
+        predictions = predict(self.rows, per_device, pad_id, engine, predict_batch)
+        scores = metrics.glue_metrics(self.task, predictions, [row["targets"][0] for row in self.rows.rows])
+        return scores | {"score": scores[GLUE[self.task].main]}
 
 
 @dataclass(frozen=True)
@@ -75,24 +88,24 @@ class SpanEvaluator:
     features: squad.Features
 
     def evaluate(self, engine: nn.Module, per_device: int, pad_id: int) -> dict[str, float]:
-        """Metrics in per cent. Collective."""
+        """The metrics of `metrics.squad_metrics` in percent. Collective."""
 
-        def answer(batch: Batch) -> list[np.ndarray]:
-            start, end = span_logits(engine, batch)
+        def predict_batch(batch: Batch) -> list[np.ndarray]:
+            start, end = TASK_LOSSES[ANSWERS].logits(engine, batch)
             return list(torch.stack([start, end], dim=1).float().cpu().numpy())
 
-        said = over_ranks(self.features.rows, per_device, pad_id, engine, answer)
-        starts, ends = ([window[side] for window in said] for side in (0, 1))
+        windows = predict(self.features.rows, per_device, pad_id, engine, predict_batch)
+        starts, ends = ([window[side] for window in windows] for side in (0, 1))
         answers = squad.answers(self.features, starts, ends, self.questions)
         texts = {name: text for name, (text, _) in answers.items()}
-        nothing = {name: score for name, (_, score) in answers.items()}
-        found = metrics.squad_metrics(self.questions, texts, nothing)
-        return found | {"score": found["f1"]}
+        no_answer_scores = {name: score for name, (_, score) in answers.items()}
+        scores = metrics.squad_metrics(self.questions, texts, no_answer_scores)
+        return scores | {"score": scores["f1"]}
 
 
 @dataclass(frozen=True)
 class TextEvaluator:
-    """Texts that are written: ROUGE of summaries, or the task's own metrics where the text is a class of GLUE."""
+    """Generated texts: ROUGE of summaries, or the metrics of GLUE where the text names a class."""
 
     task: str
     rows: TokenizedSet
@@ -101,23 +114,23 @@ class TextEvaluator:
     max_new_tokens: int
 
     def evaluate(self, engine: nn.Module, per_device: int, pad_id: int) -> dict[str, float]:
-        """Greedy decoding. Collective."""
-        model = zero.unwrap(engine)
+        """Metrics of greedily decoded texts in percent. Collective."""
+        model: Any = pretrained_model(engine)
 
-        def answer(batch: Batch) -> list[str]:
-            written = model.generate(
+        def predict_batch(batch: Batch) -> list[str]:
+            ids = model.generate(
                 **encoder_inputs(batch),
                 max_new_tokens=self.max_new_tokens,
                 do_sample=False,
                 num_beams=1,
                 synced_gpus=zero.is_partitioned(model) and collectives.world_size() > 1,
             )
-            return self.tokenizer.batch_decode(written, skip_special_tokens=True)
+            return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
-        said = over_ranks(self.rows, per_device, pad_id, engine, answer)
+        texts = predict(self.rows, per_device, pad_id, engine, predict_batch)
         if self.task not in GLUE:
-            found = metrics.rouge(said, list(self.references))
-            return found | {"score": found["rougeLsum"]}
-        values = [seq2seq.predicted(self.task, text) for text in (*said, *self.references)]
-        found = metrics.glue_metrics(self.task, values[: len(said)], values[len(said) :])
-        return found | {"score": found[GLUE[self.task].main]}
+            scores = metrics.rouge(texts, list(self.references))
+            return scores | {"score": scores["rougeLsum"]}
+        labels = [seq2seq.predicted(self.task, text) for text in (*texts, *self.references)]
+        scores = metrics.glue_metrics(self.task, labels[: len(texts)], labels[len(texts) :])
+        return scores | {"score": scores[GLUE[self.task].main]}

@@ -1,8 +1,9 @@
-"""Cross-entropy of many tokens over a large vocabulary, a piece at a time.
+"""Cross-entropy of many tokens over a large vocabulary, one chunk of rows at a time.
 
-torch's own keeps logits, their logarithms and their gradients in fp32, which for a small model is more than its
-weights. Here only a piece is ever in fp32, small enough to stay in a cache; and where the head is frozen, logits are
-made a piece at a time too, turned into their gradient at once and forgotten.
+`torch.nn.functional.cross_entropy` keeps the logits, their logarithms and their gradients in fp32. For a small model
+these take more memory than the weights. Here only one chunk is in fp32 at a time, and on a CPU that chunk fits the
+cache. Where the LM head is frozen, `of_hidden` also computes the logits chunk by chunk. It turns each chunk into its
+gradient and then discards it.
 """
 
 from __future__ import annotations
@@ -16,24 +17,37 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-class Pieces(NamedTuple):
-    """Elements of logits that are made together, and of those that are in fp32 together."""
+class ChunkSizes(NamedTuple):
+    """Elements of one chunk.
 
-    made: int
-    wide: int
+    Attributes:
+        logits: Elements of the logits that one matrix product computes.
+        fp32: Elements of the logits that are in fp32 at the same time.
+    """
+
+    logits: int
+    fp32: int
 
 
-# what caches hold on a host; elsewhere few launches of kernels are what counts
-PIECES, ELSEWHERE = {"cpu": Pieces(1 << 23, 1 << 19)}, Pieces(1 << 25, 1 << 25)
+# a CPU wants chunks that fit its caches; a GPU wants few kernel launches
+CHUNK_SIZES = {"cpu": ChunkSizes(1 << 23, 1 << 19)}
+OTHER_DEVICES = ChunkSizes(1 << 25, 1 << 25)
 
 
 class _OfLogits(torch.autograd.Function):
+    """Loss and gradient of given logits.
+
+    Loss: L = sum_i (logsumexp(z_i) - z_i[t_i]), z_i a row of logits and t_i its target.
+    Gradient: dL/dz_i = softmax(z_i) - onehot(t_i).
+    """
+
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
         ctx.save_for_backward(logits, targets)
         total = _zero(logits)
-        for part, wanted in _split(_sizes(logits).wide // logits.shape[-1], logits, targets):
-            total += F.nll_loss(F.log_softmax(part, -1, dtype=total.dtype), wanted, reduction="sum")
+        for chunk, chunk_targets in _chunks(_fp32_rows(logits), logits, targets):
+            log_probabilities = F.log_softmax(chunk, -1, dtype=total.dtype)
+            total += F.nll_loss(log_probabilities, chunk_targets, reduction="sum")
         return total
 
     @staticmethod
@@ -41,25 +55,37 @@ class _OfLogits(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
         logits, targets = ctx.saved_tensors
         gradient = torch.empty_like(logits)
-        for part, wanted, made in _split(_sizes(logits).wide // logits.shape[-1], logits, targets, gradient):
-            found = torch.softmax(part, -1, dtype=upstream.dtype).mul_(upstream)
-            made.copy_(found.scatter_add_(1, wanted[:, None], -upstream.expand(len(wanted), 1)))
+        for chunk, chunk_targets, chunk_gradient in _chunks(_fp32_rows(logits), logits, targets, gradient):
+            scaled = torch.softmax(chunk, -1, dtype=upstream.dtype).mul_(upstream)
+            minus_upstream = -upstream.expand(len(chunk_targets), 1)
+            chunk_gradient.copy_(scaled.scatter_add_(1, chunk_targets[:, None], minus_upstream))
         return gradient, None
 
 
 class _OfHidden(torch.autograd.Function):
+    """Loss and gradient of hidden states under a frozen LM head.
+
+    With h_i a row of hidden states, W the head's weight, z_i = W h_i its logits and t_i its target:
+
+    Loss: L = sum_i (logsumexp(z_i) - z_i[t_i]).
+    Gradient: dL/dh_i = W^T (softmax(z_i) - onehot(t_i)).
+
+    `forward` computes both, because the logits of a chunk exist only there. `backward` only multiplies the stored
+    gradient, which has the shape and dtype of the hidden states, by the upstream gradient.
+    """
+
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        learns = ctx.needs_input_grad[0]
-        gradient = torch.zeros_like(hidden) if learns else None
-        total, rows = _zero(hidden), _sizes(hidden).made // len(weight)
-        for number, part in enumerate(hidden.split(max(1, rows))):
-            start = number * max(1, rows)
-            wanted = targets[start : start + len(part)]
-            logits = F.linear(part, weight)
-            total += _turned(logits, wanted, learns)
+        needs_gradient = ctx.needs_input_grad[0]
+        gradient = torch.zeros_like(hidden) if needs_gradient else None
+        total = _zero(hidden)
+        rows = max(1, _sizes(hidden).logits // len(weight))
+        for number, chunk in enumerate(hidden.split(rows)):
+            start = number * rows
+            logits = F.linear(chunk, weight)
+            total += _loss_of_chunk(logits, targets[start : start + len(chunk)], needs_gradient)
             if gradient is not None:
-                torch.mm(logits, weight, out=gradient[start : start + len(part)])
+                torch.mm(logits, weight, out=gradient[start : start + len(chunk)])
         if gradient is not None:
             ctx.save_for_backward(gradient)
         return total
@@ -72,40 +98,68 @@ class _OfHidden(torch.autograd.Function):
 
 
 def of_logits(logits: Tensor, targets: Tensor) -> Tensor:
-    """Sum over rows of -log softmax(logits)[target], in nats: [n, classes], int64 [n] -> scalar, fp32 at least.
+    """Cross-entropy summed over rows. Differentiable once.
 
-    Differentiable once. In fp32 the same as torch's, in bf16 and fp16 as torch's of `logits.float()`.
+    In fp32 it equals `F.cross_entropy`. In bf16 and fp16 it equals `F.cross_entropy` of `logits.float()`.
+
+    Args:
+        logits: [n, classes].
+        targets: int64 [n].
+
+    Returns:
+        Scalar in nats, in fp32 or the wider dtype of the logits.
     """
     return _OfLogits.apply(logits, targets)
 
 
 def of_hidden(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """The same of the logits hidden @ weight^T, which are never there as a whole: [m, d], [classes, d], int64 [n <= m].
+    """Cross-entropy of the logits hidden @ weight^T, summed over rows. The logits never exist as a whole.
 
-    Rows beyond the targets do not count. The gradient, of `hidden` alone, is made on the way forward, so that fp16,
-    which needs its loss scaled before, is not for this.
+    Only `hidden` gets a gradient. The forward pass computes that gradient before the loss is scaled. So fp16, which
+    needs a scaled loss, must not use this function.
+
+    Args:
+        hidden: [m, d].
+        weight: [classes, d], frozen.
+        targets: int64 [n], n <= m. Rows of `hidden` after the first n have no loss and no gradient.
+
+    Returns:
+        Scalar in nats, in fp32 or the wider dtype of `hidden`.
     """
     return _OfHidden.apply(hidden, weight, targets)
 
 
-def _turned(logits: Tensor, targets: Tensor, learns: bool) -> Tensor:
-    """The loss of a piece; if it `learns`, the logits become their gradient in place."""
+def _loss_of_chunk(logits: Tensor, targets: Tensor, needs_gradient: bool) -> Tensor:
+    """The loss of one chunk.
+
+    Args:
+        logits: [rows, classes]. With `needs_gradient` they become softmax - onehot in place.
+        targets: int64 [n], n <= rows.
+        needs_gradient: Whether to overwrite the logits.
+    """
     total = _zero(logits)
-    for part, wanted in _split(_sizes(logits).wide // logits.shape[-1], logits[: len(targets)], targets):
-        logs = F.log_softmax(part, -1, dtype=total.dtype)
-        total += F.nll_loss(logs, wanted, reduction="sum")
-        if learns:
-            part.copy_(logs.exp_().scatter_add_(1, wanted[:, None], logs.new_full((len(wanted), 1), -1.0)))
+    for chunk, chunk_targets in _chunks(_fp32_rows(logits), logits[: len(targets)], targets):
+        log_probabilities = F.log_softmax(chunk, -1, dtype=total.dtype)
+        total += F.nll_loss(log_probabilities, chunk_targets, reduction="sum")
+        if needs_gradient:
+            minus_one = log_probabilities.new_full((len(chunk_targets), 1), -1.0)
+            chunk.copy_(log_probabilities.exp_().scatter_add_(1, chunk_targets[:, None], minus_one))
     logits[len(targets) :] = 0
     return total
 
 
-def _sizes(tensor: Tensor) -> Pieces:
-    return PIECES.get(tensor.device.type, ELSEWHERE)
+def _sizes(tensor: Tensor) -> ChunkSizes:
+    return CHUNK_SIZES.get(tensor.device.type, OTHER_DEVICES)
 
 
-def _split(rows: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    return zip(*(tensor.split(max(1, rows)) for tensor in tensors), strict=True) if len(tensors[0]) else iter(())
+def _fp32_rows(logits: Tensor) -> int:
+    """Rows of the logits that are in fp32 at the same time."""
+    return max(1, _sizes(logits).fp32 // logits.shape[-1])
+
+
+def _chunks(rows: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The tensors, split along their first dimension into chunks of `rows`."""
+    return zip(*(tensor.split(rows) for tensor in tensors), strict=True) if len(tensors[0]) else iter(())
 
 
 def _zero(like: Tensor) -> Tensor:

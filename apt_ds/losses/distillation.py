@@ -1,7 +1,12 @@
-"""What a student is compared with its teacher by: layers, layer mapping, predictions (section 7). Pure.
+"""Self-distillation losses (METHOD.md section 7) as pure functions: layers, layer mapping, predictions.
 
-The layer mapping of a step comes from distances that are summed over a whole global batch. So it does not depend on how
-that batch is split over micro-batches and ranks.
+    L_layer = sum over drawn teacher layers i of MSE(Tr(h_student[phi(i)]), h_teacher[i])
+    L_pred = KL(teacher's distribution || student's distribution) at temperature 1
+    L_distill = a L_pred + 0.9 L_layer, a = 1 for GLUE tasks and 0.1 for other tasks
+
+Every function returns a sum over tokens or examples. The caller divides it by the count of the whole global batch.
+The layer mapping phi of a step comes from distances that are summed over a whole global batch. So no split of that
+batch over micro-batches and ranks changes losses or mapping.
 """
 
 from __future__ import annotations
@@ -15,67 +20,100 @@ from apt_ds.config.tasks import GLUE_TASKS
 from apt_ds.losses.task_losses import Logits
 
 QUARTERS = 4
-LAYER_WEIGHT = 0.9
+LAYER_COEFFICIENT = 0.9
 
 
-def prediction_weight(task: str) -> float:
-    """The factor of the prediction loss: 1 for a GLUE task, in classes or in words, and 0.1 for every other task."""
+def prediction_coefficient(task: str) -> float:
+    """The factor a of L_pred: 1 for a GLUE task, for T5 too, and 0.1 for every other task."""
     return 1.0 if task in GLUE_TASKS else 0.1
 
 
-def drawn(stacks: list[list[int]], step: int, seed: int) -> list[int]:
-    """The teacher's layers of a step, one from each quarter of every stack; fewer where a stack has fewer layers."""
+def draw_layers(stacks: list[list[int]], step: int, seed: int) -> list[int]:
+    """Draw the teacher layers of a step, one from each quarter of every stack.
+
+    Args:
+        stacks: Layer numbers of the encoder, of the decoder, or of both.
+        step: Optimizer step.
+        seed: Seed of the run. The same step and seed give the same layers on every rank.
+
+    Returns:
+        Layer numbers, four a stack. A stack of fewer layers gives all of them.
+    """
     generator = np.random.default_rng([seed, step])
-    found = []
+    layers = []
     for stack in stacks:
         for quarter in np.array_split(np.array(stack), min(QUARTERS, len(stack))):
-            found.append(int(generator.choice(quarter)))
-    return found
+            layers.append(int(generator.choice(quarter)))
+    return layers
 
 
-def layer_distance(student: Tensor, teacher: Tensor, valid: Tensor, kept: Tensor | None) -> Tensor:
-    """Squared difference, mean over kept dimensions, sum over counted tokens, fp32 scalar.
+def layer_distance(student: Tensor, teacher: Tensor, token_mask: Tensor, hidden_mask: Tensor | None) -> Tensor:
+    """Squared difference of two layers' outputs: mean over compared dimensions, sum over tokens.
 
-    student, teacher: [B, L, d]; valid: [B, L], 1 or 0; kept: [d], the weight of each hidden dimension (see
-    `comparable`), None: all ones.
+    Args:
+        student: [B, L, d], after Tr.
+        teacher: [B, L, d].
+        token_mask: [B, L], 1 for tokens that count and 0 for padding.
+        hidden_mask: [d], the weight of each hidden dimension, see `compared_dimensions`. None means all ones.
+
+    Returns:
+        fp32 scalar.
     """
     squares = (student.float() - teacher.float()).square()
-    mean = squares.mean(-1) if kept is None else squares @ (kept.float() / kept.float().sum())
-    return (mean * valid).sum()
+    mean = squares.mean(-1) if hidden_mask is None else squares @ (hidden_mask.float() / hidden_mask.float().sum())
+    return (mean * token_mask).sum()
 
 
-def comparable(mask: Tensor | None) -> Tensor | None:
-    """The hidden dimensions that a student and an unmasked teacher are compared on, 1 or 0, [d]; None: all.
+def compared_dimensions(mask: Tensor | None) -> Tensor | None:
+    """The hidden dimensions on which a masked student and an unmasked teacher are compared.
 
-    mask: the student's mask of the hidden dimensions, [d], None: all ones. A dimension counts while its mask is 1. The
-    student's value of any other dimension is scaled by its mask and the teacher's value is not, so their difference
-    would pull on a dimension that is being removed. Where no mask is 1, the dimensions with the largest mask count.
+    A dimension counts while its mask is 1. The mask scales the student's value of any other dimension but not the
+    teacher's. Their difference would train a dimension that is being removed. Where no mask is 1, the dimensions with
+    the largest mask count.
+
+    Args:
+        mask: [d], the student's mask of the hidden dimensions. None means all ones.
+
+    Returns:
+        fp32 [d], 1 or 0. None means all dimensions.
     """
     return None if mask is None else (mask == mask.max()).float()
 
 
 def prediction_distance(student: Logits, teacher: Logits) -> Tensor:
-    """KL divergence from the teacher's distribution at temperature 1, summed over what is predicted, in nats, fp32.
+    """L_pred, summed over predictions.
 
-    Of a number, which has no distribution: the squared difference. Of both ends of an answer: their mean.
+    Args:
+        student: Logits of the task, each [predictions, choices]. One choice is a regression.
+        teacher: Logits of the same shapes.
+
+    Returns:
+        fp32 scalar. KL divergence in nats, or the squared difference of a regression. Two outputs (start and end of
+        an answer) give their mean.
     """
-    parts = []
+    distances = []
     for own, other in zip(student, teacher, strict=True):
         if own.shape[-1] == 1:
-            parts.append((own.float() - other.float()).square().sum())
+            distances.append((own.float() - other.float()).square().sum())
         else:
-            logs = (logits.float().log_softmax(-1) for logits in (own, other))
-            parts.append(F.kl_div(*logs, reduction="sum", log_target=True))
-    return torch.stack(parts).mean()
+            student_logs, teacher_logs = own.float().log_softmax(-1), other.float().log_softmax(-1)
+            distances.append(F.kl_div(student_logs, teacher_logs, reduction="sum", log_target=True))
+    return torch.stack(distances).mean()
 
 
-def nearest(distances: Tensor, layers: list[int], stacks: list[list[int]]) -> dict[int, int]:
-    """Teacher's layer to the student's that is nearest to it, in the same stack.
+def nearest_layers(distances: Tensor, teacher_layers: list[int], stacks: list[list[int]]) -> dict[int, int]:
+    """The layer mapping phi: to each teacher layer the nearest student layer of the same stack.
 
-    distances: [len(layers), all layers], of each of the teacher's `layers` to every one of the student's.
+    Args:
+        distances: [len(teacher_layers), all layers], from each of `teacher_layers` to every student layer.
+        teacher_layers: Layer numbers of the rows.
+        stacks: Layer numbers of the encoder, of the decoder, or of both.
+
+    Returns:
+        Teacher layer to student layer. Of equally near layers the lowest.
     """
-    found = {}
-    for row, layer in zip(distances.tolist(), layers, strict=True):
+    mapping = {}
+    for row, layer in zip(distances.tolist(), teacher_layers, strict=True):
         stack = next(stack for stack in stacks if layer in stack)
-        found[layer] = min(stack, key=lambda own: (row[own], own))
-    return found
+        mapping[layer] = min(stack, key=lambda own: (row[own], own))
+    return mapping

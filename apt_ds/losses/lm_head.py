@@ -1,6 +1,8 @@
-"""The head over the vocabulary, asked for the tokens that are trained alone: most of a batch is not.
+"""Runs the LM head on trained tokens only, because most tokens of a batch have no label.
 
-A stock model makes logits of all its tokens; a hook on its head, worn for one forward pass, picks some.
+A model of transformers computes the logits of all its tokens. `logits_of` puts a hook on the LM head for one forward
+pass. The hook selects the trained tokens. Shapes: B rows, L tokens a row, d hidden dimensions, n trained tokens,
+m >= n positions (`pad_positions`).
 """
 
 from __future__ import annotations
@@ -10,52 +12,77 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from apt_ds.data.batching import round_up
 from apt_ds.losses import cross_entropy
-from apt_ds.runtime import zero
-
-GROUP = 8  # rows: an odd number of them may take twice as long to multiply
+from apt_ds.models.unwrap import pretrained_model
 
 
-def grouped(places: Tensor) -> Tensor:
-    """Places, int64 [n], and the first token again and again until there are whole groups of them."""
-    return torch.cat([places, places.new_zeros(-len(places) % GROUP)])
+def pad_positions(positions: Tensor) -> Tensor:
+    """Positions, padded with position 0 to a multiple of 8: a matrix product of odd rows may take twice as long.
+
+    Args:
+        positions: int64 [n], see `logits_of`.
+
+    Returns:
+        int64 [m], m the next multiple of 8.
+    """
+    return torch.cat([positions, positions.new_zeros(round_up(len(positions)) - len(positions))])
 
 
-def logits_of(model: nn.Module, inputs: dict[str, Any], places: Tensor, count: int) -> Tensor:
-    """Logits [count, vocabulary] of the tokens at the first `count` of `places`.
+def logits_of(model: nn.Module, inputs: dict[str, Any], positions: Tensor, count: int) -> Tensor:
+    """Logits of selected tokens.
 
-    inputs: of the model's forward; places: int64, on the device, tokens counted row after row.
+    Args:
+        model: A model with an LM head, or an engine around it.
+        inputs: Arguments of the model's forward, of B x L tokens that reach the head.
+        positions: int64 [m] on the model's device. They index the B * L tokens, row after row.
+        count: How many of the first positions to return.
+
+    Returns:
+        [count, vocabulary] in the head's dtype.
     """
 
-    def chosen(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0].flatten(0, -2).index_select(0, places),)
+    def select_tokens(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0].flatten(0, -2).index_select(0, positions),)
 
-    handle = _head(model).register_forward_pre_hook(chosen)
+    handle = _lm_head(model).register_forward_pre_hook(select_tokens)
     try:
         return model(**inputs, use_cache=False).logits[:count]
     finally:
         handle.remove()
 
 
-def loss_of(model: nn.Module, inputs: dict[str, Any], places: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of the tokens at `places` with `targets`, int64 [count], summed, in nats, fp32 at least.
+def loss_of(model: nn.Module, inputs: dict[str, Any], positions: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of selected tokens, summed.
 
-    A frozen head makes it without ever holding the logits.
+    A frozen head without bias gets it from `cross_entropy.of_hidden`, so that the logits never exist as a whole.
+
+    Args:
+        model: A model with an LM head, or an engine around it.
+        inputs: Arguments of the model's forward.
+        positions: int64 [m] on the model's device, see `logits_of`.
+        targets: int64 [n] on the model's device, the labels of the first n positions.
+
+    Returns:
+        Scalar in nats, in fp32 or the wider dtype of the logits.
     """
-    head = _head(model)
-    if head.weight.requires_grad or head.bias is not None or head.weight.dtype == torch.float16:
-        return cross_entropy.of_logits(logits_of(model, inputs, places, len(targets)), targets)
+    head = _lm_head(model)
+    has_bias = getattr(head, "bias", None) is not None
+    if head.weight.requires_grad or has_bias or head.weight.dtype == torch.float16:
+        return cross_entropy.of_logits(logits_of(model, inputs, positions, len(targets)), targets)
 
-    def forward(hidden: Tensor) -> Tensor:
-        return cross_entropy.of_hidden(hidden.flatten(0, -2).index_select(0, places), head.weight, targets)
+    def loss_forward(hidden: Tensor) -> Tensor:
+        return cross_entropy.of_hidden(hidden.flatten(0, -2).index_select(0, positions), head.weight, targets)
 
-    # inside its own call an engine has the head's weight at hand
-    head.forward = forward
+    # ZeRO-3 gathers the head's weight only while the head's own `forward` runs, so the loss is computed there
+    vars(head)["forward"] = loss_forward
     try:
         return model(**inputs, use_cache=False).logits
     finally:
         del head.forward
 
 
-def _head(model: nn.Module) -> nn.Linear:
-    return zero.unwrap(model).get_output_embeddings()
+def _lm_head(model: nn.Module) -> nn.Linear:
+    head = pretrained_model(model).get_output_embeddings()
+    assert isinstance(head, nn.Linear)
+    return head

@@ -1,13 +1,14 @@
-"""The teacher within the student: the same frozen weights, masks off, what is trained as it once was (section 7).
+"""The teacher of self-distillation (METHOD.md section 7): the student's frozen weights, unmasked, with older adapters.
 
-It costs the values of adapters and heads once more, and its layers' outputs while a micro-batch lasts.
+The teacher costs one copy of the trained values, and the outputs of its layers while a micro-batch lasts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,29 +21,36 @@ from apt_ds.models.task_heads import Head
 from apt_ds.pruning.masks import Masks
 from apt_ds.runtime import zero
 
-TRANSFORM = "transform"  # where it sits on the model
+TRANSFORM = "transform"  # the attribute of the model that holds Tr
 RANK = 8
 
 
 def attach(model: nn.Module, width: int, seed: int) -> None:
-    """Put Tr on the model, where the engine trains it. The same on all ranks."""
+    """Put Tr on a model, as a module that the engine trains.
+
+    Args:
+        model: The student.
+        width: Its hidden dimensions.
+        seed: The same seed gives the same Tr on every rank.
+    """
     like = next(model.parameters())
-    a = gaussian_rows(RANK, width, width, torch.Generator().manual_seed(seed)).to(like.device, like.dtype)
-    setattr(model, TRANSFORM, Transform(a, torch.zeros(width, RANK, device=like.device, dtype=like.dtype)))
+    lora_A = gaussian_rows(RANK, width, width, torch.Generator().manual_seed(seed)).to(like.device, like.dtype)
+    lora_B = torch.zeros(width, RANK, device=like.device, dtype=like.dtype)
+    setattr(model, TRANSFORM, Transform(lora_A, lora_B))
 
 
 def detach(model: nn.Module) -> None:
-    """Take Tr off the model."""
+    """Remove Tr from a model."""
     delattr(model, TRANSFORM)
 
 
-def slot() -> IndexedModule:
-    """How a cut indexes Tr."""
+def indexed_transform() -> IndexedModule:
+    """How a cut of hidden dimensions indexes Tr."""
     return IndexedModule(TRANSFORM, Axis(HIDDEN), Axis(HIDDEN))
 
 
-def tuned(model: nn.Module) -> Iterator[tuple[str, AptLinear | Head, tuple[str, ...]]]:
-    """(path, module, names of its trained parameters) in module order, Tr left out."""
+def trained_modules(model: nn.Module) -> Iterator[tuple[str, AptLinear | Head, tuple[str, ...]]]:
+    """(path, module, names of its trained parameters) of adapters and task heads, in module order. Tr is left out."""
     for path, module in model.named_modules():
         if isinstance(module, AptLinear):
             yield path, module, ("lora_A", "lora_B")
@@ -50,31 +58,42 @@ def tuned(model: nn.Module) -> Iterator[tuple[str, AptLinear | Head, tuple[str, 
             yield path, module, ("weight", "bias")
 
 
-class Outputs(NamedTuple):
-    """What a model makes of a micro-batch: its logits, and the hidden states of layers by number, [B, L, d] each."""
+@dataclass(frozen=True)
+class ForwardOutputs:
+    """What a forward pass of student or teacher gives distillation.
+
+    Attributes:
+        logits: Logits of the task.
+        states: Outputs of layers by layer number, [B, L, d] each.
+    """
 
     logits: Logits
     states: dict[int, Tensor]
 
 
 class Teacher:
-    """snapshot: what was trained when it was last taken, by parameter name, whole, on the device."""
+    """The student's model with the trained values of an earlier step.
+
+    Attributes:
+        snapshot: Those values by parameter name, unsharded, on the device.
+    """
 
     def __init__(self) -> None:
         self.snapshot: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def learn(self, model: nn.Module) -> None:
-        """Take over what the student has learnt. Collective."""
-        for path, module, names in tuned(model):
-            own = [getattr(module, name) for name in names]
-            with zero.gathered(own):
-                self.snapshot |= {f"{path}.{n}": p.detach().clone() for n, p in zip(names, own, strict=True)}
+    def take_snapshot(self, model: nn.Module) -> None:
+        """Copy the student's trained values. Collective."""
+        for path, module, names in trained_modules(model):
+            parameters = [getattr(module, name) for name in names]
+            with zero.gathered(parameters):
+                for name, parameter in zip(names, parameters, strict=True):
+                    self.snapshot[f"{path}.{name}"] = parameter.detach().clone()
 
     @contextmanager
     def as_teacher(self, model: nn.Module, masks: Masks) -> Iterator[None]:
-        """Inside, the model is the teacher: no gradient, no dropout, no mask."""
-        modules = list(tuned(model))
+        """Inside the context the model is the teacher: without gradients, dropout and masks."""
+        modules = list(trained_modules(model))
         for path, module, names in modules:
             module.past = {name: self.snapshot[f"{path}.{name}"] for name in names}
         model.eval()
@@ -87,31 +106,35 @@ class Teacher:
                 module.past = {}
 
 
-class Watcher:
-    """Hooks that keep the outputs of all layers, [B, L, d] by number, while `seeing`."""
+class LayerRecorder:
+    """Hooks that record the outputs of a model's layers inside `recording`."""
 
     def __init__(self, anatomy: Anatomy) -> None:
-        self.layers = anatomy.layers
+        self.paths = anatomy.layers
         self._states: dict[int, Tensor] | None = None
         self._wanted: Container[int] = ()
         self._handles: list[RemovableHandle] = []
 
     def install(self, model: nn.Module) -> None:
-        """Put the hooks on."""
+        """Register the hooks."""
         assert not self._handles
-        for number, path in enumerate(self.layers):
+        for number, path in enumerate(self.paths):
             self._handles.append(model.get_submodule(path).register_forward_hook(self._on_output(number)))
 
     def remove(self) -> None:
-        """Take them off."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
     @contextmanager
-    def seeing(self, layers: Container[int]) -> Iterator[dict[int, Tensor]]:
-        """Outputs of `layers` in the pass inside; those of later passes (recomputed in backward) are not kept."""
-        self._states, self._wanted = (states := {}), layers
+    def recording(self, layers: Container[int]) -> Iterator[dict[int, Tensor]]:
+        """Record the outputs of `layers`, [B, L, d] by layer number, of the forward pass inside the context.
+
+        Passes after the context, such as recomputation in backward, are not recorded.
+        """
+        states: dict[int, Tensor] = {}
+        self._states, self._wanted = states, layers
         try:
             yield states
         finally:

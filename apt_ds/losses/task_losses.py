@@ -1,13 +1,13 @@
-"""What a kind of task asks of a model: logits from a batch, their loss, and what each row weighs in the mean of it.
+"""The loss of each task type: the logits of a batch, their loss, and the denominator of the mean.
 
-Losses are sums, so that dividing them by the weight of the global batch gives a mean that does not depend on how the
-batch is split. For the same reason padding enters no softmax.
+Losses are sums. The caller divides them by the denominator of the whole global batch. So the mean does not depend on
+how that batch is split over ranks and micro-batches. For the same reason no softmax includes padding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,151 +17,218 @@ from apt_ds.config.tasks import ANSWERS, CLASSIFICATION, GENERATION, LANGUAGE_MO
 from apt_ds.data.batching import Batch
 from apt_ds.data.tokenized import IGNORED, Row
 from apt_ds.losses import cross_entropy
-from apt_ds.losses.lm_head import grouped, logits_of, loss_of
-from apt_ds.runtime import zero
+from apt_ds.losses.lm_head import logits_of, loss_of, pad_positions
+from apt_ds.models.unwrap import pretrained_model
 
-Inputs = dict[str, Tensor | None]
-Logits = tuple[Tensor, ...]  # each [what is predicted, choices]; one choice is a number
+Inputs = dict[str, Tensor]
+Logits = tuple[Tensor, ...]  # each [predictions, choices]; one choice is a regression
 
 
-@dataclass(frozen=True)
-class Objective:
-    """logits: of everything in a batch that is trained; loss: summed over it, fp32 scalar; weight: what a row counts.
+class TaskLoss(ABC):
+    """What training minimises for one task type, and how distillation sees its predictions."""
 
-    second: which tokens of a decoder count, [B, T], None where there is no decoder; summed: the loss without logits,
-    None where it takes them.
-    """
+    @abstractmethod
+    def logits(self, model: nn.Module, batch: Batch) -> Logits:
+        """Logits of everything in `batch` that has a label, each [predictions, choices]."""
 
-    logits: Callable[[nn.Module, Batch], Logits]
-    loss: Callable[[Logits, Batch], Tensor]
-    weight: Callable[[Row], int]
-    second: Callable[[Batch], Tensor | None] = lambda batch: None
-    summed: Callable[[nn.Module, Batch], Tensor] | None = None
+    @abstractmethod
+    def loss(self, logits: Logits, batch: Batch) -> Tensor:
+        """The loss of `logits`, summed over predictions: an fp32 scalar."""
 
     def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The loss of a micro-batch, for whoever does not ask for its logits."""
-        return self.summed(model, batch) if self.summed else self.loss(self.logits(model, batch), batch)
+        """The loss of a batch for callers that do not use its logits: an fp32 scalar."""
+        return self.loss(self.logits(model, batch), batch)
+
+    def loss_denominator(self, row: Row) -> int:
+        """What an example adds to the denominator of the mean loss: its predictions."""
+        return 1
+
+    def decoder_mask(self, batch: Batch) -> Tensor | None:
+        """int64 [B, T], 1 for tokens of a decoder that have a label, on the device. None without a decoder."""
+        return None
 
 
-def language_inputs(model: nn.Module, batch: Batch) -> Inputs:
-    """What a causal model takes.
+class ClassLoss(TaskLoss):
+    """Cross-entropy of a class, or the squared error of a score."""
 
-    Padding sits on the right, where causal attention never looks back from a real token, so no attention mask is
-    passed; where rows hold several examples, positions that restart keep them apart.
+    def logits(self, model: nn.Module, batch: Batch) -> Logits:
+        """[B, classes], or [B, 1] for a score."""
+        return (model(**encoder_inputs(batch)).logits,)
+
+    def loss(self, logits: Logits, batch: Batch) -> Tensor:
+        """Sum over examples."""
+        assert batch.targets is not None
+        predictions, targets = logits[0].float(), batch.targets[:, 0]
+        if targets.is_floating_point():
+            return F.mse_loss(predictions[:, 0], targets, reduction="sum")
+        return F.cross_entropy(predictions, targets, reduction="sum")
+
+
+class SpanLoss(TaskLoss):
+    """Cross-entropy of the first and the last token of an answer."""
+
+    def logits(self, model: nn.Module, batch: Batch) -> Logits:
+        """Logits of the start and of the end, [B, L] each. Padding has the lowest number of the dtype."""
+        output = model(**encoder_inputs(batch))
+        padding = batch.attention_mask == 0
+        lowest = torch.finfo(output.start_logits.dtype).min
+        return tuple(side.masked_fill(padding, lowest) for side in (output.start_logits, output.end_logits))
+
+    def loss(self, logits: Logits, batch: Batch) -> Tensor:
+        """Mean of start and end, summed over windows."""
+        assert batch.targets is not None
+        ends = zip(logits, batch.targets.unbind(1), strict=True)
+        return torch.stack([F.cross_entropy(side.float(), end, reduction="sum") for side, end in ends]).mean()
+
+
+class LabelledTokens(NamedTuple):
+    """The tokens of a batch that have a label.
+
+    Attributes:
+        positions: int64 [m] on the device, padded by `lm_head.pad_positions`. They index tokens row after row.
+        targets: int64 [n <= m] on the device.
     """
-    return {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
+
+    positions: Tensor
+    targets: Tensor
 
 
-def next_tokens(batch: Batch) -> Tensor:
-    """What a causal model is to say at every token, [B, L], on the host."""
-    return F.pad(batch.labels[:, 1:], (0, 1), value=IGNORED)
+class TokenLoss(TaskLoss):
+    """Cross-entropy over a vocabulary, computed for labelled tokens only.
+
+    Pass labels on the CPU: reading GPU labels here would synchronise with the device.
+    """
+
+    @abstractmethod
+    def inputs(self, model: nn.Module, batch: Batch) -> Inputs:
+        """Arguments of the model's forward."""
+
+    @abstractmethod
+    def token_targets(self, batch: Batch) -> Tensor:
+        """The label of every token that reaches the LM head, int64 [B, L], `IGNORED` without a label."""
+
+    def labelled_tokens(self, batch: Batch) -> LabelledTokens:
+        """Positions and targets of the labelled tokens, on the batch's device."""
+        targets, device = self.token_targets(batch), batch.input_ids.device
+        positions = (targets != IGNORED).flatten().nonzero().squeeze(1)
+        return LabelledTokens(
+            pad_positions(positions).to(device, non_blocking=True),
+            targets.flatten()[positions].to(device, non_blocking=True),
+        )
+
+    def logits(self, model: nn.Module, batch: Batch) -> Logits:
+        """[labelled tokens, vocabulary]."""
+        positions, targets = self.labelled_tokens(batch)
+        return (logits_of(model, self.inputs(model, batch), positions, len(targets)),)
+
+    def loss(self, logits: Logits, batch: Batch) -> Tensor:
+        """Sum over labelled tokens."""
+        return cross_entropy.of_logits(logits[0], self.labelled_tokens(batch).targets)
+
+    def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Sum over labelled tokens. A frozen LM head never holds all logits (`lm_head.loss_of`)."""
+        return loss_of(model, self.inputs(model, batch), *self.labelled_tokens(batch))
 
 
-def trained_tokens(row: Row) -> int:
-    """How many tokens of a causal row enter the loss: the first is predicted from nothing."""
-    predicted = row["labels"][1:]
-    return len(predicted) - predicted.count(IGNORED)
+class CausalLoss(TokenLoss):
+    """Next-token loss of a causal language model."""
+
+    def inputs(self, model: nn.Module, batch: Batch) -> Inputs:
+        """Token ids, and positions of packed rows. No attention mask.
+
+        Padding is on the right, where causal attention never reads it. In a row of several examples, positions that
+        restart at 0 separate the examples.
+        """
+        inputs = {"input_ids": batch.input_ids}
+        return inputs if batch.position_ids is None else inputs | {"position_ids": batch.position_ids}
+
+    def token_targets(self, batch: Batch) -> Tensor:
+        """The labels of the next tokens, [B, L]."""
+        return F.pad(_labels(batch)[:, 1:], (0, 1), value=IGNORED)
+
+    def loss_denominator(self, row: Row) -> int:
+        """Trained tokens."""
+        return trained_tokens(row)
 
 
-def encoder_inputs(batch: Batch) -> dict[str, Tensor]:
-    """What an encoder takes."""
+class Seq2SeqLoss(TokenLoss):
+    """Loss of the text that an encoder-decoder model writes."""
+
+    def inputs(self, model: nn.Module, batch: Batch) -> Inputs:
+        """The encoder's inputs, and the decoder's from the labels."""
+        labels = _labels(batch).to(batch.input_ids.device, non_blocking=True)
+        return encoder_inputs(batch) | {"decoder_input_ids": shift_right(labels, model)}
+
+    def token_targets(self, batch: Batch) -> Tensor:
+        """The labels, [B, T]."""
+        return _labels(batch)
+
+    def loss_denominator(self, row: Row) -> int:
+        """Tokens that have a label."""
+        return sum(label != IGNORED for label in row["labels"])
+
+    def decoder_mask(self, batch: Batch) -> Tensor | None:
+        """1 for tokens that have a label."""
+        return (_labels(batch) != IGNORED).long().to(batch.input_ids.device, non_blocking=True)
+
+
+TASK_LOSSES: dict[str, TaskLoss] = {
+    LANGUAGE_MODEL: CausalLoss(),
+    CLASSIFICATION: ClassLoss(),
+    ANSWERS: SpanLoss(),
+    GENERATION: Seq2SeqLoss(),
+}
+
+
+def encoder_inputs(batch: Batch) -> Inputs:
+    """Arguments of an encoder's forward."""
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     return inputs if batch.token_type_ids is None else inputs | {"token_type_ids": batch.token_type_ids}
 
 
-def class_logits(model: nn.Module, batch: Batch) -> Logits:
-    """[B, classes]; [B, 1] where a number is asked for."""
-    return (model(**encoder_inputs(batch)).logits,)
+def shift_right(labels: Tensor, model: nn.Module) -> Tensor:
+    """The decoder's input: the labels one step later, after the start token.
 
+    Args:
+        labels: int64 [B, T], `IGNORED` at padding.
+        model: The model, or an engine around it, whose configuration names start and padding tokens.
 
-def class_loss(logits: Logits, batch: Batch) -> Tensor:
-    """Cross-entropy, or the squared error of a number, summed over examples."""
-    found, targets = logits[0].float(), batch.targets[:, 0]
-    if targets.is_floating_point():
-        return F.mse_loss(found[:, 0], targets, reduction="sum")
-    return F.cross_entropy(found, targets, reduction="sum")
-
-
-def span_logits(model: nn.Module, batch: Batch) -> Logits:
-    """Of the first and the last token of the answer, [B, L] each; the lowest number at padding."""
-    found = model(**encoder_inputs(batch))
-    padding = batch.attention_mask == 0
-    lowest = torch.finfo(found.start_logits.dtype).min
-    return tuple(side.masked_fill(padding, lowest) for side in (found.start_logits, found.end_logits))
-
-
-def span_loss(logits: Logits, batch: Batch) -> Tensor:
-    """Mean of the cross-entropies of both ends, summed over windows."""
-    ends = zip(logits, batch.targets.unbind(1), strict=True)
-    return torch.stack([F.cross_entropy(side.float(), end, reduction="sum") for side, end in ends]).mean()
-
-
-def text_inputs(model: nn.Module, batch: Batch) -> Inputs:
-    """What an encoder with a decoder takes."""
-    labels = batch.labels.to(batch.input_ids.device, non_blocking=True)
-    return encoder_inputs(batch) | {"decoder_input_ids": shifted(labels, model)}
-
-
-def shifted(labels: Tensor, model: nn.Module) -> Tensor:
-    """What the decoder reads while it is to write `labels`, [B, T]: these one step later, behind its start token."""
-    config = zero.unwrap(model).config
-    begun = torch.full_like(labels[:, :1], config.decoder_start_token_id)
-    read = torch.cat([begun, labels[:, :-1]], dim=1)
-    return read.masked_fill(read == IGNORED, config.pad_token_id)
-
-
-def of_tokens(
-    inputs: Callable[[nn.Module, Batch], Inputs],
-    wanted: Callable[[Batch], Tensor],
-    weight: Callable[[Row], int],
-    second: Callable[[Batch], Tensor | None] = lambda batch: None,
-) -> Objective:
-    """An objective over a vocabulary. wanted: what is to be said at every token, or -100, [B, T].
-
-    Labels are best left on the host: on a device, looking them up makes the host wait.
+    Returns:
+        int64 [B, T].
     """
-
-    def asked(batch: Batch) -> tuple[Tensor, Tensor]:
-        words, place = wanted(batch), {"device": batch.input_ids.device, "non_blocking": True}
-        places = (words != IGNORED).flatten().nonzero().squeeze(1)
-        return grouped(places).to(**place), words.flatten()[places].to(**place)
-
-    def logits(model: nn.Module, batch: Batch) -> Logits:
-        places, targets = asked(batch)
-        return (logits_of(model, inputs(model, batch), places, len(targets)),)
-
-    def loss(logits: Logits, batch: Batch) -> Tensor:
-        return cross_entropy.of_logits(logits[0], asked(batch)[1])
-
-    def summed(model: nn.Module, batch: Batch) -> Tensor:
-        return loss_of(model, inputs(model, batch), *asked(batch))
-
-    return Objective(logits, loss, weight, second, summed)
+    config = pretrained_model(model).config
+    start = torch.full_like(labels[:, :1], config.decoder_start_token_id)
+    shifted = torch.cat([start, labels[:, :-1]], dim=1)
+    return shifted.masked_fill(shifted == IGNORED, config.pad_token_id)
 
 
-OBJECTIVES = {
-    LANGUAGE_MODEL: of_tokens(language_inputs, next_tokens, trained_tokens),
-    CLASSIFICATION: Objective(class_logits, class_loss, lambda row: 1),
-    ANSWERS: Objective(span_logits, span_loss, lambda row: 1),
-    GENERATION: of_tokens(
-        text_inputs,
-        lambda batch: batch.labels,
-        lambda row: sum(label != IGNORED for label in row["labels"]),
-        lambda batch: (batch.labels != IGNORED).long().to(batch.input_ids.device, non_blocking=True),
-    ),
-}
+def trained_tokens(row: Row) -> int:
+    """Tokens of a causal example that have a loss. The first token has none, because nothing precedes it."""
+    labels = row["labels"][1:]
+    return len(labels) - labels.count(IGNORED)
 
 
-def summed_loss(model: nn.Module, batch: Batch, kind: str = LANGUAGE_MODEL) -> Tensor:
-    """The loss of a micro-batch, summed over what is trained, fp32 scalar."""
-    return OBJECTIVES[kind].summed_loss(model, batch)
+def summed_loss(model: nn.Module, batch: Batch, task_type: str = LANGUAGE_MODEL) -> Tensor:
+    """The loss of a batch, summed over its predictions: an fp32 scalar."""
+    return TASK_LOSSES[task_type].summed_loss(model, batch)
 
 
 @torch.no_grad()
 def token_losses(model: nn.Module, input_ids: Tensor, device: torch.device) -> Tensor:
-    """Cross-entropy summed over all tokens but the first of each row, fp32 scalar, unit nat.
+    """Next-token loss summed over all tokens but the first of each row.
 
-    input_ids: [B, L] on the host; device: the model's.
+    Args:
+        model: A causal language model, or an engine around it.
+        input_ids: int64 [B, L] on the CPU.
+        device: The model's device.
+
+    Returns:
+        fp32 scalar in nats.
     """
     batch = Batch(input_ids.to(device), torch.ones_like(input_ids), labels=input_ids)
     return summed_loss(model, batch)
+
+
+def _labels(batch: Batch) -> Tensor:
+    assert batch.labels is not None
+    return batch.labels

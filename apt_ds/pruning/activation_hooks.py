@@ -1,11 +1,14 @@
-"""Where scoring looks: taps on everything that blocks pass through, worn by a stock model as hooks (section 3).
+"""Hooks that observe the activations of all blocks and their gradients (METHOD.md section 3).
 
-A tap sees x, and the gradient hook of x alone commits what the two make: it fires once per micro-batch, whatever
-kind of gradient checkpointing runs the forward pass twice. What is made of them is a subclass's business.
+A hook observes an activation x. The gradient hook of x alone commits what the scorer makes of the two. A gradient hook
+fires once per micro-batch, even where gradient checkpointing runs the forward pass twice. A subclass decides what the
+two give.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,31 +16,48 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from apt_ds.models.blocks import HIDDEN, Anatomy, block_slices
+from apt_ds.pruning.scorer import Scorer
 from apt_ds.runtime.profiler import seen
 
+Observer = Callable[[Tensor], None]
 
-class ActivationHooks:
-    """Hooks on the input of every consumer (heads, neurons) and on the output of every writer (hidden dimensions).
 
-    owner: int64 [dimensions], the block each tapped dimension belongs to; places: the slice of every tap in it, those
-    of the sites first; valid: [1, tokens], which tokens of the micro-batch count, None while nothing is scored;
-    second: the same for the decoder's tokens where there is a decoder; members: what every token counts in every packed
-    example, [examples, tokens], None where a row is one.
+@dataclass(frozen=True)
+class CountedTokens:
+    """Which tokens of a micro-batch count for the scores.
+
+    valid: 1 or 0, [1, tokens]; blank: int64 [n], the positions of the tokens that do not count, None where only `valid`
+    is read; members: what each token counts in each packed example, [examples, tokens], None where a row is an example.
     """
 
+    valid: Tensor
+    blank: Tensor | None = None
+    members: Tensor | None = None
+
+
+class ActivationHooks(Scorer):
+    """Hooks on the input of every consumer (heads, neurons) and on the output of every writer (hidden dimensions).
+
+    owner: int64 [dimensions], the block of each observed dimension; places: the slice of every hooked module in
+    `owner`, consumers first; lean: whether sums should read memory once and write none; tokens: those that count in the
+    micro-batch, None while nothing is scored; decoder_tokens: the same for a decoder, None without one; example_offset:
+    position of the micro-batch's first example in the global batch.
+    """
+
+    uses_hooks = True
+
     def __init__(self, anatomy: Anatomy, device: torch.device) -> None:
-        self.device = device
         self._handles: list[RemovableHandle] = []
-        self.valid: Tensor | None = None
-        self.second: Tensor | None = None
-        self.members: Tensor | None = None
-        self.first = 0
-        self.resize(anatomy)
+        self.lean = device.type != "cpu"
+        self.tokens: CountedTokens | None = None
+        self.decoder_tokens: CountedTokens | None = None
+        self.example_offset = 0
+        super().__init__(anatomy, device)
 
     def resize(self, anatomy: Anatomy) -> None:
-        """Take over an anatomy; what was summed up is forgotten. Taps must be off."""
-        assert not self._handles, "remove() the taps before a cut"
-        self.anatomy = anatomy
+        """Take over an anatomy and forget all sums. Hooks must be off."""
+        assert not self._handles, "remove() the hooks before a cut"
+        super().resize(anatomy)
         offsets = dict(block_slices(anatomy.sizes))
         owners = []
         for number, site in enumerate(anatomy.sites):
@@ -51,16 +71,18 @@ class ActivationHooks:
         self.places = [slice(end - len(owner), end) for end, owner in zip(ends, owners, strict=True)]
 
     def install(self, model: nn.Module) -> None:
-        """Put the taps on `model`: after `Masks.install`, so that they see masked activations."""
+        """Put the hooks on `model`. Call it after `Masks.install`, so that the hooks observe masked activations."""
         assert not self._handles
-        for number, site in enumerate(self.anatomy.sites):
-            hook = tap_input(self._tap(number))
-            self._handles.append(model.get_submodule(site.consumer).register_forward_pre_hook(hook))
-        for number, path in enumerate(self.anatomy.writers, start=len(self.anatomy.sites)):
-            self._handles.append(model.get_submodule(path).register_forward_hook(tap_output(self._tap(number))))
+        consumers = len(self.anatomy.sites)
+        for number, path in enumerate(self.paths):
+            module, observer = model.get_submodule(path), self._observer(number)
+            if number < consumers:
+                self._handles.append(module.register_forward_pre_hook(input_hook(observer)))
+            else:
+                self._handles.append(module.register_forward_hook(output_hook(observer)))
 
     def remove(self) -> None:
-        """Take the taps off: from here on scoring costs nothing."""
+        """Remove the hooks. Scoring costs nothing from here on."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -69,50 +91,63 @@ class ActivationHooks:
         self,
         attention_mask: Tensor,
         dtype: torch.dtype,
-        first: int = 0,
-        second_mask: Tensor | None = None,
+        example_offset: int = 0,
+        decoder_mask: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> None:
-        """Before each scored forward pass. Tensors are best on the host: to look one up on a device is to wait for it.
+        """Describe the micro-batch of the next scored forward pass.
 
-        attention_mask: which tokens count, [batch, length], 1 or 0; first: place of the micro-batch's first example
-        in the global batch; second_mask: the same for the decoder's tokens where there is a decoder; positions: those
-        of packed examples, [batch, length], which restart at every example.
+        Pass CPU tensors: reading a GPU tensor here would synchronise with the device.
+
+        Args:
+            attention_mask: which tokens count, 1 or 0, [batch, length].
+            dtype: the dtype of activations.
+            example_offset: position of the micro-batch's first example in the global batch.
+            decoder_mask: the mask of a decoder's tokens, [batch, length].
+            positions: positions of packed examples, [batch, length]. They restart at every example.
         """
-        self.first = first
-        self.valid = self.sent(attention_mask.reshape(1, -1).to(dtype))
-        self.second = None if second_mask is None else self.sent(second_mask.reshape(1, -1).to(dtype))
-        self.members = None
-        if positions is not None:
-            segments = (positions.flatten() == 0).cumsum(0) - 1
-            counts = torch.zeros(int(segments[-1]) + 1, len(segments), dtype=dtype)
-            counts[segments, torch.arange(len(segments))] = attention_mask.flatten().to(dtype)
-            self.members = self.sent(counts)
-        self.prepare(attention_mask, attention_mask if second_mask is None else second_mask)
+        self.example_offset = example_offset
+        members = None if positions is None else example_members(attention_mask, positions, dtype)
+        self.tokens = self._counted_tokens(attention_mask, dtype, members)
+        self.decoder_tokens = None if decoder_mask is None else self._counted_tokens(decoder_mask, dtype)
+
+    def _counted_tokens(self, mask: Tensor, dtype: torch.dtype, members: Tensor | None = None) -> CountedTokens:
+        return CountedTokens(
+            self.sent(mask.reshape(1, -1).to(dtype)),
+            self.sent((mask.flatten() == 0).nonzero().squeeze(1)) if self.lean else None,
+            None if members is None else self.sent(members),
+        )
 
     def sent(self, tensor: Tensor) -> Tensor:
-        """On this device, without waiting for it."""
+        """The tensor on the device of the scores, without a synchronisation."""
         return tensor.to(self.device, non_blocking=True)
 
-    def prepare(self, mask: Tensor, second: Tensor) -> None:
-        """What else a subclass must know of the tokens before a forward pass: see `begin`."""
-
     def end(self) -> None:
-        """After the backward pass: forward passes from here on (evaluation) are not scored."""
-        self.valid = self.second = None
+        """Score no further forward pass, such as those of an evaluation."""
+        self.tokens = self.decoder_tokens = None
 
-    def counted(self, number: int) -> Tensor | None:
-        """Which tokens count at tap `number`, [1, tokens]."""
-        second = self.anatomy.second
-        return self.second if second and self.paths[number].startswith(second) else self.valid
+    def counted(self, number: int) -> CountedTokens:
+        """The tokens that count at hooked module `number`. Call it between `begin` and `end`."""
+        prefix = self.anatomy.second
+        tokens = self.decoder_tokens if prefix and self.paths[number].startswith(prefix) else self.tokens
+        assert tokens is not None, "begin() comes before a scored forward pass"
+        return tokens
 
-    def watch(self, number: int, x: Tensor) -> Any:
-        """What to call with the gradient of `x`, seen at tap `number`; returns a function of a tensor like x."""
+    def watch(self, number: int, x: Tensor) -> Observer:
+        """Observe an activation.
+
+        Args:
+            number: the hooked module, an index of `paths` and `places`.
+            x: its activation, [batch, length, d].
+
+        Returns:
+            What to call with the gradient of `x`, a tensor like x.
+        """
         raise NotImplementedError
 
-    def _tap(self, number: int) -> Any:
-        def tap(x: Tensor) -> None:
-            if self.valid is None or not torch.is_grad_enabled():
+    def _observer(self, number: int) -> Observer:
+        def observe(x: Tensor) -> None:
+            if self.tokens is None or not torch.is_grad_enabled():
                 return
             if not x.requires_grad:
                 x.requires_grad_()
@@ -120,22 +155,30 @@ class ActivationHooks:
                 commit = seen("salience", self.watch)(number, x.detach())
             x.register_hook(seen("salience", commit))
 
-        return tap
+        return observe
 
 
-def tap_input(tap: Any) -> Any:
-    """A forward pre-hook that shows the module's input to `tap`."""
+def example_members(attention_mask: Tensor, positions: Tensor, dtype: torch.dtype) -> Tensor:
+    """What each token counts in each packed example: 2 x [batch, length] -> [examples, batch * length]."""
+    segments = (positions.flatten() == 0).cumsum(0) - 1
+    counts = torch.zeros(int(segments[-1]) + 1, len(segments), dtype=dtype)
+    counts[segments, torch.arange(len(segments))] = attention_mask.flatten().to(dtype)
+    return counts
 
-    def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        tap(args[0])
+
+def input_hook(observer: Observer) -> Callable[..., None]:
+    """A forward pre-hook that passes the module's first input to `observer`."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+        observer(args[0])
 
     return hook
 
 
-def tap_output(tap: Any) -> Any:
-    """A forward hook that shows the module's output to `tap`."""
+def output_hook(observer: Observer) -> Callable[..., None]:
+    """A forward hook that passes the module's output to `observer`."""
 
-    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        tap(output)
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        observer(output)
 
     return hook

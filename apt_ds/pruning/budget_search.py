@@ -1,13 +1,13 @@
-"""Which blocks stay: density sort and bisection under a parameter budget (section 4). Pure: numbers in, plan out.
+"""Which blocks remain: density sort and bisection under a parameter budget (METHOD.md section 4). Pure functions.
 
-Kept counts per site are rounded to what the hardware likes (`align`) and never fall under one unit. Two structures:
+Kept counts per site are multiples of `align`, which hardware computes faster, and never below one unit. Two structures:
 
 adaptive: every block competes with every other, as in the paper. Bisection finds the longest prefix of the
-    density order that fits; units that still fit are then added, densest first.
+    density order that fits. Units that still fit are then added, densest first.
 uniform: every attention site keeps the same number of heads, every feed-forward site the same number of
     neurons, so that the result is an ordinary architecture. The i-th best units of all sites form one block.
-    Among all count triples that fit, those within `SLACK` of the budget are preferred, and of these the one
-    that keeps most salience is taken. Only triples that the family's configuration can hold are candidates.
+    Among all count triples that fit, those that use the budget up to `SLACK` come first. The search takes the one of
+    these that keeps most salience. Only triples that the family's configuration supports are candidates.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ SLACK = 0.01  # of the budget: how far below it a plan may end where alignment p
 class Rules:
     """What a plan must respect.
 
-    kinds: kinds of block that may go; structure: 'uniform' or 'adaptive';
-    align_neurons, align_hidden: kept counts are multiples of these (or the full count).
-    writable: the sizes that a uniform plan may end in. Every adaptive plan is writable.
+    kinds: kinds of block that may be removed, some of heads, neurons, hidden; structure: 'uniform' or 'adaptive';
+    align_neurons, align_hidden: kept counts are multiples of these, or the full count; writable: the sizes that a
+    uniform plan may end in. Every adaptive plan is writable.
     """
 
     kinds: tuple[str, ...]
@@ -40,18 +40,18 @@ class Rules:
     writable: Writable = EVERY_SIZE
 
     def unit(self, kind: str) -> int:
-        """Blocks of `kind` that stay or go together."""
+        """Blocks of `kind` that are kept or removed together."""
         return {"head": 1, "neuron": self.align_neurons, "hidden": self.align_hidden}[kind]
 
     def may_go(self, kind: str) -> bool:
-        """Whether blocks of `kind` may be pruned at all."""
+        """Whether blocks of `kind` may be removed."""
         return plural(kind) in self.kinds
 
 
 def default_align(anatomy: Anatomy) -> int:
     """The largest power of two up to 64 at which one unit of neurons in every layer is at most 1 % of the model.
 
-    64 on real sizes (LLaMA 7B: 0.4 %); less on small models, whose budget could not be met closely otherwise.
+    64 on real sizes (LLaMA 7B: 0.4 %), less on small models, whose budget could not be met closely otherwise.
     """
     neurons = sum(site.weight for site in anatomy.sites if site.kind == "neuron")
     share = neurons / anatomy.width(anatomy.sizes)
@@ -59,19 +59,26 @@ def default_align(anatomy: Anatomy) -> int:
 
 
 def levels(count: int, unit: int, fixed: bool) -> list[int]:
-    """Counts a site of `count` blocks may keep, ascending: multiples of `unit`, and all of it."""
+    """Counts that a site of `count` blocks may keep, ascending: multiples of `unit`, and `count`."""
     if fixed:
         return [count]
     return [*range(unit, count, unit), count]
 
 
 def search(scores: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float) -> np.ndarray:
-    """Blocks to keep, bool [blocks], such that `anatomy.cost` of them is at most `budget` parameters.
+    """Blocks to keep, such that the model that remains has at most `budget` prunable parameters.
 
-    scores: salience of each block, float64 [blocks]; density is scores / anatomy.prices.
+    Args:
+        scores: salience of each block, float64 [blocks]. Density is salience per parameter.
+        anatomy: the model as it is.
+        rules: the limits of the plan.
+        budget: parameters.
+
+    Returns:
+        bool [blocks].
 
     Raises:
-        UserError: not even the smallest model the rules allow fits the budget, or none that fits can be written.
+        UserError: the smallest model that the rules allow exceeds the budget, or no model that fits can be written.
     """
     final = rules.structure != "uniform" or rules.writable.holds(anatomy)
     if final and anatomy.num_parameters(anatomy.sizes) <= budget:
@@ -82,7 +89,7 @@ def search(scores: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float) ->
         raise UserError(
             f"the budget of {budget:,.0f} parameters cannot be met: pruning {','.join(rules.kinds)} with alignment "
             f"{rules.align_neurons} (neurons) and {rules.align_hidden} (hidden) leaves at least {smallest:,} of "
-            f"{total:,}; lower --sparsity or --align, or allow more in --prune_blocks or --prune_scope"
+            f"{total:,}. Lower --sparsity or --align, or allow more in --prune_blocks or --prune_scope"
         )
     finder = _uniform if rules.structure == "uniform" else _adaptive
     sizes = finder(scores, anatomy, rules, budget)
@@ -90,8 +97,8 @@ def search(scores: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float) ->
 
 
 def smallest_sizes(anatomy: Anatomy, rules: Rules) -> Sizes:
-    """The floor: one head, one unit of neurons, one unit of hidden dimensions."""
-    lows = [levels(len_, rules.unit(kind), not rules.may_go(kind))[0] for kind, len_ in _kinds_and_counts(anatomy)]
+    """The smallest sizes allowed: one head, one unit of neurons, one unit of hidden dimensions."""
+    lows = [levels(count, rules.unit(kind), not rules.may_go(kind))[0] for kind, count in _kinds_and_counts(anatomy)]
     return Sizes(tuple(lows[:-1]), lows[-1])
 
 
@@ -104,17 +111,26 @@ def best_of_each(scores: np.ndarray, anatomy: Anatomy, sizes: Sizes) -> np.ndarr
 
 
 def cuttable(dead: np.ndarray, scores: np.ndarray, anatomy: Anatomy, rules: Rules) -> np.ndarray:
-    """Blocks that remain when as many `dead` blocks go as alignment and structure allow, bool [blocks].
+    """Blocks that remain when as many `dead` blocks are removed as alignment and structure allow.
 
-    Every site keeps a permitted count; with uniform structure all sites of a kind keep the same. Dead blocks beyond
-    that stay masked, the least salient going first.
+    Every site keeps a permitted count. With uniform structure all sites of a kind keep the same count. The least
+    salient dead blocks are removed first. The others stay masked.
+
+    Args:
+        dead: bool [blocks], fully masked blocks that the decision removes.
+        scores: float64 [blocks].
+        anatomy: the model as it is.
+        rules: the limits of the plan.
+
+    Returns:
+        bool [blocks].
     """
     kept: list[int] = []
     kinds = _kinds_and_counts(anatomy)
     for (kind, full), (_, span) in zip(kinds, block_slices(anatomy.sizes), strict=True):
-        alive = full - int(dead[span].sum())
+        living = full - int(dead[span].sum())
         steps = levels(full, rules.unit(kind), not rules.may_go(kind))
-        kept.append(next(level for level in steps if level >= alive))
+        kept.append(next(level for level in steps if level >= living))
     if rules.structure == "uniform":
         kept = [max(n for n, (k, _) in zip(kept, kinds, strict=True) if k == kind) for kind, _ in kinds]
     # living blocks outrank dead ones
@@ -180,7 +196,7 @@ def _uniform(scores: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float) 
     for kind in KINDS:
         members = [span for site, span in block_slices(anatomy.sizes) if anatomy.kind(site) == kind]
         count = {span.stop - span.start for span in members}
-        assert len(count) == 1, f"uniform structure needs the same number of {kind}s everywhere, found {count}"
+        assert len(count) == 1, f"uniform structure needs the same number of {kind}s everywhere, got {count}"
         total = sum(np.sort(scores[span])[::-1] for span in members)
         choices[kind] = np.array(levels(count.pop(), rules.unit(kind), not rules.may_go(kind)))
         gain[kind] = np.cumsum(total)[choices[kind] - 1]
@@ -192,7 +208,7 @@ def _uniform(scores: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float) 
     fits = (cost <= budget) & rules.writable.accepts(*grid)
     if not fits.any():
         raise UserError(
-            f"no model of at most {budget:,.0f} prunable parameters can be written: {rules.writable.reason}; change "
+            f"no model of at most {budget:,.0f} prunable parameters can be written: {rules.writable.reason}. Change "
             "--align or --sparsity, allow more in --prune_blocks, or give --structure adaptive"
         )
     near = fits & (cost >= (1 - SLACK) * budget)
@@ -204,9 +220,9 @@ def _uniform(scores: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float) 
 
 
 def describe(anatomy: Anatomy, sizes: Sizes) -> dict[str, object]:
-    """Sizes for people: per kind a count, or a list where sites differ."""
-    found: dict[str, object] = {"hidden": sizes.hidden, "parameters": anatomy.num_parameters(sizes)}
+    """Sizes for people: a count per kind, or a list where sites differ."""
+    sizes_by_kind: dict[str, object] = {"hidden": sizes.hidden, "parameters": anatomy.num_parameters(sizes)}
     for kind, name in (("head", "heads"), ("neuron", "neurons")):
         counts = [n for s, n in zip(anatomy.sites, sizes.counts, strict=True) if s.kind == kind]
-        found[name] = counts[0] if len(set(counts)) == 1 else counts
-    return found
+        sizes_by_kind[name] = counts[0] if len(set(counts)) == 1 else counts
+    return sizes_by_kind

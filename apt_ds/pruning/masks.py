@@ -1,9 +1,9 @@
-"""Soft masks on heads, neurons and hidden dimensions, worn by a stock model as hooks (sections 1, 4, 8).
+"""Soft masks on heads, neurons and hidden dimensions, as hooks on a stock model (METHOD.md sections 1, 4 and 8).
 
-Heads and neurons are masked where their consumer reads them, hidden dimensions where the stream is written.
-Norms take their statistics over kept dimensions. RMSNorm: the mean over d becomes a sum over the mask's total K, by
-scaling epsilon with K/d and the output with sqrt(K/d). LayerNorm: mean and variance are weighted with the mask. A
-model under 0/1 masks therefore equals the cut one, and nothing jumps on the way there.
+The masks of heads and neurons act where their consumer reads them, those of hidden dimensions where the stream is
+written. Norms take their statistics over kept dimensions. RMSNorm: the mean over d becomes a mean over the mask's total
+K, by scaling epsilon with K/d and the output with sqrt(K/d). LayerNorm: the mask weights mean and variance. A model
+under 0/1 masks therefore equals the cut model. Outputs change continuously on the way to it.
 """
 
 from __future__ import annotations
@@ -23,35 +23,38 @@ from apt_ds.models.blocks import HIDDEN, Anatomy, block_slices
 
 
 class Masks:
-    """The soft state of every block: `values`, float64 [blocks] on the host, the same on all ranks."""
+    """The mask of every block.
+
+    values: float64 [blocks], 0 to 1, on the host, the same on all ranks.
+    """
 
     def __init__(self, anatomy: Anatomy) -> None:
         self.anatomy = anatomy
         self.values = np.ones(anatomy.sizes.total())
-        self._worn: dict[int, Tensor] = {}
-        self._kept = 1.0
+        self._cached: dict[int, Tensor] = {}
+        self._kept_fraction = 1.0
         self._epsilons: list[tuple[nn.Module, float]] = []
         self._handles: list[RemovableHandle] = []
-        self._lifted = False
+        self._disabled = False
 
     def move_towards(self, keep: np.ndarray, step: float) -> None:
-        """Move by `step` towards 1 where `keep` (bool [blocks]), towards 0 elsewhere. Both ends are reached exactly."""
+        """Move by `step` towards 1 where `keep` (bool [blocks]), towards 0 elsewhere. Masks reach both ends exactly."""
         moved = self.values + np.where(keep, step, -step)
         # 100 steps of 0.01 must reach 0, not 1e-16
         near = SNAP * step
         self.set(np.where(moved < near, 0.0, np.where(moved > 1.0 - near, 1.0, moved)))
 
     def set(self, values: np.ndarray) -> None:
-        """Take `values` (float [blocks], 0 to 1) as the masks."""
+        """Set all masks. values: float64 [blocks], 0 to 1."""
         self.values = values.copy()
-        self._worn.clear()
+        self._cached.clear()
         hidden = self.values[dict(block_slices(self.anatomy.sizes))[HIDDEN]]
-        self._kept = float(hidden.mean())
+        self._kept_fraction = float(hidden.mean())
         for norm, epsilon in self._epsilons:
-            setattr(norm, self.anatomy.epsilon, epsilon * self._kept)
+            setattr(norm, self.anatomy.epsilon, epsilon * self._kept_fraction)
 
     def after_cut(self, anatomy: Anatomy, keep: np.ndarray) -> None:
-        """Follow a cut: `keep` (bool over the old blocks) are those that remain. Hooks must be off."""
+        """Follow a cut. keep: bool over the old blocks, those that remain. Hooks must be off."""
         assert not self._handles, "remove() the hooks before a cut"
         self.anatomy = anatomy
         self.set(self.values[keep])
@@ -65,7 +68,7 @@ class Masks:
         return self.values == 0.0
 
     def install(self, model: nn.Module) -> None:
-        """Put the hooks on `model`. Masks that are all ones cost nothing."""
+        """Put the hooks on `model`. Masks that are all 1 cost nothing."""
         assert not self._handles
         for number, site in enumerate(self.anatomy.sites):
             consumer = model.get_submodule(site.consumer)
@@ -83,7 +86,7 @@ class Masks:
         self.set(self.values)
 
     def remove(self) -> None:
-        """Take the hooks off and put the norms' epsilon back."""
+        """Remove the hooks and restore the epsilon of the norms."""
         for handle in self._handles:
             handle.remove()
         for norm, epsilon in self._epsilons:
@@ -92,29 +95,38 @@ class Masks:
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Inside, the model is as if it wore no masks."""
-        self._lifted = True
+        """Inside, the model computes as without masks."""
+        self._disabled = True
         for norm, epsilon in self._epsilons:
             setattr(norm, self.anatomy.epsilon, epsilon)
         try:
             yield
         finally:
-            self._lifted = False
+            self._disabled = False
             for norm, epsilon in self._epsilons:
-                setattr(norm, self.anatomy.epsilon, epsilon * self._kept)
+                setattr(norm, self.anatomy.epsilon, epsilon * self._kept_fraction)
 
     def mask_for(self, site: int, like: Tensor, unit: int = 1) -> Tensor | None:
-        """Mask of a site's columns, `unit` per block, in the dtype and place of `like`; None when all ones."""
-        if self._lifted:
+        """The mask of a site's columns.
+
+        Args:
+            site: the site, or `HIDDEN`.
+            like: the tensor to mask. The mask takes its device and dtype.
+            unit: columns per block.
+
+        Returns:
+            [blocks * unit], None where all are 1 or masks are disabled.
+        """
+        if self._disabled:
             return None
-        if site not in self._worn:
+        if site not in self._cached:
             values = self.values[dict(block_slices(self.anatomy.sizes))[site]]
             if (values == 1.0).all():
                 values = values[:0]
-            worn = torch.from_numpy(values).to(like.device, like.dtype, non_blocking=True)
-            self._worn[site] = worn.repeat_interleave(unit)
-        worn = self._worn[site]
-        return worn if worn.numel() else None
+            cached = torch.from_numpy(values).to(like.device, like.dtype, non_blocking=True)
+            self._cached[site] = cached.repeat_interleave(unit)
+        mask = self._cached[site]
+        return mask if mask.numel() else None
 
     def _on_input(self, site: int, unit: int) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
@@ -128,7 +140,7 @@ class Masks:
         return None if mask is None else output * mask
 
     def _on_norm(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        return None if self._kept == 1.0 or self._lifted else output * math.sqrt(self._kept)
+        return None if self._kept_fraction == 1.0 or self._disabled else output * math.sqrt(self._kept_fraction)
 
     def _on_layer_norm(self, module: nn.LayerNorm, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         mask = self.mask_for(HIDDEN, args[0])

@@ -1,17 +1,87 @@
-"""Which adapters grow (section 5). Pure: importances in, new ranks out."""
+"""Which adapters grow, and to which rank (METHOD.md section 5)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apt_ds.config import schedules
+from apt_ds.config.option_groups import AdapterOptions
+from apt_ds.models.adapter import adapters
+from apt_ds.runtime import zero
 
 
 @dataclass(frozen=True)
 class AdapterSize:
-    """An adapter as the decider sees it: its path, rank, and parameters per unit of rank (d_in + d_out)."""
+    """Path and rank of an adapter, and its parameters per unit of rank (d_in + d_out)."""
 
     path: str
     rank: int
     per_rank: int
+
+
+class RankGrowth:
+    """The importance of all adapters, and the ranks that follow from it.
+
+    importance: moving average of I, fp32 [adapters] in module order, None before the first observation;
+    initial_parameters: adapter parameters at the start of the run, 0 before `begin`.
+    """
+
+    def __init__(self, options: AdapterOptions, decay: float, phase: int, every: int) -> None:
+        self.options, self.decay, self.phase, self.every = options, decay, phase, every
+        self.importance: Tensor | None = None
+        self.initial_parameters = 0
+
+    def begin(self, model: nn.Module) -> None:
+        """Note the initial size of the adapters, once per run."""
+        self.initial_parameters = self.initial_parameters or parameters(adapter_sizes(model))
+
+    def observes_in(self, step: int) -> bool:
+        """Whether the update that follows `step` updates also observes importance."""
+        return self.options.grows and step < self.phase
+
+    @torch.no_grad()
+    def observe(self, engine: zero.Engine) -> Tensor:
+        """This rank's part of I = sum |W_B * dL/dW_B| in this step, fp32 [adapters]. Sum it over ranks."""
+        return zero.weight_times_gradient(engine, [adapter.lora_B for _, adapter in adapters(engine.module)])
+
+    def update(self, importance: Tensor) -> None:
+        """Take a step's importance, summed over ranks, into the moving average. fp32 [adapters]."""
+        average = self.importance if self.importance is not None else torch.zeros_like(importance)
+        self.importance = self.decay * average + (1 - self.decay) * importance
+
+    def plan(self, step: int, model: nn.Module) -> dict[str, int]:
+        """The new rank of each adapter that grows after `step` updates, by path."""
+        due = self.options.grows and schedules.is_adjustment(step, self.every, self.phase)
+        if not due or self.importance is None:
+            return {}
+        budget = schedules.rank_budget(step, self.phase, self.initial_parameters, self.options.rank_budget)
+        sizes = adapter_sizes(model)
+        if self.options.rank_growth == "even":
+            return even(sizes, budget, self.options.max_rank)
+        return grow_top_half(self.importance.tolist(), sizes, budget, self.options.max_rank)
+
+    def state_dict(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """(values, tensors) of a checkpoint."""
+        tensors = {} if self.importance is None else {"importance": self.importance.cpu()}
+        return {"initial_adapters": self.initial_parameters}, tensors
+
+    def load_state_dict(self, values: dict[str, Any], tensors: dict[str, Tensor], device: torch.device) -> None:
+        """Take over `state_dict`."""
+        self.initial_parameters = values["initial_adapters"]
+        if "importance" in tensors:
+            self.importance = tensors["importance"].to(device)
+
+
+def adapter_sizes(model: nn.Module) -> list[AdapterSize]:
+    """Sizes of all adapters, in module order."""
+    return [
+        AdapterSize(path, zero.full_shape(adapter.lora_A)[0], adapter.in_features + adapter.out_features)
+        for path, adapter in adapters(model)
+    ]
 
 
 def parameters(sizes: list[AdapterSize]) -> int:
@@ -20,10 +90,13 @@ def parameters(sizes: list[AdapterSize]) -> int:
 
 
 def grow_top_half(importance: list[float], sizes: list[AdapterSize], budget: float, max_rank: int) -> dict[str, int]:
-    """New ranks of those adapters that grow; the others are not named.
+    """New ranks of the adapters that grow: the top half by importance gets rank floor(r D_t' / D_t).
 
-    importance: I of each adapter, in the order of `sizes`. budget: D_t', in parameters, to which the adapters may
-    grow from their present total D_t. The top half by I get rank floor(r D_t' / D_t), at most `max_rank`.
+    Args:
+        importance: I of each adapter, in the order of `sizes`.
+        sizes: all adapters. Their parameters are D_t.
+        budget: D_t', the parameters to which the adapters may grow.
+        max_rank: highest rank.
     """
     ratio = budget / parameters(sizes)
     ranking = sorted(range(len(sizes)), key=lambda i: (-importance[i], i))
@@ -37,7 +110,7 @@ def grow_top_half(importance: list[float], sizes: list[AdapterSize], budget: flo
 
 
 def even(sizes: list[AdapterSize], budget: float, max_rank: int) -> dict[str, int]:
-    """New ranks where all adapters grow alike to `budget` parameters: the control of `tune`."""
+    """New ranks where all adapters grow alike to `budget` parameters: the control of `grow_top_half`."""
     ratio = budget / parameters(sizes)
     grown = {size.path: min(max_rank, int(size.rank * ratio + 1e-9)) for size in sizes}
     return {size.path: grown[size.path] for size in sizes if grown[size.path] > size.rank}

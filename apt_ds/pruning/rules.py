@@ -13,13 +13,18 @@ from apt_ds.pruning.budget_search import Rules, default_align
 
 
 def rules_of(run: RunConfig, anatomy: Anatomy, writable: Writable = EVERY_SIZE) -> Rules:
-    """What the run's plans must respect. writable: the sizes that the export can hold.
+    """What the run's plans must respect.
+
+    Args:
+        run: the options.
+        anatomy: the model before any cut.
+        writable: the sizes that the export supports.
 
     Raises:
-        UserError: the run prunes, and no block may go.
+        UserError: the run prunes, and no block may be removed.
     """
     kinds = competing_kinds(run, anatomy)
-    if run.pruning.mode != "none" and run.pruning.sparsity > 0 and not kinds:
+    if run.pruning.prunes and not kinds:
         raise UserError(
             "--prune_scope adapted leaves nothing to prune: no sublayer of "
             f"--prune_blocks {run.pruning.prune_blocks} has an adapter on {','.join(run.targets)}. "
@@ -31,7 +36,7 @@ def rules_of(run: RunConfig, anatomy: Anatomy, writable: Writable = EVERY_SIZE) 
 
 def mask_notice(run: RunConfig, total_steps: int) -> str:
     """One line if masks of gradual pruning must jump at the end of a run of `total_steps`, else ''."""
-    if run.pruning.mode != "gradual" or not run.pruning.sparsity:
+    if not run.pruning.gradual:
         return ""
     return schedules.mask_notice(
         run.pruning.mask_step, total_steps, schedules.pruning_phase(total_steps, run.pruning.pruning_phase)

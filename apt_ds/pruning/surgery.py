@@ -1,12 +1,15 @@
-"""The hands: carry out a plan on weights, adapters and optimizer state (sections 5, 6 and 8).
+"""Carries out a plan on weights, adapters and optimizer state (METHOD.md sections 5, 6 and 8).
 
-No engine may be on the model. One module is gathered at a time, so that the peak is one weight above what is
-held anyway; new weights are partitioned as soon as they are made.
+A cut is a list of `WeightCut` jobs, one per parameter. `weight_cuts` lists them without reading a weight, and `_apply`
+carries one out. No engine may be on the model.
+
+Memory: one parameter is gathered at a time, and the old one is freed before the next is made. The peak is one weight
+above what the model needs. New weights are partitioned as soon as they exist.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,16 +18,16 @@ from torch import Tensor, nn
 
 from apt_ds.models import position_bias, quantization
 from apt_ds.models.adapter import AptLinear, Transform, adapters, gaussian_rows
-from apt_ds.models.blocks import Anatomy, Axis, IndexedModule, block_slices, kept_sizes
+from apt_ds.models.blocks import Anatomy, Axis, block_slices, kept_sizes
 from apt_ds.runtime import zero
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do.
+    """What to cut and to grow.
 
-    keep: bool over all blocks, None to cut nothing; scale: float64 over all blocks, what heads and neurons that stay
-    are multiplied with where a site loses some (None: nothing); grow: adapter path to its new rank.
+    keep: bool [blocks], the blocks that remain, None to cut nothing; grow: new rank of each adapter that grows, by
+    path; scale: float64 [blocks], factors of the heads and neurons that remain, at sites that lose some, None for 1.
     """
 
     keep: np.ndarray | None = None
@@ -35,16 +38,49 @@ class Plan:
         return bool(self.grow) or (self.keep is not None and not self.keep.all())
 
 
+@dataclass(frozen=True)
+class WeightCut:
+    """The cut of one parameter.
+
+    path, name: the module and the parameter's name in it; rows, columns: int64, ascending, the entries of dimensions 0
+    and 1 that remain, None for all; factor: fp32 [kept columns], what to multiply columns with, None for 1; tied_to:
+    path and name of an earlier job with the same parameter, which then replaces this one.
+    """
+
+    path: str
+    name: str
+    rows: Tensor | None = None
+    columns: Tensor | None = None
+    factor: Tensor | None = None
+    tied_to: tuple[str, str] | None = None
+
+    def part_of(self, tensor: Tensor, scaled: bool = True) -> Tensor:
+        """A contiguous copy of the entries that remain, times the factor if `scaled`, in the dtype of `tensor`."""
+        kept = take(tensor, self.rows, self.columns)
+        if self.factor is None or not scaled:
+            return kept
+        return (kept * self.factor.to(kept.device)).to(kept.dtype)
+
+
 def apply_plan(
     model: nn.Module, anatomy: Anatomy, plan: Plan, state: zero.EngineState | None, generator: torch.Generator
 ) -> Anatomy:
-    """Cut and grow in place; returns the anatomy that remains. Collective under stage 3.
+    """Cut and grow in place. Collective under ZeRO stage 3.
 
-    state: optimizer state whose tensors follow the same index (None: nothing to follow). New entries of a moment
-    are zero, new rows of W_A come from `generator` (the same seed on every rank), new columns of W_B are zero.
+    New entries of a moment are zero. New columns of W_B are zero, so that growth changes no output.
+
+    Args:
+        model: the model without an engine and without hooks.
+        anatomy: its anatomy.
+        plan: the same on all ranks.
+        state: optimizer state whose tensors follow the same index, or None.
+        generator: draws new rows of W_A. It has the same seed on every rank.
+
+    Returns:
+        The anatomy that remains.
     """
     if plan.keep is not None and not plan.keep.all():
-        anatomy = _cut(model, anatomy, plan, state)
+        anatomy = _cut(model, anatomy, plan.keep, plan.scale, state)
     for path, adapter in adapters(model):
         if path in plan.grow:
             _grow(path, adapter, plan.grow[path], state, generator)
@@ -52,7 +88,13 @@ def apply_plan(
 
 
 def element_index(axis: Axis | None, keep: np.ndarray, anatomy: Anatomy) -> Tensor | None:
-    """Entries of a weight's dimension that stay, int64, ascending; None where all do."""
+    """Entries of a weight's dimension that remain, int64, ascending. None where all remain.
+
+    Args:
+        axis: the blocks along the dimension, None for no blocks.
+        keep: bool [blocks].
+        anatomy: the anatomy before the cut.
+    """
     if axis is None:
         return None
     kept = keep[dict(block_slices(anatomy.sizes))[axis.site]]
@@ -71,35 +113,67 @@ def take(tensor: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
     return tensor.contiguous()
 
 
-def _cut(model: nn.Module, anatomy: Anatomy, plan: Plan, state: zero.EngineState | None) -> Anatomy:
-    keep = plan.keep
+def weight_cuts(
+    model: nn.Module, anatomy: Anatomy, keep: np.ndarray, scale: np.ndarray | None = None
+) -> list[WeightCut]:
+    """The jobs of a cut, in the order of the anatomy. Changes nothing, reads no weight and stores none.
+
+    Args:
+        model: the model before the cut.
+        anatomy: its anatomy.
+        keep: bool [blocks], the blocks that remain.
+        scale: float64 [blocks], factors of the blocks that remain, or None.
+    """
+    axes = {axis for slot in anatomy.slots for axis in (slot.rows, slot.columns) if axis is not None}
+    index = {axis: element_index(axis, keep, anatomy) for axis in axes}
     consumers = {site.consumer for site in anatomy.sites}
-    # weights that several slots share, old ones with the new: an old one that lives on keeps its id to itself
-    shared = _shared(model, anatomy)
-    replaced: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
+    cuts: list[WeightCut] = []
+    first: dict[int, tuple[str, str]] = {}  # by identity: tied embeddings are one parameter of several modules
     for slot in anatomy.slots:
-        rows, columns = (element_index(axis, keep, anatomy) for axis in (slot.rows, slot.columns))
-        if rows is None and columns is None:
-            continue
-        module = model.get_submodule(slot.path)
+        rows = None if slot.rows is None else index[slot.rows]
+        columns = None if slot.columns is None else index[slot.columns]
         factor = None
-        if plan.scale is not None and columns is not None and slot.path in consumers:
-            factor = _spread(slot.columns, plan.scale, anatomy)[columns]
-        for name, index in _indexed(module, slot, rows, columns):
-            weigh = factor if index[1] is not None else None
-            old = getattr(module, name)
-            if id(old) in replaced:
-                setattr(module, name, replaced[id(old)][1])
+        if scale is not None and slot.columns is not None and columns is not None and slot.path in consumers:
+            factor = _per_entry(slot.columns, scale, anatomy)[columns]
+        module = model.get_submodule(slot.path)
+        for name, own_rows, own_columns in _dimensions(module, rows, columns):
+            if own_rows is None and own_columns is None:
                 continue
-            new = _replace(old, index, weigh)
-            setattr(module, name, new)
-            if id(old) in shared:
-                replaced[id(old)] = old, new
-            # what is gone must be free before the next is made
-            zero.release(old)
-            if state is not None:
-                _follow(state, f"{slot.path}.{name}", index, weigh)
-        _set_widths(module)
+            place = slot.path, name
+            tied_to = first.setdefault(id(getattr(module, name)), place)
+            own_factor = None if own_columns is None else factor
+            cut = WeightCut(*place, own_rows, own_columns, own_factor, None if tied_to == place else tied_to)
+            cuts.append(cut)
+    return cuts
+
+
+def _dimensions(
+    module: nn.Module, rows: Tensor | None, columns: Tensor | None
+) -> Iterator[tuple[str, Tensor | None, Tensor | None]]:
+    """(name, rows, columns) of the module's parameters, for a module that is indexed by rows and columns."""
+    if not isinstance(module, Transform):
+        yield "weight", rows, columns
+        if getattr(module, "bias", None) is not None:
+            yield "bias", rows, None
+    if isinstance(module, (AptLinear, Transform)):
+        yield "lora_A", None, columns
+        yield "lora_B", rows, None
+
+
+def _per_entry(axis: Axis, values: np.ndarray, anatomy: Anatomy) -> Tensor:
+    """A value per block as a value per entry of the dimension: float64 [blocks] -> fp32 [site's blocks * unit]."""
+    own = torch.from_numpy(values[dict(block_slices(anatomy.sizes))[axis.site]]).float()
+    return own.repeat_interleave(axis.unit)
+
+
+def _cut(
+    model: nn.Module, anatomy: Anatomy, keep: np.ndarray, scale: np.ndarray | None, state: zero.EngineState | None
+) -> Anatomy:
+    cuts = weight_cuts(model, anatomy, keep, scale)
+    for cut in cuts:
+        _apply(cut, model, state)
+    for path in dict.fromkeys(cut.path for cut in cuts):
+        _set_widths(model.get_submodule(path))
     for number, site in enumerate(anatomy.sites):
         heads = element_index(Axis(number), keep, anatomy)
         if site.position_bias and heads is not None:
@@ -107,56 +181,35 @@ def _cut(model: nn.Module, anatomy: Anatomy, plan: Plan, state: zero.EngineState
     return anatomy.with_sizes(kept_sizes(anatomy.sizes, keep))
 
 
-def _shared(model: nn.Module, anatomy: Anatomy) -> set[int]:
-    """The ids of weights that are those of several slots (tied embeddings)."""
-    held = (p for slot in anatomy.slots for p in model.get_submodule(slot.path).parameters(recurse=False))
-    counts = Counter(map(id, held))
-    return {number for number, count in counts.items() if count > 1}
+def _apply(cut: WeightCut, model: nn.Module, state: zero.EngineState | None) -> None:
+    """Replace one parameter, free the old one, and cut its optimizer state. Collective under ZeRO stage 3."""
+    module = model.get_submodule(cut.path)
+    if cut.tied_to is not None:
+        path, name = cut.tied_to
+        setattr(module, cut.name, getattr(model.get_submodule(path), name))
+        return
+    old = getattr(module, cut.name)
+    setattr(module, cut.name, _replacement(old, cut))
+    # the old weight must be free before the next one is made
+    zero.release(old)
+    entry = {} if state is None else state.tensors.get(f"{cut.path}.{cut.name}", {})
+    for key, value in entry.items():
+        entry[key] = cut.part_of(value, scaled=key == "master")
 
 
-Index = tuple[Tensor | None, Tensor | None]
-
-
-def _indexed(
-    module: nn.Module, slot: IndexedModule, rows: Tensor | None, columns: Tensor | None
-) -> list[tuple[str, Index]]:
-    """The module's parameters and how a cut indexes them."""
-    found: list[tuple[str, Index]] = []
-    if not isinstance(module, Transform):
-        found.append(("weight", (rows, columns)))
-        if getattr(module, "bias", None) is not None:
-            found.append(("bias", (rows, None)))
-    if isinstance(module, (AptLinear, Transform)):
-        found += [("lora_A", (None, columns)), ("lora_B", (rows, None))]
-    return [(name, index) for name, index in found if index != (None, None)]
-
-
-def _spread(axis: Axis, values: np.ndarray, anatomy: Anatomy) -> Tensor:
-    """A value per block as a value per entry of the dimension, fp32."""
-    own = torch.from_numpy(values[dict(block_slices(anatomy.sizes))[axis.site]]).float()
-    return own.repeat_interleave(axis.unit)
-
-
-def _replace(old: nn.Parameter, index: Index, factor: Tensor | None) -> nn.Parameter:
+def _replacement(old: nn.Parameter, cut: WeightCut) -> nn.Parameter:
+    """The parameter after the cut, partitioned and quantized like the old one."""
     with zero.gathered([old]), torch.no_grad():
-        values = quantization.dense(old, torch.float32)
-        new = quantization.requantize_like(old, _weighed(take(values, *index), factor))
+        new = quantization.requantize_like(old, cut.part_of(quantization.dense(old, torch.float32)))
     zero.shard([new], like=old)
     return new
 
 
-def _weighed(tensor: Tensor, factor: Tensor | None) -> Tensor:
-    return tensor if factor is None else (tensor * factor.to(tensor.device)).to(tensor.dtype)
-
-
-def _follow(state: zero.EngineState, name: str, index: Index, factor: Tensor | None) -> None:
-    for key, value in state.tensors.get(name, {}).items():
-        state.tensors[name][key] = _weighed(take(value, *index), factor if key == "master" else None)
-
-
 def _set_widths(module: nn.Module) -> None:
+    """Make the sizes that a module states those of its weight."""
     if isinstance(module, Transform):
         return
+    assert isinstance(module.weight, nn.Parameter)
     shape = zero.full_shape(module.weight)
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = shape
@@ -167,6 +220,7 @@ def _set_widths(module: nn.Module) -> None:
 
 
 def _grow(path: str, adapter: AptLinear, rank: int, state: zero.EngineState | None, generator: torch.Generator) -> None:
+    """Raise an adapter to `rank`: Gaussian rows of W_A, zero columns of W_B, zero moments."""
     extra = rank - zero.full_shape(adapter.lora_A)[0]
     rows = gaussian_rows(extra, adapter.in_features, adapter.in_features, generator)
     columns = torch.zeros(adapter.out_features, extra)
@@ -179,6 +233,6 @@ def _grow(path: str, adapter: AptLinear, rank: int, state: zero.EngineState | No
         if state is not None:
             entry = state.tensors[f"{path}.{name}"]
             for key, value in entry.items():
-                # the master of what was drawn is what the weight really holds after rounding
+                # the master of what was drawn is what the weight really contains after rounding
                 fresh = new.to(old.dtype).float() if key == "master" else torch.zeros_like(new)
                 entry[key] = torch.cat([value, fresh.to(value.device, value.dtype)], dim)

@@ -44,7 +44,7 @@ def world_size() -> int:
 
 
 def local_rank() -> int:
-    """Rank within this node."""
+    """Rank on this node."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
@@ -81,8 +81,8 @@ def to_main(own: dict[str, torch.Tensor], device: torch.device) -> Iterator[tupl
 
     Collective: exhaust it on every rank. device: where tensors travel.
     """
-    held = gather_objects([(name, value.dtype, value.shape) for name, value in own.items()])
-    for source, listed in enumerate(held):
+    announced = gather_objects([(name, value.dtype, value.shape) for name, value in own.items()])
+    for source, listed in enumerate(announced):
         for name, dtype, shape in listed:
             if source == rank() == 0:
                 yield source, name, own[name].cpu()
@@ -123,9 +123,9 @@ def on_each_node(action: Callable[[], object]) -> None:
             action()
         except Exception as error:
             failure = error
-    for error in gather_objects(failure):
-        if error is not None:
-            raise error
+    for reported in gather_objects(failure):
+        if reported is not None:
+            raise reported
 
 
 def from_node(make: Callable[[], bytes]) -> bytes:
@@ -146,9 +146,9 @@ def from_node(make: Callable[[], bytes]) -> bytes:
         except Exception as error:
             failure = error
     places = gather_objects((made, failure))
-    for _, error in places:
-        if error is not None:
-            raise error
+    for _, reported in places:
+        if reported is not None:
+            raise reported
     if local_rank():
         content = Path(places[rank() - local_rank()][0]).read_bytes()
     barrier()

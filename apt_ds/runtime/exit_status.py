@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 from apt_ds.config.errors import LostRank, RankError, UserError
 from apt_ds.runtime.signals import Stopped
@@ -18,13 +19,13 @@ LONGEST = 900  # characters of an error's line
 
 
 def main(action: Callable[[], object]) -> None:
-    """Run `action` and leave the process: 0, or after one line on stderr
+    """Run `action` and leave the process with its exit status.
 
-    2: a mistake the user can mend; 3: another rank is gone; 128 plus its number: stopped by a signal. Anything else
-    is a defect: 1 and a traceback.
+    Status 0 means success. The others follow one line on stderr: 2 for a mistake that the user can correct, 3 for a
+    lost rank, 128 plus its number for a signal. Status 1 follows a traceback and is a defect.
 
-    All ranks usually meet the same mistake: the first one tells, the others give it time to, since a launcher
-    ends all processes as soon as one has failed.
+    All ranks usually meet the same mistake. The first rank reports it. The others wait before they leave, since a
+    launcher ends all processes as soon as one has failed.
     """
     try:
         action()
@@ -60,7 +61,7 @@ def one_line(error: Exception) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
 
 
-def leave(status: int) -> None:
+def leave(status: int) -> NoReturn:
     """End this process at once: a clean interpreter exit would wait for collectives that never come."""
     sys.stdout.flush()
     sys.stderr.flush()

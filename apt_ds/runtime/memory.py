@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -9,7 +11,7 @@ import torch
 
 
 def reset_peak(device: torch.device) -> None:
-    """Start measuring peak memory anew."""
+    """Start measuring peak memory again."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -30,3 +32,9 @@ def peak_memory(device: torch.device) -> int:
         return psutil.Process().memory_info().rss
     line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
+
+
+def trim_heap() -> None:
+    """Return free memory of the C library's heap to the system. Has no effect without glibc."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

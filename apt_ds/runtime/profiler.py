@@ -68,7 +68,7 @@ class Profile:
         The first step of each, which warms caches, does not count where there are others.
         """
         self._close()
-        found = {}
+        found: dict[str, dict[str, dict[str, float]]] = {}
         for when, steps in self._steps.items():
             counted = steps[1:] or steps
             if not counted:

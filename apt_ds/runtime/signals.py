@@ -18,9 +18,10 @@ from typing import Any
 from apt_ds.runtime import heartbeat
 
 ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOPPED_EARLY = "stopped before the first step, in {phase}: nothing was to be saved. Start again"
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818 - no error: the user asked for it
     """The run has left at a step boundary because of a signal; `status` is 128 plus its number."""
 
     def __init__(self, number: int, text: str) -> None:
@@ -31,11 +32,14 @@ class Stopped(Exception):
 class StopSignals:
     """A context in which signals are noted. asked: number of the first one, 0 before.
 
+    exits: whether a signal may end the process. False for a single process that belongs to a caller: `Stopped` is then
+    raised in the main thread before the first step, and KeyboardInterrupt on a second SIGINT.
     early: there is nothing to save yet; tell: has all ranks leave with the number it is given.
     discard: removes the output folder where the run made it and has nothing to keep in it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, exits: bool = True) -> None:
+        self.exits = exits
         self.asked = 0
         self.early = True
         self.tell: Callable[[int], None] = lambda number: None
@@ -45,6 +49,9 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is not threading.main_thread():
+            return self
+        if not self.exits:
+            self._before = {number: signal.signal(number, self._raise) for number in ASKING}
             return self
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
@@ -59,19 +66,31 @@ class StopSignals:
             return
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        signal.set_wakeup_fd(self._wakeup)
-        for end in self._pair:
-            end.close()
         self._before = {}
+        if self.exits:
+            signal.set_wakeup_fd(self._wakeup)
+            for end in self._pair:
+                end.close()
 
     def begin(self) -> None:
         """From now on there is something to save. From the main thread; leaves if a signal came before."""
         self.early = False
+        if self.asked and not self.exits:
+            raise Stopped(self.asked, STOPPED_EARLY.format(phase=heartbeat.CURRENT.phase))
         if self.asked:
             self.leave(self.asked)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.asked = self.asked or number
+
+    def _raise(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal by an exception where no step can be lost, or where the user insists."""
+        again = self.asked > 0 and number == signal.SIGINT
+        self._note(number, frame)
+        if self.early:
+            raise Stopped(number, STOPPED_EARLY.format(phase=heartbeat.CURRENT.phase))
+        if again:
+            raise KeyboardInterrupt
 
     def _listen(self, end: socket.socket) -> None:
         interrupts = 0
@@ -96,7 +115,6 @@ class StopSignals:
         self._leaving.acquire()
         self.tell(number)
         if os.environ.get("RANK", "0") == "0":
-            where = f"stopped before the first step, in {heartbeat.CURRENT.phase}"
-            print(f"{where}: nothing was to be saved. Start again", file=sys.stderr, flush=True)
+            print(STOPPED_EARLY.format(phase=heartbeat.CURRENT.phase), file=sys.stderr, flush=True)
         self.discard()
         os._exit(128 + number)

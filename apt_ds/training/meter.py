@@ -1,4 +1,4 @@
-"""Time and peak memory of a training run on one rank: of the whole run, before the first cut, at the final size."""
+"""Time and peak memory of a run on one rank: of the whole run, before the first cut, and at the final size."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -16,12 +16,35 @@ from apt_ds.runtime.memory import peak_memory, reset_peak
 PARTS = ("steps", "scoring", "rebuilds", "evaluation")
 
 
+class SizeFigures(TypedDict):
+    """Cost of training a model of one size. None without a step at this size."""
+
+    step_seconds: float | None
+    peak_memory_bytes: int | None
+
+
+class WholeFigures(TypedDict):
+    """Cost of a whole run. `seconds` is the sum of steps, scoring and rebuilds."""
+
+    seconds: float
+    steps_seconds: float
+    scoring_seconds: float
+    rebuilds_seconds: float
+    evaluation_seconds: float
+    peak_memory_bytes: int | None
+    evaluation_peak_bytes: int | None
+
+
 class Meter:
     """Seconds by part of the run, and peak bytes of this rank.
 
     Steps are optimizer steps, with the scoring that happens in them. Scoring is calibration, search, Fisher information
-    and Taylor importance. Evaluation is measured apart: it belongs neither to `seconds` nor to the run's peak.
-    Loading, checkpoints and the written model count nowhere.
+    and Taylor importance. Evaluation is measured separately. It is not part of `seconds` or of the run's peak.
+    Loading, checkpoints and the export are not measured.
+
+    Attributes:
+        rebuilds: seconds of each rebuild.
+        rebuild_peaks: peak bytes of each rebuild.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -41,7 +64,13 @@ class Meter:
         return self._parts["steps"] + self._parts["scoring"] + self._parts["rebuilds"]
 
     def step(self, seconds: float, dense: bool, calibrating: bool = False) -> None:
-        """Take one step. dense: nothing is cut yet. A calibration step updates nothing and counts as scoring."""
+        """Record one step.
+
+        Args:
+            seconds: the step's duration.
+            dense: whether no block has been cut yet.
+            calibrating: whether the step updates nothing. It then counts as scoring.
+        """
         self._parts["scoring" if calibrating else "steps"] += seconds
         self._final.append(seconds)
         self._fold("final")
@@ -51,7 +80,7 @@ class Meter:
 
     @contextmanager
     def scoring(self) -> Iterator[None]:
-        """Count what happens inside as scoring between two steps."""
+        """Record the body as scoring between two steps."""
         start = time.perf_counter()
         yield
         self._parts["scoring"] += time.perf_counter() - start
@@ -59,7 +88,7 @@ class Meter:
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
-        """Measure an evaluation apart."""
+        """Record the body as an evaluation."""
         self.forget_peak()
         start = time.perf_counter()
         yield
@@ -73,7 +102,12 @@ class Meter:
         self.forget_peak()
 
     def rebuilt(self, seconds: float, cut: bool) -> None:
-        """Take one rebuild, before which `begin_rebuild` was called. The figures of the final size start again."""
+        """Record a rebuild that `begin_rebuild` started. Figures of the final size start again.
+
+        Args:
+            seconds: the rebuild's duration.
+            cut: whether the model became smaller.
+        """
         self.rebuilds.append(seconds)
         self._parts["rebuilds"] += seconds
         self.rebuild_peaks.append(self.peak())
@@ -85,7 +119,7 @@ class Meter:
         self.forget_peak()
 
     def forget_peak(self) -> None:
-        """Leave what happened since the last step or rebuild (loading, an evaluation) out of all peaks."""
+        """Exclude everything since the last step or rebuild from all peaks."""
         reset_peak(self.device)
 
     def _fold(self, *names: str) -> None:
@@ -99,38 +133,55 @@ class Meter:
         return seconds
 
     def peak(self) -> int:
-        """Peak memory since it was last reset."""
+        """Peak bytes since the last reset."""
         return peak_memory(self.device)
 
-    def state(self) -> dict[str, Any]:
-        """What `load_state` takes. Times are in seconds, peaks in bytes."""
-        times = {"rebuilds": self.rebuilds, "dense": self._dense, "final": self._final, "parts": self._parts}
-        return times | {"rebuild_peaks": self.rebuild_peaks, "peaks": self._peaks, "last_rebuild": self._last_rebuild}
+    def state_dict(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """Times in seconds and peaks in bytes. No tensors."""
+        values = {
+            "rebuilds": self.rebuilds,
+            "dense": self._dense,
+            "final": self._final,
+            "parts": self._parts,
+            "rebuild_peaks": self.rebuild_peaks,
+            "peaks": self._peaks,
+            "last_rebuild": self._last_rebuild,
+        }
+        return values, {}
 
-    def load_state(self, values: dict[str, Any]) -> None:
-        """Go on from what `state` returned. Memory used until now, which is that of loading, does not count."""
+    def load_state_dict(self, values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        """Resume from what `state_dict` returned. The memory that loading used is not counted."""
         self.rebuilds, self.rebuild_peaks = values["rebuilds"], values["rebuild_peaks"]
         self._dense, self._final, self._parts = values["dense"], values["final"], values["parts"]
         self._peaks, self._last_rebuild = values["peaks"], values["last_rebuild"]
         self.forget_peak()
 
-    def dense(self) -> dict[str, float | int | None]:
+    def dense(self) -> SizeFigures:
         """Median step time and peak memory before the first cut."""
         return figures(self._dense, self._peaks["dense"])
 
-    def final(self) -> dict[str, float | int | None]:
-        """Median step time and peak memory since the last rebuild; None where no step came after it."""
+    def final(self) -> SizeFigures:
+        """Median step time and peak memory since the last rebuild. None if no step followed it."""
         return figures(self._final, self._peaks["final"])
 
-    def whole(self) -> dict[str, float | int | None]:
-        """The whole run: `seconds` with its parts, evaluation apart, and the largest peak of all engines."""
-        parts = {"seconds": self.seconds} | {f"{part}_seconds": self._parts[part] for part in PARTS}
-        parts |= {"peak_memory_bytes": self._peaks["run"] or None}
-        return parts | {"evaluation_peak_bytes": self._peaks["evaluation"] or None}
+    def whole(self) -> WholeFigures:
+        """Time of the whole run by part, and the largest peaks of all engines."""
+        return {
+            "seconds": self.seconds,
+            "steps_seconds": self._parts["steps"],
+            "scoring_seconds": self._parts["scoring"],
+            "rebuilds_seconds": self._parts["rebuilds"],
+            "evaluation_seconds": self._parts["evaluation"],
+            "peak_memory_bytes": self._peaks["run"] or None,
+            "evaluation_peak_bytes": self._peaks["evaluation"] or None,
+        }
 
 
-def figures(times: list[float], peak: int) -> dict[str, float | int | None]:
-    """Figures of the report. The first step warms caches and does not count, unless it is the only one."""
+def figures(times: list[float], peak: int) -> SizeFigures:
+    """Median time and peak of the steps at one size.
+
+    The first step warms caches. It does not count unless it is the only one.
+    """
     counted = times[1:] or times
     return {
         "step_seconds": statistics.median(counted) if counted else None,

@@ -1,4 +1,4 @@
-"""What a run leaves behind while it runs: `metrics.jsonl` and progress bar; and peaks of memory."""
+"""What a run shows while it trains: `metrics.jsonl`, a progress bar, and lines on stderr."""
 
 from __future__ import annotations
 
@@ -7,17 +7,22 @@ import math
 import sys
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from tqdm import tqdm
 
 from apt_ds.config.errors import UserError
 from apt_ds.pruning.surgery import Plan
 from apt_ds.runtime import collectives
+from apt_ds.training.summary_schema import MetricsLine
 
 
 class MetricsLogger:
-    """Metrics file and progress bar; silent on all ranks but the first."""
+    """Metrics file and progress bar on the first rank. The other ranks write nothing.
+
+    Attributes:
+        folder: the run's output folder.
+    """
 
     def __init__(self, folder: Path, total_steps: int, quiet: bool = False) -> None:
         self.folder = folder
@@ -26,49 +31,53 @@ class MetricsLogger:
 
     @cached_property
     def _file(self) -> TextIO:
-        # not before there is something to write: a mistake found while the model loads leaves no folder
+        # opened with the first line: a mistake found while the model loads must leave no folder
         return (self.folder / "metrics.jsonl").open("a", encoding="utf8")
 
     @cached_property
     def _bar(self) -> tqdm:
-        # not before there is something to show: a mistake found while the model loads has a line of its own
+        # shown with the first line: a mistake found while the model loads has a line of its own
         return tqdm(total=self._total, unit="step", disable=self._quiet, file=sys.stderr, smoothing=0.1)
 
-    def step(self, row: dict[str, Any]) -> None:
-        """One line of metrics; moves the bar to the row's step."""
+    def step(self, line: MetricsLine) -> None:
+        """Write one line of metrics and move the bar to its step.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
         if not self._writes:
             return
+        loss = line["loss"] if line["loss"] is not None else math.nan
         try:
             # JSON has no NaN
-            shown = row | {"loss": row["loss"] if math.isfinite(row["loss"]) else None}
-            self._file.write(json.dumps(shown) + "\n")
+            written = {**line, "loss": loss if math.isfinite(loss) else None}
+            self._file.write(json.dumps(written) + "\n")
             self._file.flush()
         except OSError as error:
             raise UserError(
                 f"cannot write {self.folder / 'metrics.jsonl'}: {error.strerror}; free some space"
             ) from None
-        self._bar.set_postfix(
-            loss=f"{row['loss']:.3f}", kept=f"{100 * row['kept']:.1f}%", ranks=f"{row['ranks']['mean']:.1f}"
-        )
-        self._bar.update(row["step"] - self._bar.n)
+        kept, ranks = f"{100 * line['kept']:.1f}%", f"{line['ranks']['mean']:.1f}"
+        self._bar.set_postfix(loss=f"{loss:.3f}", kept=kept, ranks=ranks)
+        self._bar.update(line["step"] - self._bar.n)
 
     def metrics(self) -> bytes:
-        """All lines so far; on the first rank."""
+        """All lines so far. On the first rank."""
         return (self.folder / "metrics.jsonl").read_bytes()
 
     def adjusted(self, step: int, kept: float, plan: Plan) -> None:
-        """Tell of a cut or of rank growth."""
+        """Report a cut or rank growth after `step` updates. kept: fraction of the prunable parameters."""
         if not self._bar.disable:
             grown = f"; {len(plan.grow)} adapters grew" if plan.grow else ""
             self._bar.write(f"step {step}: {100 * kept:.2f} % of the prunable parameters kept{grown}", file=sys.stderr)
 
     def warn(self, text: str) -> None:
-        """One line on stderr."""
+        """Write one line on stderr."""
         if not self._bar.disable:
             self._bar.write(text, file=sys.stderr)
 
     def close(self) -> None:
-        """End bar and file."""
+        """Close bar and file."""
         self._bar.close()
         if "_file" in vars(self):
             self._file.close()

@@ -1,4 +1,4 @@
-"""The output folder of a run: checked early, made late, removed where nothing came of it."""
+"""The output folder of a run: checked early, made late, removed if the run leaves nothing in it."""
 
 from __future__ import annotations
 
@@ -17,42 +17,48 @@ OWN = ("model", "model.tmp", "metrics.jsonl", "summary.json", "summary.json.tmp"
 
 
 def check_output(run: RunConfig, resumes: bool) -> list[Path] | None:
-    """Check that the run may write into the output folder; writes nothing. Collective.
+    """Check that the run may write into the output folder. Writes nothing. Collective.
 
-    resumes: the run goes on from a checkpoint, so that the folder may be full.
-    Returns the folders that are still to be made, the inner ones first; None where the folder has something in it.
+    Args:
+        run: the options.
+        resumes: whether the run resumes from a checkpoint. The folder may then have content.
+
+    Returns:
+        The folders to make, inner ones first. None if the folder has content.
 
     Raises:
-        UserError: it holds a run already and may not be overwritten, or it cannot be written.
+        UserError: the folder has content that may not be overwritten, or it cannot be written.
     """
     return collectives.on_main(lambda: _check_output(Path(run.output.output_dir), run, resumes))
 
 
 def _check_output(folder: Path, run: RunConfig, resumes: bool) -> list[Path] | None:
     try:
-        held = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-        place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-        if not place.is_dir():
+        content = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+        existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        if not existing.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        if not os.access(place, os.W_OK | os.X_OK):
+        if not os.access(existing, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise UserError(f"--output_dir {str(folder)!r} cannot be written: {error.strerror}") from None
-    if held and not resumes and not run.output.overwrite_output_dir:
+    if content and not resumes and not run.output.overwrite_output_dir:
         raise UserError(
-            f"--output_dir {str(folder)!r} already holds {', '.join(held[:3])}; "
+            f"--output_dir {str(folder)!r} already holds {', '.join(content[:3])}; "
             "choose another folder or pass --overwrite_output_dir"
         )
-    return None if held else [path for path in (folder, *folder.parents) if not path.exists()]
+    return None if content else [path for path in (folder, *folder.parents) if not path.exists()]
 
 
 def prepare_output(run: RunConfig, metrics: bytes | None = None) -> None:
     """Make the output folder and write the resolved configuration into it. Collective.
 
-    metrics: those of the checkpoint the run goes on from; checkpoints then stay, and the folder may be full.
+    Args:
+        run: the options.
+        metrics: lines of the checkpoint that the run resumes from. Checkpoints then stay in the folder.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the folder cannot be written.
     """
     collectives.on_main(lambda: _prepare(Path(run.output.output_dir), run, metrics))
 
@@ -71,16 +77,18 @@ def _prepare(folder: Path, run: RunConfig, metrics: bytes | None) -> None:
 
 
 def discard_output(folder: Path, made: list[Path] | None) -> None:
-    """Remove what `prepare_output` wrote, where the run ends with nothing to keep: no step, no checkpoint.
+    """Remove what `prepare_output` wrote if the run ends without a step or a checkpoint. On one rank.
 
-    made: what `check_output` returned. A folder that had or has anything else in it stays as it is. On one rank.
+    Args:
+        folder: the output folder. It stays if it had or has other content.
+        made: what `check_output` returned.
     """
     if made is None or not folder.is_dir():
         return
-    found = {path.name: path.stat().st_size for path in folder.iterdir()}
-    if found.keys() <= {"config.yaml", "metrics.jsonl"} and not found.get("metrics.jsonl"):
-        with suppress(OSError):  # another process may have put something there meanwhile
-            for name in found:
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    if sizes.keys() <= {"config.yaml", "metrics.jsonl"} and not sizes.get("metrics.jsonl"):
+        with suppress(OSError):  # another process may have written into it
+            for name in sizes:
                 (folder / name).unlink()
             for path in made:
                 path.rmdir()

@@ -1,4 +1,4 @@
-"""Before and after: the table a run ends with, and `summary.json`."""
+"""The table that a run ends with, and `summary.json`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gc
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import psutil
 import torch
@@ -20,6 +20,7 @@ from apt_ds.models.loading import Base
 from apt_ds.runtime import collectives, profiler, zero
 from apt_ds.runtime.files import write_json
 from apt_ds.training.datasets import Data
+from apt_ds.training.summary_schema import Summary, TrainingFigures
 
 NEW_TOKENS = 48
 REPEATS = 3
@@ -35,26 +36,39 @@ ROWS = (
     ("step_seconds", "training step at this size, seconds", "{:.3f}"),
     ("peak_memory_bytes", "training peak at this size, MB", "{:,.0f}"),
 )
+COLUMNS: tuple[Literal["before", "after_cut", "after"], ...] = ("before", "after_cut", "after")
 IN_MEGABYTES = ("checkpoint_bytes", "peak_memory_bytes")
 
 
-def report(run: RunConfig, base: Base, data: Data, figures: dict[str, Any], output: Path) -> dict[str, Any]:
-    """Complete the figures with what plain models do, write `summary.json`, print the table. Rank 0 works alone."""
+def report(run: RunConfig, base: Base, data: Data, summary: Summary, output: Path) -> Summary:
+    """Complete the summary, write `summary.json` and print the table. Rank 0 works alone.
+
+    Args:
+        run: the options.
+        base: the base model.
+        data: questions of its evaluation set are answered before and after.
+        summary: figures of the run.
+        output: the run's output folder.
+    """
     if not collectives.is_main():
-        return figures
+        return summary
     if run.output.report and base.kind == LANGUAGE_MODEL:
-        figures |= compare_plain(run, base, data, output / "model", figures)
-    write_json(output / "summary.json", figures)
-    print(render(figures), flush=True)
+        compare_plain(run, base, data, output / "model", summary)
+    write_json(output / "summary.json", summary)
+    print(render(summary), flush=True)
     print(f"model: {output / 'model'}", flush=True)
-    return figures
+    return summary
 
 
-def compare_plain(run: RunConfig, base: Base, data: Data, folder: Path, figures: dict[str, Any]) -> dict[str, Any]:
-    """Generation speed and sample answers of the base and the written model, interleaved."""
+def compare_plain(run: RunConfig, base: Base, data: Data, folder: Path, summary: Summary) -> None:
+    """Add generation speed and sample answers of the base model and the written model to the summary.
+
+    Measurements of both models alternate, so that other work on the machine slows both.
+    """
     device = zero.device()
-    if bytes_needed(run, figures) > 0.8 * free_memory(device):
-        return {"note": "generation was not measured: base and pruned model do not fit one device together"}
+    if bytes_needed(run, summary) > 0.8 * free_memory(device):
+        summary["note"] = "generation was not measured: base and pruned model do not fit one device together"
+        return
     sources = {"before": base.source, "after": str(folder)}
     plain = {when: load_plain(source, run, device) for when, source in sources.items()}
     questions = data.held_out_examples[: max(run.output.report_samples, 1)]
@@ -63,35 +77,37 @@ def compare_plain(run: RunConfig, base: Base, data: Data, folder: Path, figures:
     for _ in range(REPEATS):
         for when, model in plain.items():
             speeds[when].append(generation_speed(model, base, prompts[0]))
-    for when, values in speeds.items():
-        figures[when]["generated_tokens_per_second"] = statistics.median(values)
-    samples = [
-        {"question": question.messages[-2]["content"]}
-        | {when: answer(model, base, prompt) for when, model in plain.items()}
+    summary["before"]["generated_tokens_per_second"] = statistics.median(speeds["before"])
+    summary["after"]["generated_tokens_per_second"] = statistics.median(speeds["after"])
+    summary["samples"] = [
+        {
+            "question": question.messages[-2]["content"],
+            "before": answer(plain["before"], base, prompt),
+            "after": answer(plain["after"], base, prompt),
+        }
         for question, prompt in list(zip(questions, prompts, strict=True))[: run.output.report_samples]
     ]
     del plain
     gc.collect()
-    return {"samples": samples}
 
 
-def bytes_needed(run: RunConfig, figures: dict[str, Any]) -> int:
-    """Bytes of base and written model, loaded together in the run's dtype."""
+def bytes_needed(run: RunConfig, summary: Summary) -> int:
+    """Bytes of the base model and the written model, loaded together in the run's dtype."""
     width = loading.run_dtype(run).itemsize
-    after = figures["after"]
+    after = summary["after"]
     written = after["parameters"] * width if run.model.export_bits == 16 else after["checkpoint_bytes"]
-    return figures["before"]["parameters"] * width + written
+    return summary["before"]["parameters"] * width + written
 
 
 def load_plain(source: str, run: RunConfig, device: torch.device) -> PreTrainedModel:
-    """A model as its users will load it. No code of its folder runs."""
+    """Load a model as its users do. No code of its folder runs."""
     model = AutoModelForCausalLM.from_pretrained(source, dtype=loading.run_dtype(run), trust_remote_code=False)
-    return model.to(device).eval()
+    return model.to(device).eval()  # type: ignore[arg-type]  # transformers wraps `to` without its types
 
 
 @torch.no_grad()
 def generation_speed(model: PreTrainedModel, base: Base, prompt: list[int]) -> float:
-    """Greedy tokens per second at batch 1, prompt included in the time, end token not obeyed."""
+    """Greedy tokens per second at batch 1. The prompt counts in the time. The end token ends nothing."""
     ids = torch.tensor([prompt], device=model.device)
     start = time.perf_counter()
     generate(model, ids, base, min_new_tokens=NEW_TOKENS)
@@ -102,15 +118,15 @@ def generation_speed(model: PreTrainedModel, base: Base, prompt: list[int]) -> f
 
 @torch.no_grad()
 def answer(model: PreTrainedModel, base: Base, prompt: list[int]) -> str:
-    """The greedy answer, cut at `NEW_TOKENS`."""
+    """The greedy answer of at most `NEW_TOKENS` tokens."""
     ids = torch.tensor([prompt], device=model.device)
     out = generate(model, ids, base)
-    return base.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
+    return str(base.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)).strip()
 
 
 def generate(model: PreTrainedModel, ids: torch.Tensor, base: Base, min_new_tokens: int = 0) -> torch.Tensor:
-    """Greedy continuation of one prompt, [1, length]."""
-    return model.generate(
+    """Greedy continuation of one prompt. ids: [1, length]."""
+    return model.generate(  # type: ignore[operator]  # transformers adds it by a mixin that mypy cannot follow
         ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=NEW_TOKENS,
@@ -122,43 +138,54 @@ def generate(model: PreTrainedModel, ids: torch.Tensor, base: Base, min_new_toke
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that may still be allocated."""
+    """Free bytes of a device, or of the host for the CPU."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
-def render(figures: dict[str, Any]) -> str:
+def render(summary: Summary) -> str:
     """The table, and the samples under it."""
-    columns = [c for c in ("before", "after_cut", "after") if c in figures]
-    lines = [f"{'':34}" + "".join(f"{c.replace('_', ' '):>16}" for c in columns) + f"{'after/before':>14}"]
+    evaluations: dict[str, dict[str, Any]] = {name: dict(summary[name]) for name in COLUMNS if name in summary}
+    head = "".join(f"{name.replace('_', ' '):>16}" for name in evaluations)
+    lines = [f"{'':34}{head}{'after/before':>14}"]
     known = [key for key, _, _ in ROWS]
-    metrics = [(key, key.replace("_", " "), "{:.4f}") for key in figures["after"] if key not in known]
+    metrics = [(key, key.replace("_", " "), "{:.4f}") for key in evaluations["after"] if key not in known]
     for key, label, form in (*metrics, *ROWS):
-        cells = [figures[c].get(key) for c in columns]
-        if all(cell is None for cell in cells):
-            continue
-        shown = [c / 1e6 if c is not None and key in IN_MEGABYTES else c for c in cells]
-        ratio = f"{cells[-1] / cells[0]:.3f}" if cells[0] and cells[-1] is not None else ""
-        lines.append(
-            f"{label:34}" + "".join(f"{form.format(c) if c is not None else '':>16}" for c in shown) + f"{ratio:>14}"
-        )
-    pruning = figures["pruning"]
+        cells = [figures.get(key) for figures in evaluations.values()]
+        if any(cell is not None for cell in cells):
+            lines.append(render_row(key, label, form, cells))
+    pruning = summary["pruning"]
     lines.append(
         f"kept {100 * pruning['kept']:.2f} % of the prunable parameters (target {100 * pruning['target_kept']:.2f} %): "
         f"{pruning['sizes']}"
     )
-    lines.append(describe_cost(figures["training"]))
-    if "profile" in figures:
-        lines += ["", profiler.render(figures["profile"])]
-    if "note" in figures:
-        lines.append(figures["note"])
-    for sample in figures.get("samples", []):
+    lines.append(describe_cost(summary["training"]))
+    if "profile" in summary:
+        lines += ["", profiler.render(cast(dict[str, dict[str, dict[str, float]]], summary["profile"]))]
+    if "note" in summary:
+        lines.append(summary["note"])
+    for sample in summary.get("samples", []):
         lines += ["", f"Q: {sample['question']}", f"before: {sample['before']}", f"after:  {sample['after']}"]
     return "\n".join(lines)
 
 
-def describe_cost(training: dict[str, Any]) -> str:
-    """One line: seconds and peak memory of the whole run on the first rank."""
-    parts = ", ".join(f"{part} {training[f'{part}_seconds']:.1f}" for part in ("steps", "scoring", "rebuilds"))
+def render_row(key: str, label: str, form: str, cells: list[float | None]) -> str:
+    """One line of the table: a figure at every evaluation, and the last to the first."""
+    shown = [cell / 1e6 if cell is not None and key in IN_MEGABYTES else cell for cell in cells]
+    ratio = f"{cells[-1] / cells[0]:.3f}" if cells[0] and cells[-1] is not None else ""
+    columns = "".join(f"{form.format(cell) if cell is not None else '':>16}" for cell in shown)
+    return f"{label:34}{columns}{ratio:>14}"
+
+
+def describe_cost(training: TrainingFigures) -> str:
+    """Seconds and peak memory of the whole run on the first rank, in one line."""
+    parts = ", ".join(
+        f"{part} {seconds:.1f}"
+        for part, seconds in (
+            ("steps", training["steps_seconds"]),
+            ("scoring", training["scoring_seconds"]),
+            ("rebuilds", training["rebuilds_seconds"]),
+        )
+    )
     line = f"training took {training['seconds']:.1f} s ({parts}), evaluation {training['evaluation_seconds']:.1f} s"
     peak = training["peak_memory_bytes"]
     return line + (f"; peak memory of training {peak / 1e6:,.0f} MB" if peak else "")

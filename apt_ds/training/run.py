@@ -1,10 +1,9 @@
-"""A whole run: join the world, find every mistake before anything is written, train, report."""
+"""A whole run: join the other processes, check the input, train, report."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 from apt_ds.config.deepspeed_config import load_config
 from apt_ds.config.errors import UserError
@@ -15,6 +14,7 @@ from apt_ds.data.tokenizer_checks import check_lengths
 from apt_ds.models import loading, quantization_checks
 from apt_ds.models.base_config import decisive
 from apt_ds.models.export.configs import writable_sizes
+from apt_ds.models.loading import Base
 from apt_ds.models.model_folder import check_weights
 from apt_ds.models.positions import check_positions
 from apt_ds.pruning.pruner import Pruner
@@ -24,30 +24,38 @@ from apt_ds.runtime.error_messages import translate_error
 from apt_ds.runtime.signals import StopSignals
 from apt_ds.runtime.watchdog import Watchdog
 from apt_ds.training import checkpoint, preflight
-from apt_ds.training.datasets import read_data
+from apt_ds.training.datasets import Data, read_data
 from apt_ds.training.metrics import MetricsLogger
 from apt_ds.training.output_folder import check_output, discard_output, prepare_output
 from apt_ds.training.report import report
+from apt_ds.training.summary_schema import Summary
 from apt_ds.training.trainer import Trainer
 
 
-def train(run: RunConfig) -> dict[str, Any]:
-    """Do the whole run; returns what `summary.json` holds. Every rank calls it.
+def train(run: RunConfig, signals: StopSignals | None = None) -> Summary:
+    """Do a whole run. Collective.
+
+    Args:
+        run: the options.
+        signals: how signals stop the run. By default they may end the process.
+
+    Returns:
+        What `summary.json` holds. Samples and generation speed are on rank 0 only.
 
     Raises:
-        UserError: a mistake in the input, found before anything is trained or written.
+        UserError: the input has a mistake. Nothing has been trained or written.
         RankError: ranks disagree on a decision.
-        LostRank: another rank is gone.
-        Stopped: a signal has asked for it, and the run is saved.
+        LostRank: another rank has ended.
+        Stopped: a signal asked for the end, and the run is saved.
     """
-    with StopSignals() as stop_signals:
+    with signals or StopSignals() as stop_signals:
         zero.init_distributed(run.distributed.timeout)
         with Watchdog(run.distributed.timeout, stop_signals.leave) as watchdog:
             stop_signals.tell = watchdog.tell
             try:
                 trainer = prepare(run, stop_signals)
                 try:
-                    figures = trainer.run()
+                    summary = trainer.run()
                 finally:
                     trainer.metrics_logger.close()
                 collectives.barrier()
@@ -55,52 +63,70 @@ def train(run: RunConfig) -> dict[str, Any]:
                 stop_signals.discard()
                 if not isinstance(error, RuntimeError | MemoryError):
                     raise
-                told = translate_error(error, watchdog)
-                if told is error:
+                translated = translate_error(error, watchdog)
+                if translated is error:
                     raise
-                raise told from error
+                raise translated from error
         if stop_signals.asked:
-            # it came while the model was written: the summary is, too, and what takes long is left out
+            # The signal came while the model was written. The run writes its summary and measures nothing more.
             run = run.replace(report=False)
-        figures = report(run, trainer.base, trainer.data, figures, trainer.metrics_logger.folder)
+        summary = report(run, trainer.base, trainer.data, summary, trainer.metrics_logger.folder)
         if collectives.is_main():
             trainer.tidy()
-        return figures
+        return summary
 
 
 def prepare(run: RunConfig, stop_signals: StopSignals | None = None) -> Trainer:
-    """Everything up to the first step; what the user got wrong comes out here, before anything is written."""
+    """Check the input, load the model and make the output folder. Returns a run before its next step. Collective.
+
+    Raises:
+        UserError: the input has a mistake. Nothing has been written.
+    """
     zero.init_distributed(run.distributed.timeout)
     loading.quiet_transformers()
     zero.check_sections(run.distributed.deepspeed)
     base = loading.find_base(
         run.model.model_name_or_path, run.data.task, labels_of(run.data.task), run.model.trust_remote_code
     )
+    config = _check_model(run, base)
+    output = Path(run.output.output_dir)
+    saved = checkpoint.find(run.output.resume_from_checkpoint, output)
+    data = read_data(run, base, saved.started if saved is not None else None)
+    _check_data(run, base, config, data)
+    pruner = Pruner(run, base.anatomy, data.total_steps, zero.device(), writable_sizes(base.config))
+    if collectives.is_main() and (notice := mask_notice(run, data.total_steps)):
+        print(notice, file=sys.stderr, flush=True)
+    if saved is not None:
+        # the trainer checks the model's fingerprint too, once the model is loaded
+        saved.check(run, data.counts(), data.fingerprints())
+        saved.check_base(decisive(base.config))
+    stop_signals = stop_signals or StopSignals()
+    folders = check_output(run, resumes=saved is not None)
+    if collectives.is_main():
+        stop_signals.discard = lambda: discard_output(output, folders)
+    parts = run, base, config, data, pruner, MetricsLogger(output, data.total_steps), stop_signals
+    trainer = Trainer.create(*parts) if saved is None else Trainer.resume(saved, *parts)
+    # the folder is made last: loading the model finds the last mistakes
+    prepare_output(run, saved.metrics if saved is not None else None)
+    return trainer
+
+
+def _check_model(run: RunConfig, base: Base) -> zero.Config:
+    """Check the base model against the options. Returns DeepSpeed's configuration."""
     check_weights(base.source, f"--model_name_or_path {run.model.model_name_or_path!r}")
     config = load_config(run, collectives.world_size(), base.config.hidden_size)
     zero.check_config(config, run.distributed.deepspeed)
     quantization_checks.check(run, base.anatomy, zero.device())
     check_positions(base.config, run.data.max_seq_length)
-    saved = checkpoint.find(run.output.resume_from_checkpoint, Path(run.output.output_dir))
-    data = read_data(run, base, saved.started if saved is not None else None)
+    return config
+
+
+def _check_data(run: RunConfig, base: Base, config: zero.Config, data: Data) -> None:
+    """Check lengths, agreement of all ranks, and room on the disk. Collective."""
     check_lengths(base.config, data.longest(), run.data.perplexity_length if run.data.perplexity_path else 0)
     commit = str(vars(base.config).get("_commit_hash"))
     preflight.compare(preflight.facts_of(run, config, base.source, commit, data.fingerprints()))
     preflight.check_room(Path(run.output.output_dir), loading.bytes_written(base, run))
-    pruner = Pruner(run, base.anatomy, data.total_steps, zero.device(), writable_sizes(base.config))
-    if collectives.is_main() and (notice := mask_notice(run, data.total_steps)):
-        print(notice, file=sys.stderr, flush=True)
-    if saved is not None:
-        saved.check(run, data.counts(), data.fingerprints())
-        saved.check_base(decisive(base.config))
-    folder, stop_signals = Path(run.output.output_dir), stop_signals or StopSignals()
-    made = check_output(run, resumes=saved is not None)
-    if collectives.is_main():
-        stop_signals.discard = lambda: discard_output(folder, made)
-    trainer = Trainer(run, base, config, data, pruner, MetricsLogger(folder, data.total_steps), saved, stop_signals)
-    # loading has found the last mistakes
-    prepare_output(run, saved.metrics if saved is not None else None)
-    return trainer
 
 
 def main() -> None:

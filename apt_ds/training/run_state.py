@@ -1,173 +1,140 @@
-"""A run at a step boundary as values and tensors, and back: what a checkpoint holds (see `checkpoint.py`).
+"""All that a run may change, at a step boundary: who has it, and how a checkpoint saves and restores it.
 
-Frozen base weights are not in it: the base model is cut again, once for every cut of the saved run, since a weight of
-few bits that was cut twice, and quantized anew each time, is not the one that was cut once.
-Every tensor is whole, so that a run may go on with other ranks and in another ZeRO stage; each is made whole, written
-and forgotten before the next.
+Frozen base weights are not part of it. A resumed run cuts the base model again, once for each cut of the saved run:
+quantized weights that were cut twice differ from weights that were cut once.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
-from typing import Any
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from apt_ds.models.adapter import adapters
+from apt_ds.losses.training_loss import TrainingLoss
+from apt_ds.models.blocks import Anatomy
 from apt_ds.pruning import surgery
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.pruning.surgery import Plan
-from apt_ds.runtime import collectives, zero
-from apt_ds.training.checkpoint import Checkpoint
-from apt_ds.training.checkpoint_shards import Parts
+from apt_ds.runtime import zero
+from apt_ds.training import engine_checkpoint
+from apt_ds.training.checkpoint import Checkpoint, ShardWriter
 
-Values = dict[str, Any]
 Tensors = dict[str, Tensor]
-State = tuple[Values, dict[str, Tensors]]  # values, and tensors by file
 
 
-def capture_run_state(engine: zero.Engine, pruner: Pruner, surgeon: torch.Generator) -> State:
-    """A run at a step boundary, all but what the engine trains. Collective.
+class Stateful(Protocol):
+    """Has a state of JSON values and tensors."""
 
-    They are small. surgeon: draws what ranks grow by. The engine is told of as one that has not taken a step.
+    def state_dict(self) -> tuple[Any, Tensors]:
+        """(JSON values, tensors) of the state. Collective for some members."""
+        ...
+
+    def load_state_dict(self, values: Any, tensors: Tensors, /) -> None:
+        """Resume from what `state_dict` returned."""
+        ...
+
+
+@dataclass
+class Content:
+    """A run at a step boundary. values: JSON values by member. tensors: tensors by member and name."""
+
+    values: dict[str, Any]
+    tensors: dict[str, Tensors]
+
+
+class RunState:
+    """Lists every object of a run that has a state, and makes a checkpoint's content of them.
+
+    Args:
+        pruner: restored with the model's shapes, before the engine exists.
+        training_loss: restored before the model gets its trainable weights.
+        members: the other objects, by their name in a checkpoint. Restored last.
+        started: time of the run's first start.
     """
-    values: Values = {"engine": _values(zero.unstepped_state(engine))}
-    tensors: dict[str, Tensors] = {}
-    values["pruner"], tensors["pruner"] = pruner.state()
-    values["random"], tensors["random"] = random_state()
-    tensors["random"]["surgery"] = surgeon.get_state()
-    return values, tensors
+
+    def __init__(
+        self, pruner: Pruner, training_loss: TrainingLoss, members: Mapping[str, Stateful], started: datetime | None
+    ) -> None:
+        self.pruner, self.training_loss, self.members, self.started = pruner, training_loss, members, started
+
+    def capture(self, engine: zero.Engine) -> Content:
+        """The state at this step boundary, with the engine as if it had not taken a step. Collective.
+
+        What the engine trains is not in it: `complete` adds it.
+        """
+        content = Content({"engine": engine_checkpoint.engine_values(zero.unstepped_state(engine))}, {})
+        states: dict[str, tuple[Any, Tensors]] = {
+            "pruner": self.pruner.state_dict(),
+            "training_loss": self.training_loss.state_dict(),
+            **{name: member.state_dict() for name, member in self.members.items()},
+        }
+        for name, (values, tensors) in states.items():
+            content.values[name] = values
+            if tensors:
+                content.tensors[name] = tensors
+        content.values["started"] = self.started.isoformat() if self.started else ""
+        return content
+
+    def snapshot(self, engine: zero.Engine) -> Content:
+        """A copy of `capture` that later steps do not change. Collective."""
+        return copy.deepcopy(self.capture(engine))
+
+    @staticmethod
+    def complete(content: Content, engine: zero.Engine, shards: ShardWriter | None) -> None:
+        """Add what the engine trains to what `capture` returned at this step boundary. Collective."""
+        content.values["engine"] = engine_checkpoint.add_trained(engine, shards)
+
+    def load_training_loss(self, saved: Checkpoint) -> None:
+        """Restore the training loss, before the model gets its trainable weights."""
+        self.training_loss.load_state_dict(saved.values["training_loss"], saved.tensors.get("training_loss", {}))
+
+    def load_model(self, model: nn.Module, saved: Checkpoint) -> None:
+        """Replay the saved run's cuts on a freshly loaded model, then load pruner and trained weights. Collective.
+
+        The model has its trainable weights. It has no hooks and no engine.
+        """
+        tensors = saved.tensors["pruner"]
+        anatomy = replay_cuts(model, self.pruner.anatomy, tensors)
+        self.pruner.load_state_dict(anatomy, saved.values["pruner"], tensors)
+        engine_checkpoint.load_trained(model, saved.tensors.get("trained", {}))
+
+    def load(self, engine: zero.Engine, saved: Checkpoint, accumulation: int) -> None:
+        """Restore the engine and all members, once the engine is on the restored model. Collective."""
+        engine_checkpoint.load_engine(engine, saved, accumulation)
+        for name, member in self.members.items():
+            member.load_state_dict(saved.values[name], saved.tensors.get(name, {}))
 
 
-def add_trained(values: Values, engine: zero.Engine, parts: Parts | None) -> None:
-    """Complete what `capture_run_state` gave at this step boundary with counters; `parts` takes weights and moments.
-    Collective.
+def saved_after_cut(saved: Checkpoint) -> bool:
+    """Whether the saved run had cut the model at once, so that it no longer trained weights for their scores alone."""
+    return saved.values["pruner"]["cut_done"]
 
-    One tensor at a time: no rank holds those of others, but for the first, which has what is not written yet.
+
+def replay_cuts(model: nn.Module, anatomy: Anatomy, tensors: Tensors) -> Anatomy:
+    """Apply every cut of a saved run to a freshly loaded model, one module gathered at a time. Collective.
+
+    Args:
+        model: has its trainable weights and no engine.
+        anatomy: that of `model`.
+        tensors: the pruner's: `removed_in_cut`, the number of the cut that removed each block (0: kept), and `kept_ids`
+            with `scale`, what the cut multiplied each kept block with.
+
+    Returns:
+        The anatomy after the last cut.
     """
-    state = zero.take_state(engine, sink=_into(parts))
-    for rank, key, value in collectives.to_main(state.blocks, zero.device()):
-        parts.add("blocks", f"{rank}:{key}", value)
-    values["engine"] = _values(state)
-
-
-def add_unscored(engine: zero.Engine, trains_weights_for_scoring_only: bool, parts: Parts | None) -> None:
-    """Give `parts` what is trained, as it was before scoring that has begun since. Collective.
-
-    At a learning rate of 0 it moves only moments and counters, which the cut forgets. trains_weights_for_scoring_only:
-    it trains what no cut keeps, for its gradients alone.
-    """
-    if not trains_weights_for_scoring_only:
-        zero.take_state(engine, moments=False, sink=_into(parts))
-
-
-def _into(parts: Parts | None) -> Callable[[str, Tensors], None]:
-    """Puts tensors of a parameter where a checkpoint has them, on the first rank."""
-
-    def put(name: str, entry: Tensors) -> None:
-        for key, value in entry.items() if parts else ():
-            parts.add("trained", f"{key}:{name}", value)
-
-    return put
-
-
-def _values(state: zero.EngineState) -> Values:
-    return {"adam_step": state.adam_step, "scaler": state.scaler, "counters": state.counters, "layout": state.layout}
-
-
-def restore(engine: zero.Engine, surgeon: torch.Generator, saved: Checkpoint, accumulation: int) -> None:
-    """Set what `reshape` has not: moments, counters and generators. Collective."""
-    held = saved.tensors
-    state = read_engine_state(saved.values["engine"], held.get("trained", {}), held.get("blocks", {}))
-    # DeepSpeed finds the boundary of an optimizer step from this one, and accumulation may have changed
-    done = state.counters["micro_steps"] // saved.run["gradient_accumulation_steps"]
-    state.counters["micro_steps"] = done * accumulation
-    zero.put_state(engine, state)
-    surgeon.set_state(saved.tensors["random"]["surgery"])
-    put_random_state(saved.values["random"], saved.tensors["random"])
-
-
-def read_engine_state(values: Values, flat: Tensors, blocks: Tensors) -> zero.EngineState:
-    """What `zero.put_state` takes, from what `add_trained` gave."""
-    tensors: dict[str, Tensors] = {}
-    for label, value in flat.items():
-        key, _, name = label.partition(":")
-        tensors.setdefault(name, {})[key] = value
-    place = f"{collectives.rank()}:"
-    own = {label.removeprefix(place): value for label, value in blocks.items() if label.startswith(place)}
-    scaler, counters = dict(values["scaler"]), dict(values["counters"])
-    return zero.EngineState(tensors, values["adam_step"], scaler, counters, own, values["layout"])
-
-
-def reshape(model: nn.Module, pruner: Pruner, saved: Checkpoint) -> None:
-    """Give a freshly loaded model with adapters the shapes and trained values of the checkpoint. Collective.
-
-    One module is gathered at a time. The pruner takes its state over; it must not be on the model yet.
-    """
-    held = saved.tensors["pruner"]
-    anatomy, gone = pruner.anatomy, held["removed_in_cut"].numpy()
-    scale = np.ones(len(gone))
-    scale[held["kept_ids"].numpy()] = held["scale"].numpy()
-    for number in range(1, gone.max() + 1):
-        there = (gone == 0) | (gone >= number)
-        # only runs that cut once scale what is left
-        plan = Plan(gone[there] != number, scale=scale[there] if number == gone.max() else None)
+    removed_in_cut = tensors["removed_in_cut"].numpy()
+    scale = np.ones(len(removed_in_cut))
+    scale[tensors["kept_ids"].numpy()] = tensors["scale"].numpy()
+    last = removed_in_cut.max()
+    for number in range(1, last + 1):
+        present = (removed_in_cut == 0) | (removed_in_cut >= number)
+        # only runs with a single cut scale the blocks that they keep
+        plan = Plan(removed_in_cut[present] != number, scale=scale[present] if number == last else None)
         anatomy = surgery.apply_plan(model, anatomy, plan, None, torch.Generator())
-    pruner.load_state(anatomy, saved.values["pruner"], held)
-    replaced: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
-    for label, value in saved.tensors.get("trained", {}).items():
-        key, _, name = label.partition(":")
-        if key == "master":
-            path, _, attribute = name.rpartition(".")
-            old = getattr(model.get_submodule(path), attribute)
-            # the weight is its master rounded; of its own memory: a mapped file's is aligned otherwise, and kernels
-            # round by that
-            new = nn.Parameter(value.to(old.device, old.dtype, copy=True))
-            zero.shard([new], like=old)
-            replaced[id(old)] = old, new
-    # a tied weight has several places
-    for module in model.modules():
-        for attribute, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
-            if id(parameter) in replaced:
-                setattr(module, attribute, replaced[id(parameter)][1])
-
-
-def random_state() -> tuple[list[Values], Tensors]:
-    """Every rank's generators: Python, NumPy, torch on CPU and device. Collective."""
-    version, words, gauss = random.getstate()
-    _, keys, position, has_gauss, cached = np.random.get_state()
-    own = {
-        "python": torch.tensor(words),
-        "numpy": torch.from_numpy(keys.astype(np.int64)),
-        "cpu": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        own["cuda"] = torch.cuda.get_rng_state()
-    values = {"python": [version, gauss], "numpy": [int(position), int(has_gauss), float(cached)]}
-    gathered = collectives.gather_objects((values, own))
-    return [v for v, _ in gathered], {f"{rank}:{k}": t for rank, (_, ts) in enumerate(gathered) for k, t in ts.items()}
-
-
-def put_random_state(values: list[Values], tensors: Tensors) -> None:
-    """Set this rank's generators; a rank that the saved run did not have keeps its own."""
-    rank = collectives.rank()
-    if rank >= len(values):
-        return
-    own = {name.partition(":")[2]: value for name, value in tensors.items() if name.startswith(f"{rank}:")}
-    version, gauss = values[rank]["python"]
-    random.setstate((version, tuple(own["python"].tolist()), gauss))
-    np.random.set_state(("MT19937", own["numpy"].numpy().astype(np.uint32), *values[rank]["numpy"]))
-    torch.set_rng_state(own["cpu"])
-    if torch.cuda.is_available() and "cuda" in own:
-        torch.cuda.set_rng_state(own["cuda"])
-
-
-def shape(model: nn.Module, pruner: Pruner) -> Values:
-    """What is left, for people: sizes and ranks."""
-    ranks = {path: zero.full_shape(a.lora_A)[0] for path, a in adapters(model)}
-    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    sizes = pruner.anatomy.sizes
-    return {"counts": list(sizes.counts), "hidden": sizes.hidden, "ranks": ranks, "dtype": dtype}
+    return anatomy

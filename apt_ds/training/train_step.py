@@ -1,34 +1,32 @@
-"""One optimizer step over a global batch: forward, backward, scores, update, log; and how steps go wrong."""
+"""One optimizer step over a global batch: forward, backward, scores, update, metrics."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
+from torch import nn
 
 from apt_ds.config import schedules
-from apt_ds.config.errors import UserError
 from apt_ds.config.run_config import RunConfig
-from apt_ds.data.batching import Batch, collate
-from apt_ds.data.packing import pack
+from apt_ds.data.tokenized import Row
 from apt_ds.losses.training_loss import TrainingLoss
 from apt_ds.models import adapter, loading
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.runtime import collectives, heartbeat, profiler, zero
-from apt_ds.runtime.signals import Stopped, StopSignals
 from apt_ds.training.datasets import Data
+from apt_ds.training.early_end import EarlyEnd
 from apt_ds.training.meter import Meter
 from apt_ds.training.metrics import MetricsLogger
+from apt_ds.training.micro_batches import MicroBatches
+from apt_ds.training.step_sums import StepSums
 
 
 class TrainStep:
-    """Takes steps with whatever engine it is handed.
+    """Runs steps with the engine that it is given.
 
-    scoring: whether taps are on the engine's model; nonfinite_steps: how many in a row were not finite; asked: the
-    number of a signal that some rank has received.
+    Attributes:
+        scoring: whether the scorer's hooks are on the engine's model.
     """
 
     def __init__(
@@ -39,182 +37,170 @@ class TrainStep:
         training_loss: TrainingLoss,
         metrics_logger: MetricsLogger,
         meter: Meter,
+        early_end: EarlyEnd,
         pad_id: int,
-        stop_signals: StopSignals,
     ) -> None:
         self.run_config, self.data, self.pruner, self.training_loss = run, data, pruner, training_loss
-        self.metrics_logger, self.meter, self.pad_id = metrics_logger, meter, pad_id
+        self.metrics_logger, self.meter, self.early_end = metrics_logger, meter, early_end
         self.device, self.dtype = zero.device(), loading.run_dtype(run)
-        self.stop_signals = stop_signals
+        self.batches = MicroBatches(run, data, pad_id, self.device)
         self.scoring = False
-        self.nonfinite_steps = 0
-        self.asked = 0
 
     @profiler.timed(profiler.OTHER)
     def run(self, engine: zero.Engine, step: int, calibrating: bool = False) -> None:
-        """One optimizer step over a global batch. Collective."""
+        """Run one optimizer step over a global batch. Collective.
+
+        Args:
+            engine: trains the model.
+            step: number of the step, from 0.
+            calibrating: score blocks at a learning rate of 0 and write no metrics.
+        """
         start, name = time.perf_counter(), f"{'calibration ' if calibrating else ''}step {step + 1}"
         heartbeat.phase(f"{name}: forward and backward")
         self.set_scoring(engine, calibrating or self.pruner.needs_scores(step))
         importance = not calibrating and self.pruner.needs_importance(step)
         rate = 0.0 if calibrating else self.learning_rate(step)
         zero.set_learning_rate(engine, rate)
-        indices = self.data.order.indices(step)
-        self.training_loss.begin(step, [self.data.train[i] for i in indices])
+        rows = self.batches.rows(step)
+        self.training_loss.begin(step, rows)
         loss = self.accumulate(engine, step)
+
         heartbeat.phase(f"{name}: update")
-        own = self.pruner.observations(engine, self.scoring, importance)
-        asked = torch.full((), float(self.stop_signals.asked > 0), device=self.device)
-        distances = self.training_loss.pending()
-        reduced = collectives.all_reduce_sum(torch.cat([torch.stack([loss.float(), asked]), distances, own]))
-        # the one time a step waits for the device
-        summed, signals, finite = torch.cat([reduced[:2], torch.isfinite(reduced).all().float()[None]]).tolist()
-        # all ranks learn of a signal in the same step
-        self.asked = max(collectives.gather_objects(self.stop_signals.asked)) if signals > 0 else 0
-        mean = summed / self.training_loss.weight
-        if finite:
-            self.training_loss.observe(reduced[2 : 2 + len(distances)])
-            self.pruner.observe(engine, reduced[2 + len(distances) :], self.scoring, importance)
+        own = self.own_sums(engine, loss, importance)
+        sums = own.unpack(collectives.all_reduce_sum(own.pack()))
+        values = sums.read()
+        self.early_end.listen_if(values.stop_ranks)
+        if values.finite:
+            self.observe(engine, sums, importance)
         else:
             self.pruner.discard()
         applied = zero.step(engine)
-        self.watch(name, mean, bool(finite) and applied)
-        seconds = time.perf_counter() - start
+
+        mean, seconds = values.loss / self.training_loss.loss_denominator, time.perf_counter() - start
+        self.early_end.watch(name, mean, values.finite and applied)
         self.meter.step(seconds, self.pruner.kept() == 1.0, calibrating)
         if not calibrating:
-            self.log(engine, step, mean, rate, seconds, indices)
+            self.log(engine, step, mean, rate, seconds, rows)
 
     def accumulate(self, engine: zero.Engine, step: int) -> torch.Tensor:
-        """Forward and backward over this rank's micro-batches; returns its summed loss of the task."""
-        run, total = self.run_config, torch.zeros((), device=self.device)
-        # the engine averages over ranks and accumulation: undo it, the loss is a mean over the global batch
-        scale = collectives.world_size() * run.optim.gradient_accumulation_steps
+        """Forward and backward over this rank's micro-batches.
+
+        Returns:
+            The task's loss summed over this rank's examples, fp32 [].
+        """
+        total = torch.zeros((), device=self.device)
+        # The engine averages over ranks and micro-batches. The loss is already a mean over the global batch.
+        scale = collectives.world_size() * self.batches.per_step
         if self.training_loss.previews:
-            self.training_loss.preview(engine, self.later(step), self.pruner.masks)
-        for micro in range(run.optim.gradient_accumulation_steps):
+            self.training_loss.preview(engine, self.batches.after_first(step), self.pruner.masks)
+        for micro in range(self.batches.per_step):
             heartbeat.progress()
-            made = self.on_host(step, micro)
-            batch = self.moved(made)
+            on_host = self.batches.on_host(step, micro)
+            batch = self.batches.to_device(on_host)
             if self.scoring:
-                first = (micro * collectives.world_size() + collectives.rank()) * run.optim.per_device_train_batch_size
-                self.pruner.begin(made, self.dtype, first, self.training_loss.objective.second(made))
-            loss, summed = self.training_loss.micro_batch_loss(engine, batch, self.pruner.masks)
+                decoder_mask = self.training_loss.task_loss.decoder_mask(on_host)
+                self.pruner.begin(on_host, self.dtype, self.batches.example_offset(micro), decoder_mask)
+            loss, loss_sum = self.training_loss.micro_batch_loss(engine, batch, self.pruner.masks)
             engine.backward(loss * scale)
             self.pruner.end()
-            total += summed
-            if micro + 1 < run.optim.gradient_accumulation_steps:
+            total += loss_sum
+            if micro + 1 < self.batches.per_step:
                 engine.step()
         return total
 
-    def score_by_weight_gradients(self, engine: zero.Engine) -> None:
-        """One backward pass over all calibration batches through an engine that trains every weight; no step.
+    def own_sums(self, engine: zero.Engine, loss: torch.Tensor, importance: bool) -> StepSums:
+        """This rank's parts of the step's sums."""
+        observations = self.pruner.observations(engine, self.scoring, importance)
+        blocks = self.blocks_observed()
+        return StepSums(
+            loss=loss,
+            stop=torch.full((), float(self.early_end.received), device=self.device),
+            teacher_distances=self.training_loss.pending(),
+            block_sums=observations[:blocks],
+            adapter_importances=observations[blocks:],
+        )
 
-        A signal ends it between two batches, with nothing scored. Collective.
+    def blocks_observed(self) -> int:
+        """How many of the pruner's observations are sums over blocks. The others are importances of adapters."""
+        return self.pruner.scorer.abs_sums.numel() if self.scoring else 0
+
+    def observe(self, engine: zero.Engine, sums: StepSums, importance: bool) -> None:
+        """Give the sums of a finite step to those who asked for them. Collective."""
+        self.training_loss.observe(sums.teacher_distances)
+        observations = torch.cat([sums.block_sums, sums.adapter_importances])
+        self.pruner.observe(engine, observations, self.scoring, importance)
+
+    def score_by_weight_gradients(self, engine: zero.Engine) -> None:
+        """Run one backward pass over all calibration batches and score blocks by it. No step follows. Collective.
+
+        The engine trains every weight. A signal ends the pass between two steps, and no block is scored.
         """
-        run = self.run_config
-        micros = [
-            (s, m) for s in range(run.pruning.calibration_steps) for m in range(run.optim.gradient_accumulation_steps)
-        ]
-        rows = [i for s in range(run.pruning.calibration_steps) for i in self.data.order.indices(s)]
-        self.training_loss.begin(0, [self.data.train[i] for i in rows])
-        for number, (step, micro) in enumerate(micros, start=1):
-            heartbeat.phase(f"calibration step {step + 1}: forward and backward")
-            loss, _ = self.training_loss.micro_batch_loss(engine, self.micro_batch(step, micro), self.pruner.masks)
-            engine.backward(loss * collectives.world_size() * len(micros))
-            if number < len(micros):
-                engine.step()
-            if micro + 1 == run.optim.gradient_accumulation_steps:
-                self.listen()
-                if self.asked:
-                    return
+        steps, per_step = self.run_config.pruning.calibration_steps, self.batches.per_step
+        self.training_loss.begin(0, [row for step in range(steps) for row in self.batches.rows(step)])
+        scale = collectives.world_size() * steps * per_step
+        for step in range(steps):
+            for micro in range(per_step):
+                heartbeat.phase(f"calibration step {step + 1}: forward and backward")
+                batch = self.batches.on_device(step, micro)
+                loss, _ = self.training_loss.micro_batch_loss(engine, batch, self.pruner.masks)
+                engine.backward(loss * scale)
+                if (step, micro) != (steps - 1, per_step - 1):
+                    engine.step()
+            self.early_end.listen()
+            if self.early_end.signal:
+                return
         heartbeat.phase("weighing blocks", limited=False)
         self.pruner.score_by_weight_gradients(engine)
 
-    def set_scoring(self, engine: zero.Engine, on: bool) -> None:
-        """Put the taps on or take them off; they are plain hooks, so the engine may stay."""
-        if on == self.scoring:
+    def install_hooks(self, model: nn.Module, scoring: bool) -> None:
+        """Put masks, teacher hooks and, if `scoring`, the scorer's hooks on a model without hooks. Collective."""
+        self.scoring = scoring
+        self.pruner.install_hooks(model, scoring)
+        self.training_loss.install_hooks(model)
+
+    def remove_hooks(self) -> None:
+        """Remove all hooks from the model."""
+        self.pruner.remove_hooks()
+        self.training_loss.remove_hooks()
+
+    def set_scoring(self, engine: zero.Engine, scoring: bool) -> None:
+        """Install or remove the scorer's hooks. The engine stays."""
+        if scoring == self.scoring:
             return
-        self.scoring = on
-        if on:
+        self.scoring = scoring
+        if scoring:
             self.pruner.scorer.install(engine.module)
         else:
             self.pruner.scorer.remove()
 
-    def micro_batch(self, step: int, micro: int) -> Batch:
-        """This rank's part of a global batch, on its device."""
-        return self.moved(self.on_host(step, micro))
-
-    def later(self, step: int) -> Iterator[Batch]:
-        """This rank's micro-batches of a step, all but the first, on its device."""
-        for micro in range(1, self.run_config.optim.gradient_accumulation_steps):
-            heartbeat.progress()
-            yield self.micro_batch(step, micro)
-
-    @profiler.timed("data")
-    def on_host(self, step: int, micro: int) -> Batch:
-        """The same before it is sent: what is looked up in it needs no waiting for the device."""
-        run = self.run_config
-        own = self.data.order.micro(
-            step, micro, collectives.rank(), collectives.world_size(), run.optim.per_device_train_batch_size
-        )
-        rows = [self.data.train[i] for i in own]
-        return (
-            pack(rows, self.pad_id, run.data.max_seq_length, run.model.one_row)
-            if run.data.packing
-            else collate(rows, self.pad_id)
-        )
-
-    @profiler.timed("data")
-    def moved(self, made: Batch) -> Batch:
-        """On this rank's device, but for the labels, where the loss looks up what is trained."""
-        return replace(made.to(self.device), labels=made.labels)
-
     def learning_rate(self, step: int) -> float:
-        run, total = self.run_config, self.data.total_steps
-        warmup = schedules.warmup_steps(total, run.optim.warmup_ratio, run.optim.warmup_steps)
-        return schedules.learning_rate(step, total, run.optim.learning_rate, run.optim.lr_scheduler_type, warmup)
+        """Learning rate of a step by the run's schedule."""
+        optim, total = self.run_config.optim, self.data.total_steps
+        warmup = schedules.warmup_steps(total, optim.warmup_ratio, optim.warmup_steps)
+        return schedules.learning_rate(step, total, optim.learning_rate, optim.lr_scheduler_type, warmup)
 
-    def watch(self, step: str, loss: float, good: bool) -> None:
-        """Report a step that was skipped and count how many there were in a row."""
-        # under fp16 the scaler looks for its scale by overflowing: no news while the loss is finite
-        if good or (self.run_config.optim.fp16 and math.isfinite(loss)):
-            self.nonfinite_steps = 0
-            return
-        self.nonfinite_steps += 1
-        self.metrics_logger.warn(f"{step}: non-finite loss or gradient (loss {loss}); not applied, not scored")
-
-    def listen(self) -> None:
-        """Learn, outside of a step, of a signal that some rank has received. Collective."""
-        self.asked = max(collectives.gather_objects(self.stop_signals.asked))
-
-    def must_end(self) -> bool:
-        """Whether a signal or too many bad steps in a row end the run at this boundary."""
-        return self.asked > 0 or self.nonfinite_steps >= self.run_config.optim.max_nonfinite_steps
-
-    def end(self, where: str) -> None:
-        """End the run, which has been saved, if it must. where: the boundary, in words."""
-        if self.nonfinite_steps >= self.run_config.optim.max_nonfinite_steps:
-            raise UserError(
-                f"{where}: {self.nonfinite_steps} steps in a row had a non-finite loss or gradient; lower "
-                "--learning_rate, use --bf16, or look at the data of these steps"
-            )
-        if self.asked:
-            raise Stopped(self.asked, f"stopped {where}: go on with --resume_from_checkpoint last")
-
-    def log(self, engine: zero.Engine, step: int, loss: float, rate: float, seconds: float, indices: list[int]) -> None:
+    def log(self, engine: zero.Engine, step: int, loss: float, rate: float, seconds: float, rows: list[Row]) -> None:
+        """Write a line of metrics if --logging_steps asks for one. The last step always has one."""
         if (step + 1) % self.run_config.output.logging_steps and step + 1 != self.data.total_steps:
             return
         ranks = list(adapter.ranks(engine.module).values()) or [0]
-        tokens = sum(len(self.data.train[i]["input_ids"]) for i in indices)
+        progress, boundary_seconds = self.pruner.progress(step + 1), self.pruner.take_seconds()
         self.metrics_logger.step(
             {
                 "step": step + 1,
                 "loss": loss,
                 "learning_rate": rate,
-                **self.pruner.progress(step + 1),
+                "kept": progress["kept"],
+                "kept_parameters": int(progress["kept_parameters"]),
+                "target": progress["target"],
                 "ranks": {"min": min(ranks), "mean": sum(ranks) / len(ranks), "max": max(ranks)},
-                "tokens_per_second": tokens / seconds,
+                "tokens_per_second": sum(len(row["input_ids"]) for row in rows) / seconds,
                 "peak_memory_bytes": self.meter.peak(),
-                "seconds": {"step": seconds, "rebuild": self.meter.last_rebuild(), **self.pruner.take_seconds()},
+                "seconds": {
+                    "step": seconds,
+                    "rebuild": self.meter.last_rebuild(),
+                    "salience": boundary_seconds["salience"],
+                    "search": boundary_seconds["search"],
+                },
             }
         )

@@ -317,7 +317,7 @@ def test_a_run_whose_last_cut_is_after_its_last_step_is_compared(tmp_path: Path)
         (["--sparsity", "1.0"], "--sparsity 1.0 is not allowed"),
         (["--mmlu_data", "nowhere"], "--mmlu_data 'nowhere' is no folder"),
         (["--vary", "kurtosis", "off", "of"], "--kurtosis 'of' is not allowed: give one of normalized"),
-        (["--vary", "kurtoss", "off"], "--kurtoss is no option (did you mean --kurtosis"),
+        (["--vary", "kurtoss", "off"], "--kurtoss is an unknown option (did you mean --kurtosis"),
         (["--vary", "kurtosis"], "--vary kurtosis: give the name of an option and its values, nothing twice"),
         (["--vary", "sparsity", "0.3"], "--vary sparsity is not allowed: it is given elsewhere"),
         (["--seeds"], "argument --seeds: expected one argument"),

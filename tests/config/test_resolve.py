@@ -130,7 +130,7 @@ def test_lists_come_in_their_own_order(named: list[str]) -> None:
         ("--deepspeed none.json", ["--deepspeed 'none.json'", "ds_configs/zero3.json"]),
         ("--lerning_rate=1", ["--lerning_rate is", "--learning_rate"]),
         ("--num_train_epoch 1", ["--num_train_epoch is", "--num_train_epochs"]),
-        ("stray", ["stray is no option"]),
+        ("stray", ["stray is an unknown option"]),
         ("--preset quick", ["--preset 'quick'", "quickstart, llama2-7b-alpaca"]),
         ("--config run.toml", ["run.toml", ".yaml"]),
         ("--config none.yaml", ["none.yaml", "cannot be read"]),
@@ -218,14 +218,14 @@ def test_rank_above_the_limit_is_fine_without_growth(named: list[str]) -> None:
     [
         ("lerning_rate: 1", ["'lerning_rate'", "did you mean learning_rate"]),
         ("local_rank: 1", ["'local_rank'"]),
-        ("1: 2", ["1 is no option"]),
+        ("1: 2", ["1 is an unknown option"]),
         ("sparsity: [1]", ["sparsity [1]", "a number"]),
         ("rank: true", ["rank True", "a whole number"]),
         ("rank: 8.0", ["rank 8.0", "a whole number"]),
         ("bf16: 1", ["bf16 1", "true or false"]),
         ("data_path:", ["data_path None", "text"]),
-        ("- rank", ["holds no options"]),
-        ("", ["holds no options"]),
+        ("- rank", ["has no options"]),
+        ("", ["has no options"]),
         ("rank: [8", ["cannot be read"]),
     ],
 )
@@ -247,7 +247,7 @@ def test_help_lists_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     page = capsys.readouterr().out
     assert [name for name in ("config", *OPTIONS) if f"--{name} " not in page] == []
     assert "local_rank" not in page
-    assert [title for title in ("model:", "training:", "pruning:", "adapter:") if title not in page] == []
+    assert [title for title in ("model:", "optim:", "pruning:", "adapter:") if title not in page] == []
 
 
 @pytest.mark.parametrize("name", ["config", "local_rank", *OPTIONS])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from transformers import get_scheduler
@@ -15,7 +17,7 @@ def test_kept_fraction_is_cubic_between_its_ends(sparsity: float) -> None:
     assert kept[0] == 1.0
     assert kept[100] == pytest.approx(1.0 - sparsity, abs=1e-15)
     assert kept[50] == pytest.approx(1.0 - sparsity * 7 / 8)
-    assert all(later <= earlier for earlier, later in zip(kept, kept[1:], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(kept))
 
 
 def test_kept_fraction_stays_at_its_ends() -> None:

@@ -134,7 +134,7 @@ def test_a_name_that_is_nothing_offline() -> None:
     datasets = pytest.importorskip("datasets")
     if not datasets.config.HF_HUB_OFFLINE:
         pytest.skip("HF_HUB_OFFLINE is off, so the hub would be asked")
-    with pytest.raises(UserError, match="^nobody/nothing is neither a file nor a dataset.*'test'") as caught:
+    with pytest.raises(UserError, match=r"^nobody/nothing is neither a file nor a dataset.*'test'") as caught:
         load_examples("nobody/nothing", "test")
     assert "\n" not in str(caught.value)
 
@@ -159,7 +159,7 @@ def test_a_name_goes_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", load)
     assert load_examples("some/alpaca", "test") == [Example.from_instruction("Add.", "1 and 2", "3")]
     assert asked == [("some/alpaca", "test")]
-    with pytest.raises(UserError, match="neither a file nor a dataset.*'train'.*: no route$"):
+    with pytest.raises(UserError, match=r"neither a file nor a dataset.*'train'.*: no route$"):
         load_examples("some/thing")
 
 

@@ -190,7 +190,7 @@ def test_templates_without_an_end_or_with_another_prompt_still_learn_to_stop() -
 
 
 def test_a_template_that_refuses_is_reported() -> None:
-    with pytest.raises(UserError, match="refuses a conversation of system, user.*no system role"):
+    with pytest.raises(UserError, match=r"refuses a conversation of system, user.*no system role"):
         encode(CHAT, tokenizer(STRICT), 999)
 
 

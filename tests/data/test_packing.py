@@ -15,8 +15,8 @@ from apt_ds.analysis import dry_run
 from apt_ds.analysis.memory_trace import Shape
 from apt_ds.config.errors import UserError
 from apt_ds.config.resolve import resolve
-from apt_ds.data.batching import Batch, GlobalOrder, collate
-from apt_ds.data.packing import grouped, pack, rounded
+from apt_ds.data.batching import Batch, GlobalOrder, collate, round_up
+from apt_ds.data.packing import grouped, pack
 from apt_ds.data.tokenized import IGNORED, Row
 from apt_ds.losses.task_losses import summed_loss
 from apt_ds.models import adapter
@@ -49,7 +49,7 @@ def test_every_example_is_in_one_row_and_rows_are_few() -> None:
         assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
         sums = [sum(lengths[i] for i in group) for group in groups]
         assert max(sums) <= LIMIT
-        assert len(groups) * rounded(max(sums)) <= len(lengths) * rounded(max(lengths))
+        assert len(groups) * round_up(max(sums)) <= len(lengths) * round_up(max(lengths))
     assert len(grouped([8] * 12, LIMIT)) == 12  # nothing to gain: short rows are cheaper to attend in
     assert grouped([32, 8, 8, 8, 8], LIMIT) == [[0], [1, 2, 3, 4]]
 

@@ -108,7 +108,7 @@ def test_a_call_may_be_the_last_answer_and_ends_its_turn(tmp_path: Path) -> None
     open_ended = AS_OBJECT.replace("<|im_end|>", "")
     assert trained(example(tmp_path, last), open_ended)[0].endswith("</call><|im_end|>")
     crooked = AS_OBJECT.replace(ASK, "{% if add_generation_prompt %}>{% endif %}")
-    with pytest.raises(UserError, match="record 1: .*last call after its generation prompt"):
+    with pytest.raises(UserError, match=r"record 1: .*last call after its generation prompt"):
         encode(example(tmp_path, last), tokenizer(crooked), 999)
 
 

@@ -13,8 +13,8 @@ from apt_ds.config.errors import UserError
 from apt_ds.data import glue, mmlu, seq2seq, squad
 from apt_ds.data.conversations import load_examples
 from apt_ds.data.readers import read_file
+from apt_ds.data.text import read_plain
 from apt_ds.eval.corpus_perplexity import Corpus
-from apt_ds.eval.held_out import text_blocks
 from tests.support import tiny
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
@@ -66,7 +66,7 @@ READERS: dict[str, Callable[[str], object]] = {
     "dev.json": lambda path: squad.read(path, "validation"),
     "b.jsonl": lambda path: seq2seq.read("text", path, "train"),
     "anatomy_dev.csv": lambda path: mmlu.read_csv(Path(path), "anatomy"),
-    "a.txt": lambda path: text_blocks(path, tiny.tokenizer(), 4),
+    "a.txt": lambda path: read_plain(Path(path), "--perplexity_path"),
     "b.txt": lambda path: Corpus(path).text(),
 }
 
@@ -108,5 +108,4 @@ def test_a_corpus_begins_with_its_text(tmp_path: Path) -> None:
     plain.write_text("the cat sees a dog\n\nthe end", "utf-8")
     marked.write_bytes("\ufeffthe cat sees a dog\r\n\r\nthe end".encode())
     assert Corpus(str(marked)).text() == Corpus(str(plain)).text() == plain.read_text("utf-8")
-    blocks = [text_blocks(str(path), tiny.tokenizer(), 3).tolist() for path in (plain, marked)]
-    assert blocks[0] == blocks[1]
+    assert read_plain(marked, "--perplexity_path") == read_plain(plain, "--perplexity_path")

@@ -139,5 +139,5 @@ def test_a_missing_library_is_named(module: str, package: str, task: str, monkey
 
 def test_a_missing_rouge_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
-    with pytest.raises(UserError, match="^this metric needs rouge-score: "):
+    with pytest.raises(UserError, match=r"^this metric needs rouge-score: "):
         rouge(["a"], ["a"])

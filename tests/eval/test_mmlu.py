@@ -1,4 +1,4 @@
-"""MMLU: what is asked, what counts as an answer, and that neither batches, ranks nor the reused prefix change it."""
+"""MMLU: prompts, answers, and that neither batches, ranks nor the reused prefix change a choice."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import LlamaForCausalLM
 
 from apt_ds.config.errors import UserError
 from apt_ds.data import mmlu as data
 from apt_ds.data.mmlu import Mmlu, Question
-from apt_ds.eval import loading, mmlu
-from apt_ds.eval.choice_scores import Encoder, choice_scores, shared_length
+from apt_ds.eval import mmlu
+from apt_ds.eval.choice_scores import Encoder
 from apt_ds.eval.resume_file import ResumeFile
-from tests.support import multiprocess, tiny
+from tests.eval.test_choice_scores import whole_scores
+from tests.support import multiprocess
 from tests.support.mmlu_fixtures import SUBJECTS, model, planted, small_set, tokenizer, write_exam
 
 EXPECTED = """The following are multiple choice questions (with answers) about college physics.
@@ -125,26 +124,9 @@ def test_accuracy_follows_the_answers() -> None:
     assert mmlu.evaluate(planted("B"), tokenizer(), replace(asked, test=turned)).figures()["accuracy"] == 0
 
 
-def whole_scores(made: LlamaForCausalLM, encoder: Encoder, prompts: list[str]) -> torch.Tensor:
-    """One prompt at a time, nothing padded, nothing reused."""
-    rows = [torch.tensor([row]) for row in encoder(prompts)]
-    with torch.no_grad():
-        return torch.cat([made(row).logits[:, -1].log_softmax(-1)[:, encoder.letters] for row in rows])
-
-
 @pytest.mark.parametrize("kind", ["mha", "gqa"])
-def test_the_reused_prefix_changes_nothing(kind: str) -> None:
-    made, encoder, asked = model(kind=kind), Encoder(tokenizer()), small_set()
-    for subject, rows in asked.test.items():
-        prompts = [mmlu.prompt(question, asked.dev[subject]) for question in rows]
-        expected = whole_scores(made, encoder, prompts)
-        ids = encoder(prompts)
-        prefix = shared_length(ids)
-        assert prefix > 100 and min(map(len, ids)) - prefix < 40
-        for reused in (prefix, 0):
-            found = choice_scores(made, ids, encoder.letters, 4, torch.device("cpu"), reused)
-            assert torch.allclose(found, expected, atol=1e-4)
-            assert torch.equal(found.argmax(1), expected.argmax(1))
+def test_batches_and_the_reused_prefix_change_no_choice(kind: str) -> None:
+    made, asked = model(kind=kind), small_set()
     found = [mmlu.evaluate(made, tokenizer(), asked, mmlu.Settings(reuse_prefix=r, batch_size=b)).choices
              for r, b in ((True, 3), (False, 8))]  # fmt: skip
     assert found[0] == found[1]
@@ -160,13 +142,6 @@ def test_a_prefix_is_run_once_for_all_questions() -> None:
         mmlu.evaluate(made, tokenizer(), asked, mmlu.Settings(reuse_prefix=reuse))
         tokens[reuse] = sum(run)
     assert tokens[True] < tokens[False] / 3
-
-
-def test_one_prompt_alone_still_has_a_token_of_its_own() -> None:
-    assert shared_length([[1, 2, 3]]) == 2
-    assert shared_length([[1, 2, 3], [1, 2, 3]]) == 2
-    assert shared_length([[1, 2], [1, 2, 3]]) == 1
-    assert shared_length([[1, 2], [3]]) == 0
 
 
 def test_shots_are_dropped_from_the_front_when_the_context_is_full() -> None:
@@ -186,11 +161,6 @@ def test_shots_are_dropped_from_the_front_when_the_context_is_full() -> None:
         mmlu.evaluate(made, tokenizer(), asked, mmlu.Settings(max_length=20))
 
 
-def test_a_tokenizer_without_letters_is_refused() -> None:
-    with pytest.raises(UserError, match="no single token for each of ' A'"):
-        Encoder(tiny.tokenizer())
-
-
 def test_an_interrupted_evaluation_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, asked, path = model(), small_set(), tmp_path / "progress"
     whole = mmlu.evaluate(made, tokenizer(), asked)
@@ -204,27 +174,11 @@ def test_an_interrupted_evaluation_goes_on(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(mmlu, "answer_subject", stop_at_the_last)
     with pytest.raises(KeyboardInterrupt):
-        mmlu.evaluate(made, tokenizer(), asked, progress=ResumeFile(path, {"model": "m", "num_shots": 5}))
+        mmlu.evaluate(made, tokenizer(), asked, resume_file=ResumeFile(path, {"model": "m", "num_shots": 5}))
     seen.append("resumed")
-    again = mmlu.evaluate(made, tokenizer(), asked, progress=ResumeFile(path, {"model": "m", "num_shots": 5}))
+    again = mmlu.evaluate(made, tokenizer(), asked, resume_file=ResumeFile(path, {"model": "m", "num_shots": 5}))
     assert seen[-2:] == ["resumed", SUBJECTS[-1]]
     assert again == whole
-    with pytest.raises(UserError, match="differs in num_shots; delete it to start anew"):
-        ResumeFile(path, {"model": "m", "num_shots": 4})
-    path.write_text("{", encoding="utf8")
-    with pytest.raises(UserError, match="cannot be read; delete it"):
-        ResumeFile(path, {})
-
-
-def test_a_fingerprint_tells_models_apart(place: Path, tmp_path: Path) -> None:
-    first = loading.fingerprint(str(place / "model"))
-    assert first == loading.fingerprint(str(place / "model"))
-    changed = model()
-    with torch.no_grad():
-        changed.model.norm.weight[3] += 1
-    changed.save_pretrained(tmp_path)
-    tokenizer().save_pretrained(tmp_path)
-    assert loading.fingerprint(str(tmp_path)) != first
 
 
 @pytest.mark.dist

@@ -14,6 +14,7 @@ import pytest
 
 from apt_ds.eval.evaluator import Evaluator
 from apt_ds.training import checkpoint
+from apt_ds.training.checkpoint import folder as checkpoint_folder
 from apt_ds.training.train_step import TrainStep
 from tests.support import multiprocess, tiny
 from tests.support.launcher import Place, Run, caller, own_world
@@ -98,7 +99,7 @@ def test_a_last_step_that_cannot_be_saved_costs_no_model(
     def full(*given: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_fill", full)
+    monkeypatch.setattr(checkpoint_folder, "_fill", full)
     words = place.words(tmp_path / "out", *SHORT, "--report", "false")
     ended = run([*words, "--save_steps", "0"])
     assert ended.status == 0, ended.err

@@ -11,8 +11,8 @@ from deepspeed.accelerator import get_accelerator
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from apt_ds.training import checkpoint_shards
-from apt_ds.training.checkpoint_shards import Parts
+from apt_ds.training.checkpoint import shards
+from apt_ds.training.checkpoint.shards import ShardWriter
 from tests.integration.test_quantized_runs import GRADUAL
 from tests.support import multiprocess, tiny
 
@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_no_file_is_larger_than_it_may_be(tmp_path: Path) -> None:
-    made = Parts(tmp_path / "new")
+    made = ShardWriter(tmp_path / "new")
     made.limit = 1000
     tensors = {f"t{n}": torch.full((n + 1, 10), float(n)) for n in range(12)}
     for key, value in tensors.items():
@@ -36,14 +36,14 @@ def test_no_file_is_larger_than_it_may_be(tmp_path: Path) -> None:
     files = sorted(path.name for path in (tmp_path / "new").iterdir())
     assert files == ["other.safetensors", "trained-2.safetensors", "trained-3.safetensors", "trained.safetensors"]
     assert max(sum(t.nbytes for t in load_file(tmp_path / "new" / file).values()) for file in files) < 1000 + 480
-    found = checkpoint_shards.read(tmp_path / "new", [*files, "state.json"])
+    found = shards.read(tmp_path / "new", [*files, "state.json"])
     assert set(found) == {"other", "trained"} and set(found["trained"]) == set(tensors)
     assert all(torch.equal(found["trained"][key], value) for key, value in tensors.items())
 
 
 def test_what_cannot_be_written_is_told_at_the_end(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    made = Parts(tmp_path / "file" / "folder")
+    made = ShardWriter(tmp_path / "file" / "folder")
     made.limit = 1
     for number in range(3):
         made.add("trained", str(number), torch.ones(9))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import socket
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import pytest
 
 from apt_ds.data import mmlu as data
 from apt_ds.data.mmlu import Question
-from apt_ds.eval import commands, mmlu
+from apt_ds.eval import commands, mmlu, mmlu_script
 from tests.support import multiprocess
 from tests.support.mmlu_fixtures import SUBJECTS, model, tokenizer, write_exam
 from tests.support.paths import ROOT
@@ -34,7 +33,7 @@ def test_an_interrupted_script_asks_only_what_is_missing(
     kept = tmp_path / ("kept" if own_file else "mmlu.json.progress")
     words = ["--model", str(place / "model"), "--data_dir", str(place / "data"), "--subjects", ",".join(SUBJECTS)]
     words += ["--json", str(tmp_path / "mmlu.json"), *(["--resume_file", str(kept)] if own_file else [])]
-    given = runpy.run_path(str(ROOT / "launchers" / "eval_mmlu.py"))["parser"]().read(words)
+    given = mmlu_script.parser().read(words)
     original, asked = mmlu.answer_subject, []
 
     def answer(runner: Any, encoder: Any, rows: list[Question], *more: Any) -> list[int]:
@@ -102,8 +101,8 @@ def no_folder_for_json(place: Path, tmp_path: Path) -> list[str]:
         (no_model, "no model and tokenizer there"),
         (unknown_subject, "'anatmy' is no subject of MMLU (did you mean anatomy"),
         (missing_files, "lacks dev/abstract_algebra_dev.csv and 107 more files"),
-        (unknown_flag, "--num_shot is no option (did you mean --num_shots"),
-        (no_folder_for_json, "is not there"),
+        (unknown_flag, "--num_shot is an unknown option (did you mean --num_shots"),
+        (no_folder_for_json, "does not exist"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(

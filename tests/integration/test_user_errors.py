@@ -9,7 +9,6 @@ import re
 import resource
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -19,10 +18,11 @@ import torch
 from apt_ds.config.errors import UserError
 from apt_ds.config.resolve import resolve
 from apt_ds.data.batching import Batch
+from apt_ds.losses.task_losses import CausalLoss
 from apt_ds.models import adapter, builtin_models, loading
 from apt_ds.runtime import zero
 from apt_ds.training import run as training_run
-from apt_ds.training.trainer import Trainer
+from apt_ds.training.evaluations import Evaluations
 from tests.support import tiny
 from tests.support.launcher import GRADUAL, PRETUNING, Place, Run, caller, own_world
 from tests.support.paths import ROOT
@@ -97,7 +97,7 @@ MISTAKES: dict[str, tuple[Spoil, list[str]]] = {
     "examples cut before the answer": (flags("--max_seq_length", "8"), ["8", "cuts off every answer"]),
     "sparsity 1": (flags("--sparsity", "1.0"), ["--sparsity 1.0", "at least 0 and below 1"]),
     "negative sparsity": (flags("--sparsity", "-0.1"), ["--sparsity -0.1", "at least 0 and below 1"]),
-    "unknown flag": (flags("--sparsty", "0.3"), ["--sparsty is no option", "did you mean --sparsity"]),
+    "unknown flag": (flags("--sparsty", "0.3"), ["--sparsty is an unknown option", "did you mean --sparsity"]),
     "heads alone": (flags("--prune_blocks", "heads", "--sparsity", "0.9"), ["cannot be met", "--sparsity"]),
     "alignment": (flags("--align", "48", "--sparsity", "0.9"), ["cannot be met", "alignment 48"]),
     "architecture": (folder(config__json='{"model_type": "gpt2"}'), ["'gpt2' is not supported", "llama"]),
@@ -130,7 +130,7 @@ MISTAKES: dict[str, tuple[Spoil, list[str]]] = {
     ),
     "unsupported section": (ds({"amp": {"enabled": False}}), ["ds.json", "'amp' is not supported here"]),
     "misspelt section": (ds({"zero_optimisation": {"stage": 3}}), ["did you mean 'zero_optimization'"]),
-    "flag of another tool": (flags("--lr", "1"), ["--lr is no option", "did you mean --learning_rate"]),
+    "flag of another tool": (flags("--lr", "1"), ["--lr is an unknown option", "did you mean --learning_rate"]),
     "optimizer": (ds({"optimizer": {"type": "Lamb"}}), ["optimizer.type is 'Lamb'", "AdamW"]),
     "optimizer key": (ds({"optimizer": {"type": "AdamW", "params": {"lrr": 1}}}), ["optimizer.params", "lrr", "eps"]),
     "zero key": (
@@ -200,7 +200,7 @@ def test_a_run_that_fails_before_its_first_step_leaves_what_was_there(
         (output / "notes" if existed == "full" else output).mkdir(parents=True)
     words = place.words(output, "--max_steps", "1", "--calibration_steps", "1", "--report", "false")
     with monkeypatch.context() as patch:
-        patch.setattr(*((loading, "load_model") if where == "load" else (Trainer, "judge")), fail)
+        patch.setattr(*((loading, "load_model") if where == "load" else (Evaluations, "everything")), fail)
         ended = run([*words, "--overwrite_output_dir"] if existed == "full" else words)
     assert ended.status == 2 and ended.mistakes == ["error: no more of this"]
     if existed == "full":
@@ -330,21 +330,21 @@ def test_a_bad_step_is_neither_applied_nor_scored(
     """A NaN every other step: never two in a row, so the run goes on."""
     words = place.words(tmp_path / "out", *GRADUAL, "--max_nonfinite_steps", "2", "--warmup_ratio", "0")
     made = training_run.prepare(resolve([*words, "--deepspeed", str(ROOT / "ds_configs" / f"{name}.json")]))
-    original = made.training_loss.objective
     bad = False
 
-    def spoiled(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        return original.summed_loss(model, batch) * (math.nan if bad else 1.0)
+    class Spoiled(CausalLoss):
+        def summed_loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+            return super().summed_loss(model, batch) * (math.nan if bad else 1.0)
 
     def state() -> list[bytes]:
         weights = [p for _, a in adapter.adapters(made.engine.module) for p in (a.lora_A, a.lora_B)]
         with zero.gathered(weights):
             tuned = [p.detach().cpu().numpy().tobytes() for p in weights]
         pruner = made.pruner
-        importance = b"" if pruner.importance is None else pruner.importance.cpu().numpy().tobytes()
+        importance = b"" if pruner.growth.importance is None else pruner.growth.importance.cpu().numpy().tobytes()
         return [*tuned, importance, pruner.scores().tobytes(), pruner.scorer.abs_sums.cpu().numpy().tobytes()]
 
-    made.training_loss.objective = replace(original, summed=spoiled)
+    made.training_loss.task_loss = Spoiled()
     for step in range(4):
         before, bad = state(), step % 2 == 1
         made.train_step(step)

@@ -88,11 +88,11 @@ def test_fifty_rebuilds_leave_nothing(world: int, folder: Path) -> None:
 
 
 def test_a_compilation_that_was_killed_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    zero.engine.warn_of_locks(tmp_path)
+    zero.world.warn_of_locks(tmp_path)
     assert capsys.readouterr().err == ""
     (tmp_path / "py" / "some_op").mkdir(parents=True)
     (tmp_path / "py" / "some_op" / "lock").touch()
-    zero.engine.warn_of_locks(tmp_path)
+    zero.world.warn_of_locks(tmp_path)
     assert str(tmp_path / "py" / "some_op" / "lock") in capsys.readouterr().err
 
 
@@ -101,13 +101,13 @@ def test_locks_are_looked_for_where_torch_compiles(
 ) -> None:
     """By torch's own account: `_get_build_directory` makes the folder of an extension."""
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "ext"))
-    assert zero.engine.extensions_folder() / "op" == Path(cpp_extension._get_build_directory("op", verbose=False))
+    assert zero.world.extensions_folder() / "op" == Path(cpp_extension._get_build_directory("op", verbose=False))
     (tmp_path / "ext" / "op" / "lock").touch()
-    zero.engine.warn_of_locks(zero.engine.extensions_folder())
+    zero.world.warn_of_locks(zero.engine.extensions_folder())
     assert f"{tmp_path}/ext/op/lock" in capsys.readouterr().err
     monkeypatch.delenv("TORCH_EXTENSIONS_DIR")
     monkeypatch.setattr(cpp_extension, "get_default_build_root", lambda: str(tmp_path / "cache"))
-    assert zero.engine.extensions_folder() / "op" == Path(cpp_extension._get_build_directory("op", verbose=False))
+    assert zero.world.extensions_folder() / "op" == Path(cpp_extension._get_build_directory("op", verbose=False))
 
 
 @pytest.mark.parametrize("files", [1, 3])
@@ -131,7 +131,7 @@ def test_a_rebuild_needs_one_layer_more_than_is_held(tmp_path: Path, monkeypatch
         1, "rebuild_jobs.rebuild_memory", {"folder": str(tmp_path), "stages": stages}, fresh=True
     ).items():
         assert told["kept"] <= 70, name
-        for part in ("operate", "build"):
+        for part in ("apply_plan", "build"):
             assert told[part] <= told["held"] + told["layer"], (name, part, told)
 
 

@@ -8,11 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apt_ds.analysis.memory_trace import Live
-from apt_ds.data.batching import collate
 from apt_ds.losses import cross_entropy
-from apt_ds.losses.cross_entropy import Pieces, of_hidden, of_logits
-from apt_ds.losses.task_losses import OBJECTIVES
-from tests.support import tiny
+from apt_ds.losses.cross_entropy import ChunkSizes, of_hidden, of_logits
 
 WORDS = 50
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
@@ -21,7 +18,7 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seven rows at a time, and three of them in fp32."""
-    monkeypatch.setattr(cross_entropy, "PIECES", {"cpu": Pieces(7 * WORDS + 3, 3 * WORDS)})
+    monkeypatch.setattr(cross_entropy, "CHUNK_SIZES", {"cpu": ChunkSizes(7 * WORDS + 3, 3 * WORDS)})
 
 
 def drawn(rows: int, columns: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
@@ -78,30 +75,3 @@ def test_only_a_piece_of_the_logits_is_ever_there() -> None:
     # states, their gradient made on the way forward, and the one handed on
     assert peaks[0] < 4 * hidden.nbytes + 0.1 * logits
     assert peaks[1] < 2.2 * logits + 4 * hidden.nbytes < peaks[2] / 2 + 4 * hidden.nbytes
-
-
-ROWS = {
-    "gqa": [{"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]}, {"input_ids": [9, 4], "labels": [9, 4]}],
-    "t5": [{"input_ids": [5, 6, 7], "labels": [7, 8, 9]}, {"input_ids": [9], "labels": [4]}],
-}
-MODELS = {"gqa": tiny.model, "t5": tiny.small}
-SAID = {"gqa": [7, 8, 4], "t5": [7, 8, 9, 4]}
-
-
-@pytest.mark.parametrize("kind", ["gqa", "t5"])
-@pytest.mark.parametrize("frozen", [True, False])
-def test_a_model_has_the_loss_of_its_logits(kind: str, frozen: bool) -> None:
-    """With a head that is trained, whose gradient needs the logits, too; what a row adds does not depend on others."""
-    model, rows, objective = MODELS[kind](kind), ROWS[kind], OBJECTIVES[tiny.TASKS[kind]]
-    model.eval().get_output_embeddings().weight.requires_grad_(not frozen)
-    batch = collate(rows, 0)
-    body = next(p for name, p in model.named_parameters() if name.endswith(("o_proj.weight", "wo.weight")))
-    found = objective.summed_loss(model, batch)
-    (logits,) = objective.logits(model, batch)
-    torchs = expected(logits, torch.tensor(SAID[kind]))
-    torch.testing.assert_close(found, torchs)
-    torch.testing.assert_close(*(torch.autograd.grad(loss, body)[0] for loss in (found, torchs)))
-    alone = sum(objective.summed_loss(model, collate([row], 0)) for row in rows)
-    torch.testing.assert_close(found, alone)
-    # the head is the model's own again
-    assert "forward" not in vars(model.get_output_embeddings())

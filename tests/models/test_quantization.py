@@ -23,8 +23,8 @@ from apt_ds.models import adapter, fingerprint, loading, quantization, quantizat
 from apt_ds.models.architectures import anatomy_of
 from apt_ds.models.blocks import Anatomy, block_slices
 from apt_ds.models.export import write
+from apt_ds.pruning.kurtosis import effective_weight
 from apt_ds.pruning.masks import Masks
-from apt_ds.pruning.salience import effective_weight
 from apt_ds.pruning.surgery import Plan, apply_plan, element_index
 from apt_ds.runtime import packed
 from apt_ds.runtime.packed import QuantizedParameter

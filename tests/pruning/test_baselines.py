@@ -1,4 +1,4 @@
-"""The baselines: Fisher information of masks, Taylor importance of weight groups, their runs in every ZeRO stage."""
+"""The baselines: their options, their cuts, and their runs in every ZeRO stage."""
 
 from __future__ import annotations
 
@@ -14,126 +14,15 @@ from apt_ds.config.errors import UserError
 from apt_ds.config.presets import METHODS
 from apt_ds.config.resolve import resolve
 from apt_ds.config.run_config import RunConfig
-from apt_ds.data.batching import Batch, collate
-from apt_ds.losses.task_losses import summed_loss
 from apt_ds.models.architectures import anatomy_of
 from apt_ds.models.blocks import block_slices
 from apt_ds.pruning import surgery
-from apt_ds.pruning.fisher import Fisher, rearranged, tuned_masks
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.pruning.surgery import Plan
 from tests.support import multiprocess, tiny
 
 CPU = torch.device("cpu")
 SIZES = ["--align", "4", "--sparsity", "0.4", "--max_steps", "8", "--calibration_steps", "3"]
-
-
-def rows(count: int = 4) -> list[dict[str, list[int]]]:
-    generator = torch.Generator().manual_seed(3)
-    lengths = [9, 5, 12, 7][:count]
-    made = [torch.randint(4, 200, (length,), generator=generator).tolist() for length in lengths]
-    return [{"input_ids": ids, "labels": [-100, -100, *ids[2:]]} for ids in made]
-
-
-def observed(fisher: Fisher, model: torch.nn.Module, micros: list[tuple[int, Batch]]) -> None:
-    for first, batch in micros:
-        fisher.begin(batch.attention_mask, torch.float32, first)
-        summed_loss(model, batch).backward()
-        fisher.end()
-    fisher.update(1.0)
-
-
-def test_rows_are_the_gradients_of_the_masks_example_by_example() -> None:
-    model = tiny.model()
-    anatomy = anatomy_of(model.config)
-    fisher = Fisher(anatomy, 4, CPU)
-    fisher.install(model)
-    observed(fisher, model, [(0, collate(rows(), 0))])
-    fisher.remove()
-    size = anatomy.sizes.total()
-    for number, row in enumerate(rows()):
-        mask = torch.ones(size, requires_grad=True)
-        masked_loss(model, anatomy, mask, collate([row], 0)).backward()
-        assert torch.allclose(torch.from_numpy(fisher.rows[0][number]), mask.grad, rtol=1e-3, atol=1e-5)
-    assert np.allclose(fisher.scores(), np.square(fisher.rows[0].astype(np.float64)).sum(0))
-
-
-def masked_loss(model: torch.nn.Module, anatomy: Any, mask: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """The loss under differentiable masks on consumers' inputs and writers' outputs."""
-    where = dict(block_slices(anatomy.sizes))
-    handles = []
-    for number, site in enumerate(anatomy.sites):
-        own = mask[where[number]].repeat_interleave(site.unit)
-        module = model.get_submodule(site.consumer)
-        handles.append(module.register_forward_pre_hook(lambda m, args, own=own: (args[0] * own,)))
-    for path in anatomy.writers:
-        module = model.get_submodule(path)
-        handles.append(module.register_forward_hook(lambda m, args, out: out * mask[where[-1]]))
-    loss = summed_loss(model, batch)
-    for handle in handles:
-        handle.remove()
-    return loss
-
-
-def test_a_split_changes_no_fisher_score() -> None:
-    model = tiny.model()
-    whole, split = (Fisher(anatomy_of(model.config), 4, CPU) for _ in range(2))
-    for fisher, micros in (
-        (whole, [(0, collate(rows(), 0))]),
-        (split, [(0, collate(rows()[:2], 0)), (2, collate(rows()[2:], 0))]),
-    ):
-        fisher.install(model)
-        observed(fisher, model, micros)
-        fisher.remove()
-    assert np.allclose(whole.scores(), split.scores(), rtol=1e-4)
-    assert all(torch.allclose(whole._grams[n], split._grams[n], rtol=1e-4, atol=1e-5) for n in whole._grams)
-
-
-def test_a_decoder_has_tokens_of_its_own() -> None:
-    model = tiny.small("t5")
-    fisher = Fisher(anatomy_of(model.config, tiny.TASKS["t5"]), 2, CPU)
-    fisher.install(model)
-    read, write = torch.tensor([[1] * 9, [1] * 6 + [0] * 3]), torch.tensor([[1] * 4, [1] * 3 + [0]])
-    ids = [torch.randint(4, 60, mask.shape, generator=torch.Generator().manual_seed(5)) for mask in (read, write)]
-
-    def grams() -> dict[int, torch.Tensor]:
-        fisher._grams.clear()
-        fisher.begin(read, torch.float32, 0, write)
-        model(input_ids=ids[0], attention_mask=read, decoder_input_ids=ids[1]).logits[write > 0].sum().backward()
-        fisher.end()
-        return dict(fisher._grams)
-
-    first = grams()
-    assert len(first) == len(fisher.anatomy.sites)
-    # padding of either side counts nowhere
-    ids[0][1, 6:], ids[1][1, 3:] = 7, 9
-    assert all(torch.allclose(first[site], again, rtol=1e-4, atol=1e-5) for site, again in grams().items())
-    fisher.remove()
-
-
-def test_rearranging_keeps_the_count_and_lowers_the_cost() -> None:
-    gradients = np.random.default_rng(0).normal(size=(6, 20))
-    gradients[:, 5] = -gradients[:, 4]  # together they cost nothing, alone much
-    diagonal = np.square(gradients).sum(0)
-    keep = np.ones(20, dtype=bool)
-    keep[np.argsort(diagonal)[:4]] = False
-    better = rearranged(gradients, keep)
-
-    def cost(kept: np.ndarray) -> float:
-        return float(np.square(gradients[:, ~kept].sum(1)).sum())
-
-    assert better.sum() == keep.sum() and cost(better) < cost(keep)
-
-
-def test_tuned_masks_solve_the_least_squares() -> None:
-    generator = np.random.default_rng(1)
-    contributions = generator.normal(size=(200, 10)) + generator.normal(size=(200, 1))
-    keep = np.arange(10) < 6
-    values = tuned_masks(contributions.T @ contributions, keep)
-    exact, *_ = np.linalg.lstsq(contributions[:, keep], contributions.sum(1), rcond=None)
-    assert np.allclose(values[keep], exact, atol=0.05) and (values[~keep] == 1).all()
-    residual = contributions.sum(1) - contributions[:, keep] @ values[keep]
-    assert np.square(residual).sum() < 0.6 * np.square(contributions[:, ~keep].sum(1)).sum()
 
 
 def test_a_cut_weighs_what_stays() -> None:
@@ -154,7 +43,7 @@ def test_a_method_is_a_set_of_options(tmp_path: Path) -> None:
     words = ["--deepspeed", str(tmp_path / "ds.json"), "--preset", "llama2-7b-alpaca"]
     for method, meaning in METHODS.items():
         run = resolve([*words, "--method", method])
-        assert {name: getattr(run, name) for name in meaning} == meaning
+        assert {name: run.flag(name) for name in meaning} == meaning
     with pytest.raises(UserError, match="--pruning gradual contradicts --method lora"):
         resolve([*words, "--method", "lora", "--pruning", "gradual"])
     with pytest.raises(UserError, match="--pruning gradual with --score fisher"):

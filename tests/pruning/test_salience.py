@@ -15,17 +15,8 @@ from apt_ds.losses.task_losses import summed_loss
 from apt_ds.models import adapter
 from apt_ds.models.architectures import anatomy_of
 from apt_ds.models.blocks import HIDDEN, Anatomy, block_slices, kept_sizes
-from apt_ds.pruning.activation_hooks import tap_input, tap_output
-from apt_ds.pruning.salience import (
-    Salience,
-    column_mass,
-    column_norm,
-    consumer_outliers,
-    excess_kurtosis,
-    in_order,
-    power_sums,
-    reader_outliers,
-)
+from apt_ds.pruning.activation_hooks import input_hook, output_hook
+from apt_ds.pruning.salience import Salience, in_order
 from tests.support import tiny
 
 CPU = torch.device("cpu")
@@ -75,9 +66,9 @@ def reference_masses(model: LlamaForCausalLM, anatomy: Anatomy, batch: Batch) ->
         x.requires_grad_() if x.is_leaf else x.retain_grad()
         kept.append(x)
 
-    handles = [model.get_submodule(site.consumer).register_forward_pre_hook(tap_input(keep)) for site in anatomy.sites]
+    handles = [model.get_submodule(site.consumer).register_forward_pre_hook(input_hook(keep)) for site in anatomy.sites]
     for path in anatomy.writers:
-        handles.append(model.get_submodule(path).register_forward_hook(tap_output(keep)))
+        handles.append(model.get_submodule(path).register_forward_hook(output_hook(keep)))
     (summed_loss(model, batch) / 50).backward()
     for handle in handles:
         handle.remove()
@@ -219,16 +210,6 @@ def test_a_mean_begins_again_after_it_was_concluded_or_discarded() -> None:
     assert np.allclose(salience.scores(), expected.numpy(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("padded", [0, 5])
-def test_both_ways_to_sum_a_column_agree(padded: int) -> None:
-    x = torch.randn(3, 8, 6, generator=torch.Generator().manual_seed(0))
-    mask = torch.ones(3, 8)
-    mask[1, 8 - padded :] = 0
-    blank = (mask.flatten() == 0).nonzero().squeeze(1)
-    assert torch.allclose(column_norm(blank, x), column_mass(mask.reshape(1, -1), x), rtol=1e-6)
-    assert (column_norm(torch.arange(24), x) == 0).all()
-
-
 class HostReads(TorchDispatchMode):
     """Counts what would make the host wait for a device."""
 
@@ -263,29 +244,6 @@ def test_evaluation_is_not_scored() -> None:
         model(tiny.ids())
     model(tiny.ids()).logits.sum().backward()
     assert salience.abs_sums.abs().sum() == 0
-
-
-def test_kurtosis_is_that_of_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("apt_ds.pruning.salience.PIECE", 3 * 7)  # the rows in many pieces, the last one smaller
-    weight = torch.randn(400, 3, generator=torch.Generator().manual_seed(0)) ** 3
-    w = weight.double()
-    z = (w - w.mean(0)) / w.std(0, unbiased=False)
-    expected = (z**4).mean(0) - 3
-    assert torch.allclose(excess_kurtosis(power_sums(weight), 400).double(), expected, rtol=1e-5)
-    assert torch.allclose(reader_outliers(weight).double(), expected.clamp(min=0).sqrt(), rtol=1e-5)
-
-
-def test_outliers_of_a_head_pool_its_own_pairs() -> None:
-    weight = torch.randn(50, 8, generator=torch.Generator().manual_seed(1))
-    mass = torch.rand(8, generator=torch.Generator().manual_seed(2)) + 0.5
-    got = consumer_outliers(weight, 4, mass)
-    for head in range(2):
-        pairs = (weight * mass)[:, 4 * head : 4 * head + 4].flatten().double()
-        z = (pairs - pairs.mean()) / pairs.std(unbiased=False)
-        assert got[head] == pytest.approx(max(float((z**4).mean() - 3), 0.0) ** 0.5, rel=1e-4)
-    # a neuron's own scale cancels
-    one = torch.ones(8)
-    assert torch.allclose(consumer_outliers(weight, 1, one), consumer_outliers(weight * 7, 1, one), rtol=1e-4)
 
 
 def test_outlier_options() -> None:

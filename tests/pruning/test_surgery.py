@@ -8,7 +8,9 @@ import torch
 
 from apt_ds.models import adapter
 from apt_ds.models.architectures import anatomy_of
-from apt_ds.pruning.surgery import Plan, apply_plan, element_index
+from apt_ds.models.blocks import block_slices
+from apt_ds.pruning import surgery
+from apt_ds.pruning.surgery import Plan, apply_plan, element_index, weight_cuts
 from apt_ds.runtime.zero import EngineState
 from tests.pruning.test_masks import random_keep, with_adapters
 from tests.support import tiny
@@ -109,3 +111,74 @@ def test_tied_embeddings_stay_tied() -> None:
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert model.lm_head.weight.shape[1] == model.lm_head.in_features == 27
     assert model(tiny.ids()).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["mha", "gqa"])
+def test_the_jobs_of_a_cut_name_every_parameter_once_and_change_nothing(kind: str) -> None:
+    model, anatomy = with_adapters(kind)
+    keep = random_keep(anatomy, 0)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    cuts = weight_cuts(model, anatomy, keep)
+    after = dict(model.named_parameters())
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    names = [f"{cut.path}.{cut.name}" for cut in cuts]
+    assert sorted(names) == sorted(before)  # heads, neurons and hidden dimensions all go
+    expected = {name: cut.part_of(before[name]) for name, cut in zip(names, cuts, strict=True)}
+    apply_plan(model, anatomy, Plan(keep=keep), None, torch.Generator())
+    assert all(torch.equal(value, expected[name]) for name, value in model.named_parameters())
+
+
+def test_only_modules_that_lose_blocks_have_jobs() -> None:
+    model, anatomy = with_adapters("gqa")
+    keep = np.ones(anatomy.sizes.total(), dtype=bool)
+    assert weight_cuts(model, anatomy, keep) == []
+    keep[dict(block_slices(anatomy.sizes))[1].start] = False
+    cuts = weight_cuts(model, anatomy, keep)
+    assert {cut.path.rpartition(".")[2] for cut in cuts} == {"gate_proj", "up_proj", "down_proj"}
+    # a projection that reads the neurons has W_A cut, one that writes them W_B
+    assert {(cut.path.rpartition(".")[2], cut.name) for cut in cuts if cut.name != "weight"} == {
+        ("gate_proj", "lora_B"),
+        ("up_proj", "lora_B"),
+        ("down_proj", "lora_A"),
+    }
+
+
+def test_factors_scale_consumers_only() -> None:
+    model, anatomy = with_adapters("gqa")
+    keep = random_keep(anatomy, 1)
+    cuts = weight_cuts(model, anatomy, keep, np.full(len(keep), 0.5))
+    scaled = {cut.path for cut in cuts if cut.factor is not None}
+    assert scaled == {site.consumer for site in anatomy.sites}
+    assert {cut.name for cut in cuts if cut.factor is not None} == {"weight", "lora_A"}
+
+
+def test_a_tied_weight_is_cut_once() -> None:
+    model = tiny.model(tie_word_embeddings=True)
+    anatomy = anatomy_of(model.config)
+    keep = np.ones(anatomy.sizes.total(), dtype=bool)
+    keep[-5:] = False
+    tied = [cut for cut in weight_cuts(model, anatomy, keep) if cut.tied_to is not None]
+    assert [(cut.path, cut.name, cut.tied_to) for cut in tied] == [
+        ("lm_head", "weight", ("model.embed_tokens", "weight"))
+    ]
+
+
+def test_the_old_weight_is_free_before_the_next_one_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At every requantization at most one parameter of the model has both an old and a new weight."""
+    model, anatomy = with_adapters("gqa")
+    old = list(model.parameters())
+    total = sum(parameter.numel() for parameter in old)
+    keep = random_keep(anatomy, 0)
+    peak, make = 0, surgery.quantization.requantize_like
+
+    def watched(parameter: torch.nn.Parameter, values: torch.Tensor) -> torch.nn.Parameter:
+        nonlocal peak
+        made = make(parameter, values)
+        living = {id(p): p.numel() for p in (*old, *model.parameters(), made)}
+        peak = max(peak, sum(living.values()))
+        return made
+
+    monkeypatch.setattr(surgery.quantization, "requantize_like", watched)
+    apply_plan(model, anatomy, Plan(keep=keep), None, torch.Generator())
+    assert peak <= total + max(parameter.numel() for parameter in model.parameters())
+    assert all(parameter.numel() == 0 for parameter in old)

@@ -236,7 +236,7 @@ def test_where_no_size_can_be_written_the_search_says_so() -> None:
     config = scaled_config("smollm2-360m", attention_bias=True)
     # 15 heads divide no multiple of 7 below 120 but 105
     assert cut(config, ("hidden",), "uniform", 0.1, 7).sizes.hidden == 105
-    with pytest.raises(UserError, match=r"no model .* can be written: .* divisible by the query heads; change --align"):
+    with pytest.raises(UserError, match=r"no model .* can be written: .* divisible by the query heads. Change --align"):
         cut(config, ("hidden",), "uniform", 0.1, 11)
     assert cut(config, ("hidden",), "adaptive", 0.1, 11).sizes.hidden == 99
 

@@ -100,7 +100,9 @@ def test_a_scored_micro_batch_does_not_wait(case: str, product: str) -> None:
     training_loss.begin(0, rows)
     batch = sent(made)
     with followed(salience, model, batch) as device:
-        salience.begin(made.attention_mask, torch.float32, 0, training_loss.objective.second(made), made.position_ids)
+        salience.begin(
+            made.attention_mask, torch.float32, 0, training_loss.task_loss.decoder_mask(made), made.position_ids
+        )
         loss, _ = training_loss.micro_batch_loss(model, batch, masks)
         loss.backward()
         salience.end()

@@ -26,9 +26,9 @@ from apt_ds.runtime import collectives, zero
 from apt_ds.runtime import memory as process_memory
 from apt_ds.runtime.signals import Stopped, StopSignals
 from apt_ds.runtime.watchdog import Watchdog
-from apt_ds.training import checkpoint, datasets, run_state, trainer
-from apt_ds.training import metrics as run_metrics
+from apt_ds.training import checkpoint, datasets, engine_checkpoint, final_model, meter
 from apt_ds.training import run as training_run
+from apt_ds.training.checkpoint import manifest
 from tests.support.jobs import run_config, whole
 
 # a stopped process ends once the others have, or long after they should have: the test has to
@@ -46,9 +46,9 @@ PHASES = {
     "step": (training_loss.TrainingLoss, "micro_batch_loss"),
     "evaluation": (evaluator, "held_out_loss"),
     "rebuild": (surgery, "apply_plan"),
-    "save": (run_state, "add_trained"),
-    "write": (checkpoint, "_seal"),
-    "export": (trainer, "export"),
+    "save": (engine_checkpoint, "add_trained"),
+    "write": (manifest, "checksum"),
+    "export": (final_model, "export"),
 }
 
 
@@ -203,7 +203,7 @@ def memory(flags: list[str]) -> dict[str, int]:
         reset(device)
 
     # a run measures its phases one by one; here all of them count
-    run_metrics.reset_peak = noting
+    meter.reset_peak = noting
     reset(cpu)
     training_run.train(run)
     peak = max(*peaks, process_memory.peak_memory(cpu)) - process

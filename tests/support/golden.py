@@ -1,4 +1,4 @@
-"""Figures that six short runs gave once. `python tests/support/golden.py` records them again in `golden.json`.
+"""Figures that six short runs gave once. `python -m tests.support.golden` records them again in `golden.json`.
 
 A change of structure must not change them: the same losses, the same decisions, the same bytes of the written model.
 They hold for one platform, which the file names; elsewhere kernels round differently.
@@ -70,7 +70,7 @@ def figures(run: Short, folder: Path) -> dict[str, Any]:
     else:
         place = inputs(folder)
         named = tiny.save_task(folder / "task", run.inputs)
-    file = ROOT / "ds_configs" / f"{run.distributed.deepspeed}.json"
+    file = ROOT / "ds_configs" / f"{run.deepspeed}.json"
     flags = [*named, "--report", "false", *run.flags]
     ended = launch(run.processes, place.words(folder / "out", *flags, deepspeed=file))
     assert ended.status == 0, ended.err

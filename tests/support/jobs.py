@@ -68,8 +68,8 @@ def facts(made: trainer.Trainer, figures: dict[str, Any]) -> dict[str, Any]:
         "ranks": [json.loads(row)["ranks"]["mean"] for row in rows],
         "kept": [json.loads(row)["kept"] for row in rows],
         "scores": made.pruner.scorer.scores().tolist(),
-        "importance": [] if made.pruner.importance is None else made.pruner.importance.tolist(),
-        "alive": made.pruner.kept_ids.tolist(),
+        "importance": [] if made.pruner.growth.importance is None else made.pruner.growth.importance.tolist(),
+        "alive": made.pruner.blocks.kept_ids.tolist(),
         "held_out": figures["after"]["held_out_loss"],
         "score": figures["after"].get("score"),
         "rebuilds": len(figures["pruning"]["rebuild_seconds"]),
@@ -197,7 +197,7 @@ def told(made: trainer.Trainer, figures: dict[str, Any]) -> dict[str, Any]:
         "judged": {w: {k: v for k, v in found.items() if k not in measured} for w, found in judged.items()},
         "rebuilds": len(figures["pruning"]["rebuild_seconds"]),
         "model": hashlib.sha256(weights).hexdigest(),
-        "alive": made.pruner.kept_ids.tolist(),
+        "alive": made.pruner.blocks.kept_ids.tolist(),
         "scores": made.pruner.scorer.scores().tolist(),
         "held_out": figures["after"]["held_out_loss"],
         "score": figures["after"].get("score"),
@@ -245,7 +245,7 @@ def packed_shards(folder: str, flags: list[str]) -> dict[str, Any]:
     made = training_run.prepare(run_config(folder, 3, False, flags))
     packed = [p for p in made.engine.module.parameters() if isinstance(p, QuantizedParameter)]
     found = {"whole": [p.full.numel() * p.bits // 8 for p in packed], "rest": [held(p) for p in packed]}
-    loss = task_losses.summed_loss(made.engine, made.steps.micro_batch(0, 0))
+    loss = task_losses.summed_loss(made.engine, made.steps.batches.on_device(0, 0))
     found["waiting"] = [held(p) for p in packed]
     made.engine.backward(loss)
     made.engine.step()

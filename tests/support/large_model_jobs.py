@@ -8,15 +8,15 @@ from typing import Any
 
 from apt_ds.runtime import collectives, zero
 from apt_ds.training import run
-from apt_ds.training.checkpoint_shards import Parts
+from apt_ds.training.checkpoint import ShardWriter
 from tests.support.jobs import facts, resumed, run_config
 
 
 def saved_in_parts(folder: str, cases: list[tuple[str, int, bool, list[str], list[int]]], limit: int) -> dict[str, Any]:
     """`jobs.resumed` with files of `limit` bytes, and the most that was held or pickled while checkpoints were made."""
-    Parts.limit = limit
+    ShardWriter.limit = limit
     most = {"object": 0, "waiting": 0, "held": 0}
-    gather, take, add = collectives.gather_objects, zero.take_state, Parts.add
+    gather, take, add = collectives.gather_objects, zero.take_state, ShardWriter.add
 
     def gathering(value: Any) -> list[Any]:
         most["object"] = max(most["object"], len(pickle.dumps(value)))
@@ -27,16 +27,16 @@ def saved_in_parts(folder: str, cases: list[tuple[str, int, bool, list[str], lis
         most["held"] = max(most["held"], *(len(state.tensors), 0))
         return state
 
-    def adding(self: Parts, *arguments: Any) -> None:
+    def adding(self: ShardWriter, *arguments: Any) -> None:
         add(self, *arguments)
         waiting = (t.nbytes for held in self._waiting.values() for t in held.values())
         most["waiting"] = max(most["waiting"], sum(waiting))
 
-    collectives.gather_objects, zero.take_state, Parts.add = gathering, taking, adding
+    collectives.gather_objects, zero.take_state, ShardWriter.add = gathering, taking, adding
     try:
         runs = resumed(folder, cases)
     finally:
-        collectives.gather_objects, zero.take_state, Parts.add = gather, take, add
+        collectives.gather_objects, zero.take_state, ShardWriter.add = gather, take, add
     files = {
         name: sorted(path.name for path in (Path(folder) / name / f"checkpoint-{steps[-1]}").glob("*.safetensors"))
         for name, *_, steps in cases

@@ -62,7 +62,7 @@ def model(**changes: object) -> LlamaForCausalLM:
 def planted(letter: str) -> LlamaForCausalLM:
     """Answers `letter` always: its row of the head is along what the last position holds, whatever that is."""
     made = model(tie_word_embeddings=False)
-    ids = Encoder(tokenizer()).letters
+    ids = Encoder(tokenizer()).choice_ids
     with torch.no_grad():
         # a constant through the residual stream: the last norm sees it in every position
         made.model.embed_tokens.weight[:, 0] = 1000.0

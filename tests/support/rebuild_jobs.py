@@ -30,7 +30,7 @@ def profiled(folder: str, stages: list[tuple[int, bool]]) -> dict[str, Any]:
             runs[on] = facts(made, figures)
         spent = [sum(step.values()) for step in profiler.NOW._steps[profiler.DENSE]]
         told = {"profile": figures["profile"], "unprofiled": runs["false"]}
-        told |= {"spent": spent, "steps": made.meter.state()["dense"]}
+        told |= {"spent": spent, "steps": made.meter.state_dict()[0]["dense"]}
         found[f"{stage}{'o' if offload else ''}"] = told | {"losses": runs["true"]["losses"]}
     return found
 
@@ -106,7 +106,7 @@ def rebuild_memory(folder: str, stages: list[tuple[int, bool]]) -> dict[str, dic
         config = load_config(run, collectives.world_size(), base.config.hidden_size)
         pruner = Pruner(run, base.anatomy, 100, zero.device())
         metrics_logger = MetricsLogger(Path(folder), 0, quiet=True)
-        made = trainer.Trainer(run, base, config, random_data(run, base, LAST_STEP), pruner, metrics_logger)
+        made = trainer.Trainer.create(run, base, config, random_data(run, base, LAST_STEP), pruner, metrics_logger)
         made.train_step(0, calibrating=True)
         zero.release_gathered(made.engine)
         zero.free_memory()

@@ -20,7 +20,8 @@ from apt_ds.eval.held_out import held_out_loss
 from apt_ds.losses.task_losses import summed_loss, trained_tokens
 from apt_ds.models import adapter, loading
 from apt_ds.pruning import surgery
-from apt_ds.pruning.pruner import Pruner, adapter_sizes
+from apt_ds.pruning.pruner import Pruner
+from apt_ds.pruning.rank_growth import adapter_sizes
 from apt_ds.pruning.surgery import Plan
 from apt_ds.runtime.zero import EngineState
 from apt_ds.training.datasets import Data, read_data
@@ -66,8 +67,8 @@ class Plain:
             pruner.scorer.update(1.0)
         if not calibrating and pruner.needs_importance(step):
             parts = [(a.lora_B * a.lora_B.grad).abs().sum() for _, a in adapter.adapters(self.model)]
-            old = pruner.importance if pruner.importance is not None else torch.zeros(len(parts))
-            pruner.importance = (
+            old = pruner.growth.importance if pruner.growth.importance is not None else torch.zeros(len(parts))
+            pruner.growth.importance = (
                 run.pruning.salience_decay * old + (1 - run.pruning.salience_decay) * torch.stack(parts).detach()
             )
         if calibrating:
@@ -112,7 +113,7 @@ def reference_run(folder: Path, flags: list[str]) -> dict[str, Any]:
     base = loading.find_base(run.model.model_name_or_path)
     data = read_data(run, base)
     plain = Plain(run, base, data)
-    if plain.pruner.prunes and not plain.pruner.gradual:
+    if plain.run.pruning.one_shot:
         for step in range(run.pruning.calibration_steps):
             plain.step(step, calibrating=True)
         plain.operate(0, plain.pruner.cut_now(plain.model), fresh=True)
@@ -126,7 +127,7 @@ def reference_run(folder: Path, flags: list[str]) -> dict[str, Any]:
     assert math.isfinite(held)
     return plain.found | {
         "scores": plain.pruner.scorer.scores().tolist(),
-        "importance": plain.pruner.importance.tolist(),
-        "alive": plain.pruner.kept_ids.tolist(),
+        "importance": plain.pruner.growth.importance.tolist(),
+        "alive": plain.pruner.blocks.kept_ids.tolist(),
         "held_out": held,
     }

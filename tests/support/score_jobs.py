@@ -23,7 +23,7 @@ def importances(folder: str, stages: list[tuple[int, bool]]) -> dict[str, list[f
         made = run.prepare(run_config(folder, stage, offload, flags))
         for step in range(3):
             made.train_step(step)
-        found[f"{stage}{'o' if offload else ''}"] = made.pruner.importance.tolist()
+        found[f"{stage}{'o' if offload else ''}"] = made.pruner.growth.importance.tolist()
         made.finish()
     return found
 
@@ -77,7 +77,7 @@ def taylor(folder: str, stages: list[tuple[int, bool]]) -> dict[str, list[float]
     for stage, offload in stages:
         made = run.prepare(run_config(folder, stage, offload, TAYLOR))
         made.score_by_weight_gradients()
-        found[f"{stage}{'o' if offload else ''}"] = made.pruner.taylor.tolist()
+        found[f"{stage}{'o' if offload else ''}"] = made.pruner.scores().tolist()
         zero.destroy(made.engine)
         made.metrics_logger.close()
         collectives.barrier()

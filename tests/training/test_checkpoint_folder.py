@@ -21,7 +21,8 @@ from apt_ds.config.run_config import RunConfig
 from apt_ds.models import fingerprint
 from apt_ds.models.base_config import decisive, first_difference
 from apt_ds.training import checkpoint
-from apt_ds.training.checkpoint import LAST, MANIFEST, Checkpoint, Damaged
+from apt_ds.training.checkpoint import LAST, MANIFEST, Checkpoint, DamagedError
+from apt_ds.training.checkpoint import manifest as checkpoint_manifest
 from tests.support import tiny
 from tests.support.paths import ROOT
 
@@ -101,7 +102,7 @@ def test_damage_is_named_and_passed_over(
     assert found is not None and found.step == 4
     (line,) = capsys.readouterr().err.splitlines()
     assert "checkpoint-8" in line and name in line
-    with pytest.raises(Damaged, match=name):
+    with pytest.raises(DamagedError, match=name):
         checkpoint.find(str(tmp_path / "checkpoint-8"), tmp_path)
     harm(tmp_path / "checkpoint-4" / name)
     with pytest.raises(UserError, match="no whole checkpoint"):
@@ -111,7 +112,7 @@ def test_damage_is_named_and_passed_over(
 def test_a_manifest_that_only_looks_otherwise_is_refused(run: RunConfig, tmp_path: Path) -> None:
     manifest = checkpoint.write(tmp_path, made(run, 1), 0) / MANIFEST
     manifest.write_text(manifest.read_text().replace(",\n", ", \n", 1))
-    with pytest.raises(Damaged, match=MANIFEST):
+    with pytest.raises(DamagedError, match=MANIFEST):
         checkpoint.verify(manifest.parent)
 
 
@@ -187,10 +188,12 @@ def test_fields_that_change_no_function_may_differ(tmp_path: Path) -> None:
 def test_a_checkpoint_of_an_older_format_is_refused_in_a_line_that_says_so(
     run: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "FORMAT", 4)
+    monkeypatch.setattr(checkpoint_manifest, "FORMAT", 4)
     path = checkpoint.write(tmp_path, made(run, 1), 0)
     monkeypatch.undo()
-    with pytest.raises(UserError, match="checkpoint-1 has format 4, this version reads 5. Resume it with the version"):
+    with pytest.raises(
+        UserError, match=r"checkpoint-1 has format 4, this version reads 5\. Resume it with the version"
+    ):
         checkpoint.find(str(path), tmp_path)
 
 
@@ -201,7 +204,7 @@ def test_another_run_is_refused_in_one_line(run: RunConfig) -> None:
     for change in ({"sparsity": 0.4}, {"seed": 5}, {"learning_rate": 1.0}, {"bf16": False}, {"rank": 9}):
         with pytest.raises(UserError, match=f"--{next(iter(change))} "):
             saved.check(run.replace(**change), COUNTS, PRINTS)
-    with pytest.raises(UserError, match="processes x --per_device_train_batch_size.* made 8, this run makes 4"):
+    with pytest.raises(UserError, match=r"processes x --per_device_train_batch_size.* made 8, this run makes 4"):
         saved.check(run, COUNTS | {"global_batch": 4}, PRINTS)
     with pytest.raises(UserError, match="--max_steps"):
         saved.check(run, COUNTS | {"total_steps": 4}, PRINTS)
@@ -224,7 +227,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_leaves_earlier_checkpoints_alone(run: RunConfig, small_disk: Path) -> None:
     checkpoint.write(small_disk, made(run, 1), 1)
-    with pytest.raises(UserError, match="cannot write the checkpoint .*checkpoint-2: No space left"):
+    with pytest.raises(UserError, match=r"cannot write the checkpoint .*checkpoint-2: No space left"):
         checkpoint.write(small_disk, made(run, 2), 1)
     assert [path.name for path in small_disk.iterdir()] == ["checkpoint-1"]
     checkpoint.verify(small_disk / "checkpoint-1")
@@ -235,7 +238,7 @@ def test_a_file_size_limit_does_the_same(run: RunConfig, tmp_path: Path) -> None
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     try:
-        with pytest.raises(UserError, match="cannot write the checkpoint .*checkpoint-2: .*File too large"):
+        with pytest.raises(UserError, match=r"cannot write the checkpoint .*checkpoint-2: .*File too large"):
             checkpoint.write(tmp_path, made(run, 2), 1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -64,7 +64,7 @@ def test_a_run_that_goes_on_has_the_figures_of_the_one_before() -> None:
     use(240)
     again = Meter(torch.device("cpu"))
     use(240)  # loading counts nowhere
-    again.load_state(json.loads(json.dumps(meter.state())))
+    again.load_state_dict(json.loads(json.dumps(meter.state_dict()[0])), {})
     for each in ("whole", "dense", "final"):
         assert getattr(again, each)() == getattr(meter, each)()
     assert again.rebuilds == [2.0] and again.last_rebuild() == 2.0

@@ -88,7 +88,7 @@ def random_data(run: RunConfig, base: Base, last_step: int) -> Data:
     ids = torch.randint(2, base.config.vocab_size, (ROWS, run.data.max_seq_length), generator=generator).tolist()
     rows: tuple[Row, ...] = tuple({"input_ids": row, "labels": row} for row in ids)
     held = TokenizedSet(rows, 0, "random")
-    batch = run.optim.per_device_train_batch_size * run.optim.gradient_accumulation_steps * collectives.world_size()
+    batch = run.optim.global_batch(collectives.world_size())
     return Data(held, held, [], GlobalOrder(ROWS, batch, run.optim.seed), last_step, None)
 
 

@@ -13,7 +13,6 @@ from apt_ds.runtime.zero.engine import (
     full_shape,
     gathered,
     held_part,
-    init_distributed,
     is_partitioned,
     loss_scale,
     own_part,
@@ -35,6 +34,7 @@ from apt_ds.runtime.zero.optimizer_state import (
     weight_times_gradient,
 )
 from apt_ds.runtime.zero.sections import check_sections
+from apt_ds.runtime.zero.world import init_distributed, launched, temporary_world
 
 __all__ = [
     "Config",
@@ -54,6 +54,7 @@ __all__ = [
     "held_part",
     "init_distributed",
     "is_partitioned",
+    "launched",
     "loss_scale",
     "own_part",
     "put_state",
@@ -65,6 +66,7 @@ __all__ = [
     "stage",
     "step",
     "take_state",
+    "temporary_world",
     "unstepped_state",
     "unwrap",
     "weight_times_gradient",

@@ -2,12 +2,13 @@
 
 Blocks of 256 moments share a scale (Dettmers et al. 2022, "8-bit Optimizers via Block-wise Quantization"). A block
 lies where the engine's flat buffers put it, so that a change of shapes or ranks moves all of them: moments are then
-quantized anew. Where nothing has moved the blocks themselves are put back, bit for bit.
+quantized again. Where nothing has moved the blocks themselves are put back, bit for bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,10 +56,10 @@ def unpack(optimizer: torch.optim.Optimizer, flat: Tensor) -> None:
         # paged ones lie in memory that says it is the host's
         codes = state[f"state{number}"].to(flat.device)
         if codes.dtype == torch.uint8:
-            held = functional.QuantState(
+            scales = functional.QuantState(
                 state[f"absmax{number}"], code=state[f"qmap{number}"], blocksize=BLOCK, dtype=torch.float32
             )
-            state[name] = functional.dequantize_blockwise(codes, held).cpu()
+            state[name] = functional.dequantize_blockwise(codes, scales).cpu()
         else:
             # few numbers stay in fp32
             state[name] = codes.cpu()
@@ -70,9 +71,10 @@ def drop(optimizer: torch.optim.Optimizer, flat: Tensor) -> None:
         del optimizer.state[flat][name]
 
 
-def pack(optimizer: torch.optim.Optimizer, flat: Tensor, blocks: dict[str, Tensor]) -> None:
+def pack(optimizer: Any, flat: Tensor, blocks: dict[str, Tensor]) -> None:
     """Replace a parameter's AdamW state (step and moments in fp32) by one in 8 bits.
 
+    optimizer: one that `maker` made, which has bitsandbytes' `init_state`.
     blocks: what `raw` gave where the layout has not changed since; empty: quantize.
     """
     given = optimizer.state.pop(flat)
@@ -88,11 +90,11 @@ def pack(optimizer: torch.optim.Optimizer, flat: Tensor, blocks: dict[str, Tenso
         if codes.dtype != torch.uint8:
             codes.copy_(given[name])
         elif not blocks:
-            found, held = bnb.library().functional.quantize_blockwise(
+            quantized, scales = bnb.library().functional.quantize_blockwise(
                 given[name].to(flat.device), code=state[f"qmap{number}"], blocksize=BLOCK
             )
-            codes.copy_(found)
-            state[f"absmax{number}"].copy_(held.absmax)
+            codes.copy_(quantized)
+            state[f"absmax{number}"].copy_(scales.absmax)
     for name, value in blocks.items():
         state[name].copy_(value)
 

@@ -7,32 +7,25 @@ plain model, `build`, `put_state`. Facts about what an engine leaves behind are 
 from __future__ import annotations
 
 import copy
-import ctypes
 import gc
-import logging
-import os
-import sys
-import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from datetime import timedelta
-from pathlib import Path
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, TypeAlias, TypeGuard
 
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.config import DeepSpeedConfigError
 from deepspeed.runtime.zero import parameter_offload
-from deepspeed.runtime.zero.partition_parameters import GatheredParameters, is_zero_param
+from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+from deepspeed.runtime.zero.partition_parameters import is_zero_param as has_zero_id
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
-from deepspeed.utils import logger
 from torch import nn
-from torch.utils import cpp_extension
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from apt_ds.config.errors import UserError
 from apt_ds.runtime import collectives
+from apt_ds.runtime.memory import trim_heap
 from apt_ds.runtime.packed import QuantizedParameter
 from apt_ds.runtime.profiler import timed
 from apt_ds.runtime.zero.adam8bit import Maker
@@ -40,87 +33,26 @@ from apt_ds.runtime.zero.profiler_hooks import mark
 
 Config = dict[str, Any]
 LARGEST_BUCKET = 500_000_000  # DeepSpeed's own default
-Engine = deepspeed.DeepSpeedEngine
-# what some launcher sets: deepspeed and torchrun, Open MPI, MPICH
-LAUNCHED = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+# DeepSpeed has no types: to a type checker this is Any
+Engine: TypeAlias = deepspeed.DeepSpeedEngine
 
 
-def init_distributed(timeout: float = 600) -> None:
-    """Join the process group the launcher has prepared; a process of its own where there is none.
+class PartitionedParameter(nn.Parameter):
+    """What DeepSpeed adds to a parameter under ZeRO stage 3. Only for type checks: DeepSpeed sets attributes.
 
-    timeout: seconds after which the watchdog gives up; a collective waits longer, as the watchdog knows who is gone.
-
-    Raises:
-        UserError: the launcher's port is taken.
+    ds_shape, ds_numel: of the whole parameter. ds_tensor: this rank's share, flat and padded to the largest share.
     """
-    logger.setLevel(logging.WARNING)
-    # deepspeed calls collectives under names that newer torch renames
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    if not any(name in os.environ for name in LAUNCHED):
-        _be_alone()
-    if collectives.is_main():
-        warn_of_locks(extensions_folder())
-    try:
-        deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=4 * timeout + 60))
-    except collectives.BROKEN as error:
-        if "EADDRINUSE" not in str(error):
-            raise
-        port = os.environ.get("MASTER_PORT")
-        raise UserError(
-            f"port {port} is in use, by another run perhaps: give the launcher another --master_port"
-        ) from None
-    _unname_buffers()
-    # DeepSpeed itself does so only when it shards weights or builds an engine: too late for what loads before
-    get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    if device().type == "cpu":
-        _share_cpu()
+
+    ds_shape: tuple[int, ...]
+    ds_numel: int
+    ds_tensor: torch.Tensor
+    ds_process_group: Any
+    convert_to_zero_parameters: Any
 
 
-def _share_cpu() -> None:
-    """Settle for what a process may take of the host it computes on."""
-    # oneDNN keeps 1,024 kernels with their buffers, and every cut makes the old ones useless
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-    if "OMP_NUM_THREADS" not in os.environ:
-        # every process would take all cores otherwise
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))
-
-
-def extensions_folder() -> Path:
-    """Where torch keeps compiled extensions, as its own `_get_build_directory` finds it."""
-    if chosen := os.environ.get("TORCH_EXTENSIONS_DIR"):
-        return Path(chosen)
-    versions = {"rocm": torch.version.hip, "cu": torch.version.cuda}
-    built = next((f"{name}{number.replace('.', '')}" for name, number in versions.items() if number), "cpu")
-    python = f"py{sys.version_info.major}{sys.version_info.minor}{getattr(sys, 'abiflags', '')}"
-    return Path(cpp_extension.get_default_build_root(), f"{python}_{built}")
-
-
-def warn_of_locks(root: Path) -> None:
-    """Tell on stderr of compilations under way: whoever killed one would wait for it for ever, not knowing why."""
-    for lock in sorted(root.glob("**/lock")):
-        print(
-            f"{lock}: another process is compiling, or one was killed while it did; should this wait for minutes with "
-            "no compiler running, remove that file",
-            file=sys.stderr,
-            flush=True,
-        )
-
-
-def _unname_buffers() -> None:
-    """Take away the name of the shared memory DeepSpeed's CPU collectives use. Collective.
-
-    DeepSpeed never does: 69 MB of memory a rank would outlive every run. Without a name it goes with its last process.
-    """
-    collectives.barrier()
-    place = f"{os.getuid()}_{os.environ.get('MASTER_ADDR')}_{os.environ.get('MASTER_PORT')}_{collectives.rank()}"
-    Path("/dev/shm", f"deepspeed_allreduce_buffer_{place}").unlink(missing_ok=True)
-
-
-def _be_alone() -> None:
-    """The environment of a world of one, for a script started without a launcher."""
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(collectives.free_port())}
-    os.environ.update(place, RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_SIZE="1")
+def is_zero_param(parameter: nn.Parameter) -> TypeGuard[PartitionedParameter]:
+    """Whether DeepSpeed partitions the parameter (stage 3)."""
+    return bool(has_zero_id(parameter))
 
 
 def device() -> torch.device:
@@ -210,14 +142,19 @@ def destroy(engine: Engine) -> nn.Module:
             module.__dict__.pop(name, None)
         if type(module._parameters) is not dict:
             module._parameters = dict(module._parameters)
+    forget_coordinators()
+    engine.optimizer = None
+    engine.module = None
+    return model
+
+
+def forget_coordinators() -> None:
+    """Empty the caches of DeepSpeed's modules that refer to parameters and modules of engines that were destroyed."""
     cached = PartitionedParameterCoordinator.__dict__["_PartitionedParameterCoordinator__params_to_release"]
     for cell in cached.__closure__ or ():
         if callable(getattr(cell.cell_contents, "cache_clear", None)):
             cell.cell_contents.cache_clear()
     parameter_offload.FWD_MODULE_STACK.clear()
-    engine.optimizer = None
-    engine.module = None
-    return model
 
 
 def free_memory() -> None:
@@ -225,13 +162,12 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    with suppress(OSError):  # not glibc: what is free stays with this process
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    trim_heap()
 
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The model an engine is on; a plain model as it is."""
-    return model.module if isinstance(model, Engine) else model
+    return model.module if isinstance(model, deepspeed.DeepSpeedEngine) else model
 
 
 def is_partitioned(model: nn.Module) -> bool:

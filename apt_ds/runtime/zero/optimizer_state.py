@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from deepspeed.ops.adam import DeepSpeedCPUAdam
-from deepspeed.runtime.zero.partition_parameters import is_zero_param
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_grad,
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 
 from apt_ds.runtime import collectives
 from apt_ds.runtime.zero import adam8bit
-from apt_ds.runtime.zero.engine import Engine, device, full_shape, loss_scale
+from apt_ds.runtime.zero.engine import Engine, PartitionedParameter, device, full_shape, is_zero_param, loss_scale
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -53,6 +52,7 @@ def full_gradient(engine: Engine, parameter: nn.Parameter) -> Tensor:
     Between the boundary's backward and its step, where alone DeepSpeed answers right.
     """
     gradient = safe_get_full_grad(parameter) if engine.zero_optimization() else parameter.grad
+    assert gradient is not None, "the parameter got no gradient"
     return gradient.float().to(parameter.device) / loss_scale(engine)
 
 
@@ -61,12 +61,16 @@ def _local_weight_times_gradient(engine: Engine, parameter: nn.Parameter) -> Ten
         weight, gradient = safe_get_local_fp32_param(parameter), safe_get_local_grad(parameter)
         return (weight.flatten() * gradient.flatten()).abs().sum()
     if not engine.zero_optimization():
+        assert parameter.grad is not None, "the parameter got no gradient"
         return (parameter.data * parameter.grad).abs().sum().float() / engine.dp_world_size
-    mapping = parameter._hp_mapping
+    # stages 1 and 2: the part of the flat buffers on this rank, None where it has none
+    mapping: Any = vars(parameter)["_hp_mapping"]
     if mapping is None:
         return torch.zeros((), device=parameter.device)
     weight = mapping.get_hp_fragment().flatten()
-    gradient = mapping.get_lp_grad_fragment(parameter._index_in_param_group).flatten().to(weight.device).float()
+    gradient = (
+        mapping.get_lp_grad_fragment(vars(parameter)["_index_in_param_group"]).flatten().to(weight.device).float()
+    )
     if gradient.numel() != weight.numel():
         gradient = gradient.narrow(0, mapping.lp_fragment_address.start, weight.numel())
     return (weight * gradient).abs().sum().to(parameter.device)
@@ -138,12 +142,12 @@ def put_state(engine: Engine, state: EngineState) -> None:
         blocks = state.blocks if state.layout == _layout(engine) else {}
         _pack_moments(engine, blocks)
     scaler = getattr(engine.optimizer, "loss_scaler", None)
-    for key, value in state.scaler.items():
+    for key, number in state.scaler.items():
         # stage 0, in fp32 only, has none
         if hasattr(scaler, key):
-            setattr(scaler, key, value)
-    for key, value in state.counters.items():
-        setattr(engine, key, value)
+            setattr(scaler, key, number)
+    for key, count in state.counters.items():
+        setattr(engine, key, count)
 
 
 def _flats(engine: Engine) -> list[Tensor]:
@@ -166,7 +170,7 @@ def _layout(engine: Engine) -> str:
 
 
 def _each_flat(engine: Engine, change: Callable[[torch.optim.Optimizer, Tensor], None]) -> None:
-    """Change every flat tensor's state, and have stages 1 and 2 look at it anew."""
+    """Change every flat tensor's state, and have stages 1 and 2 look at it again."""
     for flat in _flats(engine):
         change(_inner(engine), flat)
     if engine.zero_optimization_stage() in (1, 2):
@@ -199,7 +203,7 @@ def _seed_moments(engine: Engine, adam_step: float) -> None:
     inner = _inner(engine)
     as_tensor = isinstance(inner, torch.optim.AdamW)
     for flat in _flats(engine):
-        count = torch.tensor(adam_step) if as_tensor else int(adam_step)
+        count: Tensor | int = torch.tensor(adam_step) if as_tensor else int(adam_step)
         # those of 8 bits are in fp32 on the host only, where there is room, until they are packed
         place = "cpu" if adam8bit.is_ours(inner) else flat.device
         inner.state[flat] = {"step": count, **{key: torch.zeros_like(flat, device=place) for key in MOMENTS}}
@@ -241,7 +245,7 @@ def _write(engine: Engine, parameter: nn.Parameter, key: str, value: Tensor) -> 
         safe_set_full_optimizer_state(parameter, value, key)
 
 
-def _write_shard(parameter: nn.Parameter, key: str, value: Tensor) -> None:
+def _write_shard(parameter: PartitionedParameter, key: str, value: Tensor) -> None:
     """Stage 3's own full setters read past the end where a parameter does not divide by the world: pad first."""
     part = parameter.ds_tensor.numel()
     group = parameter.ds_process_group

@@ -66,10 +66,8 @@ def check_sections(path: str, trains: bool = True) -> None:
             if key not in keys:
                 raise UserError(f"{where}: '{name}' has an unknown '{key}'{_hint(key, keys)}")
     if trains and "scheduler" in config and collectives.is_main():
-        told = (
-            "is not used: --lr_scheduler_type, --learning_rate and --warmup_ratio or --warmup_steps decide the schedule"
-        )
-        print(f"{where}: 'scheduler' {told}", file=sys.stderr, flush=True)
+        decides = "--lr_scheduler_type, --learning_rate and --warmup_ratio or --warmup_steps decide the schedule"
+        print(f"{where}: 'scheduler' is not used: {decides}", file=sys.stderr, flush=True)
 
 
 def _check_section(name: str, value: Any, where: str) -> None:

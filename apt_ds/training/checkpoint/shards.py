@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint in files of bounded size, so that whoever writes them never holds more than one file's."""
+"""Tensors of a checkpoint in files of bounded size. The rank that writes them holds at most one file's tensors."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from torch import Tensor
 ENDING = ".safetensors"
 
 
-class Parts:
-    """Tensors on their way into `folder`: `name.safetensors`, `name-2.safetensors` and so on.
+class ShardWriter:
+    """Writes tensors into `folder` as `NAME.safetensors`, `NAME-2.safetensors` and so on.
 
-    What goes wrong is kept until `close`: other ranks, who send tensors meanwhile, must not wait in vain.
-    limit: bytes after which a file is full.
+    `close` raises the first error of any file. Until then other ranks may go on sending tensors.
+
+    Attributes:
+        limit: bytes after which a file is full.
     """
 
     limit = 1 << 30
@@ -27,19 +29,19 @@ class Parts:
         self._written: dict[str, int] = {}
 
     def add(self, name: str, key: str, tensor: Tensor) -> None:
-        """Take a tensor, on the host, which the file(s) `name` will hold under `key`."""
+        """Take a CPU tensor, which a file of the group `name` will hold under `key`."""
         if self._failure is not None:
             return
         waiting = self._waiting.setdefault(name, {})
         waiting[key] = tensor.contiguous()
-        if sum(held.nbytes for held in waiting.values()) >= self.limit:
+        if sum(tensor.nbytes for tensor in waiting.values()) >= self.limit:
             self._write(name)
 
     def close(self) -> None:
-        """Write what waits.
+        """Write the tensors that wait.
 
         Raises:
-            OSError, SafetensorError: something could not be written, now or before.
+            OSError, SafetensorError: a file could not be written, now or before.
         """
         for name in self._waiting:
             self._write(name)
@@ -59,14 +61,14 @@ class Parts:
 
 
 def read(folder: Path, files: list[str]) -> dict[str, dict[str, Tensor]]:
-    """Tensors by name and key, of those `files` of a folder that hold tensors. They are mapped, not read.
+    """Tensors by group and key, from those `files` of a folder that hold tensors. They are memory-mapped.
 
     Raises:
-        OSError, SafetensorError: one cannot be read.
+        OSError, SafetensorError: a file cannot be read.
     """
-    found: dict[str, dict[str, Tensor]] = {}
+    groups: dict[str, dict[str, Tensor]] = {}
     for file in files:
         if file.endswith(ENDING):
             name = file.removesuffix(ENDING).partition("-")[0]
-            found.setdefault(name, {}).update(load_file(folder / file))
-    return found
+            groups.setdefault(name, {}).update(load_file(folder / file))
+    return groups

@@ -1,0 +1,90 @@
+"""Methods under one budget, one table: `python launchers/compare.py --deepspeed ds_configs/zero2.json --max_steps 100`.
+
+Takes the options of `train.py` for all runs beside its own. Needs the extra [eval].
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from apt_ds.config import cli
+from apt_ds.config.errors import UserError
+from apt_ds.config.presets import METHODS
+from apt_ds.config.resolve import resolve
+from apt_ds.runtime import exit_status
+
+USAGE = "compare.py --deepspeed FILE [--methods A,B] [--sparsity X,Y] [--vary NAME VALUE ...] [--NAME VALUE ...]"
+
+
+def listed(name: str, text: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
+    """The values of a comma-separated list."""
+    try:
+        return tuple(kind(word.strip()) for word in text.split(","))
+    except ValueError:
+        raise UserError(f"{name} {text!r} is not allowed: give a comma-separated list of numbers") from None
+
+
+def single(name: str, text: str, kind: Callable[[str], Any]) -> Any:
+    """The one number of an option that takes no list."""
+    values = listed(name, text, kind)
+    if len(values) > 1:
+        raise UserError(f"{name} {text!r} is not allowed: give one number")
+    return values[0]
+
+
+def parser() -> cli.Parser:
+    """The comparison's own options."""
+    arguments = cli.Parser(USAGE)
+    arguments.epilog = "All other options are those of train.py and go to every run."
+    arguments.add_argument("--methods", default=",".join(METHODS), help="comma-separated; default: all")
+    arguments.add_argument("--sparsity", default="0.3,0.5", help="removed fractions, comma-separated; default 0.3,0.5")
+    arguments.add_argument("--seeds", default="128", help="comma-separated; a row of the table is their mean")
+    vary = "an option of train.py and the values to try; may be given again: all combinations are run"
+    arguments.add_argument("--vary", nargs="*", action="append", default=[], metavar=("NAME", "VALUE"), help=vary)
+    arguments.add_argument("--processes", default="1", help="of each run; default 1")
+    arguments.add_argument("--full_learning_rate", default="1e-5", help="of full fine-tuning; default 1e-5")
+    epochs = "of full fine-tuning, instead of --max_steps too; the paper's 10; default 0: as long as the other runs"
+    arguments.add_argument("--full_num_train_epochs", default="0", help=epochs)
+    arguments.add_argument("--mmlu_data", default="", help="a folder of MMLU's CSV files; empty: no MMLU")
+    arguments.add_argument("--mmlu_sample", default="1000", help="questions to ask; default 1000")
+    arguments.add_argument("--efficiency", action="store_true", help="measure inference, all models in turn")
+    batch = "sequences per pass of --efficiency. Language models run at batch 1 too (the paper: 32 for 7B, 4 for 13B)"
+    arguments.add_argument(
+        "--inference_batch_size", default="0", help=f"{batch} and default to that alone. Others: 128"
+    )
+    return arguments
+
+
+def main() -> None:
+    """Compare as the command line says. Raises UserError."""
+    arguments = parser()
+    own, rest = arguments.parse_known_args(sys.argv[1:])
+    from apt_ds.analysis.compare import Comparison, compare
+
+    comparison = Comparison(
+        listed("--methods", own.methods, str),
+        listed("--sparsity", own.sparsity, float),
+        listed("--seeds", own.seeds, int),
+        single("--processes", own.processes, int),
+        single("--full_learning_rate", own.full_learning_rate, float),
+        own.mmlu_data,
+        single("--mmlu_sample", own.mmlu_sample, int),
+        own.efficiency,
+        tuple(map(tuple, own.vary)),
+        single("--full_num_train_epochs", own.full_num_train_epochs, float),
+        single("--inference_batch_size", own.inference_batch_size, int),
+    )
+    comparison.check()
+    resolve(rest, arguments.names())
+    compare(comparison, rest)
+
+
+def script() -> None:
+    """Entry point: `main`, then end the process with its exit status."""
+    exit_status.main(main)
+
+
+if __name__ == "__main__":
+    script()

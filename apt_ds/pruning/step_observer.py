@@ -1,0 +1,102 @@
+"""What the steps of a run observe for scores and ranks (METHOD.md sections 3 and 5).
+
+One all-reduce per step sums the observations of all ranks, so that scores do not depend on the split over micro-batches
+and ranks.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from apt_ds.config.run_config import RunConfig
+from apt_ds.data.batching import Batch
+from apt_ds.models.blocks import Anatomy
+from apt_ds.pruning.policy import policy_of
+from apt_ds.pruning.rank_growth import RankGrowth
+from apt_ds.pruning.scorer_registry import make_scorer
+from apt_ds.runtime import collectives, profiler, zero
+
+
+class StepObserver:
+    """The scorer and the adapters' importance of a run.
+
+    policy: says which steps score blocks; cut_done: whether a cut of all blocks at once has happened; seconds: spent on
+    scores at step boundaries and on searches since the last `take_seconds`.
+    """
+
+    def __init__(self, run: RunConfig, anatomy: Anatomy, total_steps: int, device: torch.device) -> None:
+        self.run = run
+        self.policy = policy_of(run.pruning, total_steps)
+        self.scorer = make_scorer(run, anatomy, device)
+        self.growth = RankGrowth(run.adapter, run.pruning.salience_decay, self.policy.phase, run.pruning.prune_every)
+        self.cut_done = False
+        self.seconds = {"salience": 0.0, "search": 0.0}
+
+    def needs_scores(self, step: int) -> bool:
+        """Whether the update that follows `step` updates also scores blocks."""
+        return self.scorer.uses_hooks and self.policy.scores_in(step)
+
+    def needs_importance(self, step: int) -> bool:
+        """Whether the update that follows `step` updates also compares adapters."""
+        return self.growth.observes_in(step) and not self.scores_by_weight_gradients()
+
+    def scores_by_weight_gradients(self) -> bool:
+        """Whether gradients of all weights decide the next cut. All weights must then be trainable."""
+        return self.run.pruning.prunes and self.scorer.uses_weight_gradients and not self.cut_done
+
+    def score_by_weight_gradients(self, engine: zero.Engine) -> None:
+        """Score by the weight gradients that an engine has after a boundary's backward. Collective."""
+        self.scorer.score_weight_gradients(engine)
+
+    def begin(self, batch: Batch, dtype: torch.dtype, example_offset: int, decoder_mask: Tensor | None = None) -> None:
+        """Announce a forward pass that counts for the scores.
+
+        Args:
+            batch: the micro-batch. Pass CPU tensors: reading a GPU tensor here would synchronise with the device.
+            dtype: the dtype of activations.
+            example_offset: position of its first example in the global batch.
+            decoder_mask: which tokens of a decoder count, [batch, length].
+        """
+        self.scorer.begin(batch.attention_mask, dtype, example_offset, decoder_mask, batch.position_ids)
+
+    def end(self) -> None:
+        """End the micro-batch after its backward pass."""
+        self.scorer.end()
+
+    @profiler.timed("salience")
+    @torch.no_grad()
+    def observations(self, engine: zero.Engine, scoring: bool, importance: bool) -> Tensor:
+        """This rank's sums and importances of the step, fp32, flat. One all-reduce sums them over ranks."""
+        parts = [torch.zeros(0, device=self.scorer.device)]
+        if scoring:
+            parts.append(self.scorer.abs_sums.flatten())
+        if importance:
+            parts.append(self.growth.observe(engine))
+        return torch.cat(parts)
+
+    @profiler.timed("salience")
+    def observe(self, engine: zero.Engine, reduced: Tensor, scoring: bool, importance: bool) -> None:
+        """Take the reduced `observations` of a step with a finite loss into the averages. Collective."""
+        start = time.perf_counter()
+        count = self.scorer.abs_sums.numel() if scoring else 0
+        if scoring:
+            self.scorer.abs_sums.copy_(reduced[:count].view_as(self.scorer.abs_sums))
+            if self.scorer.stale:
+                zero.release_gathered(engine)
+                self.scorer.measure_outliers(engine.module)
+            self.scorer.update(1.0 / (zero.loss_scale(engine) * collectives.world_size()))
+        if importance:
+            self.growth.update(reduced[count:])
+        self.seconds["salience"] += time.perf_counter() - start
+
+    def discard(self) -> None:
+        """Forget the observations of a step with a non-finite loss."""
+        self.scorer.discard()
+
+    def take_seconds(self) -> dict[str, float]:
+        """Seconds spent on scores at step boundaries and on searches since the last call."""
+        seconds, self.seconds = self.seconds, dict.fromkeys(self.seconds, 0.0)
+        return seconds

@@ -1,0 +1,143 @@
+"""The process group of a run: join it, or make one of a single process, and leave it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import deepspeed
+import torch
+from deepspeed.accelerator import get_accelerator
+from deepspeed.utils import logger
+from torch.utils import cpp_extension
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from apt_ds.config.errors import UserError
+from apt_ds.runtime import collectives
+from apt_ds.runtime.zero.engine import device, forget_coordinators, free_memory
+
+# what some launcher sets: deepspeed and torchrun, Open MPI, MPICH
+LAUNCHED = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+# what `init_distributed` sets where there is no launcher
+ALONE = (
+    *("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE"),
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY",
+)
+
+
+def init_distributed(timeout: float = 600) -> None:
+    """Join the process group the launcher has prepared; a process of its own where there is none.
+
+    timeout: seconds after which the watchdog gives up; a collective waits longer, as the watchdog knows who is gone.
+
+    Raises:
+        UserError: the launcher's port is taken.
+    """
+    logger.setLevel(logging.WARNING)
+    # deepspeed calls collectives under names that newer torch renames
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    if not launched():
+        _be_alone()
+    if collectives.is_main():
+        warn_of_locks(extensions_folder())
+    try:
+        deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=4 * timeout + 60))
+    except collectives.BROKEN as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        port = os.environ.get("MASTER_PORT")
+        raise UserError(
+            f"port {port} is in use, by another run perhaps: give the launcher another --master_port"
+        ) from None
+    _unname_buffers()
+    # DeepSpeed itself does so only when it shards weights or builds an engine: too late for what loads before
+    get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if device().type == "cpu":
+        _share_cpu()
+
+
+def _share_cpu() -> None:
+    """Settle for what a process may take of the host it computes on."""
+    # oneDNN keeps 1,024 kernels with their buffers, and every cut makes the old ones useless
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    if "OMP_NUM_THREADS" not in os.environ:
+        # every process would take all cores otherwise
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))
+
+
+def extensions_folder() -> Path:
+    """Where torch keeps compiled extensions, as its own `_get_build_directory` finds it."""
+    if chosen := os.environ.get("TORCH_EXTENSIONS_DIR"):
+        return Path(chosen)
+    versions = {"rocm": torch.version.hip, "cu": torch.version.cuda}
+    built = next((f"{name}{number.replace('.', '')}" for name, number in versions.items() if number), "cpu")
+    python = f"py{sys.version_info.major}{sys.version_info.minor}{getattr(sys, 'abiflags', '')}"
+    return Path(cpp_extension.get_default_build_root(), f"{python}_{built}")
+
+
+def warn_of_locks(root: Path) -> None:
+    """Tell on stderr of compilations under way: whoever killed one would wait for it for ever, not knowing why."""
+    for lock in sorted(root.glob("**/lock")):
+        print(
+            f"{lock}: another process is compiling, or one was killed while it did; should this wait for minutes with "
+            "no compiler running, remove that file",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _unname_buffers() -> None:
+    """Take away the name of the shared memory DeepSpeed's CPU collectives use. Collective.
+
+    DeepSpeed never does: 69 MB of memory a rank would outlive every run. Without a name it goes with its last process.
+    """
+    collectives.barrier()
+    place = f"{os.getuid()}_{os.environ.get('MASTER_ADDR')}_{os.environ.get('MASTER_PORT')}_{collectives.rank()}"
+    Path("/dev/shm", f"deepspeed_allreduce_buffer_{place}").unlink(missing_ok=True)
+
+
+def launched() -> bool:
+    """Whether a launcher has started this process, or a process group exists already."""
+    return collectives.ready() or any(name in os.environ for name in LAUNCHED)
+
+
+def _be_alone() -> None:
+    """Set the environment of a single process, for a script started without a launcher."""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(collectives.free_port())}
+    os.environ.update(place, RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_SIZE="1")
+
+
+@contextmanager
+def temporary_world() -> Iterator[None]:
+    """Leave no process group behind: `init_distributed` inside has no effect on the process afterwards.
+
+    The exit destroys the process group and restores environment variables, the number of CPU threads and the
+    global state of DeepSpeed and transformers. Does nothing in a process of a launcher, or where a group exists.
+    """
+    if launched():
+        yield
+        return
+    variables = {name: os.environ.get(name) for name in ALONE}
+    threads = torch.get_num_threads()
+    # an earlier error may have kept an engine alive until now
+    free_memory()
+    try:
+        yield
+    finally:
+        if collectives.ready():
+            deepspeed.comm.destroy_process_group()
+        # an exception on its way keeps the frames that would unset it
+        unset_hf_deepspeed_config()
+        forget_coordinators()
+        torch.set_num_threads(threads)
+        for name, value in variables.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value

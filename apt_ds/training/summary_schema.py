@@ -1,0 +1,230 @@
+"""The product's API: the content of `summary.json` and of each line of `metrics.jsonl`.
+
+`VERSION` goes up when a key changes its meaning or disappears. New keys may come without a new version.
+README.md of this folder has a table of all keys. Seconds are wall-clock seconds, bytes are bytes, both on rank 0.
+"""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+VERSION = 1
+
+
+class Metrics(TypedDict, total=False):
+    """A task's metrics, in percent. Each task has some of them.
+
+    score: the one number that counts, more is better. For language models and without a task: absent.
+    accuracy, f1, matthews, pearson, spearman: GLUE.
+    exact, f1 and the others with their prefixes: SQuAD, by the names of the official script.
+    rouge1, rouge2, rougeL, rougeLsum: summaries.
+    """
+
+    score: float
+    accuracy: float
+    f1: float
+    matthews: float
+    pearson: float
+    spearman: float
+    exact: float
+    best_exact: float
+    best_f1: float
+    best_exact_thresh: float
+    best_f1_thresh: float
+    HasAns_exact: float
+    HasAns_f1: float
+    NoAns_exact: float
+    NoAns_f1: float
+    rouge1: float
+    rouge2: float
+    rougeL: float
+    rougeLsum: float
+
+
+class ModelFigures(Metrics, total=False):
+    """One evaluation of the model, with what training it at this size costs.
+
+    held_out_loss: mean loss on the evaluation set, in nats.
+    held_out_perplexity: its exponential, for language models.
+    corpus_perplexity: perplexity of --perplexity_path.
+    parameters, parameters_without_embeddings: adapters merged.
+    checkpoint_bytes: size of the weights as they are written.
+    generated_tokens_per_second: of the plain model, greedy at batch 1. Only with --report.
+    step_seconds: median time of a training step at this size. None without a step.
+    peak_memory_bytes: peak memory of training at this size. None without a step.
+    """
+
+    held_out_loss: float
+    held_out_perplexity: float
+    corpus_perplexity: float
+    parameters: int
+    parameters_without_embeddings: int
+    checkpoint_bytes: int
+    generated_tokens_per_second: float
+    step_seconds: float | None
+    peak_memory_bytes: int | None
+
+
+class DataSizes(TypedDict):
+    """train, held_out: examples. dropped: training examples left out. steps: optimizer steps of the run."""
+
+    train: int
+    held_out: int
+    dropped: int
+    steps: int
+
+
+class Sizes(TypedDict):
+    """What is kept. heads, neurons: per layer, as one number where all layers are alike."""
+
+    hidden: int
+    parameters: int
+    heads: int | list[int]
+    neurons: int | list[int]
+
+
+class _PruningFigures(TypedDict):
+    target_kept: float
+    kept: float
+    prunable_parameters: int
+    align: int
+    sizes: Sizes
+    rebuild_seconds: list[float]
+    rebuild_peak_bytes: list[int]
+
+
+class PruningFigures(_PruningFigures, total=False):
+    """What pruning did.
+
+    target_kept, kept: fractions of the prunable parameters.
+    prunable_parameters: number that is kept.
+    align: multiple that the number of neurons of a layer keeps to.
+    rebuild_seconds, rebuild_peak_bytes: of each rebuild.
+    requantization_error_mean, requantization_error_max: relative error of quantizing cut weights again.
+    """
+
+    requantization_error_mean: float
+    requantization_error_max: float
+
+
+class Evaluated(TypedDict):
+    """One score of the run: after `step` updates and `seconds` of training, and whether the target size was reached."""
+
+    step: int
+    score: float
+    seconds: float
+    pruned: bool
+
+
+class _TrainingFigures(TypedDict):
+    seconds: float
+    steps_seconds: float
+    scoring_seconds: float
+    rebuilds_seconds: float
+    evaluation_seconds: float
+    peak_memory_bytes: int | None
+    evaluation_peak_bytes: int | None
+    history: list[Evaluated]
+
+
+class TrainingFigures(_TrainingFigures, total=False):
+    """Cost of the whole run, and its scores.
+
+    seconds: steps, scoring and rebuilds together. Evaluation is not in it.
+    history: scores at --eval_steps and at adjustments with a teacher.
+    reference_score, reached_97_percent, reached_97_percent_pruned: with --reference_score.
+    """
+
+    reference_score: float
+    reached_97_percent: Evaluated | None
+    reached_97_percent_pruned: Evaluated | None
+
+
+class ProfileFigures(TypedDict):
+    """seconds: median by phase of a step. share: fraction of the step. steps: how many were counted."""
+
+    seconds: dict[str, float]
+    share: dict[str, float]
+    steps: dict[str, int]
+
+
+class Sample(TypedDict):
+    """A question of the evaluation set, and the greedy answers of the base model and of the written model."""
+
+    question: str
+    before: str
+    after: str
+
+
+class Figures(TypedDict, total=False):
+    """Evaluations that a run has taken so far, in a checkpoint."""
+
+    before: ModelFigures
+    data: DataSizes
+    after_cut: ModelFigures
+    after: ModelFigures
+
+
+class _Summary(TypedDict):
+    version: int
+    before: ModelFigures
+    data: DataSizes
+    pruning: PruningFigures
+    training: TrainingFigures
+
+
+class Summary(_Summary, total=False):
+    """The content of `summary.json`.
+
+    before, after_cut, after: evaluations of the base model, after a cut at once, and after the last step.
+    profile: with --profile, by "dense" and "cut".
+    samples, note: with --report. The note says why generation was not measured.
+    """
+
+    after_cut: ModelFigures
+    after: ModelFigures
+    profile: dict[str, ProfileFigures]
+    samples: list[Sample]
+    note: str
+
+
+class Ranks(TypedDict):
+    """Ranks of the adapters. 0 without adapters."""
+
+    min: int
+    mean: float
+    max: int
+
+
+class StepSeconds(TypedDict):
+    """Seconds of one step, and of the rebuild, scoring and search since the line before.
+
+    salience, search: time at step boundaries.
+    """
+
+    step: float
+    rebuild: float
+    salience: float
+    search: float
+
+
+class MetricsLine(TypedDict):
+    """One line of `metrics.jsonl`.
+
+    step: number of updates so far.
+    loss: mean over the global batch. None if it is not finite.
+    kept, target: fractions of the prunable parameters, actual and scheduled.
+    tokens_per_second: over all ranks, of this step.
+    peak_memory_bytes: since the last step or rebuild.
+    """
+
+    step: int
+    loss: float | None
+    learning_rate: float
+    kept: float
+    kept_parameters: int
+    target: float
+    ranks: Ranks
+    tokens_per_second: float
+    peak_memory_bytes: int
+    seconds: StepSeconds

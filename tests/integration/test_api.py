@@ -1,0 +1,160 @@
+"""The package from Python: several runs in one process, exceptions instead of exits, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import launcher, multiprocess
+from tests.support.paths import ROOT
+
+
+def python(*words: str) -> subprocess.CompletedProcess[str]:
+    """A fresh Python process without a launcher's environment."""
+    return subprocess.run(
+        [sys.executable, *words], cwd=ROOT, env=multiprocess.environment(), capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model, its data, and all that one process made of them."""
+    place = tmp_path_factory.mktemp("api")
+    launcher.inputs(place)
+    ended = python("-m", "tests.support.api_job", str(place), str(ROOT / "ds_configs"))
+    assert ended.returncode == 0, ended.stderr
+    return place
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path) -> dict[str, Any]:
+    """What the calls of that process returned."""
+    return json.loads((folder / "results.json").read_text(encoding="utf8"))
+
+
+def test_train_returns_the_summary(folder: Path, results: dict[str, Any]) -> None:
+    for name in ("first", "second", "sharded"):
+        assert results[name]["pruning"]["kept"] < 0.65
+        assert (
+            results[name] == json.loads((folder / name / "summary.json").read_text(encoding="utf8")) or name == "first"
+        )
+
+
+def test_runs_in_one_process_do_not_disturb_each_other(folder: Path, results: dict[str, Any]) -> None:
+    first, second = (folder / name / "model" / "model.safetensors" for name in ("first", "second"))
+    assert first.read_bytes() == second.read_bytes()
+    assert results["first"]["after"]["held_out_loss"] == results["second"]["after"]["held_out_loss"]
+    assert results["sharded"]["after"]["held_out_loss"] == pytest.approx(
+        results["first"]["after"]["held_out_loss"], abs=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("no data", "nowhere"),
+        ("occupied", "already"),
+        ("dry run", "apt-ds-train --dry_run"),
+        ("unfinished", "step 2 of 4"),
+        ("no measure", "give one of"),
+    ],
+)
+def test_mistakes_are_user_errors(results: dict[str, Any], name: str, text: str) -> None:
+    assert text in results[name]
+
+
+def test_the_process_is_left_as_it_was(results: dict[str, Any]) -> None:
+    for state in results["states"][1:]:
+        assert state == results["states"][0]
+    assert results["states"][0]["own_threads"] == [] and not results["states"][0]["group"]
+
+
+def test_export_writes_the_same_model_again(results: dict[str, Any]) -> None:
+    assert results["exported"]
+
+
+def test_prune_cuts_without_tuning(folder: Path, results: dict[str, Any]) -> None:
+    summary = results["prune"]
+    assert summary["pruning"]["kept"] <= summary["pruning"]["target_kept"] < 0.61
+    assert summary["after"]["held_out_loss"] == pytest.approx(summary["after_cut"]["held_out_loss"], abs=1e-5)
+    assert (folder / "cut" / "model" / "config.json").is_file()
+
+
+def test_evaluate_returns_figures(results: dict[str, Any]) -> None:
+    assert results["perplexity"]["block_length"] == 32 and results["perplexity"]["perplexity"] > 1
+
+
+WAIT = """
+import sys, apt_ds
+run = apt_ds.RunConfig(model_name_or_path=sys.argv[1], data_path=sys.argv[2], output_dir=sys.argv[3],
+                       deepspeed=sys.argv[4], max_steps=100000, report=False, eval_size=4, max_seq_length=64)
+try:
+    apt_ds.train(run)
+except Exception as error:
+    print(type(error).__name__, error.status, flush=True)
+print("alive")
+"""
+
+
+@pytest.mark.parametrize("after_a_step", [False, True])
+def test_a_signal_becomes_an_exception(tmp_path: Path, after_a_step: bool) -> None:
+    place = launcher.inputs(tmp_path)
+    output = tmp_path / "out"
+    words = [str(place.folder / "model"), str(place.folder / "data.json"), str(output)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAIT, *words, str(ROOT / "ds_configs" / "zero2.json")],
+        cwd=ROOT,
+        env=multiprocess.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = output / "metrics.jsonl"
+    end = time.monotonic() + 120
+    # the file appears before the first evaluation, its first line after the first step
+    while not (metrics.is_file() and (metrics.stat().st_size or not after_a_step)):
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert out.splitlines()[-2:] == ["Stopped 130", "alive"], err
+    assert list(output.glob("checkpoint-*/manifest.json")) != [] or not after_a_step
+
+
+def test_the_package_is_imported_without_torch() -> None:
+    ended = python(
+        "-c",
+        "import sys, time; start = time.perf_counter(); import apt_ds; took = time.perf_counter() - start\n"
+        "assert 'torch' not in sys.modules and 'yaml' not in sys.modules, 'heavy imports'\n"
+        "assert sorted(apt_ds.__all__) == ['RunConfig', 'UserError', 'evaluate', 'export', 'prune', 'train']\n"
+        "apt_ds.RunConfig(sparsity=0.4); apt_ds.train; apt_ds.UserError\n"
+        "assert 'torch' not in sys.modules, 'torch'\n"
+        "assert not hasattr(apt_ds, 'nothing'); print(took)",
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert float(ended.stdout) < 0.2
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "eval_mmlu", "compare"])
+def test_help_needs_no_torch(name: str) -> None:
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['{name}.py', '--help']\n"
+        "try:\n"
+        f"    runpy.run_path('launchers/{name}.py', run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code and 'torch' not in sys.modules\n"
+        "    print('HELP SHOWN')\n"
+    )
+    start = time.monotonic()
+    ended = python("-c", code)
+    assert "HELP SHOWN" in ended.stdout and "usage:" in ended.stdout, ended.stderr
+    # below a second on a free machine; loading torch alone would take longer on a busy one
+    assert time.monotonic() - start < 5

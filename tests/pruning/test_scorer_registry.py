@@ -1,0 +1,88 @@
+"""What every score has in common, and which one a run gets."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from apt_ds.config.option_groups import PruningOptions
+from apt_ds.config.run_config import RunConfig
+from apt_ds.models.architectures import anatomy_of
+from apt_ds.models.blocks import Anatomy, kept_sizes
+from apt_ds.pruning.fisher import Fisher
+from apt_ds.pruning.products import BatchProduct, PerExampleProduct
+from apt_ds.pruning.random_scores import Random
+from apt_ds.pruning.salience import Salience
+from apt_ds.pruning.scorer import Scorer
+from apt_ds.pruning.scorer_registry import MAKERS, make_scorer
+from apt_ds.pruning.taylor import Taylor
+from tests.support import tiny
+
+CPU = torch.device("cpu")
+
+
+def anatomy() -> Anatomy:
+    return anatomy_of(tiny.config("mha"))
+
+
+def scorer(**flags: object) -> Scorer:
+    return make_scorer(RunConfig(**flags), anatomy(), CPU)
+
+
+def test_every_value_of_the_option_has_a_scorer() -> None:
+    field = PruningOptions.__dataclass_fields__["score"]
+    assert set(field.metadata["allowed"]) == set(MAKERS)
+    kinds = {"salience": Salience, "fisher": Fisher, "taylor": Taylor, "random": Random}
+    assert {score: type(scorer(score=score)) for score in MAKERS} == kinds
+
+
+def test_options_reach_salience() -> None:
+    made = scorer(salience_product="batch", salience_decay=0.5, kurtosis="literal", calibration_average="moving")
+    assert isinstance(made, Salience) and isinstance(made.product, BatchProduct)
+    assert (made.decay, made.outlier, made.weight, made.mean, made.stale) == (0.5, "literal", 1.0, False, True)
+    resting = scorer(salience_product="per_example", pruning="pretuning")
+    assert isinstance(resting, Salience) and isinstance(resting.product, PerExampleProduct) and resting.mean
+    moving = scorer(pruning="gradual")
+    assert isinstance(moving, Salience) and not moving.mean
+
+
+def test_fisher_has_a_row_for_every_example_of_the_global_batch() -> None:
+    made = scorer(score="fisher", per_device_train_batch_size=3, gradient_accumulation_steps=2)
+    assert made.abs_sums.shape == (6, anatomy().sizes.total())
+
+
+@pytest.mark.parametrize("score", list(MAKERS))
+def test_every_scorer_follows_a_cut_and_its_own_state(score: str) -> None:
+    table = anatomy()
+    keep = np.ones(table.sizes.total(), dtype=bool)
+    keep[[0, 5, -1]] = False
+    smaller = table.with_sizes(kept_sizes(table.sizes, keep))
+    first, second = scorer(score=score), scorer(score=score)
+    if isinstance(first, Salience):
+        first.average = torch.rand(len(keep), generator=torch.Generator().manual_seed(0))
+    first.after_cut(smaller, keep)
+    assert first.scores().shape == (keep.sum(),)
+    second.resize(smaller)
+    second.load_state_dict(np.flatnonzero(keep), *first.state_dict())
+    assert np.array_equal(second.scores(), first.scores())
+    assert second.stale == first.stale and second.abs_sums.shape == first.abs_sums.shape
+
+
+def test_random_densities_follow_the_seed_and_their_blocks() -> None:
+    table = anatomy()
+    prices = table.params_per_block(table.sizes)
+    first = scorer(score="random", seed=1).scores()
+    assert np.array_equal(first, scorer(score="random", seed=1).scores())
+    assert not np.array_equal(first, scorer(score="random", seed=2).scores())
+    assert ((first / prices >= 0) & (first / prices < 1)).all()
+
+
+def test_weights_at_rest_keep_their_taylor_importance_over_a_cut() -> None:
+    made, table = scorer(score="taylor"), anatomy()
+    assert isinstance(made, Taylor) and not made.scores().any()
+    made.importance = np.arange(table.sizes.total(), dtype=np.float64)
+    keep = np.ones(table.sizes.total(), dtype=bool)
+    keep[:2] = False
+    made.after_cut(table.with_sizes(kept_sizes(table.sizes, keep)), keep)
+    assert np.array_equal(made.scores(), np.arange(2, len(keep)))

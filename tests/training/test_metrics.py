@@ -1,0 +1,44 @@
+"""Lines of metrics are JSON, whatever the loss is."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from apt_ds.training.metrics import MetricsLogger
+from apt_ds.training.summary_schema import MetricsLine
+
+
+def line(step: int, loss: float) -> MetricsLine:
+    return {
+        "step": step,
+        "loss": loss,
+        "learning_rate": 0.1,
+        "kept": 1.0,
+        "kept_parameters": 10,
+        "target": 1.0,
+        "ranks": {"min": 1, "mean": 1.5, "max": 2},
+        "tokens_per_second": 3.0,
+        "peak_memory_bytes": 5,
+        "seconds": {"step": 1.0, "rebuild": 0.0, "salience": 0.0, "search": 0.0},
+    }
+
+
+def test_a_loss_that_is_not_finite_is_null(tmp_path: Path) -> None:
+    logger = MetricsLogger(tmp_path, 3, quiet=True)
+    assert list(tmp_path.iterdir()) == []
+    for step, loss in enumerate((1.5, math.nan, math.inf), start=1):
+        logger.step(line(step, loss))
+    logger.close()
+    rows = [json.loads(text) for text in logger.metrics().splitlines()]
+    assert [row["loss"] for row in rows] == [1.5, None, None]
+    assert rows[0] == line(1, 1.5)
+
+
+def test_a_resumed_run_appends(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    logger = MetricsLogger(tmp_path, 3, quiet=True)
+    logger.step(line(2, 1.0))
+    logger.close()
+    assert [json.loads(text)["step"] for text in logger.metrics().splitlines()] == [1, 2]

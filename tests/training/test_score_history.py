@@ -1,0 +1,35 @@
+"""When a score first came near the reference."""
+
+from __future__ import annotations
+
+import json
+
+from apt_ds.training.score_history import ScoreHistory
+
+
+def filled(reference: float) -> ScoreHistory:
+    history = ScoreHistory(reference)
+    for step, (score, at_target) in enumerate([(50.0, False), (97.0, False), (80.0, True), (97.5, True), (99.0, True)]):
+        history.take(step, score, 2.0 * step, at_target)
+    return history
+
+
+def test_the_first_near_score_counts_and_the_first_at_the_target_size() -> None:
+    summary = filled(100.0).summary()
+    near, pruned = summary["reached_97_percent"], summary["reached_97_percent_pruned"]
+    assert near is not None and pruned is not None
+    assert (near["step"], near["seconds"], pruned["step"]) == (1, 2.0, 3)
+    assert [entry["step"] for entry in summary["history"]] == [0, 1, 2, 3, 4]
+
+
+def test_nothing_is_reached_without_a_reference_or_below_it() -> None:
+    assert filled(0.0).summary().keys() == {"history"}
+    far = filled(200.0).summary()
+    assert far["reached_97_percent"] is None and far["reached_97_percent_pruned"] is None
+
+
+def test_a_restored_history_goes_on() -> None:
+    history, again = filled(100.0), ScoreHistory(100.0)
+    again.load_state_dict(json.loads(json.dumps(history.state_dict()[0])), {})
+    assert again.summary() == history.summary() and again.score == 99.0
+    assert again.knows(4) and not again.knows(3) and not ScoreHistory(1.0).knows(0)

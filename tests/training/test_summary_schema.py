@@ -1,0 +1,110 @@
+"""The summary and the metrics of real runs have the keys and types of the schema, and the README lists every key."""
+
+from __future__ import annotations
+
+import json
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+import pytest
+
+from apt_ds.training.summary_schema import VERSION, MetricsLine, ModelFigures, Summary
+from tests.support import tiny
+from tests.support.launcher import PRETUNING, Place, Run, caller, own_world
+from tests.support.paths import ROOT
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[None]:
+    """This process is a world of its own."""
+    with own_world():
+        yield
+
+
+@pytest.fixture
+def run(alone: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """What `launchers/train.py` does, in this process."""
+    return caller(capfd, monkeypatch)
+
+
+def mismatches(value: Any, schema: Any, where: str = "") -> list[str]:
+    """Every place at which a JSON value differs from a type: unknown or missing keys, other types."""
+    if is_typeddict(schema):
+        if not isinstance(value, dict):
+            return [f"{where}: {value!r} is no object"]
+        hints = get_type_hints(schema)
+        wrong = [f"{where}.{key}: unknown" for key in value.keys() - hints.keys()]
+        wrong += [f"{where}.{key}: missing" for key in schema.__required_keys__ - value.keys()]
+        return wrong + [
+            text for key in value.keys() & hints.keys() for text in mismatches(value[key], hints[key], f"{where}.{key}")
+        ]
+    origin, arguments = get_origin(schema), get_args(schema)
+    if origin in (Union, types.UnionType):
+        return [] if any(not mismatches(value, one) for one in arguments) else [f"{where}: {value!r} is no {schema}"]
+    if origin is list and isinstance(value, list):
+        return [text for n, one in enumerate(value) for text in mismatches(one, arguments[0], f"{where}[{n}]")]
+    if origin is dict and isinstance(value, dict):
+        return [text for key, one in value.items() for text in mismatches(one, arguments[1], f"{where}.{key}")]
+    # JSON does not tell 1.0 from 1 for all writers, and a truth value is no number
+    expected = (int, float) if schema is float else origin or schema
+    right = isinstance(value, expected) and isinstance(value, bool) == (schema is bool)
+    return [] if right else [f"{where}: {value!r} is no {schema}"]
+
+
+def check(output: Path) -> dict[str, Any]:
+    """The summary of a run, once it and every line of metrics match the schema."""
+    summary = json.loads((output / "summary.json").read_text(encoding="utf8"))
+    assert mismatches(summary, Summary, "summary") == []
+    assert summary["version"] == VERSION
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf8").splitlines()]
+    assert len(lines) == 3
+    for line in lines:
+        assert mismatches(line, MetricsLine, "metrics") == []
+    return summary
+
+
+def test_a_run_on_instructions(place: Place, tmp_path: Path, run: Run) -> None:
+    words = place.words(tmp_path / "out", *PRETUNING, "--max_steps", "3", "--report", "true", "--profile")
+    ended = run(words)
+    assert ended.status == 0, ended.err
+    summary = check(tmp_path / "out")
+    assert {"before", "after_cut", "after", "profile", "samples"} <= summary.keys()
+    assert {"held_out_perplexity", "generated_tokens_per_second", "step_seconds"} <= summary["after"].keys()
+
+
+def test_a_run_on_a_task_that_distills(tmp_path: Path, run: Run) -> None:
+    words = tiny.save_task(tmp_path / "task", "bert-classes")
+    place = Place(tmp_path)
+    words = place.words(tmp_path / "out", *words, "--max_steps", "3", "--pruning", "gradual", "--mask_step", "0.5")
+    words += ["--structure", "adaptive", "--distill", "--reference_score", "1", "--eval_steps", "1"]
+    ended = run(words)
+    assert ended.status == 0, ended.err
+    summary = check(tmp_path / "out")
+    assert {"accuracy", "score"} <= summary["after"].keys() and "after_cut" not in summary
+    assert {"reference_score", "reached_97_percent", "reached_97_percent_pruned"} <= summary["training"].keys()
+    assert [entry["step"] for entry in summary["training"]["history"]] == [1, 2, 3]
+
+
+def test_mismatches_are_seen() -> None:
+    figures = {"held_out_loss": 1.0, "parameters": 3, "step_seconds": None}
+    assert mismatches(figures, ModelFigures) == []
+    for key, value in (("held_out_loss", None), ("parameters", 3.5), ("parameters", True), ("unheard_of", 1)):
+        assert mismatches(figures | {key: value}, ModelFigures), (key, value)
+    assert mismatches({"version": 1}, Summary)
+    assert mismatches([1, "2"], list[int]) and mismatches({"a": "b"}, dict[str, float])
+
+
+def keys(schema: Any) -> set[str]:
+    """Every key of a schema and of what it holds."""
+    if is_typeddict(schema):
+        hints = get_type_hints(schema)
+        return set(hints) | {key for hint in hints.values() for key in keys(hint)}
+    return {key for argument in get_args(schema) for key in keys(argument)}
+
+
+@pytest.mark.parametrize("schema", [Summary, MetricsLine], ids=lambda schema: schema.__name__)
+def test_the_readme_lists_every_key(schema: Any) -> None:
+    text = (ROOT / "apt_ds" / "training" / "README.md").read_text(encoding="utf8")
+    assert sorted(key for key in keys(schema) if f"`{key}`" not in text) == []
