@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 
-from transformers import PretrainedConfig, PreTrainedModel
+from torch import nn
+from transformers import PretrainedConfig
 
 from apt_ds.config.tasks import CLASSIFICATION
 from apt_ds.models.architectures import architecture_of
@@ -14,7 +15,7 @@ from apt_ds.models.export.form import Written
 from apt_ds.models.writable_sizes import Writable
 
 
-def written(model: PreTrainedModel, config: PretrainedConfig, anatomy: Anatomy, task: str) -> Written:
+def written(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy, task: str) -> Written:
     """How a cut model is written: in a stock configuration if one has the sizes, else with sizes by layer.
 
     Args:

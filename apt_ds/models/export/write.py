@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from apt_ds.config.errors import UserError
 from apt_ds.config.tasks import LANGUAGE_MODEL
@@ -82,7 +82,7 @@ class Format:
 
 @torch.no_grad()
 def export(
-    model: PreTrainedModel,
+    model: nn.Module,
     anatomy: Anatomy,
     base_config: PretrainedConfig,
     generation: GenerationConfig | None,

@@ -1,0 +1,31 @@
+"""Layers that make the task's answer are trained whole."""
+
+from __future__ import annotations
+
+import torch
+
+from apt_ds.models import task_heads
+from apt_ds.models.architectures import anatomy_of
+from apt_ds.models.modules import linear_at
+from tests.support import tiny
+
+
+def test_heads_are_trained_without_a_change_of_the_answer() -> None:
+    model = tiny.small("bert-classes").requires_grad_(False)
+    before = tiny.answer(model)
+    anatomy = anatomy_of(model.config, tiny.TASKS["bert-classes"])
+    task_heads.attach(model, anatomy)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {f"{path}.{part}" for path in anatomy.heads for part in ("weight", "bias")}
+    assert torch.equal(tiny.answer(model), before)
+
+
+def test_a_new_head_depends_on_the_seed_only() -> None:
+    weights = []
+    for seed in (1, 1, 2):
+        model = tiny.small("bert-classes")
+        task_heads.start(model, ["classifier"], 0.02, seed)
+        head = linear_at(model, "classifier")
+        assert not head.bias.any() and 0.01 < head.weight.std() < 0.03
+        weights.append(head.weight)
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
