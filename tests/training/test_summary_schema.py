@@ -1,4 +1,4 @@
-"""The summary and the metrics of real runs have the keys and types of the schema, and the README lists every key."""
+"""The summary and the metrics of real runs have the keys and types of the schema, and SCHEMA.md lists every key."""
 
 from __future__ import annotations
 
@@ -106,5 +106,5 @@ def keys(schema: Any) -> set[str]:
 
 @pytest.mark.parametrize("schema", [Summary, MetricsLine], ids=lambda schema: schema.__name__)
 def test_the_readme_lists_every_key(schema: Any) -> None:
-    text = (ROOT / "apt_ds" / "training" / "README.md").read_text(encoding="utf8")
+    text = (ROOT / "apt_ds" / "training" / "SCHEMA.md").read_text(encoding="utf8")
     assert sorted(key for key in keys(schema) if f"`{key}`" not in text) == []
