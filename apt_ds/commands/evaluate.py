@@ -40,7 +40,7 @@ def parser() -> cli.Parser:
     corpus.add_argument("--split", default="test", help="its split; default test")
     corpus.add_argument("--column", default="text", help="its column of text; default text")
     corpus.add_argument("--block_length", type=cli.at_least(2), default=1024, help="tokens; default 1024")
-    corpus.add_argument("--bos", action="store_true", help="begin each block with BOS, within its length")
+    corpus.add_argument("--bos", action="store_true", help="begin each block with BOS, which counts in its length")
     cost = arguments.add_argument_group("efficiency")
     cost.add_argument("--efficiency", action="store_true", help="latency, throughput, memory, FLOPs and size")
     cost.add_argument("--baseline", default="", help="a second model, measured in turn with the first")

@@ -128,7 +128,7 @@ def _check_scheduler(section: Any, run: RunConfig, where: str) -> None:
 
 
 def _offload(zero: Config, where: str) -> None:
-    """A folder moments go to must be there and take them; weights on a disk are not where salience and cuts read."""
+    """Check that a folder for moments can be written. Weights on a disk are refused: scores and cuts read them."""
     if isinstance(zero.get("offload_param"), dict) and zero["offload_param"].get("device") == "nvme":
         raise UserError(
             f"{where}: zero_optimization.offload_param.device 'nvme' is not supported, since weights are read and cut "

@@ -89,7 +89,7 @@ def labels_of(task: str) -> tuple[str, ...]:
 
 
 class Pair(NamedTuple):
-    """One or two texts (`second` empty if one), the label's number or the score, and where it stands."""
+    """One or two texts (`second` empty if one), the label's number or the score, and the place of the record."""
 
     first: str
     second: str

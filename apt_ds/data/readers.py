@@ -1,4 +1,4 @@
-"""Records of files and hub data sets, each with the place it stands at: JSON, JSON lines, TSV, CSV.
+"""Records of files and hub data sets, each with its place: JSON, JSON lines, TSV, CSV.
 
 TSV is read as GLUE writes it: a quote is a character like any other.
 """
@@ -17,7 +17,7 @@ from typing import Any
 from apt_ds.config.errors import UserError
 from apt_ds.data.text import may_hold_surrogates, read_text, without_surrogates
 
-Located = tuple[str, Any]  # where it stands, the record
+Located = tuple[str, Any]  # place, record
 
 JSON = (".json", ".jsonl")
 ENDINGS = (*JSON, ".tsv", ".csv")
@@ -60,7 +60,7 @@ def is_hub_name(name: str) -> bool:
 def read_file(path: Path, endings: Sequence[str] = ENDINGS, headerless: Sequence[str] = ()) -> Iterator[Located]:
     """The records of a .json (one list, or an object with it under 'data'), .jsonl, .tsv or .csv file.
 
-    headerless: the columns of a table that has no header line, told by none of these names being in its first line.
+    headerless: the columns of a table that has no header line, recognised by a first line with none of these names.
 
     Raises:
         UserError: another ending, not readable, empty, not of its form; names file and line.

@@ -24,7 +24,7 @@ NO_LABEL = -1  # what a text that is no label counts as
 
 
 class Exchange(NamedTuple):
-    """What a model reads, what it should write, and where that stands."""
+    """What a model reads, what it should write, and the place of the record."""
 
     source: str
     target: str

@@ -1,6 +1,6 @@
 """SQuAD: questions about a context, answered by a piece of it or, in version 2, by nothing.
 
-A long context is read through windows that overlap. The question stands first; the answer of a window without one is
+A long context is read through windows that overlap. The question comes first; the answer of a window without one is
 the token before everything (CLS).
 """
 
@@ -155,7 +155,7 @@ def encode(
 
     Columns: input_ids, token_type_ids where the tokenizer makes them, targets: the answer's first and last token,
     CLS twice in a window that does not hold it whole. Questions whose answers all lie elsewhere than they say are
-    left out, told and counted in `dropped`.
+    left out, reported and counted in `dropped`.
     """
     usable = [question for question in questions if question.span() or not question.answers]
     dropped = len(questions) - len(usable)

@@ -1,4 +1,4 @@
-"""What went wrong outside the program, told in one line: memory that ran out, a rank that is gone."""
+"""Errors with a cause outside the program, as one line: memory that ran out, a lost rank."""
 
 from __future__ import annotations
 

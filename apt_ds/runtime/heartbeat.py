@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class Heartbeat:
     """phase: in words, with the step; beats: grows with every sign of progress.
 
-    limited: whether progress must show within `--timeout`. Loading, rebuilding and writing may take longer: there a
-    process only has to be alive.
+    limited: whether progress must show before `--timeout` ends. Loading, rebuilding and writing may take longer. In
+    those phases a process only has to be alive.
     """
 
     phase: str = "starting"
@@ -28,5 +28,5 @@ def phase(text: str, limited: bool = True) -> None:
 
 
 def progress() -> None:
-    """Show progress within the phase."""
+    """Show progress in the current phase."""
     CURRENT.beats += 1

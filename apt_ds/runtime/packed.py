@@ -14,7 +14,7 @@ class QuantizedParameter(nn.Parameter):
 
     That is what an engine of that dtype neither casts nor refuses, and what ZeRO-3 can shard. The scales are small
     and whole on every rank. full: shape of the weight it stands for, [out, in]; scales: bitsandbytes' QuantState, or
-    fp32 [out]; requantization_error: relative error that cutting and quantizing anew has added to it.
+    fp32 [out]; requantization_error: relative error that cutting and quantizing again has added to it.
     """
 
     bits: int

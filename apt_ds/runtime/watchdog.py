@@ -160,7 +160,7 @@ class Watchdog:
         return ", ".join(f"rank {rank} (last in {self.seen[rank].phase})" for rank in ranks)
 
     def lost(self) -> str:
-        """After a collective has failed: who is gone, empty if that does not show within a few periods."""
+        """After a collective has failed: who is gone. Empty if that does not show in a few periods."""
         end = time.monotonic() + 4 * self.period
         while time.monotonic() < end:
             now = time.monotonic()

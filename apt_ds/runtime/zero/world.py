@@ -96,7 +96,7 @@ def warn_of_locks(root: Path) -> None:
 def _unname_buffers() -> None:
     """Take away the name of the shared memory DeepSpeed's CPU collectives use. Collective.
 
-    DeepSpeed never does: 69 MB of memory a rank would outlive every run. Without a name it goes with its last process.
+    DeepSpeed never does: 69 MB of memory a rank would outlive every run. Without a name it ends with its last process.
     """
     collectives.barrier()
     place = f"{os.getuid()}_{os.environ.get('MASTER_ADDR')}_{os.environ.get('MASTER_PORT')}_{collectives.rank()}"
