@@ -60,7 +60,9 @@ class EarlyEnd:
             self.nonfinite_steps = 0
             return
         self.nonfinite_steps += 1
-        self.metrics_logger.warn(f"{step}: non-finite loss or gradient (loss {loss}); not applied, not scored")
+        self.metrics_logger.warn(
+            f"{step}: non-finite loss or gradient (loss {loss}). The step is neither applied nor scored"
+        )
 
     def must_end(self) -> bool:
         """Whether the run ends at this step boundary."""
@@ -78,7 +80,7 @@ class EarlyEnd:
         """
         if self.nonfinite_steps >= self.limit:
             raise UserError(
-                f"{where}: {self.nonfinite_steps} steps in a row had a non-finite loss or gradient; lower "
+                f"{where}: {self.nonfinite_steps} steps in a row had a non-finite loss or gradient. Lower "
                 "--learning_rate, use --bf16, or look at the data of these steps"
             )
         if self.signal:

@@ -55,7 +55,7 @@ class MetricsLogger:
             self._file.flush()
         except OSError as error:
             raise UserError(
-                f"cannot write {self.folder / 'metrics.jsonl'}: {error.strerror}; free some space"
+                f"cannot write {self.folder / 'metrics.jsonl'}: {error.strerror}. Free some space"
             ) from None
         kept, ranks = f"{100 * line['kept']:.1f}%", f"{line['ranks']['mean']:.1f}"
         self._bar.set_postfix(loss=f"{loss:.3f}", kept=kept, ranks=ranks)

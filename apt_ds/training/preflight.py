@@ -114,7 +114,7 @@ def check_room(output: Path, needed: int) -> None:
         if free < needed:
             raise UserError(
                 f"rank 0 on {socket.gethostname()} has {free / 1e6:,.0f} MB free under {folder}, the run writes about "
-                f"{needed / 1e6:,.0f} MB; free space or choose another --output_dir"
+                f"{needed / 1e6:,.0f} MB. Free space or choose another --output_dir"
             )
 
     collectives.on_main(check)

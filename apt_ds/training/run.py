@@ -133,7 +133,7 @@ def main() -> None:
     """Entry point of `python -m apt_ds.training.run`: `launchers/train.py` without the dry run."""
     run = resolve(sys.argv[1:])
     if run.distributed.dry_run:
-        raise UserError("--dry_run is not supported by apt_ds.training.run; use launchers/train.py")
+        raise UserError("--dry_run is not supported by apt_ds.training.run. Use launchers/train.py")
     train(run)
 
 

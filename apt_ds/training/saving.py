@@ -133,7 +133,7 @@ class Saver:
         """How to go on after a failed export, for the end of a message."""
         if self.on_disk < step:
             return ""
-        return f"; step {step} is saved: --resume_from_checkpoint {checkpoint.LAST} then only writes the model"
+        return f". However, step {step} is saved: --resume_from_checkpoint {checkpoint.LAST} then only writes the model"
 
     def tidy(self) -> None:
         """Remove a temporary checkpoint once the model is written. On the first rank."""

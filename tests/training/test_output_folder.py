@@ -40,7 +40,7 @@ def test_a_folder_with_content_stays(name: str, tmp_path: Path) -> None:
 def test_content_is_refused_unless_it_may_be_overwritten_or_resumed(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text("{}")
     with pytest.raises(UserError, match=r"already holds summary\.json; choose another folder or pass"):
-        check_output(run_into(tmp_path), resumes=False)
+        check_output(run_into(tmp_path, "--overwrite_output_dir", "false"), resumes=False)
     assert check_output(run_into(tmp_path), resumes=True) is None
     assert check_output(run_into(tmp_path, "--overwrite_output_dir"), resumes=False) is None
 

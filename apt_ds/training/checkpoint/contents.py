@@ -86,7 +86,7 @@ class Checkpoint:
         for name, fingerprint in fingerprints.items():
             if self.fingerprints.get(name) != fingerprint:
                 raise UserError(
-                    f"{self.path}: {FINGERPRINTED[name]} is not what the checkpoint was made with; give the same"
+                    f"{self.path}: {FINGERPRINTED[name]} is not what the checkpoint was made with. Give the same"
                 )
 
     def check_base(self, now: dict[str, Any]) -> None:

@@ -50,7 +50,7 @@ def _newest(output: Path) -> Path:
         else:
             return path
     raise UserError(
-        f"--resume_from_checkpoint {LAST}: no whole checkpoint under {str(output)!r}; leave it out to start again"
+        f"--resume_from_checkpoint {LAST}: no whole checkpoint under {str(output)!r}. Leave it out to start again"
     )
 
 

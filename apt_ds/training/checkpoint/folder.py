@@ -65,7 +65,7 @@ def write(output: Path, checkpoint: Checkpoint, keep: int, shards: ShardWriter |
         shutil.rmtree(partial, ignore_errors=True)
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UserError(
-            f"cannot write the checkpoint {folder}: {reason}; earlier ones are intact: free space and go on with "
+            f"cannot write the checkpoint {folder}: {reason}. Earlier ones are intact. Free space and go on with "
             "--resume_from_checkpoint last"
         ) from None
     others = sorted(path for path in numbered(output) if path[0] != checkpoint.step)
