@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 from pathlib import Path
 
 import pytest
@@ -13,12 +12,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from apt_ds.analysis.bench.llamas import LLAMAS, llama_config
 from apt_ds.analysis.bench.random_folder import check_folder, trained_tokenizer, write_random_model
+from apt_ds.commands import random_model
 from apt_ds.config.errors import UserError
 from apt_ds.data.instructions import prompt_ids
 from apt_ds.models import loading
 from apt_ds.models.export import write
 from tests.support import tiny
-from tests.support.paths import ROOT
 
 
 def test_a_folder_has_the_shape_dtype_and_layers_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +95,7 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path: Path) -> None:
 
 
 def test_the_script_reads_its_options() -> None:
-    parser = runpy.run_path(str(ROOT / "launchers" / "random_model.py"))["parser"]()
+    parser = random_model.parser()
     own = parser.read(["out", "--shape", "llama3-8b", "--layers", "2"])
     assert (own.folder, own.shape, own.dtype, own.layers, own.tokenizer) == (
         "out",

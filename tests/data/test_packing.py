@@ -165,6 +165,6 @@ def test_whole_runs_decide_the_same(world: int, tmp_path: Path) -> None:
 def test_scores_by_example_need_a_row_for_each(tmp_path: Path) -> None:
     (tmp_path / "ds.json").write_text("{}", encoding="utf8")
     words = ["--deepspeed", str(tmp_path / "ds.json"), "--model_name_or_path", "m", "--data_path", "d", "--packing"]
-    with pytest.raises(UserError, match="--packing true with --score fisher") as caught:
+    with pytest.raises(UserError, match="--packing true does not support --score fisher") as caught:
         resolve([*words, "--pruning", "posttuning", "--score", "fisher"])
     assert "\n" not in str(caught.value)
