@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from transformers import BertConfig
 
 from apt_ds.config.errors import UserError
 from apt_ds.data import tokenizer_checks
@@ -36,13 +35,6 @@ def test_a_length_must_leave_room_for_text() -> None:
     tokenizer_checks.check_room(tokenizer, True, framing + 2)
     with pytest.raises(UserError, match="leaves no room"):
         tokenizer_checks.check_room(tokenizer, True, framing + 1)
-
-
-def test_an_encoder_has_a_position_for_every_token() -> None:
-    config = BertConfig(max_position_embeddings=16)
-    tokenizer_checks.check_positions(config, 16)
-    with pytest.raises(UserError, match="16 positions"):
-        tokenizer_checks.check_positions(config, 17)
 
 
 def test_a_language_model_has_a_position_for_every_token() -> None:

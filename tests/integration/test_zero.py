@@ -103,7 +103,7 @@ def test_locks_are_looked_for_where_torch_compiles(
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "ext"))
     assert zero.world.extensions_folder() / "op" == Path(cpp_extension._get_build_directory("op", verbose=False))
     (tmp_path / "ext" / "op" / "lock").touch()
-    zero.world.warn_of_locks(zero.engine.extensions_folder())
+    zero.world.warn_of_locks(zero.world.extensions_folder())
     assert f"{tmp_path}/ext/op/lock" in capsys.readouterr().err
     monkeypatch.delenv("TORCH_EXTENSIONS_DIR")
     monkeypatch.setattr(cpp_extension, "get_default_build_root", lambda: str(tmp_path / "cache"))
