@@ -22,6 +22,7 @@ from apt_ds.config.run_config import RunConfig
 from apt_ds.config.tasks import ANSWERS, GENERATION
 from apt_ds.data.batching import Batch
 from apt_ds.data.tokenized import Row
+from apt_ds.losses.layer_matching import LayerMatcher
 from apt_ds.losses.lm_head import pad_positions
 from apt_ds.losses.task_losses import TASK_LOSSES, Inputs, LabelledTokens, TaskLoss, TokenLoss
 from apt_ds.losses.training_loss import TrainingLoss
@@ -89,8 +90,8 @@ class Footprint:
     largest: int
 
 
-class UnmatchedTrainingLoss(TrainingLoss):
-    """The loss of a run on fake tensors. Their distances have no values, so it matches no layers."""
+class UnmatchedLayers(LayerMatcher):
+    """Layer matching on fake tensors. Their distances have no values, so it maps no layer to another."""
 
     def rematch(self) -> None:
         """Do nothing."""
@@ -115,7 +116,9 @@ def measure(base: Base, run: RunConfig, batch: Shape, judged: list[Shape], rank:
         else:
             adapter.attach(model, base.anatomy, run.targets, rank, run.optim.seed)
             task_heads.attach(model, base.anatomy)
-        training_loss = UnmatchedTrainingLoss(run, base.kind, base.anatomy, 1, CPU)
+        training_loss = TrainingLoss(run, base.kind, base.anatomy, 1, CPU)
+        same_step = run.pruning.layer_match == "step"
+        training_loss.matcher = UnmatchedLayers(base.anatomy, run.optim.seed, same_step, CPU)
         masks = half_masked(base, run)
         training_loss.prepare(model, base.anatomy)
         masks.install(model.train())
@@ -192,8 +195,7 @@ def micro_batch_loss(
     """The loss of a training micro-batch."""
     training_loss.task_loss = counted(training_loss.task_type, shape)
     training_loss.loss_denominator, training_loss.tokens_per_stack = 1, [1] * len(training_loss.matcher.stacks)
-    # distances without content map no layer to another
-    training_loss.matcher.rematch = lambda: None  # type: ignore[method-assign]  # of this one object
+    training_loss.matcher.begin(0, measuring=training_loss.distilling)
     batch = batch_of(training_loss.task_type, shape)
     hooks.begin(batch.attention_mask, next(model.parameters()).dtype, 0, training_loss.task_loss.decoder_mask(batch))
     return training_loss.micro_batch_loss(model, batch, masks)[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -13,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from apt_ds.config.resolve import resolve
-from apt_ds.config.run_config import OPTIONS
 from tests.support.paths import ROOT
 
 FILE = ROOT / "launchers" / "slurm_alpaca.sbatch"
@@ -100,9 +98,3 @@ def test_slurms_warning_leaves_the_launcher_alive(commands: Path) -> None:
     (place / "saved").touch()
     assert job.wait(60) == 99
     assert (place / "requeued").read_text() == "requeue 71234\n"
-
-
-def test_the_page_names_only_real_options() -> None:
-    text = (ROOT / "launchers" / "README.md").read_text(encoding="utf8")
-    launchers = {"hostfile", "no_ssh", "node_rank", "master_addr", "master_port"}
-    assert set(re.findall(r"--([a-z]\w+)", text)) - set(OPTIONS) - launchers == set()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from apt_ds.models.architectures.tables import anatomy_of
 
 from apt_ds.models import adapter
+from apt_ds.models.architectures import anatomy_of
 from apt_ds.pruning import surgery
 from apt_ds.pruning.surgery import Plan
 from apt_ds.training.engine_checkpoint import load_trained, read_engine_state
