@@ -32,7 +32,11 @@ def main(action: Callable[[], object]) -> None:
         # torch takes seconds to import: a wrong flag should not wait for it
         from apt_ds.runtime import collectives
 
+        several = collectives.world_size() > 1
         collectives.shut_down()
+        if several:
+            # all is written; a thread of the communication libraries has aborted an ordinary exit once
+            leave(0)
     except (UserError, RankError) as error:
         rank = int(os.environ.get("RANK", "0"))
         where = f"rank {rank}: " if rank else ""
