@@ -135,6 +135,9 @@ class PruningOptions:
         "all, adapted", "where blocks may be removed: every sublayer, or only sublayers that hold an adapter"
     )
     structure: str = choice("uniform, adaptive", "same sizes in every layer, or sizes by layer")
+    allow_empty_layers: bool = option(
+        False, "let an attention or feed-forward sublayer lose all its blocks, with --structure adaptive"
+    )
     align: int = option(0, "kept sizes are multiples of it; 0: by the model's size", NOT_NEGATIVE)
     calibration_steps: int = option(32, "optimizer steps scored before a one-shot cut", COUNT)
     pruning_phase: float = option(0.5, "length of the pruning phase as a fraction of all steps", UP_TO_ONE)

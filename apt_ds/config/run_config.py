@@ -120,6 +120,8 @@ class RunConfig:
             yield "--train all requires --pruning none and --rank_growth none: --method full says all three"
         if pruning.mode == "gradual" and pruning.score in ("fisher", "taylor"):
             yield f"--pruning gradual does not support --score {pruning.score}: give --score salience or random"
+        if pruning.allow_empty_layers and pruning.structure != "adaptive":
+            yield f"--allow_empty_layers requires --structure adaptive (got {pruning.structure}), as layers then differ"
         if pruning.distill and pruning.mode != "gradual":
             yield (
                 f"--distill requires --pruning gradual (got {pruning.mode}): "

@@ -113,7 +113,8 @@ class TrainingLoss:
         for name, value in self.teacher.snapshot.items():
             state.tensors[name]["past"] = value
         yield
-        self.teacher.snapshot = {name: state.tensors[name].pop("past") for name in self.teacher.snapshot}
+        remaining = [name for name in self.teacher.snapshot if name in state.tensors]
+        self.teacher.snapshot = {name: state.tensors[name].pop("past") for name in remaining}
 
     def set_initial_score(self, metrics: dict[str, Any]) -> None:
         """Take the student's score at the start of the run, to which the first snapshot belongs.

@@ -8,10 +8,11 @@ stream. Heads and neurons belong to *sites*: one attention or feed-forward subla
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+from torch import nn
 
 HIDDEN = -1  # the site number of hidden dimensions
 PLURALS = {"head": "heads", "neuron": "neurons", "hidden": "hidden"}
@@ -27,6 +28,8 @@ class Sublayer:
         unit: input columns of the consumer per block: query heads x head_dim, or 1.
         weight: parameters per block and hidden dimension: 2 d_h (n_q + 1) for a head, 2 or (gated) 3 for a neuron.
         position_bias: path of the attention whose relative position bias follows its heads. '': none.
+        module: path of the module that a sublayer without blocks does not need. '': it cannot lose all blocks.
+        emptied: makes what replaces `module`, from it. The consumer is an `emptied_sublayers.Bias` by then.
     """
 
     kind: str
@@ -34,6 +37,8 @@ class Sublayer:
     unit: int
     weight: int
     position_bias: str = ""
+    module: str = ""
+    emptied: Callable[[nn.Module], nn.Module] = nn.Module
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,28 @@ class Anatomy:
     def with_sizes(self, sizes: Sizes) -> Anatomy:
         """The same table after a cut."""
         return replace(self, sizes=sizes)
+
+    def without(self, sites: Collection[int]) -> Anatomy:
+        """The table after sites have lost all their blocks. Of their modules only the consumers' biases remain.
+
+        The sites keep their numbers.
+        """
+        consumers = {self.sites[number].consumer for number in sites}
+        gone = tuple(
+            f"{path}." for number in sites for path in (self.sites[number].consumer, self.sites[number].module)
+        )
+
+        def remain(paths: Iterable[str]) -> tuple[str, ...]:
+            return tuple(path for path in paths if not f"{path}.".startswith(gone))
+
+        biases = tuple(IndexedModule(slot.path, slot.rows) for slot in self.slots if slot.path in consumers)
+        named = set(remain(slot.path for slot in self.slots))
+        return replace(
+            self,
+            slots=tuple(slot for slot in self.slots if slot.path in named) + biases,
+            readers=remain(self.readers),
+            targets={name: remain(paths) for name, paths in self.targets.items()},
+        )
 
 
 def plural(kind: str) -> str:

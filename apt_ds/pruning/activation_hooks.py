@@ -76,6 +76,8 @@ class ActivationHooks(Scorer):
         consumers = len(self.anatomy.sites)
         for number, path in enumerate(self.paths):
             module, observer = model.get_submodule(path), self._observer(number)
+            if number < consumers and not self.anatomy.sizes.counts[number]:
+                continue
             if number < consumers:
                 self._handles.append(module.register_forward_pre_hook(input_hook(observer)))
             else:

@@ -1,6 +1,7 @@
 """Which blocks remain: density sort and bisection under a parameter budget (METHOD.md section 4). Pure functions.
 
-Kept counts per site are multiples of `align`, which hardware computes faster, and never below one unit. Two structures:
+Kept counts per site are multiples of `align`, which hardware computes faster, and not below one unit, unless the rules
+allow empty sublayers. Two structures:
 
 adaptive: every block competes with every other, as in the paper. Bisection finds the longest prefix of the
     density order that fits. Units that still fit are then added, densest first.
@@ -30,7 +31,7 @@ class Rules:
 
     kinds: kinds of block that may be removed, some of heads, neurons, hidden; structure: 'uniform' or 'adaptive';
     align_neurons, align_hidden: kept counts are multiples of these, or the full count; writable: the sizes that a
-    uniform plan may end in. Every adaptive plan is writable.
+    uniform plan may end in. Every adaptive plan is writable; empty: whether a sublayer may lose all its blocks.
     """
 
     kinds: tuple[str, ...]
@@ -38,6 +39,7 @@ class Rules:
     align_neurons: int = 1
     align_hidden: int = 1
     writable: Writable = EVERY_SIZE
+    empty: bool = False
 
     def unit(self, kind: str) -> int:
         """Blocks of `kind` that are kept or removed together."""
@@ -46,6 +48,16 @@ class Rules:
     def may_go(self, kind: str) -> bool:
         """Whether blocks of `kind` may be removed."""
         return plural(kind) in self.kinds
+
+    def least(self, kind: str) -> int:
+        """The fewest blocks of `kind` that a site may keep."""
+        return 0 if self.empty and kind != "hidden" else self.unit(kind)
+
+    def levels(self, kind: str, count: int) -> list[int]:
+        """Counts that a site of `count` blocks of `kind` may keep, ascending: multiples of the unit, and `count`."""
+        if not self.may_go(kind):
+            return [count]
+        return [*range(self.least(kind), count, self.unit(kind)), count]
 
 
 def default_align(anatomy: Anatomy) -> int:
@@ -56,13 +68,6 @@ def default_align(anatomy: Anatomy) -> int:
     neurons = sum(site.weight for site in anatomy.sites if site.kind == "neuron")
     share = neurons / anatomy.width(anatomy.sizes)
     return max(a for a in (1, 2, 4, 8, 16, 32, 64) if a == 1 or a * share <= SLACK)
-
-
-def levels(count: int, unit: int, fixed: bool) -> list[int]:
-    """Counts that a site of `count` blocks may keep, ascending: multiples of `unit`, and `count`."""
-    if fixed:
-        return [count]
-    return [*range(unit, count, unit), count]
 
 
 def search(scores: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float) -> np.ndarray:
@@ -93,12 +98,18 @@ def search(scores: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float) ->
         )
     finder = _uniform if rules.structure == "uniform" else _adaptive
     sizes = finder(scores, anatomy, rules, budget)
+    for kind in ("head", "neuron"):
+        if not any(n for site, n in zip(anatomy.sites, sizes.counts, strict=True) if site.kind == kind):
+            raise UserError(
+                f"the budget of {budget:,.0f} parameters leaves no {plural(kind)} in any layer: lower --sparsity, or "
+                "leave --allow_empty_layers out"
+            )
     return best_of_each(scores, anatomy, sizes)
 
 
 def smallest_sizes(anatomy: Anatomy, rules: Rules) -> Sizes:
-    """The smallest sizes allowed: one head, one unit of neurons, one unit of hidden dimensions."""
-    lows = [levels(count, rules.unit(kind), not rules.may_go(kind))[0] for kind, count in _kinds_and_counts(anatomy)]
+    """The smallest sizes allowed: one head, one unit of neurons, one unit of hidden dimensions. Zero where empty."""
+    lows = [rules.levels(kind, count)[0] for kind, count in _kinds_and_counts(anatomy)]
     return Sizes(tuple(lows[:-1]), lows[-1])
 
 
@@ -129,8 +140,7 @@ def cuttable(dead: np.ndarray, scores: np.ndarray, anatomy: Anatomy, rules: Rule
     kinds = _kinds_and_counts(anatomy)
     for (kind, full), (_, span) in zip(kinds, block_slices(anatomy.sizes), strict=True):
         living = full - int(dead[span].sum())
-        steps = levels(full, rules.unit(kind), not rules.may_go(kind))
-        kept.append(next(level for level in steps if level >= living))
+        kept.append(next(level for level in rules.levels(kind, full) if level >= living))
     if rules.structure == "uniform":
         kept = [max(n for n, (k, _) in zip(kept, kinds, strict=True) if k == kind) for kind, _ in kinds]
     # living blocks outrank dead ones
@@ -160,7 +170,7 @@ def _rounded(kept: np.ndarray, anatomy: Anatomy, rules: Rules) -> Sizes:
     for (kind, full), count in zip(_kinds_and_counts(anatomy), [*raw.counts, raw.hidden], strict=True):
         unit = rules.unit(kind)
         fixed = count == full or not rules.may_go(kind)
-        counts.append(full if fixed else min(full, max(unit, count // unit * unit)))
+        counts.append(full if fixed else min(full, max(rules.least(kind), count // unit * unit)))
     return Sizes(tuple(counts[:-1]), counts[-1])
 
 
@@ -198,7 +208,7 @@ def _uniform(scores: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float) 
         count = {span.stop - span.start for span in members}
         assert len(count) == 1, f"uniform structure needs the same number of {kind}s everywhere, got {count}"
         total = sum(np.sort(scores[span])[::-1] for span in members)
-        choices[kind] = np.array(levels(count.pop(), rules.unit(kind), not rules.may_go(kind)))
+        choices[kind] = np.array(rules.levels(kind, count.pop()))
         gain[kind] = np.cumsum(total)[choices[kind] - 1]
         weight[kind] = sum(site.weight for site in anatomy.sites if site.kind == kind)
     width = choices["head"][:, None] * weight["head"] + choices["neuron"][None, :] * weight["neuron"]

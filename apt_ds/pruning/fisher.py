@@ -107,7 +107,7 @@ class Fisher(ActivationHooks):
         """
         values = np.ones(len(keep))
         for number, span in block_slices(self.anatomy.sizes):
-            if number not in self._grams or keep[span].all():
+            if number not in self._grams or keep[span].all() or not keep[span].any():
                 continue
             gram = collectives.all_reduce_sum(self._grams[number])
             site = self.anatomy.sites[number]

@@ -27,16 +27,23 @@ class RankGrowth:
     """The importance of all adapters, and the ranks that follow from it.
 
     importance: moving average of I, fp32 [adapters] in module order, None before the first observation;
-    initial_parameters: adapter parameters at the start of the run, 0 before `begin`.
+    initial_parameters: adapter parameters at the start of the run, 0 before `begin`; paths: of the adapters, empty
+    before `begin`.
     """
 
     def __init__(self, options: AdapterOptions, decay: float, phase: int, every: int) -> None:
         self.options, self.decay, self.phase, self.every = options, decay, phase, every
         self.importance: Tensor | None = None
         self.initial_parameters = 0
+        self.paths: list[str] = []
 
     def begin(self, model: nn.Module) -> None:
-        """Note the initial size of the adapters, once per run."""
+        """Note the adapters that remain, and once per run their initial size."""
+        paths = [path for path, _ in adapters(model)]
+        if self.importance is not None and self.paths:
+            places = [self.paths.index(path) for path in paths]
+            self.importance = self.importance[places]
+        self.paths = paths
         self.initial_parameters = self.initial_parameters or parameters(adapter_sizes(model))
 
     def observes_in(self, step: int) -> bool:

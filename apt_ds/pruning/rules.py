@@ -21,7 +21,7 @@ def rules_of(run: RunConfig, anatomy: Anatomy, writable: Writable = EVERY_SIZE) 
         writable: the sizes that the export supports.
 
     Raises:
-        UserError: the run prunes, and no block may be removed.
+        UserError: the run prunes, and no block may be removed, or the family has no sublayers without blocks.
     """
     kinds = competing_kinds(run, anatomy)
     if run.pruning.prunes and not kinds:
@@ -30,8 +30,10 @@ def rules_of(run: RunConfig, anatomy: Anatomy, writable: Writable = EVERY_SIZE) 
             f"--prune_blocks {run.pruning.prune_blocks} has an adapter on {','.join(run.targets)}. "
             "Add one to --adapter_targets, or give --prune_scope all"
         )
+    if run.pruning.allow_empty_layers and not all(site.module for site in anatomy.sites):
+        raise UserError("--allow_empty_layers is not supported for this architecture: leave it out")
     align = quantization_checks.align(run, default_align(anatomy))
-    return Rules(kinds, run.pruning.structure, align, align, writable)
+    return Rules(kinds, run.pruning.structure, align, align, writable, run.pruning.allow_empty_layers)
 
 
 def mask_notice(run: RunConfig, total_steps: int) -> str:

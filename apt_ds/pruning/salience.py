@@ -94,6 +94,8 @@ class Salience(ActivationHooks):
         where = dict(block_slices(self.anatomy.sizes))
         activations = self.abs_sums[0] if activations is None else activations
         for number, site in enumerate(self.anatomy.sites):
+            if not self.anatomy.sizes.counts[number]:
+                continue
             abs_sums = activations[self.places[number]]
             with effective_weight(model.get_submodule(site.consumer)) as weight:
                 self.outliers[where[number]] = consumer_outliers(weight, site.unit, abs_sums)

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from apt_ds.models import position_bias, quantization
 from apt_ds.models.adapter import AptLinear, Transform, adapters, gaussian_rows
 from apt_ds.models.blocks import Anatomy, Axis, block_slices, kept_sizes
+from apt_ds.models.export.emptied_sublayers import Bias
+from apt_ds.pruning.emptying import emptied_sites, empty_sublayer
 from apt_ds.runtime import zero
 
 
@@ -151,10 +153,10 @@ def _dimensions(
     module: nn.Module, rows: Tensor | None, columns: Tensor | None
 ) -> Iterator[tuple[str, Tensor | None, Tensor | None]]:
     """(name, rows, columns) of the module's parameters, for a module that is indexed by rows and columns."""
-    if not isinstance(module, Transform):
+    if not isinstance(module, (Transform, Bias)):
         yield "weight", rows, columns
-        if getattr(module, "bias", None) is not None:
-            yield "bias", rows, None
+    if not isinstance(module, Transform) and getattr(module, "bias", None) is not None:
+        yield "bias", rows, None
     if isinstance(module, (AptLinear, Transform)):
         yield "lora_A", None, columns
         yield "lora_B", rows, None
@@ -169,6 +171,10 @@ def _per_entry(axis: Axis, values: np.ndarray, anatomy: Anatomy) -> Tensor:
 def _cut(
     model: nn.Module, anatomy: Anatomy, keep: np.ndarray, scale: np.ndarray | None, state: zero.EngineState | None
 ) -> Anatomy:
+    emptied = emptied_sites(anatomy, keep)
+    for number in emptied:
+        empty_sublayer(model, anatomy.sites[number], state)
+    anatomy = anatomy.without(emptied)
     cuts = weight_cuts(model, anatomy, keep, scale)
     for cut in cuts:
         _apply(cut, model, state)
@@ -207,7 +213,7 @@ def _replacement(old: nn.Parameter, cut: WeightCut) -> nn.Parameter:
 
 def _set_widths(module: nn.Module) -> None:
     """Make the sizes that a module states those of its weight."""
-    if isinstance(module, Transform):
+    if isinstance(module, (Transform, Bias)):
         return
     assert isinstance(module.weight, nn.Parameter)
     shape = zero.full_shape(module.weight)

@@ -67,8 +67,8 @@ def block_importance(engine: zero.Engine, anatomy: Anatomy) -> Tensor:
     seen: set[int] = set()
     zero.release_gathered(engine)
     for slot in anatomy.slots:
-        weight = engine.module.get_submodule(slot.path).weight
-        if id(weight) in seen or len(zero.full_shape(weight)) < 2:
+        weight = getattr(engine.module.get_submodule(slot.path), "weight", None)
+        if weight is None or id(weight) in seen or len(zero.full_shape(weight)) < 2:
             continue
         seen.add(id(weight))
         with zero.gathered([weight]):

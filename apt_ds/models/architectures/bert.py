@@ -12,6 +12,7 @@ from apt_ds.config.tasks import ANSWERS, CLASSIFICATION, GLUE_TASKS, SQUADS
 from apt_ds.models.architectures.spec import Architecture
 from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, IndexedModule, Sizes, Sublayer, attention_weight
 from apt_ds.models.export import modeling_apt_bert
+from apt_ds.models.export.emptied_sublayers import EmptiedHeads, EmptiedNeurons
 from apt_ds.models.export.form import Written, alike, by_layer, counts
 
 
@@ -41,8 +42,8 @@ def bert_blocks(config: PretrainedConfig, task: str, name: str, heads: Mapping[s
         paths = {"q": f"{inner}.query", "k": f"{inner}.key", "v": f"{inner}.value", "o": f"{out}.dense"}
         paths |= {"up": f"{layer}.intermediate.dense", "down": f"{layer}.output.dense"}
         sites += [
-            Sublayer("head", paths["o"], head_dim, attention_weight(head_dim)),
-            Sublayer("neuron", paths["down"], 1, 2),
+            Sublayer("head", paths["o"], head_dim, attention_weight(head_dim), module=inner, emptied=EmptiedHeads),
+            Sublayer("neuron", paths["down"], 1, 2, module=f"{layer}.intermediate", emptied=EmptiedNeurons),
         ]
         slots += [IndexedModule(paths[short], head, hidden) for short in "qkv"]
         slots += [IndexedModule(paths["o"], hidden, head), IndexedModule(f"{out}.LayerNorm", hidden)]

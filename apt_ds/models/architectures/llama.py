@@ -10,6 +10,7 @@ from apt_ds.config.tasks import INSTRUCTIONS, LANGUAGE_MODEL
 from apt_ds.models.architectures.spec import Architecture
 from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, IndexedModule, Sizes, Sublayer, attention_weight
 from apt_ds.models.export import modeling_apt_llama
+from apt_ds.models.export.emptied_sublayers import EmptiedAttention, EmptiedFeedForward
 from apt_ds.models.export.form import Written, alike, by_layer, counts
 from apt_ds.models.writable_sizes import EVERY_SIZE, Writable
 
@@ -32,8 +33,15 @@ def blocks(config: PretrainedConfig, task: str) -> Anatomy:
         attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
         query, group, neuron = Axis(2 * number, queries * head_dim), Axis(2 * number, head_dim), Axis(2 * number + 1)
         sites += [
-            Sublayer("head", f"{attention}.o_proj", queries * head_dim, attention_weight(head_dim, queries)),
-            Sublayer("neuron", f"{mlp}.down_proj", 1, 3),
+            Sublayer(
+                "head",
+                f"{attention}.o_proj",
+                queries * head_dim,
+                attention_weight(head_dim, queries),
+                module=attention,
+                emptied=EmptiedAttention,
+            ),
+            Sublayer("neuron", f"{mlp}.down_proj", 1, 3, module=mlp, emptied=EmptiedFeedForward),
         ]
         slots += [
             IndexedModule(f"{layer}.input_layernorm", hidden),
