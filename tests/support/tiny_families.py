@@ -102,6 +102,11 @@ FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
     "granite": granite,
 }
 
+# rows whose uniform export has another class: LlamaConfig refuses the odd sizes of the test
+WRITTEN_AS = {"llama3": "MistralForCausalLM"}
+# model types without a stock class for sequence classification
+NO_CLASSIFIER = ("granite",)
+
 
 def model(name: str, seed: int = 0) -> PreTrainedModel:
     """An fp32 model of a row whose norms, biases and weights are far from their initial values."""
