@@ -29,7 +29,7 @@ class Sublayer:
         weight: parameters per block and hidden dimension: 2 d_h (n_q + 1) for a head, 2 or (gated) 3 for a neuron.
         position_bias: path of the attention whose relative position bias follows its heads. '': none.
         module: path of the module that a sublayer without blocks does not need. '': it cannot lose all blocks.
-        emptied: makes what replaces `module`, from it. The consumer is an `emptied_sublayers.Bias` by then.
+        emptied: makes what replaces `module`, from it. The consumer is an `apt_emptied_sublayers.Bias` by then.
     """
 
     kind: str

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from apt_ds.models.blocks import HIDDEN, Anatomy, Sublayer, block_slices
-from apt_ds.models.export.emptied_sublayers import Bias
+from apt_ds.models.export.apt_emptied_sublayers import Bias
 from apt_ds.models.modules import linear_at, replace_module
 from apt_ds.runtime import zero
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from apt_ds.models import position_bias, quantization
 from apt_ds.models.adapter import AptLinear, Transform, adapters, gaussian_rows
 from apt_ds.models.blocks import Anatomy, Axis, block_slices, kept_sizes
-from apt_ds.models.export.emptied_sublayers import Bias
+from apt_ds.models.export.apt_emptied_sublayers import Bias
 from apt_ds.pruning.emptying import emptied_sites, empty_sublayer
 from apt_ds.runtime import zero
 

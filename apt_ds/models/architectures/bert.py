@@ -11,8 +11,8 @@ from transformers import PretrainedConfig
 from apt_ds.config.tasks import ANSWERS, CLASSIFICATION, GLUE_TASKS, SQUADS
 from apt_ds.models.architectures.spec import Architecture
 from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, IndexedModule, Sizes, Sublayer, attention_weight
-from apt_ds.models.export import modeling_apt_bert
-from apt_ds.models.export.emptied_sublayers import EmptiedHeads, EmptiedNeurons
+from apt_ds.models.export import apt_emptied_sublayers, modeling_apt_bert
+from apt_ds.models.export.apt_emptied_sublayers import EmptiedHeads, EmptiedNeurons
 from apt_ds.models.export.form import Written, alike, by_layer, counts
 
 
@@ -83,7 +83,10 @@ def bert_export(
     if alike(heads) and alike(neurons) and hidden == heads[0] * size:
         return Written(config)
     layers = {"layer_heads": heads, "layer_intermediate_sizes": neurons}
-    return Written(by_layer(config, adaptive, head_dim=size, embedding_size=hidden, **layers), modeling_apt_bert)
+    return Written(
+        by_layer(config, adaptive, head_dim=size, embedding_size=hidden, **layers),
+        (modeling_apt_bert, apt_emptied_sublayers),
+    )
 
 
 HEADS = {CLASSIFICATION: ("bert.pooler.dense", "classifier"), ANSWERS: ("qa_outputs",)}

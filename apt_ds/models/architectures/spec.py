@@ -19,6 +19,7 @@ from transformers import (
 from apt_ds.config.tasks import ANSWERS, CLASSIFICATION, GENERATION, LANGUAGE_MODEL
 from apt_ds.models.blocks import Anatomy
 from apt_ds.models.export.form import Written
+from apt_ds.models.logit_transform import IDENTITY, LogitTransform
 from apt_ds.models.writable_sizes import EVERY_SIZE, Writable
 
 # the class of transformers that loads a model for each task type
@@ -42,6 +43,11 @@ def every_size(config: PretrainedConfig) -> Writable:
 def no_offset(config: PretrainedConfig) -> int:
     """The first token has position 0."""
     return 0
+
+
+def logits_of_head(config: PretrainedConfig) -> LogitTransform:
+    """The output of the LM head is the logits."""
+    return IDENTITY
 
 
 def no_preparation(model: PreTrainedModel, anatomy: Anatomy) -> None:
@@ -68,6 +74,7 @@ class Architecture:
             last one makes the answer.
         special_tokens: the tokens that the tokenizer must have. Other families pad with their end token.
         position_offset: the position of the first token in the table of position embeddings.
+        logits: what the family does to its logits after the LM head. The loss at the head needs it.
         prepare: what a loaded model needs before it can be cut, by (model, blocks).
     """
 
@@ -81,6 +88,7 @@ class Architecture:
     heads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     special_tokens: tuple[str, ...] = ()
     position_offset: Callable[[PretrainedConfig], int] = no_offset
+    logits: Callable[[PretrainedConfig], LogitTransform] = logits_of_head
     prepare: Callable[[PreTrainedModel, Anatomy], None] = no_preparation
 
     @property

@@ -20,12 +20,13 @@ class Written:
 
     Attributes:
         config: the content of config.json.
-        module: the modelling file to copy beside the weights. None: a stock class has the sizes.
+        modules: the files to copy beside the weights: the modelling file, then those it imports. (): a stock class
+            has the sizes.
         edits: functions of weights, by the weight's name in the model. The result is written.
     """
 
     config: PretrainedConfig
-    module: ModuleType | None = None
+    modules: tuple[ModuleType, ...] = ()
     edits: Edits = field(default_factory=dict)
 
 
@@ -43,5 +44,4 @@ def by_layer(config: PretrainedConfig, config_class: type[PretrainedConfig], **l
     """The same configuration as a `config_class`, with sizes by layer in the fields `layers`."""
     values = config.to_dict() | layers
     values.pop("model_type")
-    values.pop("sliding_window", None)  # None in every model that can be read
     return config_class(**values)

@@ -16,6 +16,8 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
+from .apt_emptied_sublayers import Bias, EmptiedHeads, EmptiedNeurons
+
 
 class AptBertConfig(BertConfig):
     """BertConfig plus the sizes of each layer. The scalar fields are the largest.
@@ -48,10 +50,16 @@ def resize(encoder: Any, config: PretrainedConfig) -> None:
         attention, width = layer.attention.self, heads * size
         attention.num_attention_heads, attention.attention_head_size, attention.all_head_size = heads, size, width
         attention.scaling = size**-0.5
-        attention.query, attention.key, attention.value = (nn.Linear(hidden, width) for _ in range(3))
-        layer.attention.output.dense = nn.Linear(width, hidden)
-        layer.intermediate.dense = nn.Linear(hidden, neurons)
-        layer.output.dense = nn.Linear(neurons, hidden)
+        if heads:
+            attention.query, attention.key, attention.value = (nn.Linear(hidden, width) for _ in range(3))
+            layer.attention.output.dense = nn.Linear(width, hidden)
+        else:
+            layer.attention.self, layer.attention.output.dense = EmptiedHeads(attention), Bias.of_width(hidden)
+        if neurons:
+            layer.intermediate.dense = nn.Linear(hidden, neurons)
+            layer.output.dense = nn.Linear(neurons, hidden)
+        else:
+            layer.intermediate, layer.output.dense = EmptiedNeurons(layer.intermediate), Bias.of_width(hidden)
 
 
 class AptBertForSequenceClassification(BertForSequenceClassification):

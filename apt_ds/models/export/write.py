@@ -131,10 +131,9 @@ def export(
             raise failure
         writer.finish()
         form.config.save_pretrained(partial)
-        if form.module:
-            (partial / f"{form.module.__name__.rpartition('.')[2]}.py").write_text(
-                inspect.getsource(form.module), encoding="utf8"
-            )
+        for module in form.modules:
+            name = module.__name__.rpartition(".")[2]
+            (partial / f"{name}.py").write_text(inspect.getsource(module), encoding="utf8")
         if generation is not None:
             generation.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
