@@ -28,6 +28,7 @@ from tests.support import multiprocess, tiny
 
 GREEDY = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
 CUTS = ("neurons", "alike", "adaptive")
+EMPTIED = ("bert-classes", "roberta-answers")  # kinds that are also written with empty sublayers
 # what loads where apt_ds is not there; prints what from_pretrained found wrong
 LOAD = """
 import json, sys, torch, transformers
@@ -48,9 +49,12 @@ torch.save({key: (kind, {n: v for n, v in answer.items() if isinstance(v, torch.
 
 
 def keep_of(anatomy: Anatomy, cut: str) -> np.ndarray:
-    """Blocks to keep: fewer neurons everywhere; as many of everything everywhere; what comes."""
-    if cut == "adaptive":
-        return random_keep(anatomy, 1)
+    """Blocks to keep: fewer neurons everywhere; as many of everything everywhere; what comes; no block of some."""
+    if cut in ("adaptive", "emptied"):
+        keep = random_keep(anatomy, 1)
+        for site in (0, 3) if cut == "emptied" else ():
+            keep[dict(block_slices(anatomy.sizes))[site]] = False
+        return keep
     keep = np.ones(anatomy.sizes.total(), dtype=bool)
     for site, span in block_slices(anatomy.sizes):
         kind = anatomy.kind(site)
@@ -104,16 +108,17 @@ def loaded_elsewhere(calls: dict[str, Any], folder: Path) -> dict[tuple[str, str
 
 
 def test_what_is_written_answers_as_the_training_model_without_apt_ds(tmp_path: Path) -> None:
-    models = {f"{k}-{c}": exported(k, c, tmp_path / f"{k}-{c}") for k in tiny.SMALL for c in CUTS}
+    cases = [(kind, cut) for kind in tiny.SMALL for cut in CUTS] + [(kind, "emptied") for kind in EMPTIED]
+    models = {f"{k}-{c}": exported(k, c, tmp_path / f"{k}-{c}") for k, c in cases}
     calls = {}
     for name, model in models.items():
         kind, _, cut = name.rpartition("-")
         auto = AUTO_CLASSES[tiny.TASKS[kind]].__name__
-        calls[name] = (auto, str(tmp_path / name), cut == "adaptive", inputs_of(model), GREEDY)
-        assert bool(list((tmp_path / name).glob("*.py"))) == (cut == "adaptive")
+        calls[name] = (auto, str(tmp_path / name), cut in ("adaptive", "emptied"), inputs_of(model), GREEDY)
+        assert bool(list((tmp_path / name).glob("*.py"))) == (cut in ("adaptive", "emptied"))
     for (name, attention), (made, answer, text) in loaded_elsewhere(calls, tmp_path).items():
         model, cut = models[name], name.rpartition("-")[2]
-        assert made == ("Apt" if cut == "adaptive" else "") + type(model).__name__
+        assert made == ("Apt" if cut in ("adaptive", "emptied") else "") + type(model).__name__
         config = json.loads((tmp_path / name / "config.json").read_text(encoding="utf8"))
         assert config["architectures"] == [made]
         expected = model(**inputs_of(model))
@@ -180,4 +185,4 @@ def test_bundled_files_need_torch_and_transformers_only(path: Path) -> None:
     # transformers requires huggingface_hub
     assert names <= {"collections", "copy", "typing", "torch", "transformers", "huggingface_hub"}
     beside = {node.module for node in imports if isinstance(node, ast.ImportFrom) and node.level}
-    assert beside <= {"apt_layer_sizes"}
+    assert beside <= {"apt_layer_sizes", "apt_emptied_sublayers"}
