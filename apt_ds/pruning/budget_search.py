@@ -96,6 +96,8 @@ def search(scores: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float) ->
             f"{rules.align_neurons} (neurons) and {rules.align_hidden} (hidden) leaves at least {smallest:,} of "
             f"{total:,}. Lower --sparsity or --align, or allow more in --prune_blocks or --prune_scope"
         )
+    if rules.empty:
+        scores = _with_survivors(scores, anatomy, rules)
     finder = _uniform if rules.structure == "uniform" else _adaptive
     sizes = finder(scores, anatomy, rules, budget)
     for kind in ("head", "neuron"):
@@ -105,6 +107,19 @@ def search(scores: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float) ->
                 "leave --allow_empty_layers out"
             )
     return best_of_each(scores, anatomy, sizes)
+
+
+def _with_survivors(scores: np.ndarray, anatomy: Anatomy, rules: Rules) -> np.ndarray:
+    """Scores by which one unit of heads and one of neurons come first: the best unit of any sublayer."""
+    scores = scores.copy()
+    for kind in ("head", "neuron"):
+        units = []
+        for site, span in block_slices(anatomy.sizes):
+            if anatomy.kind(site) == kind and span.stop > span.start:
+                best = span.start + np.argsort(-scores[span], kind="stable")[: rules.unit(kind)]
+                units.append((scores[best].mean(), best))
+        scores[max(units, key=lambda unit: unit[0])[1]] = np.inf
+    return scores
 
 
 def smallest_sizes(anatomy: Anatomy, rules: Rules) -> Sizes:

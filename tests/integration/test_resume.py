@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from apt_ds.models.architectures import anatomy_of
+from apt_ds.models.blocks import HIDDEN, block_slices
 from tests.support import multiprocess, tiny
 
 pytestmark = pytest.mark.dist
@@ -19,10 +21,12 @@ MODES = {
     "pretuning": ["--calibration_steps", "2", "--max_steps", "6", "--sparsity", "0.4", *SIZES],
 }
 BF16 = {mode: [*flags, "--bf16"] for mode, flags in MODES.items()}
+EMPTY = [*MODES["gradual"], "--sparsity", "0.75", "--align", "16", "--allow_empty_layers"]
 # name, stage, offload, flags, checkpoints: before, at and after a cut or a growth
 CASES = [
     ("gradual3", 3, False, MODES["gradual"], [1, 2, 5]),
     ("pretuning2o", 2, True, BF16["pretuning"], [1, 3]),
+    ("emptied3", 3, False, EMPTY, [3, 5]),
 ]
 MORE = [
     ("gradual2", 2, False, BF16["gradual"], [1, 2, 3, 5]),
@@ -63,6 +67,13 @@ def same(runs: dict[str, Any]) -> None:
 def test_resuming_is_bit_identical_to_never_having_stopped(case: tuple[Any, ...], some: Runs) -> None:
     assert len(some[case[0]]) == 2 + len(case[4])
     same(some[case[0]])
+
+
+def test_a_sublayer_was_emptied(some: Runs) -> None:
+    sizes = anatomy_of(tiny.config()).sizes
+    alive = np.isin(np.arange(sizes.total()), some["emptied3"]["straight"]["alive"])
+    counts = [int(alive[span].sum()) for site, span in block_slices(sizes) if site != HIDDEN]
+    assert min(counts) == 0 < max(counts), counts
 
 
 @pytest.mark.slow

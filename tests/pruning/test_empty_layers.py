@@ -133,6 +133,11 @@ def test_search_empties_sublayers_only_if_allowed() -> None:
 
 def test_a_kind_never_disappears_from_all_layers() -> None:
     anatomy = anatomy_of(tiny.config())
+    scores = np.zeros(anatomy.sizes.total())
+    where = dict(block_slices(anatomy.sizes))
+    scores[where[3]] = 1.0
+    keep = search(scores, anatomy, Rules(("heads", "neurons"), "adaptive", 4, empty=True), 3000.0)
+    assert [int(keep[where[site]].sum()) for site in range(4)] == [1, 0, 0, 12]
     budget = 2 * 3.0 * 48 * 32  # the neurons of both layers
     with pytest.raises(UserError, match=r"leaves no heads in any layer: lower --sparsity"):
         search(np.ones(anatomy.sizes.total()), anatomy, Rules(("heads",), "adaptive", empty=True), budget)
