@@ -16,14 +16,14 @@ from apt_ds.runtime import zero
 
 
 def emptied_sites(anatomy: Anatomy, keep: np.ndarray) -> list[int]:
-    """The sites that lose their last blocks in a cut.
+    """The sites that lose their last blocks in a cut, of families that state what replaces them.
 
     Args:
         anatomy: the anatomy before the cut.
         keep: bool [blocks], the blocks that remain.
     """
     spans = [(site, keep[span]) for site, span in block_slices(anatomy.sizes) if site != HIDDEN]
-    return [site for site, kept in spans if len(kept) and not kept.any()]
+    return [site for site, kept in spans if len(kept) and not kept.any() and anatomy.sites[site].module]
 
 
 def empty_sublayer(model: nn.Module, site: Sublayer, state: zero.EngineState | None) -> None:
@@ -34,7 +34,6 @@ def empty_sublayer(model: nn.Module, site: Sublayer, state: zero.EngineState | N
         site: the sublayer. Its family must state what replaces it.
         state: optimizer state, which loses the entries of the weights that go, or None.
     """
-    assert site.module, f"{site.consumer} cannot lose all its blocks"
     consumer, module = linear_at(model, site.consumer), model.get_submodule(site.module)
     bias: nn.Parameter | None = getattr(consumer, "bias", None)
     if bias is None:
