@@ -51,6 +51,11 @@ def blocks(config: PretrainedConfig, task: str) -> Anatomy:
     )
 
 
+def attention(config: PretrainedConfig, wanted: str) -> str:
+    """Eager attention in place of sdpa, which has no soft cap for scores."""
+    return "eager" if wanted == "sdpa" else wanted
+
+
 def writable_sizes(config: PretrainedConfig) -> Writable:
     """The uniform sizes that the configuration classes of Gemma accept."""
     queries = config.num_attention_heads // config.num_key_value_heads
@@ -92,4 +97,5 @@ ARCHITECTURE = replace(
     blocks=blocks,
     export=export,
     writable=writable_sizes,
+    attention=attention,
 )

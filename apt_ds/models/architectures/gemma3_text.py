@@ -8,6 +8,7 @@ from transformers import PretrainedConfig
 
 from apt_ds.config.tasks import LANGUAGE_MODEL
 from apt_ds.models.architectures import gemma2
+from apt_ds.models.architectures.spec import every_attention
 from apt_ds.models.blocks import Anatomy, IndexedModule
 
 
@@ -23,4 +24,5 @@ ARCHITECTURE = replace(
     model_type="gemma3_text",
     stock_classes={LANGUAGE_MODEL: "Gemma3ForCausalLM"},
     blocks=blocks,
+    attention=every_attention,
 )
