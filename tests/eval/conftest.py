@@ -29,7 +29,7 @@ def llamas(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     AptLlamaForCausalLM(config).save_pretrained(folder / "pruned")
     tiny.tokenizer().save_pretrained(folder / "pruned")
-    source = resources.files("apt_ds.models.export") / "modeling_apt_llama.py"
-    shutil.copy(str(source), folder / "pruned")
+    for name in ("modeling_apt_llama.py", "apt_layer_sizes.py"):
+        shutil.copy(str(resources.files("apt_ds.models.export") / name), folder / "pruned")
     (folder / "text.txt").write_text(TEXT, encoding="utf8")
     return folder

@@ -30,12 +30,11 @@ def test_labels_name_classes_and_none_is_a_number() -> None:
     assert config.num_labels == 1 and config.problem_type == "regression"
 
 
-def test_a_mistral_with_a_sliding_window_is_refused(tmp_path: Path) -> None:
+def test_a_mistral_with_a_sliding_window_is_read(tmp_path: Path) -> None:
     values = tiny.config().to_dict()
     values.pop("model_type")
     tiny.tokenizer().save_pretrained(tmp_path)
-    MistralConfig(**values, sliding_window=None).save_pretrained(tmp_path)
-    assert find_base(str(tmp_path)).anatomy.sizes.hidden == 32
-    MistralConfig(**values, sliding_window=64).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="sliding window of 64 tokens is not supported"):
-        find_base(str(tmp_path))
+    for window in (None, 64):
+        MistralConfig(**values, sliding_window=window).save_pretrained(tmp_path)
+        base = find_base(str(tmp_path))
+        assert base.anatomy.sizes.hidden == 32 and base.config.sliding_window == window

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -123,7 +124,7 @@ def test_heads_of_one_stack_that_differ_need_the_bundled_file(tmp_path: Path) ->
             keep[span.start + site % 4] = False
     smaller = apply_plan(model, anatomy, Plan(keep=keep), None, torch.Generator())
     form = configs.written(model, tiny.small("t5").config, smaller, tiny.TASKS["t5"])
-    assert form.module is modeling_apt_t5 and form.config.num_heads == 4
+    assert form.modules == (modeling_apt_t5,) and form.config.num_heads == 4
     assert form.config.encoder_layer_heads == [[1, 2, 3], [0, 1, 3]]
     assert form.config.decoder_layer_cross_heads == [3, 3]
 
@@ -159,9 +160,17 @@ def test_labels_are_those_of_the_trained_model(tmp_path: Path) -> None:
     assert config["id2label"] == {"0": "no", "1": "yes"} and config["label2id"] == {"no": 0, "yes": 1}
 
 
-@pytest.mark.parametrize("module", ["modeling_apt_bert", "modeling_apt_llama", "modeling_apt_t5"])
-def test_bundled_files_need_torch_and_transformers_only(module: str) -> None:
-    text = (Path(configs.__file__).parent / f"{module}.py").read_text(encoding="utf8")
-    imports = {line.split()[1].split(".")[0] for line in text.splitlines() if line.startswith(("import ", "from "))}
+FILES = sorted(path for path in Path(configs.__file__).parent.glob("*apt_*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
+def test_bundled_files_need_torch_and_transformers_only(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {alias.name for node in imports if isinstance(node, ast.Import) for alias in node.names}
+    absolute = [node for node in imports if isinstance(node, ast.ImportFrom) and not node.level]
+    names |= {(node.module or "").split(".")[0] for node in absolute}
     # transformers requires huggingface_hub
-    assert imports <= {"typing", "torch", "transformers", "huggingface_hub"}
+    assert names <= {"collections", "copy", "typing", "torch", "transformers", "huggingface_hub"}
+    beside = {node.module for node in imports if isinstance(node, ast.ImportFrom) and node.level}
+    assert beside <= {"apt_layer_sizes"}

@@ -37,7 +37,7 @@ CLASSES = {LlamaConfig: "LlamaForCausalLM", MistralConfig: "MistralForCausalLM",
 # what a cut changes, and what the class of a configuration decides
 SIZES = {"hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"}
 OWN = {"model_type", "architectures", "auto_map", "use_cache", "_name_or_path", "pretraining_tp", "attention_bias"}
-OWN |= {"mlp_bias", "sliding_window", "layer_key_value_heads", "layer_intermediate_sizes"}
+OWN |= {"mlp_bias", "sliding_window", "layer_key_value_heads", "layer_intermediate_sizes", "per_layer_config"}
 BIASES = ({"attention_bias": True}, {"mlp_bias": True}, {"attention_bias": True, "mlp_bias": True})
 
 
@@ -60,14 +60,14 @@ def check_config(base: LlamaConfig, anatomy: Anatomy, folder: Path) -> type:
     """Write a configuration and read it: the sizes of `anatomy`, all else as in `base`. Returns its class."""
     form = configs.written(LlamaForCausalLM, base, anatomy, LANGUAGE_MODEL)
     form.config.save_pretrained(folder)
-    read = type(form.config).from_pretrained(folder) if form.module else AutoConfig.from_pretrained(folder)
+    read = type(form.config).from_pretrained(folder) if form.modules else AutoConfig.from_pretrained(folder)
     assert type(read) is type(form.config) and read.architectures == [CLASSES[type(read)]]
     heads, neurons = counts(anatomy, "head"), counts(anatomy, "neuron")
     queries = base.num_attention_heads // base.num_key_value_heads
     sizes = {"hidden_size": anatomy.sizes.hidden, "intermediate_size": max(neurons), "head_dim": base.head_dim}
     sizes |= {"num_attention_heads": max(heads) * queries, "num_key_value_heads": max(heads)}
     assert {name: getattr(read, name) for name in SIZES} == sizes
-    if form.module:
+    if form.modules:
         assert (read.layer_key_value_heads, read.layer_intermediate_sizes) == (heads, neurons)
     before, after = base.to_dict(), read.to_dict()
     assert {k: v for k, v in before.items() if k not in OWN | SIZES} == {

@@ -6,7 +6,22 @@ from transformers import AutoConfig, PretrainedConfig
 
 from apt_ds.config.errors import UserError
 from apt_ds.config.tasks import LANGUAGE_MODEL
-from apt_ds.models.architectures import bert, gemma2, gemma3_text, llama, mistral, olmo2, roberta, t5
+from apt_ds.models.architectures import (
+    bert,
+    gemma2,
+    gemma3_text,
+    granite,
+    llama,
+    ministral,
+    mistral,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen3,
+    roberta,
+    smollm3,
+    t5,
+)
 from apt_ds.models.architectures.spec import ADAPTIVE_PREFIX, AUTO_CLASSES, Architecture
 from apt_ds.models.blocks import Anatomy
 
@@ -30,9 +45,15 @@ def register(spec: Architecture) -> None:
 
 register(llama.ARCHITECTURE)
 register(mistral.ARCHITECTURE)
+register(ministral.ARCHITECTURE)
+register(qwen2.ARCHITECTURE)
+register(qwen3.ARCHITECTURE)
+register(smollm3.ARCHITECTURE)
+register(granite.ARCHITECTURE)
 register(gemma2.ARCHITECTURE)
 register(gemma3_text.ARCHITECTURE)
 register(olmo2.ARCHITECTURE)
+register(phi3.ARCHITECTURE)
 register(bert.ARCHITECTURE)
 register(roberta.ARCHITECTURE)
 register(t5.ARCHITECTURE)

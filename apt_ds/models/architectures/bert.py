@@ -82,7 +82,7 @@ def bert_export(
     if alike(heads) and alike(neurons) and hidden == heads[0] * size:
         return Written(config)
     layers = {"layer_heads": heads, "layer_intermediate_sizes": neurons}
-    return Written(by_layer(config, adaptive, head_dim=size, embedding_size=hidden, **layers), modeling_apt_bert)
+    return Written(by_layer(config, adaptive, head_dim=size, embedding_size=hidden, **layers), (modeling_apt_bert,))
 
 
 HEADS = {CLASSIFICATION: ("bert.pooler.dense", "classifier"), ANSWERS: ("qa_outputs",)}

@@ -1,22 +1,26 @@
 """Gemma 2: LLaMA with a norm after each sublayer too, scaled embeddings, and softly capped scores and logits.
 
-RMSNorm multiplies by 1 + weight. The embedding's output is multiplied by the square root of the hidden size. A cut model
-keeps the factor that its weights were trained with, and the export moves the difference to the factor of the new hidden
-size into the weights.
+RMSNorm multiplies by 1 + weight. The output of the embedding is multiplied by the square root of the hidden size. A cut
+model keeps the factor that its weights were trained with. The export moves the difference to the factor of the new
+hidden size into the weights.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 from torch import nn
 from transformers import PretrainedConfig
 
 from apt_ds.config.errors import UserError
-from apt_ds.config.tasks import LANGUAGE_MODEL
-from apt_ds.models.architectures import llama
+from apt_ds.models.architectures import decoder, llama
+from apt_ds.models.architectures.spec import Architecture
 from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, IndexedModule
+from apt_ds.models.export import modeling_apt_gemma2
 from apt_ds.models.export.form import Edits, Written
 from apt_ds.models.writable_sizes import Writable
 
@@ -32,7 +36,7 @@ def blocks(config: PretrainedConfig, task: str) -> Anatomy:
             f"architecture '{config.model_type}' with use_bidirectional_attention is not supported: "
             "it is an encoder, and the package trains decoders of this architecture"
         )
-    table = llama.blocks(config, task)
+    table = decoder.blocks(config, task)
     after = [
         f"{layer}.{norm}"
         for layer in table.layers
@@ -84,18 +88,32 @@ def scaled_embeddings(config: PretrainedConfig, hidden: int) -> Edits:
     return edits
 
 
-def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy) -> Written:
-    """Write equal layers as a stock model where its configuration accepts the sizes. Others get sizes by layer."""
+def export(
+    model: nn.Module,
+    config: PretrainedConfig,
+    anatomy: Anatomy,
+    modeling: ModuleType,
+    adaptive: type[PretrainedConfig],
+) -> Written:
+    """Write equal layers as a stock model where its configuration accepts the sizes. Others get sizes by layer.
+
+    modeling, adaptive: as in `decoder.adaptive_form`.
+    """
     edits = scaled_embeddings(config, anatomy.sizes.hidden)
-    return replace(llama.export(model, config, anatomy), edits=edits)
+    stock = decoder.equal_layers(anatomy) and writable_sizes(config).holds(anatomy)
+    decoder.resize_config(config, anatomy)
+    form = Written(config) if stock else decoder.adaptive_form(config, anatomy, modeling, adaptive)
+    return replace(form, edits=edits)
 
 
-ARCHITECTURE = replace(
-    llama.ARCHITECTURE,
-    model_type="gemma2",
-    stock_classes={LANGUAGE_MODEL: "Gemma2ForCausalLM"},
-    blocks=blocks,
-    export=export,
-    writable=writable_sizes,
-    attention=attention,
-)
+def architecture(model_type: str, name: str, modeling: ModuleType, **differences: Any) -> Architecture:
+    """The spec of a Gemma. Arguments are those of `decoder.architecture`."""
+    fields: dict[str, Any] = {
+        "blocks": blocks,
+        "export": partial(export, modeling=modeling, adaptive=getattr(modeling, f"Apt{name}Config")),
+        "writable": writable_sizes,
+    }
+    return decoder.architecture(model_type, name, modeling, **fields | differences)
+
+
+ARCHITECTURE = architecture("gemma2", "Gemma2", modeling_apt_gemma2, attention=attention)

@@ -6,10 +6,9 @@ from dataclasses import replace
 
 from transformers import PretrainedConfig
 
-from apt_ds.config.tasks import LANGUAGE_MODEL
 from apt_ds.models.architectures import gemma2
-from apt_ds.models.architectures.spec import every_attention
 from apt_ds.models.blocks import Anatomy, IndexedModule
+from apt_ds.models.export import modeling_apt_gemma3
 
 
 def blocks(config: PretrainedConfig, task: str) -> Anatomy:
@@ -19,10 +18,4 @@ def blocks(config: PretrainedConfig, task: str) -> Anatomy:
     return replace(table, slots=(*table.slots, *(IndexedModule(path, None) for path in shared)))
 
 
-ARCHITECTURE = replace(
-    gemma2.ARCHITECTURE,
-    model_type="gemma3_text",
-    stock_classes={LANGUAGE_MODEL: "Gemma3ForCausalLM"},
-    blocks=blocks,
-    attention=every_attention,
-)
+ARCHITECTURE = gemma2.architecture("gemma3_text", "Gemma3", modeling_apt_gemma3, blocks=blocks)

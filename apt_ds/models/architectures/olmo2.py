@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from transformers import PretrainedConfig
 
-from apt_ds.config.tasks import LANGUAGE_MODEL
-from apt_ds.models.architectures import llama
+from apt_ds.models.architectures import decoder
 from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, IndexedModule
+from apt_ds.models.export import modeling_apt_olmo2
 
 
 def blocks(config: PretrainedConfig, task: str) -> Anatomy:
@@ -16,7 +16,7 @@ def blocks(config: PretrainedConfig, task: str) -> Anatomy:
 
     The norms of queries and keys lose the entries of a head with the head.
     """
-    table = llama.blocks(config, task)
+    table = decoder.blocks(config, task)
     after = [
         f"{layer}.{norm}"
         for layer in table.layers
@@ -39,9 +39,4 @@ def blocks(config: PretrainedConfig, task: str) -> Anatomy:
     )
 
 
-ARCHITECTURE = replace(
-    llama.ARCHITECTURE,
-    model_type="olmo2",
-    stock_classes={LANGUAGE_MODEL: "Olmo2ForCausalLM"},
-    blocks=blocks,
-)
+ARCHITECTURE = decoder.architecture("olmo2", "Olmo2", modeling_apt_olmo2, blocks=blocks)

@@ -127,7 +127,7 @@ def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy) -> Writ
         return Written(config, edits=edits)
     layers = {"encoder_layer_heads": encoder, "decoder_layer_heads": decoder, "decoder_layer_cross_heads": cross}
     sizes = {"encoder_layer_d_ff": neurons[:depth], "decoder_layer_d_ff": neurons[depth:]}
-    return Written(by_layer(config, modeling_apt_t5.AptT5Config, **layers, **sizes), modeling_apt_t5, edits)
+    return Written(by_layer(config, modeling_apt_t5.AptT5Config, **layers, **sizes), (modeling_apt_t5,), edits)
 
 
 def columns(kept: list[int]) -> Callable[[Tensor], Tensor]:

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import copy
+from types import ModuleType
 
 from torch import nn
 from transformers import PretrainedConfig
 
 from apt_ds.config.tasks import CLASSIFICATION
 from apt_ds.models.architectures import architecture_of
-from apt_ds.models.architectures.spec import AUTO_CLASSES
 from apt_ds.models.blocks import Anatomy
 from apt_ds.models.export.form import Written
 from apt_ds.models.writable_sizes import Writable
+
+# the end of a class's name: the automatic class of transformers that makes it
+AUTO_NAMES = {
+    "Model": "AutoModel",
+    "ForCausalLM": "AutoModelForCausalLM",
+    "ForSequenceClassification": "AutoModelForSequenceClassification",
+    "ForQuestionAnswering": "AutoModelForQuestionAnswering",
+    "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
+}
 
 
 def written(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy, task: str) -> Written:
@@ -32,15 +41,23 @@ def written(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy, task: 
     # the family may have changed: some LLaMAs are written as Mistrals
     stock = architecture_of(config).stock_classes[task]
     config.use_cache = True
-    config.architectures = [f"Apt{stock}" if form.module else stock]
+    config.architectures = [f"Apt{stock}" if form.modules else stock]
     if task == CLASSIFICATION:
         for name in ("id2label", "label2id", "problem_type"):
             setattr(config, name, copy.copy(getattr(model.config, name)))
-    if form.module:
-        module = form.module.__name__.rpartition(".")[2]
-        names = {"AutoConfig": type(config).__name__, AUTO_CLASSES[task].__name__: f"Apt{stock}"}
-        config.auto_map = {key: f"{module}.{name}" for key, name in names.items()}
+    if form.modules:
+        config.auto_map = auto_map(form.modules[0], type(config))
     return form
+
+
+def auto_map(modeling: ModuleType, config_class: type[PretrainedConfig]) -> dict[str, str]:
+    """The field of config.json that names the class in a modelling file for each automatic class of transformers."""
+    names = {"AutoConfig": config_class.__name__}
+    for name, value in vars(modeling).items():
+        if getattr(value, "config_class", None) is config_class and value.__module__ == modeling.__name__:
+            names |= {auto: name for ending, auto in AUTO_NAMES.items() if name.endswith(ending)}
+    file = modeling.__name__.rpartition(".")[2]
+    return {auto: f"{file}.{name}" for auto, name in names.items()}
 
 
 def writable_sizes(config: PretrainedConfig) -> Writable:

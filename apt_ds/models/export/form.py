@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 
@@ -20,13 +20,16 @@ class Written:
 
     Attributes:
         config: the content of config.json.
-        module: the modelling file to copy beside the weights. None: a stock class has the sizes.
+        modules: the files to copy beside the weights: the modelling file, then those it imports. (): a stock class
+            has the sizes.
         edits: functions of weights, by the weight's name in the model. The result is written.
+        joined: weights that are written as one: its name to the names of its parts in the model, in the order of rows.
     """
 
     config: PretrainedConfig
-    module: ModuleType | None = None
+    modules: tuple[ModuleType, ...] = ()
     edits: Edits = field(default_factory=dict)
+    joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def counts(anatomy: Anatomy, kind: str) -> list[int]:
@@ -43,5 +46,4 @@ def by_layer(config: PretrainedConfig, config_class: type[PretrainedConfig], **l
     """The same configuration as a `config_class`, with sizes by layer in the fields `layers`."""
     values = config.to_dict() | layers
     values.pop("model_type")
-    values.pop("sliding_window", None)  # None in every model that can be read
     return config_class(**values)

@@ -24,7 +24,11 @@ from .apt_layer_sizes import LayerSizes
 class SplitPhi3Attention(Phi3Attention):
     """The stock attention with `q_proj`, `k_proj` and `v_proj` in place of `qkv_proj`. It has any number of heads."""
 
-    def forward(
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+
+    def forward(  # type: ignore[override]  # the stock class states three results and returns two
         self,
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor],
@@ -57,6 +61,9 @@ class SplitPhi3Attention(Phi3Attention):
 
 class SplitPhi3MLP(Phi3MLP):
     """The stock feed-forward sublayer with `gate_proj` and `up_proj` in place of `gate_up_proj`."""
+
+    gate_proj: nn.Linear
+    up_proj: nn.Linear
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[batch, length, hidden] -> [batch, length, hidden]."""

@@ -1,0 +1,57 @@
+"""Ministral whose layers keep different numbers of heads and neurons. Needs transformers and what it requires.
+
+`apt_layer_sizes.py` beside this file says what the configuration adds.
+"""
+
+from huggingface_hub.dataclasses import strict
+from transformers import (
+    AutoModel,
+    MinistralConfig,
+    MinistralForCausalLM,
+    MinistralForSequenceClassification,
+    MinistralModel,
+)
+
+from .apt_layer_sizes import LayerSizes, resize_layers
+
+
+@strict  # without it, the check of the stock configuration would stay in force
+class AptMinistralConfig(LayerSizes, MinistralConfig):
+    """MinistralConfig plus the sizes of each layer. The stock fields are the largest."""
+
+    model_type = "apt_ministral"
+    layer_key_value_heads: list[int] | None = None
+    layer_intermediate_sizes: list[int] | None = None
+
+
+class AptMinistralModel(MinistralModel):
+    """The stock base model with layers of their own sizes."""
+
+    config_class = AptMinistralConfig
+
+    def __init__(self, config: AptMinistralConfig) -> None:
+        super().__init__(config)
+        resize_layers(self.layers, config)
+        self.post_init()
+
+
+AutoModel.register(
+    AptMinistralConfig, AptMinistralModel, exist_ok=True
+)  # stock classes with another head make their base so
+
+
+class AptMinistralForCausalLM(MinistralForCausalLM):
+    """The stock language model with layers of their own sizes."""
+
+    config_class = AptMinistralConfig
+
+    def __init__(self, config: AptMinistralConfig) -> None:
+        super().__init__(config)
+        resize_layers(self.model.layers, config)
+        self.post_init()
+
+
+class AptMinistralForSequenceClassification(MinistralForSequenceClassification):
+    """The stock classifier. Its base has layers of their own sizes."""
+
+    config_class = AptMinistralConfig

@@ -1,0 +1,50 @@
+"""Qwen2 whose layers keep different numbers of heads and neurons. Needs transformers and what it requires.
+
+`apt_layer_sizes.py` beside this file says what the configuration adds.
+"""
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoModel, Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification, Qwen2Model
+
+from .apt_layer_sizes import LayerSizes, resize_layers
+
+
+@strict  # without it, the check of the stock configuration would stay in force
+class AptQwen2Config(LayerSizes, Qwen2Config):
+    """Qwen2Config plus the sizes of each layer. The stock fields are the largest."""
+
+    model_type = "apt_qwen2"
+    head_dim: int | None = None
+    layer_key_value_heads: list[int] | None = None
+    layer_intermediate_sizes: list[int] | None = None
+
+
+class AptQwen2Model(Qwen2Model):
+    """The stock base model with layers of their own sizes."""
+
+    config_class = AptQwen2Config
+
+    def __init__(self, config: AptQwen2Config) -> None:
+        super().__init__(config)
+        resize_layers(self.layers, config)
+        self.post_init()
+
+
+AutoModel.register(AptQwen2Config, AptQwen2Model, exist_ok=True)  # stock classes with another head make their base so
+
+
+class AptQwen2ForCausalLM(Qwen2ForCausalLM):
+    """The stock language model with layers of their own sizes."""
+
+    config_class = AptQwen2Config
+
+    def __init__(self, config: AptQwen2Config) -> None:
+        super().__init__(config)
+        resize_layers(self.model.layers, config)
+        self.post_init()
+
+
+class AptQwen2ForSequenceClassification(Qwen2ForSequenceClassification):
+    """The stock classifier. Its base has layers of their own sizes."""
+
+    config_class = AptQwen2Config

@@ -1,0 +1,52 @@
+"""SmolLM3 whose layers keep different numbers of heads and neurons. Needs transformers and what it requires.
+
+`apt_layer_sizes.py` beside this file says what the configuration adds.
+"""
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoModel, SmolLM3Config, SmolLM3ForCausalLM, SmolLM3ForSequenceClassification, SmolLM3Model
+
+from .apt_layer_sizes import LayerSizes, resize_layers
+
+
+@strict  # without it, the check of the stock configuration would stay in force
+class AptSmolLM3Config(LayerSizes, SmolLM3Config):
+    """SmolLM3Config plus the sizes of each layer. The stock fields are the largest."""
+
+    model_type = "apt_smollm3"
+    head_dim: int | None = None
+    layer_key_value_heads: list[int] | None = None
+    layer_intermediate_sizes: list[int] | None = None
+
+
+class AptSmolLM3Model(SmolLM3Model):
+    """The stock base model with layers of their own sizes."""
+
+    config_class = AptSmolLM3Config
+
+    def __init__(self, config: AptSmolLM3Config) -> None:
+        super().__init__(config)
+        resize_layers(self.layers, config)
+        self.post_init()
+
+
+AutoModel.register(
+    AptSmolLM3Config, AptSmolLM3Model, exist_ok=True
+)  # stock classes with another head make their base so
+
+
+class AptSmolLM3ForCausalLM(SmolLM3ForCausalLM):
+    """The stock language model with layers of their own sizes."""
+
+    config_class = AptSmolLM3Config
+
+    def __init__(self, config: AptSmolLM3Config) -> None:
+        super().__init__(config)
+        resize_layers(self.model.layers, config)
+        self.post_init()
+
+
+class AptSmolLM3ForSequenceClassification(SmolLM3ForSequenceClassification):
+    """The stock classifier. Its base has layers of their own sizes."""
+
+    config_class = AptSmolLM3Config

@@ -1,0 +1,116 @@
+"""Tiny decoders, one row per family or variant of it. The laws of `tests/models/test_families.py` run on every row.
+
+A row is a name and a function that makes the configuration. It has what is special about the published models: ratios
+of heads, head sizes that are not hidden_size / heads, tied embeddings, biases, windows shorter than the texts, layers
+without positions, factors. Sizes are small: 2 to 4 layers, and the vocabulary of `tiny.tokenizer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GraniteConfig,
+    LlamaConfig,
+    MinistralConfig,
+    MistralConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+)
+
+from tests.support import tiny
+
+COMMON: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "vocab_size": len(tiny.SPECIAL) + len(tiny.WORDS) + 200,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+}
+
+
+def llama3() -> PretrainedConfig:
+    """LLaMA 3.2: rotary positions of type `llama3`, tied."""
+    rope = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope["original_max_position_embeddings"] = 16
+    return LlamaConfig(**COMMON | {"tie_word_embeddings": True, "rope_parameters": rope})
+
+
+def mistral_window() -> PretrainedConfig:
+    """Mistral 7B v0.1: a window, here shorter than the texts."""
+    return MistralConfig(**COMMON, sliding_window=4)
+
+
+def mistral_nemo() -> PretrainedConfig:
+    """Mistral Nemo: no window. The heads together are narrower than the stream, as 32 x 128 of 5120."""
+    return MistralConfig(**COMMON | {"hidden_size": 40}, head_dim=4, sliding_window=None)
+
+
+def ministral() -> PretrainedConfig:
+    """Ministral 8B: windows in some layers only."""
+    return MinistralConfig(**COMMON, head_dim=6, sliding_window=4, layer_types=["full_attention", "sliding_attention"])
+
+
+def qwen2() -> PretrainedConfig:
+    """Qwen2.5 0.5B: biases, 7 query heads per key/value head, tied."""
+    return Qwen2Config(**COMMON | {"hidden_size": 56, "num_attention_heads": 14, "num_key_value_heads": 2} | TIED)
+
+
+def qwen2_window() -> PretrainedConfig:
+    """Qwen2: windows above `max_window_layers`."""
+    return Qwen2Config(**COMMON, use_sliding_window=True, sliding_window=4, max_window_layers=1)
+
+
+def qwen3() -> PretrainedConfig:
+    """Qwen3 0.6B: norms of queries and keys. The heads together are wider than the stream, tied."""
+    return Qwen3Config(**COMMON | TIED, head_dim=8)
+
+
+def smollm3() -> PretrainedConfig:
+    """SmolLM3 3B: every fourth layer has no positions, 4 query heads per key/value head, tied."""
+    return SmolLM3Config(**COMMON | TIED | {"num_hidden_layers": 4, "num_key_value_heads": 2})
+
+
+def granite() -> PretrainedConfig:
+    """Granite 3: factors on embeddings, residuals, attention and logits, tied."""
+    factors = {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.3}
+    return GraniteConfig(**COMMON | TIED | factors, logits_scaling=8.0)
+
+
+TIED = {"tie_word_embeddings": True}
+FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
+    "llama3": llama3,
+    "mistral-window": mistral_window,
+    "mistral-nemo": mistral_nemo,
+    "ministral": ministral,
+    "qwen2": qwen2,
+    "qwen2-window": qwen2_window,
+    "qwen3": qwen3,
+    "smollm3": smollm3,
+    "granite": granite,
+}
+
+
+def model(name: str, seed: int = 0) -> PreTrainedModel:
+    """An fp32 model of a row whose norms, biases and weights are far from their initial values."""
+    torch.manual_seed(seed)
+    made = AutoModelForCausalLM.from_config(FAMILIES[name]()).eval()
+    with torch.no_grad():
+        for path, parameter in made.named_parameters():
+            if "norm" in path and path.endswith("weight"):
+                parameter.uniform_(0.5, 1.5)
+            else:
+                parameter.normal_(0, 0.15)
+    return made
