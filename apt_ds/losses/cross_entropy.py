@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from apt_ds.models.logit_transform import IDENTITY, LogitTransform
+
 
 class ChunkSizes(NamedTuple):
     """Elements of one chunk.
@@ -65,17 +67,19 @@ class _OfLogits(torch.autograd.Function):
 class _OfHidden(torch.autograd.Function):
     """Loss and gradient of hidden states under a frozen LM head.
 
-    With h_i a row of hidden states, W the head's weight, z_i = W h_i its logits and t_i its target:
+    With h_i a row of hidden states, W the head's weight, y_i = W h_i, z_i = f(y_i) its logits and t_i its target:
 
     Loss: L = sum_i (logsumexp(z_i) - z_i[t_i]).
-    Gradient: dL/dh_i = W^T (softmax(z_i) - onehot(t_i)).
+    Gradient: dL/dh_i = W^T (f'(y_i) * (softmax(z_i) - onehot(t_i))).
+
+    f is what the family does after the head, a `LogitTransform`.
 
     `forward` computes both, because the logits of a chunk exist only there. `backward` only multiplies the stored
     gradient, which has the shape and dtype of the hidden states, by the upstream gradient.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, transform: LogitTransform) -> Tensor:
         needs_gradient = ctx.needs_input_grad[0]
         gradient = torch.zeros_like(hidden) if needs_gradient else None
         total = _zero(hidden)
@@ -83,7 +87,7 @@ class _OfHidden(torch.autograd.Function):
         for number, chunk in enumerate(hidden.split(rows)):
             start = number * rows
             logits = F.linear(chunk, weight)
-            total += _loss_of_chunk(logits, targets[start : start + len(chunk)], needs_gradient)
+            total += _loss_of_chunk(logits, targets[start : start + len(chunk)], needs_gradient, transform)
             if gradient is not None:
                 torch.mm(logits, weight, out=gradient[start : start + len(chunk)])
         if gradient is not None:
@@ -92,9 +96,9 @@ class _OfHidden(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream.to(gradient.dtype), None, None
+        return gradient * upstream.to(gradient.dtype), None, None, None
 
 
 def of_logits(logits: Tensor, targets: Tensor) -> Tensor:
@@ -112,8 +116,8 @@ def of_logits(logits: Tensor, targets: Tensor) -> Tensor:
     return _OfLogits.apply(logits, targets)
 
 
-def of_hidden(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of the logits hidden @ weight^T, summed over rows. The logits never exist as a whole.
+def of_hidden(hidden: Tensor, weight: Tensor, targets: Tensor, transform: LogitTransform = IDENTITY) -> Tensor:
+    """Cross-entropy of the logits f(hidden @ weight^T), summed over rows. The logits never exist as a whole.
 
     Only `hidden` gets a gradient. The forward pass computes that gradient before the loss is scaled. So fp16, which
     needs a scaled loss, must not use this function.
@@ -122,28 +126,32 @@ def of_hidden(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         hidden: [m, d].
         weight: [classes, d], frozen.
         targets: int64 [n], n <= m. Rows of `hidden` after the first n have no loss and no gradient.
+        transform: f, what the family does after the LM head.
 
     Returns:
         Scalar in nats, in fp32 or the wider dtype of `hidden`.
     """
-    return _OfHidden.apply(hidden, weight, targets)
+    return _OfHidden.apply(hidden, weight, targets, transform)
 
 
-def _loss_of_chunk(logits: Tensor, targets: Tensor, needs_gradient: bool) -> Tensor:
+def _loss_of_chunk(logits: Tensor, targets: Tensor, needs_gradient: bool, transform: LogitTransform) -> Tensor:
     """The loss of one chunk.
 
     Args:
-        logits: [rows, classes]. With `needs_gradient` they become softmax - onehot in place.
+        logits: [rows, classes], the output of the LM head. With `needs_gradient` it becomes its gradient in place.
         targets: int64 [n], n <= rows.
         needs_gradient: Whether to overwrite the logits.
+        transform: What the family does after the LM head.
     """
     total = _zero(logits)
     for chunk, chunk_targets in _chunks(_fp32_rows(logits), logits[: len(targets)], targets):
-        log_probabilities = F.log_softmax(chunk, -1, dtype=total.dtype)
+        transformed = chunk if transform.is_identity else transform.apply(chunk.to(total.dtype))
+        log_probabilities = F.log_softmax(transformed, -1, dtype=total.dtype)
         total += F.nll_loss(log_probabilities, chunk_targets, reduction="sum")
         if needs_gradient:
             minus_one = log_probabilities.new_full((len(chunk_targets), 1), -1.0)
-            chunk.copy_(log_probabilities.exp_().scatter_add_(1, chunk_targets[:, None], minus_one))
+            gradient = log_probabilities.exp_().scatter_add_(1, chunk_targets[:, None], minus_one)
+            chunk.copy_(gradient if transform.is_identity else gradient.mul_(transform.derivative(transformed)))
     logits[len(targets) :] = 0
     return total
 

@@ -1,8 +1,11 @@
 """Runs the LM head on trained tokens only, because most tokens of a batch have no label.
 
 A model of transformers computes the logits of all its tokens. `logits_of` puts a hook on the LM head for one forward
-pass. The hook selects the trained tokens. Shapes: B rows, L tokens a row, d hidden dimensions, n trained tokens,
-m >= n positions (`pad_positions`).
+pass. The hook selects the trained tokens. `loss_of` computes the loss at the head, so it must know what the family does
+to its logits afterwards. `check_transform` compares that with the model's own logits. Where the two differ, `loss_of`
+uses the model's own logits.
+
+Shapes: B rows, L tokens a row, d hidden dimensions, n trained tokens, m >= n positions (`pad_positions`).
 """
 
 from __future__ import annotations
@@ -14,7 +17,14 @@ from torch import Tensor, nn
 
 from apt_ds.data.batching import round_up
 from apt_ds.losses import cross_entropy
+from apt_ds.models.architectures import find_architecture
+from apt_ds.models.logit_transform import LogitTransform
 from apt_ds.models.unwrap import pretrained_model
+from apt_ds.runtime import collectives
+
+OWN_LOGITS = "loss_of_own_logits"  # the attribute of a model whose transform after the LM head is unknown
+PROBE = 100.0  # the largest output of the LM head that `check_transform` tries
+TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 4e-3}  # relative error of a few operations in a dtype
 
 
 def pad_positions(positions: Tensor) -> Tensor:
@@ -55,7 +65,8 @@ def logits_of(model: nn.Module, inputs: dict[str, Any], positions: Tensor, count
 def loss_of(model: nn.Module, inputs: dict[str, Any], positions: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of selected tokens, summed.
 
-    A frozen head without bias gets it from `cross_entropy.of_hidden`, so that the logits never exist as a whole.
+    A frozen head without bias gets it from `cross_entropy.of_hidden`, so that the logits never exist as a whole. Other
+    heads, and families with an unknown transform after the head, get it from the model's own logits.
 
     Args:
         model: A model with an LM head, or an engine around it.
@@ -66,20 +77,69 @@ def loss_of(model: nn.Module, inputs: dict[str, Any], positions: Tensor, targets
     Returns:
         Scalar in nats, in fp32 or the wider dtype of the logits.
     """
-    head = _lm_head(model)
+    head, transform = _lm_head(model), _transform_of(model)
     has_bias = getattr(head, "bias", None) is not None
-    if head.weight.requires_grad or has_bias or head.weight.dtype == torch.float16:
+    if head.weight.requires_grad or has_bias or head.weight.dtype == torch.float16 or transform is None:
         return cross_entropy.of_logits(logits_of(model, inputs, positions, len(targets)), targets)
+    losses: list[Tensor] = []
 
     def loss_forward(hidden: Tensor) -> Tensor:
-        return cross_entropy.of_hidden(hidden.flatten(0, -2).index_select(0, positions), head.weight, targets)
+        selected = hidden.flatten(0, -2).index_select(0, positions)
+        losses.append(cross_entropy.of_hidden(selected, head.weight, targets, transform))
+        # the family's transform must not change the loss: it gets a zero with the same graph
+        return losses[0] if transform.is_identity else losses[0] * 0
 
     # ZeRO-3 gathers the head's weight only while the head's own `forward` runs, so the loss is computed there
     vars(head)["forward"] = loss_forward
     try:
-        return model(**inputs, use_cache=False).logits
+        output = model(**inputs, use_cache=False).logits
     finally:
         del head.forward
+    return output if transform.is_identity else losses[0] + (output - output.detach())
+
+
+@torch.no_grad()
+def check_transform(model: nn.Module, inputs: dict[str, Any]) -> bool:
+    """Check that the spec of the family knows what follows the LM head. One forward pass. Collective.
+
+    The pass gives the model probes in place of the head's output. The model's own logits must be the spec's transform
+    of the probes. If they are not, `loss_of` uses the model's own logits from now on.
+
+    Args:
+        model: A model with an LM head, or an engine around it.
+        inputs: Arguments of the model's forward, of a few tokens.
+
+    Returns:
+        Whether the loss is computed at the head.
+    """
+    transform = _transform_of(model)
+    if transform is None:
+        return False
+    probes: list[Tensor] = []
+
+    def probe(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        probes.append(torch.linspace(-PROBE, PROBE, output.shape[-1], device=output.device).to(output.dtype))
+        return probes[0].expand_as(output)
+
+    handle = _lm_head(model).register_forward_hook(probe)
+    try:
+        own = model(**inputs, use_cache=False).logits
+    finally:
+        handle.remove()
+    expected = transform.apply(probes[0].float()).expand(own.shape)
+    tolerance = TOLERANCE.get(own.dtype, 1e-4)
+    differs = torch.tensor(0.0 if torch.allclose(own.float(), expected, rtol=tolerance, atol=tolerance) else 1.0)
+    known = not collectives.all_reduce_sum(differs.to(own.device)).item()
+    if not known:
+        setattr(pretrained_model(model), OWN_LOGITS, True)
+    return known
+
+
+def _transform_of(model: nn.Module) -> LogitTransform | None:
+    """What the family of a model does after the LM head. None: unknown."""
+    plain = pretrained_model(model)
+    spec = find_architecture(plain.config)
+    return None if spec is None or getattr(plain, OWN_LOGITS, False) else spec.logits(plain.config)
 
 
 def _lm_head(model: nn.Module) -> nn.Linear:

@@ -17,10 +17,11 @@ from apt_ds.config.tasks import ANSWERS, CLASSIFICATION, GENERATION, LANGUAGE_MO
 from apt_ds.data.batching import Batch
 from apt_ds.data.tokenized import IGNORED, Row
 from apt_ds.losses import cross_entropy
-from apt_ds.losses.lm_head import logits_of, loss_of, pad_positions
+from apt_ds.losses.lm_head import check_transform, logits_of, loss_of, pad_positions
 from apt_ds.models.unwrap import pretrained_model
 
 Inputs = dict[str, Tensor]
+CHECKED_TOKENS = 4  # of the forward pass that `TokenLoss.check` runs
 Logits = tuple[Tensor, ...]  # each [predictions, choices]; one choice is a regression
 
 
@@ -42,6 +43,10 @@ class TaskLoss(ABC):
     def loss_denominator(self, row: Row) -> int:
         """What an example adds to the denominator of the mean loss: its predictions."""
         return 1
+
+    def check(self, model: nn.Module, device: torch.device) -> bool:
+        """Whether `summed_loss` needs no more than the loss at the LM head. Collective."""
+        return True
 
     def decoder_mask(self, batch: Batch) -> Tensor | None:
         """int64 [B, T], 1 for tokens of a decoder that have a label, on the device. None without a decoder."""
@@ -128,6 +133,12 @@ class TokenLoss(TaskLoss):
     def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Sum over labelled tokens. A frozen LM head never holds all logits (`lm_head.loss_of`)."""
         return loss_of(model, self.inputs(model, batch), *self.labelled_tokens(batch))
+
+    def check(self, model: nn.Module, device: torch.device) -> bool:
+        """Compare a few tokens' logits with what the spec says of them, see `lm_head.check_transform`. Collective."""
+        ids = torch.arange(CHECKED_TOKENS)[None]
+        batch = Batch(ids, torch.ones_like(ids), labels=ids).to(device)
+        return check_transform(model, self.inputs(model, batch))
 
 
 class CausalLoss(TokenLoss):

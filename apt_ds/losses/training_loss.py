@@ -13,6 +13,7 @@ its distances in its ordinary forward pass. The other micro-batches get a pass w
 from __future__ import annotations
 
 import math
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -40,9 +41,14 @@ from apt_ds.losses.self_teacher import (
 from apt_ds.losses.task_losses import TASK_LOSSES, TaskLoss
 from apt_ds.models.blocks import HIDDEN, Anatomy
 from apt_ds.pruning.masks import Masks
-from apt_ds.runtime import zero
+from apt_ds.runtime import collectives, zero
 from apt_ds.runtime.profiler import timed
 from apt_ds.runtime.replay import RandomState, random_state, replayed
+
+OWN_LOGITS_NOTICE = (
+    "The loss uses the model's own logits, because they are not the output of the LM head as its spec describes it. "
+    "Training is correct and needs more memory."
+)
 
 
 class TrainingLoss:
@@ -75,6 +81,17 @@ class TrainingLoss:
         self.loss_denominator = 0
         self.tokens_per_stack: list[int] = []
         self._previewed: deque[tuple[ForwardOutputs, RandomState]] = deque()
+
+    def check(self, engine: nn.Module) -> None:
+        """Find out once whether the loss can be computed at the LM head, and print if not. Collective."""
+        training = engine.training
+        engine.eval()
+        try:
+            at_head = self.task_loss.check(engine, self.device)
+        finally:
+            engine.train(training)
+        if not at_head and collectives.is_main():
+            print(OWN_LOGITS_NOTICE, file=sys.stderr, flush=True)
 
     # The phase of distillation
 

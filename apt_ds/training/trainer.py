@@ -167,6 +167,7 @@ class Trainer:
     def _build(self, model: nn.Module) -> None:
         model.train()
         self.run_engine.build(model, scoring=self.pruner.needs_scores(self.done))
+        self.training_loss.check(self.engine)
 
     @property
     def engine(self) -> zero.Engine:

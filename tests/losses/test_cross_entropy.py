@@ -10,6 +10,7 @@ from torch import Tensor
 from apt_ds.analysis.live_bytes import LiveBytes
 from apt_ds.losses import cross_entropy
 from apt_ds.losses.cross_entropy import ChunkSizes, of_hidden, of_logits
+from apt_ds.models.logit_transform import LogitTransform
 
 WORDS = 50
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
@@ -61,6 +62,30 @@ def test_loss_and_gradient_of_hidden_states_are_torchs(rows: int, beyond: int, d
     torch.testing.assert_close(gradient, theirs, **tolerance)
     with torch.no_grad():
         torch.testing.assert_close(of_hidden(hidden, weight, wanted), torchs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("needs_gradient", [True, False])
+@pytest.mark.parametrize("transform", [LogitTransform(scale=1 / 8), LogitTransform(cap=3.0), LogitTransform(0.5, 2.0)])
+def test_what_a_family_does_after_the_head_is_in_loss_and_gradient(
+    transform: LogitTransform, needs_gradient: bool, dtype: torch.dtype
+) -> None:
+    """Torch differentiates the transform itself. The cap is below many of the head's outputs."""
+    rows, beyond = 20, 4
+    hidden, weight, wanted = drawn(rows + beyond, 16, dtype), drawn(WORDS, 16, dtype).detach(), targets(rows)
+    outputs = F.linear(hidden[:rows], weight).to(torch.promote_types(dtype, torch.float32))
+    torchs = F.cross_entropy(transform.apply(outputs), wanted, reduction="sum")
+    with torch.set_grad_enabled(needs_gradient):
+        found = of_hidden(hidden, weight, wanted, transform)
+    assert found.requires_grad == needs_gradient
+    torch.testing.assert_close(found, torchs)
+    plain = of_hidden(hidden, weight, wanted)
+    assert abs(plain - found) > 0.1 * plain
+    if needs_gradient:
+        (gradient,), (theirs,) = (torch.autograd.grad(3 * loss, hidden) for loss in (found, torchs))
+        tolerance = {"atol": 0.03, "rtol": 0.02} if dtype == torch.bfloat16 else {}
+        assert not gradient[rows:].any()
+        torch.testing.assert_close(gradient, theirs, **tolerance)
 
 
 def test_only_a_piece_of_the_logits_is_ever_there() -> None:

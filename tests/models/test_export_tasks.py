@@ -85,14 +85,21 @@ def exported(kind: str, cut: str, folder: Path) -> PreTrainedModel:
     return model
 
 
+def run_without_package(script: str, calls: Path) -> None:
+    """Run a script in a fresh process where apt_ds cannot be imported. calls: its argument, a file."""
+    environment = multiprocess.environment(HF_MODULES_CACHE=str(calls.parent / "modules"))
+    environment.pop("PYTHONPATH")
+    call = [sys.executable, "-P", "-c", script, str(calls)]
+    done = subprocess.run(
+        call, cwd=calls.parent, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def loaded_elsewhere(calls: dict[str, Any], folder: Path) -> dict[tuple[str, str], Any]:
     """What a fresh process without apt_ds loads and answers."""
     torch.save(calls, folder / "calls.pt")
-    environment = multiprocess.environment(HF_MODULES_CACHE=str(folder / "modules"))
-    environment.pop("PYTHONPATH")
-    call = [sys.executable, "-P", "-c", LOAD, str(folder / "calls.pt")]
-    done = subprocess.run(call, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    run_without_package(LOAD, folder / "calls.pt")
     return torch.load(folder / "calls.pt.out")
 
 

@@ -107,7 +107,12 @@ def gemma3() -> PretrainedConfig:
     rope = {name: {"rope_type": "default", "rope_theta": theta} for name, theta in (("full_attention", 1e6), WINDOW)}
     layers = ["sliding_attention", "full_attention"]
     return Gemma3TextConfig(
-        **COMMON | TIED, head_dim=8, query_pre_attn_scalar=12, sliding_window=4, layer_types=layers, rope_parameters=rope
+        **COMMON | TIED,
+        head_dim=8,
+        query_pre_attn_scalar=12,
+        sliding_window=4,
+        layer_types=layers,
+        rope_parameters=rope,
     )
 
 
@@ -135,9 +140,7 @@ def phi4() -> PretrainedConfig:
     """Phi-4 mini: joined projections of groups, positions of type `longrope` on a part of each head, tied."""
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 0.75}
     rope |= {"short_factor": [1.0, 1.5, 2.0], "long_factor": [1.0, 4.0, 9.0], "original_max_position_embeddings": 8}
-    return Phi3Config(
-        **COMMON | TIED | {"hidden_size": 64}, rope_parameters=rope, original_max_position_embeddings=8
-    )
+    return Phi3Config(**COMMON | TIED | {"hidden_size": 64}, rope_parameters=rope, original_max_position_embeddings=8)
 
 
 TIED = {"tie_word_embeddings": True}
@@ -160,6 +163,11 @@ FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
     "phi3": phi3,
     "phi4": phi4,
 }
+
+# rows whose uniform export has another class: LlamaConfig refuses the odd sizes of the test
+WRITTEN_AS = {"llama3": "MistralForCausalLM"}
+# model types without a stock class for sequence classification
+NO_CLASSIFIER = ("granite",)
 
 
 def model(name: str, seed: int = 0) -> PreTrainedModel:

@@ -22,6 +22,7 @@ from apt_ds.models.architectures.spec import Architecture
 from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, IndexedModule
 from apt_ds.models.export import modeling_apt_gemma2
 from apt_ds.models.export.form import Edits, Written
+from apt_ds.models.logit_transform import LogitTransform
 from apt_ds.models.writable_sizes import Writable
 
 
@@ -53,6 +54,11 @@ def blocks(config: PretrainedConfig, task: str) -> Anatomy:
         weighted_norms=tuple(after),
         epsilon="eps",
     )
+
+
+def logits(config: PretrainedConfig) -> LogitTransform:
+    """The soft cap after the LM head, where the configuration has one."""
+    return LogitTransform(cap=config.final_logit_softcapping)
 
 
 def attention(config: PretrainedConfig, wanted: str) -> str:
@@ -112,6 +118,7 @@ def architecture(model_type: str, name: str, modeling: ModuleType, **differences
         "blocks": blocks,
         "export": partial(export, modeling=modeling, adaptive=getattr(modeling, f"Apt{name}Config")),
         "writable": writable_sizes,
+        "logits": logits,
     }
     return decoder.architecture(model_type, name, modeling, **fields | differences)
 

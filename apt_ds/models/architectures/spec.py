@@ -21,6 +21,7 @@ from transformers import (
 from apt_ds.config.tasks import ANSWERS, CLASSIFICATION, GENERATION, LANGUAGE_MODEL
 from apt_ds.models.blocks import Anatomy
 from apt_ds.models.export.form import Written
+from apt_ds.models.logit_transform import IDENTITY, LogitTransform
 from apt_ds.models.writable_sizes import EVERY_SIZE, Writable
 
 # the class of transformers that loads a model for each task type
@@ -51,6 +52,11 @@ def every_attention(config: PretrainedConfig, wanted: str) -> str:
     return wanted
 
 
+def logits_of_head(config: PretrainedConfig) -> LogitTransform:
+    """The output of the LM head is the logits."""
+    return IDENTITY
+
+
 def no_preparation(model: PreTrainedModel, anatomy: Anatomy) -> None:
     """A loaded model can be cut as it is."""
 
@@ -75,6 +81,7 @@ class Architecture:
             last one makes the answer.
         special_tokens: the tokens that the tokenizer must have. Other families pad with their end token.
         position_offset: the position of the first token in the table of position embeddings.
+        logits: what the family does to its logits after the LM head. The loss at the head needs it.
         prepare: what a loaded model needs before it can be cut, by (model, blocks).
         attention: the attention kernel to use, by (configuration, value of `--attn_implementation`).
         training_classes: each task type to the class that is trained, where it is not the stock class. It reads the
@@ -91,6 +98,7 @@ class Architecture:
     heads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     special_tokens: tuple[str, ...] = ()
     position_offset: Callable[[PretrainedConfig], int] = no_offset
+    logits: Callable[[PretrainedConfig], LogitTransform] = logits_of_head
     prepare: Callable[[PreTrainedModel, Anatomy], None] = no_preparation
     attention: Callable[[PretrainedConfig, str], str] = every_attention
     training_classes: Mapping[str, type[PreTrainedModel]] = field(default_factory=dict)
