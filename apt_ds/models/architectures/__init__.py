@@ -64,6 +64,13 @@ def find_architecture(config: PretrainedConfig) -> Architecture | None:
     return REGISTRY.get(config.model_type.removeprefix(ADAPTIVE_PREFIX))
 
 
+def language_config(config: PretrainedConfig) -> PretrainedConfig:
+    """The configuration of the language model alone, where a checkpoint has parts for images too."""
+    if any(spec.multimodal == config.model_type for spec in REGISTRY.values()):
+        return config.text_config
+    return config
+
+
 def architecture_of(config: PretrainedConfig) -> Architecture:
     """The spec of a model's family, with uniform sizes or sizes by layer.
 

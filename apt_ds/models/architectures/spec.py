@@ -86,6 +86,8 @@ class Architecture:
         attention: the attention kernel to use, by (configuration, value of `--attn_implementation`).
         training_classes: each task type to the class that is trained, where it is not the stock class. It reads the
             same files.
+        multimodal: the model type of checkpoints that have the family as `text_config`, beside parts for images. The
+            language model alone is read of them. '': there are none.
     """
 
     model_type: str
@@ -102,6 +104,7 @@ class Architecture:
     prepare: Callable[[PreTrainedModel, Anatomy], None] = no_preparation
     attention: Callable[[PretrainedConfig, str], str] = every_attention
     training_classes: Mapping[str, type[PreTrainedModel]] = field(default_factory=dict)
+    multimodal: str = ""
 
     @property
     def first_task_type(self) -> str:
