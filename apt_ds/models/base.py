@@ -11,7 +11,7 @@ from apt_ds.config.errors import UserError
 from apt_ds.config.tasks import CLASSIFICATION, INSTRUCTIONS, LANGUAGE_MODEL
 from apt_ds.data.tokenizer_checks import check_tokenizer
 from apt_ds.models import pretrained
-from apt_ds.models.architectures import REGISTRY, anatomy_of, architecture_of, language_config
+from apt_ds.models.architectures import GUIDE, REGISTRY, anatomy_of, architecture_of, language_config
 from apt_ds.models.architectures.spec import ADAPTIVE_PREFIX
 from apt_ds.models.blocks import Anatomy
 from apt_ds.models.builtin_models import NAMES, source_of
@@ -57,13 +57,14 @@ def find_base(name: str, task: str = INSTRUCTIONS, labels: tuple[str, ...] = (),
     advice = f"give a folder made by save_pretrained, a hub name, or {NAMES}"
     check_files(source, where)
     config = read_part(lambda: config_of(name, source), where, advice)
+    spec = architecture_of(config)
     kind = kind_of(task, config.model_type)
     if kind == CLASSIFICATION:
         name_classes(config, labels)
     check_sizes(config, where)
     anatomy = anatomy_of(config, kind)
     tokenizer = read_part(lambda: pretrained.read_tokenizer(source, trust), where, advice)
-    check_tokenizer(tokenizer, config, architecture_of(config).special_tokens)
+    check_tokenizer(tokenizer, config, spec.special_tokens)
     return Base(source, config, tokenizer, anatomy, kind, dtype=pretrained.stated_dtype(source, config))
 
 
@@ -79,7 +80,7 @@ def config_of(name: str, source: str) -> PretrainedConfig:
     except pretrained.NeedsCodeError:
         raise UserError(
             f"--model_name_or_path {name!r}: its architecture is defined by code of its own and is not supported; "
-            f"supported: {', '.join(sorted(REGISTRY))}"
+            f"supported: {', '.join(sorted(REGISTRY))}. {GUIDE}"
         ) from None
     if config.model_type.startswith(ADAPTIVE_PREFIX):
         raise UserError(

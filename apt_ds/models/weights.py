@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Iterable
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -17,6 +19,8 @@ from apt_ds.config.tasks import LANGUAGE_MODEL
 from apt_ds.models import pretrained, quantization
 from apt_ds.models.architectures.spec import AUTO_CLASSES
 from apt_ds.models.model_folder import first_line
+
+OLD_BUFFERS = (".inv_freq", ".masked_bias", ".attn.bias", ".position_ids")
 
 
 def read_weights(
@@ -49,7 +53,8 @@ def read_weights(
         The model on the device where `from_pretrained` puts it, and the paths of `optional` without weights.
 
     Raises:
-        UserError: weights are absent, broken or do not fit the configuration, or the attention kernel is missing.
+        UserError: weights are absent, unknown, broken or do not fit the configuration, or the attention kernel is
+            missing.
     """
     where = f"{flag} {source!r}"
     try:
@@ -85,12 +90,32 @@ def read_weights(
         raise UserError(f"{where}: transformers can make no model of its config.json and weights: {reason}") from error
     absent = [*info["missing_keys"], *(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])]
     missing = sorted(key for key in absent if key.rpartition(".")[0] not in optional)
+    unknown = unknown_weights(model, info["unexpected_keys"])
     if missing:
         # transformers would draw these
         what = "missing" if set(missing) <= set(info["missing_keys"]) else "missing or of another shape"
-        raise UserError(f"{where}: {len(missing)} weights are {what}, such as {missing[0]}")
+        instead = f", and {len(unknown)} are unknown, such as {unknown[0]}" if unknown else ""
+        raise UserError(f"{where}: {len(missing)} weights are {what}, such as {missing[0]}{instead}")
+    if unknown:
+        # transformers would ignore these
+        model_class = type(model).__name__
+        raise UserError(f"{where}: {len(unknown)} weights are unknown to {model_class}, such as {unknown[0]}")
     quantization.convert_bnb_layers(model, dtype)
     return model, [path for path in optional if any(key.rpartition(".")[0] == path for key in absent)]
+
+
+def unknown_weights(model: nn.Module, unexpected: Iterable[str]) -> list[str]:
+    """The weights of a checkpoint that the model's layers do not have, sorted.
+
+    Weights outside of layers belong to other heads. Buffers that older versions of transformers wrote do not count.
+
+    Args:
+        model: the model.
+        unexpected: names of the checkpoint that no parameter of the model has.
+    """
+    stacks = [path for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    layers = tuple(f"{path}.{name}." for path in stacks for name, _ in model.get_submodule(path).named_children())
+    return sorted(name for name in unexpected if name.startswith(layers) and not name.endswith(OLD_BUFFERS))
 
 
 def quiet_transformers() -> None:

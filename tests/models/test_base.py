@@ -5,7 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from transformers import MistralConfig
+from transformers import (
+    AutoConfig,
+    Gemma3Config,
+    LlavaConfig,
+    Mistral3Config,
+    MistralConfig,
+    OPTConfig,
+    PretrainedConfig,
+    Qwen2VLConfig,
+)
 
 from apt_ds.config.errors import UserError
 from apt_ds.config.tasks import ANSWERS, CLASSIFICATION, GENERATION, LANGUAGE_MODEL
@@ -38,3 +47,32 @@ def test_a_mistral_with_a_sliding_window_is_read(tmp_path: Path) -> None:
         MistralConfig(**values, sliding_window=window).save_pretrained(tmp_path)
         base = find_base(str(tmp_path))
         assert base.anatomy.sizes.hidden == 32 and base.config.sliding_window == window
+
+
+def saved(config: PretrainedConfig, folder: Path) -> str:
+    config.save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def test_an_unsupported_family_is_answered_with_the_nearest_and_the_page(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"'opt' is not supported; supported: bert, .*t5\. apt_ds/models/README\.md"):
+        find_base(saved(OPTConfig(), tmp_path / "opt"))
+    with pytest.raises(UserError, match=r"; the nearest is mistral\. apt_ds/models/README\.md shows how to add a fam"):
+        find_base(saved(AutoConfig.for_model("mistral4"), tmp_path / "mistral4"))
+
+
+def test_a_model_of_more_than_text_names_its_text_model(tmp_path: Path) -> None:
+    supported = (
+        r"'mistral3' is not supported: it reads more than text\. Its text model is a 'mistral', which is supported"
+    )
+    with pytest.raises(UserError, match=supported):
+        find_base(saved(Mistral3Config(), tmp_path / "mistral3"))
+    with pytest.raises(
+        UserError, match=r"'llava' is not supported: .* Its text model is a 'llama', which is supported"
+    ):
+        find_base(saved(LlavaConfig(), tmp_path / "llava"))
+    with pytest.raises(UserError, match=r"Its text model is a 'qwen2_vl_text', which is not supported either\. apt_ds"):
+        find_base(saved(Qwen2VLConfig(), tmp_path / "qwen2_vl"))
+    with pytest.raises(UserError, match=r"'gemma3' is not supported: it reads more than text\. Its text model is a"):
+        find_base(saved(Gemma3Config(), tmp_path / "gemma3"))

@@ -41,6 +41,14 @@ class ShrewForCausalLM(LlamaForCausalLM):
 SHREW = replace(llama.ARCHITECTURE, model_type="shrew", stock_classes={LANGUAGE_MODEL: "ShrewForCausalLM"})
 
 
+def test_the_readme_of_the_package_has_the_same_spec() -> None:
+    text = (ROOT / "apt_ds" / "models" / "README.md").read_text(encoding="utf8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, object] = {}
+    exec(example, names)
+    assert names["ARCHITECTURE"] == SHREW
+
+
 @pytest.fixture
 def shrew() -> Iterator[Architecture]:
     """The made-up family, known to transformers and to the package."""

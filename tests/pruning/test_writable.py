@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaTokenizer, MistralConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.models.mistral.modeling_mistral import MistralRotaryEmbedding
@@ -17,7 +18,8 @@ from transformers.models.mistral.modeling_mistral import MistralRotaryEmbedding
 from apt_ds.analysis.bench.llamas import LLAMAS, llama_config, scaled_config
 from apt_ds.config.errors import UserError
 from apt_ds.config.tasks import LANGUAGE_MODEL
-from apt_ds.models.architectures import anatomy_of
+from apt_ds.models.architectures import anatomy_of, architecture_of
+from apt_ds.models.architectures.decoder import head_dim_of
 from apt_ds.models.architectures.llama import as_mistral
 from apt_ds.models.architectures.spec import AUTO_CLASSES
 from apt_ds.models.blocks import Anatomy, kept_sizes
@@ -29,6 +31,7 @@ from apt_ds.pruning.surgery import Plan, apply_plan
 from tests.models.test_architectures import dressed
 from tests.models.test_export_tasks import inputs_of, loaded_elsewhere
 from tests.support import tiny
+from tests.support.published import SHAPES, published_config
 
 BLOCKS = (("heads",), ("neurons",), ("hidden",), ("heads", "neurons"), ("heads", "neurons", "hidden"))
 STRUCTURES = ("uniform", "adaptive")
@@ -38,6 +41,7 @@ CLASSES = {LlamaConfig: "LlamaForCausalLM", MistralConfig: "MistralForCausalLM",
 SIZES = {"hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"}
 OWN = {"model_type", "architectures", "auto_map", "use_cache", "_name_or_path", "pretraining_tp", "attention_bias"}
 OWN |= {"mlp_bias", "sliding_window", "layer_key_value_heads", "layer_intermediate_sizes", "per_layer_config"}
+LONG = ("phi-3-mini-128k", "phi-4-mini")
 BIASES = ({"attention_bias": True}, {"mlp_bias": True}, {"attention_bias": True, "mlp_bias": True})
 
 
@@ -58,13 +62,14 @@ def cut(config: LlamaConfig, *choice: object) -> Anatomy:
 
 def check_config(base: LlamaConfig, anatomy: Anatomy, folder: Path) -> type:
     """Write a configuration and read it: the sizes of `anatomy`, all else as in `base`. Returns its class."""
-    form = configs.written(LlamaForCausalLM, base, anatomy, LANGUAGE_MODEL)
+    form = configs.written(nn.Module(), base, anatomy, LANGUAGE_MODEL)
     form.config.save_pretrained(folder)
     read = type(form.config).from_pretrained(folder) if form.modules else AutoConfig.from_pretrained(folder)
-    assert type(read) is type(form.config) and read.architectures == [CLASSES[type(read)]]
+    stock = architecture_of(read).stock_classes[LANGUAGE_MODEL]
+    assert type(read) is type(form.config) and read.architectures == [f"Apt{stock}" if form.modules else stock]
     heads, neurons = counts(anatomy, "head"), counts(anatomy, "neuron")
     queries = base.num_attention_heads // base.num_key_value_heads
-    sizes = {"hidden_size": anatomy.sizes.hidden, "intermediate_size": max(neurons), "head_dim": base.head_dim}
+    sizes = {"hidden_size": anatomy.sizes.hidden, "intermediate_size": max(neurons), "head_dim": head_dim_of(base)}
     sizes |= {"num_attention_heads": max(heads) * queries, "num_key_value_heads": max(heads)}
     assert {name: getattr(read, name) for name in SIZES} == sizes
     if form.modules:
@@ -103,6 +108,26 @@ def test_every_choice_for_every_published_llama_can_be_written(tmp_path: Path) -
 def test_every_choice_from_10_to_60_percent_can_be_written(tmp_path: Path) -> None:
     found = check_grid(list(LLAMAS), REMOVED, tmp_path)
     assert set(found) == set(CLASSES) and sum(found.values()) > 500
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_choice_for_every_published_decoder_can_be_written(name: str, tmp_path: Path) -> None:
+    """Each configuration has the sizes of the cut, and all else as before. It stays in its family."""
+    config, checked = published_config(name), 0
+    for blocks, structure, fraction in itertools.product(BLOCKS, STRUCTURES, (0.1, 0.5)):
+        try:
+            anatomy = cut(config, blocks, structure, fraction)
+        except UserError as error:
+            assert len(blocks) == 1
+            few = structure == "uniform" and name in LONG and "written: Phi-3 with longrope needs" in str(error)
+            assert few or "cannot be met" in str(error)
+            continue
+        read, checked = check_config(config, anatomy, tmp_path), checked + 1
+        assert issubclass(read, type(config))
+        equal = len(set(anatomy.sizes.counts)) == 2
+        # layers that happen to be equal may have sizes that a stock configuration refuses
+        assert (read is type(config)) == equal or (equal and structure == "adaptive")
+    assert checked > (9 if name in LONG else 12)
 
 
 def test_a_llama_7b_of_24_heads_is_a_mistral_and_of_16_a_llama(tmp_path: Path) -> None:

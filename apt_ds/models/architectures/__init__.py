@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from transformers import AutoConfig, PretrainedConfig
 
 from apt_ds.config.errors import UserError
+from apt_ds.config.nearest import nearest
 from apt_ds.config.tasks import LANGUAGE_MODEL
 from apt_ds.models.architectures import (
     bert,
@@ -26,6 +29,7 @@ from apt_ds.models.architectures.spec import ADAPTIVE_PREFIX, AUTO_CLASSES, Arch
 from apt_ds.models.blocks import Anatomy
 
 REGISTRY: dict[str, Architecture] = {}
+GUIDE = "apt_ds/models/README.md shows how to add a family"
 
 
 def register(spec: Architecture) -> None:
@@ -78,11 +82,10 @@ def architecture_of(config: PretrainedConfig) -> Architecture:
         UserError: the family is unknown. The message lists those that are known.
     """
     spec = find_architecture(config)
-    if spec is None:
-        raise UserError(
-            f"architecture '{config.model_type}' is not supported; supported: {', '.join(sorted(REGISTRY))}"
-        )
-    return spec
+    if spec is not None:
+        return spec
+    text_config = getattr(config, "text_config", None)
+    raise unsupported(config.model_type, REGISTRY) if text_config is None else more_than_text(config, text_config)
 
 
 def anatomy_of(config: PretrainedConfig, task: str = LANGUAGE_MODEL) -> Anatomy:
@@ -91,9 +94,32 @@ def anatomy_of(config: PretrainedConfig, task: str = LANGUAGE_MODEL) -> Anatomy:
     Raises:
         UserError: the family does not answer with the task type. The message lists those that do.
     """
-    known = sorted(name for name, spec in REGISTRY.items() if task in spec.stock_classes)
+    known = [name for name, spec in REGISTRY.items() if task in spec.stock_classes]
     if config.model_type not in known:
-        raise UserError(
-            f"architecture '{config.model_type}' is not supported as a {task}; supported: {', '.join(known)}"
-        )
+        raise unsupported(config.model_type, known, f" as a {task}")
     return REGISTRY[config.model_type].blocks(config, task)
+
+
+def unsupported(model_type: str, known: Iterable[str], purpose: str = "") -> UserError:
+    """The error for a family without a spec.
+
+    Args:
+        model_type: the model type.
+        known: the model types that could be used.
+        purpose: what the family would be used for, with a leading space.
+    """
+    names = sorted(known)
+    close = nearest(model_type, names)
+    hint = f"; the nearest is {close[0]}" if close else ""
+    listed = ", ".join(names)
+    return UserError(f"architecture '{model_type}' is not supported{purpose}; supported: {listed}{hint}. {GUIDE}")
+
+
+def more_than_text(config: PretrainedConfig, text_config: PretrainedConfig) -> UserError:
+    """The error for a family that reads images or sound too. text_config: the configuration of its text model."""
+    inner = text_config.model_type
+    if inner in REGISTRY:
+        advice = f"Its text model is a {inner!r}, which is supported: save that model alone and give its folder"
+    else:
+        advice = f"Its text model is a {inner!r}, which is not supported either. {GUIDE}"
+    return UserError(f"architecture '{config.model_type}' is not supported: it reads more than text. {advice}")

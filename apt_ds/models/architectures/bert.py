@@ -95,5 +95,7 @@ ARCHITECTURE = Architecture(
     export=partial(bert_export, adaptive=modeling_apt_bert.AptBertConfig),
     modeling=modeling_apt_bert,
     heads=HEADS,
+    title="BERT",
+    uniform_form="stock class while hidden size = heads x head size, else modelling file",
     special_tokens=("cls_token", "sep_token", "pad_token"),
 )

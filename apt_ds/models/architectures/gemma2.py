@@ -119,8 +119,9 @@ def architecture(model_type: str, name: str, modeling: ModuleType, **differences
         "export": partial(export, modeling=modeling, adaptive=getattr(modeling, f"Apt{name}Config")),
         "writable": writable_sizes,
         "logits": logits,
+        "uniform_form": "its own stock class, with a hidden size that the heads divide",
     }
     return decoder.architecture(model_type, name, modeling, **fields | differences)
 
 
-ARCHITECTURE = architecture("gemma2", "Gemma2", modeling_apt_gemma2, attention=attention)
+ARCHITECTURE = architecture("gemma2", "Gemma2", modeling_apt_gemma2, attention=attention, title="Gemma 2")

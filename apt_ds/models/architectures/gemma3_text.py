@@ -47,4 +47,5 @@ ARCHITECTURE = gemma2.architecture(
     blocks=blocks,
     training_classes={LANGUAGE_MODEL: LanguageGemma3ForCausalLM},
     multimodal="gemma3",
+    title="Gemma 3 (text)",
 )

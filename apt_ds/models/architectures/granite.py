@@ -14,4 +14,4 @@ def logits(config: PretrainedConfig) -> LogitTransform:
     return LogitTransform(scale=1 / config.logits_scaling)
 
 
-ARCHITECTURE = decoder.architecture("granite", "Granite", modeling_apt_granite, logits=logits)
+ARCHITECTURE = decoder.architecture("granite", "Granite", modeling_apt_granite, logits=logits, title="Granite 3")

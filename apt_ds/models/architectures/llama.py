@@ -69,4 +69,6 @@ ARCHITECTURE = Architecture(
     export=export,
     modeling=modeling_apt_llama,
     writable=writable_sizes,
+    title="LLaMA 1 to 3.3, SmolLM2",
+    uniform_form="LLaMA, or Mistral where `LlamaConfig` refuses the sizes",
 )

@@ -5,4 +5,4 @@ from __future__ import annotations
 from apt_ds.models.architectures import decoder
 from apt_ds.models.export import modeling_apt_ministral
 
-ARCHITECTURE = decoder.architecture("ministral", "Ministral", modeling_apt_ministral)
+ARCHITECTURE = decoder.architecture("ministral", "Ministral", modeling_apt_ministral, title="Ministral 8B")

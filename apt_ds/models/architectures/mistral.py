@@ -5,4 +5,4 @@ from __future__ import annotations
 from apt_ds.models.architectures import decoder
 from apt_ds.models.export import modeling_apt_mistral
 
-ARCHITECTURE = decoder.architecture("mistral", "Mistral", modeling_apt_mistral)
+ARCHITECTURE = decoder.architecture("mistral", "Mistral", modeling_apt_mistral, title="Mistral 7B, Mistral Nemo")

@@ -39,4 +39,4 @@ def blocks(config: PretrainedConfig, task: str) -> Anatomy:
     )
 
 
-ARCHITECTURE = decoder.architecture("olmo2", "Olmo2", modeling_apt_olmo2, blocks=blocks)
+ARCHITECTURE = decoder.architecture("olmo2", "Olmo2", modeling_apt_olmo2, blocks=blocks, title="OLMo 2")

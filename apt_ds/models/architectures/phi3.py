@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import ConversionOps, WeightConverter
+from transformers.core_model_loading import Concatenate, ConversionOps, WeightConverter
 
 from apt_ds.config.tasks import LANGUAGE_MODEL
 from apt_ds.models.architectures import decoder
@@ -44,6 +44,11 @@ class SplitRows(ConversionOps):
         heads, groups = config.num_attention_heads * size, config.num_key_value_heads * size
         rows = [heads, groups, groups] if len(target_patterns) == 3 else [config.intermediate_size] * 2
         return {name: part.contiguous() for name, part in zip(target_patterns, weight.split(rows), strict=True)}
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        """What `save_pretrained` does."""
+        return Concatenate(dim=0)
 
 
 register_checkpoint_conversion_mapping(
@@ -93,4 +98,6 @@ ARCHITECTURE = decoder.architecture(
     export=export,
     writable=writable_sizes,
     training_classes={LANGUAGE_MODEL: modeling_apt_phi3.SplitPhi3ForCausalLM},
+    title="Phi-3, Phi-3.5, Phi-4 mini",
+    uniform_form="its own stock class; with longrope only if hidden size / heads stays",
 )

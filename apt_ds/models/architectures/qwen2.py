@@ -5,4 +5,4 @@ from __future__ import annotations
 from apt_ds.models.architectures import decoder
 from apt_ds.models.export import modeling_apt_qwen2
 
-ARCHITECTURE = decoder.architecture("qwen2", "Qwen2", modeling_apt_qwen2)
+ARCHITECTURE = decoder.architecture("qwen2", "Qwen2", modeling_apt_qwen2, title="Qwen2, Qwen2.5")

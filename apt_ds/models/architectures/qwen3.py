@@ -8,5 +8,5 @@ from apt_ds.models.architectures import decoder
 from apt_ds.models.export import modeling_apt_qwen3
 
 ARCHITECTURE = decoder.architecture(
-    "qwen3", "Qwen3", modeling_apt_qwen3, blocks=partial(decoder.blocks, whole=("q_norm", "k_norm"))
+    "qwen3", "Qwen3", modeling_apt_qwen3, blocks=partial(decoder.blocks, whole=("q_norm", "k_norm")), title="Qwen3"
 )

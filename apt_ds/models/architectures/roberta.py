@@ -26,5 +26,6 @@ ARCHITECTURE = replace(
     blocks=partial(bert.bert_blocks, name="roberta", heads=HEADS),
     export=partial(bert.bert_export, adaptive=modeling_apt_bert.AptRobertaConfig),
     heads=HEADS,
+    title="RoBERTa",
     position_offset=position_offset,
 )

@@ -81,6 +81,8 @@ class Architecture:
             last one makes the answer.
         special_tokens: the tokens that the tokenizer must have. Other families pad with their end token.
         position_offset: the position of the first token in the table of position embeddings.
+        title: the published models, for documents. '': the name of the stock class.
+        uniform_form: how a model with uniform sizes is written, for documents. '': always as the stock class.
         logits: what the family does to its logits after the LM head. The loss at the head needs it.
         prepare: what a loaded model needs before it can be cut, by (model, blocks).
         attention: the attention kernel to use, by (configuration, value of `--attn_implementation`).
@@ -100,6 +102,8 @@ class Architecture:
     heads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     special_tokens: tuple[str, ...] = ()
     position_offset: Callable[[PretrainedConfig], int] = no_offset
+    title: str = ""
+    uniform_form: str = ""
     logits: Callable[[PretrainedConfig], LogitTransform] = logits_of_head
     prepare: Callable[[PreTrainedModel, Anatomy], None] = no_preparation
     attention: Callable[[PretrainedConfig, str], str] = every_attention

@@ -144,4 +144,6 @@ ARCHITECTURE = Architecture(
     modeling=modeling_apt_t5,
     special_tokens=("eos_token", "pad_token"),
     prepare=prepare,
+    title="T5, T5 v1.1",
+    uniform_form="stock class if all layers keep the same heads, else modelling file",
 )
