@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Phi3ForCausalLM
 
+from apt_ds.config.errors import UserError
 from apt_ds.config.tasks import LANGUAGE_MODEL
 from apt_ds.models import adapter
 from apt_ds.models.architectures import anatomy_of
@@ -48,6 +50,14 @@ def test_the_trained_model_is_the_stock_model_with_split_weights(row: str, tmp_p
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
     assert type(again) is Phi3ForCausalLM
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in stock.state_dict().items())
+
+
+def test_a_joined_weight_of_another_shape_is_named_in_one_line(tmp_path: Path) -> None:
+    stock_folder("phi3", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf8"))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}), encoding="utf8")
+    with pytest.raises(UserError, match="its weights have other shapes than its config.json says"):
+        read_weights(str(tmp_path), torch.float32, "sdpa", model_class=READER)
 
 
 def test_joined_weights_of_a_cut_model_are_stacked_in_the_order_of_the_stock_model(tmp_path: Path) -> None:

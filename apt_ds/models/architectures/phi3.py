@@ -42,8 +42,10 @@ class SplitRows(ConversionOps):
         weight: Tensor = joined[0] if isinstance(joined, list) else joined
         size = decoder.head_dim_of(config)
         heads, groups = config.num_attention_heads * size, config.num_key_value_heads * size
-        rows = [heads, groups, groups] if len(target_patterns) == 3 else [config.intermediate_size] * 2
-        return {name: part.contiguous() for name, part in zip(target_patterns, weight.split(rows), strict=True)}
+        ends = [heads, heads + groups] if len(target_patterns) == 3 else [config.intermediate_size]
+        # a weight of another shape makes a part of another shape, which the loader reports
+        parts = weight.tensor_split(ends)
+        return {name: part.contiguous() for name, part in zip(target_patterns, parts, strict=True)}
 
     @property
     def reverse_op(self) -> ConversionOps:
