@@ -261,6 +261,18 @@ def test_an_exported_model_generates(row: str, structure: str, exported: Exporte
         assert torch.equal(answers[way], expected), way
 
 
+@every_row
+def test_a_model_with_sizes_by_layer_loads_here_without_its_code(row: str, exported: Exported) -> None:
+    """The registered classes have the sizes, and the loss at the head is right for them too."""
+    model, folder, _ = exported[row, "adaptive"]
+    loaded = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
+    assert type(loaded).__module__.startswith("apt_ds.models.export.")
+    assert CAUSAL.check(loaded, torch.device("cpu"))
+    loaded.requires_grad_(False)
+    batch = collate(EXAMPLES, 0)
+    torch.testing.assert_close(CAUSAL.summed_loss(loaded, batch), CAUSAL.summed_loss(model, batch))
+
+
 def test_the_sizes_of_each_layer_are_in_transformers_own_field_too(exported: Exported) -> None:
     model, folder, _ = exported["qwen3", "adaptive"]
     config = json.loads((folder / "config.json").read_text(encoding="utf8"))
