@@ -7,7 +7,6 @@ gradient checkpointing. A quantized base counts with its codes and scales, and w
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +27,6 @@ from apt_ds.losses.task_losses import TASK_LOSSES, Inputs, LabelledTokens, TaskL
 from apt_ds.losses.training_loss import TrainingLoss
 from apt_ds.models import adapter, loading, quantization, task_heads
 from apt_ds.models.architectures import architecture_of
-from apt_ds.models.architectures.spec import AUTO_CLASSES
 from apt_ds.models.blocks import block_slices, plural
 from apt_ds.models.loading import Base
 from apt_ds.pruning.masks import Masks
@@ -156,11 +154,9 @@ def _weight(name: str, parameter: nn.Parameter, bits: int) -> Weight:
 
 def skeleton(base: Base, run: RunConfig) -> nn.Module:
     """The model that `loading.load_model` returns, without content. Call it inside `fake`."""
-    # from_config changes the configuration, which must keep saying what the files hold
-    model = AUTO_CLASSES[base.kind].from_config(
-        copy.deepcopy(base.config), dtype=loading.run_dtype(run), attn_implementation=run.model.attn_implementation
-    )
-    architecture_of(base.config).prepare(model, base.anatomy)
+    spec = architecture_of(base.config)
+    model = spec.empty_model(base.config, base.kind, loading.run_dtype(run), run.model.attn_implementation)
+    spec.prepare(model, base.anatomy)
     model.config.use_cache = False
     if run.optim.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})

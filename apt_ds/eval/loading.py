@@ -86,6 +86,7 @@ def load(
     sharding = zero.shard_while_loading(engine)
     dtype = torch.bfloat16 if bf16 else torch.float32
     spec = find_architecture(config)
+    attention = attention if spec is None else spec.attention(config, attention)
     optional = spec.heads.get(task_type, ()) if fresh_head and spec is not None else ()
     model, _ = loading.read_weights(source, dtype, attention, task_type, optional, flag="--model", trust=trust)
     model.eval()

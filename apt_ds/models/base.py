@@ -11,7 +11,7 @@ from apt_ds.config.errors import UserError
 from apt_ds.config.tasks import CLASSIFICATION, INSTRUCTIONS, LANGUAGE_MODEL
 from apt_ds.data.tokenizer_checks import check_tokenizer
 from apt_ds.models import pretrained
-from apt_ds.models.architectures import GUIDE, REGISTRY, anatomy_of, architecture_of
+from apt_ds.models.architectures import GUIDE, REGISTRY, anatomy_of, architecture_of, language_config
 from apt_ds.models.architectures.spec import ADAPTIVE_PREFIX
 from apt_ds.models.blocks import Anatomy
 from apt_ds.models.builtin_models import NAMES, source_of
@@ -69,14 +69,14 @@ def find_base(name: str, task: str = INSTRUCTIONS, labels: tuple[str, ...] = (),
 
 
 def config_of(name: str, source: str) -> PretrainedConfig:
-    """The configuration of a model that can be trained. No code of its folder runs.
+    """The configuration of a model that can be trained, without parts for images. No code of its folder runs.
 
     Raises:
         UserError: its class is in the folder's own code, or the model has sizes by layer.
         OSError, ValueError, KeyError: there is none, or it is broken.
     """
     try:
-        config = pretrained.read_config(source)
+        config = language_config(pretrained.read_config(source))
     except pretrained.NeedsCodeError:
         raise UserError(
             f"--model_name_or_path {name!r}: its architecture is defined by code of its own and is not supported; "

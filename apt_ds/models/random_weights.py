@@ -5,14 +5,14 @@ Weights repeat after `DRAWN` numbers: a host takes minutes to draw billions of t
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from apt_ds.config.tasks import LANGUAGE_MODEL
 from apt_ds.models import quantization
+from apt_ds.models.architectures import architecture_of
 from apt_ds.runtime import zero
 
 DRAWN = 16_777_213  # a prime: no two rows of a weight are alike
@@ -37,7 +37,7 @@ def random_model(
         ImportError: the attention kernel is missing.
     """
     with zero.device(), no_init_weights():
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype, attn_implementation=attention)
+        model = architecture_of(config).empty_model(config, LANGUAGE_MODEL, dtype, attention)
     model.tie_weights()
     pool, at = torch.empty(DRAWN, dtype=dtype, device=zero.device()).normal_(0, config.initializer_range), 0
     for path in [path for path, _ in model.named_modules()]:

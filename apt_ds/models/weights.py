@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Iterable
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -32,6 +33,7 @@ def read_weights(
     flag: str = "--model_name_or_path",
     bits: int = 16,
     trust: bool = False,
+    model_class: Any = None,
 ) -> tuple[PreTrainedModel, list[str]]:
     """Read a model with `from_pretrained`.
 
@@ -45,6 +47,7 @@ def read_weights(
         flag: the flag that an error names.
         bits: below 16, every linear layer is quantized as it is read, so no second model is in memory.
         trust: code of the folder may run.
+        model_class: the class to read with. None: the stock class of `kind`.
 
     Returns:
         The model on the device where `from_pretrained` puts it, and the paths of `optional` without weights.
@@ -55,7 +58,7 @@ def read_weights(
     """
     where = f"{flag} {source!r}"
     try:
-        model, info = AUTO_CLASSES[kind].from_pretrained(
+        model, info = (model_class or AUTO_CLASSES[kind]).from_pretrained(
             source,
             dtype=dtype,
             attn_implementation=attention,

@@ -74,5 +74,8 @@ def test_a_model_of_more_than_text_names_its_text_model(tmp_path: Path) -> None:
         find_base(saved(LlavaConfig(), tmp_path / "llava"))
     with pytest.raises(UserError, match=r"Its text model is a 'qwen2_vl_text', which is not supported either\. apt_ds"):
         find_base(saved(Qwen2VLConfig(), tmp_path / "qwen2_vl"))
-    with pytest.raises(UserError, match=r"'gemma3' is not supported: it reads more than text\. Its text model is a"):
-        find_base(saved(Gemma3Config(), tmp_path / "gemma3"))
+
+
+def test_the_language_model_of_gemma_3_is_found_beside_its_parts_for_images(tmp_path: Path) -> None:
+    base = find_base(saved(Gemma3Config(text_config={"hidden_size": 640}), tmp_path / "gemma3"))
+    assert base.config.model_type == "gemma3_text" and base.anatomy.sizes.hidden == 640

@@ -119,9 +119,11 @@ def test_writable_sizes_are_those_of_the_spec(shrew: Architecture) -> None:
 
 def test_an_unregistered_family_is_refused(tmp_path: Path) -> None:
     assert find_architecture(ShrewConfig()) is None
-    with pytest.raises(UserError, match="'shrew' is not supported as a language model; supported: granite, llama, "):
+    with pytest.raises(
+        UserError, match="'shrew' is not supported as a language model; supported: gemma2, gemma3_text, "
+    ):
         anatomy_of(ShrewConfig())
-    with pytest.raises(UserError, match="'shrew' is not supported; supported: bert, granite, llama"):
+    with pytest.raises(UserError, match="'shrew' is not supported; supported: bert, gemma2, "):
         architecture_of(ShrewConfig())
 
 
@@ -145,7 +147,8 @@ def test_a_spec_agrees_with_transformers(model_type: str) -> None:
 
 # words that name a family, or a module of one
 FAMILY = re.compile(
-    r"llama|m[ai]n?istral|granite|qwen|smollm3|bert|\bt5|_t5|T5[A-Z_]|self_attn|[qkvo]_proj|SelfAttention|DenseRelu",
+    r"llama|m[ai]n?istral|granite|qwen|smollm3|gemma|olmo2|phi3|bert|\bt5|_t5|T5[A-Z_]"
+    r"|self_attn|[qkvo]_proj|SelfAttention|DenseRelu",
     re.IGNORECASE,
 )
 # file below apt_ds: why it may name a family

@@ -18,7 +18,7 @@ from transformers.models.mistral.modeling_mistral import MistralRotaryEmbedding
 from apt_ds.analysis.bench.llamas import LLAMAS, llama_config, scaled_config
 from apt_ds.config.errors import UserError
 from apt_ds.config.tasks import LANGUAGE_MODEL
-from apt_ds.models.architectures import anatomy_of
+from apt_ds.models.architectures import anatomy_of, architecture_of
 from apt_ds.models.architectures.decoder import head_dim_of
 from apt_ds.models.architectures.llama import as_mistral
 from apt_ds.models.architectures.spec import AUTO_CLASSES
@@ -41,6 +41,7 @@ CLASSES = {LlamaConfig: "LlamaForCausalLM", MistralConfig: "MistralForCausalLM",
 SIZES = {"hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"}
 OWN = {"model_type", "architectures", "auto_map", "use_cache", "_name_or_path", "pretraining_tp", "attention_bias"}
 OWN |= {"mlp_bias", "sliding_window", "layer_key_value_heads", "layer_intermediate_sizes", "per_layer_config"}
+LONG = ("phi-3-mini-128k", "phi-4-mini")
 BIASES = ({"attention_bias": True}, {"mlp_bias": True}, {"attention_bias": True, "mlp_bias": True})
 
 
@@ -64,8 +65,8 @@ def check_config(base: LlamaConfig, anatomy: Anatomy, folder: Path) -> type:
     form = configs.written(nn.Module(), base, anatomy, LANGUAGE_MODEL)
     form.config.save_pretrained(folder)
     read = type(form.config).from_pretrained(folder) if form.modules else AutoConfig.from_pretrained(folder)
-    stock = type(read).__name__.removesuffix("Config")
-    assert type(read) is type(form.config) and read.architectures == [f"{stock}ForCausalLM"]
+    stock = architecture_of(read).stock_classes[LANGUAGE_MODEL]
+    assert type(read) is type(form.config) and read.architectures == [f"Apt{stock}" if form.modules else stock]
     heads, neurons = counts(anatomy, "head"), counts(anatomy, "neuron")
     queries = base.num_attention_heads // base.num_key_value_heads
     sizes = {"hidden_size": anatomy.sizes.hidden, "intermediate_size": max(neurons), "head_dim": head_dim_of(base)}
@@ -117,12 +118,16 @@ def test_every_choice_for_every_published_decoder_can_be_written(name: str, tmp_
         try:
             anatomy = cut(config, blocks, structure, fraction)
         except UserError as error:
-            assert len(blocks) == 1 and "cannot be met" in str(error)
+            assert len(blocks) == 1
+            few = structure == "uniform" and name in LONG and "written: Phi-3 with longrope needs" in str(error)
+            assert few or "cannot be met" in str(error)
             continue
         read, checked = check_config(config, anatomy, tmp_path), checked + 1
-        own = type(config).__name__
-        assert read.__name__ == (own if len(set(anatomy.sizes.counts)) == 2 else f"Apt{own}")
-    assert checked > 12
+        assert issubclass(read, type(config))
+        equal = len(set(anatomy.sizes.counts)) == 2
+        # layers that happen to be equal may have sizes that a stock configuration refuses
+        assert (read is type(config)) == equal or (equal and structure == "adaptive")
+    assert checked > (9 if name in LONG else 12)
 
 
 def test_a_llama_7b_of_24_heads_is_a_mistral_and_of_16_a_llama(tmp_path: Path) -> None:

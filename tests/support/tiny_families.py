@@ -12,11 +12,14 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
     GraniteConfig,
     LlamaConfig,
     MinistralConfig,
     MistralConfig,
+    Olmo2Config,
+    Phi3Config,
     PretrainedConfig,
     PreTrainedModel,
     Qwen2Config,
@@ -24,6 +27,8 @@ from transformers import (
     SmolLM3Config,
 )
 
+from apt_ds.config.tasks import LANGUAGE_MODEL
+from apt_ds.models.architectures import architecture_of
 from tests.support import tiny
 
 COMMON: dict[str, Any] = {
@@ -89,7 +94,55 @@ def granite() -> PretrainedConfig:
     return GraniteConfig(**COMMON | TIED | factors, logits_scaling=8.0)
 
 
+def gemma2() -> PretrainedConfig:
+    """Gemma 2 2B: windows in every other layer, soft caps, heads wider than hidden_size / heads, tied."""
+    caps = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 12}
+    return Gemma2Config(**COMMON | TIED | caps, head_dim=8, sliding_window=4)
+
+
+def gemma3() -> PretrainedConfig:
+    """Gemma 3 270M and 1B: one global layer, which has positions of its own, norms of queries and keys, tied."""
+    rope = {name: {"rope_type": "default", "rope_theta": theta} for name, theta in (("full_attention", 1e6), WINDOW)}
+    layers = ["sliding_attention", "full_attention"]
+    return Gemma3TextConfig(
+        **COMMON | TIED,
+        head_dim=8,
+        query_pre_attn_scalar=12,
+        sliding_window=4,
+        layer_types=layers,
+        rope_parameters=rope,
+    )
+
+
+def gemma3_untied() -> PretrainedConfig:
+    """Gemma 3 with a head of its own."""
+    return Gemma3TextConfig(**COMMON, head_dim=6, query_pre_attn_scalar=6, sliding_window=4)
+
+
+def olmo2() -> PretrainedConfig:
+    """OLMo 2 7B: norms after sublayers, queries and keys normalised over all heads."""
+    return Olmo2Config(**COMMON | {"num_key_value_heads": 8, "num_attention_heads": 8})
+
+
+def olmo2_groups() -> PretrainedConfig:
+    """OLMo 2 32B: key/value groups."""
+    return Olmo2Config(**COMMON)
+
+
+def phi3() -> PretrainedConfig:
+    """Phi-3 mini 4k: joined projections, a window."""
+    return Phi3Config(**COMMON | {"num_key_value_heads": 8}, sliding_window=6)
+
+
+def phi4() -> PretrainedConfig:
+    """Phi-4 mini: joined projections of groups, positions of type `longrope` on a part of each head, tied."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 0.75}
+    rope |= {"short_factor": [1.0, 1.5, 2.0], "long_factor": [1.0, 4.0, 9.0], "original_max_position_embeddings": 8}
+    return Phi3Config(**COMMON | TIED | {"hidden_size": 64}, rope_parameters=rope, original_max_position_embeddings=8)
+
+
 TIED = {"tie_word_embeddings": True}
+WINDOW = ("sliding_attention", 1e4)
 FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
     "llama3": llama3,
     "mistral-window": mistral_window,
@@ -100,12 +153,19 @@ FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
     "qwen3": qwen3,
     "smollm3": smollm3,
     "granite": granite,
+    "gemma2": gemma2,
+    "gemma3": gemma3,
+    "gemma3-untied": gemma3_untied,
+    "olmo2": olmo2,
+    "olmo2-groups": olmo2_groups,
+    "phi3": phi3,
+    "phi4": phi4,
 }
 
 # rows whose uniform export has another class: LlamaConfig refuses the odd sizes of the test
 WRITTEN_AS = {"llama3": "MistralForCausalLM"}
 # variants of a row above that a quantized base would not tell apart
-SMALL_ONLY = ("mistral-nemo", "qwen2-window")
+SMALL_ONLY = ("mistral-nemo", "qwen2-window", "gemma3-untied", "olmo2", "phi4")
 # model types without a stock class for sequence classification
 NO_CLASSIFIER = ("granite",)
 
@@ -117,13 +177,16 @@ def config(name: str, **changes: object) -> PretrainedConfig:
 
 
 def model(name: str, seed: int = 0, **changes: object) -> PreTrainedModel:
-    """An fp32 model of a row whose norms, biases and weights are far from their initial values."""
+    """An fp32 model of the class that is trained. Norms, biases and weights are far from their initial values."""
     torch.manual_seed(seed)
-    made = AutoModelForCausalLM.from_config(config(name, **changes)).eval()
+    values = config(name, **changes)
+    made = architecture_of(values).empty_model(values, LANGUAGE_MODEL, torch.float32, "sdpa").eval()
+    # norms of Gemma multiply by 1 + weight
+    middle = 0.0 if values.model_type.startswith("gemma") else 1.0
     with torch.no_grad():
         for path, parameter in made.named_parameters():
             if "norm" in path and path.endswith("weight"):
-                parameter.uniform_(0.5, 1.5)
+                parameter.uniform_(middle - 0.5, middle + 0.5)
             else:
                 parameter.normal_(0, 0.15)
     return made

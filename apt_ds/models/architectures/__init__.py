@@ -9,7 +9,22 @@ from transformers import AutoConfig, PretrainedConfig
 from apt_ds.config.errors import UserError
 from apt_ds.config.nearest import nearest
 from apt_ds.config.tasks import LANGUAGE_MODEL
-from apt_ds.models.architectures import bert, granite, llama, ministral, mistral, qwen2, qwen3, roberta, smollm3, t5
+from apt_ds.models.architectures import (
+    bert,
+    gemma2,
+    gemma3_text,
+    granite,
+    llama,
+    ministral,
+    mistral,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen3,
+    roberta,
+    smollm3,
+    t5,
+)
 from apt_ds.models.architectures.spec import ADAPTIVE_PREFIX, AUTO_CLASSES, Architecture
 from apt_ds.models.blocks import Anatomy
 
@@ -39,6 +54,10 @@ register(qwen2.ARCHITECTURE)
 register(qwen3.ARCHITECTURE)
 register(smollm3.ARCHITECTURE)
 register(granite.ARCHITECTURE)
+register(gemma2.ARCHITECTURE)
+register(gemma3_text.ARCHITECTURE)
+register(olmo2.ARCHITECTURE)
+register(phi3.ARCHITECTURE)
 register(bert.ARCHITECTURE)
 register(roberta.ARCHITECTURE)
 register(t5.ARCHITECTURE)
@@ -47,6 +66,13 @@ register(t5.ARCHITECTURE)
 def find_architecture(config: PretrainedConfig) -> Architecture | None:
     """The spec of a model's family, with uniform sizes or sizes by layer. None: the family is unknown."""
     return REGISTRY.get(config.model_type.removeprefix(ADAPTIVE_PREFIX))
+
+
+def language_config(config: PretrainedConfig) -> PretrainedConfig:
+    """The configuration of the language model alone, where a checkpoint has parts for images too."""
+    if any(spec.multimodal == config.model_type for spec in REGISTRY.values()):
+        return config.text_config
+    return config
 
 
 def architecture_of(config: PretrainedConfig) -> Architecture:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 
+import torch
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -45,6 +47,11 @@ def no_offset(config: PretrainedConfig) -> int:
     return 0
 
 
+def every_attention(config: PretrainedConfig, wanted: str) -> str:
+    """The family computes the same with every attention kernel."""
+    return wanted
+
+
 def logits_of_head(config: PretrainedConfig) -> LogitTransform:
     """The output of the LM head is the logits."""
     return IDENTITY
@@ -78,6 +85,11 @@ class Architecture:
         uniform_form: how a model with uniform sizes is written, for documents. '': always as the stock class.
         logits: what the family does to its logits after the LM head. The loss at the head needs it.
         prepare: what a loaded model needs before it can be cut, by (model, blocks).
+        attention: the attention kernel to use, by (configuration, value of `--attn_implementation`).
+        training_classes: each task type to the class that is trained, where it is not the stock class. It reads the
+            same files.
+        multimodal: the model type of checkpoints that have the family as `text_config`, beside parts for images. The
+            language model alone is read of them. '': there are none.
     """
 
     model_type: str
@@ -94,11 +106,31 @@ class Architecture:
     uniform_form: str = ""
     logits: Callable[[PretrainedConfig], LogitTransform] = logits_of_head
     prepare: Callable[[PreTrainedModel, Anatomy], None] = no_preparation
+    attention: Callable[[PretrainedConfig, str], str] = every_attention
+    training_classes: Mapping[str, type[PreTrainedModel]] = field(default_factory=dict)
+    multimodal: str = ""
 
     @property
     def first_task_type(self) -> str:
         """The task type of a model whose configuration names no class."""
         return next(iter(self.stock_classes))
+
+    def empty_model(self, config: PretrainedConfig, task: str, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+        """A model of the class that is trained, with the weights that its constructor makes.
+
+        Args:
+            config: the configuration. It is not changed.
+            task: the task type.
+            dtype: the dtype of the weights.
+            attention: the value of `--attn_implementation`.
+        """
+        make = (
+            self.training_classes[task]._from_config
+            if task in self.training_classes
+            else AUTO_CLASSES[task].from_config
+        )
+        kernel = self.attention(config, attention)
+        return make(copy.deepcopy(config), dtype=dtype, attn_implementation=kernel)
 
     @property
     def own_classes(self) -> dict[str, type[PreTrainedModel]]:

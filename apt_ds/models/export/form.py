@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 
@@ -23,11 +23,13 @@ class Written:
         modules: the files to copy beside the weights: the modelling file, then those it imports. (): a stock class
             has the sizes.
         edits: functions of weights, by the weight's name in the model. The result is written.
+        joined: weights that are written as one: its name to the names of its parts in the model, in the order of rows.
     """
 
     config: PretrainedConfig
     modules: tuple[ModuleType, ...] = ()
     edits: Edits = field(default_factory=dict)
+    joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def counts(anatomy: Anatomy, kind: str) -> list[int]:

@@ -26,6 +26,7 @@ from apt_ds.models.adapter import AptLinear
 from apt_ds.models.blocks import Anatomy
 from apt_ds.models.export.configs import written
 from apt_ds.models.export.form import Edits
+from apt_ds.models.export.joined import JoinedWeights
 from apt_ds.models.pretrained import without_code
 from apt_ds.runtime import collectives, zero
 from apt_ds.runtime.packed import QuantizedParameter
@@ -58,15 +59,21 @@ class Format:
         bits: below 16, quantized weights stay quantized, in several tensors each. One with an adapter is quantized
             again.
         edits: functions of weights, by name. The result is written.
+        joined: the weights that are written as one.
     """
 
     dtype: torch.dtype
     bits: int = 16
     edits: Edits = field(default_factory=dict)
+    joined: JoinedWeights = field(default_factory=lambda: JoinedWeights({}))
 
     def tensors(self, name: str, module: nn.Module, parameter: nn.Parameter) -> Iterator[tuple[str, Tensor]]:
         """(name, CPU tensor) of the tensors to write for a weight, its adapter merged. It must be gathered."""
         adapter = module if isinstance(module, AptLinear) and parameter is module.weight else None
+        if name in self.joined:
+            value = adapter.merged() if adapter is not None else quantization.dense(parameter)
+            yield from self._joined(name, parameter, value)
+            return
         if self.bits < 16 and isinstance(parameter, QuantizedParameter):
             packed = quantization.requantize_like(parameter, adapter.merged()) if adapter is not None else parameter
             assert isinstance(packed, QuantizedParameter)
@@ -78,6 +85,20 @@ class Format:
             value = self.edits[name](value)
         # always a copy: leaving `gathered` frees the gathered weight
         yield name, value.to("cpu", self.dtype, copy=True)
+
+    def _joined(self, name: str, parameter: nn.Parameter, value: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of a joined weight, once its last part has come. Quantized parts are quantized again as one."""
+        complete = self.joined.add(name, value.detach().clone())
+        if complete is None:
+            return
+        whole, rows = complete
+        if self.bits < 16 and isinstance(parameter, QuantizedParameter):
+            packed = quantization.requantize_like(parameter, rows)
+            assert isinstance(packed, QuantizedParameter)
+            for part, tensor in quantization.files(whole, packed, self.dtype).items():
+                yield part, tensor.cpu().clone()
+            return
+        yield whole, rows.to("cpu", self.dtype, copy=True)
 
 
 @torch.no_grad()
@@ -115,7 +136,7 @@ def export(
     form.config.dtype = dtype
     if bits < 16:
         form.config.quantization_config = quantization.loading(bits, dtype).to_dict()
-    writer, format_ = ShardWriter(partial), Format(dtype, bits, form.edits)
+    writer, format_ = ShardWriter(partial), Format(dtype, bits, form.edits, JoinedWeights(form.joined))
     collectives.on_main(lambda: _writing(partial, writer.start))
     failure: Exception | None = None
     for weight in whole_weights(model):
