@@ -157,10 +157,13 @@ def _weight(name: str, parameter: nn.Parameter, bits: int) -> Weight:
 def skeleton(base: Base, run: RunConfig) -> nn.Module:
     """The model that `loading.load_model` returns, without content. Call it inside `fake`."""
     # from_config changes the configuration, which must keep saying what the files hold
+    spec = architecture_of(base.config)
     model = AUTO_CLASSES[base.kind].from_config(
-        copy.deepcopy(base.config), dtype=loading.run_dtype(run), attn_implementation=run.model.attn_implementation
+        copy.deepcopy(base.config),
+        dtype=loading.run_dtype(run),
+        attn_implementation=spec.attention_kernel(run.model.attn_implementation),
     )
-    architecture_of(base.config).prepare(model, base.anatomy)
+    spec.prepare(model, base.anatomy)
     model.config.use_cache = False
     if run.optim.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})

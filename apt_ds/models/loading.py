@@ -53,7 +53,8 @@ def load_model(base: Base, run: RunConfig) -> PreTrainedModel:
             f"--model_name_or_path {run.model.model_name_or_path!r} is quantized already. "
             "Give the model it was made from"
         )
-    dtype, attention = run_dtype(run), run.model.attn_implementation
+    spec = architecture_of(base.config)
+    dtype, attention = run_dtype(run), spec.attention_kernel(run.model.attn_implementation)
     missing: list[str] = []
     if base.random:
         projections = {path for paths in base.anatomy.targets.values() for path in paths}
@@ -62,12 +63,14 @@ def load_model(base: Base, run: RunConfig) -> PreTrainedModel:
         except ImportError as error:
             raise UserError(f"--attn_implementation {attention}: {first_line(error)}") from None
     else:
+        optional = spec.heads.get(base.kind, ())
         model, missing = read_weights(
-            base.source, dtype, attention, base.kind, base.anatomy.heads, base.config, bits=run.model.base_bits
+            base.source, dtype, attention, base.kind, optional, base.config, bits=run.model.base_bits
         )
     if missing:
         start_heads(model, missing, run.optim.seed)
-    architecture_of(base.config).prepare(model, base.anatomy)
+    spec.prepare(model, base.anatomy)
+    spec.before_sharding(model)
     model.config.use_cache = False
     if not zero.is_partitioned(model):
         _off_the_file(model)

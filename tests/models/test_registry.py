@@ -113,7 +113,7 @@ def test_an_unregistered_family_is_refused(tmp_path: Path) -> None:
     assert find_architecture(ShrewConfig()) is None
     with pytest.raises(UserError, match="'shrew' is not supported as a language model; supported: llama, mistral"):
         anatomy_of(ShrewConfig())
-    with pytest.raises(UserError, match="'shrew' is not supported; supported: bert, llama"):
+    with pytest.raises(UserError, match="'shrew' is not supported; supported: bert, deberta-v2"):
         architecture_of(ShrewConfig())
 
 
@@ -137,7 +137,7 @@ def test_a_spec_agrees_with_transformers(model_type: str) -> None:
 
 # words that name a family, or a module of one
 FAMILY = re.compile(
-    r"llama|mistral|bert|\bt5|_t5|T5[A-Z_]|self_attn|[qkvo]_proj|SelfAttention|DenseRelu",
+    r"llama|mistral|bert|electra|\bt5|_t5|T5[A-Z_]|self_attn|[qkvo]_proj|SelfAttention|DenseRelu",
     re.IGNORECASE,
 )
 # file below apt_ds: why it may name a family

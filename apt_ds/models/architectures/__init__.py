@@ -6,7 +6,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from apt_ds.config.errors import UserError
 from apt_ds.config.tasks import LANGUAGE_MODEL
-from apt_ds.models.architectures import bert, llama, mistral, roberta, t5
+from apt_ds.models.architectures import bert, deberta_v2, distilbert, electra, llama, mistral, modernbert, roberta, t5
 from apt_ds.models.architectures.spec import ADAPTIVE_PREFIX, AUTO_CLASSES, Architecture
 from apt_ds.models.blocks import Anatomy
 
@@ -33,6 +33,10 @@ register(mistral.ARCHITECTURE)
 register(bert.ARCHITECTURE)
 register(roberta.ARCHITECTURE)
 register(t5.ARCHITECTURE)
+register(distilbert.ARCHITECTURE)
+register(electra.ARCHITECTURE)
+register(modernbert.ARCHITECTURE)
+register(deberta_v2.ARCHITECTURE)
 
 
 def find_architecture(config: PretrainedConfig) -> Architecture | None:

@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from apt_ds.config.errors import UserError
 from apt_ds.config.tasks import ANSWERS, CLASSIFICATION, GENERATION, LANGUAGE_MODEL
 from apt_ds.models.blocks import Anatomy
 from apt_ds.models.export.form import Written
@@ -28,6 +29,7 @@ AUTO_CLASSES = {
     ANSWERS: AutoModelForQuestionAnswering,
     GENERATION: AutoModelForSeq2SeqLM,
 }
+FLASH = "flash_attention_2"
 ADAPTIVE_PREFIX = "apt_"  # model types with sizes by layer begin with it
 
 Blocks = Callable[[PretrainedConfig, str], Anatomy]
@@ -42,6 +44,10 @@ def every_size(config: PretrainedConfig) -> Writable:
 def no_offset(config: PretrainedConfig) -> int:
     """The first token has position 0."""
     return 0
+
+
+def unchanged(model: PreTrainedModel) -> None:
+    """Stage 3 can partition a loaded model as it is."""
 
 
 def no_preparation(model: PreTrainedModel, anatomy: Anatomy) -> None:
@@ -64,11 +70,14 @@ class Architecture:
         modeling: the modelling file with classes for sizes by layer, named `Apt` plus the stock class. It is copied
             beside exported weights, so it imports torch and transformers only. None: `export` needs none.
         writable: the uniform sizes that `export` can write.
-        heads: each task type to the paths of the layers that a base model may lack. They are trained whole; the
-            last one makes the answer.
+        heads: each task type to the paths of the layers that a base model may lack. The linear layers are trained
+            whole. The last layer makes the answer.
         special_tokens: the tokens that the tokenizer must have. Other families pad with their end token.
         position_offset: the position of the first token in the table of position embeddings.
         prepare: what a loaded model needs before it can be cut, by (model, blocks).
+        own_attention: the stock class has one attention of its own instead of the kernels of transformers.
+        before_sharding: what a loaded model needs where stage 3 partitions it: every weight must be read by a call of
+            its module.
     """
 
     model_type: str
@@ -82,11 +91,28 @@ class Architecture:
     special_tokens: tuple[str, ...] = ()
     position_offset: Callable[[PretrainedConfig], int] = no_offset
     prepare: Callable[[PreTrainedModel, Anatomy], None] = no_preparation
+    own_attention: bool = False
+    before_sharding: Callable[[PreTrainedModel], None] = unchanged
 
     @property
     def first_task_type(self) -> str:
         """The task type of a model whose configuration names no class."""
         return next(iter(self.stock_classes))
+
+    def attention_kernel(self, asked: str) -> str:
+        """The attention kernel to load a model with. asked: that of `--attn_implementation`.
+
+        Raises:
+            UserError: the family does not support it.
+        """
+        if not self.own_attention:
+            return asked
+        if asked == FLASH:
+            raise UserError(
+                f"--attn_implementation {asked}: architecture '{self.model_type}' has an attention of its own only; "
+                "give eager, or leave it out"
+            )
+        return "eager"
 
     @property
     def own_classes(self) -> dict[str, type[PreTrainedModel]]:
