@@ -43,12 +43,12 @@ BIASES = dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "classifier_b
 DEBERTA: dict[str, Any] = BERT | {"relative_attention": True, "position_buckets": 4, "max_relative_positions": -1}
 VERSION_3 = {"pos_att_type": "p2c|c2p", "share_att_key": True, "norm_rel_ebd": "layer_norm", "type_vocab_size": 0}
 VERSION_3 |= {"position_biased_input": False, "pooler_hidden_size": 32}
-VERSION_2 = {"pos_att_type": ["c2p", "p2c"], "type_vocab_size": 2, "embedding_size": 16}
+VERSION_2 = {"pos_att_type": ["c2p", "p2c"], "type_vocab_size": 2, "embedding_size": 12}
 VALUES: dict[str, dict[str, Any]] = {
     "distilbert-classes": DISTILBERT,
     "distilbert-answers": DISTILBERT,
     # the small models of the family project their embeddings, the others do not
-    "electra-classes": BERT | {"embedding_size": 16},
+    "electra-classes": BERT | {"embedding_size": 12},
     "electra-answers": BERT | {"embedding_size": 32},
     "modernbert-classes": MODERNBERT | {"classifier_pooling": "mean"},
     "modernbert-answers": MODERNBERT | BIASES,
