@@ -90,8 +90,6 @@ def load(
     attention = spec.attention_kernel(attention) if spec is not None else attention
     model, _ = loading.read_weights(source, dtype, attention, task_type, optional, flag="--model", trust=trust)
     model.eval()
-    if spec is not None:
-        spec.before_sharding(model)
     runner: nn.Module = model
     if sharding is not None:
         runner = zero.build_for_inference(model, engine)

@@ -70,7 +70,6 @@ def load_model(base: Base, run: RunConfig) -> PreTrainedModel:
     if missing:
         start_heads(model, missing, run.optim.seed)
     spec.prepare(model, base.anatomy)
-    spec.before_sharding(model)
     model.config.use_cache = False
     if not zero.is_partitioned(model):
         _off_the_file(model)

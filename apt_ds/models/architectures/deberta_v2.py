@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.models.deberta_v2.modeling_deberta_v2 import DebertaV2Encoder, DisentangledSelfAttention
+from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention
 
 from apt_ds.config.errors import UserError
 from apt_ds.config.tasks import ANSWERS, CLASSIFICATION
@@ -116,18 +115,6 @@ def blocks(config: PretrainedConfig, task: str) -> Anatomy:
     return replace(anatomy, slots=tuple(slots), norms=norms, stream_wide=tuple(wide))
 
 
-class Encoder(DebertaV2Encoder):
-    """Stock encoder that looks positions up. ZeRO stage 3 gathers a weight only for a call of its module."""
-
-    def get_rel_embedding(self) -> Tensor | None:
-        """The table of relative positions, normalized where the model does so."""
-        if not self.relative_attention:
-            return None
-        rows = torch.arange(self.rel_embeddings.num_embeddings, device=self.rel_embeddings.weight.device)
-        table: Tensor = self.rel_embeddings(rows)
-        return self.LayerNorm(table) if "layer_norm" in self.norm_rel_ebd else table
-
-
 class Attention(DisentangledSelfAttention):
     """Stock attention whose number of heads follows a cut."""
 
@@ -141,11 +128,6 @@ def prepare(model: PreTrainedModel, anatomy: Anatomy) -> None:
     """Let every attention of a loaded model count its heads."""
     for layer in anatomy.layers:
         model.get_submodule(f"{layer}.attention.self").__class__ = Attention
-
-
-def before_sharding(model: PreTrainedModel) -> None:
-    """Let the encoder of a loaded model read its table of relative positions by a call."""
-    model.get_submodule(ENCODER).__class__ = Encoder
 
 
 def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy) -> Written:
@@ -177,5 +159,4 @@ ARCHITECTURE = Architecture(
     special_tokens=bert.ARCHITECTURE.special_tokens,
     prepare=prepare,
     own_attention=True,
-    before_sharding=before_sharding,
 )

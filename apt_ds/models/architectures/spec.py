@@ -46,10 +46,6 @@ def no_offset(config: PretrainedConfig) -> int:
     return 0
 
 
-def unchanged(model: PreTrainedModel) -> None:
-    """Stage 3 can partition a loaded model as it is."""
-
-
 def no_preparation(model: PreTrainedModel, anatomy: Anatomy) -> None:
     """A loaded model can be cut as it is."""
 
@@ -76,8 +72,6 @@ class Architecture:
         position_offset: the position of the first token in the table of position embeddings.
         prepare: what a loaded model needs before it can be cut, by (model, blocks).
         own_attention: the stock class has one attention of its own instead of the kernels of transformers.
-        before_sharding: what a loaded model needs where stage 3 partitions it: every weight must be read by a call of
-            its module.
     """
 
     model_type: str
@@ -92,7 +86,6 @@ class Architecture:
     position_offset: Callable[[PretrainedConfig], int] = no_offset
     prepare: Callable[[PreTrainedModel, Anatomy], None] = no_preparation
     own_attention: bool = False
-    before_sharding: Callable[[PreTrainedModel], None] = unchanged
 
     @property
     def first_task_type(self) -> str:
