@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers.initialization import no_init_weights
 
 from apt_ds.analysis.live_bytes import fake, peak_bytes
 from apt_ds.config.run_config import RunConfig
@@ -158,11 +159,14 @@ def skeleton(base: Base, run: RunConfig) -> nn.Module:
     """The model that `loading.load_model` returns, without content. Call it inside `fake`."""
     # from_config changes the configuration, which must keep saying what the files hold
     spec = architecture_of(base.config)
-    model = AUTO_CLASSES[base.kind].from_config(
-        copy.deepcopy(base.config),
-        dtype=loading.run_dtype(run),
-        attn_implementation=spec.attention_kernel(run.model.attn_implementation),
-    )
+    # some draws of new weights read what they draw, and fake tensors have no content
+    with no_init_weights():
+        model = AUTO_CLASSES[base.kind].from_config(
+            copy.deepcopy(base.config),
+            dtype=loading.run_dtype(run),
+            attn_implementation=spec.attention_kernel(run.model.attn_implementation),
+        )
+    model.tie_weights()
     spec.prepare(model, base.anatomy)
     model.config.use_cache = False
     if run.optim.gradient_checkpointing:
