@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from apt_ds.config.errors import UserError
 from apt_ds.config.run_config import RunConfig
-from apt_ds.models import task_heads
+from apt_ds.models import quantization, task_heads
 from apt_ds.models.architectures import architecture_of
 from apt_ds.models.base import Base, find_base, kind_of
 from apt_ds.models.model_folder import first_line
@@ -63,9 +63,15 @@ def load_model(base: Base, run: RunConfig) -> PreTrainedModel:
         except ImportError as error:
             raise UserError(f"--attn_implementation {attention}: {first_line(error)}") from None
     else:
-        optional = spec.heads.get(base.kind, ())
         model, missing = read_weights(
-            base.source, dtype, attention, base.kind, optional, base.config, bits=run.model.base_bits
+            base.source,
+            dtype,
+            attention,
+            base.kind,
+            spec.heads.get(base.kind, ()),
+            base.config,
+            bits=run.model.base_bits,
+            plain=quantization.plain_layers(base.anatomy),
         )
     if missing:
         start_heads(model, missing, run.optim.seed)

@@ -28,6 +28,7 @@ def read_weights(
     flag: str = "--model_name_or_path",
     bits: int = 16,
     trust: bool = False,
+    plain: tuple[str, ...] = (),
 ) -> tuple[PreTrainedModel, list[str]]:
     """Read a model with `from_pretrained`.
 
@@ -39,8 +40,9 @@ def read_weights(
         optional: paths of layers that the checkpoint may lack, or have for other classes.
         config: the configuration to use instead of the folder's own.
         flag: the flag that an error names.
-        bits: below 16, every linear layer is quantized as it is read, so no second model is in memory.
+        bits: below 16, linear layers are quantized as they are read, so no second model is in memory.
         trust: code of the folder may run.
+        plain: paths of linear layers that are not quantized.
 
     Returns:
         The model on the device where `from_pretrained` puts it, and the paths of `optional` without weights.
@@ -60,7 +62,7 @@ def read_weights(
             # a layer for other classes counts as missing
             ignore_mismatched_sizes=bool(optional),
             **({"config": copy.deepcopy(config)} if config else {}),
-            **({"quantization_config": quantization.loading(bits, dtype)} if bits < 16 else {}),
+            **({"quantization_config": quantization.loading(bits, dtype, plain)} if bits < 16 else {}),
         )
     except ImportError as error:
         raise UserError(f"--attn_implementation {attention}: {first_line(error)}") from None

@@ -114,7 +114,9 @@ def export(
     dtype = dtype or next(model.parameters()).dtype
     form.config.dtype = dtype
     if bits < 16:
-        form.config.quantization_config = quantization.loading(bits, dtype).to_dict()
+        form.config.quantization_config = quantization.loading(
+            bits, dtype, quantization.plain_layers(anatomy)
+        ).to_dict()
     writer, format_ = ShardWriter(partial), Format(dtype, bits, form.edits)
     collectives.on_main(lambda: _writing(partial, writer.start))
     failure: Exception | None = None
