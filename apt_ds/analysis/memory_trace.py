@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers.initialization import no_init_weights
 
 from apt_ds.analysis.live_bytes import fake, peak_bytes
 from apt_ds.config.run_config import RunConfig
@@ -155,7 +156,10 @@ def _weight(name: str, parameter: nn.Parameter, bits: int) -> Weight:
 def skeleton(base: Base, run: RunConfig) -> nn.Module:
     """The model that `loading.load_model` returns, without content. Call it inside `fake`."""
     spec = architecture_of(base.config)
-    model = spec.empty_model(base.config, base.kind, loading.run_dtype(run), run.model.attn_implementation)
+    # some draws of new weights read what they draw, and fake tensors have no content
+    with no_init_weights():
+        model = spec.empty_model(base.config, base.kind, loading.run_dtype(run), run.model.attn_implementation)
+    model.tie_weights()
     spec.prepare(model, base.anatomy)
     model.config.use_cache = False
     if run.optim.gradient_checkpointing:

@@ -19,7 +19,7 @@ from apt_ds.config.tasks import ANSWERS, CLASSIFICATION, GENERATION, LANGUAGE_MO
 from apt_ds.data.tokenizer_checks import check_ids
 from apt_ds.models import builtin_models, loading, pretrained
 from apt_ds.models.architectures import find_architecture
-from apt_ds.models.model_folder import check_files, check_weights, read_part
+from apt_ds.models.model_folder import check_files, check_head, check_weights, read_part
 from apt_ds.runtime import collectives, zero
 
 SAMPLES, SAMPLE_BYTES = 1024, 2**16  # of a file in `fingerprint`
@@ -121,6 +121,7 @@ def read_config(name: str, trust: bool = False) -> tuple[str, PretrainedConfig]:
     check_files(source, f"--model {name!r}")
     config = read_part(lambda: pretrained.read_config(source, trust), *error_context(name))
     check_ids(config)
+    check_head(config, f"--model {name!r}")
     return source, config
 
 

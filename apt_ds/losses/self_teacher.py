@@ -55,7 +55,7 @@ def trained_modules(model: nn.Module) -> Iterator[tuple[str, AptLinear | Head, t
         if isinstance(module, AptLinear):
             yield path, module, ("lora_A", "lora_B")
         elif isinstance(module, Head):
-            yield path, module, ("weight", "bias")
+            yield path, module, ("weight", "bias") if module.bias is not None else ("weight",)
 
 
 @dataclass(frozen=True)

@@ -56,19 +56,18 @@ def gaussian_rows(rows: int, columns: int, width: int, generator: torch.Generato
 def attach(model: nn.Module, anatomy: Anatomy, targets: tuple[str, ...], rank: int, seed: int) -> None:
     """Freeze `model` and put adapters of `rank` on every layer's `targets`, in place.
 
-    The weights may be partitioned: only their declared widths are read. The same seed gives the same adapters on
-    every rank and for any partitioning.
+    A fused layer that several targets name gets one adapter. The weights may be partitioned: only their declared
+    widths are read. The same seed gives the same adapters on every rank and for any partitioning.
     """
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
-    for name in targets:
-        for path in anatomy.targets[name]:
-            base = linear_at(model, path)
-            like = base.weight
-            a = gaussian_rows(rank, base.in_features, base.in_features, generator).to(like.device, like.dtype)
-            b = torch.zeros(base.out_features, rank, device=like.device, dtype=like.dtype)
-            replace_module(model, path, AptLinear(base, a, b))
+    for path in dict.fromkeys(path for name in targets for path in anatomy.targets[name]):
+        base = linear_at(model, path)
+        like = base.weight
+        a = gaussian_rows(rank, base.in_features, base.in_features, generator).to(like.device, like.dtype)
+        b = torch.zeros(base.out_features, rank, device=like.device, dtype=like.dtype)
+        replace_module(model, path, AptLinear(base, a, b))
 
 
 def adapters(model: nn.Module) -> Iterator[tuple[str, AptLinear]]:

@@ -15,7 +15,7 @@ from apt_ds.models.architectures import GUIDE, REGISTRY, anatomy_of, architectur
 from apt_ds.models.architectures.spec import ADAPTIVE_PREFIX
 from apt_ds.models.blocks import Anatomy
 from apt_ds.models.builtin_models import NAMES, source_of
-from apt_ds.models.model_folder import check_files, check_sizes, read_part
+from apt_ds.models.model_folder import check_files, check_head, check_sizes, read_part
 
 
 @dataclass
@@ -61,6 +61,7 @@ def find_base(name: str, task: str = INSTRUCTIONS, labels: tuple[str, ...] = (),
     kind = kind_of(task, config.model_type)
     if kind == CLASSIFICATION:
         name_classes(config, labels)
+    check_head(config, where)
     check_sizes(config, where)
     anatomy = anatomy_of(config, kind)
     tokenizer = read_part(lambda: pretrained.read_tokenizer(source, trust), where, advice)

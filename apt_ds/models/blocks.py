@@ -43,10 +43,30 @@ class Sublayer:
 
 @dataclass(frozen=True)
 class Axis:
-    """A dimension of a weight that blocks index: `unit` consecutive entries per block of `site`."""
+    """A dimension of a weight that blocks index: `unit` entries per block of `site`.
+
+    The entries of a block are consecutive. A fused weight, such as one of queries, keys and values, consists of parts.
+    Each part has its own consecutive entries of every block.
+
+    Attributes:
+        site: the site, or `HIDDEN`.
+        unit: entries per block, of all parts together.
+        parts: entries per block of each part of a fused weight, in order. (): the weight is not fused.
+    """
 
     site: int
     unit: int = 1
+    parts: tuple[int, ...] = ()
+
+    def owners(self, count: int) -> np.ndarray:
+        """The block of every entry of a dimension with `count` blocks, int64 [count * unit]."""
+        blocks = np.arange(count)
+        return np.concatenate([blocks.repeat(entries) for entries in self.parts or (self.unit,)])
+
+
+def fused_axis(site: int, *parts: int) -> Axis:
+    """The axis of a fused weight. parts: entries per block of each part, in order."""
+    return Axis(site, sum(parts), parts)
 
 
 @dataclass(frozen=True)

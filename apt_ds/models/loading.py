@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from apt_ds.config.errors import UserError
 from apt_ds.config.run_config import RunConfig
-from apt_ds.models import task_heads
+from apt_ds.models import quantization, task_heads
 from apt_ds.models.architectures import architecture_of
 from apt_ds.models.base import Base, find_base, kind_of
 from apt_ds.models.model_folder import first_line
@@ -68,10 +68,11 @@ def load_model(base: Base, run: RunConfig) -> PreTrainedModel:
             dtype,
             attention,
             base.kind,
-            base.anatomy.heads,
+            spec.heads.get(base.kind, ()),
             base.config,
             bits=run.model.base_bits,
             model_class=spec.training_classes.get(base.kind),
+            plain=quantization.plain_layers(base.anatomy),
         )
     if missing:
         start_heads(model, missing, run.optim.seed)

@@ -21,7 +21,9 @@ SIZES = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_decoder_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "intermediate_size", "max_position_embeddings"),
     *("d_model", "d_kv", "d_ff", "num_layers", "num_heads"),  # as T5 calls them
+    *("hidden_dim", "embedding_size"),
 )
+ACTIVATIONS = ("hidden_act", "hidden_activation", "activation")
 SMALL = (".json", ".model", ".txt", ".jinja")  # endings of what a configuration and a tokenizer are read from
 HEADER = 8  # bytes of a safetensors file that state the length of its header
 
@@ -132,9 +134,23 @@ def check_sizes(config: PretrainedConfig, where: str) -> None:
         raise UserError(
             f"{where}: its config.json has hidden_size {hidden}, no multiple of its {heads} num_attention_heads"
         )
-    activation = getattr(config, "hidden_act", None)
-    if isinstance(activation, str) and activation not in ACT2FN:
-        raise UserError(f"{where}: hidden_act {activation!r} of its config.json is unknown to transformers")
+    for name in ACTIVATIONS:
+        activation = getattr(config, name, None)
+        if isinstance(activation, str) and activation not in ACT2FN:
+            raise UserError(f"{where}: {name} {activation!r} of its config.json is unknown to transformers")
+
+
+def check_head(config: PretrainedConfig, where: str) -> None:
+    """Check that the head of a model may answer a task, or be replaced by one that does.
+
+    Raises:
+        UserError: the head chooses among several texts.
+    """
+    name = (config.architectures or [""])[0]
+    if name.endswith("ForMultipleChoice"):
+        raise UserError(
+            f"{where} has a multiple-choice head ({name}), which no task uses; give the encoder that it was made from"
+        )
 
 
 def _check_positive(values: dict[str, Any], where: str) -> None:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
+from apt_ds.models.blocks import Anatomy
 from apt_ds.models.modules import linear_at
 from apt_ds.runtime.bnb import _imported, library
 from apt_ds.runtime.packed import QuantizedParameter
@@ -127,10 +128,19 @@ def convert_bnb_layers(model: PreTrainedModel, dtype: torch.dtype) -> None:
     del model.hf_quantizer, model.config.quantization_config
 
 
-def loading(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
+def plain_layers(anatomy: Anatomy) -> tuple[str, ...]:
+    """Paths of the linear layers that are not quantized: task heads and projections of embeddings.
+
+    (): the model has no task head. Transformers then decides, which leaves out the LM head.
+    """
+    projections = (slot.path for slot in anatomy.slots if slot.rows and not slot.columns)
+    return (*anatomy.heads, *(path for path in projections if path not in anatomy.norms)) if anatomy.heads else ()
+
+
+def loading(bits: int, dtype: torch.dtype, plain: tuple[str, ...] = ()) -> BitsAndBytesConfig:
     """The configuration with which `from_pretrained` quantizes each weight as it reads it, to 4 or 8 bits.
 
-    It is also the `quantization_config` of an exported folder.
+    It is also the `quantization_config` of an exported folder. plain: paths of the layers that are not quantized.
     """
     library(f"--base_bits {bits}")
     return BitsAndBytesConfig(
@@ -140,6 +150,7 @@ def loading(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
         llm_int8_threshold=0.0,
+        llm_int8_skip_modules=list(plain) or None,
     )
 
 

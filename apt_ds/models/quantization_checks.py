@@ -24,7 +24,7 @@ def check(run: RunConfig, anatomy: Anatomy, device: torch.device | None) -> None
     fp16                                refused where DeepSpeed has none, as on most CPUs; untried on a GPU
     adamw_8bit, offloaded optimizer     refused, see `ds_config`
     gradients of all weights            refused here
-    layers trained whole (BERT's)       refused here
+    task heads (BERT's)                 plain layers, since they are trained whole
 
     Raises:
         UserError: the combination of options is not supported.
@@ -35,11 +35,6 @@ def check(run: RunConfig, anatomy: Anatomy, device: torch.device | None) -> None
     if run.model.base_bits != 16 and run.optim.trainable == "all":
         raise UserError(
             f"--base_bits {run.model.base_bits} freezes the base: --train all (--method full) needs --base_bits 16"
-        )
-    if run.model.base_bits != 16 and anatomy.heads:
-        raise UserError(
-            f"--base_bits {run.model.base_bits}: the layers {', '.join(anatomy.heads)} are trained whole and cannot "
-            "be quantized; give --base_bits 16"
         )
     if run.model.base_bits != 16 and run.pruning.score == "taylor":
         raise UserError(

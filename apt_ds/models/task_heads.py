@@ -1,4 +1,4 @@
-"""The linear layers that make a task's answer: trained whole beside adapters, drawn where a checkpoint has none."""
+"""The layers that make a task's answer: drawn where a checkpoint has none. Linear ones are trained whole."""
 
 from __future__ import annotations
 
@@ -38,16 +38,19 @@ def attach(model: nn.Module, anatomy: Anatomy) -> None:
 
 
 def start(model: nn.Module, paths: list[str], deviation: float, seed: int) -> None:
-    """Give linear layers new Gaussian weights and a bias of zero. Collective under stage 3.
+    """Give linear layers new Gaussian weights, norms weights of one, and both a bias of zero. Collective under stage 3.
 
     The same seed gives the same weights on every rank and for any partitioning.
     """
     generator = torch.Generator().manual_seed(seed)
     for path in paths:
-        module = linear_at(model, path)
+        module = model.get_submodule(path)
         like = module.get_parameter("weight")
         shape = zero.full_shape(like)
-        values = {"weight": torch.randn(shape, generator=generator) * deviation, "bias": torch.zeros(shape[0])}
+        linear = isinstance(module, nn.Linear)
+        values = {"weight": torch.randn(shape, generator=generator) * deviation if linear else torch.ones(shape)}
+        if module.bias is not None:
+            values["bias"] = torch.zeros(shape[0])
         for name, value in values.items():
             fresh = nn.Parameter(value.to(like.device, like.dtype), requires_grad=False)
             zero.shard([fresh], like=like)

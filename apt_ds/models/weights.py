@@ -34,6 +34,7 @@ def read_weights(
     bits: int = 16,
     trust: bool = False,
     model_class: Any = None,
+    plain: tuple[str, ...] = (),
 ) -> tuple[PreTrainedModel, list[str]]:
     """Read a model with `from_pretrained`.
 
@@ -45,9 +46,10 @@ def read_weights(
         optional: paths of layers that the checkpoint may lack, or have for other classes.
         config: the configuration to use instead of the folder's own.
         flag: the flag that an error names.
-        bits: below 16, every linear layer is quantized as it is read, so no second model is in memory.
+        bits: below 16, linear layers are quantized as they are read, so no second model is in memory.
         trust: code of the folder may run.
         model_class: the class to read with. None: the stock class of `kind`.
+        plain: paths of linear layers that are not quantized.
 
     Returns:
         The model on the device where `from_pretrained` puts it, and the paths of `optional` without weights.
@@ -68,7 +70,7 @@ def read_weights(
             # a layer for other classes counts as missing
             ignore_mismatched_sizes=bool(optional),
             **({"config": copy.deepcopy(config)} if config else {}),
-            **({"quantization_config": quantization.loading(bits, dtype)} if bits < 16 else {}),
+            **({"quantization_config": quantization.loading(bits, dtype, plain)} if bits < 16 else {}),
         )
     except ImportError as error:
         raise UserError(f"--attn_implementation {attention}: {first_line(error)}") from None

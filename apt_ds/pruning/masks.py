@@ -176,4 +176,5 @@ class Masks:
         centred = x - (x * weight).sum(-1, keepdim=True)
         variance = (centred.square() * weight).sum(-1, keepdim=True)
         scaled = centred * torch.rsqrt(variance + module.eps)
-        return (scaled * module.weight.float() + module.bias.float()).to(output.dtype)
+        scaled = scaled * module.weight.float()
+        return (scaled if module.bias is None else scaled + module.bias.float()).to(output.dtype)

@@ -102,8 +102,7 @@ def element_index(axis: Axis | None, keep: np.ndarray, anatomy: Anatomy) -> Tens
     kept = keep[dict(block_slices(anatomy.sizes))[axis.site]]
     if kept.all():
         return None
-    blocks = torch.from_numpy(np.flatnonzero(kept))
-    return (blocks[:, None] * axis.unit + torch.arange(axis.unit)).flatten()
+    return torch.from_numpy(np.flatnonzero(kept[axis.owners(len(kept))]))
 
 
 def take(tensor: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
@@ -165,7 +164,7 @@ def _dimensions(
 def _per_entry(axis: Axis, values: np.ndarray, anatomy: Anatomy) -> Tensor:
     """A value per block as a value per entry of the dimension: float64 [blocks] -> fp32 [site's blocks * unit]."""
     own = torch.from_numpy(values[dict(block_slices(anatomy.sizes))[axis.site]]).float()
-    return own.repeat_interleave(axis.unit)
+    return own[torch.from_numpy(axis.owners(len(own)))]
 
 
 def _cut(

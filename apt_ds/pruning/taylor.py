@@ -81,4 +81,6 @@ def block_importance(engine: zero.Engine, anatomy: Anatomy) -> Tensor:
 
 def per_block(sums: Tensor, axis: Axis) -> Tensor:
     """Entries of a dimension summed over each block: [blocks * unit] -> [blocks]."""
-    return sums.view(-1, axis.unit).sum(1)
+    count, parts = len(sums) // axis.unit, axis.parts or (axis.unit,)
+    pieces = sums.split([count * entries for entries in parts])
+    return torch.stack([p.view(count, n).sum(1) for p, n in zip(pieces, parts, strict=True)]).sum(0)

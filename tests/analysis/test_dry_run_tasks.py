@@ -21,7 +21,7 @@ from tests.support.paths import ROOT
 GRADUAL = ["--pruning", "gradual", "--structure", "adaptive", "--align", "4"]
 
 
-@pytest.mark.parametrize("kind", ["bert-classes", "roberta-answers", "t5"])
+@pytest.mark.parametrize("kind", ["bert-classes", "roberta-answers", "t5", "modernbert-classes", "deberta-answers"])
 def test_heads_adapters_and_teacher_count(kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = ["--dry_run", "--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), *tiny.save_task(tmp_path, kind)]
     words += ["--max_steps", "2", "--output_dir", str(tmp_path / "out"), "--rank_growth", "none"]
@@ -39,7 +39,8 @@ def test_heads_adapters_and_teacher_count(kind: str, tmp_path: Path, capfd: pyte
     held = sum(w.numel for w in plain.weights if "lora_" not in w.name)
     assert held == sum(whole.values())
     heads = sum(n for name, n in whole.items() if name.rpartition(".")[0] in base.anatomy.heads)
-    shapes = [model.get_submodule(path).weight.shape for name in run.targets for path in base.anatomy.targets[name]]
+    paths = {path for name in run.targets for path in base.anatomy.targets[name]}
+    shapes = [model.get_submodule(path).weight.shape for path in paths]
     adapters = sum(2 * (rows + columns) for rows, columns in shapes)
     assert sum(w.numel for w in plain.weights if w.trained) == heads + adapters and bool(heads) == (kind != "t5")
     taught = found(*GRADUAL, "--distill")

@@ -190,7 +190,7 @@ def test_code_of_another_architecture_is_refused_in_one_line(
     words = place.words(tmp_path / "out", *SHORT, "--model_name_or_path", str(coded.folder))
     for more in ([], ["--trust_remote_code"]):
         ended = run([*words, *more])
-        assert ended.status == 2 and "is not supported; supported: bert, granite, llama" in ended.mistakes[0]
+        assert ended.status == 2 and "is not supported; supported: bert, deberta-v2" in ended.mistakes[0]
     with pytest.raises(UserError, match=r"its model needs code of its own: .* give --trust_remote_code to run it"):
         loading.load(str(coded.folder))
     assert not coded.ran and not asked and not (tmp_path / "out").exists()

@@ -22,7 +22,7 @@ from apt_ds.pruning.masks import Masks
 from tests.support import tiny
 from tests.support.paths import ROOT
 
-KINDS = ("bert-classes", "roberta-answers", "t5-gated")
+KINDS = ("bert-classes", "roberta-answers", "t5-gated", "modernbert-classes", "deberta-answers")
 CPU = torch.device("cpu")
 
 

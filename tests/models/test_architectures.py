@@ -168,5 +168,7 @@ def test_a_cut_t5_generates_with_a_cache() -> None:
 
 
 def test_a_task_an_architecture_has_no_table_for() -> None:
-    with pytest.raises(UserError, match="'t5' is not supported as a classification; supported: bert, roberta"):
+    with pytest.raises(
+        UserError, match="'t5' is not supported as a classification; supported: bert, deberta-v2, distilbert, electra"
+    ):
         anatomy_of(tiny.small("t5").config, tiny.TASKS["bert-classes"])

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from transformers import PretrainedConfig
 
 from apt_ds.config.errors import UserError
 from apt_ds.models.architectures import anatomy_of
-from apt_ds.models.blocks import Anatomy, Sizes, Sublayer, attention_weight, block_slices, kept_sizes
+from apt_ds.models.blocks import (
+    Anatomy,
+    Axis,
+    Sizes,
+    Sublayer,
+    attention_weight,
+    block_slices,
+    fused_axis,
+    kept_sizes,
+)
+from apt_ds.pruning.surgery import element_index
+from apt_ds.pruning.taylor import per_block
 from tests.support import tiny
 
 
@@ -67,3 +79,16 @@ def _config(model_type: str) -> PretrainedConfig:
     config = PretrainedConfig()
     config.model_type = model_type
     return config
+
+
+def test_a_fused_weight_has_entries_of_a_block_in_every_part() -> None:
+    assert Axis(0, 3).owners(2).tolist() == [0, 0, 0, 1, 1, 1]
+    fused = fused_axis(0, 2, 1)  # as of a group with two queries and one key
+    assert fused.unit == 3 and fused.owners(2).tolist() == [0, 0, 1, 1, 0, 1]
+    table = Anatomy((Sublayer("head", "o", 2, 1),), (), (), (), (), "eps", {}, (), Sizes((2,), 1))
+    keep = np.array([False, True, True])
+    assert element_index(fused, keep, table).tolist() == [2, 3, 5]
+    assert element_index(Axis(0, 3), keep, table).tolist() == [3, 4, 5]
+    assert element_index(fused, np.ones(3, dtype=bool), table) is None
+    entries = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    assert per_block(entries, fused).tolist() == [8.0, 13.0] and per_block(entries, Axis(0, 3)).tolist() == [6.0, 15.0]

@@ -50,6 +50,7 @@ CONFIGS: dict[str, tuple[dict[str, object], list[str]]] = {
     "an odd head": ({"head_dim": 7}, ["head_dim"]),
     "a dtype": ({"dtype": "float17"}, ["float17"]),
     "an activation": ({"hidden_act": "nope"}, ["hidden_act 'nope'"]),
+    "an activation of another name": ({"hidden_activation": "nope"}, ["hidden_activation 'nope'"]),
     "no width of a head": ({"head_dim": 0}, ["head_dim", "is 0"]),
     "no layers": ({"num_hidden_layers": 0}, ["num_hidden_layers", "is 0"]),
     "no neurons": ({"intermediate_size": 0}, ["intermediate_size", "is 0"]),

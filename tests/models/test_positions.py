@@ -9,7 +9,7 @@ from apt_ds.models.positions import check_positions
 from tests.support import tiny
 
 
-@pytest.mark.parametrize(("kind", "room"), [("bert-classes", 64), ("roberta-answers", 63)])
+@pytest.mark.parametrize(("kind", "room"), [("bert-classes", 64), ("roberta-answers", 63), ("deberta-classes", 64)])
 def test_an_encoder_has_a_position_for_every_token(kind: str, room: int) -> None:
     config = tiny.small(kind).config
     check_positions(config, room)

@@ -123,7 +123,7 @@ def test_an_unregistered_family_is_refused(tmp_path: Path) -> None:
         UserError, match="'shrew' is not supported as a language model; supported: gemma2, gemma3_text, "
     ):
         anatomy_of(ShrewConfig())
-    with pytest.raises(UserError, match="'shrew' is not supported; supported: bert, gemma2, "):
+    with pytest.raises(UserError, match="'shrew' is not supported; supported: bert, deberta-v2"):
         architecture_of(ShrewConfig())
 
 
@@ -147,7 +147,7 @@ def test_a_spec_agrees_with_transformers(model_type: str) -> None:
 
 # words that name a family, or a module of one
 FAMILY = re.compile(
-    r"llama|m[ai]n?istral|granite|qwen|smollm3|gemma|olmo2|phi3|bert|\bt5|_t5|T5[A-Z_]"
+    r"llama|m[ai]n?istral|granite|qwen|smollm3|gemma|olmo2|phi3|bert|electra|\bt5|_t5|T5[A-Z_]"
     r"|self_attn|[qkvo]_proj|SelfAttention|DenseRelu",
     re.IGNORECASE,
 )

@@ -20,6 +20,15 @@ def test_heads_are_trained_without_a_change_of_the_answer() -> None:
     assert torch.equal(tiny.answer(model), before)
 
 
+def test_a_new_norm_of_a_head_is_one() -> None:
+    model = tiny.small("modernbert-answers")
+    task_heads.start(model, ["head.dense", "head.norm"], 0.02, 0)
+    assert (model.head.norm.weight == 1).all() and not model.head.norm.bias.any()
+    model = tiny.small("modernbert-classes")  # without biases
+    task_heads.start(model, ["head.dense", "head.norm"], 0.02, 0)
+    assert (model.head.norm.weight == 1).all() and model.head.norm.bias is model.head.dense.bias is None
+
+
 def test_a_new_head_depends_on_the_seed_only() -> None:
     weights = []
     for seed in (1, 1, 2):

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from apt_ds.config.tasks import ANSWERS, CLASSIFICATION, GENERATION, LANGUAGE_MODEL
+from tests.support import tiny_encoders
 
 WORDS = [
     *("the", "a", "cat", "dog", "sees", "likes", "big", "small", "red", "blue", "house", "tree"),
@@ -72,16 +73,19 @@ SMALL = {
     "roberta-answers": (RobertaForQuestionAnswering, RobertaConfig, ANSWERS),
     "t5": (T5ForConditionalGeneration, T5Config, GENERATION),
     "t5-gated": (T5ForConditionalGeneration, T5Config, GENERATION),
-}
+} | tiny_encoders.SMALL
 TASKS = {"mha": LANGUAGE_MODEL, "gqa": LANGUAGE_MODEL} | {kind: task for kind, (_, _, task) in SMALL.items()}
 
 
 def small(kind: str, seed: int = 0) -> PreTrainedModel:
-    """An fp32 BERT, RoBERTa or T5: two layers (T5: of each), hidden 32, 4 heads, 48 neurons, far from its start."""
+    """An fp32 encoder or T5: two layers (T5: of each), hidden 32, 4 heads, 48 neurons, far from its start."""
     torch.manual_seed(seed)
     model_class, config_class, _ = SMALL[kind]
     values: dict[str, object] = {"vocab_size": len(SPECIAL) + len(WORDS) + 200, "pad_token_id": 0, "num_heads": 4}
-    if kind.startswith("t5"):
+    if kind in tiny_encoders.VALUES:
+        values |= tiny_encoders.VALUES[kind]
+        del values["num_heads"]
+    elif kind.startswith("t5"):
         values |= {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 2, "dropout_rate": 0.0}
         values |= {"decoder_start_token_id": 0, "eos_token_id": 2, "relative_attention_num_buckets": 8}
         values["feed_forward_proj"] = "gated-gelu" if kind == "t5-gated" else "relu"

@@ -11,12 +11,16 @@ from apt_ds.config.nearest import nearest
 from apt_ds.config.tasks import LANGUAGE_MODEL
 from apt_ds.models.architectures import (
     bert,
+    deberta_v2,
+    distilbert,
+    electra,
     gemma2,
     gemma3_text,
     granite,
     llama,
     ministral,
     mistral,
+    modernbert,
     olmo2,
     phi3,
     qwen2,
@@ -61,6 +65,10 @@ register(phi3.ARCHITECTURE)
 register(bert.ARCHITECTURE)
 register(roberta.ARCHITECTURE)
 register(t5.ARCHITECTURE)
+register(distilbert.ARCHITECTURE)
+register(electra.ARCHITECTURE)
+register(modernbert.ARCHITECTURE)
+register(deberta_v2.ARCHITECTURE)
 
 
 def find_architecture(config: PretrainedConfig) -> Architecture | None:

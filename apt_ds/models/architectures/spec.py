@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from apt_ds.config.errors import UserError
 from apt_ds.config.tasks import ANSWERS, CLASSIFICATION, GENERATION, LANGUAGE_MODEL
 from apt_ds.models.blocks import Anatomy
 from apt_ds.models.export.form import Written
@@ -31,6 +32,7 @@ AUTO_CLASSES = {
     ANSWERS: AutoModelForQuestionAnswering,
     GENERATION: AutoModelForSeq2SeqLM,
 }
+FLASH = "flash_attention_2"
 ADAPTIVE_PREFIX = "apt_"  # model types with sizes by layer begin with it
 
 Blocks = Callable[[PretrainedConfig, str], Anatomy]
@@ -50,6 +52,20 @@ def no_offset(config: PretrainedConfig) -> int:
 def every_attention(config: PretrainedConfig, wanted: str) -> str:
     """The family computes the same with every attention kernel."""
     return wanted
+
+
+def own_attention(config: PretrainedConfig, wanted: str) -> str:
+    """The stock class has one attention of its own instead of the kernels of transformers.
+
+    Raises:
+        UserError: flash attention is wanted.
+    """
+    if wanted == FLASH:
+        raise UserError(
+            f"--attn_implementation {wanted}: architecture '{config.model_type}' has an attention of its own only; "
+            "give eager, or leave it out"
+        )
+    return "eager"
 
 
 def logits_of_head(config: PretrainedConfig) -> LogitTransform:
@@ -77,8 +93,8 @@ class Architecture:
         modeling: the modelling file with classes for sizes by layer, named `Apt` plus the stock class. It is copied
             beside exported weights, so it imports torch and transformers only. None: `export` needs none.
         writable: the uniform sizes that `export` can write.
-        heads: each task type to the paths of the layers that a base model may lack. They are trained whole; the
-            last one makes the answer.
+        heads: each task type to the paths of the layers that a base model may lack. The linear layers are trained
+            whole. The last layer makes the answer.
         special_tokens: the tokens that the tokenizer must have. Other families pad with their end token.
         position_offset: the position of the first token in the table of position embeddings.
         title: the published models, for documents. '': the name of the stock class.

@@ -42,6 +42,12 @@ def alike(values: list[int]) -> bool:
     return len(set(values)) == 1
 
 
+def square(anatomy: Anatomy, head_dim: int) -> bool:
+    """Whether a stock encoder has the sizes: layers are equal, and the heads of a layer make the hidden size."""
+    heads, neurons = counts(anatomy, "head"), counts(anatomy, "neuron")
+    return alike(heads) and alike(neurons) and anatomy.sizes.hidden == heads[0] * head_dim
+
+
 def by_layer(config: PretrainedConfig, config_class: type[PretrainedConfig], **layers: object) -> PretrainedConfig:
     """The same configuration as a `config_class`, with sizes by layer in the fields `layers`."""
     values = config.to_dict() | layers

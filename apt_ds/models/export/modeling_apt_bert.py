@@ -1,4 +1,4 @@
-"""BERT and RoBERTa whose layers keep different numbers of heads and neurons. Needs transformers only.
+"""BERT, RoBERTa and ELECTRA whose layers keep different numbers of heads and neurons. Needs transformers only.
 
 The configurations add `head_dim` and two lists, one entry per layer: `layer_heads` and `layer_intermediate_sizes`.
 """
@@ -10,6 +10,9 @@ from transformers import (
     BertConfig,
     BertForQuestionAnswering,
     BertForSequenceClassification,
+    ElectraConfig,
+    ElectraForQuestionAnswering,
+    ElectraForSequenceClassification,
     PretrainedConfig,
     RobertaConfig,
     RobertaForQuestionAnswering,
@@ -40,6 +43,19 @@ class AptRobertaConfig(RobertaConfig):
     head_dim: int | None = None
     layer_heads: list[int] | None = None
     layer_intermediate_sizes: list[int] | None = None
+
+
+class AptElectraConfig(ElectraConfig):
+    """ElectraConfig plus the sizes of each layer. The scalar fields are the largest.
+
+    project_embeddings: whether a linear layer follows the embeddings. Stock models have one if the sizes differ.
+    """
+
+    model_type = "apt_electra"
+    head_dim: int | None = None
+    layer_heads: list[int] | None = None
+    layer_intermediate_sizes: list[int] | None = None
+    project_embeddings: bool = False
 
 
 def resize(encoder: Any, config: PretrainedConfig) -> None:
@@ -103,4 +119,33 @@ class AptRobertaForQuestionAnswering(RobertaForQuestionAnswering):
     def __init__(self, config: AptRobertaConfig) -> None:
         super().__init__(config)
         resize(self.roberta.encoder, config)
+        self.post_init()
+
+
+def resize_electra(electra: Any, config: AptElectraConfig) -> None:
+    """Give an ELECTRA layers of their own sizes, and the linear layer after its embeddings."""
+    if config.project_embeddings:
+        electra.embeddings_project = nn.Linear(config.embedding_size, config.hidden_size)
+    resize(electra.encoder, config)
+
+
+class AptElectraForSequenceClassification(ElectraForSequenceClassification):
+    """Stock ELECTRA with layers of their own sizes."""
+
+    config_class = AptElectraConfig
+
+    def __init__(self, config: AptElectraConfig) -> None:
+        super().__init__(config)
+        resize_electra(self.electra, config)
+        self.post_init()
+
+
+class AptElectraForQuestionAnswering(ElectraForQuestionAnswering):
+    """Stock ELECTRA with layers of their own sizes."""
+
+    config_class = AptElectraConfig
+
+    def __init__(self, config: AptElectraConfig) -> None:
+        super().__init__(config)
+        resize_electra(self.electra, config)
         self.post_init()

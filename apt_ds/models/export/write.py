@@ -135,7 +135,8 @@ def export(
     dtype = dtype or next(model.parameters()).dtype
     form.config.dtype = dtype
     if bits < 16:
-        form.config.quantization_config = quantization.loading(bits, dtype).to_dict()
+        quantized = quantization.loading(bits, dtype, quantization.plain_layers(anatomy))
+        form.config.quantization_config = quantized.to_dict()
     writer, format_ = ShardWriter(partial), Format(dtype, bits, form.edits, JoinedWeights(form.joined))
     collectives.on_main(lambda: _writing(partial, writer.start))
     failure: Exception | None = None
