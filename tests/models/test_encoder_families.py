@@ -209,7 +209,7 @@ def check_written(base: PretrainedConfig, smaller: Anatomy, task: str, folder: P
         for axis, size in zip((slot.rows, slot.columns), shape, strict=False):
             assert axis is None or counts[axis.site] * axis.unit == size, slot.path
     assert {slot.path for slot in smaller.slots} == {name.rpartition(".")[0] for name, _ in model.named_parameters()}
-    return bool(form.module)
+    return bool(form.modules)
 
 
 @pytest.mark.parametrize("name", SHAPES)
