@@ -25,13 +25,12 @@ from apt_ds.runtime.zero.engine import (
     step,
     unwrap,
 )
+from apt_ds.runtime.zero.gradients import full_gradient, weight_times_gradient
 from apt_ds.runtime.zero.optimizer_state import (
     EngineState,
-    full_gradient,
     put_state,
     take_state,
     unstepped_state,
-    weight_times_gradient,
 )
 from apt_ds.runtime.zero.sections import check_sections
 from apt_ds.runtime.zero.world import init_distributed, launched, temporary_world
