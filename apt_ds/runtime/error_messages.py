@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 from apt_ds.config.errors import LostRank, UserError
@@ -13,13 +15,22 @@ PEER = (
     *("Connection closed by peer", "Connection reset by peer", "Socket closed", "Broken pipe", "Timed out waiting"),
     *("Connection refused", "NCCL", "Application timeout caused pair closure", "Socket Timeout"),
 )
-MEMORY = ("can't allocate memory", "not enough memory", "CUDA out of memory")
+# what says that memory ran out: torch's allocators, calls of CUDA outside them, CUDA's libraries, NCCL
+MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|CUDA out of memory"
+    r"|CUDA error: out of memory|cudaErrorMemoryAllocation"
+    r"|CU[A-Z]+_STATUS_ALLOC_FAILED"
+    r"|Cuda failure( \d+)? 'out of memory'|Failed to CUDA (host )?[mc]?alloc"
+)
 
 
 def translate_error(error: Exception, watchdog: Watchdog) -> Exception:
-    """The error to raise in its stead: `error` itself unless it is one of these."""
+    """The error to raise in its stead: `error` itself unless it is one of these.
+
+    Memory comes first: NCCL too allocates on the device, and its message then also looks like that of a lost peer.
+    """
     text = str(error)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(part in text for part in MEMORY):
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or MEMORY.search(text):
         return UserError(
             f"out of memory in {heartbeat.CURRENT.phase}: lower --per_device_train_batch_size (and raise "
             "--gradient_accumulation_steps by the same factor), pass --gradient_checkpointing, or use "
