@@ -49,7 +49,7 @@ def train(run: RunConfig, signals: StopSignals | None = None) -> Summary:
         Stopped: a signal asked for the end, and the run is saved.
     """
     with signals or StopSignals() as stop_signals:
-        zero.init_distributed(run.distributed.timeout)
+        zero.init_distributed(run.distributed.timeout, watched=True)
         with Watchdog(run.distributed.timeout, stop_signals.leave) as watchdog:
             stop_signals.tell = watchdog.tell
             try:
