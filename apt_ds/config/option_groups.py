@@ -107,6 +107,9 @@ class OptimOptions:
     bf16: bool = option(False, "compute in bfloat16")
     fp16: bool = option(False, "compute in float16 with loss scaling")
     gradient_checkpointing: bool = option(False, "recompute activations in backward to save memory")
+    deterministic: bool = option(
+        False, "the same command gives the same bits on GPUs too, with as many ranks on as many nodes; slower"
+    )
     max_nonfinite_steps: int = option(5, "consecutive steps with a non-finite loss that end the run", COUNT)
     seed: int = option(128, "seed of everything random", NOT_NEGATIVE)
 

@@ -1,4 +1,4 @@
-"""Errors with a cause outside the program, as one line: memory that ran out, a lost rank."""
+"""Errors with a cause outside the program, as one line: memory that ran out, a lost rank, a kernel that is missing."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ MEMORY = re.compile(
 )
 
 
+# what torch says of an operation that `--deterministic` excludes
+NOT_DETERMINISTIC = re.compile(r"(\S+) does not have a deterministic implementation")
+
+
 def translate_error(error: Exception, watchdog: Watchdog) -> Exception:
     """The error to raise in its stead: `error` itself unless it is one of these.
 
@@ -35,6 +39,11 @@ def translate_error(error: Exception, watchdog: Watchdog) -> Exception:
             f"out of memory in {heartbeat.CURRENT.phase}: lower --per_device_train_batch_size (and raise "
             "--gradient_accumulation_steps by the same factor), pass --gradient_checkpointing, or use "
             "--deepspeed ds_configs/zero3_offload.json"
+        )
+    if found := NOT_DETERMINISTIC.search(text):
+        return UserError(
+            f"--deterministic: {found[1]} has no deterministic kernel on this device. Leave --deterministic out, "
+            "or try another --attn_implementation"
         )
     if isinstance(error, collectives.BROKEN) or (
         isinstance(error, RuntimeError) and any(part in text for part in PEER)

@@ -99,6 +99,17 @@ def test_a_lost_rank_is_a_line_of_its_own(
     assert "in step 7: update: " in line and "--resume_from_checkpoint last" in line
 
 
+def test_a_kernel_that_is_not_deterministic_is_named(dog: Watchdog) -> None:
+    said = translate_error(
+        RuntimeError(
+            "histc_cuda does not have a deterministic implementation, but you set "
+            "'torch.use_deterministic_algorithms(True)'. You can turn off determinism just for this operation, or ..."
+        ),
+        dog,
+    )
+    assert isinstance(said, UserError) and str(said).startswith("--deterministic: histc_cuda has no deterministic")
+
+
 @pytest.mark.parametrize("error", DEFECTS.values(), ids=DEFECTS.keys())
 def test_a_defect_stays_one(
     error: Exception, dog: Watchdog, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
