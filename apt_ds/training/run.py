@@ -117,6 +117,7 @@ def _check_model(run: RunConfig, base: Base) -> zero.Config:
     check_weights(base.source, f"--model_name_or_path {run.model.model_name_or_path!r}")
     config = load_config(run, collectives.world_size(), base.config.hidden_size)
     zero.check_config(config, run.distributed.deepspeed)
+    preflight.check_compilers(config)
     quantization_checks.check(run, base.anatomy, zero.device())
     check_positions(base.config, run.data.max_seq_length)
     return config

@@ -1,5 +1,6 @@
 """What DeepSpeed is to the rest of the package. Nothing outside this folder imports deepspeed."""
 
+from apt_ds.runtime.zero.compilers import missing_compilers
 from apt_ds.runtime.zero.engine import (
     Config,
     Engine,
@@ -55,6 +56,7 @@ __all__ = [
     "is_partitioned",
     "launched",
     "loss_scale",
+    "missing_compilers",
     "own_part",
     "put_state",
     "release",

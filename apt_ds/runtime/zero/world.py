@@ -14,12 +14,12 @@ from pathlib import Path
 import deepspeed
 import torch
 from deepspeed.utils import logger
-from torch.utils import cpp_extension
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from apt_ds.config.errors import UserError
 from apt_ds.runtime import collectives
 from apt_ds.runtime.zero import environment
+from apt_ds.runtime.zero.compilers import extensions_folder
 from apt_ds.runtime.zero.engine import device, forget_coordinators, free_memory
 
 # what some launcher sets: deepspeed and torchrun, Open MPI, MPICH
@@ -82,16 +82,6 @@ def _share_cpu() -> None:
         # every process would take all cores otherwise
         local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))
-
-
-def extensions_folder() -> Path:
-    """Where torch keeps compiled extensions, as its own `_get_build_directory` finds it."""
-    if chosen := os.environ.get("TORCH_EXTENSIONS_DIR"):
-        return Path(chosen)
-    versions = {"rocm": torch.version.hip, "cu": torch.version.cuda}
-    built = next((f"{name}{number.replace('.', '')}" for name, number in versions.items() if number), "cpu")
-    python = f"py{sys.version_info.major}{sys.version_info.minor}{getattr(sys, 'abiflags', '')}"
-    return Path(cpp_extension.get_default_build_root(), f"{python}_{built}")
 
 
 def warn_of_locks(root: Path) -> None:
