@@ -44,7 +44,7 @@ def peak_reserved(device: torch.device) -> int:
 
 def free_pinned() -> None:
     """Return free pinned host memory to the system. Its allocator keeps all that tensors have ever used otherwise."""
-    # torch has had a public name for it since 2.12 only
+    # older releases of torch have the private name alone
     release = getattr(torch.accelerator, "empty_host_cache", None) or torch._C._host_emptyCache
     release()
 
