@@ -16,7 +16,7 @@ FLAGS = ["--max_steps", "3", "--align", "4", "--calibration_steps", "2", "--save
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_survivor_that_is_blocked_ends_in_time(victim: int, tmp_path: Path) -> None:
     tiny.save_model(tmp_path / "model")
     tiny.save_data(tmp_path / "data.json")
