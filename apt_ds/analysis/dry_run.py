@@ -217,10 +217,10 @@ def report(estimated: Estimate, process: int, machine: Machine, world: int) -> l
         world: number of ranks.
     """
     ranks = "1 rank" if world == 1 else f"{world} ranks"
-    lines = [f"estimate per rank, MB, of {ranks}, {machine.ranks} on a node", f"{'':24}{'device':>10}{'host':>10}"]
+    lines = [f"estimate per rank, MB, of {ranks}, {machine.ranks} on a node", f"{'':26}{'device':>10}{'host':>10}"]
     for prefix, rows in (("", estimated.parts), ("peak in ", estimated.phases)):
-        lines += [f"{prefix + name:24}{b.device / 1e6:10,.0f}{b.host / 1e6:10,.0f}" for name, b in rows.items()]
-    lines.append(f"{'process without a model':24}{0:10,.0f}{process / 1e6:10,.0f}")
+        lines += [f"{prefix + name:26}{b.device / 1e6:10,.0f}{b.host / 1e6:10,.0f}" for name, b in rows.items()]
+    lines.append(f"{'process without a model':26}{0:10,.0f}{process / 1e6:10,.0f}")
     return [*lines, verdict(estimated, process, machine)]
 
 

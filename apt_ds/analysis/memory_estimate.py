@@ -1,7 +1,7 @@
 """Memory of a rank before a run: bytes from a model's needs (`memory_trace.py`) and a DeepSpeed configuration.
 
-Pure arithmetic, one function for each phase of a run. Device bytes are those in use. What the allocator keeps beyond
-them and the CUDA context come on top.
+Pure arithmetic, one function for each phase of a run. Device bytes are those in use. What the allocator reserves beyond
+them and the CUDA context come on top. Host bytes of an offload include the rounding of pinned memory (`pinned.py`).
 
 On the CPU both columns are one memory, the resident set of the process. There glibc keeps much of what is freed, up to
 the same amount again. MALLOC_MMAP_THRESHOLD_=131072 in the environment makes glibc return it, which costs time. Buffers
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from apt_ds.analysis.memory_trace import Footprint
+from apt_ds.analysis.pinned import optimizer_rounding, parameter_rounding
 from apt_ds.analysis.sharding import MOMENTS, Bytes, Layout, Sharding
 from apt_ds.models.export.write import SHARD_BYTES
 from apt_ds.training.checkpoint import ShardWriter
@@ -61,8 +62,8 @@ def estimate(model: Footprint, config: dict[str, Any], layout: Layout) -> Estima
     """
     sharding = Sharding(model, config.get("zero_optimization", {}), layout)
     parts = step_parts(sharding)
-    weights = parts["frozen weights"].plus(parts["trained weights"])
-    engine = weights.plus(parts["optimizer"], parts["gathered weights"], Bytes(0, CODE))
+    weights = parts["frozen weights"].plus(parts["trained weights"], Bytes(0, parameter_rounding(sharding)))
+    engine = weights.plus(parts["optimizer"], parts["gathered weights"], Bytes(0, CODE + optimizer_rounding(sharding)))
     phases = {
         "loading": loading(sharding, weights),
         "fingerprint": read_weights(sharding, weights).plus(Bytes(FINGERPRINT)),
@@ -80,7 +81,8 @@ def step_parts(sharding: Sharding) -> dict[str, Bytes]:
     layout, zero = sharding.layout, sharding.zero
     master = MASTER * sharding.updated if sharding.stage else 0
     optimizer = master + round(layout.moments * sharding.updated)
-    return {
+    rounding = parameter_rounding(sharding) + optimizer_rounding(sharding)
+    parts = {
         "frozen weights": sharding.param_bytes((sharding.own - sharding.own_trained) * layout.item).plus(
             Bytes(sharding.scales)
         ),
@@ -90,6 +92,7 @@ def step_parts(sharding: Sharding) -> dict[str, Bytes]:
         "gathered weights": Bytes(gathered(sharding) * layout.item if sharding.stage == 3 else 0),
         "activations": Bytes(sharding.model.activations + sharding.dequantized * layout.item),
     }
+    return parts | ({"rounding of pinned memory": Bytes(0, rounding)} if rounding else {})
 
 
 def gradients(sharding: Sharding) -> Bytes:

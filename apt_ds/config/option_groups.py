@@ -107,6 +107,9 @@ class OptimOptions:
     bf16: bool = option(False, "compute in bfloat16")
     fp16: bool = option(False, "compute in float16 with loss scaling")
     gradient_checkpointing: bool = option(False, "recompute activations in backward to save memory")
+    deterministic: bool = option(
+        False, "the same command gives the same bits on GPUs too, with as many ranks on as many nodes; slower"
+    )
     max_nonfinite_steps: int = option(5, "consecutive steps with a non-finite loss that end the run", COUNT)
     seed: int = option(128, "seed of everything random", NOT_NEGATIVE)
 
@@ -255,7 +258,9 @@ class DistributedOptions:
     """DeepSpeed, the watchdog, and the memory estimate of a dry run."""
 
     deepspeed: str = option("", "the path of a DeepSpeed JSON, such as ds_configs/zero3.json")
-    timeout: int = option(600, "seconds without a sign of life after which a rank counts as lost", COUNT)
+    timeout: int = option(
+        600, "seconds without a sign of life after which a rank counts as lost; under NCCL at most 60", COUNT
+    )
     dry_run: bool = option(False, "only estimate the memory that a rank needs and whether it is available")
     world_size: int = option(0, "processes of the run that --dry_run estimates; 0: as launched", NOT_NEGATIVE)
     device_memory: float = option(0.0, "GB of the GPU that --dry_run assumes; 0: this machine's device", NOT_NEGATIVE)

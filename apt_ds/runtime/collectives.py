@@ -25,6 +25,7 @@ from apt_ds.runtime.profiler import timed
 
 T = TypeVar("T")
 Store = td.Store
+NODE_RANK = "APT_DS_LOCAL_RANK"  # the rank on this node, where LOCAL_RANK is the index of a device instead
 BROKEN = (td.DistNetworkError, td.DistStoreError)  # what is raised where the store's process is gone
 
 
@@ -45,7 +46,12 @@ def world_size() -> int:
 
 def local_rank() -> int:
     """Rank on this node."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return int(os.environ.get(NODE_RANK) or os.environ.get("LOCAL_RANK", "0"))
+
+
+def waits_for_lost_peers() -> bool:
+    """Whether a collective waits for ever where a peer has died. NCCL's kernels do. Gloo raises an error."""
+    return ready() and "nccl" in str(td.get_backend())
 
 
 def is_main() -> bool:

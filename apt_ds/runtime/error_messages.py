@@ -1,6 +1,8 @@
-"""Errors with a cause outside the program, as one line: memory that ran out, a lost rank."""
+"""Errors with a cause outside the program, as one line: memory that ran out, a lost rank, a kernel that is missing."""
 
 from __future__ import annotations
+
+import re
 
 import torch
 
@@ -13,17 +15,35 @@ PEER = (
     *("Connection closed by peer", "Connection reset by peer", "Socket closed", "Broken pipe", "Timed out waiting"),
     *("Connection refused", "NCCL", "Application timeout caused pair closure", "Socket Timeout"),
 )
-MEMORY = ("can't allocate memory", "not enough memory", "CUDA out of memory")
+# what says that memory ran out: torch's allocators, calls of CUDA outside them, CUDA's libraries, NCCL
+MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|CUDA out of memory"
+    r"|CUDA error: out of memory|cudaErrorMemoryAllocation"
+    r"|CU[A-Z]+_STATUS_ALLOC_FAILED"
+    r"|Cuda failure( \d+)? 'out of memory'|Failed to CUDA (host )?[mc]?alloc"
+)
+
+
+# what torch says of an operation that `--deterministic` excludes
+NOT_DETERMINISTIC = re.compile(r"(\S+) does not have a deterministic implementation")
 
 
 def translate_error(error: Exception, watchdog: Watchdog) -> Exception:
-    """The error to raise in its stead: `error` itself unless it is one of these."""
+    """The error to raise in its stead: `error` itself unless it is one of these.
+
+    Memory comes first: NCCL too allocates on the device, and its message then also looks like that of a lost peer.
+    """
     text = str(error)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(part in text for part in MEMORY):
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or MEMORY.search(text):
         return UserError(
             f"out of memory in {heartbeat.CURRENT.phase}: lower --per_device_train_batch_size (and raise "
             "--gradient_accumulation_steps by the same factor), pass --gradient_checkpointing, or use "
             "--deepspeed ds_configs/zero3_offload.json"
+        )
+    if found := NOT_DETERMINISTIC.search(text):
+        return UserError(
+            f"--deterministic: {found[1]} has no deterministic kernel on this device. Leave --deterministic out, "
+            "or try another --attn_implementation"
         )
     if isinstance(error, collectives.BROKEN) or (
         isinstance(error, RuntimeError) and any(part in text for part in PEER)

@@ -18,6 +18,7 @@ from typing import NoReturn
 
 from apt_ds.runtime import collectives, exit_status, heartbeat
 
+SILENCE = 60.0  # seconds after which a silent rank is lost, where its collectives would raise nothing
 ADVICE = "go on with --resume_from_checkpoint last"
 # in the store: a signal's number; how many ranks are leaving for it, and know that all are
 STOPPED, HEARD, SURE = "stopped", "heard", "sure"
@@ -39,12 +40,23 @@ class Watchdog:
     """A context in which the process ends with `exit_status.LOST_RANK` at most `timeout` seconds after a rank was lost.
 
     leave: called where another rank has left before the first step because of a signal, with its number.
+    silence: seconds after which a rank without a sign of life is lost, at most `timeout`. None: `SILENCE` where a
+    collective would wait for ever for a dead peer, else `timeout`. Signs of life need no progress: a thread sends them.
     """
 
-    def __init__(self, timeout: float, leave: Callable[[int], None] = lambda number: None) -> None:
+    def __init__(
+        self,
+        timeout: float,
+        leave: Callable[[int], None] = lambda number: None,
+        silence: float | None = None,
+    ) -> None:
         self.leave = leave
-        self.period = min(5.0, timeout / 20)
+        if silence is None:
+            silence = SILENCE if collectives.waits_for_lost_peers() else timeout
+        silence = min(silence, timeout)
+        self.period = min(5.0, timeout / 20, silence / 12)
         self.limit = timeout - 3 * self.period
+        self.silence = silence - 3 * self.period
         now = time.monotonic()
         self.seen = [Seen(alive=now, moved=now) for _ in range(collectives.world_size())]
         self.answered = now  # when the store last answered
@@ -141,10 +153,10 @@ class Watchdog:
 
     def verdict(self, now: float) -> str:
         """Why this process must end, empty if it need not."""
-        if now - self.answered > self.limit:
+        if now - self.answered > self.silence:
             return f"rank 0, which keeps the signs of life, has not answered for {now - self.answered:.0f} s"
-        if silent := self.silent(now, self.limit):
-            return f"{self.names(silent)} gave no sign of life for {self.limit:.0f} s"
+        if silent := self.silent(now, self.silence):
+            return f"{self.names(silent)} gave no sign of life for {self.silence:.0f} s"
         if all(seen.limited and now - seen.moved > self.limit for seen in self.seen):
             slowest = min(seen.beats for seen in self.seen)
             behind = [rank for rank, seen in enumerate(self.seen) if seen.beats == slowest]

@@ -11,20 +11,27 @@ from typing import Any, TypedDict
 import torch
 
 from apt_ds.runtime import profiler
-from apt_ds.runtime.memory import peak_memory, reset_peak
+from apt_ds.runtime.memory import peak_memory, peak_reserved, reset_peak
 
 PARTS = ("steps", "scoring", "rebuilds", "evaluation")
 
 
 class SizeFigures(TypedDict):
-    """Cost of training a model of one size. None without a step at this size."""
+    """Cost of training a model of one size. None without a step at this size.
+
+    `peak_reserved_bytes` is None on the CPU.
+    """
 
     step_seconds: float | None
     peak_memory_bytes: int | None
+    peak_reserved_bytes: int | None
 
 
 class WholeFigures(TypedDict):
-    """Cost of a whole run. `seconds` is the sum of steps, scoring and rebuilds."""
+    """Cost of a whole run. `seconds` is the sum of steps, scoring and rebuilds.
+
+    `peak_reserved_bytes` is None on the CPU.
+    """
 
     seconds: float
     steps_seconds: float
@@ -32,11 +39,12 @@ class WholeFigures(TypedDict):
     rebuilds_seconds: float
     evaluation_seconds: float
     peak_memory_bytes: int | None
+    peak_reserved_bytes: int | None
     evaluation_peak_bytes: int | None
 
 
 class Meter:
-    """Seconds by part of the run, and peak bytes of this rank.
+    """Seconds by part of the run, and peak bytes of this rank: those in use, and those that a GPU's allocator reserves.
 
     Steps are optimizer steps, with the scoring that happens in them. Scoring is calibration, search, Fisher information
     and Taylor importance. Evaluation is measured separately. It is not part of `seconds` or of the run's peak.
@@ -55,6 +63,7 @@ class Meter:
         self._dense: list[float] = []  # seconds of steps before the first cut
         self._final: list[float] = []  # seconds of steps since the last rebuild
         self._peaks = {"run": 0, "dense": 0, "final": 0, "evaluation": 0}
+        self._reserved = {"run": 0, "dense": 0, "final": 0}
         self._last_rebuild = 0.0
         reset_peak(device)
 
@@ -113,7 +122,7 @@ class Meter:
         self.rebuild_peaks.append(self.peak())
         self._fold()
         self._last_rebuild = seconds
-        self._final, self._peaks["final"] = [], 0
+        self._final, self._peaks["final"], self._reserved["final"] = [], 0, 0
         if cut:
             profiler.NOW.cut()
         self.forget_peak()
@@ -123,9 +132,10 @@ class Meter:
         reset_peak(self.device)
 
     def _fold(self, *names: str) -> None:
-        peak = self.peak()
+        peak, reserved = self.peak(), peak_reserved(self.device)
         for name in ("run", *names):
             self._peaks[name] = max(self._peaks[name], peak)
+            self._reserved[name] = max(self._reserved[name], reserved)
 
     def last_rebuild(self) -> float:
         """Seconds of the rebuild before this step, or 0. A second call returns 0."""
@@ -145,6 +155,7 @@ class Meter:
             "parts": self._parts,
             "rebuild_peaks": self.rebuild_peaks,
             "peaks": self._peaks,
+            "reserved": self._reserved,
             "last_rebuild": self._last_rebuild,
         }
         return values, {}
@@ -154,15 +165,17 @@ class Meter:
         self.rebuilds, self.rebuild_peaks = values["rebuilds"], values["rebuild_peaks"]
         self._dense, self._final, self._parts = values["dense"], values["final"], values["parts"]
         self._peaks, self._last_rebuild = values["peaks"], values["last_rebuild"]
+        # absent from checkpoints of earlier versions
+        self._reserved = values.get("reserved", self._reserved)
         self.forget_peak()
 
     def dense(self) -> SizeFigures:
         """Median step time and peak memory before the first cut."""
-        return figures(self._dense, self._peaks["dense"])
+        return figures(self._dense, self._peaks["dense"], self._reserved["dense"])
 
     def final(self) -> SizeFigures:
         """Median step time and peak memory since the last rebuild. None if no step followed it."""
-        return figures(self._final, self._peaks["final"])
+        return figures(self._final, self._peaks["final"], self._reserved["final"])
 
     def whole(self) -> WholeFigures:
         """Time of the whole run by part, and the largest peaks of all engines."""
@@ -173,12 +186,13 @@ class Meter:
             "rebuilds_seconds": self._parts["rebuilds"],
             "evaluation_seconds": self._parts["evaluation"],
             "peak_memory_bytes": self._peaks["run"] or None,
+            "peak_reserved_bytes": self._reserved["run"] or None,
             "evaluation_peak_bytes": self._peaks["evaluation"] or None,
         }
 
 
-def figures(times: list[float], peak: int) -> SizeFigures:
-    """Median time and peak of the steps at one size.
+def figures(times: list[float], peak: int, reserved: int) -> SizeFigures:
+    """Median time and peaks of the steps at one size.
 
     The first step warms caches. It does not count unless it is the only one.
     """
@@ -186,4 +200,5 @@ def figures(times: list[float], peak: int) -> SizeFigures:
     return {
         "step_seconds": statistics.median(counted) if counted else None,
         "peak_memory_bytes": peak if counted and peak else None,
+        "peak_reserved_bytes": reserved if counted and reserved else None,
     }

@@ -20,7 +20,7 @@ import apt_ds
 from apt_ds.config.errors import UserError
 from apt_ds.config.run_config import OPTIONS, RunConfig
 from apt_ds.models import quantization_checks
-from apt_ds.runtime import collectives
+from apt_ds.runtime import collectives, zero
 
 PACKAGES = ("torch", "deepspeed", "transformers", "numpy")
 # paths may differ by node: their content is compared
@@ -99,6 +99,20 @@ def model_files(folder: Path) -> Facts:
             raise UserError(f"model file {path} cannot be read: {error.strerror}") from None
         files[f"model file {path.name}"] = f"{size} bytes, {hasher.hexdigest()[:12]}"
     return files
+
+
+def check_compilers(config: zero.Config) -> None:
+    """Check on every node that it can compile the optimizer of the run, before anything is read. Collective.
+
+    Raises:
+        UserError: a node lacks a tool. All ranks raise it.
+    """
+
+    def check() -> None:
+        if problem := zero.missing_compilers(config):
+            raise UserError(f"{socket.gethostname()}: {problem}")
+
+    collectives.on_each_node(check)
 
 
 def check_room(output: Path, needed: int) -> None:

@@ -35,9 +35,10 @@ ROWS = (
     ("generated_tokens_per_second", "generation, tokens per second", "{:.1f}"),
     ("step_seconds", "training step at this size, seconds", "{:.3f}"),
     ("peak_memory_bytes", "training peak at this size, MB", "{:,.0f}"),
+    ("peak_reserved_bytes", "the same, reserved, MB", "{:,.0f}"),
 )
 COLUMNS: tuple[Literal["before", "after_cut", "after"], ...] = ("before", "after_cut", "after")
-IN_MEGABYTES = ("checkpoint_bytes", "peak_memory_bytes")
+IN_MEGABYTES = ("checkpoint_bytes", "peak_memory_bytes", "peak_reserved_bytes")
 
 
 def report(run: RunConfig, base: Base, data: Data, summary: Summary, output: Path) -> Summary:
@@ -187,5 +188,6 @@ def describe_cost(training: TrainingFigures) -> str:
         )
     )
     line = f"training took {training['seconds']:.1f} s ({parts}), evaluation {training['evaluation_seconds']:.1f} s"
-    peak = training["peak_memory_bytes"]
-    return line + (f"; peak memory of training {peak / 1e6:,.0f} MB" if peak else "")
+    peak, reserved = training["peak_memory_bytes"], training["peak_reserved_bytes"]
+    line += f"; peak memory of training {peak / 1e6:,.0f} MB" if peak else ""
+    return line + (f", {reserved / 1e6:,.0f} MB reserved" if reserved else "")

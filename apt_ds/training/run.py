@@ -20,6 +20,7 @@ from apt_ds.models.positions import check_positions
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.pruning.rules import mask_notice
 from apt_ds.runtime import collectives, exit_status, zero
+from apt_ds.runtime.deterministic import deterministic
 from apt_ds.runtime.error_messages import translate_error
 from apt_ds.runtime.signals import StopSignals
 from apt_ds.runtime.watchdog import Watchdog
@@ -48,8 +49,8 @@ def train(run: RunConfig, signals: StopSignals | None = None) -> Summary:
         LostRank: another rank has ended.
         Stopped: a signal asked for the end, and the run is saved.
     """
-    with signals or StopSignals() as stop_signals:
-        zero.init_distributed(run.distributed.timeout)
+    with deterministic(run.optim.deterministic), signals or StopSignals() as stop_signals:
+        zero.init_distributed(run.distributed.timeout, watched=True)
         with Watchdog(run.distributed.timeout, stop_signals.leave) as watchdog:
             stop_signals.tell = watchdog.tell
             try:
@@ -116,6 +117,7 @@ def _check_model(run: RunConfig, base: Base) -> zero.Config:
     check_weights(base.source, f"--model_name_or_path {run.model.model_name_or_path!r}")
     config = load_config(run, collectives.world_size(), base.config.hidden_size)
     zero.check_config(config, run.distributed.deepspeed)
+    preflight.check_compilers(config)
     quantization_checks.check(run, base.anatomy, zero.device())
     check_positions(base.config, run.data.max_seq_length)
     return config

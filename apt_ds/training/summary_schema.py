@@ -52,6 +52,7 @@ class ModelFigures(Metrics, total=False):
     generated_tokens_per_second: of the plain model, greedy at batch 1. Only with --report.
     step_seconds: median time of a training step at this size. None without a step.
     peak_memory_bytes: peak memory of training at this size. None without a step.
+    peak_reserved_bytes: peak that the GPU's allocator reserved. None without a step, and on the CPU.
     """
 
     held_out_loss: float
@@ -63,6 +64,7 @@ class ModelFigures(Metrics, total=False):
     generated_tokens_per_second: float
     step_seconds: float | None
     peak_memory_bytes: int | None
+    peak_reserved_bytes: int | None
 
 
 class DataSizes(TypedDict):
@@ -123,6 +125,7 @@ class _TrainingFigures(TypedDict):
     rebuilds_seconds: float
     evaluation_seconds: float
     peak_memory_bytes: int | None
+    peak_reserved_bytes: int | None
     evaluation_peak_bytes: int | None
     history: list[Evaluated]
 
@@ -131,6 +134,7 @@ class TrainingFigures(_TrainingFigures, total=False):
     """Cost of the whole run, and its scores.
 
     seconds: steps, scoring and rebuilds together. Evaluation is not in it.
+    peak_memory_bytes, peak_reserved_bytes: bytes in use, and bytes that the GPU's allocator reserved (None on the CPU).
     history: scores at --eval_steps and at adjustments with a teacher.
     reference_score, reached_97_percent, reached_97_percent_pruned: with --reference_score.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from apt_ds.eval import evaluator, metrics
 from apt_ds.losses import training_loss
 from apt_ds.models import adapter, loading
 from apt_ds.pruning import surgery
-from apt_ds.runtime import collectives, zero
+from apt_ds.runtime import collectives, watchdog, zero
 from apt_ds.runtime import memory as process_memory
 from apt_ds.runtime.signals import Stopped, StopSignals
 from apt_ds.runtime.watchdog import Watchdog
@@ -96,6 +97,34 @@ def faulty(
     return calls >= count
 
 
+def blocked(folder: str, victim: int, flags: list[str]) -> None:
+    """A run in which rank `victim` is killed before a reduction, and no reduction of the others ever returns.
+
+    That is how NCCL behaves: the host waits in a call of C, without the interpreter's lock, and nothing is raised.
+    Processes wait 6 seconds for signs of life.
+    """
+    watchdog.SILENCE = 6.0
+    collectives.waits_for_lost_peers = lambda: True
+    original, calls = collectives.all_reduce_sum, 0
+
+    def struck(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls < 2:
+            return original(tensor)
+        if collectives.rank() == victim:
+            os.kill(os.getpid(), signal.SIGKILL)
+        print(f"blocked at {time.monotonic()}", flush=True)
+        while True:
+            ctypes.CDLL(None).pause()
+
+    collectives.all_reduce_sum = struck
+    try:
+        training_run.train(run_config(folder, 2, False, flags))
+    finally:
+        print("unblocked", flush=True)
+
+
 def unmerged(folder: str, stage: int, flags: list[str]) -> None:
     """A run in which the first rank cannot merge the second adapter that it writes."""
     original, calls = adapter.AptLinear.merged, 0
@@ -114,15 +143,15 @@ def unmerged(folder: str, stage: int, flags: list[str]) -> None:
 def left_behind() -> None:
     """Rank 1 is killed before the first step, and its launcher asks rank 0 to go, which looks for who is gone."""
     zero.init_distributed()
-    with StopSignals() as stop_signals, Watchdog(40, stop_signals.leave) as watchdog:
-        stop_signals.tell = watchdog.tell
+    with StopSignals() as stop_signals, Watchdog(40, stop_signals.leave) as dog:
+        stop_signals.tell = dog.tell
         collectives.barrier()
-        time.sleep(2 * watchdog.period)
+        time.sleep(2 * dog.period)
         os.kill(os.getpid(), signal.SIGKILL if collectives.rank() else signal.SIGTERM)
         # it waits four periods to be heard, and learns of the loss before that
-        time.sleep(3 * watchdog.period)
-        print(f"found: {watchdog.lost()}", flush=True)
-        time.sleep(8 * watchdog.period)
+        time.sleep(3 * dog.period)
+        print(f"found: {dog.lost()}", flush=True)
+        time.sleep(8 * dog.period)
 
 
 def interrupted(

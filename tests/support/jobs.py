@@ -190,7 +190,7 @@ def told(made: trainer.Trainer, figures: dict[str, Any]) -> dict[str, Any]:
     weights = b"".join(
         path.read_bytes() for path in sorted((made.metrics_logger.folder / "model").glob("*.safetensors"))
     )
-    measured = ("step_seconds", "peak_memory_bytes", "generated_tokens_per_second")
+    measured = ("step_seconds", "peak_memory_bytes", "peak_reserved_bytes", "generated_tokens_per_second")
     judged = {w: figures[w] for w in ("before", "after_cut", "after") if w in figures}
     return {
         "rows": [{key: value for key, value in row.items() if key not in timed} for row in rows],

@@ -55,7 +55,7 @@ def test_no_step_at_the_final_size_leaves_no_figure() -> None:
     meter = spend()
     meter.begin_rebuild()
     meter.rebuilt(1.0, cut=False)
-    assert meter.final() == {"step_seconds": None, "peak_memory_bytes": None}
+    assert meter.final() == {"step_seconds": None, "peak_memory_bytes": None, "peak_reserved_bytes": None}
     assert meter.whole()["peak_memory_bytes"] and meter.dense()["step_seconds"] == 3.0
 
 
@@ -71,3 +71,51 @@ def test_a_run_that_goes_on_has_the_figures_of_the_one_before() -> None:
     again.step(1.0, dense=False)
     assert again.whole()["seconds"] == pytest.approx(meter.seconds + 1.0)
     assert again.whole()["peak_memory_bytes"] == meter.whole()["peak_memory_bytes"]
+
+
+class Allocator:
+    """Stands for the allocator of a GPU: bytes in use, and bytes that it has taken from the device."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.used = self.reserved = self.peak_used = self.peak_reserved = 0
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: self.peak_used)
+        monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: self.peak_reserved)
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: self.reset())
+
+    def reset(self) -> None:
+        self.peak_used, self.peak_reserved = self.used, self.reserved
+
+    def step(self, used: int, reserved: int, left: int) -> None:
+        """Use so many bytes, take so many from the device, and keep `left` of them afterwards."""
+        self.peak_used, self.peak_reserved = max(self.peak_used, used), max(self.peak_reserved, reserved)
+        self.used, self.reserved = left, reserved
+
+
+def test_what_a_gpu_reserves_is_measured_like_what_it_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Allocator(monkeypatch)
+    meter = Meter(torch.device("cuda", 0))
+    gpu.step(80, 90, left=50)
+    meter.step(2.0, dense=True)
+    with meter.evaluation():
+        gpu.step(200, 300, left=50)
+        gpu.reserved = 90
+    meter.begin_rebuild()
+    gpu.step(100, 140, left=30)
+    meter.rebuilt(1.0, cut=True)
+    # the cut has left holes: half as much is used, and nearly as much is reserved
+    gpu.step(40, 85, left=30)
+    gpu.peak_reserved = 85
+    meter.step(1.0, dense=False)
+    assert meter.dense() == {"step_seconds": 2.0, "peak_memory_bytes": 80, "peak_reserved_bytes": 90}
+    assert meter.final() == {"step_seconds": 1.0, "peak_memory_bytes": 40, "peak_reserved_bytes": 85}
+    whole = meter.whole()
+    assert (whole["peak_memory_bytes"], whole["peak_reserved_bytes"]) == (100, 140)
+    again = Meter(torch.device("cuda", 0))
+    saved = json.loads(json.dumps(meter.state_dict()[0]))
+    again.load_state_dict(saved, {})
+    assert again.whole() == whole and again.final() == meter.final()
+    # a checkpoint of an earlier version has no such figures
+    del saved["reserved"]
+    older = Meter(torch.device("cuda", 0))
+    older.load_state_dict(saved, {})
+    assert older.whole()["peak_memory_bytes"] == 100 and older.whole()["peak_reserved_bytes"] is None

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+import socket
 from pathlib import Path
 
 import pytest
+from deepspeed.ops.op_builder import OpBuilder
 
 from apt_ds.config.errors import UserError
-from apt_ds.training import preflight
+from apt_ds.models import loading
+from apt_ds.runtime import zero
+from apt_ds.training import datasets, preflight
 from tests.support import multiprocess, tiny
+from tests.support.launcher import Place, caller, own_world
+from tests.support.paths import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +76,26 @@ def test_too_little_room_is_one_line(tmp_path: Path) -> None:
     preflight.check_room(tmp_path / "a" / "b", 1)
     with pytest.raises(UserError, match=r"rank 0 on .* MB free under .*, the run writes about 1,000,000,000,000 MB"):
         preflight.check_room(tmp_path / "a" / "b", 10**18)
+
+
+def test_without_a_compiler_an_offload_ends_before_anything_is_read(
+    place: Place, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with own_world():
+        # on the CPU DeepSpeed compiles something here
+        zero.init_distributed()
+        programs = tmp_path / "bin"
+        programs.mkdir()
+        (programs / "ninja").symlink_to(str(shutil.which("ninja")))
+        monkeypatch.setenv("PATH", str(programs))
+        monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
+        monkeypatch.setattr(OpBuilder, "_loaded_ops", {})
+        for module, name in ((loading, "load_model"), (datasets, "build_dataset")):
+            monkeypatch.setattr(module, name, lambda *_: pytest.fail("it was read"))
+        words = place.words(tmp_path / "out", deepspeed=ROOT / "ds_configs" / "zero2_offload.json")
+        ended = caller(capfd, monkeypatch)(words)
+    assert ended.status == 2 and "Traceback" not in ended.err
+    (line,) = ended.mistakes
+    assert f"{socket.gethostname()}: DeepSpeed compiles its optimizer (cpu_adam)" in line
+    assert "a C++ compiler (no 'c++' on PATH" in line and "ninja (" not in line
+    assert not (tmp_path / "out").exists()

@@ -1,5 +1,6 @@
 """What DeepSpeed is to the rest of the package. Nothing outside this folder imports deepspeed."""
 
+from apt_ds.runtime.zero.compilers import missing_compilers
 from apt_ds.runtime.zero.engine import (
     Config,
     Engine,
@@ -26,13 +27,12 @@ from apt_ds.runtime.zero.engine import (
     step,
     unwrap,
 )
+from apt_ds.runtime.zero.gradients import full_gradient, weight_times_gradient
 from apt_ds.runtime.zero.optimizer_state import (
     EngineState,
-    full_gradient,
     put_state,
     take_state,
     unstepped_state,
-    weight_times_gradient,
 )
 from apt_ds.runtime.zero.sections import check_sections
 from apt_ds.runtime.zero.world import init_distributed, launched, temporary_world
@@ -58,6 +58,7 @@ __all__ = [
     "is_partitioned",
     "launched",
     "loss_scale",
+    "missing_compilers",
     "own_part",
     "put_state",
     "release",

@@ -27,7 +27,7 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from apt_ds.config.errors import UserError
 from apt_ds.runtime import collectives
-from apt_ds.runtime.memory import trim_heap
+from apt_ds.runtime.memory import free_pinned, trim_heap
 from apt_ds.runtime.packed import QuantizedParameter
 from apt_ds.runtime.profiler import timed
 from apt_ds.runtime.zero.adam8bit import Maker
@@ -176,6 +176,7 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+        free_pinned()
     trim_heap()
 
 

@@ -1,4 +1,4 @@
-"""What an engine knows about its trainable parameters: gradients before a step, masters and moments across a rebuild.
+"""Masters and moments of an engine across a rebuild.
 
 Stage 3 shards every parameter, stages 1 and 2 a flat buffer of them all, stage 0 nothing; here they look alike.
 """
@@ -13,10 +13,7 @@ import torch
 from deepspeed.ops.adam import DeepSpeedCPUAdam
 from deepspeed.utils import (
     safe_get_full_fp32_param,
-    safe_get_full_grad,
     safe_get_full_optimizer_state,
-    safe_get_local_fp32_param,
-    safe_get_local_grad,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
     safe_set_local_fp32_param,
@@ -26,54 +23,12 @@ from torch import Tensor, nn
 
 from apt_ds.runtime import collectives
 from apt_ds.runtime.zero import adam8bit
-from apt_ds.runtime.zero.engine import Engine, PartitionedParameter, device, full_shape, is_zero_param, loss_scale
+from apt_ds.runtime.zero.engine import Engine, PartitionedParameter, full_shape, is_zero_param
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 Sink = Callable[[str, dict[str, Tensor]], None]
 COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
-
-
-@torch.no_grad()
-def weight_times_gradient(engine: Engine, parameters: list[nn.Parameter]) -> Tensor:
-    """Sum |w * dL/dw| of each parameter, over this rank's shards only: sum it over ranks. fp32 [len(parameters)].
-
-    Between the boundary's backward and its step. Touches no other rank, so it needs no collective of its own.
-    """
-    scale = 1.0 / loss_scale(engine)
-    sums = [_local_weight_times_gradient(engine, p) * scale for p in parameters]
-    return torch.stack(sums) if sums else torch.zeros(0, device=device())
-
-
-@torch.no_grad()
-def full_gradient(engine: Engine, parameter: nn.Parameter) -> Tensor:
-    """dL/dw of a trained parameter, averaged over ranks, fp32, whole on every rank. Collective.
-
-    Between the boundary's backward and its step, where alone DeepSpeed answers right.
-    """
-    gradient = safe_get_full_grad(parameter) if engine.zero_optimization() else parameter.grad
-    assert gradient is not None, "the parameter got no gradient"
-    return gradient.float().to(parameter.device) / loss_scale(engine)
-
-
-def _local_weight_times_gradient(engine: Engine, parameter: nn.Parameter) -> Tensor:
-    if is_zero_param(parameter):
-        weight, gradient = safe_get_local_fp32_param(parameter), safe_get_local_grad(parameter)
-        return (weight.flatten() * gradient.flatten()).abs().sum()
-    if not engine.zero_optimization():
-        assert parameter.grad is not None, "the parameter got no gradient"
-        return (parameter.data * parameter.grad).abs().sum().float() / engine.dp_world_size
-    # stages 1 and 2: the part of the flat buffers on this rank, None where it has none
-    mapping: Any = vars(parameter)["_hp_mapping"]
-    if mapping is None:
-        return torch.zeros((), device=parameter.device)
-    weight = mapping.get_hp_fragment().flatten()
-    gradient = (
-        mapping.get_lp_grad_fragment(vars(parameter)["_index_in_param_group"]).flatten().to(weight.device).float()
-    )
-    if gradient.numel() != weight.numel():
-        gradient = gradient.narrow(0, mapping.lp_fragment_address.start, weight.numel())
-    return (weight * gradient).abs().sum().to(parameter.device)
 
 
 @dataclass

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import deepspeed
 import torch
-from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import logger
-from torch.utils import cpp_extension
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from apt_ds.config.errors import UserError
 from apt_ds.runtime import collectives
+from apt_ds.runtime.zero import environment
+from apt_ds.runtime.zero.compilers import extensions_folder
 from apt_ds.runtime.zero.engine import device, forget_coordinators, free_memory
 
 # what some launcher sets: deepspeed and torchrun, Open MPI, MPICH
@@ -27,17 +27,20 @@ LAUNCHED = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 # what `init_distributed` sets where there is no launcher
 ALONE = (
     *("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE"),
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY",
+    *("ONEDNN_PRIMITIVE_CACHE_CAPACITY", *environment.CHANGED),
 )
 
 
-def init_distributed(timeout: float = 600) -> None:
+def init_distributed(timeout: float = 600, watched: bool = False) -> None:
     """Join the process group the launcher has prepared; a process of its own where there is none.
 
-    timeout: seconds after which the watchdog gives up; a collective waits longer, as the watchdog knows who is gone.
+    Args:
+        timeout: seconds after which the watchdog gives up. A collective waits longer, as the watchdog knows who is
+            gone.
+        watched: whether the caller will run a `Watchdog`.
 
     Raises:
-        UserError: the launcher's port is taken.
+        UserError: the launcher's port is taken, no GPU is visible where one is asked for, or two ranks share a GPU.
     """
     logger.setLevel(logging.WARNING)
     # deepspeed calls collectives under names that newer torch renames
@@ -46,20 +49,29 @@ def init_distributed(timeout: float = 600) -> None:
         _be_alone()
     if collectives.is_main():
         warn_of_locks(extensions_folder())
+    if not collectives.ready():
+        environment.prepare(watched)
     try:
         deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=4 * timeout + 60))
-    except collectives.BROKEN as error:
-        if "EADDRINUSE" not in str(error):
-            raise
-        port = os.environ.get("MASTER_PORT")
-        raise UserError(
-            f"port {port} is in use, by another run perhaps: give the launcher another --master_port"
-        ) from None
-    _unname_buffers()
-    # DeepSpeed itself does so only when it shards weights or builds an engine: too late for what loads before
-    get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        environment.take_device()
+        _unname_buffers()
+    except RuntimeError as error:
+        if mistake := _mistake(error):
+            raise UserError(mistake) from None
+        raise
     if device().type == "cpu":
         _share_cpu()
+
+
+def _mistake(error: RuntimeError) -> str:
+    """What to say of an error that the user's command causes while ranks meet, empty for any other."""
+    text = str(error)
+    if isinstance(error, collectives.BROKEN) and "EADDRINUSE" in text:
+        port = os.environ.get("MASTER_PORT")
+        return f"port {port} is in use, by another run perhaps: give the launcher another --master_port"
+    if "Duplicate GPU detected" in text:
+        return "two ranks of a node use the same GPU: start at most as many processes as the node has GPUs"
+    return ""
 
 
 def _share_cpu() -> None:
@@ -70,16 +82,6 @@ def _share_cpu() -> None:
         # every process would take all cores otherwise
         local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))
-
-
-def extensions_folder() -> Path:
-    """Where torch keeps compiled extensions, as its own `_get_build_directory` finds it."""
-    if chosen := os.environ.get("TORCH_EXTENSIONS_DIR"):
-        return Path(chosen)
-    versions = {"rocm": torch.version.hip, "cu": torch.version.cuda}
-    built = next((f"{name}{number.replace('.', '')}" for name, number in versions.items() if number), "cpu")
-    python = f"py{sys.version_info.major}{sys.version_info.minor}{getattr(sys, 'abiflags', '')}"
-    return Path(cpp_extension.get_default_build_root(), f"{python}_{built}")
 
 
 def warn_of_locks(root: Path) -> None:

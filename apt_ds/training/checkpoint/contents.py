@@ -19,7 +19,7 @@ FREE_OPTIONS = {
     *("max_nonfinite_steps", "report", "report_samples", "per_device_eval_batch_size", "num_train_epochs", "max_steps"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "packing", "profile", "export_bits"),
     *("save_steps", "save_total_limit", "resume_from_checkpoint", "timeout", "eval_steps", "reference_score"),
-    *("trust_remote_code", "dry_run", "world_size", "device_memory", "host_memory"),
+    *("trust_remote_code", "deterministic", "dry_run", "world_size", "device_memory", "host_memory"),
 }
 COUNTS = {
     "global_batch": "processes x --per_device_train_batch_size x --gradient_accumulation_steps",

@@ -1,0 +1,69 @@
+"""Gradients of an engine's trainable parameters, between a boundary's backward and its step.
+
+Stage 3 shards every parameter, stages 1 and 2 a flat buffer of them all, stage 0 nothing. Here they look alike.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from deepspeed.accelerator import get_accelerator
+from deepspeed.utils import safe_get_full_grad, safe_get_local_fp32_param, safe_get_local_grad
+from torch import Tensor, nn
+
+from apt_ds.runtime.zero.engine import Engine, device, is_zero_param, loss_scale
+
+
+@torch.no_grad()
+def weight_times_gradient(engine: Engine, parameters: list[nn.Parameter]) -> Tensor:
+    """Sum |w * dL/dw| of each parameter, over this rank's shards only: sum it over ranks. fp32 [len(parameters)].
+
+    Between the boundary's backward and its step. Touches no other rank, so it needs no collective of its own.
+    """
+    wait_for_offload(engine)
+    scale = 1.0 / loss_scale(engine)
+    sums = [_local_weight_times_gradient(engine, p) * scale for p in parameters]
+    return torch.stack(sums) if sums else torch.zeros(0, device=device())
+
+
+@torch.no_grad()
+def full_gradient(engine: Engine, parameter: nn.Parameter) -> Tensor:
+    """dL/dw of a trained parameter, averaged over ranks, fp32, whole on every rank. Collective.
+
+    Between the boundary's backward and its step, where alone DeepSpeed answers right.
+    """
+    wait_for_offload(engine)
+    gradient = safe_get_full_grad(parameter) if engine.zero_optimization() else parameter.grad
+    assert gradient is not None, "the parameter got no gradient"
+    return gradient.float().to(parameter.device) / loss_scale(engine)
+
+
+def wait_for_offload(engine: Engine) -> None:
+    """Wait until the gradients that the engine offloads have arrived on the host.
+
+    DeepSpeed copies a gradient to pinned memory without waiting. Nothing orders a read by the host after that copy.
+    Gradients that stay on the device need no wait: the device reads them after it has written them.
+    """
+    if engine.zero_use_cpu_optimizer() and device().type != "cpu":
+        get_accelerator().synchronize()
+
+
+def _local_weight_times_gradient(engine: Engine, parameter: nn.Parameter) -> Tensor:
+    if is_zero_param(parameter):
+        weight, gradient = safe_get_local_fp32_param(parameter), safe_get_local_grad(parameter)
+        return (weight.flatten() * gradient.flatten()).abs().sum()
+    if not engine.zero_optimization():
+        assert parameter.grad is not None, "the parameter got no gradient"
+        return (parameter.data * parameter.grad).abs().sum().float() / engine.dp_world_size
+    # stages 1 and 2: the part of the flat buffers on this rank, None where it has none
+    mapping: Any = vars(parameter)["_hp_mapping"]
+    if mapping is None:
+        return torch.zeros((), device=parameter.device)
+    weight = mapping.get_hp_fragment().flatten()
+    gradient = (
+        mapping.get_lp_grad_fragment(vars(parameter)["_index_in_param_group"]).flatten().to(weight.device).float()
+    )
+    if gradient.numel() != weight.numel():
+        gradient = gradient.narrow(0, mapping.lp_fragment_address.start, weight.numel())
+    return (weight * gradient).abs().sum().to(parameter.device)
