@@ -158,7 +158,7 @@ def rebuilds(folder: str, stages: list[tuple[int, bool]], count: int) -> dict[st
 
 
 def alive(made: trainer.Trainer) -> dict[str, int]:
-    """Engines, tensors, bytes, hooks, registry entries of this process."""
+    """Engines, tensors, bytes, hooks, registry entries of this process, and bytes that torch holds on a GPU for it."""
     from deepspeed.runtime.zero import parameter_offload
 
     kinds = {"engines": zero.Engine, "tensors": torch.Tensor, "modules": nn.Module}
@@ -171,4 +171,13 @@ def alive(made: trainer.Trainer) -> dict[str, int]:
     )
     census["stack"] = len(parameter_offload.FWD_MODULE_STACK)
     census["rss"] = psutil.Process().memory_info().rss
-    return census
+    return census | gpu_bytes()
+
+
+def gpu_bytes() -> dict[str, int]:
+    """Bytes of tensors on the GPU, bytes that torch has reserved there, and pinned bytes of the host. 0 without one."""
+    if not torch.cuda.is_available():
+        return dict.fromkeys(("allocated", "reserved", "pinned"), 0)
+    host = torch.cuda.host_memory_stats()
+    pinned = host.get("allocated_bytes.current", 0)
+    return {"allocated": torch.cuda.memory_allocated(), "reserved": torch.cuda.memory_reserved(), "pinned": pinned}
