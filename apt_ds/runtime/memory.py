@@ -34,6 +34,11 @@ def peak_memory(device: torch.device) -> int:
     return int(line.split()[1]) * 1024
 
 
+def peak_reserved(device: torch.device) -> int:
+    """Peak bytes that the device's allocator has reserved since `reset_peak`. On the CPU as `peak_memory`."""
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else peak_memory(device)
+
+
 def trim_heap() -> None:
     """Return free memory of the C library's heap to the system. Has no effect without glibc."""
     with suppress(OSError, AttributeError):

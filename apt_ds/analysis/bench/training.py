@@ -27,7 +27,7 @@ from apt_ds.models.loading import Base
 from apt_ds.models.modules import replace_module
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.runtime import collectives, zero
-from apt_ds.runtime.memory import peak_memory, reset_peak
+from apt_ds.runtime.memory import peak_memory, peak_reserved, reset_peak
 from apt_ds.training.datasets import Data
 from apt_ds.training.metrics import MetricsLogger
 from apt_ds.training.trainer import Trainer
@@ -118,8 +118,12 @@ def measure_apt(variant: Variant, run: RunConfig, base: Base, data: Data, steps:
 
 
 def timed(step: Callable[[int], None], steps: int, shape: Shape) -> Timed:
-    """Time `steps` steps after one step of warm-up. Collective."""
+    """Time `steps` steps after one step of warm-up. Collective.
+
+    What the allocator keeps from loading and from the warm-up is freed first. It would count as reserved.
+    """
     step(0)
+    zero.free_memory()
     reset_peak(zero.device())
     seconds = []
     counter = energy_counter()
@@ -130,4 +134,5 @@ def timed(step: Callable[[int], None], steps: int, shape: Shape) -> Timed:
         step(number)
         seconds.append(now() - start)
     joules = (counter() - before) / steps if counter else None
-    return Timed(seconds, max(collectives.gather_objects(peak_memory(zero.device()))), joules, shape)
+    peaks = [max(collectives.gather_objects(measure(zero.device()))) for measure in (peak_memory, peak_reserved)]
+    return Timed(seconds, peaks[0], joules, shape, reserved=peaks[1])
