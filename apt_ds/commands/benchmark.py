@@ -16,8 +16,8 @@ from apt_ds.config.run_config import RunConfig
 from apt_ds.runtime import exit_status
 
 MEASURED = (
-    "figures of an earlier --json, such as train7.json of tests/gpu/check.sh. --predict takes utilisation and peak from "
-    "it. By default a utilisation of 40 percent is assumed"
+    "figures of an earlier --json, such as train7.json of tests/gpu/check.sh. --predict takes utilisation and peak "
+    "from it. By default a utilisation of 40 percent is assumed"
 )
 
 
