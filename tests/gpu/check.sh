@@ -22,10 +22,10 @@ rm -f "$OUT"/*.log "$OUT"/*.json "$OUT"/*.md "$OUT/stages.tsv"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 on_cpu=(env CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu)
-sizes7=llama2-7b sizes13=llama2-13b length=512 steps=5 few=2 together=8 patience=1
+sizes7=llama2-7b sizes13=llama2-13b length=512 steps=5 few=2 together=8 patience=1 tests=(tests -m gpu)
 if [[ -n $DRY ]]; then
     export CUDA_VISIBLE_DEVICES="" DS_ACCELERATOR=cpu APT_DS_GPU_TESTS=cpu OMP_NUM_THREADS=1 BATCH=2
-    sizes7=tiny sizes13=tiny length=64 steps=1 few=1 together=2 patience=5
+    sizes7=tiny sizes13=tiny length=64 steps=1 few=1 together=2 patience=5 tests=(tests/gpu -m gpu -k pretuning)
 fi
 
 wanted() { [[ " $stages " == *" $1 "* ]]; }
@@ -80,7 +80,7 @@ if wanted modes; then
     start memory 150 "$python" -m tests.gpu.memory "$work" "$OUT/memory.json"
     start resume 200 "$python" -m tests.gpu.resume "$work"
 fi
-wanted tests && OMP_NUM_THREADS=2 start tests 200 "$python" -m pytest tests -m gpu -q -p no:cacheprovider
+wanted tests && OMP_NUM_THREADS=2 start tests 200 "$python" -m pytest "${tests[@]}" -q -p no:cacheprovider
 wait
 wanted modes && run losses 30 "$python" -m tests.gpu.losses "$OUT"
 
