@@ -61,35 +61,40 @@ bench() { # NAME SECONDS ZERO SIZES BATCH STEPS VARIANTS MORE...
         --variants "$variants" --generate 0 --json "$OUT/$name.json" "$@"
 }
 
-wanted see && run see 90 "$python" -m tests.gpu.see
+main() { # a function, so that an edit of this file does not change a check under way
+    wanted see && run see 90 "$python" -m tests.gpu.see
 
-if wanted make || wanted modes; then
-    # one compiles what offload needs, one trains the small model of the stage modes
-    start compile 150 "$python" -m tests.gpu.compile_ops
-    start model 90 "$python" -m tests.gpu.small_model "$work"
+    if wanted make || wanted modes; then
+        # one compiles what offload needs, one trains the small model of the stage modes
+        start compile 150 "$python" -m tests.gpu.compile_ops
+        start model 90 "$python" -m tests.gpu.small_model "$work"
+        wait
+    fi
+
+    # first of all: is it right? On the GPU, and the same on the CPU for comparison
+    if wanted modes; then
+        for group in bf16 fp16 bits; do
+            OMP_NUM_THREADS=2 start "$group" 200 "$python" -m tests.gpu.modes "$group" "$work" "$OUT/modes_$group.json"
+            OMP_NUM_THREADS=2 start "$group-cpu" 200 "${on_cpu[@]}" "$python" -m tests.gpu.modes "$group" "$work" \
+                "$OUT/cpu_$group.json" --reference
+        done
+        start memory 150 "$python" -m tests.gpu.memory "$work" "$OUT/memory.json"
+        start resume 200 "$python" -m tests.gpu.resume "$work"
+    fi
+    wanted tests && OMP_NUM_THREADS=2 start tests 200 "$python" -m pytest "${tests[@]}" -q -p no:cacheprovider
     wait
-fi
+    wanted modes && run losses 30 "$python" -m tests.gpu.losses "$OUT"
 
-# first of all: is it right? On the GPU, and the same on the CPU for comparison
-if wanted modes; then
-    for group in bf16 fp16 bits; do
-        OMP_NUM_THREADS=2 start "$group" 200 "$python" -m tests.gpu.modes "$group" "$work" "$OUT/modes_$group.json"
-        OMP_NUM_THREADS=2 start "$group-cpu" 200 "${on_cpu[@]}" "$python" -m tests.gpu.modes "$group" "$work" \
-            "$OUT/cpu_$group.json" --reference
-    done
-    start memory 150 "$python" -m tests.gpu.memory "$work" "$OUT/memory.json"
-    start resume 200 "$python" -m tests.gpu.resume "$work"
-fi
-wanted tests && OMP_NUM_THREADS=2 start tests 200 "$python" -m pytest "${tests[@]}" -q -p no:cacheprovider
-wait
-wanted modes && run losses 30 "$python" -m tests.gpu.losses "$OUT"
+    # then: what does it cost? Alone on the GPU
+    wanted train7 && bench train7 170 zero2 "$sizes7" "$BATCH" "$steps" lora,dense,unscored,cut30,cut50
+    wanted generate && run generate 100 "$python" -m tests.gpu.generation "$sizes7" "$OUT/generate.json"
+    wanted profile && run profile 70 "$python" -m tests.gpu.step_profile "$sizes7" "$length" "$OUT/profile.json"
+    wanted bits7 && bench bits7 60 zero2 "$sizes7" 1 "$few" dense4
+    wanted offload13 && bench offload13 150 zero3_offload "$sizes13" 4 "$few" unscored,cut30 --gradient_checkpointing
+    wanted zero3 && bench zero3 120 zero3 "$sizes7" "$BATCH" "$few" lora,dense,cut30
 
-# then: what does it cost? Alone on the GPU
-wanted train7 && bench train7 170 zero2 "$sizes7" "$BATCH" "$steps" lora,dense,unscored,cut30,cut50
-wanted generate && run generate 100 "$python" -m tests.gpu.generation "$sizes7" "$OUT/generate.json"
-wanted profile && run profile 70 "$python" -m tests.gpu.step_profile "$sizes7" "$length" "$OUT/profile.json"
-wanted bits7 && bench bits7 60 zero2 "$sizes7" 1 "$few" dense4
-wanted offload13 && bench offload13 150 zero3_offload "$sizes13" 4 "$few" unscored,cut30 --gradient_checkpointing
-wanted zero3 && bench zero3 120 zero3 "$sizes7" "$BATCH" "$few" lora,dense,cut30
+    "$python" -m tests.gpu.summary "$OUT" "BUDGET=$budget BATCH=$BATCH${DRY:+ DRY=1} bash tests/gpu/check.sh" "$stages"
+}
 
-"$python" -m tests.gpu.summary "$OUT" "BUDGET=$budget BATCH=$BATCH${DRY:+ DRY=1} bash tests/gpu/check.sh" "$stages"
+main
+exit

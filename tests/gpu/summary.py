@@ -9,6 +9,7 @@ measured keeps its row. Exit status 1 if a stage did not run or failed.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from datetime import date
@@ -120,9 +121,8 @@ def targets_table(rows: list[Target]) -> str:
     lines = ["| | measured | target | |", "|---|---|---|---|"]
     for row in rows:
         value = "-" if row.value is None else f"{row.value:.3f} {row.unit}".strip()
-        lines.append(
-            f"| {row.what} | {value} | {'>=' if row.above else '<='} {row.limit:g} {row.unit} | {row.verdict} |"
-        )
+        limit = f"{'>=' if row.above else '<='} {row.limit:g} {row.unit}".strip()
+        lines.append(f"| {row.what} | {value} | {limit} | {row.verdict} |")
     return "\n".join(lines)
 
 
@@ -188,6 +188,7 @@ def benchmarks(folder: Path, command: str) -> str:
     named = ", ".join(f"{name} {packages[name]}" for name in ("torch", "deepspeed", "transformers", "peft"))
     parts = [f"## On a GPU: {card()}", f"{date.today()}, commit {commit() or '-'}, driver {driver() or '-'}, {named}."]
     parts.append(f"```bash\n{command}\n```")
+    parts += ["A dry run: all sizes are tiny, whatever a title says."] if os.environ.get("DRY") else []
     for name, (title, table) in SECTIONS.items():
         figures = read(folder, name)
         parts += [f"**{title}**", table(figures) if figures else "Not measured."]
