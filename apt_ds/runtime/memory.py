@@ -35,8 +35,11 @@ def peak_memory(device: torch.device) -> int:
 
 
 def peak_reserved(device: torch.device) -> int:
-    """Peak bytes that the device's allocator has reserved since `reset_peak`. On the CPU as `peak_memory`."""
-    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else peak_memory(device)
+    """Peak bytes since `reset_peak` that the device's allocator had taken from the device. 0 on the CPU.
+
+    They include holes between tensors, and memory that is kept for later tensors.
+    """
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0
 
 
 def trim_heap() -> None:

@@ -82,10 +82,14 @@ def read(folder: Path, name: str) -> Figures:
     return json.loads(path.read_text(encoding="utf8")) if path.is_file() else {}
 
 
-def ratio(figures: Figures, key: str, variant: str) -> float | None:
+def ratio(values: dict[str, float], variant: str) -> float | None:
     """A variant's figure relative to PEFT's LoRA in the same run."""
-    values = figures.get(key, {})
     return values[variant] / values[LORA] if variant in values and LORA in values else None
+
+
+def reserved(figures: Figures) -> dict[str, float]:
+    """Bytes that the allocator of the GPU reserved for each variant. On the CPU the resident memory."""
+    return figures.get("reserved_bytes") or figures.get("peak_memory_bytes", {})
 
 
 def generated(figures: Figures, batch: str, way: str) -> float | None:
@@ -98,19 +102,20 @@ def targets_of(folder: Path) -> list[Target]:
     """All targets, measured or not."""
     train, four = read(folder, "train7"), read(folder, "bits7")
     generation, offload = read(folder, "generate"), read(folder, "offload13")
-    rows = [Target("scoring on: time to LoRA", ratio(train, "step_seconds", "dense"), VARIANTS["dense"].time or 0)]
+    seconds = train.get("step_seconds", {})
+    rows = [Target("scoring on: time to LoRA", ratio(seconds, "dense"), VARIANTS["dense"].time or 0)]
     for name, removed in (("cut30", "30 %"), ("cut50", "50 %")):
         variant = VARIANTS[name]
-        rows.append(Target(f"{removed} removed: time to LoRA", ratio(train, "step_seconds", name), variant.time or 0))
-        memory = ratio(train, "peak_reserved_bytes", name)
+        rows.append(Target(f"{removed} removed: time to LoRA", ratio(seconds, name), variant.time or 0))
+        memory = ratio(reserved(train), name)
         rows.append(Target(f"{removed} removed: reserved memory to LoRA", memory, variant.memory or 0))
     for batch in ("batch 1", "batch 32"):
         speed = generated(generation, batch, "captured")
         rows.append(Target(f"30 % removed: captured generation to dense, {batch}", speed, FASTER, above=True))
     rebuilds = train.get("rebuild_seconds", {}).values()
     rows.append(Target("rebuild of 7B", max(rebuilds, default=None), REBUILD_SECONDS, "s"))
-    reserved = four.get("peak_reserved_bytes", {}).get("dense4")
-    rows.append(Target("7B in 4 bits: reserved memory", reserved and reserved / 2**30, BITS_LIMIT, "GiB"))
+    taken = reserved(four).get("dense4")
+    rows.append(Target("7B in 4 bits: reserved memory", taken and taken / 2**30, BITS_LIMIT, "GiB"))
     ran = float(len(offload["step_seconds"])) if "step_seconds" in offload else None
     rows.append(Target("13B under ZeRO-3 with offload: variants that ran", ran, 2, above=True))
     return rows
@@ -133,10 +138,10 @@ def training_table(figures: Figures) -> str:
     """A benchmark's figures in Markdown, a row for each variant."""
     lines = [f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|"]
     for name, seconds in figures["step_seconds"].items():
-        time, memory = ratio(figures, "step_seconds", name), ratio(figures, "peak_reserved_bytes", name)
+        time, memory = ratio(figures["step_seconds"], name), ratio(reserved(figures), name)
         cells = [VARIANTS[name].what, f"{seconds:.3f}", "-" if time is None else f"{time:.3f}"]
         cells.append(f"{figures['tokens_per_second'][name]:,.0f}")
-        cells += [f"{figures[key][name] / 1e6:,.0f}" for key in ("peak_memory_bytes", "peak_reserved_bytes")]
+        cells += [f"{bytes_[name] / 1e6:,.0f}" for bytes_ in (figures["peak_memory_bytes"], reserved(figures))]
         cells += ["-" if memory is None else f"{memory:.3f}", f"{100 * figures['utilisation'][name]:.0f} %"]
         rebuild = figures["rebuild_seconds"].get(name)
         lines.append(f"| {' | '.join([*cells, '' if rebuild is None else f'{rebuild:.2f}'])} |")

@@ -12,7 +12,7 @@ from tests.gpu import losses, memory, summary
 
 TRAIN: dict[str, Any] = {
     "step_seconds": {"lora": 1.0, "dense": 1.04, "cut30": 0.76, "cut50": 0.5},
-    "peak_reserved_bytes": {"lora": 100e9, "dense": 101e9, "cut30": 72e9, "cut50": 59e9},
+    "reserved_bytes": {"lora": 100e9, "dense": 101e9, "cut30": 72e9, "cut50": 59e9},
     "peak_memory_bytes": {"lora": 90e9, "dense": 91e9, "cut30": 60e9, "cut50": 50e9},
     "tokens_per_second": {"lora": 4096.0, "dense": 4000.0, "cut30": 5000.0, "cut50": 8000.0},
     "utilisation": {"lora": 0.5, "dense": 0.49, "cut30": 0.45, "cut50": 0.44},
@@ -32,7 +32,7 @@ def test_targets_are_met_missed_or_not_measured(tmp_path: Path) -> None:
         tmp_path,
         train7=TRAIN,
         generate={"batch 1": SPEEDS, "batch 32": SPEEDS | {"cut30": {"eager": 30.0, "captured": 134.0}}},
-        bits7={"peak_reserved_bytes": {"dense4": 11 * 2**30}},
+        bits7={"reserved_bytes": {"dense4": 11 * 2**30}},
         offload13={"step_seconds": {"unscored": 9.0}},
     )
     verdicts = [row.verdict for row in summary.targets_of(tmp_path)]
