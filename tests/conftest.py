@@ -15,17 +15,11 @@ from tests.support.paths import ROOT
 if TYPE_CHECKING:
     from tests.support.launcher import Place
 
+hide_gpus()
 # DeepSpeed compiles with the ninja it finds first: let it be this environment's, or every switch compiles anew
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-hide_gpus()
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip tests marked `gpu` where there is no GPU."""
-    if item.get_closest_marker("gpu") and not on_cpu() and not gpus():
-        pytest.skip("needs a GPU")
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +37,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     from tests.support.launcher import inputs
 
     return inputs(tmp_path_factory.mktemp("place"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests marked `gpu` where there is no GPU."""
+    if item.get_closest_marker("gpu") and not on_cpu() and not gpus():
+        pytest.skip("needs a GPU")

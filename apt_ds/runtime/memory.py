@@ -34,14 +34,6 @@ def peak_memory(device: torch.device) -> int:
     return int(line.split()[1]) * 1024
 
 
-def peak_reserved(device: torch.device) -> int:
-    """Peak bytes since `reset_peak` that the device's allocator had taken from the device. 0 on the CPU.
-
-    They include holes between tensors, and memory that is kept for later tensors.
-    """
-    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0
-
-
 def trim_heap() -> None:
     """Return free memory of the C library's heap to the system. Has no effect without glibc."""
     with suppress(OSError, AttributeError):

@@ -14,7 +14,7 @@ import torch
 from apt_ds.pruning.surgery import Plan
 from apt_ds.training import run as training_run
 from tests.gpu.small_model import DRY, run_of
-from tests.support.rebuild_jobs import gpu_bytes
+from tests.support.devices import gpu_bytes
 
 ZEROS = ("zero2", "zero2_offload", "zero3", "zero3_offload")
 REBUILDS = 3 if DRY else 16

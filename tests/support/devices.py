@@ -58,3 +58,13 @@ def gpus() -> int:
         [sys.executable, "-c", COUNT], env=with_gpus(dict(os.environ)), capture_output=True, text=True, check=True
     )
     return int(done.stdout)
+
+
+def gpu_bytes() -> dict[str, int]:
+    """Bytes of tensors on the GPU, bytes that torch has reserved there, and pinned bytes of the host. 0 without one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return dict.fromkeys(("allocated", "reserved", "pinned"), 0)
+    pinned = torch.cuda.host_memory_stats().get("allocated_bytes.current", 0)
+    return {"allocated": torch.cuda.memory_allocated(), "reserved": torch.cuda.memory_reserved(), "pinned": pinned}

@@ -14,6 +14,7 @@ from apt_ds.pruning import surgery
 from apt_ds.pruning.surgery import Plan
 from apt_ds.runtime import collectives, profiler, zero
 from apt_ds.training import run, trainer
+from tests.support.devices import gpu_bytes
 from tests.support.jobs import facts, run_config
 
 
@@ -163,7 +164,7 @@ def alive(made: trainer.Trainer) -> dict[str, int]:
 
     kinds = {"engines": zero.Engine, "tensors": torch.Tensor, "modules": nn.Module}
     objects = gc.get_objects()
-    census = {name: sum(1 for o in objects if issubclass(type(o), kind)) for name, kind in kinds.items()}
+    census = gpu_bytes() | {name: sum(issubclass(type(o), kind) for o in objects) for name, kind in kinds.items()}
     tensors = [o for o in objects if issubclass(type(o), torch.Tensor)]
     census["bytes"] = sum(t.untyped_storage().nbytes() for t in tensors)
     census["hooks"] = sum(
@@ -171,13 +172,4 @@ def alive(made: trainer.Trainer) -> dict[str, int]:
     )
     census["stack"] = len(parameter_offload.FWD_MODULE_STACK)
     census["rss"] = psutil.Process().memory_info().rss
-    return census | gpu_bytes()
-
-
-def gpu_bytes() -> dict[str, int]:
-    """Bytes of tensors on the GPU, bytes that torch has reserved there, and pinned bytes of the host. 0 without one."""
-    if not torch.cuda.is_available():
-        return dict.fromkeys(("allocated", "reserved", "pinned"), 0)
-    host = torch.cuda.host_memory_stats()
-    pinned = host.get("allocated_bytes.current", 0)
-    return {"allocated": torch.cuda.memory_allocated(), "reserved": torch.cuda.memory_reserved(), "pinned": pinned}
+    return census

@@ -27,7 +27,7 @@ from apt_ds.models.loading import Base
 from apt_ds.models.modules import replace_module
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.runtime import collectives, zero
-from apt_ds.runtime.memory import peak_memory, peak_reserved, reset_peak
+from apt_ds.runtime.memory import peak_memory, reset_peak
 from apt_ds.training.datasets import Data
 from apt_ds.training.metrics import MetricsLogger
 from apt_ds.training.trainer import Trainer
@@ -134,5 +134,4 @@ def timed(step: Callable[[int], None], steps: int, shape: Shape) -> Timed:
         step(number)
         seconds.append(now() - start)
     joules = (counter() - before) / steps if counter else None
-    peaks = [max(collectives.gather_objects(measure(zero.device()))) for measure in (peak_memory, peak_reserved)]
-    return Timed(seconds, peaks[0], joules, shape, reserved=peaks[1])
+    return Timed(seconds, max(collectives.gather_objects(peak_memory(zero.device()))), joules, shape)
