@@ -1,25 +1,21 @@
-"""Compiles the operations of DeepSpeed that runs use, so that no later stage waits for a compiler."""
+"""Compiles the operation of DeepSpeed that offloading runs use, so that no later stage waits for a compiler."""
 
 from __future__ import annotations
 
 import time
 
 import torch
-from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
+from deepspeed.ops.adam import DeepSpeedCPUAdam
 
 
 def main() -> None:
-    """Make one optimizer of each kind, which compiles it."""
-    kinds = {"CPUAdam": (DeepSpeedCPUAdam, "cpu")}
-    if torch.cuda.is_available():
-        kinds["FusedAdam"] = FusedAdam, "cuda"
-    for name, (kind, device) in kinds.items():
-        start = time.perf_counter()
-        parameter = torch.nn.Parameter(torch.zeros(8, device=device))
-        parameter.grad = torch.ones_like(parameter)
-        kind([parameter]).step()
-        assert float(parameter.detach().sum()) < 0, f"{name} has not moved its parameter"
-        print(f"OK   {name}: compiled or found in {time.perf_counter() - start:.1f} s", flush=True)
+    """Make the optimizer, which compiles it, and take a step."""
+    start = time.perf_counter()
+    parameter = torch.nn.Parameter(torch.zeros(8))
+    parameter.grad = torch.ones_like(parameter)
+    DeepSpeedCPUAdam([parameter]).step()
+    assert float(parameter.detach().sum()) < 0, "CPUAdam has not moved its parameter"
+    print(f"OK   CPUAdam: compiled or found in {time.perf_counter() - start:.1f} s")
 
 
 if __name__ == "__main__":
