@@ -111,6 +111,7 @@ def main() -> None:
     only = [part for part in os.environ.get("ONLY", "").split(";") if part]
     found: dict[str, Any] = {}
     failed = 0
+    figures.write_text("{}", encoding="utf8")
     # a dry run compares three modes of each group with themselves
     for mode in GROUPS[group][: 3 if DRY and reference else None]:
         label = f"{mode.name}, {mode.zero}"
