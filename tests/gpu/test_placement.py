@@ -51,12 +51,13 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("head_dim", "d_kv"), 32),
     **dict.fromkeys(("max_position_embeddings", "moe_intermediate_size"), 64),
     "vocab_size": 224,
-    "sliding_window": None,
     "decoder_start_token_id": 0,
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+# what the published models of a family have instead
+OWN: dict[str, dict[str, Any]] = {"mistral": {"sliding_window": None}}
 NAMED = ["--model_name_or_path", "none", "--data_path", "none"]
 TASKS = {LANGUAGE_MODEL: "instructions", CLASSIFICATION: "sst2", ANSWERS: "squad", GENERATION: "text"}
 COLUMNS = {
@@ -124,7 +125,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zero.Engine]:
 def base_of(model_type: str, task_type: str, layers: int) -> Base:
     """A small model of a family, which is only sizes."""
     depth = dict.fromkeys(("num_hidden_layers", "num_decoder_layers", "n_layers"), layers)
-    config = AutoConfig.for_model(model_type, **(SIZES | depth))
+    config = AutoConfig.for_model(model_type, **(SIZES | depth | OWN.get(model_type, {})))
     return Base(model_type, config, tiny.tokenizer(), anatomy_of(config, task_type), task_type, random=True)
 
 
