@@ -1,4 +1,4 @@
-"""What all tests share: no network, the real data where it is, processes that form a world."""
+"""What all tests share: no network, no GPU unless a test asks for it, the real data, processes that form a world."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.devices import gpus, hide_gpus, on_cpu
 from tests.support.paths import ROOT
 
 if TYPE_CHECKING:
     from tests.support.launcher import Place
 
+hide_gpus()
 # DeepSpeed compiles with the ninja it finds first: let it be this environment's, or every switch compiles anew
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -42,3 +44,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     from tests.support.launcher import inputs
 
     return inputs(tmp_path_factory.mktemp("place"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests marked `gpu` where there is no GPU."""
+    if item.get_closest_marker("gpu") and not on_cpu() and not gpus():
+        pytest.skip("needs a GPU")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from apt_ds.analysis import cluster_model
@@ -21,9 +21,8 @@ from apt_ds.analysis.bench.requantization import rounding
 from apt_ds.analysis.bench.synthetic import PREFIX, one_layer, random_base, random_data, shape_of
 from apt_ds.analysis.bench.training import Timed, measure
 from apt_ds.analysis.bench.variants import chosen
-from apt_ds.analysis.cluster_model import Cluster, Load
+from apt_ds.analysis.cluster_model import Cluster, Load, Reached
 from apt_ds.config.deepspeed_config import load_config
-from apt_ds.config.deepspeed_json import read_json
 from apt_ds.config.errors import UserError
 from apt_ds.config.run_config import RunConfig
 from apt_ds.data.batching import GlobalOrder
@@ -135,23 +134,38 @@ def predict(run: RunConfig, cluster: Cluster, sizes: tuple[int, ...], measured: 
         run: names the sizes of the model and the load.
         cluster: its `flops` is the peak of a device.
         sizes: numbers of devices.
-        measured: figures of a benchmark, which give the reached share of the peak. Empty: a share of 0.4.
+        measured: a file of a benchmark's figures, which give the reached share of the measured peak. Empty: an assumed
+            share of the cluster's peak.
 
     Raises:
         UserError: the sizes are unknown, or the file lacks figures of a benchmark.
     """
     base = random_base(run.model.model_name_or_path.removeprefix(PREFIX))
-    share = 0.4
-    if measured:
-        try:
-            share = float(read_json(measured)["utilisation"]["dense"])
-        except (KeyError, TypeError, ValueError):
-            raise UserError(f"--measured {measured}: figures of the variant dense are missing") from None
+    reached = read_measured(measured) if measured else cluster_model.assumed(cluster.flops)
     length, examples = run.data.max_seq_length, run.optim.per_device_train_batch_size
     tokens = length * examples * run.optim.gradient_accumulation_steps
     load = Load(tokens, tokens, length, run.optim.gradient_accumulation_steps)
     shape = shape_of(base, base.anatomy, run)
-    reached = Cluster(**(asdict(cluster) | {"flops": cluster.flops * share}))
     conditions: dict[str, object] = {"model": run.model.model_name_or_path, "tokens a device and step": tokens}
-    conditions |= {"utilisation": share, **asdict(cluster)}
-    return f"{json.dumps(conditions)}\n{cluster_model.render(shape, load, reached, sizes)}"
+    conditions |= {"utilisation": round(reached.utilisation, 4), "utilisation is": reached.source}
+    conditions |= asdict(cluster) | {"flops": reached.peak}
+    return (
+        f"{json.dumps(conditions)}\n{cluster_model.render(shape, load, replace(cluster, flops=reached.flops), sizes)}"
+    )
+
+
+def read_measured(path: str) -> Reached:
+    """What a benchmark measured, from the file that its --json wrote.
+
+    Raises:
+        UserError: the file cannot be read, or lacks figures of dense training.
+    """
+    try:
+        return cluster_model.measured(json.loads(Path(path).read_text(encoding="utf8")), path)
+    except OSError as error:
+        raise UserError(f"--measured {path!r}: {error.strerror}. Give a file that benchmark.py --json wrote") from None
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"--measured {path!r}: utilisation of the variant dense or unscored is missing. Give a file that "
+            "benchmark.py --json wrote"
+        ) from None

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 WEIGHT = 2  # bytes, bf16
 SCORE = 4  # bytes, fp32
+ASSUMED_UTILISATION = 0.4  # an assumption, for a prediction without a measurement
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,45 @@ class Cluster:
     between: float
     per_node: int = 8
     latency: float = 1e-5
+
+
+class Reached(NamedTuple):
+    """The arithmetic that training reaches on a device.
+
+    Attributes:
+        utilisation: the reached share of `peak`.
+        peak: operations per second that the share refers to.
+        source: where both come from, in words.
+    """
+
+    utilisation: float
+    peak: float
+    source: str
+
+    @property
+    def flops(self) -> float:
+        """Reached operations per second."""
+        return self.utilisation * self.peak
+
+
+def assumed(peak: float) -> Reached:
+    """A fixed share of a data sheet's peak."""
+    return Reached(ASSUMED_UTILISATION, peak, "an assumption")
+
+
+def measured(figures: dict[str, Any], source: str) -> Reached:
+    """What a benchmark measured: its utilisation of dense training, and the peak that it refers to.
+
+    Args:
+        figures: what `benchmark --json` wrote.
+        source: the name of the file.
+
+    Raises:
+        KeyError, TypeError, ValueError: figures of dense training are missing.
+    """
+    utilisation = figures["utilisation"]
+    share = utilisation["dense"] if "dense" in utilisation else utilisation["unscored"]
+    return Reached(float(share), float(figures["peak_flops"]), f"measured, {source}")
 
 
 def training_flops(shape: Shape, load: Load) -> float:

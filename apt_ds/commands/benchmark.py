@@ -15,6 +15,11 @@ from apt_ds.config.resolve import resolve
 from apt_ds.config.run_config import RunConfig
 from apt_ds.runtime import exit_status
 
+MEASURED = (
+    "figures of an earlier --json, such as train7.json of tests/gpu/check.sh. --predict takes utilisation and peak "
+    "from it. By default a utilisation of 40 percent is assumed"
+)
+
 
 def read(argv: list[str]) -> tuple[argparse.Namespace, RunConfig]:
     """The script's own options and the run's. Raises UserError."""
@@ -36,7 +41,7 @@ def read(argv: list[str]) -> tuple[argparse.Namespace, RunConfig]:
     parser.add_argument(
         "--predict", type=cli.counts, default=[], help="numbers of devices to predict a step for; runs nothing"
     )
-    parser.add_argument("--measured", default="", help="figures of an earlier --json, for --predict")
+    parser.add_argument("--measured", default="", help=MEASURED)
     parser.add_argument(
         "--intra_node_gbps", type=cli.above_zero, default=400.0, help="GB/s of a device, to others of its node"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,10 +12,13 @@ import torch
 from apt_ds.analysis import cluster_model
 from apt_ds.analysis.bench.llamas import LLAMAS
 from apt_ds.analysis.bench.synthetic import MADE_UP, SIZES, random_base, shape_of
+from apt_ds.analysis.benchmark import predict, read_measured
 from apt_ds.analysis.cluster_model import Cluster, Load, Shape
 from apt_ds.config.errors import UserError
+from apt_ds.config.resolve import resolve
 from apt_ds.config.run_config import RunConfig
 from tests.support import multiprocess, tiny
+from tests.support.paths import ROOT
 
 SHAPE = Shape(blocks=1000, head=100, embeddings=100, adapters=10, attention=6, taps=7, modules=5)
 LOAD = Load(tokens=20, trained=10, context=8, micro_batches=2)
@@ -63,6 +67,38 @@ def test_a_step_lies_between_all_hidden_and_nothing_hidden() -> None:
     assert many["wire"] > 9 * node["wire"]  # leaves the node
     text = cluster_model.render(SHAPE, LOAD, CLUSTER)
     assert len(text.splitlines()) == 7 and text.splitlines()[-1].split()[-1] == "gather"
+
+
+def test_the_reached_arithmetic_is_assumed_or_measured() -> None:
+    assumed = cluster_model.assumed(1e15)
+    assert assumed.flops == 0.4e15 and assumed.source == "an assumption"
+    figures = {"peak_flops": 8e14, "utilisation": {"lora": 0.5, "dense": 0.6, "unscored": 0.7}}
+    measured = cluster_model.measured(figures, "train7.json")
+    assert measured.flops == pytest.approx(4.8e14) and measured.source == "measured, train7.json"
+    del figures["utilisation"]["dense"]
+    assert cluster_model.measured(figures, "a").utilisation == 0.7
+
+
+def test_a_prediction_takes_the_measured_arithmetic(tmp_path: Path) -> None:
+    words = ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), "--data_path", "random"]
+    run = resolve([*words, "--model_name_or_path", "random:tiny"])
+    path = tmp_path / "train7.json"
+    path.write_text(json.dumps({"peak_flops": CLUSTER.flops / 2, "utilisation": {"dense": 0.8}}), encoding="utf8")
+    texts = {name: predict(run, CLUSTER, (8,), name) for name in ("", str(path))}
+    assert '"utilisation": 0.4, "utilisation is": "an assumption"' in texts[""]
+    assert f'"utilisation": 0.8, "utilisation is": "measured, {path}"' in texts[str(path)]
+    # half the peak, twice the share
+    rows = [text.splitlines()[1:] for text in texts.values()]
+    assert rows[0] == rows[1] and len(rows[0]) == 3
+
+
+@pytest.mark.parametrize("content", [None, "no JSON", "[]", '{"utilisation": {"lora": 0.5}, "peak_flops": 1}'])
+def test_a_file_without_figures_is_named(content: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    if content is not None:
+        path.write_text(content, encoding="utf8")
+    with pytest.raises(UserError, match=r"^--measured .*figures\.json.*Give a file that benchmark\.py --json wrote$"):
+        read_measured(str(path))
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from torch.utils import cpp_extension
 
 from apt_ds.runtime import zero
-from tests.support import multiprocess, tiny
+from tests.support import devices, multiprocess, tiny
 from tests.support.reference import reference_run
 
 pytestmark = pytest.mark.dist
@@ -172,11 +171,10 @@ def test_reset_moments_differ_from_carried_ones(folder: Path) -> None:
 
 @pytest.mark.gpu
 def test_loss_scale_and_counters_continue(folder: Path) -> None:
-    if not torch.cuda.is_available():
+    if not devices.gpus():
         pytest.skip("DeepSpeed has no fp16 on the CPU: needs a CUDA device")
-    found = multiprocess.run(
-        1, "score_jobs.loss_scales", {"folder": str(folder), "stages": [(1, False), (2, False), (3, False)]}
-    )
+    stages = [(1, False), (2, False), (3, False)]
+    found = multiprocess.run(1, "score_jobs.loss_scales", {"folder": str(folder), "stages": stages}, gpu=True)
     for name, (before, after) in found.items():
         assert before == after, name
         assert before["counters"]["global_steps"] == 4 and before["scaler"]["cur_iter"] == 4, name

@@ -117,6 +117,13 @@ def load_sharded(folder: str, model: str = "model") -> dict[str, Any]:
     return {"total": total, "held": held, "largest": largest}
 
 
+def devices_seen() -> list[list[str]]:
+    """What each rank finds: the GPUs that it may see, DeepSpeed's accelerator, its device and its collectives."""
+    zero.init_distributed()
+    found = [os.environ["CUDA_VISIBLE_DEVICES"], os.environ["DS_ACCELERATOR"], zero.device().type]
+    return collectives.gather_objects([*found, torch.distributed.get_backend()])
+
+
 def disagree(odd: int) -> None:
     """All ranks but one have the same plan."""
     zero.init_distributed()

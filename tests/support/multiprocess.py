@@ -1,7 +1,7 @@
 """Real processes that form a gloo world, for tests that need several ranks.
 
 `run(world, job, arguments)` starts `world` processes; each joins the group and calls the function `job` of `jobs.py`,
-and rank 0's return value (JSON) comes back.
+and rank 0's return value (JSON) comes back. Processes compute on the CPU, also on a machine with a GPU (`devices.py`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from apt_ds.runtime.collectives import free_port
+from tests.support import devices
 from tests.support.paths import ROOT
 
 
@@ -35,13 +36,16 @@ class WorldFailedError(Exception):
 PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def environment(**more: str) -> dict[str, str]:
+def environment(gpu: bool = False, **more: str) -> dict[str, str]:
     """This process's environment, with the package and the tests importable and one thread a process.
 
     A test that has run in this process may have left it a place in a world, whose port it then holds.
+
+    gpu: the processes may see GPUs. By default they compute on the CPU.
     """
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     inherited = {name: value for name, value in os.environ.items() if name not in PLACE}
+    inherited = devices.with_gpus(inherited) if gpu else devices.without_gpus(inherited)
     return inherited | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | more
 
 
@@ -117,10 +121,13 @@ def start(call: str, env: dict[str, str], log: Path, fresh: bool) -> Forked | su
         return subprocess.Popen(command, env=env, stdout=file, stderr=subprocess.STDOUT)
 
 
-def run(world: int, job: str, arguments: dict[str, Any], timeout: float = 420, fresh: bool = False) -> Any:
+def run(
+    world: int, job: str, arguments: dict[str, Any], timeout: float = 420, fresh: bool = False, gpu: bool = False
+) -> Any:
     """Call `jobs.<job>(**arguments)`, or `<module>.<job>`, on every rank of a new world; rank 0's result.
 
-    fresh: start new processes, where the environment matters from their first moment on.
+    fresh: start new processes, where the environment matters from their first moment on. gpu: the processes may see
+    GPUs. They are new processes, since a forked one cannot use a GPU that its parent has seen.
     """
     port = str(free_port())
     with tempfile.TemporaryDirectory() as folder:
@@ -131,7 +138,7 @@ def run(world: int, job: str, arguments: dict[str, Any], timeout: float = 420, f
         for rank, log in enumerate(logs):
             place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_SIZE": str(world)}
             place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            processes.append(start(call, environment(**place), log, fresh))
+            processes.append(start(call, environment(gpu, **place), log, fresh or gpu))
         end = time.monotonic() + timeout
         try:
             statuses: list[int | None] = [process.wait(max(0.1, end - time.monotonic())) for process in processes]

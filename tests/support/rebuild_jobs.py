@@ -15,6 +15,7 @@ from apt_ds.pruning import surgery
 from apt_ds.pruning.surgery import Plan
 from apt_ds.runtime import collectives, profiler, zero
 from apt_ds.training import run, trainer
+from tests.support.devices import gpu_bytes
 from tests.support.jobs import facts, run_config
 
 
@@ -159,12 +160,12 @@ def rebuilds(folder: str, stages: list[tuple[int, bool]], count: int) -> dict[st
 
 
 def alive(made: trainer.Trainer) -> dict[str, int]:
-    """Engines, tensors, bytes, hooks, registry entries of this process."""
+    """Engines, tensors, bytes, hooks, registry entries of this process, and bytes that torch holds on a GPU for it."""
     from deepspeed.runtime.zero import parameter_offload
 
     kinds = {"engines": zero.Engine, "tensors": torch.Tensor, "modules": nn.Module}
     objects = gc.get_objects()
-    census = {name: sum(1 for o in objects if issubclass(type(o), kind)) for name, kind in kinds.items()}
+    census = gpu_bytes() | {name: sum(issubclass(type(o), kind) for o in objects) for name, kind in kinds.items()}
     tensors = [o for o in objects if issubclass(type(o), torch.Tensor)]
     census["bytes"] = sum(t.untyped_storage().nbytes() for t in tensors)
     census["hooks"] = sum(

@@ -7,6 +7,7 @@ engine does: averaging the global batch, clipping, stepping, carrying moments ov
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,19 @@ from apt_ds.pruning import surgery
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.pruning.rank_growth import adapter_sizes
 from apt_ds.pruning.surgery import Plan
+from apt_ds.runtime import zero
 from apt_ds.runtime.zero import EngineState
 from apt_ds.training.datasets import Data, read_data
 from tests.support.jobs import run_config
 
-CPU = torch.device("cpu")
-
 
 class Plain:
-    """A model, its AdamW and its pruner."""
+    """A model, its AdamW and its pruner, all on the device of this process."""
 
     def __init__(self, run: RunConfig, base: loading.Base, data: Data) -> None:
         self.run, self.data = run, data
-        self.pruner = Pruner(run, base.anatomy, data.total_steps, CPU)
+        self.device = zero.device()
+        self.pruner = Pruner(run, base.anatomy, data.total_steps, self.device)
         self.model = loading.load_model(base, run)
         adapter.attach(self.model, base.anatomy, run.targets, run.adapter.rank, run.optim.seed)
         self.model.train()
@@ -56,9 +57,9 @@ class Plain:
             pruner.scorer.install(self.model)
         rows = [self.data.train[i] for i in self.data.order.indices(step)]
         tokens = sum(trained_tokens(row) for row in rows)
-        batch = collate(rows, 0)
-        pruner.begin(batch, torch.float32, 0)
-        loss = summed_loss(self.model, batch) / tokens
+        on_host = collate(rows, 0)
+        pruner.begin(on_host, torch.float32, 0)
+        loss = summed_loss(self.model, replace(on_host.to(self.device), labels=on_host.labels)) / tokens
         loss.backward()
         pruner.end()
         if scoring:
@@ -67,10 +68,9 @@ class Plain:
             pruner.scorer.update(1.0)
         if not calibrating and pruner.needs_importance(step):
             parts = [(a.lora_B * a.lora_B.grad).abs().sum() for _, a in adapter.adapters(self.model)]
-            old = pruner.growth.importance if pruner.growth.importance is not None else torch.zeros(len(parts))
-            pruner.growth.importance = (
-                run.pruning.salience_decay * old + (1 - run.pruning.salience_decay) * torch.stack(parts).detach()
-            )
+            new, old = torch.stack(parts).detach(), pruner.growth.importance
+            decay = run.pruning.salience_decay
+            pruner.growth.importance = decay * (torch.zeros_like(new) if old is None else old) + (1 - decay) * new
         if calibrating:
             self.optimizer.zero_grad()
             return
@@ -107,8 +107,8 @@ class Plain:
                     self.optimizer.state[parameter] = {"step": torch.tensor(count), **state.tensors[name]}
 
 
-def reference_run(folder: Path, flags: list[str]) -> dict[str, Any]:
-    """The same facts that `jobs.runs` collects."""
+def reference_run(folder: Path | str, flags: list[str]) -> dict[str, Any]:
+    """The same facts that `jobs.runs` collects. Also a job of `multiprocess.py`."""
     run = run_config(str(folder), 0, False, flags)
     base = loading.find_base(run.model.model_name_or_path)
     data = read_data(run, base)
@@ -123,7 +123,7 @@ def reference_run(folder: Path, flags: list[str]) -> dict[str, Any]:
         plan = plain.pruner.plan(step + 1, data.total_steps, plain.model)
         if plan:
             plain.operate(step + 1, plan)
-    held = held_out_loss(plain.model, data.held_out, base.kind, 4, 0, CPU)
+    held = held_out_loss(plain.model, data.held_out, base.kind, 4, 0, plain.device)
     assert math.isfinite(held)
     return plain.found | {
         "scores": plain.pruner.scorer.scores().tolist(),

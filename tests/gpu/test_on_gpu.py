@@ -1,0 +1,56 @@
+"""Runs on one GPU: equal to plain PyTorch there and on the CPU, and no memory is left by rebuilds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.integration.test_zero import MODES
+from tests.support import multiprocess, tiny
+
+pytestmark = pytest.mark.gpu
+
+STAGES = [(2, False), (3, True)]
+LOSSES, SCORES = 1e-3, 2e-2  # relative differences of a GPU's kernels in fp32
+SAME_BLOCKS = 0.95  # of the kept blocks
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("gpu")
+    tiny.save_model(place / "model")
+    tiny.save_data(place / "data.json")
+    return place
+
+
+def alike(run: dict[str, list[float]], expected: dict[str, list[float]]) -> None:
+    """The same sizes and, within the tolerances above, the same blocks, losses and scores."""
+    assert run["kept"] == expected["kept"]
+    shared = set(run["alive"]) & set(expected["alive"])
+    assert len(shared) >= SAME_BLOCKS * len(expected["alive"]) > 0
+    assert np.allclose(run["losses"], expected["losses"], rtol=LOSSES)
+    if run["alive"] == expected["alive"]:
+        assert np.allclose(run["scores"], expected["scores"], rtol=SCORES)
+
+
+@pytest.mark.parametrize("mode", list(MODES))
+def test_every_stage_equals_plain_pytorch(mode: str, folder: Path) -> None:
+    given = {"folder": str(folder), "flags": MODES[mode]}
+    on_gpu, on_cpu = (multiprocess.run(1, "reference.reference_run", given, gpu=gpu) for gpu in (True, False))
+    alike(on_gpu, on_cpu)
+    wanted = {"folder": str(folder), "stages": STAGES, "modes": {mode: MODES[mode]}}
+    found = multiprocess.run(1, "runs", wanted, gpu=True)
+    assert len(found) == len(STAGES)
+    for run in found.values():
+        alike(run, on_gpu)
+
+
+def test_rebuilds_leave_no_memory(folder: Path) -> None:
+    wanted = {"folder": str(folder), "stages": STAGES, "count": 15}
+    for mode, census in multiprocess.run(1, "rebuild_jobs.rebuilds", wanted, gpu=True).items():
+        first, last = census[0], census[-1]
+        for key in ("engines", "hooks", "reserved", "pinned"):
+            assert last[key] <= first[key], (mode, key, [each[key] for each in census])
+        assert last["allocated"] <= first["allocated"] + 8192, (mode, [each["allocated"] for each in census])
