@@ -87,7 +87,9 @@ def load(
     dtype = torch.bfloat16 if bf16 else torch.float32
     spec = find_architecture(config)
     optional = spec.heads.get(task_type, ()) if fresh_head and spec is not None else ()
-    model, _ = loading.read_weights(source, dtype, attention, task_type, optional, flag="--model", trust=trust)
+    model, _ = loading.read_weights(
+        source, dtype, attention, task_type, optional, flag="--model", trust=trust, device=zero.device()
+    )
     model.eval()
     runner: nn.Module = model
     if sharding is not None:

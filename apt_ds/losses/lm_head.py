@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from apt_ds.data.batching import round_up
-from apt_ds.losses import cross_entropy
+from apt_ds.losses import cross_entropy, liger
 from apt_ds.models.unwrap import pretrained_model
 
 
@@ -55,7 +55,7 @@ def logits_of(model: nn.Module, inputs: dict[str, Any], positions: Tensor, count
 def loss_of(model: nn.Module, inputs: dict[str, Any], positions: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of selected tokens, summed.
 
-    A frozen head without bias gets it from `cross_entropy.of_hidden`, so that the logits never exist as a whole.
+    A frozen head without bias gets it from `liger.of_hidden`, so that the logits never exist as a whole.
 
     Args:
         model: A model with an LM head, or an engine around it.
@@ -72,7 +72,7 @@ def loss_of(model: nn.Module, inputs: dict[str, Any], positions: Tensor, targets
         return cross_entropy.of_logits(logits_of(model, inputs, positions, len(targets)), targets)
 
     def loss_forward(hidden: Tensor) -> Tensor:
-        return cross_entropy.of_hidden(hidden.flatten(0, -2).index_select(0, positions), head.weight, targets)
+        return liger.of_hidden(hidden.flatten(0, -2).index_select(0, positions), head.weight, targets)
 
     # ZeRO-3 gathers the head's weight only while the head's own `forward` runs, so the loss is computed there
     vars(head)["forward"] = loss_forward

@@ -63,7 +63,14 @@ def load_model(base: Base, run: RunConfig) -> PreTrainedModel:
             raise UserError(f"--attn_implementation {attention}: {first_line(error)}") from None
     else:
         model, missing = read_weights(
-            base.source, dtype, attention, base.kind, base.anatomy.heads, base.config, bits=run.model.base_bits
+            base.source,
+            dtype,
+            attention,
+            base.kind,
+            base.anatomy.heads,
+            base.config,
+            bits=run.model.base_bits,
+            device=zero.device(),
         )
     if missing:
         start_heads(model, missing, run.optim.seed)
@@ -85,6 +92,10 @@ def start_heads(model: PreTrainedModel, paths: list[str], seed: int) -> None:
 
 
 def _off_the_file(model: nn.Module) -> None:
-    """Copy weights that are mapped from a file. One mapped weight keeps the whole file in memory, after cuts too."""
+    """Copy weights that are mapped from a file. One mapped weight keeps the whole file in memory, after cuts too.
+
+    Only weights of the CPU are mapped. An accelerator has copies already.
+    """
     for tensor in (*model.parameters(), *model.buffers()):
-        tensor.data = tensor.data.clone()
+        if tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()

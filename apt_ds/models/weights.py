@@ -9,6 +9,7 @@ from pickle import UnpicklingError
 import torch
 from safetensors import SafetensorError
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging as transformers_logging
 
 from apt_ds.config.errors import UserError
@@ -28,6 +29,7 @@ def read_weights(
     flag: str = "--model_name_or_path",
     bits: int = 16,
     trust: bool = False,
+    device: torch.device | None = None,
 ) -> tuple[PreTrainedModel, list[str]]:
     """Read a model with `from_pretrained`.
 
@@ -41,9 +43,10 @@ def read_weights(
         flag: the flag that an error names.
         bits: below 16, every linear layer is quantized as it is read, so no second model is in memory.
         trust: code of the folder may run.
+        device: where the weights go, see `device_map`. None: where `from_pretrained` puts them.
 
     Returns:
-        The model on the device where `from_pretrained` puts it, and the paths of `optional` without weights.
+        The model, and the paths of `optional` without weights.
 
     Raises:
         UserError: weights are absent, broken or do not fit the configuration, or the attention kernel is missing.
@@ -57,6 +60,7 @@ def read_weights(
             low_cpu_mem_usage=True,
             output_loading_info=True,
             trust_remote_code=trust,
+            device_map=device_map(device, is_deepspeed_zero3_enabled()),
             # a layer for other classes counts as missing
             ignore_mismatched_sizes=bool(optional),
             **({"config": copy.deepcopy(config)} if config else {}),
@@ -88,6 +92,18 @@ def read_weights(
         raise UserError(f"{where}: {len(missing)} weights are {what}, such as {missing[0]}")
     quantization.convert_bnb_layers(model, dtype)
     return model, [path for path in optional if any(key.rpartition(".")[0] == path for key in absent)]
+
+
+def device_map(device: torch.device | None, sharded: bool) -> dict[str, torch.device] | None:
+    """Where `from_pretrained` puts weights. None: into the host's memory, or into shards.
+
+    An accelerator takes every tensor from the mapped file as it is read. So no rank keeps a second model on the host.
+
+    Args:
+        device: the device of this rank.
+        sharded: whether transformers shards weights while it reads them (ZeRO-3). It then takes no map.
+    """
+    return None if device is None or device.type == "cpu" or sharded else {"": device}
 
 
 def quiet_transformers() -> None:
