@@ -7,13 +7,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from apt_ds.config.errors import UserError
 from apt_ds.data import squad
 from apt_ds.data.squad import NO_ANSWER, Question
-from tests.support.text_fixtures import minilm, pair_tokenizer, squad_json, write
+from tests.support.text_fixtures import pair_tokenizer, squad_json, write
 
 CONTEXT = "the big cat sees a red dog on the tree"
 GOOD = squad_json(

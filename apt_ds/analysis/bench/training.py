@@ -64,7 +64,8 @@ def measure_peft(variant: Variant, run: RunConfig, base: Base, data: Data, steps
                 number, micro, collectives.rank(), collectives.world_size(), run.optim.per_device_train_batch_size
             )
             batch = collate([data.train[i] for i in own], pad_id).to(zero.device())
-            engine.backward(engine(**vars(batch), use_cache=False).loss)
+            inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "labels": batch.labels}
+            engine.backward(engine(**inputs, use_cache=False).loss)
             engine.step()
 
     found = timed(step, steps, shape_of(base, base.anatomy, run))
