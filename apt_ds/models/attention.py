@@ -125,7 +125,7 @@ def resolve(run: RunConfig, config: PretrainedConfig, dtype: torch.dtype, device
 
 
 def assume(run: RunConfig, config: PretrainedConfig, dtype: torch.dtype, on_gpu: bool) -> RunConfig:
-    """The run with the kernel that its packed rows use on a recent GPU, or on a CPU. For estimates: it tries nothing."""
+    """The run with the kernel that its packed rows use on a recent GPU or on a CPU. Tries nothing, for estimates."""
     if not run.data.packing:
         return run
     machine = Machine("cuda", AMPERE, varlen=True) if on_gpu else Machine("cpu")

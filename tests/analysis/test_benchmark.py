@@ -63,7 +63,12 @@ def test_every_variant_is_measured(name: str, processes: int, tmp_path: Path) ->
         assert 0 < errors["sliced_first"] <= errors["cut"] * 1.01 < 1.5 * errors["sliced_first"]
     assert set(found["inference"]) == {"dense", "cut30", "cut50"}
     assert min(found["inference"]["cut50"].values()) > 0 and "batch 32" in found["inference"]["cut50"]
-    assert done.stdout.rstrip().splitlines()[-1] and "generation" in done.stdout
+    assert {f"{key} {batch}" for key in ("decode", "static") for batch in (1, 32)} <= set(found["inference"]["cut30"])
+    assert found["static_is_captured"] is False and set(found["attention"].values()) == {"sdpa"}
+    assert "generation" in done.stdout
+    pasted = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert len(pasted) == 2 + len({*found["step_seconds"], *found["inference"]})
+    assert "| static cache at 32 |" in pasted[0]
     assert ("time/lora" in done.stdout) == ("lora" in expected)
 
 

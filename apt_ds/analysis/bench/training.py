@@ -12,12 +12,13 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from apt_ds.analysis.bench.meters import energy_counter, now
+from apt_ds.analysis.bench.meters import energy_counter, now, reserved_bytes
 from apt_ds.analysis.bench.synthetic import shape_of
 from apt_ds.analysis.bench.table import Timed
 from apt_ds.analysis.bench.variants import Variant, options
 from apt_ds.analysis.cluster_model import Shape
 from apt_ds.config.deepspeed_config import load_config
+from apt_ds.config.option_groups import FLASH, VARLEN
 from apt_ds.config.run_config import RunConfig
 from apt_ds.data.batching import collate
 from apt_ds.data.instructions import resolve_pad_id
@@ -25,6 +26,7 @@ from apt_ds.models import loading
 from apt_ds.models.export.configs import writable_sizes
 from apt_ds.models.loading import Base
 from apt_ds.models.modules import replace_module
+from apt_ds.models.unwrap import pretrained_model
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.runtime import collectives, zero
 from apt_ds.runtime.memory import peak_memory, reset_peak
@@ -69,6 +71,7 @@ def measure_peft(variant: Variant, run: RunConfig, base: Base, data: Data, steps
             engine.step()
 
     found = timed(step, steps, shape_of(base, base.anatomy, run))
+    found.attention = kernel_of(engine, packed=False)
     zero.destroy(engine)
     return found
 
@@ -106,6 +109,7 @@ def measure_apt(variant: Variant, run: RunConfig, base: Base, data: Data, steps:
             pruner.advance(number + 1)
 
         found = timed(step, steps, shape_of(base, pruner.anatomy, run))
+        found.attention = kernel_of(trainer.engine, run.data.packing)
         meter = trainer.meter
         found.rebuild = list(meter.rebuilds)
         if meter.rebuilds:
@@ -131,4 +135,13 @@ def timed(step: Callable[[int], None], steps: int, shape: Shape) -> Timed:
         step(number)
         seconds.append(now() - start)
     joules = (counter() - before) / steps if counter else None
-    return Timed(seconds, max(collectives.gather_objects(peak_memory(zero.device()))), joules, shape)
+    peak, reserved = (
+        max(collectives.gather_objects(count)) for count in (peak_memory(zero.device()), reserved_bytes())
+    )
+    return Timed(seconds, peak, joules, shape, reserved=reserved)
+
+
+def kernel_of(engine: nn.Module, packed: bool) -> str:
+    """The attention kernel of a model, and whether packed rows make it use a dense mask."""
+    name = str(pretrained_model(engine).config._attn_implementation)
+    return f"{name}, dense mask" if packed and name not in (FLASH, VARLEN) else name
