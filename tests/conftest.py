@@ -22,7 +22,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def pytest_collection_finish() -> None:
-    """Leave the objects of imported libraries out of garbage collection. A visit takes half a second, rebuilds make one."""
+    """Leave the objects of imported libraries out of garbage collection, which would visit them in every rebuild."""
     gc.collect()
     gc.freeze()
 

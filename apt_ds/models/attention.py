@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 from apt_ds.config.errors import UserError
 from apt_ds.config.option_groups import FLASH, VARLEN
 from apt_ds.config.run_config import RunConfig
-from apt_ds.models.packed_attention import PARAMETERS, flash, one_by_one
+from apt_ds.models.packed_attention import flash, one_by_one, parameters_of, varlen_kernel
 from apt_ds.runtime import collectives
 
 SDPA = "sdpa"
@@ -54,7 +54,9 @@ def machine_of(device: torch.device) -> Machine:
     if device.type != "cuda" or torch.version.hip is not None:
         return Machine(device.type)
     flash_attn = importlib.util.find_spec("flash_attn") is not None
-    return Machine("cuda", torch.cuda.get_device_capability(device), "window_size" in PARAMETERS, flash_attn)
+    return Machine(
+        "cuda", torch.cuda.get_device_capability(device), "window_size" in parameters_of(varlen_kernel()), flash_attn
+    )
 
 
 def choose(asked: str, dtype: torch.dtype, config: PretrainedConfig, machine: Machine) -> Choice:

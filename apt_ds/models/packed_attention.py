@@ -7,22 +7,22 @@ example, it is the `sdpa` of transformers.
 
 from __future__ import annotations
 
+import importlib
 import inspect
+from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from apt_ds.config.option_groups import FLASH, VARLEN
 from apt_ds.data.batching import Batch
-
-PARAMETERS = inspect.signature(varlen_attn).parameters
 
 
 def packed_inputs(implementation: str, batch: Batch) -> dict[str, Any]:
@@ -99,14 +99,25 @@ def flash(
     window: int | None,
 ) -> Tensor:
     """PyTorch's variable-length kernel. Arguments and result are those of `one_by_one`."""
+    kernel = varlen_kernel()
     options: dict[str, Any] = {"window_size": (-1 if window is None else window - 1, 0), "scale": scaling}
-    if "enable_gqa" in PARAMETERS:
+    if "enable_gqa" in parameters_of(kernel):
         options["enable_gqa"] = query.shape[1] != key.shape[1]
     else:
         key, value = (tensor.repeat_interleave(query.shape[1] // key.shape[1], 1) for tensor in (key, value))
-    output = varlen_attn(query, key, value, starts, starts, longest, longest, **options)
-    assert isinstance(output, Tensor)
-    return output
+    return kernel(query, key, value, starts, starts, longest, longest, **options)
+
+
+@cache
+def varlen_kernel() -> Callable[..., Tensor]:
+    """PyTorch's variable-length kernel. Its import takes as long as that of PyTorch, so only a GPU makes it."""
+    return importlib.import_module("torch.nn.attention.varlen").varlen_attn
+
+
+@cache
+def parameters_of(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of a function's parameters."""
+    return tuple(inspect.signature(function).parameters)
 
 
 def one_by_one(
