@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from apt_ds.runtime.collection import leave_out_libraries
 from tests.support.paths import ROOT
 
 if TYPE_CHECKING:
@@ -23,8 +23,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 def pytest_collection_finish() -> None:
     """Leave the objects of imported libraries out of garbage collection, which would visit them in every rebuild."""
-    gc.collect()
-    gc.freeze()
+    leave_out_libraries()
 
 
 @pytest.fixture(scope="session")

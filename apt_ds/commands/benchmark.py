@@ -57,6 +57,7 @@ def main() -> None:
         from apt_ds.analysis.benchmark import Settings, benchmark, inputs, predict
         from apt_ds.analysis.cluster_model import Cluster
         from apt_ds.analysis.dry_run import dry_run
+        from apt_ds.runtime.collection import leave_out_libraries
     except ModuleNotFoundError as error:
         raise UserError(f"the benchmark needs {error.name}: pip install 'apt_ds[dev]'") from None
 
@@ -68,6 +69,7 @@ def main() -> None:
         print(predict(run, cluster, tuple(own.predict), own.measured))
         return
     generation = GenerationSettings(own.prompt, own.generate, own.rounds) if own.generate else None
+    leave_out_libraries()
     settings = Settings(tuple(own.variants), own.rounds, own.steps, generation, own.peak_tflops or 0.0)
     benchmark(run, settings, own.json)
 

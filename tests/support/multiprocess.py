@@ -6,7 +6,6 @@ and rank 0's return value (JSON) comes back.
 
 from __future__ import annotations
 
-import gc
 import importlib
 import json
 import os
@@ -167,14 +166,14 @@ def _zygote() -> None:
     import cpuinfo
 
     from apt_ds.eval import commands  # noqa: F401
+    from apt_ds.runtime.collection import leave_out_libraries
     from apt_ds.runtime.zero.processor import remember_cpu
     from tests.support import fault_injection  # noqa: F401
 
     # what all ranks know: their processor, and some 400,000 objects of libraries that no collection need visit
     remember_cpu()
     cpuinfo.get_cpu_info()
-    gc.collect()
-    gc.freeze()
+    leave_out_libraries()
 
     assert len(os.listdir("/proc/self/task")) == 1, "a fork would lose a thread"
     children: set[int] = set()

@@ -23,6 +23,7 @@ from apt_ds.config.run_config import RunConfig
 from apt_ds.data.batching import collate
 from apt_ds.data.instructions import resolve_pad_id
 from apt_ds.models import loading
+from apt_ds.models.attention import SDPA
 from apt_ds.models.export.configs import writable_sizes
 from apt_ds.models.loading import Base
 from apt_ds.models.modules import replace_module
@@ -142,6 +143,8 @@ def timed(step: Callable[[int], None], steps: int, shape: Shape) -> Timed:
 
 
 def kernel_of(engine: nn.Module, packed: bool) -> str:
-    """The attention kernel of a model, and whether packed rows make it use a dense mask."""
+    """The attention kernel that rows of a model use, and whether packed rows make it use a dense mask."""
     name = str(pretrained_model(engine).config._attn_implementation)
+    if not packed and name == VARLEN:
+        return SDPA
     return f"{name}, dense mask" if packed and name not in (FLASH, VARLEN) else name
