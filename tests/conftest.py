@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from apt_ds.runtime.collection import leave_out_libraries
 from tests.support.paths import ROOT
 
 if TYPE_CHECKING:
@@ -19,11 +18,6 @@ if TYPE_CHECKING:
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-
-def pytest_collection_finish() -> None:
-    """Leave the objects of imported libraries out of garbage collection, which would visit them in every rebuild."""
-    leave_out_libraries()
 
 
 @pytest.fixture(scope="session")

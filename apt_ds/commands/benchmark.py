@@ -7,6 +7,7 @@ extra [dev] (peft); bitsandbytes for what is in 4 bit.
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 
 from apt_ds.config import cli
@@ -57,7 +58,6 @@ def main() -> None:
         from apt_ds.analysis.benchmark import Settings, benchmark, inputs, predict
         from apt_ds.analysis.cluster_model import Cluster
         from apt_ds.analysis.dry_run import dry_run
-        from apt_ds.runtime.collection import leave_out_libraries
     except ModuleNotFoundError as error:
         raise UserError(f"the benchmark needs {error.name}: pip install 'apt_ds[dev]'") from None
 
@@ -69,7 +69,8 @@ def main() -> None:
         print(predict(run, cluster, tuple(own.predict), own.measured))
         return
     generation = GenerationSettings(own.prompt, own.generate, own.rounds) if own.generate else None
-    leave_out_libraries()
+    # the libraries stay to the end: the collection at every rebuild need not look at their objects
+    gc.freeze()
     settings = Settings(tuple(own.variants), own.rounds, own.steps, generation, own.peak_tflops or 0.0)
     benchmark(run, settings, own.json)
 

@@ -20,10 +20,8 @@ def main() -> None:
 
         dry_run(run)
         return
-    from apt_ds.runtime.collection import leave_out_libraries
     from apt_ds.training.run import train
 
-    leave_out_libraries()
     train(run)
 
 

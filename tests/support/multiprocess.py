@@ -163,17 +163,8 @@ def _child(given: str) -> None:
 
 def _zygote() -> None:
     """Fork a process for every line of stdin, tell on stdout when it starts and ends; end with stdin."""
-    import cpuinfo
-
     from apt_ds.eval import commands  # noqa: F401
-    from apt_ds.runtime.collection import leave_out_libraries
-    from apt_ds.runtime.zero.processor import remember_cpu
     from tests.support import fault_injection  # noqa: F401
-
-    # what all ranks know: their processor, and some 400,000 objects of libraries that no collection need visit
-    remember_cpu()
-    cpuinfo.get_cpu_info()
-    leave_out_libraries()
 
     assert len(os.listdir("/proc/self/task")) == 1, "a fork would lose a thread"
     children: set[int] = set()

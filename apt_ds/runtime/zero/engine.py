@@ -29,7 +29,6 @@ from apt_ds.runtime.memory import trim_heap
 from apt_ds.runtime.packed import QuantizedParameter
 from apt_ds.runtime.profiler import timed
 from apt_ds.runtime.zero.adam8bit import Maker
-from apt_ds.runtime.zero.processor import remember_cpu
 from apt_ds.runtime.zero.profiler_hooks import mark
 
 Config = dict[str, Any]
@@ -91,8 +90,6 @@ def build(model: nn.Module, config: Config, make_optimizer: Maker | None = None)
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     config = _with_bucket(config, max(1, sum(full_numel(p) for p in trainable)))
-    if config.get("zero_optimization", {}).get("offload_optimizer"):
-        remember_cpu()
     engine = deepspeed.initialize(model=model, optimizer=make_optimizer, model_parameters=trainable, config=config)[0]
     mark(engine)
     return engine
