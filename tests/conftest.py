@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def pytest_collection_finish() -> None:
+    """Let collections during the tests skip the libraries' objects."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 from apt_ds.config.resolve import resolve
@@ -22,6 +23,8 @@ def main() -> None:
         return
     from apt_ds.training.run import train
 
+    # the libraries stay to the end: the collection at every rebuild need not look at their million objects
+    gc.freeze()
     train(run)
 
 

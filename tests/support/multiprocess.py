@@ -6,6 +6,7 @@ and rank 0's return value (JSON) comes back.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -164,8 +165,14 @@ def _child(given: str) -> None:
 def _zygote() -> None:
     """Fork a process for every line of stdin, tell on stdout when it starts and ends; end with stdin."""
     from apt_ds.eval import commands  # noqa: F401
+    from apt_ds.runtime import zero
     from tests.support import fault_injection  # noqa: F401
 
+    zero.describe_cpu_once()
+    importlib.import_module("cpuinfo").get_cpu_info()
+    # collections in the forked processes look at what these made, not at a million objects of libraries
+    gc.collect()
+    gc.freeze()
     assert len(os.listdir("/proc/self/task")) == 1, "a fork would lose a thread"
     children: set[int] = set()
     while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -172,3 +173,21 @@ def alive(made: trainer.Trainer) -> dict[str, int]:
     census["stack"] = len(parameter_offload.FWD_MODULE_STACK)
     census["rss"] = psutil.Process().memory_info().rss
     return census
+
+
+def descriptions(folder: str) -> int:
+    """How often the four engines of a run that offloads its optimizer asked for a description of the CPU."""
+    cpuinfo: Any = importlib.import_module("cpuinfo")
+    asked, real = [], cpuinfo.get_cpu_info
+
+    def describe() -> dict[str, Any]:
+        asked.append(1)
+        return real()
+
+    cpuinfo.get_cpu_info = describe
+    zero.describe_cpu_once.cache_clear()
+    made = run.prepare(run_config(folder, 2, True, ["--sparsity", "0", "--rank_growth", "none"]))
+    for step in range(3):
+        made.rebuild(step, Plan())
+    made.finish()
+    return len(asked)

@@ -7,7 +7,9 @@ plain model, `build`, `put_state`. Facts about what an engine leaves behind are 
 from __future__ import annotations
 
 import copy
+import functools
 import gc
+import importlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias, TypeGuard
@@ -89,10 +91,22 @@ def build(model: nn.Module, config: Config, make_optimizer: Maker | None = None)
     make_optimizer: makes the optimizer; None: the one `config` names.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
+    if "offload_optimizer" in config.get("zero_optimization", {}):
+        describe_cpu_once()
     config = _with_bucket(config, max(1, sum(full_numel(p) for p in trainable)))
     engine = deepspeed.initialize(model=model, optimizer=make_optimizer, model_parameters=trainable, config=config)[0]
     mark(engine)
     return engine
+
+
+@functools.cache
+def describe_cpu_once() -> None:
+    """Let all of DeepSpeed's CPU optimizers share one description of the CPU.
+
+    Each asks cpuinfo for it, which starts a process of a second. Every rebuild makes an optimizer.
+    """
+    cpuinfo: Any = importlib.import_module("cpuinfo")
+    cpuinfo.get_cpu_info = functools.cache(cpuinfo.get_cpu_info)
 
 
 def build_for_inference(model: nn.Module, config: Config) -> Engine:
