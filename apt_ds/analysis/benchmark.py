@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from apt_ds.analysis import cluster_model
-from apt_ds.analysis.bench import table
+from apt_ds.analysis.bench import markdown, table
 from apt_ds.analysis.bench.generation import GenerationSettings, inference
 from apt_ds.analysis.bench.meters import peak_flops, process_bytes
 from apt_ds.analysis.bench.requantization import rounding
@@ -29,7 +29,7 @@ from apt_ds.data.batching import GlobalOrder
 from apt_ds.data.conversations import load_examples
 from apt_ds.data.instructions import build_dataset
 from apt_ds.losses.task_losses import trained_tokens
-from apt_ds.models import loading
+from apt_ds.models import attention, loading
 from apt_ds.models.loading import Base
 from apt_ds.runtime import collectives, zero
 from apt_ds.runtime.files import write_json
@@ -68,6 +68,7 @@ def benchmark(run: RunConfig, settings: Settings, json_path: str) -> table.Figur
     loading.quiet_transformers()
     zero.check_sections(run.distributed.deepspeed)
     base, data = inputs(run)
+    run = attention.resolve(run, base.config, loading.run_dtype(run), zero.device())
     config = load_config(run, collectives.world_size(), base.config.hidden_size)
     zero.check_config(config, run.distributed.deepspeed)
     variants, notes = chosen(list(settings.variants), config)
@@ -99,8 +100,9 @@ def benchmark(run: RunConfig, settings: Settings, json_path: str) -> table.Figur
     figures["rounding"] = {v.name: rounding(run, one_layer(base), v.sparsity, v.bits) for v in quantized}
     if settings.generation is not None:
         figures["inference"] = inference(run, base, CUTS, settings.generation)
+        figures["static_is_captured"] = zero.device().type == "cuda"
     if collectives.is_main():
-        print(table.render(figures), flush=True)
+        print(table.render(figures), markdown.render(figures), sep="\n\n", flush=True)
         if json_path:
             write_json(Path(json_path), figures)
     return figures

@@ -27,7 +27,7 @@ from apt_ds.data.tokenized import TokenizedSet
 from apt_ds.data.tokenizer_checks import check_lengths
 from apt_ds.eval import metrics
 from apt_ds.losses.task_losses import TASK_LOSSES
-from apt_ds.models import loading, quantization_checks
+from apt_ds.models import attention, loading, quantization_checks
 from apt_ds.models.loading import Base
 from apt_ds.models.positions import check_positions
 from apt_ds.pruning.rules import mask_notice
@@ -120,6 +120,7 @@ def machine_of(run: RunConfig, world: int) -> Machine:
 
 def estimate_run(run: RunConfig, base: Base, data: Data, config: zero.Config, world: int, on_cpu: bool) -> Estimate:
     """The estimate of one rank's memory."""
+    run = attention.assume(run, base.config, loading.run_dtype(run), on_gpu=not on_cpu)
     # scoring by weight gradients needs gradients of all weights until the cut
     trains_for_score = run.pruning.mode != "none" and run.pruning.score == "taylor"
     trains_all = run.optim.trainable == "all"

@@ -7,6 +7,7 @@ extra [dev] (peft); bitsandbytes for what is in 4 bit.
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 
 from apt_ds.config import cli
@@ -73,6 +74,8 @@ def main() -> None:
         print(predict(run, cluster, tuple(own.predict), own.measured))
         return
     generation = GenerationSettings(own.prompt, own.generate, own.rounds) if own.generate else None
+    # the libraries stay to the end: the collection at every rebuild need not look at their objects
+    gc.freeze()
     settings = Settings(tuple(own.variants), own.rounds, own.steps, generation, own.peak_tflops or 0.0)
     benchmark(run, settings, own.json)
 

@@ -29,6 +29,7 @@ from apt_ds.config.tasks import TASKS
 BLOCKS = ("heads", "neurons", "hidden")
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 AUTO = "auto"
+FLASH, VARLEN = "flash_attention_2", "varlen"  # kernels that take the starts of packed examples
 
 
 @dataclass(frozen=True)
@@ -52,15 +53,18 @@ class ModelOptions:
     """Which model is trained, and in which precision its frozen weights are stored."""
 
     model_name_or_path: str = option("", "a hub name, a folder, builtin:smollm2 or builtin:minilm")
-    attn_implementation: str = choice("sdpa, eager, flash_attention_2", "attention kernel")
+    attn_implementation: str = choice(
+        f"sdpa, eager, {FLASH}, {VARLEN}",
+        "attention kernel; with --packing, sdpa becomes varlen where GPU and model support it",
+    )
     base_bits: int = option(16, "bits of the frozen base weights; 4: NF4, 8: int8, 16: the dtype of the run", BITS)
     export_bits: int = option(16, "bits of the written model's projections: 16, or the value of base_bits", BITS)
     trust_remote_code: bool = option(False, "run code of the model's folder where its tokenizer needs it")
 
     @property
     def one_row(self) -> bool:
-        """Whether all packed examples share a row: flash attention tells examples apart in a single row only."""
-        return self.attn_implementation == "flash_attention_2"
+        """Whether all packed examples share a row: variable-length kernels need no padding between rows."""
+        return self.attn_implementation in (FLASH, VARLEN)
 
 
 @dataclass(frozen=True)

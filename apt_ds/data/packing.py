@@ -1,8 +1,9 @@
 """Several examples in one row, so that little of a batch is padding.
 
 `position_ids` restart at every example: transformers makes block-diagonal causal attention of them, under sdpa and
-eager for any number of rows, under flash attention for a single row only. No example sees another, every token of an
-example is where it would be alone, so loss, gradients and salience are those of a batch with a row per example.
+eager by a dense mask. Variable-length kernels take `starts` instead (`models/packed_attention.py`). No example sees
+another, and every token of an example is where it would be alone. So loss, gradients and salience are those of a batch
+with a row per example.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ def pack(rows: Sequence[Row], pad_id: int, limit: int, single: bool = False) -> 
             position_ids[row, start:end] = torch.arange(end - start)
             start = end
         position_ids[row, start:] = torch.arange(shape[1] - start)
-    return Batch(input_ids, attention_mask, labels, position_ids=position_ids)
+    begins = (position_ids.flatten() == 0).nonzero().squeeze(1)
+    starts = torch.cat([begins, begins.new_tensor([position_ids.numel()])]).to(torch.int32)
+    longest = int(starts.diff().max())
+    return Batch(input_ids, attention_mask, labels, position_ids=position_ids, starts=starts, longest=longest)
 
 
 def sharing(lengths: Sequence[int], limit: int, single: bool = False) -> list[list[int]]:

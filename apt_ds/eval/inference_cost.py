@@ -6,13 +6,11 @@ all models alike. `inference_timing.py` defines one pass for each task type.
 
 from __future__ import annotations
 
-import ctypes
 import statistics
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 
-import psutil
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -30,12 +28,12 @@ from apt_ds.eval.inference_timing import (
     run_once,
     time_generation_at_batch,
 )
+from apt_ds.eval.memory_in_use import exact_heap, memory_in_use
+from apt_ds.eval.static_decoding import StaticTimings, describe
 from apt_ds.models import loading as model_loading
 from apt_ds.models.architectures import find_architecture
 from apt_ds.runtime import zero
-from apt_ds.runtime.memory import peak_memory, reset_peak, trim_heap
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
+from apt_ds.runtime.memory import peak_memory, reset_peak
 
 
 def protocol_of(sources: dict[str, str], trust: bool = False) -> TimingProtocol:
@@ -70,7 +68,7 @@ def measure(
     Returns:
         Figures of each model by its name: those of its protocol's rows. `inference_bytes` is the peak of memory that
         the model adds, weights included. `flops_per_token` counts weights. `batch` is the largest power of two that
-        fits.
+        fits. `static_is_captured` is 1 where the static cache ran in captured graphs (`static_decoding.py`).
 
     Raises:
         UserError: A model is missing, the models need different protocols, or the memory does not hold all of them.
@@ -89,16 +87,32 @@ def measure(
             except torch.OutOfMemoryError:
                 reason = f"not enough device memory for {', '.join(sources)} at once, at batch {plan.batch}"
                 raise UserError(f"--model {source!r}: {reason}; lower --inference_batch_size") from None
-    passes: dict[str, list[Figures]] = {name: [] for name in models}
-    for _ in range(plan.rounds):
-        for name, model in models.items():
-            passes[name].append(one_pass(model, protocol, plan))
-    for name, rounds in passes.items():
-        figures[name] |= {key: statistics.median(each[key] for each in rounds) for key in rounds[0]}
+    for name, rounds in time_rounds(models, protocol, plan).items():
+        # a model that fails in a later round has no figure of it
+        keys = [key for key in rounds[0] if all(key in each for each in rounds)]
+        figures[name] |= {key: statistics.median(each[key] for each in rounds) for key in keys}
     if protocol is LANGUAGE:
         for name, batch_figures in largest_batches(models, plan).items():
             figures[name] |= batch_figures
     return figures
+
+
+def time_rounds(
+    models: dict[str, PreTrainedModel], protocol: TimingProtocol, plan: TimingPlan
+) -> dict[str, list[Figures]]:
+    """The figures of each model's rounds. Says on stderr which language model cannot use a static cache."""
+    passes: dict[str, list[Figures]] = {name: [] for name in models}
+    timings = StaticTimings()
+    for name, model in models.items() if protocol is LANGUAGE else ():
+        timings.measure(name, model, plan)
+    for _ in range(plan.rounds):
+        for name, model in models.items():
+            figures = one_pass(model, protocol, plan)
+            passes[name].append(figures | (timings.measure(name, model, plan) if protocol is LANGUAGE else {}))
+    timings.close()
+    for name, reason in timings.obstacles.items():
+        print(f"{name}: static cache not measured: {reason}", file=sys.stderr, flush=True)
+    return passes
 
 
 def one_pass(model: PreTrainedModel, protocol: TimingProtocol, plan: TimingPlan) -> Figures:
@@ -149,32 +163,6 @@ def check_context(config: PretrainedConfig, plan: TimingPlan) -> None:
     context = getattr(config, "max_position_embeddings", plan.prompt + offset) - offset
     if plan.prompt > context:
         raise UserError(f"--prompt_length {plan.prompt} is longer than the model's context of {context} tokens")
-
-
-def memory_in_use() -> int:
-    """Bytes that this process uses now, after the allocator has returned free memory."""
-    if zero.device().type == "cuda":
-        return torch.cuda.memory_allocated(zero.device())
-    trim_heap()
-    return psutil.Process().memory_info().rss
-
-
-@contextmanager
-def exact_heap() -> Iterator[None]:
-    """Inside the context glibc returns the memory of every freed tensor. Cached memory would distort the figures."""
-
-    def set_thresholds(mmap: int, trim: int) -> None:
-        with suppress(OSError):
-            libc = ctypes.CDLL("libc.so.6")
-            libc.mallopt(M_MMAP_THRESHOLD, mmap)
-            libc.mallopt(M_TRIM_THRESHOLD, trim)
-
-    set_thresholds(2**16, 2**17)
-    try:
-        yield
-    finally:
-        # the values that glibc reaches by itself
-        set_thresholds(2**25, 2**26)
 
 
 def checkpoint_bytes(source: str) -> int:
@@ -248,4 +236,6 @@ def render(figures: dict[str, Figures], plan: TimingPlan, protocol: TimingProtoc
     footer += " after one warm-up"
     if protocol is LANGUAGE:
         footer += "; " + (f"batches up to {plan.max_batch}" if plan.max_batch else "batches until memory ends")
+        captured = [each.get("static_is_captured") for each in figures.values()]
+        footer += f"; {describe(None if None in captured else all(captured))}"
     return "\n".join([*lines, footer])

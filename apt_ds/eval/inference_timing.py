@@ -163,11 +163,13 @@ LANGUAGE = TimingProtocol(
     (
         TableRow("prefill_seconds", "prefill, ms", "{:,.1f}", 1e3),
         TableRow("decode_tokens_per_second", "decode at batch 1, tokens/s", "{:,.1f}", 1),
+        TableRow("static_tokens_per_second", "static cache at batch 1, tokens/s", "{:,.1f}", 1),
         TableRow("batch", "largest batch found to fit", "{:,}", 1),
         TableRow("batch_tokens_per_second", "decode at that batch, tokens/s", "{:,.1f}", 1),
         TableRow("inference_bytes", "peak memory at batch 1, MB", "{:,.1f}", 1e-6),
         TableRow("inference_batch_prefill_seconds", "prefill at batch {batch}, ms", "{:,.1f}", 1e3),
         TableRow("inference_batch_tokens_per_second", "decode at batch {batch}, tokens/s", "{:,.1f}", 1),
+        TableRow("inference_batch_static_tokens_per_second", "static cache at batch {batch}, tokens/s", "{:,.1f}", 1),
         TableRow("inference_batch_bytes", "peak memory at batch {batch}, MB", "{:,.1f}", 1e-6),
         *SIZES,
     ),

@@ -88,7 +88,9 @@ def load(
     spec = find_architecture(config)
     attention = attention if spec is None else spec.attention(config, attention)
     optional = spec.heads.get(task_type, ()) if fresh_head and spec is not None else ()
-    model, _ = loading.read_weights(source, dtype, attention, task_type, optional, flag="--model", trust=trust)
+    model, _ = loading.read_weights(
+        source, dtype, attention, task_type, optional, flag="--model", trust=trust, device=zero.device()
+    )
     model.eval()
     runner: nn.Module = model
     if sharding is not None:

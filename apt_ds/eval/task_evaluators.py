@@ -15,6 +15,7 @@ from apt_ds.config.tasks import ANSWERS, CLASSIFICATION
 from apt_ds.data import seq2seq, squad
 from apt_ds.data.batching import Batch, collate
 from apt_ds.data.glue import GLUE
+from apt_ds.data.squad_answers import WindowAnswer, best_answers, window_answer
 from apt_ds.data.tokenized import TokenizedSet
 from apt_ds.eval import metrics
 from apt_ds.eval.held_out import evaluation_mode, rank_batches
@@ -23,6 +24,7 @@ from apt_ds.models.unwrap import pretrained_model
 from apt_ds.runtime import collectives, zero
 
 Prediction = TypeVar("Prediction")
+Condensed = TypeVar("Condensed")
 
 
 class TaskEvaluator(Protocol):
@@ -34,14 +36,15 @@ class TaskEvaluator(Protocol):
 
 
 @torch.no_grad()
-def predict(
+def own_predictions(
     rows: TokenizedSet,
     per_device: int,
     pad_id: int,
     engine: nn.Module,
     predict_batch: Callable[[Batch], Sequence[Prediction]],
-) -> list[Prediction]:
-    """Predictions for all rows, in their order, on every rank. Collective.
+    condense: Callable[[int, Prediction], Condensed],
+) -> list[tuple[int, Condensed]]:
+    """This rank's predictions, each with the number of its row. Collective.
 
     Args:
         rows: The evaluation set.
@@ -49,15 +52,36 @@ def predict(
         pad_id: The token id of padding.
         engine: A model or an engine. It is in eval mode meanwhile.
         predict_batch: A batch to one prediction for each row.
+        condense: A row's number and its prediction to what is kept of it.
     """
-    own: list[tuple[int, Prediction]] = []
+    own: list[tuple[int, Condensed]] = []
     with evaluation_mode(engine):
         for indices in rank_batches(len(rows), per_device):
             # a rank without rows left predicts once more, because sharded weights need every rank
             batch = collate([rows[i] for i in indices or [0]], pad_id).to(zero.device())
-            own += list(zip(indices, predict_batch(batch), strict=False))
-    pairs: list[tuple[int, Prediction]] = [pair for part in collectives.gather_objects(own) for pair in part]
+            own += [(i, condense(i, each)) for i, each in zip(indices, predict_batch(batch), strict=False)]
+    return own
+
+
+def in_order(own: list[tuple[int, Prediction]]) -> list[Prediction]:
+    """The small predictions of all ranks, in the order of the rows, on every rank. Collective.
+
+    Args:
+        own: This rank's predictions, each with the number of its row.
+    """
+    pairs = [pair for part in collectives.gather_objects(own) for pair in part]
     return [prediction for _, prediction in sorted(pairs, key=lambda pair: pair[0])]
+
+
+def predict(
+    rows: TokenizedSet,
+    per_device: int,
+    pad_id: int,
+    engine: nn.Module,
+    predict_batch: Callable[[Batch], Sequence[Prediction]],
+) -> list[Prediction]:
+    """Small predictions for all rows, in their order, on every rank: `own_predictions`, `in_order`. Collective."""
+    return in_order(own_predictions(rows, per_device, pad_id, engine, predict_batch, lambda _, each: each))
 
 
 @dataclass(frozen=True)
@@ -94,9 +118,12 @@ class SpanEvaluator:
             start, end = TASK_LOSSES[ANSWERS].logits(engine, batch)
             return list(torch.stack([start, end], dim=1).float().cpu().numpy())
 
-        windows = predict(self.features.rows, per_device, pad_id, engine, predict_batch)
-        starts, ends = ([window[side] for window in windows] for side in (0, 1))
-        answers = squad.answers(self.features, starts, ends, self.questions)
+        def condense(window: int, logits: np.ndarray) -> WindowAnswer:
+            return window_answer(self.features, window, *logits)
+
+        # a window's logits are a thousand times larger than its answer, and the device would hold those of all ranks
+        own = own_predictions(self.features.rows, per_device, pad_id, engine, predict_batch, condense)
+        answers = best_answers(self.features, in_order(own), self.questions)
         texts = {name: text for name, (text, _) in answers.items()}
         no_answer_scores = {name: score for name, (_, score) in answers.items()}
         scores = metrics.squad_metrics(self.questions, texts, no_answer_scores)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from apt_ds.data.batching import round_up
-from apt_ds.losses import cross_entropy
+from apt_ds.losses import cross_entropy, liger
 from apt_ds.models.architectures import find_architecture
 from apt_ds.models.logit_transform import LogitTransform
 from apt_ds.models.unwrap import pretrained_model
@@ -65,8 +65,8 @@ def logits_of(model: nn.Module, inputs: dict[str, Any], positions: Tensor, count
 def loss_of(model: nn.Module, inputs: dict[str, Any], positions: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of selected tokens, summed.
 
-    A frozen head without bias gets it from `cross_entropy.of_hidden`, so that the logits never exist as a whole. Other
-    heads, and families with an unknown transform after the head, get it from the model's own logits.
+    A frozen head without bias gets it from `liger.of_hidden`, so that the logits never exist as a whole. Other heads,
+    and families with an unknown transform after the head, get it from the model's own logits.
 
     Args:
         model: A model with an LM head, or an engine around it.
@@ -85,7 +85,7 @@ def loss_of(model: nn.Module, inputs: dict[str, Any], positions: Tensor, targets
 
     def loss_forward(hidden: Tensor) -> Tensor:
         selected = hidden.flatten(0, -2).index_select(0, positions)
-        losses.append(cross_entropy.of_hidden(selected, head.weight, targets, transform))
+        losses.append(liger.of_hidden(selected, head.weight, targets, transform))
         # the family's transform must not change the loss: it gets a zero with the same graph
         return losses[0] if transform.is_identity else losses[0] * 0
 

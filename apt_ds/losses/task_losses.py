@@ -7,7 +7,7 @@ how that batch is split over ranks and micro-batches. For the same reason no sof
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,10 @@ from apt_ds.data.batching import Batch
 from apt_ds.data.tokenized import IGNORED, Row
 from apt_ds.losses import cross_entropy
 from apt_ds.losses.lm_head import check_transform, logits_of, loss_of, pad_positions
+from apt_ds.models.packed_attention import packed_inputs
 from apt_ds.models.unwrap import pretrained_model
 
-Inputs = dict[str, Tensor]
+Inputs = dict[str, Any]
 CHECKED_TOKENS = 4  # of the forward pass that `TokenLoss.check` runs
 Logits = tuple[Tensor, ...]  # each [predictions, choices]; one choice is a regression
 
@@ -148,10 +149,12 @@ class CausalLoss(TokenLoss):
         """Token ids, and positions of packed rows. No attention mask.
 
         Padding is on the right, where causal attention never reads it. In a row of several examples, positions that
-        restart at 0 separate the examples.
+        restart at 0 separate the examples, and variable-length kernels take the starts of the examples.
         """
         inputs = {"input_ids": batch.input_ids}
-        return inputs if batch.position_ids is None else inputs | {"position_ids": batch.position_ids}
+        if batch.position_ids is None:
+            return inputs
+        return inputs | packed_inputs(pretrained_model(model).config._attn_implementation, batch)
 
     def token_targets(self, batch: Batch) -> Tensor:
         """The labels of the next tokens, [B, L]."""

@@ -73,6 +73,7 @@ def load_model(base: Base, run: RunConfig) -> PreTrainedModel:
             bits=run.model.base_bits,
             model_class=spec.training_classes.get(base.kind),
             plain=quantization.plain_layers(base.anatomy),
+            device=zero.device(),
         )
     if missing:
         start_heads(model, missing, run.optim.seed)
@@ -94,6 +95,10 @@ def start_heads(model: PreTrainedModel, paths: list[str], seed: int) -> None:
 
 
 def _off_the_file(model: nn.Module) -> None:
-    """Copy weights that are mapped from a file. One mapped weight keeps the whole file in memory, after cuts too."""
+    """Copy weights that are mapped from a file. One mapped weight keeps the whole file in memory, after cuts too.
+
+    Only weights of the CPU are mapped. An accelerator has copies already.
+    """
     for tensor in (*model.parameters(), *model.buffers()):
-        tensor.data = tensor.data.clone()
+        if tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging as transformers_logging
 
 from apt_ds.config.errors import UserError
@@ -35,6 +36,7 @@ def read_weights(
     trust: bool = False,
     model_class: Any = None,
     plain: tuple[str, ...] = (),
+    device: torch.device | None = None,
 ) -> tuple[PreTrainedModel, list[str]]:
     """Read a model with `from_pretrained`.
 
@@ -50,9 +52,10 @@ def read_weights(
         trust: code of the folder may run.
         model_class: the class to read with. None: the stock class of `kind`.
         plain: paths of linear layers that are not quantized.
+        device: where the weights go, see `device_map`. None: where `from_pretrained` puts them.
 
     Returns:
-        The model on the device where `from_pretrained` puts it, and the paths of `optional` without weights.
+        The model, and the paths of `optional` without weights.
 
     Raises:
         UserError: weights are absent, unknown, broken or do not fit the configuration, or the attention kernel is
@@ -67,6 +70,7 @@ def read_weights(
             low_cpu_mem_usage=True,
             output_loading_info=True,
             trust_remote_code=trust,
+            device_map=device_map(device, is_deepspeed_zero3_enabled()),
             # a layer for other classes counts as missing
             ignore_mismatched_sizes=bool(optional),
             **({"config": copy.deepcopy(config)} if config else {}),
@@ -118,6 +122,18 @@ def unknown_weights(model: nn.Module, unexpected: Iterable[str]) -> list[str]:
     stacks = [path for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     layers = tuple(f"{path}.{name}." for path in stacks for name, _ in model.get_submodule(path).named_children())
     return sorted(name for name in unexpected if name.startswith(layers) and not name.endswith(OLD_BUFFERS))
+
+
+def device_map(device: torch.device | None, sharded: bool) -> dict[str, torch.device] | None:
+    """Where `from_pretrained` puts weights. None: into the host's memory, or into shards.
+
+    An accelerator takes every tensor from the mapped file as it is read. So no rank keeps a second model on the host.
+
+    Args:
+        device: the device of this rank.
+        sharded: whether transformers shards weights while it reads them (ZeRO-3). It then takes no map.
+    """
+    return None if device is None or device.type == "cpu" or sharded else {"": device}
 
 
 def quiet_transformers() -> None:

@@ -17,6 +17,7 @@ from apt_ds.config.tasks import LANGUAGE_MODEL
 from apt_ds.data.instructions import prompt_ids, resolve_pad_id
 from apt_ds.models import loading
 from apt_ds.models.loading import Base
+from apt_ds.models.weights import device_map
 from apt_ds.runtime import collectives, profiler, zero
 from apt_ds.runtime.files import write_json
 from apt_ds.training.datasets import Data
@@ -102,7 +103,9 @@ def bytes_needed(run: RunConfig, summary: Summary) -> int:
 
 def load_plain(source: str, run: RunConfig, device: torch.device) -> PreTrainedModel:
     """Load a model as its users do. No code of its folder runs."""
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=loading.run_dtype(run), trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        source, dtype=loading.run_dtype(run), device_map=device_map(device, sharded=False), trust_remote_code=False
+    )
     return model.to(device).eval()  # type: ignore[arg-type]  # transformers wraps `to` without its types
 
 

@@ -11,7 +11,7 @@ from apt_ds.config.resolve import resolve
 from apt_ds.config.run_config import RunConfig
 from apt_ds.data.glue import labels_of
 from apt_ds.data.tokenizer_checks import check_lengths
-from apt_ds.models import loading, quantization_checks
+from apt_ds.models import attention, loading, quantization_checks
 from apt_ds.models.base_config import decisive
 from apt_ds.models.export.configs import writable_sizes
 from apt_ds.models.loading import Base
@@ -94,6 +94,7 @@ def prepare(run: RunConfig, stop_signals: StopSignals | None = None) -> Trainer:
     saved = checkpoint.find(run.output.resume_from_checkpoint, output)
     data = read_data(run, base, saved.started if saved is not None else None)
     _check_data(run, base, config, data)
+    resolved = attention.resolve(run, base.config, loading.run_dtype(run), zero.device())
     pruner = Pruner(run, base.anatomy, data.total_steps, zero.device(), writable_sizes(base.config))
     if collectives.is_main() and (notice := mask_notice(run, data.total_steps)):
         print(notice, file=sys.stderr, flush=True)
@@ -105,7 +106,7 @@ def prepare(run: RunConfig, stop_signals: StopSignals | None = None) -> Trainer:
     folders = check_output(run, resumes=saved is not None)
     if collectives.is_main():
         stop_signals.discard = lambda: discard_output(output, folders)
-    parts = run, base, config, data, pruner, MetricsLogger(output, data.total_steps), stop_signals
+    parts = resolved, base, config, data, pruner, MetricsLogger(output, data.total_steps), stop_signals
     trainer = Trainer.create(*parts) if saved is None else Trainer.resume(saved, *parts)
     # the folder is made last: loading the model finds the last mistakes
     prepare_output(run, saved.metrics if saved is not None else None)

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from apt_ds.analysis.bench import synthetic
 from apt_ds.analysis.bench.table import Timed, render, summarize
 from apt_ds.analysis.bench.variants import VARIANTS, chosen
 from apt_ds.analysis.cluster_model import Load, Shape
+from apt_ds.commands import benchmark as command
 from apt_ds.config.errors import UserError
-from apt_ds.runtime import collectives
+from apt_ds.runtime import collectives, exit_status
 from tests.support import multiprocess
+from tests.support.launcher import Ended, own_world
 
 SCRIPT = multiprocess.ROOT / "launchers" / "benchmark.py"
 FILES = multiprocess.ROOT / "ds_configs"
@@ -35,6 +38,29 @@ def call(*words: str, processes: int = 0, timeout: float = 500) -> subprocess.Co
     return subprocess.run(
         done, env=multiprocess.environment(), capture_output=True, text=True, timeout=timeout, check=False
     )
+
+
+@pytest.fixture
+def here(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Ended]]:
+    """What the script does, in this process, which is a world of one."""
+
+    def leave(status: int) -> None:
+        raise SystemExit(status)
+
+    def call(*words: str) -> Ended:
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--random_weights", "tiny", *words])
+        monkeypatch.setattr(exit_status, "leave", leave)
+        monkeypatch.setattr(collectives, "shut_down", lambda: None)
+        try:
+            exit_status.main(command.main)
+            status = 0
+        except SystemExit as end:
+            status = int(str(end.code))
+        return Ended(status, *capfd.readouterr())
+
+    with own_world():
+        yield call
 
 
 @pytest.mark.dist
@@ -63,7 +89,12 @@ def test_every_variant_is_measured(name: str, processes: int, tmp_path: Path) ->
         assert 0 < errors["sliced_first"] <= errors["cut"] * 1.01 < 1.5 * errors["sliced_first"]
     assert set(found["inference"]) == {"dense", "cut30", "cut50"}
     assert min(found["inference"]["cut50"].values()) > 0 and "batch 32" in found["inference"]["cut50"]
-    assert done.stdout.rstrip().splitlines()[-1] and "generation" in done.stdout
+    assert {f"{key} {batch}" for key in ("decode", "static") for batch in (1, 32)} <= set(found["inference"]["cut30"])
+    assert found["static_is_captured"] is False and set(found["attention"].values()) == {"sdpa"}
+    assert "generation" in done.stdout
+    pasted = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert len(pasted) == 2 + len({*found["step_seconds"], *found["inference"]})
+    assert "| static cache at 32 |" in pasted[0]
     assert ("time/lora" in done.stdout) == ("lora" in expected)
 
 
@@ -113,24 +144,30 @@ def test_variants_that_cannot_be_measured_are_left_out_or_refused() -> None:
         ("--predict 8 --measured none.json", "none.json"),
     ],
 )
-def test_mistakes_are_one_line(words: str, part: str) -> None:
-    done = call("--deepspeed", str(FILES / "zero2.json"), *words.split())
-    assert done.returncode == 2 and part in done.stderr
+def test_mistakes_are_one_line(words: str, part: str, here: Callable[..., Ended]) -> None:
+    done = here("--deepspeed", str(FILES / "zero2.json"), *words.split())
+    assert done.status == 2 and part in done.err
+    assert len(done.mistakes) == 1
+
+
+def test_the_script_ends_with_the_status_of_a_mistake() -> None:
+    done = call("--deepspeed", str(FILES / "zero2.json"), "--variants", "none")
+    assert done.returncode == 2 and "--variants none" in done.stderr
     assert sum(line.startswith("error: ") for line in done.stderr.splitlines()) == 1
 
 
-def test_a_prediction_needs_no_device() -> None:
-    done = call("--deepspeed", str(FILES / "zero3.json"), "--random_weights", "llama2-7b", "--predict", "8,64,512")
-    assert done.returncode == 0, done.stderr
-    rows = [line.split()[:2] for line in done.stdout.splitlines()[-6:]]
+def test_a_prediction_needs_no_device(here: Callable[..., Ended]) -> None:
+    done = here("--deepspeed", str(FILES / "zero3.json"), "--random_weights", "llama2-7b", "--predict", "8,64,512")
+    assert done.status == 0, done.err
+    rows = [line.split()[:2] for line in done.out.splitlines()[-6:]]
     assert rows == [[stage, devices] for stage in "23" for devices in ("8", "64", "512")]
 
 
-def test_a_dry_run_of_sizes_needs_no_weights() -> None:
+def test_a_dry_run_of_sizes_needs_no_weights(here: Callable[..., Ended]) -> None:
     pytest.importorskip("peft", reason="the benchmark compares with PEFT: install the extra [dev]")
-    done = call("--deepspeed", str(FILES / "zero2.json"), "--dry_run", "--device_memory", "1", "--bf16", "--align", "8")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].startswith("fits: a device 0.")
+    done = here("--deepspeed", str(FILES / "zero2.json"), "--dry_run", "--device_memory", "1", "--bf16", "--align", "8")
+    assert done.status == 0, done.err
+    assert done.out.splitlines()[-1].startswith("fits: a device 0.")
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_every_example_is_in_one_row_and_rows_are_few() -> None:
     assert grouped([32, 8, 8, 8, 8], LIMIT) == [[0], [1, 2, 3, 4]]
 
 
-@pytest.mark.parametrize("more", [[], ["--packing"], ["--packing", "--attn_implementation", "flash_attention_2"]])
+@pytest.mark.parametrize("more", [[], ["--packing"], ["--packing", "--attn_implementation", "varlen"]])
 def test_the_estimate_of_memory_knows_the_batches(more: list[str], tmp_path: Path) -> None:
     """The sizes that it counts with are the largest of those that the run makes."""
     tiny.save_model(tmp_path / "model")
@@ -77,6 +77,8 @@ def test_the_batch_tells_examples_apart() -> None:
     assert batch.position_ids is not None and batch.to("cpu").position_ids is not None
     assert batch.position_ids[0].tolist() == [*range(30), 0, 1]
     assert batch.position_ids[1].tolist() == [*range(11), *range(7), *range(5), *range(9)]
+    assert batch.starts is not None and batch.starts.dtype == torch.int32
+    assert batch.starts.tolist() == [0, 30, 32, 43, 50, 55, 64] and batch.longest == batch.to("cpu").longest == 30
     assert batch.attention_mask.sum(1).tolist() == [30, 23]
     assert (batch.labels[batch.position_ids == 0] == IGNORED).all()
 
@@ -86,6 +88,7 @@ def test_flash_attention_finds_the_examples_of_a_single_row() -> None:
     assert batch.input_ids.shape == (1, 56) and _is_packed_sequence(batch.position_ids, 1)
     (ends, _), (longest, _) = prepare_fa_kwargs_from_position_ids(batch.position_ids)
     assert ends.tolist() == [0, 7, 37, 42, 53, 56] and longest == 30
+    assert batch.starts is not None and torch.equal(ends, batch.starts) and batch.longest == longest
 
 
 def prepared(kind: str, attention: str, checkpointing: bool) -> tuple[LlamaForCausalLM, Salience]:
@@ -118,7 +121,7 @@ def learn(model: LlamaForCausalLM, salience: Salience, batch: Batch) -> dict[str
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "varlen"])
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_nothing_that_is_learnt_differs(kind: str, attention: str, checkpointing: bool) -> None:
     examples = rows([9, 4, 21, 13, 2, 17, 30, 6])
@@ -150,11 +153,12 @@ def test_whole_runs_decide_the_same(world: int, tmp_path: Path) -> None:
     flags += ["--align", "4", "--mask_step", "0.25", "--prune_every", "4"]
     expected = reference_run(tmp_path, flags)
     size = ["--per_device_train_batch_size", str(4 // world), "--gradient_accumulation_steps", "1"]
-    modes = {"packed": [*flags, *size, "--packing"]}
-    stages = [(2, False), (3, False)]
-    for name, run in multiprocess.run(
-        world, "runs", {"folder": str(tmp_path), "stages": stages, "modes": modes}
-    ).items():
+    packed = [*flags, *size, "--packing"]
+    jobs = [{"stages": [(2, False), (3, False)], "modes": {"packed": packed}}]
+    if world == 1:
+        jobs.append({"stages": [(3, False)], "modes": {"starts": [*packed, "--attn_implementation", "varlen"]}})
+    found = [multiprocess.run(world, "runs", {"folder": str(tmp_path), **job}) for job in jobs]
+    for name, run in (item for runs in found for item in runs.items()):
         for fact in ("alive", "ranks", "kept"):
             assert run[fact] == expected[fact], (name, fact)
         assert np.allclose(run["losses"], expected["losses"], rtol=2e-5), name

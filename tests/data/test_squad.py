@@ -7,13 +7,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from apt_ds.config.errors import UserError
 from apt_ds.data import squad
 from apt_ds.data.squad import NO_ANSWER, Question
-from tests.support.text_fixtures import minilm, pair_tokenizer, squad_json, write
+from tests.support.text_fixtures import pair_tokenizer, squad_json, write
 
 CONTEXT = "the big cat sees a red dog on the tree"
 GOOD = squad_json(
@@ -176,50 +175,6 @@ def test_long_questions_are_cut_and_short_windows_refused() -> None:
             squad.encode([asked("the cat sees", CONTEXT)], tok, length, stride)
 
 
-def logits(windows: squad.Features, peaks: dict[int, tuple[int, int, float]], blank: float = 0.0) -> tuple[list, list]:
-    """Per window its peak: first token, last token, height of each; all else 0, CLS `blank`; 5 padded tokens of 99."""
-    made: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    for i, row in enumerate(windows.rows.rows):
-        for side in (0, 1):
-            values = np.zeros(len(row["input_ids"]) + 5, np.float32)
-            values[len(row["input_ids"]) :] = 99
-            values[NO_ANSWER] = blank
-            if i in peaks:
-                values[peaks[i][side]] = peaks[i][2]
-            made[side].append(values)
-    return made
-
-
-def test_answers_are_the_best_piece_of_any_window() -> None:
-    tok = pair_tokenizer()
-    questions = [asked("the", CONTEXT, id="a"), asked("the", " ".join(f"w{i}" for i in range(30)), id="b")]
-    made = squad.windows(questions, tok, 17, 4)
-    assert made.examples == (0, 1, 1, 1)
-    starts, ends = logits(made, {0: (8, 9, 3.0), 1: (3, 4, 2.0), 3: (5, 7, 4.0)}, blank=1.0)
-    ends[3][0] = -2.0  # the lowest CLS of the windows counts
-    found = squad.answers(made, starts, ends, questions)
-    assert found["a"] == ("red dog", 2.0 - 6.0)
-    last = [span for span in made.offsets[3] if span]
-    assert found["b"] == (questions[1].context[last[2][0] : last[4][1]], -1.0 - 8.0)
-    assert squad.answers(made, starts, ends, questions, max_answer=2)["b"][0] != found["b"][0]
-
-
-def test_an_answer_neither_ends_before_it_starts_nor_lies_in_the_question() -> None:
-    tok = pair_tokenizer()
-    questions = [asked("the cat", CONTEXT, id="a")]
-    made = squad.windows(questions, tok, 32, 4)
-    starts, ends = logits(made, {0: (9, 6, 5.0)})
-    starts[0][1] = ends[0][2] = 50.0
-    text, doubt = squad.answers(made, starts, ends, questions)["a"]
-    assert text and text in CONTEXT and doubt == -5.0
-
-
-def test_a_context_without_tokens_has_no_answer() -> None:
-    question = asked("the", "\u2028", ("\u2028", 0), id="a")
-    made = squad.windows([question], pair_tokenizer(), 32, 4)
-    assert squad.answers(made, *logits(made, {}), [question]) == {"a": ("", 0.0)}
-
-
 def test_the_split_keeps_articles_whole() -> None:
     questions = [asked("the", CONTEXT, id=f"{t}{i}", title=f"t{t}") for t in range(10) for i in range(t + 1)]
     train, held = squad.split_by_article(questions, 0.2, seed=3)
@@ -231,22 +186,3 @@ def test_the_split_keeps_articles_whole() -> None:
         assert all(squad.split_by_article(questions, fraction, seed=3))
     with pytest.raises(UserError, match="all of one article and cannot be split by article"):
         squad.split_by_article(questions[:1], 0.2, seed=0)
-
-
-def test_real_questions_with_a_real_tokenizer(real_data: Path) -> None:
-    tok = minilm()
-    questions = squad.read(str(real_data / "squad_v2" / "dev_a.json"), "validation")
-    assert len(questions) == 6078 and len({q.title for q in questions}) == 16
-    assert all(question.span() for question in questions if question.answers)
-    part = questions[:150]
-    rows, made = squad.encode(part, tok), squad.windows(part, tok)
-    assert len(rows) == len(made.rows) and rows.dropped == 0
-    heights = [(row["targets"][0], row["targets"][1], 9.0) for row in rows.rows]
-    found = squad.answers(made, *logits(made, dict(enumerate(heights))), part)
-    for question in part:
-        text, doubt = found[question.id]
-        if span := question.span():
-            told = question.context[slice(*span)]
-            assert (text.startswith(told) and doubt < 0) or len(tok(told)["input_ids"]) > 30, (text, told)
-        else:
-            assert doubt > 0

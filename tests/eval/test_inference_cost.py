@@ -117,6 +117,7 @@ def test_costs_come_from_the_weights_that_are_there(llamas: Path) -> None:
     assert found["pruned"]["flops_per_token"] < found["dense"]["flops_per_token"]
     shown = inference_cost.render(found, LLAMA_PLAN)
     assert "medians of 2 rounds" in shown and "ratio" in shown and "decode at batch 2, tokens/s" in shown
+    assert "static cache at batch 2, tokens/s" in shown and shown.endswith("; static cache: no captured graph on a CPU")
     alone = inference_cost.measure({"dense": str(llamas / "dense")}, plan=replace(LLAMA_PLAN, batch=0))
     assert not any(key.startswith("inference_batch_") for key in alone["dense"])
     assert "batch 2" not in inference_cost.render(alone, replace(LLAMA_PLAN, batch=0))

@@ -56,7 +56,7 @@ class Device(TorchDispatchMode):
 
 def sent(batch: Batch) -> Batch:
     """What is on the device is another tensor than the host's."""
-    moved = {name: None if held is None else held.clone() for name, held in vars(batch).items()}
+    moved = {name: held.clone() if isinstance(held, Tensor) else held for name, held in vars(batch).items()}
     return Batch(**(moved | {"labels": batch.labels}))
 
 
@@ -68,7 +68,7 @@ CLASSES = [{"input_ids": [5 + i] * (6 + i), "targets": [i % 2]} for i in range(3
 @contextmanager
 def followed(salience: Salience, model: torch.nn.Module, batch: Batch) -> Iterator[Device]:
     """Weights, a sent batch and the scorer's sums are the device's, and so is what the scorer sends there."""
-    held = [tensor for tensor in vars(batch).values() if tensor is not None and tensor is not batch.labels]
+    held = [value for value in vars(batch).values() if isinstance(value, Tensor) and value is not batch.labels]
     device = Device([*model.parameters(), *model.buffers(), *held, salience.abs_sums, salience.owner])
 
     def following(tensor: Tensor) -> Tensor:
@@ -82,16 +82,20 @@ def followed(salience: Salience, model: torch.nn.Module, batch: Batch) -> Iterat
 
 
 @pytest.mark.parametrize("product", ["per_example", "batch"])
-@pytest.mark.parametrize("case", ["causal", "packed", "t5", "bert-classes"])
+@pytest.mark.parametrize("case", ["causal", "packed", "varlen", "t5", "bert-classes"])
 def test_a_scored_micro_batch_does_not_wait(case: str, product: str) -> None:
-    model = tiny.model(attn_implementation="eager") if case in ("causal", "packed") else tiny.small(case)
+    kernels = {"causal": "eager", "packed": "eager", "varlen": "varlen"}
+    model = tiny.model(attn_implementation=kernels[case]) if case in kernels else tiny.small(case)
     kind = tiny.TASKS.get(case, tiny.LANGUAGE_MODEL)
     anatomy = anatomy_of(model.config, kind)
     attach(model, anatomy, ("q", "v"), rank=2, seed=1)
     rows = {"t5": WRITTEN, "bert-classes": CLASSES}.get(case, ROWS)
-    made = pack(rows, 0, 64, False) if case == "packed" else collate(rows, 0)
+    made = pack(rows, 0, 64, case == "varlen") if case in ("packed", "varlen") else collate(rows, 0)
     run = resolve(["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), "--pruning", "gradual"])
-    training_loss, masks = TrainingLoss(run.replace(packing=case == "packed"), kind, anatomy, 10, CPU), Masks(anatomy)
+    training_loss, masks = (
+        TrainingLoss(run.replace(packing=made.starts is not None), kind, anatomy, 10, CPU),
+        Masks(anatomy),
+    )
     masks.install(model.train())
     masks.set(masks.values * 0.5)
     salience = Salience(anatomy, 0.85, "off", 1.0, CPU, product)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
-from apt_ds.runtime import zero
+from apt_ds.data import squad
+from apt_ds.eval.task_evaluators import SpanEvaluator
+from apt_ds.runtime import collectives, zero
+from tests.support import text_fixtures, tiny
 from tests.support.jobs import zero_json
 
 
@@ -39,3 +43,28 @@ def harness_figures(folder: str, stages: list[int]) -> dict[str, Any]:
         figures = lm_eval_harness.run(judged, request)["arc_challenge"]
         found[str(stage)] = {name: value for name, value in figures.items() if not name.endswith("stderr")}
     return found
+
+
+def span_evaluator() -> SpanEvaluator:
+    """25 questions about texts of different lengths."""
+    words = "the big cat sees a red dog on the tree and a small house by the river".split()
+    texts = [" ".join(words[i % 7 :]) for i in range(25)]
+    answers = [((text, 0),) if i % 3 else () for i, text in enumerate(texts)]
+    questions = [squad.Question(f"q{i}", "t", text, "the cat", answers[i]) for i, text in enumerate(texts)]
+    return SpanEvaluator(questions, squad.windows(questions, text_fixtures.pair_tokenizer(), 32, 4))
+
+
+def span_scores() -> dict[str, Any]:
+    """The metrics of a SQuAD model over all ranks, and the bytes that rank 0 sends to the others."""
+    zero.init_distributed()
+    sizes: list[int] = []
+    gather = collectives.gather_objects
+
+    def weighed(value: Any) -> Any:
+        sizes.append(len(pickle.dumps(value)))
+        return gather(value)
+
+    collectives.gather_objects = weighed
+    scores = span_evaluator().evaluate(tiny.small("bert-answers").eval(), 4, 0)
+    collectives.gather_objects = gather
+    return {"scores": scores, "sent": max(sizes)}

@@ -10,7 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from apt_ds.config.run_config import RunConfig
-from apt_ds.eval.inference_cost import prompts, run_once
+from apt_ds.eval.inference_timing import TimingPlan, prompts, run_once
+from apt_ds.eval.static_decoding import StaticTimings
 from apt_ds.models import loading
 from apt_ds.models.export.configs import writable_sizes
 from apt_ds.models.loading import Base
@@ -51,19 +52,32 @@ def inference(run: RunConfig, base: Base, sparsities: dict[str, float], asked: G
 
     Returns:
         By name and `batch N`: median tokens per second, prompt included. By name and `first N`: seconds to the first
-        token.
+        token. By name and `decode N`: tokens per second, prompt excluded. By name and `static N`: the same with a cache
+        of fixed size, in captured graphs on a GPU. It is absent for a model that has none.
     """
     run = run.replace(gradient_checkpointing=False)
     loaded = {name: plain_model(run, base, sparsity) for name, sparsity in sparsities.items()}
     taken: dict[str, dict[str, list[float]]] = {name: {} for name in loaded}
+    timings = StaticTimings()
     for turn in range(asked.rounds + 1):
-        for batch in BATCHES:
-            for name, model in loaded.items():
-                read, made = run_once(model, prompts(model, batch, asked.prompt), asked.new)
-                if turn:  # the first warms up
-                    taken[name].setdefault(f"batch {batch}", []).append(batch * asked.new / (read + made))
-                    taken[name].setdefault(f"first {batch}", []).append(read)
+        figures = {name: one_turn(name, model, asked, timings) for name, model in loaded.items()}
+        for name, values in figures.items() if turn else ():  # the first warms up
+            for key, value in values.items():
+                taken[name].setdefault(key, []).append(value)
+    timings.close()
     return {name: {key: statistics.median(values) for key, values in of.items()} for name, of in taken.items()}
+
+
+def one_turn(name: str, model: PreTrainedModel, asked: GenerationSettings, timings: StaticTimings) -> dict[str, float]:
+    """The figures of one model in one round."""
+    found: dict[str, float] = {}
+    for batch in BATCHES:
+        read, made = run_once(model, prompts(model, batch, asked.prompt), asked.new)
+        found |= {f"batch {batch}": batch * asked.new / (read + made), f"first {batch}": read}
+        found[f"decode {batch}"] = batch * asked.new / made
+    static = timings.measure(name, model, TimingPlan(asked.prompt, asked.new, batch=BATCHES[1]))
+    keys = ("static_tokens_per_second", "inference_batch_static_tokens_per_second")
+    return found | {f"static {batch}": static[key] for batch, key in zip(BATCHES, keys, strict=True) if key in static}
 
 
 def plain_model(run: RunConfig, base: Base, sparsity: float) -> PreTrainedModel:

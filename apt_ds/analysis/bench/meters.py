@@ -30,6 +30,11 @@ def peak_flops(dtype: torch.dtype) -> float:
     return 2 * side**3 / min(seconds)
 
 
+def reserved_bytes() -> int:
+    """Peak bytes that the allocator of a GPU has reserved since `reset_peak`. 0 on the CPU."""
+    return torch.cuda.max_memory_reserved(zero.device()) if zero.device().type == "cuda" else 0
+
+
 def process_bytes() -> int:
     """Bytes of this process without a model: its resident set on the CPU, 0 on a GPU."""
     return psutil.Process().memory_info().rss if zero.device().type == "cpu" else 0

@@ -26,6 +26,8 @@ class Timed:
         rebuild: seconds of each rebuild.
         steady: peak bytes of a dense step before the rebuild.
         rebuild_peak: peak bytes of the rebuild.
+        reserved: peak bytes that the allocator of a GPU reserved. 0 on the CPU.
+        attention: the attention kernel.
     """
 
     seconds: list[float]
@@ -35,6 +37,8 @@ class Timed:
     rebuild: list[float] = field(default_factory=list)
     steady: int = 0
     rebuild_peak: int = 0
+    reserved: int = 0
+    attention: str = ""
 
 
 def summarize(rounds: dict[str, list[Timed]], load: Load, devices: int, peak_flops: float, process: int = 0) -> Figures:
@@ -49,11 +53,15 @@ def summarize(rounds: dict[str, list[Timed]], load: Load, devices: int, peak_flo
     """
     found: Figures = {"step_seconds": {}, "tokens_per_second": {}, "peak_memory_bytes": {}, "utilisation": {}}
     found |= {"joules_per_step": {}, "rebuild_seconds": {}, "rebuild_peak_bytes": {}, "steady_peak_bytes": {}}
+    found |= {"reserved_bytes": {}, "attention": {}}
     for name, taken in rounds.items():
         seconds = statistics.median(s for one in taken for s in one.seconds)
         found["step_seconds"][name] = seconds
         found["tokens_per_second"][name] = load.tokens * devices / seconds
         found["peak_memory_bytes"][name] = max(one.peak for one in taken) - process
+        found["attention"][name] = taken[0].attention
+        if reserved := max(one.reserved for one in taken):
+            found["reserved_bytes"][name] = reserved
         found["utilisation"][name] = training_flops(taken[0].shape, load) / (seconds * peak_flops)
         joules = [one.joules for one in taken if one.joules is not None]
         if joules:

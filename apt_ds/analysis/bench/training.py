@@ -12,19 +12,22 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from apt_ds.analysis.bench.meters import energy_counter, now
+from apt_ds.analysis.bench.meters import energy_counter, now, reserved_bytes
 from apt_ds.analysis.bench.synthetic import shape_of
 from apt_ds.analysis.bench.table import Timed
 from apt_ds.analysis.bench.variants import Variant, options
 from apt_ds.analysis.cluster_model import Shape
 from apt_ds.config.deepspeed_config import load_config
+from apt_ds.config.option_groups import FLASH, VARLEN
 from apt_ds.config.run_config import RunConfig
 from apt_ds.data.batching import collate
 from apt_ds.data.instructions import resolve_pad_id
 from apt_ds.models import loading
+from apt_ds.models.attention import SDPA
 from apt_ds.models.export.configs import writable_sizes
 from apt_ds.models.loading import Base
 from apt_ds.models.modules import replace_module
+from apt_ds.models.unwrap import pretrained_model
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.runtime import collectives, zero
 from apt_ds.runtime.memory import peak_memory, reset_peak
@@ -64,10 +67,12 @@ def measure_peft(variant: Variant, run: RunConfig, base: Base, data: Data, steps
                 number, micro, collectives.rank(), collectives.world_size(), run.optim.per_device_train_batch_size
             )
             batch = collate([data.train[i] for i in own], pad_id).to(zero.device())
-            engine.backward(engine(**vars(batch), use_cache=False).loss)
+            inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "labels": batch.labels}
+            engine.backward(engine(**inputs, use_cache=False).loss)
             engine.step()
 
     found = timed(step, steps, shape_of(base, base.anatomy, run))
+    found.attention = kernel_of(engine, packed=False)
     zero.destroy(engine)
     return found
 
@@ -105,6 +110,7 @@ def measure_apt(variant: Variant, run: RunConfig, base: Base, data: Data, steps:
             pruner.advance(number + 1)
 
         found = timed(step, steps, shape_of(base, pruner.anatomy, run))
+        found.attention = kernel_of(trainer.engine, run.data.packing)
         meter = trainer.meter
         found.rebuild = list(meter.rebuilds)
         if meter.rebuilds:
@@ -134,4 +140,15 @@ def timed(step: Callable[[int], None], steps: int, shape: Shape) -> Timed:
         step(number)
         seconds.append(now() - start)
     joules = (counter() - before) / steps if counter else None
-    return Timed(seconds, max(collectives.gather_objects(peak_memory(zero.device()))), joules, shape)
+    peak, reserved = (
+        max(collectives.gather_objects(count)) for count in (peak_memory(zero.device()), reserved_bytes())
+    )
+    return Timed(seconds, peak, joules, shape, reserved=reserved)
+
+
+def kernel_of(engine: nn.Module, packed: bool) -> str:
+    """The attention kernel that rows of a model use, and whether packed rows make it use a dense mask."""
+    name = str(pretrained_model(engine).config._attn_implementation)
+    if not packed and name == VARLEN:
+        return SDPA
+    return f"{name}, dense mask" if packed and name not in (FLASH, VARLEN) else name

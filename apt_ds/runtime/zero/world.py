@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +20,7 @@ from apt_ds.config.errors import UserError
 from apt_ds.runtime import collectives
 from apt_ds.runtime.zero import environment
 from apt_ds.runtime.zero.compilers import extensions_folder
-from apt_ds.runtime.zero.engine import device, forget_coordinators, free_memory
+from apt_ds.runtime.zero.engine import forget_coordinators, free_memory
 
 # what some launcher sets: deepspeed and torchrun, Open MPI, MPICH
 LAUNCHED = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
@@ -59,8 +59,7 @@ def init_distributed(timeout: float = 600, watched: bool = False) -> None:
         if mistake := _mistake(error):
             raise UserError(mistake) from None
         raise
-    if device().type == "cpu":
-        _share_cpu()
+    _share_cpu()
 
 
 def _mistake(error: RuntimeError) -> str:
@@ -75,13 +74,25 @@ def _mistake(error: RuntimeError) -> str:
 
 
 def _share_cpu() -> None:
-    """Settle for what a process may take of the host it computes on."""
+    """Take this process's share of the node's cores, on a GPU too: an offloaded optimizer computes on the host."""
     # oneDNN keeps 1,024 kernels with their buffers, and every cut makes the old ones useless
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-    if "OMP_NUM_THREADS" not in os.environ:
-        # every process would take all cores otherwise
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))
+    threads = threads_of_rank(os.environ, os.cpu_count() or 1)
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def threads_of_rank(environment: Mapping[str, str], cores: int) -> int | None:
+    """CPU threads of one rank: an equal share of the cores. None where OMP_NUM_THREADS decides.
+
+    Args:
+        environment: the environment of a process that a launcher may have started.
+        cores: cores of the node.
+    """
+    if "OMP_NUM_THREADS" in environment:
+        return None
+    local = int(environment.get("LOCAL_WORLD_SIZE", environment.get("LOCAL_SIZE", "1")))
+    return max(1, cores // local)
 
 
 def warn_of_locks(root: Path) -> None:
