@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,8 @@ class Batch:
 
     input_ids, attention_mask (1 real, 0 padding), token_type_ids: [B, L]. labels, -100 where untrained: [B, L]
     of a causal model, [B, T] of a decoder. targets: [B, 1] class (int64) or score (float32), [B, 2] first and
-    last token of the answer (int64).
+    last token of the answer (int64). padded: whether attention_mask has a 0. packed: whether position_ids restart
+    inside a row. Both tell the host what it would else ask the device, None if unknown.
     """
 
     input_ids: Tensor
@@ -35,6 +37,8 @@ class Batch:
     token_type_ids: Tensor | None = None
     targets: Tensor | None = None
     position_ids: Tensor | None = None
+    padded: bool | None = None
+    packed: bool | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """A copy of the batch on `device`. Sent from pinned memory, so that a GPU at work is not waited for."""
@@ -44,7 +48,8 @@ class Batch:
             tensor = tensor.pin_memory() if pinned and not tensor.is_cuda else tensor
             return tensor.to(device, non_blocking=True)
 
-        return replace(self, **{name: sent(tensor) for name, tensor in vars(self).items() if tensor is not None})
+        moved: dict[str, Any] = {name: sent(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
 
 
 def round_up(length: int, multiple: int = MULTIPLE) -> int:
@@ -55,12 +60,14 @@ def round_up(length: int, multiple: int = MULTIPLE) -> int:
 def collate(rows: Sequence[Row], pad_id: int, multiple: int = MULTIPLE) -> Batch:
     """Pads rows with the same columns to one length, a multiple of `multiple`, labels to their own."""
     fills = {"input_ids": pad_id, "token_type_ids": 0, "labels": IGNORED}
-    padded = {name: _pad(rows, name, fill, multiple) for name, fill in fills.items() if name in rows[0]}
-    mask = torch.zeros_like(padded["input_ids"])
+    columns: dict[str, Any] = {
+        name: _pad(rows, name, fill, multiple) for name, fill in fills.items() if name in rows[0]
+    }
+    mask = torch.zeros_like(columns["input_ids"])
     for i, row in enumerate(rows):
         mask[i, : len(row["input_ids"])] = 1
     targets = _targets(rows) if "targets" in rows[0] else None
-    return Batch(attention_mask=mask, targets=targets, **padded)
+    return Batch(attention_mask=mask, targets=targets, padded=not bool(mask.all()), packed=False, **columns)
 
 
 def _pad(rows: Sequence[Row], name: str, fill: int, multiple: int) -> Tensor:

@@ -40,7 +40,9 @@ def pack(rows: Sequence[Row], pad_id: int, limit: int, single: bool = False) -> 
             position_ids[row, start:end] = torch.arange(end - start)
             start = end
         position_ids[row, start:] = torch.arange(shape[1] - start)
-    return Batch(input_ids, attention_mask, labels, position_ids=position_ids)
+    packed = int((position_ids == 0).sum()) > len(groups)
+    padded = not bool(attention_mask.all())
+    return Batch(input_ids, attention_mask, labels, position_ids=position_ids, padded=padded, packed=packed)
 
 
 def sharing(lengths: Sequence[int], limit: int, single: bool = False) -> list[list[int]]:
