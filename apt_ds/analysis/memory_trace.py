@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -34,6 +34,7 @@ from apt_ds.models.architectures.spec import AUTO_CLASSES
 from apt_ds.models.blocks import block_slices, plural
 from apt_ds.models.loading import Base
 from apt_ds.models.scope import competing_kinds
+from apt_ds.pruning.activation_hooks import CountedTokens as Tokens
 from apt_ds.pruning.masks import Masks
 from apt_ds.pruning.salience import Salience
 
@@ -91,6 +92,16 @@ class Footprint:
     activations: int
     evaluation: int
     largest: int
+
+
+class UnpaddedSalience(Salience):
+    """The scorer on fake tensors, whose padding cannot be counted. They have none."""
+
+    def _counted_tokens(self, mask: Tensor, dtype: torch.dtype, members: Tensor | None = None) -> Tokens:
+        lean, self.lean = self.lean, False
+        tokens = super()._counted_tokens(mask, dtype, members)
+        self.lean = lean
+        return replace(tokens, blank=mask.new_zeros(0)) if lean else tokens
 
 
 class UnmatchedLayers(LayerMatcher):
@@ -201,7 +212,7 @@ def scoring_hooks(base: Base, run: RunConfig) -> Salience:
     """The hooks of the run's score. Of Fisher's hooks, all but `grams`. Call it outside `fake`."""
     product = "per_example" if run.pruning.score == "fisher" else run.pruning.salience_product
     kinds = competing_kinds(run, base.anatomy)
-    return Salience(base.anatomy, run.pruning.salience_decay, "off", 0.0, CPU, product, kinds=kinds)
+    return UnpaddedSalience(base.anatomy, run.pruning.salience_decay, "off", 0.0, CPU, product, kinds=kinds)
 
 
 def grams(base: Base, run: RunConfig) -> int:
