@@ -131,6 +131,7 @@ def estimate_run(run: RunConfig, base: Base, data: Data, config: zero.Config, wo
         evaluation_batches(run, data, base.kind),
         largest_rank(run),
         trains_all or trains_for_score,
+        "cpu" if on_cpu else "cuda",
     )
     prunable = base.anatomy.num_parameters(base.anatomy.sizes) / sum(w.full or w.numel for w in model.weights)
     dtype = loading.run_dtype(run)

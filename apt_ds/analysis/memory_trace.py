@@ -8,7 +8,7 @@ gradient checkpointing. A quantized base counts with its codes and scales, and w
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -16,12 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.initialization import no_init_weights
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from apt_ds.analysis.live_bytes import fake, peak_bytes
 from apt_ds.config.run_config import RunConfig
 from apt_ds.config.tasks import ANSWERS, GENERATION
 from apt_ds.data.batching import Batch
 from apt_ds.data.tokenized import Row
+from apt_ds.losses import cross_entropy
 from apt_ds.losses.layer_matching import LayerMatcher
 from apt_ds.losses.lm_head import pad_positions
 from apt_ds.losses.task_losses import TASK_LOSSES, Inputs, LabelledTokens, TaskLoss, TokenLoss
@@ -30,6 +32,8 @@ from apt_ds.models import adapter, loading, quantization, task_heads
 from apt_ds.models.architectures import architecture_of
 from apt_ds.models.blocks import block_slices, plural
 from apt_ds.models.loading import Base
+from apt_ds.models.scope import competing_kinds
+from apt_ds.pruning.activation_hooks import CountedTokens as Tokens
 from apt_ds.pruning.masks import Masks
 from apt_ds.pruning.salience import Salience
 
@@ -89,6 +93,16 @@ class Footprint:
     largest: int
 
 
+class UnpaddedSalience(Salience):
+    """The scorer on fake tensors, whose padding cannot be counted. They have none."""
+
+    def _counted_tokens(self, mask: Tensor, dtype: torch.dtype, members: Tensor | None = None) -> Tokens:
+        lean, self.lean = self.lean, False
+        tokens = super()._counted_tokens(mask, dtype, members)
+        self.lean = lean
+        return replace(tokens, blank=mask.new_zeros(0)) if lean else tokens
+
+
 class UnmatchedLayers(LayerMatcher):
     """Layer matching on fake tensors. Their distances have no values, so it maps no layer to another."""
 
@@ -96,7 +110,15 @@ class UnmatchedLayers(LayerMatcher):
         """Do nothing."""
 
 
-def measure(base: Base, run: RunConfig, batch: Shape, judged: list[Shape], rank: int, everything: bool) -> Footprint:
+def measure(
+    base: Base,
+    run: RunConfig,
+    batch: Shape,
+    judged: list[Shape],
+    rank: int,
+    everything: bool,
+    device_type: str = "cpu",
+) -> Footprint:
     """The footprint of `base` as `run` trains it.
 
     Args:
@@ -106,10 +128,13 @@ def measure(base: Base, run: RunConfig, batch: Shape, judged: list[Shape], rank:
         judged: evaluation batches. The largest counts.
         rank: rank of all adapters.
         everything: whether all weights are trained. The model then has no adapters.
+        device_type: type of the device of the run. Fake tensors are the CPU's, but losses and scores work in pieces
+            whose sizes depend on the device.
     """
     hooks = scoring_hooks(base, run)
-    with fake():
-        model = skeleton(base, run)
+    hooks.lean = device_type != "cpu"
+    with fake(), cross_entropy.chunks_of(device_type):
+        model = skeleton(base, run, device_type)
         if everything:
             model.requires_grad_(True)
         else:
@@ -141,8 +166,13 @@ def measure(base: Base, run: RunConfig, batch: Shape, judged: list[Shape], rank:
 
 
 def weights_of(model: nn.Module, base: Base, bits: int) -> tuple[Weight, ...]:
-    """All parameters of `model`, whose projections take `bits` bits each."""
-    projections = {f"{path}.weight" for paths in base.anatomy.targets.values() for path in paths}
+    """All parameters of `model`, whose projections take `bits` bits each.
+
+    Transformers quantizes no module that a family keeps in fp32, such as T5's `wo`.
+    """
+    precise = sorted(getattr(model, "_keep_in_fp32_modules", None) or ())
+    paths = [path for paths in base.anatomy.targets.values() for path in paths]
+    projections = {f"{path}.weight" for path in paths if should_convert_module(path, precise)}
     return tuple(_weight(name, p, bits if name in projections else 16) for name, p in model.named_parameters())
 
 
@@ -153,12 +183,13 @@ def _weight(name: str, parameter: nn.Parameter, bits: int) -> Weight:
     return Weight(name, -(-codes // parameter.element_size()), parameter.requires_grad, parameter.numel(), scales)
 
 
-def skeleton(base: Base, run: RunConfig) -> nn.Module:
+def skeleton(base: Base, run: RunConfig, device_type: str = "cpu") -> nn.Module:
     """The model that `loading.load_model` returns, without content. Call it inside `fake`."""
     spec = architecture_of(base.config)
     # some draws of new weights read what they draw, and fake tensors have no content
     with no_init_weights():
-        model = spec.empty_model(base.config, base.kind, loading.run_dtype(run), run.model.attn_implementation)
+        attention = loading.attention_kernel(run, device_type)
+        model = spec.empty_model(base.config, base.kind, loading.run_dtype(run), attention)
     model.tie_weights()
     spec.prepare(model, base.anatomy)
     model.config.use_cache = False
@@ -180,12 +211,14 @@ def half_masked(base: Base, run: RunConfig) -> Masks:
 def scoring_hooks(base: Base, run: RunConfig) -> Salience:
     """The hooks of the run's score. Of Fisher's hooks, all but `grams`. Call it outside `fake`."""
     product = "per_example" if run.pruning.score == "fisher" else run.pruning.salience_product
-    return Salience(base.anatomy, run.pruning.salience_decay, "off", 0.0, CPU, product)
+    kinds = competing_kinds(run, base.anatomy)
+    return UnpaddedSalience(base.anatomy, run.pruning.salience_decay, "off", 0.0, CPU, product, kinds=kinds)
 
 
 def grams(base: Base, run: RunConfig) -> int:
-    """Bytes of the products X^T X, fp32, that the Fisher score stores for every sublayer until the cut."""
-    widths = [site.unit * n for site, n in zip(base.anatomy.sites, base.anatomy.sizes.counts, strict=True)]
+    """Bytes of the products X^T X, fp32, that the Fisher score stores until the cut, for sublayers that it prunes."""
+    sites, kinds = zip(base.anatomy.sites, base.anatomy.sizes.counts, strict=True), competing_kinds(run, base.anatomy)
+    widths = [site.unit * count for site, count in sites if plural(site.kind) in kinds]
     return 4 * sum(width * width for width in widths) if run.pruning.score == "fisher" else 0
 
 

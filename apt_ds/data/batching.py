@@ -27,9 +27,10 @@ class Batch:
 
     input_ids, attention_mask (1 real, 0 padding), token_type_ids: [B, L]. labels, -100 where untrained: [B, L]
     of a causal model, [B, T] of a decoder. targets: [B, 1] class (int64) or score (float32), [B, 2] first and
-    last token of the answer (int64). Of packed rows: position_ids [B, L], which restart at every example; starts, the
-    first token of every example in the rows one after the other, and their end, int32 [examples + 1]; longest, tokens
-    of the longest example.
+    last token of the answer (int64). padded: whether attention_mask has a 0. packed: whether position_ids restart
+    inside a row. Both tell the host what it would else ask the device, None if unknown. Of packed rows: position_ids
+    [B, L], which restart at every example; starts, the first token of every example in the rows one after the other,
+    and their end, int32 [examples + 1]; longest, tokens of the longest example.
     """
 
     input_ids: Tensor
@@ -40,6 +41,8 @@ class Batch:
     position_ids: Tensor | None = None
     starts: Tensor | None = None
     longest: int = 0
+    padded: bool | None = None
+    packed: bool | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """A copy of the batch on `device`. Sent from pinned memory, so that a GPU at work is not waited for."""
@@ -61,12 +64,14 @@ def round_up(length: int, multiple: int = MULTIPLE) -> int:
 def collate(rows: Sequence[Row], pad_id: int, multiple: int = MULTIPLE) -> Batch:
     """Pads rows with the same columns to one length, a multiple of `multiple`, labels to their own."""
     fills = {"input_ids": pad_id, "token_type_ids": 0, "labels": IGNORED}
-    padded: dict[str, Any] = {name: _pad(rows, name, fill, multiple) for name, fill in fills.items() if name in rows[0]}
-    mask = torch.zeros_like(padded["input_ids"])
+    columns: dict[str, Any] = {
+        name: _pad(rows, name, fill, multiple) for name, fill in fills.items() if name in rows[0]
+    }
+    mask = torch.zeros_like(columns["input_ids"])
     for i, row in enumerate(rows):
         mask[i, : len(row["input_ids"])] = 1
     targets = _targets(rows) if "targets" in rows[0] else None
-    return Batch(attention_mask=mask, targets=targets, **padded)
+    return Batch(attention_mask=mask, targets=targets, padded=not bool(mask.all()), packed=False, **columns)
 
 
 def _pad(rows: Sequence[Row], name: str, fill: int, multiple: int) -> Tensor:

@@ -43,8 +43,16 @@ def pack(rows: Sequence[Row], pad_id: int, limit: int, single: bool = False) -> 
         position_ids[row, start:] = torch.arange(shape[1] - start)
     begins = (position_ids.flatten() == 0).nonzero().squeeze(1)
     starts = torch.cat([begins, begins.new_tensor([position_ids.numel()])]).to(torch.int32)
-    longest = int(starts.diff().max())
-    return Batch(input_ids, attention_mask, labels, position_ids=position_ids, starts=starts, longest=longest)
+    return Batch(
+        input_ids,
+        attention_mask,
+        labels,
+        position_ids=position_ids,
+        starts=starts,
+        longest=int(starts.diff().max()),
+        padded=not bool(attention_mask.all()),
+        packed=len(begins) > len(groups),
+    )
 
 
 def sharing(lengths: Sequence[int], limit: int, single: bool = False) -> list[list[int]]:

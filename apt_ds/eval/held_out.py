@@ -1,10 +1,14 @@
-"""Mean loss and perplexity over all ranks, of an engine (sharded weights) or of a plain model."""
+"""Mean loss and perplexity over all ranks, of an engine (sharded weights) or of a plain model.
+
+Sums stay on the device until the end, so that the host waits once for an evaluation.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -52,15 +56,19 @@ def held_out_loss(
         device: The model's device.
     """
     task_loss = TASK_LOSSES[task_type]
-    sums = torch.zeros(2, dtype=torch.float64)  # loss, denominator
+    total, denominator = torch.zeros((), dtype=torch.float64, device=device), 0
     with evaluation_mode(model):
         for indices in rank_batches(len(data), per_device):
             rows = [data[i] for i in indices or [0]]
-            loss = task_loss.summed_loss(model, collate(rows, pad_id).to(device))
+            batch = collate(rows, pad_id)
+            # labels stay on the CPU, where the loss looks up which tokens count
+            loss = task_loss.summed_loss(model, replace(batch.to(device), labels=batch.labels))
             if indices:
-                sums += torch.tensor([loss.item(), sum(task_loss.loss_denominator(row) for row in rows)])
-    sums = collectives.all_reduce_sum(sums.to(device, torch.float32)).double()
-    return float(sums[0] / sums[1])
+                total += loss
+                denominator += sum(task_loss.loss_denominator(row) for row in rows)
+    sums = torch.stack([total, torch.full_like(total, denominator)]).float()
+    loss_sum, predictions = collectives.all_reduce_sum(sums).tolist()
+    return loss_sum / predictions
 
 
 @torch.no_grad()
@@ -73,11 +81,11 @@ def perplexity(model: nn.Module, blocks: Tensor, per_device: int, device: torch.
         per_device: Blocks of a rank's batch.
         device: The model's device.
     """
-    total = torch.zeros((), dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64, device=device)
     with evaluation_mode(model):
         for indices in rank_batches(len(blocks), per_device):
             loss = token_losses(model, blocks[indices or [0]], device)
             if indices:
-                total += loss.item()
-    total = collectives.all_reduce_sum(total.to(device, torch.float32)).double()
+                total += loss
+    total = collectives.all_reduce_sum(total.float())
     return math.exp(float(total) / (len(blocks) * (blocks.shape[1] - 1)))

@@ -9,6 +9,8 @@ gradient and then discards it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +36,17 @@ class ChunkSizes(NamedTuple):
 # a CPU wants chunks that fit its caches; a GPU wants few kernel launches
 CHUNK_SIZES = {"cpu": ChunkSizes(1 << 23, 1 << 19)}
 OTHER_DEVICES = ChunkSizes(1 << 25, 1 << 25)
+_ASSUMED: ContextVar[str] = ContextVar("assumed device type", default="")
+
+
+@contextmanager
+def chunks_of(device_type: str) -> Iterator[None]:
+    """Inside the context chunks have the sizes of a device of this type, for estimates of its memory."""
+    token = _ASSUMED.set(device_type)
+    try:
+        yield
+    finally:
+        _ASSUMED.reset(token)
 
 
 class _OfLogits(torch.autograd.Function):
@@ -157,7 +170,7 @@ def _loss_of_chunk(logits: Tensor, targets: Tensor, needs_gradient: bool, transf
 
 
 def _sizes(tensor: Tensor) -> ChunkSizes:
-    return CHUNK_SIZES.get(tensor.device.type, OTHER_DEVICES)
+    return CHUNK_SIZES.get(_ASSUMED.get() or tensor.device.type, OTHER_DEVICES)
 
 
 def _fp32_rows(logits: Tensor) -> int:

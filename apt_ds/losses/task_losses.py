@@ -18,8 +18,10 @@ from apt_ds.data.batching import Batch
 from apt_ds.data.tokenized import IGNORED, Row
 from apt_ds.losses import cross_entropy
 from apt_ds.losses.lm_head import check_transform, logits_of, loss_of, pad_positions
+from apt_ds.models.mask_checks import known_rows
 from apt_ds.models.packed_attention import packed_inputs
 from apt_ds.models.unwrap import pretrained_model
+from apt_ds.runtime.transfer import sent
 
 Inputs = dict[str, Any]
 CHECKED_TOKENS = 4  # of the forward pass that `TokenLoss.check` runs
@@ -59,7 +61,8 @@ class ClassLoss(TaskLoss):
 
     def logits(self, model: nn.Module, batch: Batch) -> Logits:
         """[B, classes], or [B, 1] for a score."""
-        return (model(**encoder_inputs(batch)).logits,)
+        with known_rows(batch.packed, batch.padded):
+            return (model(**encoder_inputs(batch)).logits,)
 
     def loss(self, logits: Logits, batch: Batch) -> Tensor:
         """Sum over examples."""
@@ -75,7 +78,8 @@ class SpanLoss(TaskLoss):
 
     def logits(self, model: nn.Module, batch: Batch) -> Logits:
         """Logits of the start and of the end, [B, L] each. Padding has the lowest number of the dtype."""
-        output = model(**encoder_inputs(batch))
+        with known_rows(batch.packed, batch.padded):
+            output = model(**encoder_inputs(batch))
         padding = batch.attention_mask == 0
         lowest = torch.finfo(output.start_logits.dtype).min
         return tuple(side.masked_fill(padding, lowest) for side in (output.start_logits, output.end_logits))
@@ -118,14 +122,15 @@ class TokenLoss(TaskLoss):
         targets, device = self.token_targets(batch), batch.input_ids.device
         positions = (targets != IGNORED).flatten().nonzero().squeeze(1)
         return LabelledTokens(
-            pad_positions(positions).to(device, non_blocking=True),
-            targets.flatten()[positions].to(device, non_blocking=True),
+            sent(pad_positions(positions), device),
+            sent(targets.flatten()[positions], device),
         )
 
     def logits(self, model: nn.Module, batch: Batch) -> Logits:
         """[labelled tokens, vocabulary]."""
         positions, targets = self.labelled_tokens(batch)
-        return (logits_of(model, self.inputs(model, batch), positions, len(targets)),)
+        with known_rows(batch.packed, batch.padded):
+            return (logits_of(model, self.inputs(model, batch), positions, len(targets)),)
 
     def loss(self, logits: Logits, batch: Batch) -> Tensor:
         """Sum over labelled tokens."""
@@ -133,7 +138,8 @@ class TokenLoss(TaskLoss):
 
     def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Sum over labelled tokens. A frozen LM head never holds all logits (`lm_head.loss_of`)."""
-        return loss_of(model, self.inputs(model, batch), *self.labelled_tokens(batch))
+        with known_rows(batch.packed, batch.padded):
+            return loss_of(model, self.inputs(model, batch), *self.labelled_tokens(batch))
 
     def check(self, model: nn.Module, device: torch.device) -> bool:
         """Compare a few tokens' logits with what the spec says of them, see `lm_head.check_transform`. Collective."""
@@ -170,7 +176,7 @@ class Seq2SeqLoss(TokenLoss):
 
     def inputs(self, model: nn.Module, batch: Batch) -> Inputs:
         """The encoder's inputs, and the decoder's from the labels."""
-        labels = _labels(batch).to(batch.input_ids.device, non_blocking=True)
+        labels = sent(_labels(batch), batch.input_ids.device)
         return encoder_inputs(batch) | {"decoder_input_ids": shift_right(labels, model)}
 
     def token_targets(self, batch: Batch) -> Tensor:
@@ -183,7 +189,7 @@ class Seq2SeqLoss(TokenLoss):
 
     def decoder_mask(self, batch: Batch) -> Tensor | None:
         """1 for tokens that have a label."""
-        return (_labels(batch) != IGNORED).long().to(batch.input_ids.device, non_blocking=True)
+        return sent((_labels(batch) != IGNORED).long(), batch.input_ids.device)
 
 
 TASK_LOSSES: dict[str, TaskLoss] = {
@@ -239,7 +245,8 @@ def token_losses(model: nn.Module, input_ids: Tensor, device: torch.device) -> T
     Returns:
         fp32 scalar in nats.
     """
-    batch = Batch(input_ids.to(device), torch.ones_like(input_ids), labels=input_ids)
+    ones = torch.ones_like(input_ids)
+    batch = Batch(sent(input_ids, device), ones, labels=input_ids, padded=False, packed=False)
     return summed_loss(model, batch)
 
 

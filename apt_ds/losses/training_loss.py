@@ -275,7 +275,7 @@ class TrainingLoss:
         return self.matcher.pending()
 
     def observe(self, summed: Tensor) -> None:
-        """Take `pending`, summed over ranks, of a step with a finite loss."""
+        """Take `pending`, summed over ranks, of a step with a finite loss. Pass a CPU tensor: its values are read."""
         self.matcher.observe(summed)
 
     # State

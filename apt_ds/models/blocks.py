@@ -16,6 +16,7 @@ from torch import nn
 
 HIDDEN = -1  # the site number of hidden dimensions
 PLURALS = {"head": "heads", "neuron": "neurons", "hidden": "hidden"}
+ALL_KINDS = tuple(PLURALS.values())
 
 
 @dataclass(frozen=True)
@@ -143,11 +144,12 @@ class Anatomy:
 
     def params_per_block(self, sizes: Sizes) -> np.ndarray:
         """Price in parameters of every block, flat in `block_slices` order, float64 [sizes.total()]."""
-        parts = [
-            np.full(n, site.weight * sizes.hidden, dtype=np.float64)
-            for site, n in zip(self.sites, sizes.counts, strict=True)
-        ]
-        return np.concatenate([*parts, np.full(sizes.hidden, self.width(sizes), dtype=np.float64)])
+        return np.repeat(self.params_per_block_of_site(sizes), [*sizes.counts, sizes.hidden])
+
+    def params_per_block_of_site(self, sizes: Sizes) -> np.ndarray:
+        """Price in parameters of one block of every site, then of one hidden dimension, float64 [sites + 1]."""
+        prices = [site.weight * sizes.hidden for site in self.sites]
+        return np.array([*prices, self.width(sizes)], dtype=np.float64)
 
     def kind(self, site: int) -> str:
         """'head', 'neuron' or 'hidden'."""

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from apt_ds.models.blocks import HIDDEN, Anatomy, block_slices
+from apt_ds.models.blocks import ALL_KINDS, HIDDEN, Anatomy, block_slices, plural
 from apt_ds.pruning.scorer import Scorer
 from apt_ds.runtime.profiler import seen
+from apt_ds.runtime.transfer import sent
 
 Observer = Callable[[Tensor], None]
 
@@ -38,6 +39,9 @@ class CountedTokens:
 class ActivationHooks(Scorer):
     """Hooks on the input of every consumer (heads, neurons) and on the output of every writer (hidden dimensions).
 
+    kinds: the kinds of block that may be removed, some of heads, neurons, hidden. Blocks of other kinds get no hook and
+    a score of 0. A score may keep activations until their gradients arrive, so that a hook without use costs memory.
+
     owner: int64 [dimensions], the block of each observed dimension; places: the slice of every hooked module in
     `owner`, consumers first; lean: whether sums should read memory once and write none; tokens: those that count in the
     micro-batch, None while nothing is scored; decoder_tokens: the same for a decoder, None without one; example_offset:
@@ -46,7 +50,8 @@ class ActivationHooks(Scorer):
 
     uses_hooks = True
 
-    def __init__(self, anatomy: Anatomy, device: torch.device) -> None:
+    def __init__(self, anatomy: Anatomy, device: torch.device, kinds: tuple[str, ...] = ALL_KINDS) -> None:
+        self.kinds = kinds
         self._handles: list[RemovableHandle] = []
         self.lean = device.type != "cpu"
         self.tokens: CountedTokens | None = None
@@ -75,6 +80,8 @@ class ActivationHooks(Scorer):
         assert not self._handles
         consumers = len(self.anatomy.sites)
         for number, path in enumerate(self.paths):
+            if not self.observes(number if number < consumers else HIDDEN):
+                continue
             module, observer = model.get_submodule(path), self._observer(number)
             if number < consumers and not self.anatomy.sizes.counts[number]:
                 continue
@@ -82,6 +89,10 @@ class ActivationHooks(Scorer):
                 self._handles.append(module.register_forward_pre_hook(input_hook(observer)))
             else:
                 self._handles.append(module.register_forward_hook(output_hook(observer)))
+
+    def observes(self, site: int) -> bool:
+        """Whether the blocks of a site, or with `HIDDEN` the hidden dimensions, may be removed."""
+        return plural(self.anatomy.kind(site)) in self.kinds
 
     def remove(self) -> None:
         """Remove the hooks. Scoring costs nothing from here on."""
@@ -122,7 +133,7 @@ class ActivationHooks(Scorer):
 
     def sent(self, tensor: Tensor) -> Tensor:
         """The tensor on the device of the scores, without a synchronisation."""
-        return tensor.to(self.device, non_blocking=True)
+        return sent(tensor, self.device)
 
     def end(self) -> None:
         """Score no further forward pass, such as those of an evaluation."""

@@ -1,28 +1,30 @@
-"""Which blocks remain: density sort and bisection under a parameter budget (METHOD.md section 4). Pure functions.
+"""Which blocks remain under a parameter budget (METHOD.md section 4). Pure functions.
 
 Kept counts per site are multiples of `align`, which hardware computes faster, and not below one unit, unless the rules
 allow empty sublayers. Two structures:
 
-adaptive: every block competes with every other, as in the paper. Bisection finds the longest prefix of the
-    density order that fits. Units that still fit are then added, densest first.
-uniform: every attention site keeps the same number of heads, every feed-forward site the same number of
-    neurons, so that the result is an ordinary architecture. The i-th best units of all sites form one block.
+adaptive (`adaptive_search.py`): every block competes with every other, as in the paper. Bisection finds the longest
+    prefix of the density order that fits. Units that still fit are then added, densest first.
+uniform (`uniform_search.py`): every attention site keeps the same number of heads, every feed-forward site the same
+    number of neurons, so that the result is an ordinary architecture. The i-th best units of all sites form one block.
     Among all count triples that fit, those that use the budget up to `SLACK` come first. The search takes the one of
     these that keeps most salience. Only triples that the family's configuration supports are candidates.
+
+Both sort a site only near the ranks that decide (`ranking.py`). The search runs between two steps, while a GPU waits.
 """
 
 from __future__ import annotations
 
-import heapq
 from dataclasses import dataclass
 
 import numpy as np
 
 from apt_ds.config.errors import UserError
-from apt_ds.models.blocks import Anatomy, Sizes, block_slices, kept_sizes, plural
+from apt_ds.models.blocks import Anatomy, Sizes, block_slices, plural
 from apt_ds.models.writable_sizes import EVERY_SIZE, KINDS, Writable, _kinds_and_counts
-
-SLACK = 0.01  # of the budget: how far below it a plan may end where alignment permits better
+from apt_ds.pruning.adaptive_search import Counts, DensityOrder, filled
+from apt_ds.pruning.ranking import Ranking
+from apt_ds.pruning.uniform_search import SLACK, uniform_counts
 
 
 @dataclass(frozen=True)
@@ -98,15 +100,18 @@ def search(scores: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float) ->
         )
     if rules.empty:
         scores = _with_survivors(scores, anatomy, rules)
-    finder = _uniform if rules.structure == "uniform" else _adaptive
-    sizes = finder(scores, anatomy, rules, budget)
+    sites = rankings(scores, anatomy)
+    if rules.structure == "uniform":
+        sizes = _uniform(sites, anatomy, rules, budget)
+    else:
+        sizes = _adaptive(scores, sites, anatomy, rules, budget)
     for kind in ("head", "neuron"):
         if not any(n for site, n in zip(anatomy.sites, sizes.counts, strict=True) if site.kind == kind):
             raise UserError(
                 f"the budget of {budget:,.0f} parameters leaves no {plural(kind)} in any layer: lower --sparsity, or "
                 "leave --allow_empty_layers out"
             )
-    return best_of_each(scores, anatomy, sizes)
+    return _best_of_each(sites, sizes)
 
 
 def _with_survivors(scores: np.ndarray, anatomy: Anatomy, rules: Rules) -> np.ndarray:
@@ -124,16 +129,27 @@ def _with_survivors(scores: np.ndarray, anatomy: Anatomy, rules: Rules) -> np.nd
 
 def smallest_sizes(anatomy: Anatomy, rules: Rules) -> Sizes:
     """The smallest sizes allowed: one head, one unit of neurons, one unit of hidden dimensions. Zero where empty."""
-    lows = [rules.levels(kind, count)[0] for kind, count in _kinds_and_counts(anatomy)]
+    kinds = _kinds_and_counts(anatomy)
+    lows = [min(count, rules.least(kind)) if rules.may_go(kind) else count for kind, count in kinds]
     return Sizes(tuple(lows[:-1]), lows[-1])
+
+
+def rankings(scores: np.ndarray, anatomy: Anatomy) -> list[Ranking]:
+    """The scores of every site, then of the hidden dimensions, to be sorted where needed. scores: float64 [blocks]."""
+    with np.errstate(over="ignore"):
+        single = scores.astype(np.float32)
+    # scores that were made in fp32 are sorted in fp32, which is faster
+    values = single if (single == scores).all() else scores
+    return [Ranking(values[span]) for _, span in block_slices(anatomy.sizes)]
 
 
 def best_of_each(scores: np.ndarray, anatomy: Anatomy, sizes: Sizes) -> np.ndarray:
     """Keep the `sizes` best-scored blocks of every site, bool [blocks]. Ties go to the lower index."""
-    keep = np.zeros(anatomy.sizes.total(), dtype=bool)
-    for (_, span), count in zip(block_slices(anatomy.sizes), [*sizes.counts, sizes.hidden], strict=True):
-        keep[span.start + np.argsort(-scores[span], kind="stable")[:count]] = True
-    return keep
+    return _best_of_each(rankings(scores, anatomy), sizes)
+
+
+def _best_of_each(sites: list[Ranking], sizes: Sizes) -> np.ndarray:
+    return np.concatenate([site.best(n) for site, n in zip(sites, [*sizes.counts, sizes.hidden], strict=True)])
 
 
 def cuttable(dead: np.ndarray, scores: np.ndarray, anatomy: Anatomy, rules: Rules) -> np.ndarray:
@@ -154,8 +170,8 @@ def cuttable(dead: np.ndarray, scores: np.ndarray, anatomy: Anatomy, rules: Rule
     kept: list[int] = []
     kinds = _kinds_and_counts(anatomy)
     for (kind, full), (_, span) in zip(kinds, block_slices(anatomy.sizes), strict=True):
-        living = full - int(dead[span].sum())
-        kept.append(next(level for level in rules.levels(kind, full) if level >= living))
+        living, unit = full - np.count_nonzero(dead[span]), rules.unit(kind)
+        kept.append(min(full, max(rules.least(kind), -(-living // unit) * unit)) if rules.may_go(kind) else full)
     if rules.structure == "uniform":
         kept = [max(n for n, (k, _) in zip(kept, kinds, strict=True) if k == kind) for kind, _ in kinds]
     # living blocks outrank dead ones
@@ -163,85 +179,47 @@ def cuttable(dead: np.ndarray, scores: np.ndarray, anatomy: Anatomy, rules: Rule
     return best_of_each(ranking, anatomy, Sizes(tuple(kept[:-1]), kept[-1]))
 
 
-def _adaptive(scores: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float) -> Sizes:
-    density = scores / anatomy.params_per_block(anatomy.sizes)
-    order = np.argsort(-density, kind="stable")
-    low, high = 0, len(order)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if anatomy.num_parameters(_rounded(order[:middle], anatomy, rules)) <= budget:
-            low = middle
-        else:
-            high = middle - 1
-    return _fill(scores, anatomy, rules, budget, _rounded(order[:low], anatomy, rules))
+def _adaptive(scores: np.ndarray, sites: list[Ranking], anatomy: Anatomy, rules: Rules, budget: float) -> Sizes:
+    """The longest prefix of the density order that fits, and what still fits after it."""
+    kinds = [kind for kind, _ in _kinds_and_counts(anatomy)]
+    counts = Counts(
+        full=np.array([*anatomy.sizes.counts, anatomy.sizes.hidden]),
+        unit=np.array([rules.unit(kind) for kind in kinds]),
+        least=np.array([rules.least(kind) for kind in kinds]),
+        free=np.array([rules.may_go(kind) for kind in kinds]),
+        weight=np.array([site.weight for site in anatomy.sites]),
+    )
+    prices, density = anatomy.params_per_block_of_site(anatomy.sizes), np.empty(len(scores))
+    for price, (_, span) in zip(prices, block_slices(anatomy.sizes), strict=True):
+        np.divide(scores[span], price, out=density[span])
+    prefix = DensityOrder(density, counts).longest_prefix(budget, sites)
+    return _sizes(filled(prefix, sites, prices, counts, budget))
 
 
-def _rounded(kept: np.ndarray, anatomy: Anatomy, rules: Rules) -> Sizes:
-    """Sizes of a set of blocks, each count rounded down to a level. Monotone in the set."""
-    keep = np.zeros(anatomy.sizes.total(), dtype=bool)
-    keep[kept] = True
-    raw = kept_sizes(anatomy.sizes, keep)
-    counts = []
-    for (kind, full), count in zip(_kinds_and_counts(anatomy), [*raw.counts, raw.hidden], strict=True):
-        unit = rules.unit(kind)
-        fixed = count == full or not rules.may_go(kind)
-        counts.append(full if fixed else min(full, max(rules.least(kind), count // unit * unit)))
-    return Sizes(tuple(counts[:-1]), counts[-1])
+def _sizes(numbers: np.ndarray) -> Sizes:
+    """Sizes from the number of blocks of every site, then of hidden dimensions."""
+    *counts, hidden = numbers.tolist()
+    return Sizes(tuple(counts), hidden)
 
 
-def _fill(scores: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float, sizes: Sizes) -> Sizes:
-    """Add units that still fit, densest first."""
-    full = [n for _, n in _kinds_and_counts(anatomy)]
-    now = [*sizes.counts, sizes.hidden]
-    prices = anatomy.params_per_block(anatomy.sizes)
-    ranked = [np.sort(scores[span])[::-1] / prices[span.start] for _, span in block_slices(anatomy.sizes)]
-    units = [rules.unit(kind) for kind, _ in _kinds_and_counts(anatomy)]
-
-    def entry(i: int) -> tuple[float, int]:
-        return -float(ranked[i][now[i] : now[i] + units[i]].mean()), i
-
-    queue = [entry(i) for i in range(len(now)) if now[i] < full[i]]
-    heapq.heapify(queue)
-    while queue:
-        _, i = heapq.heappop(queue)
-        grown = [*now]
-        grown[i] = min(full[i], now[i] + units[i])
-        if anatomy.num_parameters(Sizes(tuple(grown[:-1]), grown[-1])) <= budget:
-            now = grown
-            if now[i] < full[i]:
-                heapq.heappush(queue, entry(i))
-    return Sizes(tuple(now[:-1]), now[-1])
-
-
-def _uniform(scores: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float) -> Sizes:
-    """The best (heads, neurons, hidden) triple, the same at every site of a kind."""
-    gain: dict[str, np.ndarray] = {}
+def _uniform(sites: list[Ranking], anatomy: Anatomy, rules: Rules, budget: float) -> Sizes:
+    """The best numbers of heads, neurons and hidden dimensions, the same at every site of a kind."""
+    members: dict[str, list[Ranking]] = {kind: [] for kind in KINDS}
+    for ranking, (kind, _) in zip(sites, _kinds_and_counts(anatomy), strict=True):
+        members[kind].append(ranking)
     choices: dict[str, np.ndarray] = {}
-    weight: dict[str, int] = {}
-    for kind in KINDS:
-        members = [span for site, span in block_slices(anatomy.sizes) if anatomy.kind(site) == kind]
-        count = {span.stop - span.start for span in members}
+    for kind, own in members.items():
+        count = {len(ranking.values) for ranking in own}
         assert len(count) == 1, f"uniform structure needs the same number of {kind}s everywhere, got {count}"
-        total = sum(np.sort(scores[span])[::-1] for span in members)
         choices[kind] = np.array(rules.levels(kind, count.pop()))
-        gain[kind] = np.cumsum(total)[choices[kind] - 1]
-        weight[kind] = sum(site.weight for site in anatomy.sites if site.kind == kind)
-    width = choices["head"][:, None] * weight["head"] + choices["neuron"][None, :] * weight["neuron"]
-    cost = width[:, :, None] * choices["hidden"][None, None, :]
-    value = gain["head"][:, None, None] + gain["neuron"][None, :, None] + gain["hidden"][None, None, :]
-    grid = (choices["head"][:, None, None], choices["neuron"][None, :, None], choices["hidden"][None, None, :])
-    fits = (cost <= budget) & rules.writable.accepts(*grid)
-    if not fits.any():
+    weights = {kind: sum(site.weight for site in anatomy.sites if site.kind == kind) for kind in KINDS[:2]}
+    found = uniform_counts(members, choices, weights | {"hidden": 1}, budget, rules.writable)
+    if found is None:
         raise UserError(
             f"no model of at most {budget:,.0f} prunable parameters can be written: {rules.writable.reason}. Change "
             "--align or --sparsity, allow more in --prune_blocks, or give --structure adaptive"
         )
-    near = fits & (cost >= (1 - SLACK) * budget)
-    pool = near if near.any() else fits & (cost >= cost[fits].max())
-    h, f, d = np.unravel_index(np.argmax(np.where(pool, value, -np.inf)), cost.shape)
-    heads, neurons = int(choices["head"][h]), int(choices["neuron"][f])
-    counts = tuple(heads if site.kind == "head" else neurons for site in anatomy.sites)
-    return Sizes(counts, int(choices["hidden"][d]))
+    return Sizes(tuple(found[site.kind] for site in anatomy.sites), found["hidden"])
 
 
 def describe(anatomy: Anatomy, sizes: Sizes) -> dict[str, object]:

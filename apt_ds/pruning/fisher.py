@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from apt_ds.models.blocks import Anatomy, block_slices
+from apt_ds.models.blocks import ALL_KINDS, Anatomy, block_slices
 from apt_ds.pruning.activation_hooks import ActivationHooks, Observer
 from apt_ds.pruning.kurtosis import effective_weight
 from apt_ds.runtime import collectives
@@ -31,9 +31,11 @@ class Fisher(ActivationHooks):
     of earlier steps, summed over ranks; X^T X over this rank's counted tokens is stored per site until the cut.
     """
 
-    def __init__(self, anatomy: Anatomy, global_batch: int, device: torch.device) -> None:
+    def __init__(
+        self, anatomy: Anatomy, global_batch: int, device: torch.device, kinds: tuple[str, ...] = ALL_KINDS
+    ) -> None:
         self.global_batch = global_batch
-        super().__init__(anatomy, device)
+        super().__init__(anatomy, device, kinds)
 
     def resize(self, anatomy: Anatomy) -> None:
         """Take over an anatomy and forget all observations. Hooks must be off."""

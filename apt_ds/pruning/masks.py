@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from apt_ds.config.schedules import SNAP
 from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, block_slices
+from apt_ds.runtime.transfer import sent
 
 
 class Masks:
@@ -32,7 +33,9 @@ class Masks:
     def __init__(self, anatomy: Anatomy) -> None:
         self.anatomy = anatomy
         self.values = np.ones(anatomy.sizes.total())
-        self._cached: dict[tuple[int, int], Tensor] = {}
+        self._cached: dict[tuple[int, int], Tensor | None] = {}
+        self._sent: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self._places = dict(block_slices(anatomy.sizes))
         self._kept_fraction = 1.0
         self._epsilons: list[tuple[nn.Module, float]] = []
         self._handles: list[RemovableHandle] = []
@@ -40,15 +43,24 @@ class Masks:
 
     def move_towards(self, keep: np.ndarray, step: float) -> None:
         """Move by `step` towards 1 where `keep` (bool [blocks]), towards 0 elsewhere. Masks reach both ends exactly."""
-        moved = self.values + np.where(keep, step, -step)
+        # most masks are at their end already
+        moving = np.flatnonzero(self.values != keep)
+        near, ends = SNAP * step, keep[moving]
+        values = self.values[moving] + np.where(ends, step, -step)
         # 100 steps of 0.01 must reach 0, not 1e-16
-        near = SNAP * step
-        self.set(np.where(moved < near, 0.0, np.where(moved > 1.0 - near, 1.0, moved)))
+        values = np.where(values < near, 0.0, np.where(values > 1.0 - near, 1.0, values))
+        moved = self.values.copy()
+        moved[moving] = values
+        self._take(moved)
 
     def set(self, values: np.ndarray) -> None:
         """Set all masks. values: float64 [blocks], 0 to 1."""
-        self.values = values.copy()
+        self._take(values.copy())
+
+    def _take(self, values: np.ndarray) -> None:
+        self.values = values
         self._cached.clear()
+        self._sent.clear()
         self._kept_fraction = float(self._values_of(HIDDEN).mean())
         for norm, epsilon in self._epsilons:
             setattr(norm, self.anatomy.epsilon, epsilon * self._kept_fraction)
@@ -57,6 +69,7 @@ class Masks:
         """Follow a cut. keep: bool over the old blocks, those that remain. Hooks must be off."""
         assert not self._handles, "remove() the hooks before a cut"
         self.anatomy = anatomy
+        self._places = dict(block_slices(anatomy.sizes))
         self.set(self.values[keep])
 
     def arrived(self, keep: np.ndarray) -> bool:
@@ -125,16 +138,22 @@ class Masks:
         if self._disabled:
             return None
         if (site, unit) not in self._cached:
-            values = self._values_of(site)
-            if (values == 1.0).all():
-                values = values[:0]
-            cached = torch.from_numpy(values).to(like.device, like.dtype, non_blocking=True)
-            self._cached[site, unit] = cached.repeat_interleave(unit)
-        mask = self._cached[site, unit]
-        return mask if mask.numel() else None
+            place = self._places[site]
+            if (self.values[place] == 1.0).all():
+                self._cached[site, unit] = None
+            else:
+                mask = self._all_on(like.device, like.dtype).narrow(0, place.start, place.stop - place.start)
+                self._cached[site, unit] = mask if unit == 1 else mask.repeat_interleave(unit)
+        return self._cached[site, unit]
+
+    def _all_on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """All masks on a device, [blocks]: one copy for all sites."""
+        if (device, dtype) not in self._sent:
+            self._sent[device, dtype] = sent(torch.from_numpy(self.values).to(dtype), device)
+        return self._sent[device, dtype]
 
     def _values_of(self, site: int) -> np.ndarray:
-        return self.values[dict(block_slices(self.anatomy.sizes))[site]]
+        return self.values[self._places[site]]
 
     def _on_input(self, site: int, unit: int) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:

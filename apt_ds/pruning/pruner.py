@@ -113,10 +113,10 @@ class Pruner(StepObserver):
         return self.scorer.scores()
 
     @profiler.timed("search")
-    def decide(self, removed: float) -> np.ndarray:
-        """Blocks to keep at this removed fraction, bool [blocks]."""
+    def decide(self, scores: np.ndarray, removed: float) -> np.ndarray:
+        """Blocks to keep at this removed fraction, bool [blocks]. scores: float64 [blocks]."""
         start = time.perf_counter()
-        keep = search(self.scores(), self.anatomy, self.rules, self.budget(removed))
+        keep = search(scores, self.anatomy, self.rules, self.budget(removed))
         self.seconds["search"] += time.perf_counter() - start
         return keep
 
@@ -127,12 +127,13 @@ class Pruner(StepObserver):
             UserError: no step was finite, so that no block has a score.
         """
         self.scorer.conclude(model)
-        if not self.scores().any():
+        scores = self.scores()
+        if not scores.any():
             raise UserError(
                 "no step before the cut had a finite loss and gradient, so that no score tells blocks apart. Give more "
                 "--calibration_steps or, with fp16, a lower initial_scale_power, or look for what is not finite"
             )
-        self.decision, scale = self.scorer.refine(model, self.decide(self.run.pruning.sparsity))
+        self.decision, scale = self.scorer.refine(model, self.decide(scores, self.run.pruning.sparsity))
         self.masks.set(self.decision.astype(float))
         self.cut_done = True
         return Plan(keep=self.decision, scale=scale)
@@ -147,11 +148,13 @@ class Pruner(StepObserver):
             return
         if self.policy.refreshes_scores(step):
             self.scorer.refresh()
-        action = self.policy.mask_action(step, scored=self.policy.decides(step) and bool(self.scores().any()))
+        # the scores are copied from the device once: every copy waits for it
+        scores = self.scores() if self.policy.decides(step) else np.zeros(0)
+        action = self.policy.mask_action(step, scored=bool(scores.any()))
         if action is MaskAction.NONE:
             return
         if action is MaskAction.DECIDE_AND_MOVE:
-            self.decision = self.decide(1.0 - self.policy.kept_fraction(step, self.cut_done))
+            self.decision = self.decide(scores, 1.0 - self.policy.kept_fraction(step, self.cut_done))
         self.masks.move_towards(self.decision, self.mask_step)
 
     def plan(self, step: int, last_step: int, model: nn.Module) -> Plan:

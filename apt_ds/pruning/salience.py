@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from apt_ds.models.blocks import HIDDEN, Anatomy, block_slices
+from apt_ds.models.blocks import ALL_KINDS, HIDDEN, Anatomy, block_slices
 from apt_ds.pruning.activation_hooks import ActivationHooks, Observer
 from apt_ds.pruning.kurtosis import consumer_outliers, effective_weight, reader_outliers
 from apt_ds.pruning.products import PRODUCTS
@@ -56,10 +56,11 @@ class Salience(ActivationHooks):
         device: torch.device,
         product: str = "batch",
         mean: bool = False,
+        kinds: tuple[str, ...] = ALL_KINDS,
     ) -> None:
         self.decay, self.outlier, self.weight, self.mean = decay, outlier, weight, mean
         self.product = PRODUCTS[product]()
-        super().__init__(anatomy, device)
+        super().__init__(anatomy, device, kinds)
         self.average = torch.zeros(anatomy.sizes.total(), device=device)
 
     def resize(self, anatomy: Anatomy) -> None:
@@ -94,12 +95,12 @@ class Salience(ActivationHooks):
         where = dict(block_slices(self.anatomy.sizes))
         activations = self.abs_sums[0] if activations is None else activations
         for number, site in enumerate(self.anatomy.sites):
-            if not self.anatomy.sizes.counts[number]:
+            if not self.observes(number):
                 continue
             abs_sums = activations[self.places[number]]
             with effective_weight(model.get_submodule(site.consumer)) as weight:
                 self.outliers[where[number]] = consumer_outliers(weight, site.unit, abs_sums)
-        for path in self.anatomy.readers:
+        for path in self.anatomy.readers if self.observes(HIDDEN) else ():
             with effective_weight(model.get_submodule(path)) as weight:
                 self.outliers[where[HIDDEN]] += reader_outliers(weight) / len(self.anatomy.readers)
 
@@ -145,7 +146,7 @@ class Salience(ActivationHooks):
 
     def scores(self) -> np.ndarray:
         """The average, float64 [blocks] on the host."""
-        return self.average.double().cpu().numpy()
+        return self.average.cpu().numpy().astype(np.float64)
 
     def after_cut(self, anatomy: Anatomy, keep: np.ndarray) -> None:
         """Follow a cut. Averages follow their blocks. The outlier term must be measured again. Hooks must be off."""

@@ -8,6 +8,7 @@ import torch
 
 from apt_ds.config.run_config import RunConfig
 from apt_ds.models.blocks import Anatomy
+from apt_ds.models.scope import competing_kinds
 from apt_ds.pruning.fisher import Fisher
 from apt_ds.pruning.random_scores import Random
 from apt_ds.pruning.salience import Salience
@@ -21,12 +22,12 @@ def make_salience(run: RunConfig, anatomy: Anatomy, device: torch.device) -> Sal
     options = run.pruning
     mean = not options.gradual and options.calibration_average == "mean"
     terms = (options.salience_decay, options.kurtosis, options.kurtosis_factor)
-    return Salience(anatomy, *terms, device, options.salience_product, mean)
+    return Salience(anatomy, *terms, device, options.salience_product, mean, competing_kinds(run, anatomy))
 
 
 def make_fisher(run: RunConfig, anatomy: Anatomy, device: torch.device) -> Fisher:
     """Fisher information over the run's global batch."""
-    return Fisher(anatomy, run.optim.global_batch(collectives.world_size()), device)
+    return Fisher(anatomy, run.optim.global_batch(collectives.world_size()), device, competing_kinds(run, anatomy))
 
 
 MAKERS: dict[str, Callable[[RunConfig, Anatomy, torch.device], Scorer]] = {

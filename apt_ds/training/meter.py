@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 import torch
 
 from apt_ds.runtime import profiler
+from apt_ds.runtime.clock import seconds_after
 from apt_ds.runtime.memory import peak_memory, peak_reserved, reset_peak
 
 PARTS = ("steps", "scoring", "rebuilds", "evaluation")
@@ -49,6 +50,9 @@ class Meter:
     Steps are optimizer steps, with the scoring that happens in them. Scoring is calibration, search, Fisher information
     and Taylor importance. Evaluation is measured separately. It is not part of `seconds` or of the run's peak.
     Loading, checkpoints and the export are not measured.
+
+    Rebuilds and evaluations begin and end once the device has no work left. The seconds of a step end with its last
+    call on the host: the step waits for its sums, so that only its update may still run, which the next step waits for.
 
     Attributes:
         rebuilds: seconds of each rebuild.
@@ -99,9 +103,9 @@ class Meter:
     def evaluation(self) -> Iterator[None]:
         """Record the body as an evaluation."""
         self.forget_peak()
-        start = time.perf_counter()
+        start = seconds_after(self.device)
         yield
-        self._parts["evaluation"] += time.perf_counter() - start
+        self._parts["evaluation"] += seconds_after(self.device) - start
         self._peaks["evaluation"] = max(self._peaks["evaluation"], self.peak())
         self.forget_peak()
 

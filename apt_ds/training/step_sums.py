@@ -16,11 +16,13 @@ class StepValues(NamedTuple):
         loss: task loss summed over the global batch.
         stop_ranks: number of ranks that received a signal.
         finite: whether every element of every sum is finite.
+        teacher_distances: distances between teacher and student layers, fp32 [distances] on the CPU.
     """
 
     loss: float
     stop_ranks: int
     finite: bool
+    teacher_distances: Tensor
 
 
 @dataclass
@@ -58,5 +60,7 @@ class StepSums:
     def read(self) -> StepValues:
         """Copy what the host needs from the device. This is the only wait of a step for the device."""
         finite = torch.stack([torch.isfinite(part).all() for part in self.parts()]).all()
-        loss, stop_ranks, all_finite = torch.stack([self.loss.float(), self.stop.float(), finite.float()]).tolist()
-        return StepValues(loss, int(stop_ranks), bool(all_finite))
+        values = torch.stack([self.loss.float(), self.stop.float(), finite.float()])
+        read = torch.cat([values, self.teacher_distances.float().flatten()]).cpu()
+        loss, stop_ranks, all_finite = read[:3].tolist()
+        return StepValues(loss, int(stop_ranks), bool(all_finite), read[3:])

@@ -71,6 +71,7 @@ class TrainStep:
         values = sums.read()
         self.early_end.listen_if(values.stop_ranks)
         if values.finite:
+            self.training_loss.observe(values.teacher_distances)
             self.observe(engine, sums, importance)
         else:
             self.pruner.discard()
@@ -125,8 +126,7 @@ class TrainStep:
         return self.pruner.scorer.abs_sums.numel() if self.scoring else 0
 
     def observe(self, engine: zero.Engine, sums: StepSums, importance: bool) -> None:
-        """Give the sums of a finite step to those who asked for them. Collective."""
-        self.training_loss.observe(sums.teacher_distances)
+        """Give the sums of a finite step to the pruner. Collective."""
         observations = torch.cat([sums.block_sums, sums.adapter_importances])
         self.pruner.observe(engine, observations, self.scoring, importance)
 

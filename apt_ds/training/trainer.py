@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import cast
 
 import torch
@@ -20,6 +19,7 @@ from apt_ds.models.loading import Base
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.pruning.surgery import Plan
 from apt_ds.runtime import heartbeat, profiler, zero
+from apt_ds.runtime.clock import seconds_after
 from apt_ds.runtime.signals import StopSignals
 from apt_ds.training import rebuild
 from apt_ds.training.checkpoint import Checkpoint
@@ -249,11 +249,11 @@ class Trainer:
             fresh: start with new moments and counters.
         """
         heartbeat.phase(f"step {step}: rebuild", limited=False)
-        start, kept = time.perf_counter(), self.pruner.kept()
+        start, kept = seconds_after(zero.device()), self.pruner.kept()
         self.meter.begin_rebuild()
         self.pruner.agree(step, plan)
         rebuild.rebuild(self.run_engine, self.pruner, self.training_loss, plan, step, self.generators.surgery, fresh)
-        self.meter.rebuilt(time.perf_counter() - start, cut=self.pruner.kept() < kept)
+        self.meter.rebuilt(seconds_after(zero.device()) - start, cut=self.pruner.kept() < kept)
         self.metrics_logger.adjusted(step, self.pruner.kept(), plan)
 
     def evaluate(self, step: int) -> float:

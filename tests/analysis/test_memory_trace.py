@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
+from transformers import T5Config, T5ForConditionalGeneration
 
 from apt_ds.analysis import memory_trace
 from apt_ds.analysis.memory_trace import Shape
@@ -64,3 +66,38 @@ def test_bits_of_the_base_count(tmp_path: Path) -> None:
             parameter = held[name]
             assert (weight.numel, weight.full) == (parameter.numel(), parameter.full.numel()), name
             assert weight.scales == sum(part.nbytes for part in quantization.small_parts(parameter)), name
+
+
+def test_modules_that_a_family_keeps_in_fp32_are_not_quantized(tmp_path: Path) -> None:
+    """T5's `wo`: as loading the model shows."""
+    sizes = {"d_model": 128, "d_kv": 32, "d_ff": 256, "num_layers": 1, "num_heads": 4, "vocab_size": 256}
+    model = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0, pad_token_id=0))
+    model.save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    words = ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), "--data_path", "none", "--bf16", "--task", "sst2"]
+    words += ["--model_name_or_path", str(tmp_path / "model"), "--base_bits", "8"]
+    base, run, shape = loading.find_base(str(tmp_path / "model"), "sst2"), resolve(words), Shape(1, 8, 8, 8)
+    weights = {w.name: w for w in memory_trace.measure(base, run, shape, [shape], 2, False).weights}
+    loaded = dict(loading.load_model(base, run).named_parameters())
+    quantized = {name for name, parameter in loaded.items() if hasattr(parameter, "full")}
+    assert quantized and not any(".wo." in name for name in quantized)
+    assert {name for name, weight in weights.items() if weight.full} == quantized
+    for name, parameter in loaded.items():
+        assert weights[name].numel == parameter.numel(), name
+
+
+@pytest.mark.parametrize("trained", [8, 128])
+def test_a_gpu_works_in_larger_pieces(tmp_path: Path, trained: int) -> None:
+    """A CPU turns 2^19 logits to fp32 at a time, a GPU 2^25: all of these 2^21, unless there are few."""
+    vocabulary = 16_000
+    tiny.save_model(tmp_path / "model", vocab_size=vocabulary)
+    words = ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), "--data_path", "none", "--pruning", "none"]
+    base = loading.find_base(str(tmp_path / "model"))
+    run = resolve([*words, "--model_name_or_path", str(tmp_path / "model"), "--gradient_checkpointing"])
+    shape = Shape(2, 64, 0, trained)
+    peaks = {
+        device: memory_trace.measure(base, run, shape, [shape], 2, False, device).activations
+        for device in ("cpu", "cuda")
+    }
+    pieces = 4 * (trained * vocabulary - min(trained * vocabulary, 1 << 19))
+    assert (peaks["cuda"] - peaks["cpu"] > pieces / 2) if pieces else peaks["cuda"] == peaks["cpu"]

@@ -185,7 +185,7 @@ def test_only_sublayers_with_an_adapter_compete_where_the_option_says_so() -> No
         pruner = Pruner(run, anatomy, 20, CPU)
         density = torch.rand(anatomy.sizes.total(), generator=torch.Generator().manual_seed(1))
         pruner.scorer.average = density * torch.from_numpy(anatomy.params_per_block(anatomy.sizes))
-        gone = np.flatnonzero(~pruner.decide(0.2))
+        gone = np.flatnonzero(~pruner.decide(pruner.scores(), 0.2))
         assert (np.isin(gone, neurons).any(), (~np.isin(gone, neurons)).any()) == (neurons_go, heads_go), targets
         # the budget counts every prunable parameter
         assert pruner.budget(0.2) == 0.8 * anatomy.num_parameters(anatomy.sizes)

@@ -285,7 +285,7 @@ def eight_bit_moments(folder: str, stages: list[tuple[int, bool]], flags: list[s
             original(engine, state)
 
         zero.put_state = spy
-        made.rebuild(3, Plan(made.pruner.decide(0.3), {grown: 12}))
+        made.rebuild(3, Plan(made.pruner.decide(made.pruner.scores(), 0.3), {grown: 12}))
         zero.put_state = original
         moved = zero.take_state(made.engine)
         errors = {}

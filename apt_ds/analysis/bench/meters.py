@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import psutil
 import torch
 
 from apt_ds.runtime import zero
+from apt_ds.runtime.clock import seconds_after
 
 RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
 SIDES = {"cpu": 1536, "cuda": 8192}
@@ -42,9 +42,7 @@ def process_bytes() -> int:
 
 def now() -> float:
     """Seconds, after the device has finished all its work."""
-    if zero.device().type == "cuda":
-        torch.cuda.synchronize(zero.device())
-    return time.perf_counter()
+    return seconds_after(zero.device())
 
 
 def energy_counter() -> Callable[[], float] | None:

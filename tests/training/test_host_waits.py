@@ -1,0 +1,153 @@
+"""A training step makes the host wait for the device once, to read the step's own sums."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import pytest
+import torch
+
+from apt_ds.config.resolve import resolve
+from apt_ds.eval.held_out import perplexity
+from apt_ds.losses import task_losses
+from apt_ds.pruning.surgery import Plan
+from apt_ds.training import run as training_run
+from apt_ds.training import trainer
+from apt_ds.training.trainer import Trainer
+from tests.support import tiny
+from tests.support.host_waits import Device, watched
+from tests.support.launcher import Place, own_world
+
+GRADUAL = ["--pruning", "gradual", "--sparsity", "0.3"]
+MODES = {
+    "plain": ["--pruning", "none"],
+    "scoring": [*GRADUAL, "--prune_blocks", "heads,neurons,hidden"],
+    "batch product": [*GRADUAL, "--salience_product", "batch"],
+    "packed": [*GRADUAL, "--packing", "true"],
+    "distilling": [*GRADUAL, "--distill", "true", "--layer_match", "previous"],
+    "checkpointing": [*GRADUAL, "--gradient_checkpointing", "true"],
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp("waits")
+    tiny.model().save_pretrained(folder / "model")
+    tiny.tokenizer().save_pretrained(folder / "model")
+    tiny.save_data(folder / "data.json", 16)
+    with own_world():
+        yield Place(folder)
+
+
+def prepared(place: Place, *flags: str, **files: str) -> Trainer:
+    """A run after two steps."""
+    words = ["--max_steps", "8", "--save_steps", "0", "--gradient_accumulation_steps", "2", "--prune_every", "100"]
+    words += ["--overwrite_output_dir", "--mask_step", "0.25"]
+    made = training_run.prepare(resolve(place.words(place.folder / "out", *words, *flags, **files)))
+    for step in range(2):
+        made.train_step(step)
+        made.adjust(step + 1)
+    return made
+
+
+@contextmanager
+def watched_run(made: Trainer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
+    """All that a run has on its device is watched. The run ends."""
+    known = [value for value in vars(made.pruner.scorer).values() if isinstance(value, torch.Tensor)]
+    with watched(monkeypatch, made.engine.module, known) as device:
+        yield device
+    made.finish()
+    made.metrics_logger.close()
+
+
+def own(device: Device) -> list[str]:
+    """Where this project or transformers waits."""
+    return [wait.where.rpartition("/")[2].partition(":")[0] for wait in device.waits if "/deepspeed/" not in wait.where]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_step_waits_once(place: Place, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    made = prepared(place, *MODES[mode])
+    with watched_run(made, monkeypatch) as device:
+        made.train_step(2)
+    assert own(device) == ["step_sums.py"]
+    # DeepSpeed's look at the norm of the gradients, by which it skips a step that is not finite
+    others = [wait for wait in device.waits if "/deepspeed/" in wait.where]
+    assert len(others) <= 2 and {wait.where.rpartition("/")[2].partition(":")[0] for wait in others} <= {"utils.py"}
+
+
+def test_layers_matched_in_the_same_step_wait_once_more(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mapping of layers decides the loss, so that the host needs the distances before the sums."""
+    made = prepared(place, *MODES["distilling"], "--layer_match", "step")
+    with watched_run(made, monkeypatch) as device:
+        made.train_step(2)
+    assert own(device) == ["distillation.py", "step_sums.py"]
+
+
+def test_a_decision_copies_the_scores_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = prepared(place, *MODES["scoring"])
+    made.train_step(2)
+    with watched_run(made, monkeypatch) as device:
+        made.adjust(3)
+        made.train_step(3)
+    assert own(device) == ["salience.py", "step_sums.py"]
+
+
+@pytest.mark.parametrize("metric", ["loss", "perplexity"])
+def test_an_evaluation_waits_once(place: Place, monkeypatch: pytest.MonkeyPatch, metric: str) -> None:
+    made = prepared(place, *MODES["plain"], "--per_device_eval_batch_size", "1")
+    evaluator, engine = made.evaluations.evaluator, made.engine
+    with watched_run(made, monkeypatch) as device:
+        if metric == "loss":
+            assert evaluator.loss(engine) > 0
+        else:
+            assert perplexity(engine, torch.ones(4, 8, dtype=torch.int64), 1, torch.device("cpu")) > 1
+    assert own(device) == ["held_out.py"]
+
+
+def test_a_rebuild_is_measured_to_the_end_of_the_devices_work(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both of its ends ask the device to finish, and a step does not."""
+    made, events = prepared(place, *MODES["scoring"]), []
+    monkeypatch.setattr(trainer, "seconds_after", lambda device: events.append("finish") or time.perf_counter())
+    original = trainer.rebuild.rebuild
+
+    def rebuilt(*arguments: Any) -> None:
+        events.append("rebuild")
+        original(*arguments)
+        time.sleep(0.05)
+
+    monkeypatch.setattr(trainer.rebuild, "rebuild", rebuilt)
+    made.train_step(2)
+    assert events == []
+    made.rebuild(3, Plan())
+    assert events == ["finish", "rebuild", "finish"] and made.meter.rebuilds[-1] >= 0.05
+    made.finish()
+    made.metrics_logger.close()
+
+
+def test_what_transformers_looks_at_would_be_seen(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without what the host knows of the rows, every micro-batch waits."""
+    made = prepared(place, *MODES["plain"])
+    monkeypatch.setattr(task_losses, "known_rows", lambda packed, padded: nullcontext())
+    with watched_run(made, monkeypatch) as device:
+        made.train_step(2)
+    assert own(device) == ["masking_utils.py", "masking_utils.py", "step_sums.py"]
+
+
+def test_a_look_at_a_loss_would_be_seen(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = prepared(place, *MODES["plain"])
+    original = made.training_loss.micro_batch_loss
+
+    def looked_at(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        loss, loss_sum = original(*arguments)
+        assert float(loss_sum) > 0 and loss_sum.item() == loss_sum.tolist() == loss_sum.cpu().item()
+        return loss, loss_sum
+
+    monkeypatch.setattr(made.training_loss, "micro_batch_loss", looked_at)
+    with watched_run(made, monkeypatch) as device:
+        made.train_step(2)
+    assert [wait.op for wait in device.waits[:4]] == ["_local_scalar_dense", "_local_scalar_dense", "tolist", "cpu"]
+    assert own(device) == 8 * ["test_host_waits.py"] + ["step_sums.py"]
