@@ -27,7 +27,7 @@ from apt_ds.data.tokenized import TokenizedSet
 from apt_ds.data.tokenizer_checks import check_lengths
 from apt_ds.eval import metrics
 from apt_ds.losses.task_losses import TASK_LOSSES
-from apt_ds.models import attention, loading, quantization_checks
+from apt_ds.models import adapter, attention, loading, quantization_checks
 from apt_ds.models.loading import Base
 from apt_ds.models.positions import check_positions
 from apt_ds.pruning.rules import mask_notice
@@ -86,6 +86,7 @@ def dry_run(run: RunConfig, inputs: Callable[[RunConfig], tuple[Base, Data]] = f
     base, data = inputs(run)
     config = load_config(run, world, base.config.hidden_size)
     zero.check_config(alone(run, config), run.distributed.deepspeed)
+    adapter.check_targets(base.anatomy, run.targets)
     quantization_checks.check(run, base.anatomy, None if run.distributed.device_memory else zero.device())
     metrics.load(run.data.task)
     process = psutil.Process().memory_info().rss

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from apt_ds.config.errors import UserError
+from apt_ds.config.option_groups import PROJECTIONS
 from apt_ds.models import quantization
 from apt_ds.models.blocks import Anatomy
 from apt_ds.models.modules import linear_at, replace_module
@@ -51,6 +53,18 @@ class AptLinear(nn.Linear):
 def gaussian_rows(rows: int, columns: int, width: int, generator: torch.Generator) -> Tensor:
     """New rows of W_A, fp32 [rows, columns] on the CPU, with standard deviation 1/sqrt(3 width)."""
     return torch.randn(rows, columns, generator=generator) / (3 * width) ** 0.5
+
+
+def check_targets(anatomy: Anatomy, targets: tuple[str, ...]) -> None:
+    """Check that a model has all the projections that get an adapter.
+
+    Raises:
+        UserError: it lacks one. The message lists those that it has.
+    """
+    absent = [name for name in targets if name not in anatomy.targets]
+    if absent:
+        known = ", ".join(name for name in PROJECTIONS if name in anatomy.targets)
+        raise UserError(f"--adapter_targets {','.join(targets)}: the model has no {absent[0]}; give some of {known}")
 
 
 def attach(model: nn.Module, anatomy: Anatomy, targets: tuple[str, ...], rank: int, seed: int) -> None:

@@ -11,7 +11,7 @@ from apt_ds.config.resolve import resolve
 from apt_ds.config.run_config import RunConfig
 from apt_ds.data.glue import labels_of
 from apt_ds.data.tokenizer_checks import check_lengths
-from apt_ds.models import attention, loading, quantization_checks
+from apt_ds.models import adapter, attention, loading, quantization_checks
 from apt_ds.models.base_config import decisive
 from apt_ds.models.export.configs import writable_sizes
 from apt_ds.models.loading import Base
@@ -119,6 +119,7 @@ def _check_model(run: RunConfig, base: Base) -> zero.Config:
     config = load_config(run, collectives.world_size(), base.config.hidden_size)
     zero.check_config(config, run.distributed.deepspeed)
     preflight.check_compilers(config)
+    adapter.check_targets(base.anatomy, run.targets)
     quantization_checks.check(run, base.anatomy, zero.device())
     check_positions(base.config, run.data.max_seq_length)
     return config

@@ -24,7 +24,7 @@ from apt_ds.config.errors import UserError
 from apt_ds.config.resolve import resolve
 from apt_ds.config.tasks import ANSWERS, CLASSIFICATION
 from apt_ds.eval import loading as eval_loading
-from apt_ds.models import loading, task_heads
+from apt_ds.models import adapter, loading, task_heads
 from apt_ds.models.architectures import REGISTRY, anatomy_of, architecture_of
 from apt_ds.models.architectures.spec import AUTO_CLASSES
 from apt_ds.models.blocks import Anatomy, block_slices, kept_sizes
@@ -83,6 +83,17 @@ def test_a_discriminator_is_a_base_model(tmp_path: Path, capfd: pytest.CaptureFi
     assert "classifier.dense, classifier.out_proj: not in the checkpoint" in capfd.readouterr().err
     for name, value in source.electra.state_dict().items():
         assert torch.equal(model.electra.state_dict()[name], value), name
+
+
+def test_targets_of_a_fused_layer_share_one_adapter() -> None:
+    model = tiny.small("modernbert-classes")
+    anatomy = anatomy_of(model.config, CLASSIFICATION)
+    adapter.check_targets(anatomy, ("q", "k", "v", "o", "gate", "up", "down"))
+    adapter.attach(model, anatomy, ("q", "v", "gate", "up"), rank=3, seed=1)
+    paths = [f"model.layers.{i}.{name}" for i in range(2) for name in ("attn.Wqkv", "mlp.Wi")]
+    assert [path for path, _ in adapter.adapters(model)] == paths
+    with pytest.raises(UserError, match="--adapter_targets q,gate: the model has no gate; give some of q, k, v, o, up"):
+        adapter.check_targets(anatomy_of(tiny.small("electra-classes").config, CLASSIFICATION), ("q", "gate"))
 
 
 def test_a_fused_weight_keeps_the_rows_of_kept_blocks_in_every_part() -> None:
