@@ -56,7 +56,7 @@ def test_a_joined_weight_of_another_shape_is_named_in_one_line(tmp_path: Path) -
     stock_folder("phi3", tmp_path)
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf8"))
     (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}), encoding="utf8")
-    with pytest.raises(UserError, match=r"its weights have other shapes than its config\.json says"):
+    with pytest.raises(UserError, match="its weights have other shapes than its config"):
         read_weights(str(tmp_path), torch.float32, "sdpa", model_class=READER)
 
 

@@ -14,7 +14,7 @@ from apt_ds.models.architectures import anatomy_of
 from apt_ds.models.blocks import HIDDEN, Anatomy, block_slices
 from apt_ds.pruning.masks import Masks
 from apt_ds.pruning.surgery import Plan, apply_plan
-from tests.support import tiny
+from tests.support import tiny, tiny_families
 
 
 def random_keep(anatomy: Anatomy, seed: int) -> np.ndarray:
@@ -66,6 +66,38 @@ def test_norms_follow_the_kept_fraction_without_a_jump() -> None:
         outputs.append(model(tiny.ids()).logits)
     assert (outputs[0] - outputs[2]).abs().max() < 2e-3
     assert (outputs[1] - outputs[2]).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("kind", ["head", "hidden"])
+def test_norms_over_heads_and_after_sublayers_follow_soft_masks_without_a_jump(kind: str) -> None:
+    """OLMo 2 normalises queries and keys over all heads, and the output of each sublayer."""
+    model = tiny_families.model("olmo2")
+    anatomy = anatomy_of(model.config)
+    masks = Masks(anatomy)
+    masks.install(model)
+    outputs = []
+    for value in (1e-4, 1e-6, 0.0):
+        values = np.ones(anatomy.sizes.total())
+        for site, span in block_slices(anatomy.sizes):
+            if anatomy.kind(site) == kind:
+                values[span.start : span.start + (span.stop - span.start) // 4] = value
+        masks.set(values)
+        outputs.append(model(tiny.ids()).logits)
+    assert (outputs[0] - outputs[2]).abs().max() < 5e-3
+    assert (outputs[1] - outputs[2]).abs().max() < 5e-5
+    with masks.disabled():
+        assert torch.equal(model(tiny.ids()).logits, tiny_families.model("olmo2")(tiny.ids()).logits)
+
+
+def test_a_sublayer_without_heads_computes_finite_numbers() -> None:
+    """The norm of its queries has no statistics. Nothing reads it."""
+    model = tiny_families.model("olmo2")
+    anatomy = anatomy_of(model.config)
+    masks, values = Masks(anatomy), np.ones(anatomy.sizes.total())
+    values[dict(block_slices(anatomy.sizes))[0]] = 0
+    masks.install(model)
+    masks.set(values)
+    assert model(tiny.ids()).logits.isfinite().all()
 
 
 def test_removing_hooks_restores_the_model() -> None:

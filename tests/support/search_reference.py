@@ -9,7 +9,7 @@ import numpy as np
 from apt_ds.config.errors import UserError
 from apt_ds.models.blocks import Anatomy, Sizes, block_slices, kept_sizes
 from apt_ds.models.writable_sizes import KINDS, _kinds_and_counts
-from apt_ds.pruning.budget_search import SLACK, Rules, levels, smallest_sizes
+from apt_ds.pruning.budget_search import SLACK, Rules, smallest_sizes
 
 
 def search(scores: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float) -> np.ndarray:
@@ -73,7 +73,7 @@ def _rounded(kept: np.ndarray, anatomy: Anatomy, rules: Rules) -> Sizes:
     for (kind, full), count in zip(_kinds_and_counts(anatomy), [*raw.counts, raw.hidden], strict=True):
         unit = rules.unit(kind)
         fixed = count == full or not rules.may_go(kind)
-        counts.append(full if fixed else min(full, max(unit, count // unit * unit)))
+        counts.append(full if fixed else min(full, max(rules.least(kind), count // unit * unit)))
     return Sizes(tuple(counts[:-1]), counts[-1])
 
 
@@ -111,7 +111,7 @@ def _uniform(scores: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float) 
         count = {span.stop - span.start for span in members}
         assert len(count) == 1, f"uniform structure needs the same number of {kind}s everywhere, got {count}"
         total = sum(np.sort(scores[span])[::-1] for span in members)
-        choices[kind] = np.array(levels(count.pop(), rules.unit(kind), not rules.may_go(kind)))
+        choices[kind] = np.array(rules.levels(kind, count.pop()))
         gain[kind] = np.cumsum(total)[choices[kind] - 1]
         weight[kind] = sum(site.weight for site in anatomy.sites if site.kind == kind)
     width = choices["head"][:, None] * weight["head"] + choices["neuron"][None, :] * weight["neuron"]

@@ -2,6 +2,9 @@
 
 The files have one weight for query, key and value, and one for gate and up. The trained model splits them as it reads
 them, so that each projection has its own blocks and its own adapter. The export joins them again.
+
+With longrope, transformers chooses the factors of all rows by the longest text of a micro-batch. Where some texts are
+longer than `original_max_position_embeddings` and others are not, scores depend on the split into micro-batches.
 """
 
 from __future__ import annotations
