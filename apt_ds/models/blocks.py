@@ -89,6 +89,8 @@ class Anatomy:
         stream_wide: modules whose output is as wide as the stream but no part of it, such as a pooler.
         heads: linear layers that make the task's answer. They are trained whole.
         second: prefix of the modules that see the tokens of a second sequence, the decoder's. '': there is none.
+        weighted_norms: RMSNorms whose input carries no mask: over the output of a sublayer, or over all heads of a
+            projection. The mask of the blocks that index the norm's weight weights its statistics.
     """
 
     sites: tuple[Sublayer, ...]
@@ -104,6 +106,7 @@ class Anatomy:
     stream_wide: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
     second: str = ""
+    weighted_norms: tuple[str, ...] = ()
 
     def num_parameters(self, sizes: Sizes) -> int:
         """Model size C(n) in parameters (section 2): d_m times the sum over sites."""

@@ -2,8 +2,9 @@
 
 The masks of heads and neurons act where their consumer reads them, those of hidden dimensions where the stream is
 written. Norms take their statistics over kept dimensions. RMSNorm: the mean over d becomes a mean over the mask's total
-K, by scaling epsilon with K/d and the output with sqrt(K/d). LayerNorm: the mask weights mean and variance. A model
-under 0/1 masks therefore equals the cut model. Outputs change continuously on the way to it.
+K, by scaling epsilon with K/d and the output with sqrt(K/d). LayerNorm, and an RMSNorm whose input carries no mask: the
+mask weights mean and variance. A model under 0/1 masks therefore equals the cut model. Outputs change continuously on
+the way to it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from apt_ds.config.schedules import SNAP
-from apt_ds.models.blocks import HIDDEN, Anatomy, block_slices
+from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, block_slices
 
 
 class Masks:
@@ -31,7 +32,7 @@ class Masks:
     def __init__(self, anatomy: Anatomy) -> None:
         self.anatomy = anatomy
         self.values = np.ones(anatomy.sizes.total())
-        self._cached: dict[int, Tensor] = {}
+        self._cached: dict[tuple[int, int], Tensor] = {}
         self._kept_fraction = 1.0
         self._epsilons: list[tuple[nn.Module, float]] = []
         self._handles: list[RemovableHandle] = []
@@ -48,8 +49,7 @@ class Masks:
         """Set all masks. values: float64 [blocks], 0 to 1."""
         self.values = values.copy()
         self._cached.clear()
-        hidden = self.values[dict(block_slices(self.anatomy.sizes))[HIDDEN]]
-        self._kept_fraction = float(hidden.mean())
+        self._kept_fraction = float(self._values_of(HIDDEN).mean())
         for norm, epsilon in self._epsilons:
             setattr(norm, self.anatomy.epsilon, epsilon * self._kept_fraction)
 
@@ -81,6 +81,11 @@ class Masks:
             else:
                 self._epsilons.append((norm, getattr(norm, self.anatomy.epsilon)))
                 self._handles.append(norm.register_forward_hook(self._on_norm))
+        axes = {slot.path: slot.rows for slot in self.anatomy.slots} if self.anatomy.weighted_norms else {}
+        for path in self.anatomy.weighted_norms:
+            axis = axes[path]
+            assert axis is not None, f"{path} is no norm over blocks"
+            self._handles.append(model.get_submodule(path).register_forward_hook(self._on_weighted_norm(axis)))
         for path in (*self.anatomy.writers, *self.anatomy.stream_wide):
             self._handles.append(model.get_submodule(path).register_forward_hook(self._on_output))
         self.set(self.values)
@@ -119,14 +124,17 @@ class Masks:
         """
         if self._disabled:
             return None
-        if site not in self._cached:
-            values = self.values[dict(block_slices(self.anatomy.sizes))[site]]
+        if (site, unit) not in self._cached:
+            values = self._values_of(site)
             if (values == 1.0).all():
                 values = values[:0]
             cached = torch.from_numpy(values).to(like.device, like.dtype, non_blocking=True)
-            self._cached[site] = cached.repeat_interleave(unit)
-        mask = self._cached[site]
+            self._cached[site, unit] = cached.repeat_interleave(unit)
+        mask = self._cached[site, unit]
         return mask if mask.numel() else None
+
+    def _values_of(self, site: int) -> np.ndarray:
+        return self.values[dict(block_slices(self.anatomy.sizes))[site]]
 
     def _on_input(self, site: int, unit: int) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
@@ -141,6 +149,24 @@ class Masks:
 
     def _on_norm(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         return None if self._kept_fraction == 1.0 or self._disabled else output * math.sqrt(self._kept_fraction)
+
+    def _on_weighted_norm(self, axis: Axis) -> Any:
+        """The hook that turns the mean of x^2 over d entries into the mean over the mask's total K.
+
+        The factor is sqrt((mean of x^2 + eps) / (sum of m x^2 / K + eps)). The output itself takes no mask.
+        """
+
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            mask = self.mask_for(axis.site, args[0], axis.unit)
+            # nothing reads a norm whose blocks are all masked
+            if mask is None or not self._values_of(axis.site).any():
+                return None
+            square, epsilon = args[0].float().square(), getattr(module, self.anatomy.epsilon)
+            weight = mask.float() / mask.float().sum()
+            factor = torch.sqrt((square.mean(-1, keepdim=True) + epsilon) / (square @ weight + epsilon).unsqueeze(-1))
+            return (output * factor).to(output.dtype)
+
+        return hook
 
     def _on_layer_norm(self, module: nn.LayerNorm, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         mask = self.mask_for(HIDDEN, args[0])
