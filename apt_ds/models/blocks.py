@@ -1,9 +1,12 @@
 """What a model is made of: which weights belong to which block. Carries section 2 of the method.
 
-There are three kinds of block. A *head* is an attention head, or under grouped-query attention one key/value group
-with all its query heads. A *neuron* is one of a feed-forward layer. A *hidden* block is a dimension of the residual
-stream. Heads and neurons belong to *sites*: one attention or feed-forward sublayer each. The tables are in
+There are four kinds of block. A *head* is an attention head, or under grouped-query attention one key/value group
+with all its query heads. A *neuron* is one of a feed-forward layer. An *expert* is a whole feed-forward network of a
+mixture, with its row of the router. A *hidden* block is a dimension of the residual stream. All but hidden blocks
+belong to *sites*: one attention or feed-forward sublayer each, or the experts of a layer. The tables are in
 `architectures/`. Nothing else in the package knows a module name.
+
+Neurons of experts are nested: those of all E experts of a layer form one site, expert after expert, f of each.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 HIDDEN = -1  # the site number of hidden dimensions
-PLURALS = {"head": "heads", "neuron": "neurons", "hidden": "hidden"}
+PLURALS = {"head": "heads", "neuron": "neurons", "hidden": "hidden", "expert": "experts"}
 
 
 @dataclass(frozen=True)
@@ -22,10 +25,12 @@ class Sublayer:
     """One attention or feed-forward sublayer.
 
     Attributes:
-        kind: 'head' or 'neuron'.
-        consumer: path of the linear layer that reads the blocks and writes the residual stream.
+        kind: 'head', 'neuron' or 'expert'.
+        consumer: path of the linear layer that reads the blocks and writes the residual stream. Of experts: their
+            router. Of neurons of experts: the module that passes them on (`models/experts.py`).
         unit: input columns of the consumer per block: query heads x head_dim, or 1.
-        weight: parameters per block and hidden dimension: 2 d_h (n_q + 1) for a head, 2 or (gated) 3 for a neuron.
+        weight: parameters per block and hidden dimension: 2 d_h (n_q + 1) for a head, 2 or (gated) 3 for a neuron, 0
+            for an expert, whose neurons count.
         position_bias: path of the attention whose relative position bias follows its heads. '': none.
     """
 
@@ -60,6 +65,28 @@ class IndexedModule:
 
 
 @dataclass(frozen=True)
+class FusedExperts:
+    """The experts of one layer: 3-D weights `gate_up_proj` [E, 2 f, d_m], gates first, and `down_proj` [E, d_m, f].
+
+    Attributes:
+        path: path of the module with these weights.
+        router: path of the module with the weight [E, d_m] that chooses experts.
+        expert_site: the site of the experts.
+        neuron_site: the site of their E * f neurons.
+    """
+
+    path: str
+    router: str
+    expert_site: int
+    neuron_site: int
+
+    def shape(self, sizes: Sizes) -> tuple[int, int]:
+        """(E, f): experts, and neurons of each."""
+        count = sizes.counts[self.expert_site]
+        return count, sizes.counts[self.neuron_site] // count
+
+
+@dataclass(frozen=True)
 class Sizes:
     """Numbers of blocks: `counts[s]` at site s, and `hidden` dimensions."""
 
@@ -88,6 +115,8 @@ class Anatomy:
         layer_norm: norms are LayerNorm. False: RMSNorm.
         stream_wide: modules whose output is as wide as the stream but no part of it, such as a pooler.
         heads: linear layers that make the task's answer. They are trained whole.
+        experts: the mixture of each layer that has one.
+        experts_per_token: experts that a router chooses for a token. Every layer keeps at least as many.
         second: prefix of the modules that see the tokens of a second sequence, the decoder's. '': there is none.
         weighted_norms: RMSNorms whose input carries no mask: over the output of a sublayer, or over all heads of a
             projection. The mask of the blocks that index the norm's weight weights its statistics.
@@ -105,6 +134,8 @@ class Anatomy:
     layer_norm: bool = False
     stream_wide: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
+    experts: tuple[FusedExperts, ...] = ()
+    experts_per_token: int = 1
     second: str = ""
     weighted_norms: tuple[str, ...] = ()
 
@@ -117,15 +148,20 @@ class Anatomy:
         return sum(site.weight * n for site, n in zip(self.sites, sizes.counts, strict=True))
 
     def params_per_block(self, sizes: Sizes) -> np.ndarray:
-        """Price in parameters of every block, flat in `block_slices` order, float64 [sizes.total()]."""
+        """Price in parameters of every block, flat in `block_slices` order, float64 [sizes.total()].
+
+        The price of an expert is that of its neurons.
+        """
+        weights = [site.weight for site in self.sites]
+        for mixture in self.experts:
+            weights[mixture.expert_site] = weights[mixture.neuron_site] * mixture.shape(sizes)[1]
         parts = [
-            np.full(n, site.weight * sizes.hidden, dtype=np.float64)
-            for site, n in zip(self.sites, sizes.counts, strict=True)
+            np.full(n, weight * sizes.hidden, dtype=np.float64) for weight, n in zip(weights, sizes.counts, strict=True)
         ]
         return np.concatenate([*parts, np.full(sizes.hidden, self.width(sizes), dtype=np.float64)])
 
     def kind(self, site: int) -> str:
-        """'head', 'neuron' or 'hidden'."""
+        """'head', 'neuron', 'expert' or 'hidden'."""
         return "hidden" if site == HIDDEN else self.sites[site].kind
 
     def with_sizes(self, sizes: Sizes) -> Anatomy:

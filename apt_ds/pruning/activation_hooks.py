@@ -27,16 +27,20 @@ class CountedTokens:
     """Which tokens of a micro-batch count for the scores.
 
     valid: 1 or 0, [1, tokens]; blank: int64 [n], the positions of the tokens that do not count, None where only `valid`
-    is read; members: what each token counts in each packed example, [examples, tokens], None where a row is an example.
+    is read; members: what each token counts in each packed example, [examples, tokens], None where a row is an example;
+    rows: number of rows.
     """
 
     valid: Tensor
     blank: Tensor | None = None
     members: Tensor | None = None
+    rows: int = 1
 
 
 class ActivationHooks(Scorer):
     """Hooks on the input of every consumer (heads, neurons) and on the output of every writer (hidden dimensions).
+
+    Experts have no hook of their own. What their neurons do gives their score.
 
     owner: int64 [dimensions], the block of each observed dimension; places: the slice of every hooked module in
     `owner`, consumers first; lean: whether sums should read memory once and write none; tokens: those that count in the
@@ -61,7 +65,8 @@ class ActivationHooks(Scorer):
         offsets = dict(block_slices(anatomy.sizes))
         owners = []
         for number, site in enumerate(anatomy.sites):
-            block = torch.arange(offsets[number].start, offsets[number].stop)
+            span = offsets[number] if site.kind != "expert" else slice(0, 0)
+            block = torch.arange(span.start, span.stop)
             owners.append(block.repeat_interleave(site.unit))
         hidden = torch.arange(offsets[HIDDEN].start, offsets[HIDDEN].stop)
         owners += [hidden] * len(anatomy.writers)
@@ -74,9 +79,14 @@ class ActivationHooks(Scorer):
         """Put the hooks on `model`. Call it after `Masks.install`, so that the hooks observe masked activations."""
         assert not self._handles
         consumers = len(self.anatomy.sites)
+        nested = {mixture.neuron_site for mixture in self.anatomy.experts}
         for number, path in enumerate(self.paths):
+            if number < consumers and self.anatomy.sites[number].kind == "expert":
+                continue
             module, observer = model.get_submodule(path), self._observer(number)
-            if number < consumers:
+            if number in nested:
+                self._handles.append(module.register_forward_pre_hook(self._slots_hook(number)))
+            elif number < consumers:
                 self._handles.append(module.register_forward_pre_hook(input_hook(observer)))
             else:
                 self._handles.append(module.register_forward_hook(output_hook(observer)))
@@ -116,6 +126,7 @@ class ActivationHooks(Scorer):
             self.sent(mask.reshape(1, -1).to(dtype)),
             self.sent((mask.flatten() == 0).nonzero().squeeze(1)) if self.lean else None,
             None if members is None else self.sent(members),
+            len(mask),
         )
 
     def sent(self, tensor: Tensor) -> Tensor:
@@ -145,17 +156,41 @@ class ActivationHooks(Scorer):
         """
         raise NotImplementedError
 
+    def watch_slots(self, number: int, x: Tensor, experts: Tensor, tokens: Tensor) -> Observer:
+        """Observe the neurons of a layer's experts.
+
+        Args:
+            number: the hooked module, an index of `paths` and `places`. Its place is [E * f], expert after expert.
+            x: the neurons of each slot, [S, f].
+            experts: int64 [S], the expert of each slot.
+            tokens: int64 [S], the token of each slot.
+
+        Returns:
+            What to call with the gradient of `x`, a tensor like x.
+        """
+        raise NotImplementedError
+
     def _observer(self, number: int) -> Observer:
         def observe(x: Tensor) -> None:
-            if self.tokens is None or not torch.is_grad_enabled():
-                return
-            if not x.requires_grad:
-                x.requires_grad_()
-            with torch.no_grad():
-                commit = seen("salience", self.watch)(number, x.detach())
-            x.register_hook(seen("salience", commit))
+            self._observe(x, lambda value: seen("salience", self.watch)(number, value))
 
         return observe
+
+    def _slots_hook(self, number: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Tensor, Tensor, Tensor]) -> None:
+            x, *slots = args
+            self._observe(x, lambda value: seen("salience", self.watch_slots)(number, value, *slots))
+
+        return hook
+
+    def _observe(self, x: Tensor, watch: Callable[[Tensor], Observer]) -> None:
+        if self.tokens is None or not torch.is_grad_enabled():
+            return
+        if not x.requires_grad:
+            x.requires_grad_()
+        with torch.no_grad():
+            commit = watch(x.detach())
+        x.register_hook(seen("salience", commit))
 
 
 def example_members(attention_mask: Tensor, positions: Tensor, dtype: torch.dtype) -> Tensor:

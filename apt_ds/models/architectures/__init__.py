@@ -6,7 +6,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from apt_ds.config.errors import UserError
 from apt_ds.config.tasks import LANGUAGE_MODEL
-from apt_ds.models.architectures import bert, llama, mistral, roberta, t5
+from apt_ds.models.architectures import bert, llama, mistral, mixtral, olmoe, qwen3_moe, roberta, t5
 from apt_ds.models.architectures.spec import ADAPTIVE_PREFIX, AUTO_CLASSES, Architecture
 from apt_ds.models.blocks import Anatomy
 
@@ -30,6 +30,9 @@ def register(spec: Architecture) -> None:
 
 register(llama.ARCHITECTURE)
 register(mistral.ARCHITECTURE)
+register(mixtral.ARCHITECTURE)
+register(qwen3_moe.ARCHITECTURE)
+register(olmoe.ARCHITECTURE)
 register(bert.ARCHITECTURE)
 register(roberta.ARCHITECTURE)
 register(t5.ARCHITECTURE)

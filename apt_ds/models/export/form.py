@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import ModuleType
 
@@ -12,6 +12,12 @@ from transformers import PretrainedConfig
 from apt_ds.models.blocks import Anatomy
 
 Edits = dict[str, Callable[[Tensor], Tensor]]
+Split = Callable[[str, Tensor], Iterator[tuple[str, Tensor]]]
+
+
+def whole(name: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Write a weight as it is."""
+    yield name, value
 
 
 @dataclass(frozen=True)
@@ -22,11 +28,13 @@ class Written:
         config: the content of config.json.
         module: the modelling file to copy beside the weights. None: a stock class has the sizes.
         edits: functions of weights, by the weight's name in the model. The result is written.
+        split: (name, CPU tensor) of what to write for a weight, by (name in the model, CPU tensor).
     """
 
     config: PretrainedConfig
     module: ModuleType | None = None
     edits: Edits = field(default_factory=dict)
+    split: Split = whole
 
 
 def counts(anatomy: Anatomy, kind: str) -> list[int]:
@@ -45,3 +53,39 @@ def by_layer(config: PretrainedConfig, config_class: type[PretrainedConfig], **l
     values.pop("model_type")
     values.pop("sliding_window", None)  # None in every model that can be read
     return config_class(**values)
+
+
+@dataclass(frozen=True)
+class ExpertNames:
+    """The names of a mixture's weights in stock checkpoints, which have a matrix for each expert and projection.
+
+    Attributes:
+        block: the module with router and experts, `mlp` in the model.
+        gate, up, down: the projections of an expert.
+    """
+
+    block: str
+    gate: str
+    up: str
+    down: str
+
+
+def mixture_sizes(anatomy: Anatomy) -> tuple[list[int], list[int]]:
+    """Experts of each layer, and neurons of each expert of each layer."""
+    sizes = [mixture.shape(anatomy.sizes) for mixture in anatomy.experts]
+    return [count for count, _ in sizes], [neurons for _, neurons in sizes]
+
+
+def per_expert(names: ExpertNames, name: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The weights of the experts one by one, as stock checkpoints have them. Other weights as they are."""
+    name = name.replace(".mlp.", f".{names.block}.")
+    experts, _, fused = name.rpartition(".")
+    if fused == "down_proj" and value.dim() == 3:
+        for number, matrix in enumerate(value):
+            yield f"{experts}.{number}.{names.down}.weight", matrix.clone()
+    elif fused == "gate_up_proj" and value.dim() == 3:
+        for number, matrix in enumerate(value):
+            for part, half in zip((names.gate, names.up), matrix.chunk(2), strict=True):
+                yield f"{experts}.{number}.{part}.weight", half.clone()
+    else:
+        yield name, value

@@ -25,7 +25,7 @@ from apt_ds.models import quantization
 from apt_ds.models.adapter import AptLinear
 from apt_ds.models.blocks import Anatomy
 from apt_ds.models.export.configs import written
-from apt_ds.models.export.form import Edits
+from apt_ds.models.export.form import Edits, Split, whole
 from apt_ds.models.pretrained import without_code
 from apt_ds.runtime import collectives, zero
 from apt_ds.runtime.packed import QuantizedParameter
@@ -58,11 +58,13 @@ class Format:
         bits: below 16, quantized weights stay quantized, in several tensors each. One with an adapter is quantized
             again.
         edits: functions of weights, by name. The result is written.
+        split: (name, CPU tensor) of what to write for a weight, by (name, CPU tensor).
     """
 
     dtype: torch.dtype
     bits: int = 16
     edits: Edits = field(default_factory=dict)
+    split: Split = whole
 
     def tensors(self, name: str, module: nn.Module, parameter: nn.Parameter) -> Iterator[tuple[str, Tensor]]:
         """(name, CPU tensor) of the tensors to write for a weight, its adapter merged. It must be gathered."""
@@ -77,7 +79,7 @@ class Format:
         if name in self.edits:
             value = self.edits[name](value)
         # always a copy: leaving `gathered` frees the gathered weight
-        yield name, value.to("cpu", self.dtype, copy=True)
+        yield from self.split(name, value.to("cpu", self.dtype, copy=True))
 
 
 @torch.no_grad()
@@ -115,7 +117,7 @@ def export(
     form.config.dtype = dtype
     if bits < 16:
         form.config.quantization_config = quantization.loading(bits, dtype).to_dict()
-    writer, format_ = ShardWriter(partial), Format(dtype, bits, form.edits)
+    writer, format_ = ShardWriter(partial), Format(dtype, bits, form.edits, form.split)
     collectives.on_main(lambda: _writing(partial, writer.start))
     failure: Exception | None = None
     for weight in whole_weights(model):
