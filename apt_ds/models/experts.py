@@ -23,7 +23,7 @@ from apt_ds.runtime import zero
 
 KERNEL = "apt_by_expert"
 NEURONS = "neurons"  # the attribute of a mixture that holds its `ExpertNeurons`
-ALIGNED = 8  # elements: torch's grouped product takes rows of 16 bytes
+ALIGNED = 8  # neurons and hidden dimensions are multiples of it: transformers multiplies rows of whole 16 bytes
 
 
 class ExpertNeurons(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from apt_ds.config.errors import UserError
 from apt_ds.config.run_config import RunConfig
 from apt_ds.models.blocks import HIDDEN, Anatomy, plural
+from apt_ds.models.experts import ALIGNED
 
 
 def competing_kinds(run: RunConfig, anatomy: Anatomy) -> tuple[str, ...]:
@@ -38,6 +39,11 @@ def check_experts(run: RunConfig, anatomy: Anatomy) -> None:
         raise UserError(
             f"--adapter_targets {','.join(unknown)}: the experts of this model have no adapters; "
             f"give some of {','.join(anatomy.targets)}"
+        )
+    if run.pruning.prunes and run.pruning.align % ALIGNED:
+        raise UserError(
+            f"--align {run.pruning.align}: transformers computes experts of sizes that are multiples of {ALIGNED} only; "
+            f"give a multiple of {ALIGNED}, or 0"
         )
     if run.pruning.prunes and run.pruning.score == "fisher":
         raise UserError("--score fisher does not support a mixture of experts; give salience, taylor or random")

@@ -21,6 +21,7 @@ import numpy as np
 
 from apt_ds.config.errors import UserError
 from apt_ds.models.blocks import Anatomy, Sizes, block_slices, kept_sizes, plural
+from apt_ds.models.experts import ALIGNED
 from apt_ds.models.writable_sizes import EVERY_SIZE, KINDS, Writable, _kinds_and_counts
 from apt_ds.pruning import expert_search
 
@@ -54,12 +55,14 @@ class Rules:
 def default_align(anatomy: Anatomy) -> int:
     """The largest power of two up to 64 at which one unit of neurons in every layer is at most 1 % of the model.
 
-    64 on real sizes (LLaMA 7B: 0.4 %), less on small models, whose budget could not be met closely otherwise.
+    64 on real sizes (LLaMA 7B: 0.4 %), less on small models, whose budget could not be met closely otherwise. At least
+    `ALIGNED` in a model with experts.
     """
     experts = {mixture.neuron_site: mixture.shape(anatomy.sizes)[0] for mixture in anatomy.experts}
     neurons = sum(site.weight * experts.get(i, 1) for i, site in enumerate(anatomy.sites) if site.kind == "neuron")
     share = neurons / anatomy.width(anatomy.sizes)
-    return max(a for a in (1, 2, 4, 8, 16, 32, 64) if a == 1 or a * share <= SLACK)
+    least = ALIGNED if anatomy.experts else 1
+    return max(a for a in (1, 2, 4, 8, 16, 32, 64) if a <= least or a * share <= SLACK)
 
 
 def levels(count: int, unit: int, fixed: bool) -> list[int]:

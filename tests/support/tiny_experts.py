@@ -1,4 +1,4 @@
-"""Tiny random mixtures of experts: two layers, hidden 32, 4 query heads in 2 groups, top-2 of 5 experts, 16 neurons."""
+"""Tiny random mixtures of experts: two layers, hidden 32, 4 query heads in 2 groups, top-2 of 5 experts, 24 neurons."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FAMILIES = {
     "qwen3_moe": (Qwen3MoeForCausalLM, Qwen3MoeConfig, "moe_intermediate_size"),
     "olmoe": (OlmoeForCausalLM, OlmoeConfig, "intermediate_size"),
 }
-EXPERTS, NEURONS = 5, 16
+EXPERTS, NEURONS = 5, 24
 
 
 def model(family: str, seed: int = 0, **changes: object) -> PreTrainedModel:
@@ -75,7 +75,7 @@ def keep_of(anatomy: Anatomy, structure: str, seed: int = 1) -> np.ndarray:
     """Blocks to keep: one head, three experts, some neurons and hidden dimensions, or numbers by layer."""
     draw = np.random.default_rng(seed)
     keep = np.zeros(anatomy.sizes.total(), dtype=bool)
-    numbers = {"head": 1, "expert": 3, "neuron": 10, "hidden": 18}
+    numbers = {"head": 1, "expert": 3, "neuron": 8, "hidden": 16}
 
     def some(count: int, kept: int) -> np.ndarray:
         return np.isin(np.arange(count), draw.permutation(count)[:kept])
@@ -90,7 +90,7 @@ def keep_of(anatomy: Anatomy, structure: str, seed: int = 1) -> np.ndarray:
         shift = int(structure == "adaptive" and mixture.neuron_site < 3)
         experts, neurons = mixture.shape(anatomy.sizes)
         kept = keep[where[mixture.expert_site]]
-        table = [some(neurons, min(neurons, numbers["neuron"] + shift)) & kept[i] for i in range(experts)]
+        table = [some(neurons, min(neurons, numbers["neuron"] + 8 * shift)) & kept[i] for i in range(experts)]
         keep[where[mixture.neuron_site]] = np.concatenate(table)
     return keep
 
