@@ -117,6 +117,7 @@ class Anatomy:
         heads: linear layers that make the task's answer. They are trained whole.
         experts: the mixture of each layer that has one.
         experts_per_token: experts that a router chooses for a token. Every layer keeps at least as many.
+        router_loss: coefficient of the auxiliary loss of routers (`losses/router_loss.py`). 0: training has none.
         second: prefix of the modules that see the tokens of a second sequence, the decoder's. '': there is none.
         weighted_norms: RMSNorms whose input carries no mask: over the output of a sublayer, or over all heads of a
             projection. The mask of the blocks that index the norm's weight weights its statistics.
@@ -136,6 +137,7 @@ class Anatomy:
     heads: tuple[str, ...] = ()
     experts: tuple[FusedExperts, ...] = ()
     experts_per_token: int = 1
+    router_loss: float = 0.0
     second: str = ""
     weighted_norms: tuple[str, ...] = ()
 

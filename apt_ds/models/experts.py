@@ -41,10 +41,11 @@ class ExpertNeurons(nn.Module):
 
 
 def set_up(model: PreTrainedModel, anatomy: Anatomy) -> None:
-    """Make a model's mixtures compute with `forward`."""
+    """Make a model's mixtures compute with `forward`. The model returns no router logits."""
     for mixture in anatomy.experts:
         model.get_submodule(mixture.path).add_module(NEURONS, ExpertNeurons())
     model.set_experts_implementation(KERNEL)
+    model.config.output_router_logits = False
 
 
 def forward(self: Any, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:

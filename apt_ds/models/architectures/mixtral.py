@@ -89,6 +89,7 @@ def mixture_blocks(config: PretrainedConfig, neurons: int, norms_of_heads: str =
         ),
         experts=tuple(mixtures),
         experts_per_token=config.num_experts_per_tok,
+        router_loss=config.router_aux_loss_coef if config.output_router_logits else 0.0,
         weighted_norms=tuple(over_all),
     )
 
