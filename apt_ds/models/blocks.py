@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 HIDDEN = -1  # the site number of hidden dimensions
+GATE_UP, DOWN = "gate_up_proj", "down_proj"  # the weights of a mixture, as transformers names them for all families
 PLURALS = {"head": "heads", "neuron": "neurons", "hidden": "hidden", "expert": "experts"}
 
 
@@ -66,7 +67,7 @@ class IndexedModule:
 
 @dataclass(frozen=True)
 class FusedExperts:
-    """The experts of one layer: 3-D weights `gate_up_proj` [E, 2 f, d_m], gates first, and `down_proj` [E, d_m, f].
+    """The experts of one layer, with two 3-D weights: `GATE_UP` [E, 2 f, d_m], gates first, and `DOWN` [E, d_m, f].
 
     Attributes:
         path: path of the module with these weights.

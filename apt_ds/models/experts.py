@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from apt_ds.models.blocks import Anatomy
+from apt_ds.models.blocks import DOWN, GATE_UP, Anatomy
 from apt_ds.runtime import zero
 
 KERNEL = "apt_by_expert"
@@ -98,10 +98,26 @@ def state_sizes(model: nn.Module, anatomy: Anatomy) -> None:
     """Make the sizes that routers and mixtures state those of their weights."""
     for mixture in anatomy.experts:
         module, router = model.get_submodule(mixture.path), model.get_submodule(mixture.router)
-        count, width, inner = zero.full_shape(module.get_parameter("down_proj"))
+        count, width, inner = zero.full_shape(module.get_parameter(DOWN))
         for part in (module, router):
             vars(part).update(num_experts=count, hidden_dim=width)
         vars(module).update(intermediate_dim=inner)
+
+
+def weights_per_token(model: nn.Module) -> int:
+    """Weights of linear layers and experts that a token is multiplied with, in a model of any class.
+
+    Of E experts a token reaches `num_experts_per_tok`. Routers and embeddings do not count.
+    """
+    total = 0
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            total += module.weight.numel()
+        down = module._parameters.get(DOWN)
+        if down is not None and down.dim() == 3:
+            chosen = vars(module)["config"].num_experts_per_tok
+            total += chosen * (down[0].numel() + module.get_parameter(GATE_UP)[0].numel())
+    return total
 
 
 class _Spread(torch.autograd.Function):

@@ -11,8 +11,8 @@ from apt_ds.models.experts import ALIGNED
 def competing_kinds(run: RunConfig, anatomy: Anatomy) -> tuple[str, ...]:
     """The kinds of block that a run may remove: some of `BLOCKS` of `config.option_groups`, in this order.
 
-    With `--prune_scope adapted`, heads, neurons and experts compete only if their sublayers have an adapter. All layers have the
-    same adapter targets, so the answer depends on the kind only.
+    With `--prune_scope adapted`, all but hidden dimensions compete only if their sublayers have an adapter. All layers
+    have the same adapter targets, so the answer depends on the kind only.
     """
     if run.pruning.prune_scope == "all":
         return run.pruning.block_kinds
@@ -31,7 +31,8 @@ def check_experts(run: RunConfig, anatomy: Anatomy) -> None:
     if not anatomy.experts:
         if run.pruning.prunes and plural("expert") in run.pruning.block_kinds:
             raise UserError(
-                f"--prune_blocks {run.pruning.prune_blocks}: the model has no experts; give some of heads, neurons, hidden"
+                f"--prune_blocks {run.pruning.prune_blocks}: the model has no experts; "
+                "give some of heads, neurons, hidden"
             )
         return
     unknown = [name for name in run.targets if name not in anatomy.targets]
@@ -42,8 +43,8 @@ def check_experts(run: RunConfig, anatomy: Anatomy) -> None:
         )
     if run.pruning.prunes and run.pruning.align % ALIGNED:
         raise UserError(
-            f"--align {run.pruning.align}: transformers computes experts of sizes that are multiples of {ALIGNED} only; "
-            f"give a multiple of {ALIGNED}, or 0"
+            f"--align {run.pruning.align}: transformers computes experts of sizes that are multiples of {ALIGNED} "
+            f"only; give a multiple of {ALIGNED}, or 0"
         )
     if run.pruning.prunes and run.pruning.score == "fisher":
         raise UserError("--score fisher does not support a mixture of experts; give salience, taylor or random")

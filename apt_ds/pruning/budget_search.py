@@ -32,7 +32,7 @@ SLACK = 0.01  # of the budget: how far below it a plan may end where alignment p
 class Rules:
     """What a plan must respect.
 
-    kinds: kinds of block that may be removed, some of `config.option_groups.BLOCKS`; structure: 'uniform' or 'adaptive';
+    kinds: kinds of block that may be removed, some of `option_groups.BLOCKS`; structure: 'uniform' or 'adaptive';
     align_neurons, align_hidden: kept counts are multiples of these, or the full count; writable: the sizes that a
     uniform plan may end in. Every adaptive plan is writable.
     """

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apt_ds.models.blocks import HIDDEN, Anatomy, FusedExperts, block_slices
+from apt_ds.models.blocks import DOWN, GATE_UP, HIDDEN, Anatomy, FusedExperts, block_slices
 
 
 @dataclass(frozen=True)
 class ExpertCut:
     """The cut of one 3-D weight.
 
-    path, name: the module, and `gate_up_proj` [E, 2 f, d_m] or `down_proj` [E, d_m, f]; experts: int64 [kept experts],
+    path, name: the module, and `GATE_UP` [E, 2 f, d_m] or `DOWN` [E, d_m, f]; experts: int64 [kept experts],
     ascending; neurons: int64 [kept experts, kept neurons of each], ascending; hidden: int64, ascending, None for all;
     tied_to: always None, such weights are not shared.
     """
@@ -30,7 +30,7 @@ class ExpertCut:
 
     def part_of(self, tensor: Tensor, scaled: bool = True) -> Tensor:
         """A contiguous copy of the entries that remain. No entry is scaled."""
-        down = self.name == "down_proj"
+        down = self.name == DOWN
         count = tensor.shape[2] if down else tensor.shape[1] // 2
         parts = []
         for expert, own in zip(self.experts.tolist(), self.neurons.to(tensor.device), strict=True):
@@ -56,7 +56,7 @@ def expert_cuts(anatomy: Anatomy, keep: np.ndarray) -> Iterator[ExpertCut]:
         if hidden is None and keep[where[mixture.neuron_site]].all():
             continue
         experts, neurons = kept_entries(anatomy, mixture, keep)
-        for name in ("gate_up_proj", "down_proj"):
+        for name in (GATE_UP, DOWN):
             yield ExpertCut(mixture.path, name, experts, neurons, hidden)
 
 

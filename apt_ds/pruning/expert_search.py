@@ -138,33 +138,31 @@ def _filled(
 
 def _uniform(scores: np.ndarray, counts: Counts, rules: Limits, budget: float) -> np.ndarray:
     """The best numbers of heads, experts, neurons and hidden dimensions, the same in every layer."""
-    where = {kind: counts.kinds.index(kind) for kind in ("head", "expert", "neuron", "hidden")}
-    choices = {kind: np.array(_levels(counts, site, rules)) for kind, site in where.items()}
-    ordered = counts.scores(scores)
+    kinds = ("head", "neuron", "hidden")
+    choices = {kind: np.array(_levels(counts, counts.kinds.index(kind), rules)) for kind in (*kinds, "expert")}
+    weight = {kind: sum(s.weight for s in counts.anatomy.sites if s.kind == kind) for kind in kinds[:2]}
+    mixtures, ordered = mixture_gain(scores, counts.anatomy), counts.scores(scores)
     gain = {
         kind: np.cumsum(sum(own for own, k in zip(ordered, counts.kinds, strict=True) if k == kind))[choices[kind] - 1]
         for kind in ("head", "hidden")
     }
-    mixtures = mixture_gain(scores, counts.anatomy)
-    sites = counts.anatomy.sites
-    head, neuron = (sum(site.weight for site in sites if site.kind == kind) for kind in ("head", "neuron"))
-    heads, neurons, hidden = np.meshgrid(choices["head"], choices["neuron"], choices["hidden"], indexing="ij", sparse=True)
+    heads, neurons, hidden = np.meshgrid(*(choices[kind] for kind in kinds), indexing="ij", sparse=True)
     writable = rules.writable.accepts(heads, neurons, hidden)
     best: tuple[tuple[bool, float, float], dict[str, int]] | None = None
-    for experts in choices["expert"]:
-        cost = (heads * head + neurons * neuron * experts) * hidden
-        value = gain["head"][:, None, None] + mixtures[experts - 1, choices["neuron"] - 1][None, :, None] + gain["hidden"]
+    for experts in choices["expert"].tolist():
+        cost = (heads * weight["head"] + neurons * weight["neuron"] * experts) * hidden
+        kept = mixtures[experts - 1, choices["neuron"] - 1]
+        value = gain["head"][:, None, None] + kept[None, :, None] + gain["hidden"]
         fits = (cost <= budget) & writable
-        near = fits & (cost >= (1 - SLACK) * budget)
         if not fits.any():
             continue
+        near = fits & (cost >= (1 - SLACK) * budget)
         pool = near if near.any() else fits & (cost >= cost[fits].max())
         at = np.unravel_index(np.argmax(np.where(pool, value, -np.inf)), cost.shape)
         # a plan near the budget wins, then the larger value. Far from the budget the larger model wins
         rank = bool(near.any()), 0.0 if near.any() else float(cost[at]), float(value[at])
         if best is None or rank > best[0]:
-            named = zip(("head", "neuron", "hidden"), at, strict=True)
-            best = rank, {kind: int(choices[kind][i]) for kind, i in named} | {"expert": int(experts)}
+            best = rank, {"expert": experts} | {k: int(choices[k][i]) for k, i in zip(kinds, at, strict=True)}
     if best is None:
         raise UserError(
             f"no model of at most {budget:,.0f} prunable parameters can be written: {rules.writable.reason}. Change "

@@ -144,7 +144,11 @@ class Salience(ActivationHooks):
             return first_order
         if self.outlier == "literal":
             return first_order + self.weight * self.outliers
-        counts = torch.zeros(len(KINDS), device=self.device).index_add_(0, self._kind, torch.ones_like(first_order)).clamp(min=1)
+        counts = (
+            torch.zeros(len(KINDS), device=self.device)
+            .index_add_(0, self._kind, torch.ones_like(first_order))
+            .clamp(min=1)
+        )
         mean = torch.zeros(len(KINDS), device=self.device).index_add_(0, self._kind, first_order) / counts
         mean_outlier = torch.zeros(len(KINDS), device=self.device).index_add_(0, self._kind, self.outliers) / counts
         scale = self.weight * mean / mean_outlier.clamp(min=1e-12)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from apt_ds.config.errors import UserError
-from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, FusedExperts, block_slices
+from apt_ds.models.blocks import DOWN, GATE_UP, HIDDEN, Anatomy, Axis, FusedExperts, block_slices
 from apt_ds.pruning.scorer import Scorer
 from apt_ds.runtime import zero
 
@@ -90,11 +90,11 @@ def block_importance(engine: zero.Engine, anatomy: Anatomy) -> Tensor:
 def expert_importance(engine: zero.Engine, mixture: FusedExperts) -> tuple[Tensor, Tensor]:
     """Sum |w * dL/dw| over the weights of a mixture: fp32 [E, f] of neurons, and [d_m] of hidden dimensions."""
     products = {}
-    for name in ("gate_up_proj", "down_proj"):
+    for name in (GATE_UP, DOWN):
         weight = engine.module.get_submodule(mixture.path).get_parameter(name)
         with zero.gathered([weight]):
             products[name] = (weight.float() * zero.full_gradient(engine, weight)).abs()
-    ups, down = products["gate_up_proj"], products["down_proj"]
+    ups, down = products[GATE_UP], products[DOWN]
     neurons = ups.sum(2).view(len(ups), 2, -1).sum(1) + down.sum(1)
     return neurons, ups.sum((0, 1)) + down.sum((0, 2))
 

@@ -1,4 +1,4 @@
-"""The auxiliary loss of routers: that of transformers, in a share of the global batch, and only where it is asked for."""
+"""The auxiliary loss of routers: that of transformers, by share of the global batch, only where it is asked for."""
 
 from __future__ import annotations
 

@@ -78,3 +78,13 @@ def test_a_model_returns_no_router_logits() -> None:
     model, _ = tiny_experts.dressed("olmoe", output_router_logits=True)
     assert model(tiny.ids()).router_logits is None
     assert model.config._experts_implementation == experts.KERNEL
+
+
+def test_a_token_is_multiplied_with_the_experts_that_it_reaches() -> None:
+    model = tiny_experts.model("qwen3_moe")
+    attention = sum(p.numel() for name, p in model.named_parameters() if "self_attn" in name and "proj" in name)
+    expected = attention + 2 * 2 * 3 * 32 * tiny_experts.NEURONS + model.lm_head.weight.numel()
+    assert experts.weights_per_token(model) == expected
+    assert experts.weights_per_token(tiny.model()) == sum(
+        p.numel() for name, p in tiny.model().named_parameters() if name.endswith(("_proj.weight", "lm_head.weight"))
+    )

@@ -137,7 +137,7 @@ def test_a_spec_agrees_with_transformers(model_type: str) -> None:
 
 # words that name a family, or a module of one
 FAMILY = re.compile(
-    r"llama|mistral|bert|\bt5|_t5|T5[A-Z_]|self_attn|[qkvo]_proj|SelfAttention|DenseRelu",
+    r"llama|mistral|mixtral|qwen|olmo|bert|\bt5|_t5|T5[A-Z_]|self_attn|[qkvo]_proj|SelfAttention|DenseRelu",
     re.IGNORECASE,
 )
 # file below apt_ds: why it may name a family

@@ -77,7 +77,7 @@ def _numbers(anatomy: Anatomy, sizes: Sizes) -> np.ndarray:
 def test_a_budget_below_the_experts_of_a_token_is_one_line() -> None:
     anatomy, scores = anatomy_and_scores()
     budget = 0.2 * anatomy.num_parameters(anatomy.sizes)
-    with pytest.raises(UserError, match="pruning experts .* at least 2 experts in every layer, leaves at least 1"):
+    with pytest.raises(UserError, match=r"pruning experts .* at least 2 experts in every layer, leaves at least 1"):
         search(scores, anatomy, Rules(("experts",), "uniform", 8, 8), budget)
 
 

@@ -15,7 +15,7 @@ from apt_ds.config.tasks import LANGUAGE_MODEL
 from apt_ds.models import experts
 from apt_ds.models.architectures import llama
 from apt_ds.models.architectures.spec import every_size
-from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, FusedExperts, IndexedModule, Sizes, Sublayer, attention_weight
+from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, FusedExperts, IndexedModule, Sizes, Sublayer
 from apt_ds.models.export import modeling_apt_mixtral
 from apt_ds.models.export.form import ExpertNames, Written, alike, by_layer, counts, mixture_sizes, per_expert
 from apt_ds.models.writable_sizes import EVERY_SIZE, Writable
@@ -37,65 +37,46 @@ def mixture_blocks(config: PretrainedConfig, neurons: int, norms_of_heads: str =
             f"architecture '{config.model_type}' with a sliding window of {config.sliding_window} tokens is not "
             "supported; where no text is longer, set sliding_window to null in the config.json of the model"
         )
-    groups = config.num_key_value_heads
-    queries = config.num_attention_heads // groups
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    hidden = Axis(HIDDEN)
-    sites: list[Sublayer] = []
-    mixtures: list[FusedExperts] = []
-    slots = [
-        IndexedModule("model.embed_tokens", None, hidden),
-        IndexedModule("lm_head", None, hidden),
-        IndexedModule("model.norm", hidden),
+    dense = llama.blocks(config, LANGUAGE_MODEL)
+    mixtures = [
+        FusedExperts(f"{layer}.mlp.experts", f"{layer}.mlp.gate", 3 * i + 1, 3 * i + 2)
+        for i, layer in enumerate(dense.layers)
     ]
-    targets: dict[str, list[str]] = {name: [] for name in "qkvo"}
-    layers = [f"model.layers.{i}" for i in range(config.num_hidden_layers)]
-    for number, layer in enumerate(layers):
-        attention, mixture = f"{layer}.self_attn", f"{layer}.mlp.experts"
-        query, group, expert = Axis(3 * number, queries * head_dim), Axis(3 * number, head_dim), Axis(3 * number + 1)
-        mixtures.append(FusedExperts(mixture, f"{layer}.mlp.gate", 3 * number + 1, 3 * number + 2))
-        sites += [
-            Sublayer("head", f"{attention}.o_proj", queries * head_dim, attention_weight(head_dim, queries)),
-            Sublayer("expert", f"{layer}.mlp.gate", 1, 0),
-            Sublayer("neuron", f"{mixture}.{experts.NEURONS}", 1, 3),
-        ]
-        slots += [
-            IndexedModule(f"{layer}.input_layernorm", hidden),
-            IndexedModule(f"{attention}.q_proj", query, hidden),
-            IndexedModule(f"{attention}.k_proj", group, hidden),
-            IndexedModule(f"{attention}.v_proj", group, hidden),
-            IndexedModule(f"{attention}.o_proj", hidden, query),
-            IndexedModule(f"{layer}.post_attention_layernorm", hidden),
-            IndexedModule(f"{layer}.mlp.gate", expert, hidden),
-        ]
-        if norms_of_heads:
-            rows = {"q": query, "k": group} if norms_of_heads == "all" else {"q": None, "k": None}
-            slots += [IndexedModule(f"{attention}.{name}_norm", axis) for name, axis in rows.items()]
-        for name in targets:
-            targets[name].append(f"{attention}.{name}_proj")
-    over_all = [slot.path for slot in slots if norms_of_heads == "all" and slot.path.endswith(("q_norm", "k_norm"))]
-    return Anatomy(
-        sites=tuple(sites),
-        slots=tuple(slots),
-        writers=("model.embed_tokens", *targets["o"], *(f"{layer}.mlp" for layer in layers)),
-        readers=tuple(path for name in "qkv" for path in targets[name]),
-        norms=tuple(s.path for s in slots if s.path.endswith(("layernorm", "model.norm"))),
-        epsilon="variance_epsilon",
-        targets={name: tuple(paths) for name, paths in targets.items()},
-        layers=tuple(layers),
-        sizes=Sizes(
-            (groups, config.num_local_experts, config.num_local_experts * neurons) * config.num_hidden_layers,
-            config.hidden_size,
-        ),
+    slots = [replace(s, rows=_moved(s.rows), columns=_moved(s.columns)) for s in dense.slots if ".mlp." not in s.path]
+    rows = {slot.path: slot.rows for slot in slots}
+    norms = [
+        IndexedModule(f"{layer}.self_attn.{short}_norm", rows[path] if norms_of_heads == "all" else None)
+        for short in ("qk" if norms_of_heads else "")
+        for layer, path in zip(dense.layers, dense.targets[short], strict=True)
+    ]
+    count = config.num_local_experts
+    return replace(
+        dense,
+        sites=tuple(site for i, mixture in enumerate(mixtures) for site in (dense.sites[2 * i], *_sites(mixture))),
+        slots=(*slots, *norms, *(IndexedModule(m.router, Axis(m.expert_site), Axis(HIDDEN)) for m in mixtures)),
+        writers=("model.embed_tokens", *dense.targets["o"], *(f"{layer}.mlp" for layer in dense.layers)),
+        readers=tuple(path for path in dense.readers if ".mlp." not in path),
+        targets={name: dense.targets[name] for name in "qkvo"},
+        sizes=Sizes((config.num_key_value_heads, count, count * neurons) * len(mixtures), config.hidden_size),
         experts=tuple(mixtures),
         experts_per_token=config.num_experts_per_tok,
         router_loss=config.router_aux_loss_coef if config.output_router_logits else 0.0,
-        weighted_norms=tuple(over_all),
+        weighted_norms=tuple(norm.path for norm in norms if norm.rows is not None),
     )
 
 
+def _moved(axis: Axis | None) -> Axis | None:
+    """An axis of LLaMA's table, which has two sites in a layer, in a table with three."""
+    return axis if axis is None or axis.site == HIDDEN else replace(axis, site=axis.site // 2 * 3)
+
+
+def _sites(mixture: FusedExperts) -> tuple[Sublayer, Sublayer]:
+    """The sites of a mixture's experts and of their neurons."""
+    return Sublayer("expert", mixture.router, 1, 0), Sublayer("neuron", f"{mixture.path}.{experts.NEURONS}", 1, 3)
+
+
 def blocks(config: PretrainedConfig, task: str) -> Anatomy:
-    """The blocks of a MixtralForCausalLM. Under grouped-query attention a head block is a group with all its queries."""
+    """The blocks of a MixtralForCausalLM."""
     return mixture_blocks(config, config.intermediate_size)
 
 
@@ -103,7 +84,7 @@ def prepare(model: PreTrainedModel, anatomy: Anatomy) -> None:
     """Compute mixtures so that hooks see the neurons of experts. Mixtral's routers always normalize."""
     experts.set_up(model, anatomy)
     for mixture in anatomy.experts:
-        model.get_submodule(mixture.router).norm_topk_prob = True
+        vars(model.get_submodule(mixture.router))["norm_topk_prob"] = True
 
 
 def mixture_export(
