@@ -37,7 +37,7 @@ def mixture_blocks(config: PretrainedConfig, neurons: int, norms_of_heads: str =
             f"architecture '{config.model_type}' with a sliding window of {config.sliding_window} tokens is not "
             "supported; where no text is longer, set sliding_window to null in the config.json of the model"
         )
-    dense = llama.blocks(config, LANGUAGE_MODEL)
+    dense = llama.ARCHITECTURE.blocks(config, LANGUAGE_MODEL)
     mixtures = [
         FusedExperts(f"{layer}.mlp.experts", f"{layer}.mlp.gate", 3 * i + 1, 3 * i + 2)
         for i, layer in enumerate(dense.layers)
