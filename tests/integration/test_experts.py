@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from apt_ds.config.resolve import resolve
-from apt_ds.training import run
+from apt_ds.training import run as training_run
 from tests.models.test_export_tasks import loaded_elsewhere
 from tests.support import multiprocess, tiny, tiny_experts
 from tests.support.launcher import Place, caller, launch, own_world
@@ -43,7 +44,7 @@ def test_every_family_ends_in_a_model(alone: None, tmp_path: Path) -> None:
     for family, flags in MODES.items():
         place = inputs(tmp_path / family, family)
         words = place.words(tmp_path / family / "out", "--max_steps", "2", "--calibration_steps", "1", *BLOCKS, *flags)
-        made = run.prepare(resolve(words))
+        made = training_run.prepare(resolve(words))
         made.train_loop()
         assert made.pruner.at_target() and made.pruner.summary()["sizes"]["experts"] != tiny_experts.EXPERTS, family
         with torch.no_grad():
@@ -58,21 +59,36 @@ def test_every_family_ends_in_a_model(alone: None, tmp_path: Path) -> None:
         assert torch.allclose(found["logits"], expected[family], atol=1e-5), (family, attention)
 
 
+RESUMED = ["--pruning", "gradual", "--structure", "adaptive", "--max_steps", "6", "--sparsity", "0.5", *BLOCKS]
+RESUMED += ["--mask_step", "0.5", "--rank", "2", "--prune_every", "2"]
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A folder, and runs of two ranks under stage 3: one that never stops, one that saves, and one from step 2."""
+    folder = tmp_path_factory.mktemp("resumed")
+    inputs(folder, "qwen3_moe")
+    job = {"folder": str(folder), "cases": [("experts3", 3, False, RESUMED, [2])]}
+    return folder, multiprocess.run(2, "resumed", job)["experts3"]
+
+
 @pytest.mark.dist
-def test_two_ranks_resume_bit_for_bit_and_one_rank_goes_on_alike(tmp_path: Path) -> None:
-    inputs(tmp_path, "qwen3_moe")
-    flags = ["--pruning", "gradual", "--structure", "adaptive", "--max_steps", "8", "--sparsity", "0.5", *BLOCKS]
-    flags += ["--mask_step", "0.5", "--rank", "2", "--prune_every", "2"]
-    job = {"folder": str(tmp_path), "cases": [("experts3", 3, False, flags, [3])]}
-    runs = multiprocess.run(2, "resumed", job)["experts3"]
+def test_two_ranks_resume_bit_for_bit(resumed: tuple[Path, dict[str, Any]]) -> None:
+    _, runs = resumed
     straight = runs["straight"]
     assert straight["rebuilds"] >= 2 and straight["rows"][-1]["kept"] <= 0.5
-    for when, resumed in runs.items():
-        assert resumed == straight, when
-    job = {"folder": str(tmp_path), "sources": {str(tmp_path / "experts3" / "checkpoint-3"): flags}}
+    for when, run in runs.items():
+        assert run == straight, when
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+def test_one_rank_and_stage_2_go_on_alike(resumed: tuple[Path, dict[str, Any]]) -> None:
+    folder, runs = resumed
+    job = {"folder": str(folder), "sources": {str(folder / "experts3" / "checkpoint-2"): RESUMED}}
     for other in multiprocess.run(1, "continued", job | {"stages": [(2, False)]}).values():
-        assert other["alive"] == straight["alive"]
-        losses, wanted = ([row["loss"] for row in found["rows"]] for found in (other, straight))
+        assert other["alive"] == runs["straight"]["alive"]
+        losses, wanted = ([row["loss"] for row in found["rows"]] for found in (other, runs["straight"]))
         assert np.allclose(losses, wanted, rtol=1e-5)
 
 

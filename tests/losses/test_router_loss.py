@@ -57,6 +57,21 @@ def test_training_adds_the_loss_where_the_configuration_asks_for_it(asked: bool)
     assert not nothing
 
 
+def test_checkpointing_changes_no_gradient() -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model, anatomy = tiny_experts.dressed("olmoe", output_router_logits=True, router_aux_loss_coef=50.0)
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        loss = TrainingLoss(RunConfig(), LANGUAGE_MODEL, anatomy, 0, torch.device("cpu"))
+        loss.install_hooks(model.train())
+        loss.loss_denominator, loss.tokens_per_stack = 20, [22]
+        loss.micro_batch_loss(model, batch(), Masks(anatomy))[0].backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if "lora_A" in name})
+    for name, gradient in gradients[0].items():
+        assert gradient.any() and torch.allclose(gradient, gradients[1][name], rtol=1e-4, atol=1e-6), name
+
+
 def test_a_masked_expert_adds_nothing() -> None:
     logits = torch.randn(6, 4)
     logits[:, 1] = -torch.inf

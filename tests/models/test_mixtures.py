@@ -233,6 +233,10 @@ def test_mixtures_that_are_not_supported_are_one_line() -> None:
     for family, changes in (("mixtral", {}), ("qwen3_moe", {"use_sliding_window": True})):
         with pytest.raises(UserError, match=f"'{family}' with a sliding window of 64 tokens is not supported"):
             anatomy_of(tiny_experts.model(family, sliding_window=64, **changes).config)
+    with pytest.raises(UserError, match=r"'olmoe': num_experts_per_tok .* is 6. It must be from 1 to .* experts, 5"):
+        anatomy_of(tiny_experts.model("olmoe", num_experts_per_tok=6).config)
     for model_type in ("qwen3_vl_moe", "deepseek_v3"):
-        with pytest.raises(UserError, match=rf"'{model_type}' is not supported as a language model; supported: .*olmoe"):
+        with pytest.raises(
+            UserError, match=rf"'{model_type}' is not supported as a language model; supported: .*olmoe"
+        ):
             anatomy_of(AutoConfig.for_model(model_type))

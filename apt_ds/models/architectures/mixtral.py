@@ -30,8 +30,13 @@ def mixture_blocks(config: PretrainedConfig, neurons: int, norms_of_heads: str =
         norms_of_heads: what the norms of queries and keys span: "each" head, or "all" heads together. "": none.
 
     Raises:
-        UserError: the attention has a sliding window.
+        UserError: the attention has a sliding window, or a token needs more experts than there are.
     """
+    if not 1 <= config.num_experts_per_tok <= config.num_local_experts:
+        raise UserError(
+            f"architecture '{config.model_type}': num_experts_per_tok of its config.json is "
+            f"{config.num_experts_per_tok}. It must be from 1 to its number of experts, {config.num_local_experts}"
+        )
     if getattr(config, "sliding_window", None) is not None:
         raise UserError(
             f"architecture '{config.model_type}' with a sliding window of {config.sliding_window} tokens is not "
