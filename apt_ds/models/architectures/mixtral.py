@@ -11,10 +11,10 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from apt_ds.config.errors import UserError
-from apt_ds.config.tasks import LANGUAGE_MODEL
+from apt_ds.config.tasks import INSTRUCTIONS, LANGUAGE_MODEL
 from apt_ds.models import experts
 from apt_ds.models.architectures import llama
-from apt_ds.models.architectures.spec import every_size
+from apt_ds.models.architectures.spec import Architecture
 from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, FusedExperts, IndexedModule, Sizes, Sublayer
 from apt_ds.models.export import modeling_apt_mixtral
 from apt_ds.models.export.form import ExpertNames, Written, alike, by_layer, counts, mixture_sizes, per_expert
@@ -130,9 +130,9 @@ def mixture_export(
     return Written(by_layer(config, adaptive, **layers), modeling)
 
 
-ARCHITECTURE = replace(
-    llama.ARCHITECTURE,
+ARCHITECTURE = Architecture(
     model_type="mixtral",
+    tasks={INSTRUCTIONS: LANGUAGE_MODEL},
     stock_classes={LANGUAGE_MODEL: "MixtralForCausalLM"},
     blocks=blocks,
     export=partial(
@@ -143,6 +143,5 @@ ARCHITECTURE = replace(
         names=ExpertNames("block_sparse_moe", gate="w1", up="w3", down="w2"),
     ),
     modeling=modeling_apt_mixtral,
-    writable=every_size,
     prepare=prepare,
 )
