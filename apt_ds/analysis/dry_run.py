@@ -30,6 +30,7 @@ from apt_ds.losses.task_losses import TASK_LOSSES
 from apt_ds.models import adapter, attention, loading, quantization_checks
 from apt_ds.models.loading import Base
 from apt_ds.models.positions import check_positions
+from apt_ds.models.scope import check_experts
 from apt_ds.pruning.rules import mask_notice
 from apt_ds.runtime import collectives, zero
 from apt_ds.training.datasets import Data, read_data
@@ -87,6 +88,7 @@ def dry_run(run: RunConfig, inputs: Callable[[RunConfig], tuple[Base, Data]] = f
     config = load_config(run, world, base.config.hidden_size)
     zero.check_config(alone(run, config), run.distributed.deepspeed)
     adapter.check_targets(base.anatomy, run.targets)
+    check_experts(run, base.anatomy)
     quantization_checks.check(run, base.anatomy, None if run.distributed.device_memory else zero.device())
     metrics.load(run.data.task)
     process = psutil.Process().memory_info().rss

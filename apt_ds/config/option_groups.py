@@ -26,7 +26,7 @@ from apt_ds.config.option_types import (
 from apt_ds.config.presets import METHODS, RECIPES
 from apt_ds.config.tasks import TASKS
 
-BLOCKS = ("heads", "neurons", "hidden")
+BLOCKS = ("heads", "neurons", "hidden", "experts")
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 AUTO = "auto"
 FLASH, VARLEN = "flash_attention_2", "varlen"  # kernels that take the starts of packed examples
@@ -138,7 +138,9 @@ class PruningOptions:
         "remove blocks before, while or after tuning (then tune on), or never",
         flag="pruning",
     )
-    prune_blocks: str = option("heads,neurons", "kinds of block that may be removed", SomeOf(BLOCKS))
+    prune_blocks: str = option(
+        "heads,neurons", "kinds of block that may be removed. experts: whole experts of a mixture", SomeOf(BLOCKS)
+    )
     prune_scope: str = choice(
         "all, adapted", "where blocks may be removed: every sublayer, or only sublayers that hold an adapter"
     )
@@ -200,7 +202,7 @@ class PruningOptions:
 
     @property
     def block_kinds(self) -> tuple[str, ...]:
-        """The kinds of block that may be removed: some of heads, neurons, hidden, in this order."""
+        """The kinds of block that may be removed: some of heads, neurons, hidden, experts, in this order."""
         return tuple(kind for kind in BLOCKS if kind in split_commas(self.prune_blocks))
 
     @property

@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from apt_ds.config.errors import UserError
@@ -32,6 +31,7 @@ from apt_ds.eval.memory_in_use import exact_heap, memory_in_use
 from apt_ds.eval.static_decoding import StaticTimings, describe
 from apt_ds.models import loading as model_loading
 from apt_ds.models.architectures import find_architecture
+from apt_ds.models.experts import weights_per_token
 from apt_ds.runtime import zero
 from apt_ds.runtime.memory import peak_memory, reset_peak
 
@@ -142,7 +142,7 @@ def load_measured(
         time_generation_at_batch(model, plan)
         figures["inference_batch_bytes"] = peak_memory(zero.device()) - before
     figures |= model_loading.count_parameters(model)
-    figures["flops_per_token"] = 2 * sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+    figures["flops_per_token"] = 2 * weights_per_token(model)
     figures["checkpoint_bytes"] = checkpoint_bytes(loaded.source) or figures["checkpoint_bytes"]
     return model, figures
 

@@ -29,6 +29,7 @@ from apt_ds.data.batching import Batch
 from apt_ds.data.tokenized import IGNORED, Row
 from apt_ds.losses import distillation
 from apt_ds.losses.layer_matching import LayerMatcher
+from apt_ds.losses.router_loss import RouterLoss
 from apt_ds.losses.self_teacher import (
     TRANSFORM,
     ForwardOutputs,
@@ -61,6 +62,7 @@ class TrainingLoss:
         teacher: The earlier values of the student.
         recorder: Hooks that record the outputs of layers.
         matcher: The layer mapping.
+        routers: The auxiliary loss of routers, if the model's configuration asks for it.
         best_score: The student's score at the teacher's last snapshot.
         mu: The share of L_distill in this step.
         loss_denominator: Predictions of this step's global batch.
@@ -76,6 +78,7 @@ class TrainingLoss:
         self.distill_steps = pruning_steps if run.pruning.distill else 0
         self.teacher, self.recorder = Teacher(), LayerRecorder(anatomy)
         self.matcher = LayerMatcher(anatomy, run.optim.seed, run.pruning.layer_match == "step", device)
+        self.routers = RouterLoss(anatomy)
         self.best_score = -math.inf
         self.mu = 0.0
         self.loss_denominator = 0
@@ -114,6 +117,7 @@ class TrainingLoss:
 
     def install_hooks(self, model: nn.Module) -> None:
         """Register the hooks, and take the first snapshot if the teacher has none. Collective."""
+        self.routers.install(model)
         if not self.distilling:
             return
         self.recorder.install(model)
@@ -122,6 +126,7 @@ class TrainingLoss:
 
     def remove_hooks(self) -> None:
         """Remove the hooks."""
+        self.routers.remove()
         self.recorder.remove()
 
     @contextmanager
@@ -213,6 +218,14 @@ class TrainingLoss:
             The loss to differentiate, this micro-batch's part of the mean over the global batch. And the task's loss,
             summed and detached. Both are fp32 scalars.
         """
+        if not self.routers.coefficient:
+            return self._micro_batch_loss(engine, batch, masks)
+        with self.routers.recording() as routes:
+            loss, task_loss = self._micro_batch_loss(engine, batch, masks)
+        return loss + self.routers.loss(routes, batch.attention_mask, self.tokens_per_stack[0]), task_loss
+
+    def _micro_batch_loss(self, engine: nn.Module, batch: Batch, masks: Masks) -> tuple[Tensor, Tensor]:
+        """As `micro_batch_loss`, without the routers' loss."""
         if not self.distilling:
             loss = self.task_loss.summed_loss(engine, batch)
             return loss / self.loss_denominator, loss.detach()

@@ -1,9 +1,12 @@
 """What a model is made of: which weights belong to which block. Carries section 2 of the method.
 
-There are three kinds of block. A *head* is an attention head, or under grouped-query attention one key/value group
-with all its query heads. A *neuron* is one of a feed-forward layer. A *hidden* block is a dimension of the residual
-stream. Heads and neurons belong to *sites*: one attention or feed-forward sublayer each. The tables are in
+There are four kinds of block. A *head* is an attention head, or under grouped-query attention one key/value group
+with all its query heads. A *neuron* is one of a feed-forward layer. An *expert* is a whole feed-forward network of a
+mixture, with its row of the router. A *hidden* block is a dimension of the residual stream. All but hidden blocks
+belong to *sites*: one attention or feed-forward sublayer each, or the experts of a layer. The tables are in
 `architectures/`. Nothing else in the package knows a module name.
+
+Neurons of experts are nested: those of all E experts of a layer form one site, expert after expert, f of each.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ import numpy as np
 from torch import nn
 
 HIDDEN = -1  # the site number of hidden dimensions
-PLURALS = {"head": "heads", "neuron": "neurons", "hidden": "hidden"}
+GATE_UP, DOWN = "gate_up_proj", "down_proj"  # the weights of a mixture, as transformers names them for all families
+PLURALS = {"head": "heads", "neuron": "neurons", "hidden": "hidden", "expert": "experts"}
 ALL_KINDS = tuple(PLURALS.values())
 
 
@@ -24,10 +28,12 @@ class Sublayer:
     """One attention or feed-forward sublayer.
 
     Attributes:
-        kind: 'head' or 'neuron'.
-        consumer: path of the linear layer that reads the blocks and writes the residual stream.
+        kind: 'head', 'neuron' or 'expert'.
+        consumer: path of the linear layer that reads the blocks and writes the residual stream. Of experts: their
+            router. Of neurons of experts: the module that passes them on (`models/experts.py`).
         unit: input columns of the consumer per block: query heads x head_dim, or 1.
-        weight: parameters per block and hidden dimension: 2 d_h (n_q + 1) for a head, 2 or (gated) 3 for a neuron.
+        weight: parameters per block and hidden dimension: 2 d_h (n_q + 1) for a head, 2 or (gated) 3 for a neuron, 0
+            for an expert, whose neurons count.
         position_bias: path of the attention whose relative position bias follows its heads. '': none.
         module: path of the module that a sublayer without blocks does not need. '': it cannot lose all blocks.
         emptied: makes what replaces `module`, from it. The consumer is an `apt_emptied_sublayers.Bias` by then.
@@ -86,6 +92,28 @@ class IndexedModule:
 
 
 @dataclass(frozen=True)
+class FusedExperts:
+    """The experts of one layer, with two 3-D weights: `GATE_UP` [E, 2 f, d_m], gates first, and `DOWN` [E, d_m, f].
+
+    Attributes:
+        path: path of the module with these weights.
+        router: path of the module with the weight [E, d_m] that chooses experts.
+        expert_site: the site of the experts.
+        neuron_site: the site of their E * f neurons.
+    """
+
+    path: str
+    router: str
+    expert_site: int
+    neuron_site: int
+
+    def shape(self, sizes: Sizes) -> tuple[int, int]:
+        """(E, f): experts, and neurons of each."""
+        count = sizes.counts[self.expert_site]
+        return count, sizes.counts[self.neuron_site] // count
+
+
+@dataclass(frozen=True)
 class Sizes:
     """Numbers of blocks: `counts[s]` at site s, and `hidden` dimensions."""
 
@@ -114,6 +142,9 @@ class Anatomy:
         layer_norm: norms are LayerNorm. False: RMSNorm.
         stream_wide: modules whose output is as wide as the stream but no part of it, such as a pooler.
         heads: linear layers that make the task's answer. They are trained whole.
+        experts: the mixture of each layer that has one.
+        experts_per_token: experts that a router chooses for a token. Every layer keeps at least as many.
+        router_loss: coefficient of the auxiliary loss of routers (`losses/router_loss.py`). 0: training has none.
         second: prefix of the modules that see the tokens of a second sequence, the decoder's. '': there is none.
         weighted_norms: RMSNorms whose input carries no mask: over the output of a sublayer, or over all heads of a
             projection. The mask of the blocks that index the norm's weight weights its statistics.
@@ -131,6 +162,9 @@ class Anatomy:
     layer_norm: bool = False
     stream_wide: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
+    experts: tuple[FusedExperts, ...] = ()
+    experts_per_token: int = 1
+    router_loss: float = 0.0
     second: str = ""
     weighted_norms: tuple[str, ...] = ()
 
@@ -143,16 +177,22 @@ class Anatomy:
         return sum(site.weight * n for site, n in zip(self.sites, sizes.counts, strict=True))
 
     def params_per_block(self, sizes: Sizes) -> np.ndarray:
-        """Price in parameters of every block, flat in `block_slices` order, float64 [sizes.total()]."""
+        """Price in parameters of every block, flat in `block_slices` order, float64 [sizes.total()].
+
+        The price of an expert is that of its neurons.
+        """
         return np.repeat(self.params_per_block_of_site(sizes), [*sizes.counts, sizes.hidden])
 
     def params_per_block_of_site(self, sizes: Sizes) -> np.ndarray:
         """Price in parameters of one block of every site, then of one hidden dimension, float64 [sites + 1]."""
-        prices = [site.weight * sizes.hidden for site in self.sites]
+        weights = [site.weight for site in self.sites]
+        for mixture in self.experts:
+            weights[mixture.expert_site] = weights[mixture.neuron_site] * mixture.shape(sizes)[1]
+        prices = [weight * sizes.hidden for weight in weights]
         return np.array([*prices, self.width(sizes)], dtype=np.float64)
 
     def kind(self, site: int) -> str:
-        """'head', 'neuron' or 'hidden'."""
+        """'head', 'neuron', 'expert' or 'hidden'."""
         return "hidden" if site == HIDDEN else self.sites[site].kind
 
     def with_sizes(self, sizes: Sizes) -> Anatomy:

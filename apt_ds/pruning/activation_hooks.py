@@ -28,19 +28,22 @@ class CountedTokens:
     """Which tokens of a micro-batch count for the scores.
 
     valid: 1 or 0, [1, tokens]; blank: int64 [n], the positions of the tokens that do not count, None where only `valid`
-    is read; members: what each token counts in each packed example, [examples, tokens], None where a row is an example.
+    is read; members: what each token counts in each packed example, [examples, tokens], None where a row is an example;
+    rows: number of rows.
     """
 
     valid: Tensor
     blank: Tensor | None = None
     members: Tensor | None = None
+    rows: int = 1
 
 
 class ActivationHooks(Scorer):
     """Hooks on the input of every consumer (heads, neurons) and on the output of every writer (hidden dimensions).
 
-    kinds: the kinds of block that may be removed, some of heads, neurons, hidden. Blocks of other kinds get no hook and
-    a score of 0. A score may keep activations until their gradients arrive, so that a hook without use costs memory.
+    kinds: the kinds of block that may be removed, some of `PLURALS`. Blocks of other kinds get no hook and a score
+    of 0. A score may keep activations until their gradients arrive, so that a hook without use costs memory. Experts
+    have no hook of their own. What their neurons do gives their score.
 
     owner: int64 [dimensions], the block of each observed dimension; places: the slice of every hooked module in
     `owner`, consumers first; lean: whether sums should read memory once and write none; tokens: those that count in the
@@ -66,7 +69,8 @@ class ActivationHooks(Scorer):
         offsets = dict(block_slices(anatomy.sizes))
         owners = []
         for number, site in enumerate(anatomy.sites):
-            block = torch.arange(offsets[number].start, offsets[number].stop)
+            span = offsets[number] if site.kind != "expert" else slice(0, 0)
+            block = torch.arange(span.start, span.stop)
             owners.append(block.repeat_interleave(site.unit))
         hidden = torch.arange(offsets[HIDDEN].start, offsets[HIDDEN].stop)
         owners += [hidden] * len(anatomy.writers)
@@ -79,20 +83,29 @@ class ActivationHooks(Scorer):
         """Put the hooks on `model`. Call it after `Masks.install`, so that the hooks observe masked activations."""
         assert not self._handles
         consumers = len(self.anatomy.sites)
+        nested = {mixture.neuron_site for mixture in self.anatomy.experts}
         for number, path in enumerate(self.paths):
             if not self.observes(number if number < consumers else HIDDEN):
                 continue
-            module, observer = model.get_submodule(path), self._observer(number)
-            if number < consumers and not self.anatomy.sizes.counts[number]:
+            if number < consumers and (
+                self.anatomy.sites[number].kind == "expert" or not self.anatomy.sizes.counts[number]
+            ):
                 continue
-            if number < consumers:
+            module, observer = model.get_submodule(path), self._observer(number)
+            if number in nested:
+                self._handles.append(module.register_forward_pre_hook(self._slots_hook(number)))
+            elif number < consumers:
                 self._handles.append(module.register_forward_pre_hook(input_hook(observer)))
             else:
                 self._handles.append(module.register_forward_hook(output_hook(observer)))
 
     def observes(self, site: int) -> bool:
-        """Whether the blocks of a site, or with `HIDDEN` the hidden dimensions, may be removed."""
-        return plural(self.anatomy.kind(site)) in self.kinds
+        """Whether the blocks of a site, or with `HIDDEN` the hidden dimensions, need scores.
+
+        An expert gets its score from its neurons.
+        """
+        of_experts = any(site == mixture.neuron_site for mixture in self.anatomy.experts)
+        return plural(self.anatomy.kind(site)) in self.kinds or (of_experts and plural("expert") in self.kinds)
 
     def remove(self) -> None:
         """Remove the hooks. Scoring costs nothing from here on."""
@@ -129,6 +142,7 @@ class ActivationHooks(Scorer):
             self.sent(mask.reshape(1, -1).to(dtype)),
             self.sent((mask.flatten() == 0).nonzero().squeeze(1)) if self.lean else None,
             None if members is None else self.sent(members),
+            len(mask),
         )
 
     def sent(self, tensor: Tensor) -> Tensor:
@@ -158,17 +172,41 @@ class ActivationHooks(Scorer):
         """
         raise NotImplementedError
 
+    def watch_slots(self, number: int, x: Tensor, experts: Tensor, tokens: Tensor) -> Observer:
+        """Observe the neurons of a layer's experts.
+
+        Args:
+            number: the hooked module, an index of `paths` and `places`. Its place is [E * f], expert after expert.
+            x: the neurons of each slot, [S, f].
+            experts: int64 [S], the expert of each slot.
+            tokens: int64 [S], the token of each slot.
+
+        Returns:
+            What to call with the gradient of `x`, a tensor like x.
+        """
+        raise NotImplementedError
+
     def _observer(self, number: int) -> Observer:
         def observe(x: Tensor) -> None:
-            if self.tokens is None or not torch.is_grad_enabled():
-                return
-            if not x.requires_grad:
-                x.requires_grad_()
-            with torch.no_grad():
-                commit = seen("salience", self.watch)(number, x.detach())
-            x.register_hook(seen("salience", commit))
+            self._observe(x, lambda value: seen("salience", self.watch)(number, value))
 
         return observe
+
+    def _slots_hook(self, number: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Tensor, Tensor, Tensor]) -> None:
+            x, *slots = args
+            self._observe(x, lambda value: seen("salience", self.watch_slots)(number, value, *slots))
+
+        return hook
+
+    def _observe(self, x: Tensor, watch: Callable[[Tensor], Observer]) -> None:
+        if self.tokens is None or not torch.is_grad_enabled():
+            return
+        if not x.requires_grad:
+            x.requires_grad_()
+        with torch.no_grad():
+            commit = watch(x.detach())
+        x.register_hook(seen("salience", commit))
 
 
 def example_members(attention_mask: Tensor, positions: Tensor, dtype: torch.dtype) -> Tensor:

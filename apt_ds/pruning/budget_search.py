@@ -11,6 +11,7 @@ uniform (`uniform_search.py`): every attention site keeps the same number of hea
     these that keeps most salience. Only triples that the family's configuration supports are candidates.
 
 Both sort a site only near the ranks that decide (`ranking.py`). The search runs between two steps, while a GPU waits.
+Models with experts have nested prices. `expert_search.py` searches them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ import numpy as np
 
 from apt_ds.config.errors import UserError
 from apt_ds.models.blocks import Anatomy, Sizes, block_slices, plural
+from apt_ds.models.experts import ALIGNED
 from apt_ds.models.writable_sizes import EVERY_SIZE, KINDS, Writable, _kinds_and_counts
+from apt_ds.pruning import expert_search
 from apt_ds.pruning.adaptive_search import Counts, DensityOrder, filled
 from apt_ds.pruning.ranking import Ranking
 from apt_ds.pruning.uniform_search import SLACK, uniform_counts
@@ -31,7 +34,7 @@ from apt_ds.pruning.uniform_search import SLACK, uniform_counts
 class Rules:
     """What a plan must respect.
 
-    kinds: kinds of block that may be removed, some of heads, neurons, hidden; structure: 'uniform' or 'adaptive';
+    kinds: kinds of block that may be removed, some of `option_groups.BLOCKS`; structure: 'uniform' or 'adaptive';
     align_neurons, align_hidden: kept counts are multiples of these, or the full count; writable: the sizes that a
     uniform plan may end in. Every adaptive plan is writable; empty: whether a sublayer may lose all its blocks.
     """
@@ -45,7 +48,7 @@ class Rules:
 
     def unit(self, kind: str) -> int:
         """Blocks of `kind` that are kept or removed together."""
-        return {"head": 1, "neuron": self.align_neurons, "hidden": self.align_hidden}[kind]
+        return {"head": 1, "expert": 1, "neuron": self.align_neurons, "hidden": self.align_hidden}[kind]
 
     def may_go(self, kind: str) -> bool:
         """Whether blocks of `kind` may be removed."""
@@ -65,11 +68,14 @@ class Rules:
 def default_align(anatomy: Anatomy) -> int:
     """The largest power of two up to 64 at which one unit of neurons in every layer is at most 1 % of the model.
 
-    64 on real sizes (LLaMA 7B: 0.4 %), less on small models, whose budget could not be met closely otherwise.
+    64 on real sizes (LLaMA 7B: 0.4 %), less on small models, whose budget could not be met closely otherwise. At least
+    `ALIGNED` in a model with experts.
     """
-    neurons = sum(site.weight for site in anatomy.sites if site.kind == "neuron")
+    experts = {mixture.neuron_site: mixture.shape(anatomy.sizes)[0] for mixture in anatomy.experts}
+    neurons = sum(site.weight * experts.get(i, 1) for i, site in enumerate(anatomy.sites) if site.kind == "neuron")
     share = neurons / anatomy.width(anatomy.sizes)
-    return max(a for a in (1, 2, 4, 8, 16, 32, 64) if a == 1 or a * share <= SLACK)
+    least = ALIGNED if anatomy.experts else 1
+    return max(a for a in (1, 2, 4, 8, 16, 32, 64) if a <= least or a * share <= SLACK)
 
 
 def search(scores: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float) -> np.ndarray:
@@ -87,6 +93,8 @@ def search(scores: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float) ->
     Raises:
         UserError: the smallest model that the rules allow exceeds the budget, or no model that fits can be written.
     """
+    if anatomy.experts:
+        return expert_search.search(scores, anatomy, rules, budget)
     final = rules.structure != "uniform" or rules.writable.holds(anatomy)
     if final and anatomy.num_parameters(anatomy.sizes) <= budget:
         return np.ones(anatomy.sizes.total(), dtype=bool)
@@ -167,6 +175,8 @@ def cuttable(dead: np.ndarray, scores: np.ndarray, anatomy: Anatomy, rules: Rule
     Returns:
         bool [blocks].
     """
+    if anatomy.experts:
+        return expert_search.cuttable(dead, scores, anatomy, rules)
     kept: list[int] = []
     kinds = _kinds_and_counts(anatomy)
     for (kind, full), (_, span) in zip(kinds, block_slices(anatomy.sizes), strict=True):
@@ -225,7 +235,9 @@ def _uniform(sites: list[Ranking], anatomy: Anatomy, rules: Rules, budget: float
 def describe(anatomy: Anatomy, sizes: Sizes) -> dict[str, object]:
     """Sizes for people: a count per kind, or a list where sites differ."""
     sizes_by_kind: dict[str, object] = {"hidden": sizes.hidden, "parameters": anatomy.num_parameters(sizes)}
-    for kind, name in (("head", "heads"), ("neuron", "neurons")):
-        counts = [n for s, n in zip(anatomy.sites, sizes.counts, strict=True) if s.kind == kind]
+    mixtures = {mixture.neuron_site: mixture.shape(sizes)[1] for mixture in anatomy.experts}
+    numbers = [mixtures.get(site, n) for site, n in enumerate(sizes.counts)]
+    for kind, name in (("head", "heads"), ("neuron", "neurons"), *([("expert", "experts")] if anatomy.experts else [])):
+        counts = [n for s, n in zip(anatomy.sites, numbers, strict=True) if s.kind == kind]
         sizes_by_kind[name] = counts[0] if len(set(counts)) == 1 else counts
     return sizes_by_kind

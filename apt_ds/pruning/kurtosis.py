@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from apt_ds.models import quantization
 from apt_ds.models.adapter import AptLinear
+from apt_ds.models.blocks import DOWN, GATE_UP
 from apt_ds.runtime import zero
 
 CHUNK_ELEMENTS = 1 << 20  # of a weight, that are converted to fp64 together
@@ -84,3 +85,21 @@ def consumer_outliers(weight: Tensor, unit: int, abs_sums: Tensor) -> Tensor:
 def reader_outliers(weight: Tensor) -> Tensor:
     """Kurtosis term of the hidden dimensions at one reader of the stream: [out, d_m] -> fp32 [d_m]."""
     return outlier_term(excess_kurtosis(power_sums(weight), weight.shape[0]))
+
+
+def mixture_outliers(module: nn.Module, abs_sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Kurtosis terms at the experts of a layer. Collective under ZeRO stage 3. Gathers both weights.
+
+    Args:
+        module: has the weights `GATE_UP` [E, 2 f, d_m] and `DOWN` [E, d_m, f].
+        abs_sums: sum |x| per neuron, [E * f].
+
+    Returns:
+        fp32 [E] of the experts, as heads of f dimensions; [E * f] of their neurons; [d_m] of the hidden dimensions.
+    """
+    ups, downs = module.get_parameter(GATE_UP), module.get_parameter(DOWN)
+    with zero.gathered([ups, downs]), torch.no_grad():
+        each = abs_sums.view(len(downs), -1)
+        experts = [consumer_outliers(down, down.shape[1], own) for down, own in zip(downs, each, strict=True)]
+        neurons = [consumer_outliers(down, 1, own) for down, own in zip(downs, each, strict=True)]
+        return torch.cat(experts), torch.cat(neurons), reader_outliers(ups.flatten(0, 1))

@@ -5,6 +5,9 @@ written. Norms take their statistics over kept dimensions. RMSNorm: the mean ove
 K, by scaling epsilon with K/d and the output with sqrt(K/d). LayerNorm, and an RMSNorm whose input carries no mask: the
 mask weights mean and variance. A model under 0/1 masks therefore equals the cut model. Outputs change continuously on
 the way to it.
+
+The mask m of an expert adds log(m) to its logit in the router, so that the other experts share what it loses. The
+masks of its neurons act on the slots that the router gives it. Only the choice of experts can jump on the way.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from apt_ds.config.schedules import SNAP
-from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, block_slices
+from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, FusedExperts, block_slices
+from apt_ds.models.experts import route
 from apt_ds.runtime.transfer import sent
 
 
@@ -83,9 +87,15 @@ class Masks:
     def install(self, model: nn.Module) -> None:
         """Put the hooks on `model`. Masks that are all 1 cost nothing."""
         assert not self._handles
+        nested = {mixture.neuron_site: mixture for mixture in self.anatomy.experts}
         for number, site in enumerate(self.anatomy.sites):
             consumer = model.get_submodule(site.consumer)
-            self._handles.append(consumer.register_forward_pre_hook(self._on_input(number, site.unit)))
+            if site.kind == "expert":
+                self._handles.append(consumer.register_forward_hook(self._on_router(number)))
+            elif number in nested:
+                self._handles.append(consumer.register_forward_pre_hook(self._on_expert_neurons(nested[number])))
+            else:
+                self._handles.append(consumer.register_forward_pre_hook(self._on_input(number, site.unit)))
         # a norm may write the stream: its statistics first, then its mask
         for path in self.anatomy.norms:
             norm = model.get_submodule(path)
@@ -159,6 +169,27 @@ class Masks:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
             mask = self.mask_for(site, args[0], unit)
             return None if mask is None else (args[0] * mask, *args[1:])
+
+        return hook
+
+    def _on_router(self, site: int) -> Any:
+        def hook(module: Any, args: Any, output: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, ...] | None:
+            logits, weights, _ = output
+            mask = self.mask_for(site, logits.float())
+            if mask is None:
+                return None
+            logits = logits + mask.log().to(logits.dtype)
+            return logits, *route(logits, module.top_k, module.norm_topk_prob, weights.dtype)
+
+        return hook
+
+    def _on_expert_neurons(self, mixture: FusedExperts) -> Any:
+        def hook(module: nn.Module, args: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, ...] | None:
+            neurons, experts, tokens = args
+            mask = self.mask_for(mixture.neuron_site, neurons)
+            if mask is None:
+                return None
+            return neurons * mask.view(-1, neurons.shape[-1]).index_select(0, experts), experts, tokens
 
         return hook
 

@@ -12,7 +12,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from apt_ds.pruning import slot_products
 from apt_ds.pruning.activation_hooks import CountedTokens, Observer
+from apt_ds.pruning.slot_products import Slots
 
 
 class Product(Protocol):
@@ -29,6 +31,9 @@ class Product(Protocol):
         Returns:
             What to call with the gradient of `x`.
         """
+
+    def watch_slots(self, x: Tensor, slots: Slots, sums: Tensor) -> Observer:
+        """As `watch`, of the neurons of a layer's experts. x: [S, f]. sums: fp32 [2, E * f]."""
 
     def first_order(self, sums: Tensor) -> Tensor:
         """The first-order term of each dimension, from sums over all ranks: fp32 [2, d] -> [d]."""
@@ -47,6 +52,10 @@ class BatchProduct:
 
         return commit
 
+    def watch_slots(self, x: Tensor, slots: Slots, sums: Tensor) -> Observer:
+        """Sum |x| now and |gradient| later, over the tokens that reach each expert."""
+        return slot_products.watch_batch(x, slots, sums)
+
     def first_order(self, sums: Tensor) -> Tensor:
         """A * G, fp32 [d]."""
         return sums[0] * sums[1]
@@ -64,6 +73,10 @@ class PerExampleProduct:
             sums[1] += example_products(tokens.valid, x, gradient, tokens.members)
 
         return commit
+
+    def watch_slots(self, x: Tensor, slots: Slots, sums: Tensor) -> Observer:
+        """Sum |x| now and the products with x later, over the tokens of each example that reach each expert."""
+        return slot_products.watch_per_example(x, slots, sums)
 
     def first_order(self, sums: Tensor) -> Tensor:
         """The sum over examples, fp32 [d]."""

@@ -1,8 +1,9 @@
 """Outlier-aware salience of every block, from activations and their gradients (METHOD.md section 3).
 
 Every dimension has a first-order product of activations and gradients per optimizer step, over the global batch
-(`products.py`). A block's score is the sum over its dimensions (a head) or over all places that write the stream (a
-hidden dimension), so that scores of blocks of any size compare per parameter. The outlier term adds
+(`products.py`). A block's score is the sum over its dimensions (a head), over its neurons (an expert) or over all
+places that write the stream (a hidden dimension), so that scores of blocks of any size compare per parameter. Neurons
+of an expert see only the tokens that reach it. The outlier term adds
 sqrt(max(excess kurtosis, 0)) of the block's contributions, times a weight (`kurtosis.py`).
 
 Departure from the method: `normalized` divides both terms by their mean over the kind, as the method says. It then
@@ -11,8 +12,6 @@ multiplies the sum by the mean of the first term, since kinds would not compare 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,19 +20,12 @@ from torch import Tensor, nn
 
 from apt_ds.models.blocks import ALL_KINDS, HIDDEN, Anatomy, block_slices
 from apt_ds.pruning.activation_hooks import ActivationHooks, Observer
-from apt_ds.pruning.kurtosis import consumer_outliers, effective_weight, reader_outliers
+from apt_ds.pruning.fixed_order import in_order
+from apt_ds.pruning.kurtosis import consumer_outliers, effective_weight, mixture_outliers, reader_outliers
 from apt_ds.pruning.products import PRODUCTS
+from apt_ds.pruning.slot_products import Slots
 
-
-@contextmanager
-def in_order() -> Iterator[None]:
-    """Sums in a fixed order. A GPU adds in any order otherwise, and ranks that decide for themselves differ."""
-    before, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warns)
+KINDS = ("head", "neuron", "hidden", "expert")
 
 
 class Salience(ActivationHooks):
@@ -81,6 +73,12 @@ class Salience(ActivationHooks):
         """Sum what the product takes from the activation and its gradient."""
         return self.product.watch(x, self.counted(number), self.abs_sums[:, self.places[number]])
 
+    def watch_slots(self, number: int, x: Tensor, experts: Tensor, tokens: Tensor) -> Observer:
+        """Sum what the product takes from the neurons of experts and their gradient."""
+        place = self.places[number]
+        slots = Slots(experts, tokens, self.counted(number), (place.stop - place.start) // x.shape[1])
+        return self.product.watch_slots(x, slots, self.abs_sums[:, place])
+
     def measure_outliers(self, model: nn.Module, activations: Tensor | None = None) -> None:
         """Measure the outlier term of the weights, frozen and trained part together.
 
@@ -94,21 +92,30 @@ class Salience(ActivationHooks):
         self.outliers.zero_()
         where = dict(block_slices(self.anatomy.sizes))
         activations = self.abs_sums[0] if activations is None else activations
+        readers = len(self.anatomy.readers) + len(self.anatomy.experts)
+        in_mixtures = {site for m in self.anatomy.experts for site in (m.expert_site, m.neuron_site)}
         for number, site in enumerate(self.anatomy.sites):
-            if not self.observes(number):
+            if number in in_mixtures or not self.observes(number):
                 continue
             abs_sums = activations[self.places[number]]
             with effective_weight(model.get_submodule(site.consumer)) as weight:
                 self.outliers[where[number]] = consumer_outliers(weight, site.unit, abs_sums)
         for path in self.anatomy.readers if self.observes(HIDDEN) else ():
             with effective_weight(model.get_submodule(path)) as weight:
-                self.outliers[where[HIDDEN]] += reader_outliers(weight) / len(self.anatomy.readers)
+                self.outliers[where[HIDDEN]] += reader_outliers(weight) / readers
+        for mixture in self.anatomy.experts:
+            abs_sums = activations[self.places[mixture.neuron_site]]
+            experts, neurons, hidden = mixture_outliers(model.get_submodule(mixture.path), abs_sums)
+            self.outliers[where[mixture.expert_site]] = experts
+            self.outliers[where[mixture.neuron_site]] = neurons
+            self.outliers[where[HIDDEN]] += hidden / readers
 
     def update(self, gradient_scale: float) -> None:
         """Turn this step's sums into scores and take them into the average. See `Scorer.update`."""
         first_order = torch.zeros_like(self.average)
         with in_order():
             first_order.index_add_(0, self.owner, self.product.first_order(self.abs_sums) * gradient_scale)
+            add_up_experts(self.anatomy, first_order)
             if self.mean:
                 self.count += 1
                 self.average.lerp_(first_order, 1 / self.count)
@@ -138,9 +145,13 @@ class Salience(ActivationHooks):
             return first_order
         if self.outlier == "literal":
             return first_order + self.weight * self.outliers
-        counts = torch.zeros(3, device=self.device).index_add_(0, self._kind, torch.ones_like(first_order)).clamp(min=1)
-        mean = torch.zeros(3, device=self.device).index_add_(0, self._kind, first_order) / counts
-        mean_outlier = torch.zeros(3, device=self.device).index_add_(0, self._kind, self.outliers) / counts
+        counts = (
+            torch.zeros(len(KINDS), device=self.device)
+            .index_add_(0, self._kind, torch.ones_like(first_order))
+            .clamp(min=1)
+        )
+        mean = torch.zeros(len(KINDS), device=self.device).index_add_(0, self._kind, first_order) / counts
+        mean_outlier = torch.zeros(len(KINDS), device=self.device).index_add_(0, self._kind, self.outliers) / counts
         scale = self.weight * mean / mean_outlier.clamp(min=1e-12)
         return first_order + scale[self._kind] * self.outliers
 
@@ -164,10 +175,17 @@ class Salience(ActivationHooks):
         self.stale = values["stale"]
 
 
+def add_up_experts(anatomy: Anatomy, values: Tensor) -> None:
+    """Give every expert the sum of its neurons' values, in place. [blocks]."""
+    where = dict(block_slices(anatomy.sizes))
+    for mixture in anatomy.experts:
+        neurons = values[where[mixture.neuron_site]].view(*mixture.shape(anatomy.sizes))
+        values[where[mixture.expert_site]] = neurons.sum(dim=1)
+
+
 def block_kinds(anatomy: Anatomy) -> np.ndarray:
-    """0 head, 1 neuron, 2 hidden for every block, int64 [blocks]."""
-    number = {"head": 0, "neuron": 1, "hidden": 2}
+    """0 head, 1 neuron, 2 hidden, 3 expert for every block, int64 [blocks]."""
     kinds = np.empty(anatomy.sizes.total(), dtype=np.int64)
     for site, span in block_slices(anatomy.sizes):
-        kinds[span] = number[anatomy.kind(site)]
+        kinds[span] = KINDS.index(anatomy.kind(site))
     return kinds

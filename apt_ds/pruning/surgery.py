@@ -1,7 +1,7 @@
 """Carries out a plan on weights, adapters and optimizer state (METHOD.md sections 5, 6 and 8).
 
-A cut is a list of `WeightCut` jobs, one per parameter. `weight_cuts` lists them without reading a weight, and `_apply`
-carries one out. No engine may be on the model.
+A cut is a list of jobs, one per parameter: `WeightCut`, or `ExpertCut` for the weights of experts. `weight_cuts` lists
+them without reading a weight, and `_apply` carries one out. No engine may be on the model.
 
 Memory: one parameter is gathered at a time, and the old one is freed before the next is made. The peak is one weight
 above what the model needs. New weights are partitioned as soon as they exist.
@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from apt_ds.models import position_bias, quantization
+from apt_ds.models import experts, position_bias, quantization
 from apt_ds.models.adapter import AptLinear, Transform, adapters, gaussian_rows
 from apt_ds.models.blocks import Anatomy, Axis, block_slices, kept_sizes
 from apt_ds.models.export.apt_emptied_sublayers import Bias
 from apt_ds.pruning.emptying import emptied_sites, empty_sublayer
+from apt_ds.pruning.expert_cuts import ExpertCut, expert_cuts
 from apt_ds.runtime import zero
 
 
@@ -116,7 +117,7 @@ def take(tensor: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
 
 def weight_cuts(
     model: nn.Module, anatomy: Anatomy, keep: np.ndarray, scale: np.ndarray | None = None
-) -> list[WeightCut]:
+) -> list[WeightCut | ExpertCut]:
     """The jobs of a cut, in the order of the anatomy. Changes nothing, reads no weight and stores none.
 
     Args:
@@ -128,7 +129,7 @@ def weight_cuts(
     axes = {axis for slot in anatomy.slots for axis in (slot.rows, slot.columns) if axis is not None}
     index = {axis: element_index(axis, keep, anatomy) for axis in axes}
     consumers = {site.consumer for site in anatomy.sites}
-    cuts: list[WeightCut] = []
+    cuts: list[WeightCut | ExpertCut] = []
     first: dict[int, tuple[str, str]] = {}  # by identity: tied embeddings are one parameter of several modules
     for slot in anatomy.slots:
         rows = None if slot.rows is None else index[slot.rows]
@@ -145,7 +146,7 @@ def weight_cuts(
             own_factor = None if own_columns is None else factor
             cut = WeightCut(*place, own_rows, own_columns, own_factor, None if tied_to == place else tied_to)
             cuts.append(cut)
-    return cuts
+    return [*cuts, *expert_cuts(anatomy, keep)]
 
 
 def _dimensions(
@@ -177,8 +178,9 @@ def _cut(
     cuts = weight_cuts(model, anatomy, keep, scale)
     for cut in cuts:
         _apply(cut, model, state)
-    for path in dict.fromkeys(cut.path for cut in cuts):
+    for path in dict.fromkeys(cut.path for cut in cuts if isinstance(cut, WeightCut)):
         _set_widths(model.get_submodule(path))
+    experts.state_sizes(model, anatomy)
     for number, site in enumerate(anatomy.sites):
         heads = element_index(Axis(number), keep, anatomy)
         if site.position_bias and heads is not None:
@@ -186,7 +188,7 @@ def _cut(
     return anatomy.with_sizes(kept_sizes(anatomy.sizes, keep))
 
 
-def _apply(cut: WeightCut, model: nn.Module, state: zero.EngineState | None) -> None:
+def _apply(cut: WeightCut | ExpertCut, model: nn.Module, state: zero.EngineState | None) -> None:
     """Replace one parameter, free the old one, and cut its optimizer state. Collective under ZeRO stage 3."""
     module = model.get_submodule(cut.path)
     if cut.tied_to is not None:
@@ -202,7 +204,7 @@ def _apply(cut: WeightCut, model: nn.Module, state: zero.EngineState | None) -> 
         entry[key] = cut.part_of(value, scaled=key == "master")
 
 
-def _replacement(old: nn.Parameter, cut: WeightCut) -> nn.Parameter:
+def _replacement(old: nn.Parameter, cut: WeightCut | ExpertCut) -> nn.Parameter:
     """The parameter after the cut, partitioned and quantized like the old one."""
     with zero.gathered([old]), torch.no_grad():
         new = quantization.requantize_like(old, cut.part_of(quantization.dense(old, torch.float32)))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from apt_ds.config.errors import UserError
-from apt_ds.models.blocks import Anatomy, Axis, block_slices
+from apt_ds.models.blocks import DOWN, GATE_UP, HIDDEN, Anatomy, Axis, FusedExperts, block_slices
 from apt_ds.pruning.scorer import Scorer
 from apt_ds.runtime import zero
 
@@ -57,7 +57,7 @@ class Taylor(Scorer):
 def block_importance(engine: zero.Engine, anatomy: Anatomy) -> Tensor:
     """Sum |w * dL/dw| over the weights of each block. Collective. Gathers one weight at a time.
 
-    Call it after the boundary's backward and before the step. Norms and biases have no price and do not count.
+    Call it after the boundary's backward and before the step. Norms, biases and routers have no price and do not count.
 
     Returns:
         fp32 [blocks], the same on all ranks.
@@ -66,9 +66,10 @@ def block_importance(engine: zero.Engine, anatomy: Anatomy) -> Tensor:
     where = dict(block_slices(anatomy.sizes))
     seen: set[int] = set()
     zero.release_gathered(engine)
+    routers = {mixture.router for mixture in anatomy.experts}
     for slot in anatomy.slots:
         weight = getattr(engine.module.get_submodule(slot.path), "weight", None)
-        if weight is None or id(weight) in seen or len(zero.full_shape(weight)) < 2:
+        if slot.path in routers or weight is None or id(weight) in seen or len(zero.full_shape(weight)) < 2:
             continue
         seen.add(id(weight))
         with zero.gathered([weight]):
@@ -76,7 +77,24 @@ def block_importance(engine: zero.Engine, anatomy: Anatomy) -> Tensor:
         for axis, sums in ((slot.rows, product.sum(1)), (slot.columns, product.sum(0))):
             if axis is not None:
                 importance[where[axis.site]] += per_block(sums, axis)
+    for mixture in anatomy.experts:
+        neurons, hidden = expert_importance(engine, mixture)
+        importance[where[mixture.neuron_site]] += neurons.flatten()
+        importance[where[mixture.expert_site]] += neurons.sum(1)
+        importance[where[HIDDEN]] += hidden
     return importance
+
+
+def expert_importance(engine: zero.Engine, mixture: FusedExperts) -> tuple[Tensor, Tensor]:
+    """Sum |w * dL/dw| over the weights of a mixture: fp32 [E, f] of neurons, and [d_m] of hidden dimensions."""
+    products = {}
+    for name in (GATE_UP, DOWN):
+        weight = engine.module.get_submodule(mixture.path).get_parameter(name)
+        with zero.gathered([weight]):
+            products[name] = (weight.float() * zero.full_gradient(engine, weight)).abs()
+    ups, down = products[GATE_UP], products[DOWN]
+    neurons = ups.sum(2).view(len(ups), 2, -1).sum(1) + down.sum(1)
+    return neurons, ups.sum((0, 1)) + down.sum((0, 2))
 
 
 def per_block(sums: Tensor, axis: Axis) -> Tensor:

@@ -17,6 +17,7 @@ from apt_ds.models.export.configs import writable_sizes
 from apt_ds.models.loading import Base
 from apt_ds.models.model_folder import check_weights
 from apt_ds.models.positions import check_positions
+from apt_ds.models.scope import check_experts
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.pruning.rules import mask_notice
 from apt_ds.runtime import collectives, exit_status, zero
@@ -120,6 +121,7 @@ def _check_model(run: RunConfig, base: Base) -> zero.Config:
     zero.check_config(config, run.distributed.deepspeed)
     preflight.check_compilers(config)
     adapter.check_targets(base.anatomy, run.targets)
+    check_experts(run, base.anatomy)
     quantization_checks.check(run, base.anatomy, zero.device())
     check_positions(base.config, run.data.max_seq_length)
     return config

@@ -147,7 +147,7 @@ def test_a_spec_agrees_with_transformers(model_type: str) -> None:
 
 # words that name a family, or a module of one
 FAMILY = re.compile(
-    r"llama|m[ai]n?istral|granite|qwen|smollm3|gemma|olmo2|phi3|bert|electra|\bt5|_t5|T5[A-Z_]"
+    r"llama|m[ai]n?istral|mixtral|granite|qwen|smollm3|gemma|olmo|phi3|bert|electra|\bt5|_t5|T5[A-Z_]"
     r"|self_attn|[qkvo]_proj|SelfAttention|DenseRelu",
     re.IGNORECASE,
 )

@@ -20,11 +20,14 @@ from apt_ds.models.architectures import (
     llama,
     ministral,
     mistral,
+    mixtral,
     modernbert,
     olmo2,
+    olmoe,
     phi3,
     qwen2,
     qwen3,
+    qwen3_moe,
     roberta,
     smollm3,
     t5,
@@ -62,6 +65,9 @@ register(gemma2.ARCHITECTURE)
 register(gemma3_text.ARCHITECTURE)
 register(olmo2.ARCHITECTURE)
 register(phi3.ARCHITECTURE)
+register(mixtral.ARCHITECTURE)
+register(qwen3_moe.ARCHITECTURE)
+register(olmoe.ARCHITECTURE)
 register(bert.ARCHITECTURE)
 register(roberta.ARCHITECTURE)
 register(t5.ARCHITECTURE)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 
@@ -12,6 +12,12 @@ from transformers import PretrainedConfig
 from apt_ds.models.blocks import Anatomy
 
 Edits = dict[str, Callable[[Tensor], Tensor]]
+Split = Callable[[str, Tensor], Iterator[tuple[str, Tensor]]]
+
+
+def whole(name: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Write a weight as it is."""
+    yield name, value
 
 
 @dataclass(frozen=True)
@@ -24,12 +30,14 @@ class Written:
             has the sizes.
         edits: functions of weights, by the weight's name in the model. The result is written.
         joined: weights that are written as one: its name to the names of its parts in the model, in the order of rows.
+        split: (name, CPU tensor) of what to write for a weight, by (name in the model, CPU tensor).
     """
 
     config: PretrainedConfig
     modules: tuple[ModuleType, ...] = ()
     edits: Edits = field(default_factory=dict)
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    split: Split = whole
 
 
 def counts(anatomy: Anatomy, kind: str) -> list[int]:
@@ -53,3 +61,39 @@ def by_layer(config: PretrainedConfig, config_class: type[PretrainedConfig], **l
     values = config.to_dict() | layers
     values.pop("model_type")
     return config_class(**values)
+
+
+@dataclass(frozen=True)
+class ExpertNames:
+    """The names of a mixture's weights in stock checkpoints, which have a matrix for each expert and projection.
+
+    Attributes:
+        block: the module with router and experts, `mlp` in the model.
+        gate, up, down: the projections of an expert.
+    """
+
+    block: str
+    gate: str
+    up: str
+    down: str
+
+
+def mixture_sizes(anatomy: Anatomy) -> tuple[list[int], list[int]]:
+    """Experts of each layer, and neurons of each expert of each layer."""
+    sizes = [mixture.shape(anatomy.sizes) for mixture in anatomy.experts]
+    return [count for count, _ in sizes], [neurons for _, neurons in sizes]
+
+
+def per_expert(names: ExpertNames, name: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The weights of the experts one by one, as stock checkpoints have them. Other weights as they are."""
+    name = name.replace(".mlp.", f".{names.block}.")
+    experts, _, fused = name.rpartition(".")
+    if fused == "down_proj" and value.dim() == 3:
+        for number, matrix in enumerate(value):
+            yield f"{experts}.{number}.{names.down}.weight", matrix.clone()
+    elif fused == "gate_up_proj" and value.dim() == 3:
+        for number, matrix in enumerate(value):
+            for part, half in zip((names.gate, names.up), matrix.chunk(2), strict=True):
+                yield f"{experts}.{number}.{part}.weight", half.clone()
+    else:
+        yield name, value

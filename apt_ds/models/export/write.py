@@ -25,7 +25,7 @@ from apt_ds.models import quantization
 from apt_ds.models.adapter import AptLinear
 from apt_ds.models.blocks import Anatomy
 from apt_ds.models.export.configs import written
-from apt_ds.models.export.form import Edits
+from apt_ds.models.export.form import Edits, Split, whole
 from apt_ds.models.export.joined import JoinedWeights
 from apt_ds.models.pretrained import without_code
 from apt_ds.runtime import collectives, zero
@@ -60,12 +60,14 @@ class Format:
             again.
         edits: functions of weights, by name. The result is written.
         joined: the weights that are written as one.
+        split: (name, CPU tensor) of what to write for a weight, by (name, CPU tensor).
     """
 
     dtype: torch.dtype
     bits: int = 16
     edits: Edits = field(default_factory=dict)
     joined: JoinedWeights = field(default_factory=lambda: JoinedWeights({}))
+    split: Split = whole
 
     def tensors(self, name: str, module: nn.Module, parameter: nn.Parameter) -> Iterator[tuple[str, Tensor]]:
         """(name, CPU tensor) of the tensors to write for a weight, its adapter merged. It must be gathered."""
@@ -84,7 +86,7 @@ class Format:
         if name in self.edits:
             value = self.edits[name](value)
         # always a copy: leaving `gathered` frees the gathered weight
-        yield name, value.to("cpu", self.dtype, copy=True)
+        yield from self.split(name, value.to("cpu", self.dtype, copy=True))
 
     def _joined(self, name: str, parameter: nn.Parameter, value: Tensor) -> Iterator[tuple[str, Tensor]]:
         """The tensors of a joined weight, once its last part has come. Quantized parts are quantized again as one."""
@@ -137,7 +139,8 @@ def export(
     if bits < 16:
         quantized = quantization.loading(bits, dtype, quantization.plain_layers(anatomy))
         form.config.quantization_config = quantized.to_dict()
-    writer, format_ = ShardWriter(partial), Format(dtype, bits, form.edits, JoinedWeights(form.joined))
+    writer = ShardWriter(partial)
+    format_ = Format(dtype, bits, form.edits, JoinedWeights(form.joined), form.split)
     collectives.on_main(lambda: _writing(partial, writer.start))
     failure: Exception | None = None
     for weight in whole_weights(model):
