@@ -37,7 +37,7 @@ def cells(spec: Architecture) -> Cells:
         f"`{spec.model_type}`",
         ", ".join(task_names(spec)),
         ", ".join(plural(kind) for kind in kinds),
-        "16" if anatomy.heads else "16, 8, 4",
+        "16" if anatomy.experts else "16, 8, 4",
         spec.uniform_form or "its own stock class",
         adaptive_form(spec, config),
     )

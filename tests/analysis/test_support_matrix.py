@@ -14,7 +14,7 @@ from apt_ds.analysis import support_matrix
 from apt_ds.analysis.support_matrix import SECTION, SHORT_SECTION, cells, short_matrix
 from apt_ds.config.errors import UserError
 from apt_ds.models.architectures import REGISTRY, llama
-from tests.support import tiny, tiny_families
+from tests.support import tiny, tiny_experts, tiny_families
 from tests.support.paths import ROOT
 
 TABLES = {SECTION: support_matrix.support_matrix, SHORT_SECTION: short_matrix}
@@ -39,13 +39,16 @@ def test_documents_have_the_tables_of_the_specs() -> None:
 def test_every_family_has_a_row_of_tests() -> None:
     rows = {make().model_type for make in tiny_families.FAMILIES.values()}
     rows |= {config.model_type for _, config, _ in tiny.SMALL.values()}
+    rows |= tiny_experts.FAMILIES.keys()
     assert REGISTRY.keys() <= rows
 
 
 def test_a_row_says_what_its_spec_says() -> None:
     row = dict(zip(support_matrix.HEADERS, cells(REGISTRY["bert"]), strict=True))
-    assert row["`--task`"] == "GLUE, SQuAD" and row["`--base_bits`"] == "16"
+    assert row["`--task`"] == "GLUE, SQuAD" and row["`--base_bits`"] == "16, 8, 4"
     assert row["adaptive sizes"] == "modelling file"
+    row = dict(zip(support_matrix.HEADERS, cells(REGISTRY["mixtral"]), strict=True))
+    assert row["`--base_bits`"] == "16" and row["`--prune_blocks`"] == "heads, experts, neurons, hidden"
     row = dict(zip(support_matrix.HEADERS, cells(REGISTRY["qwen3"]), strict=True))
     assert row["`--base_bits`"] == "16, 8, 4" and row["adaptive sizes"] == "modelling file + classifier + base model"
     assert "not supported" in cells(replace(llama.ARCHITECTURE, modeling=None))

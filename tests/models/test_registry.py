@@ -156,6 +156,7 @@ ALLOWED = {
     "config/presets.py": "a preset is a published model",
     "analysis/bench/llamas.py": "shapes of published models",
     "analysis/bench/synthetic.py": "makes models of these shapes",
+    "analysis/bench/decision_cost.py": "measures decisions on these shapes",
     "data/seq2seq.py": "the prompts that T5 was trained on",
     "training/datasets.py": "asks for these prompts",
 }

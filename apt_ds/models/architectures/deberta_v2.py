@@ -150,6 +150,8 @@ def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy) -> Writ
 
 ARCHITECTURE = Architecture(
     model_type="deberta-v2",
+    title="DeBERTa-v3, DeBERTa-v2 without a convolution",
+    uniform_form=bert.ARCHITECTURE.uniform_form,
     tasks=bert.ARCHITECTURE.tasks,
     stock_classes={CLASSIFICATION: "DebertaV2ForSequenceClassification", ANSWERS: "DebertaV2ForQuestionAnswering"},
     blocks=blocks,

@@ -48,6 +48,8 @@ def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy) -> Writ
 
 ARCHITECTURE = Architecture(
     model_type="distilbert",
+    title="DistilBERT",
+    uniform_form=bert.ARCHITECTURE.uniform_form,
     tasks=bert.ARCHITECTURE.tasks,
     stock_classes={CLASSIFICATION: "DistilBertForSequenceClassification", ANSWERS: "DistilBertForQuestionAnswering"},
     blocks=blocks,

@@ -45,6 +45,7 @@ def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy) -> Writ
 ARCHITECTURE = replace(
     bert.ARCHITECTURE,
     model_type="electra",
+    title="ELECTRA",
     stock_classes={CLASSIFICATION: "ElectraForSequenceClassification", ANSWERS: "ElectraForQuestionAnswering"},
     blocks=blocks,
     export=export,

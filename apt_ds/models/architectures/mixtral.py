@@ -132,6 +132,7 @@ def mixture_export(
 
 ARCHITECTURE = Architecture(
     model_type="mixtral",
+    title="Mixtral",
     tasks={INSTRUCTIONS: LANGUAGE_MODEL},
     stock_classes={LANGUAGE_MODEL: "MixtralForCausalLM"},
     blocks=blocks,

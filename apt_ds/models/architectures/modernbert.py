@@ -83,6 +83,8 @@ HEADS = ("head.dense", "head.norm", "classifier")
 
 ARCHITECTURE = Architecture(
     model_type="modernbert",
+    title="ModernBERT",
+    uniform_form=bert.ARCHITECTURE.uniform_form,
     tasks=bert.ARCHITECTURE.tasks,
     stock_classes={CLASSIFICATION: "ModernBertForSequenceClassification", ANSWERS: "ModernBertForQuestionAnswering"},
     blocks=blocks,

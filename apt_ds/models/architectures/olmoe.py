@@ -52,6 +52,7 @@ def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy) -> Writ
 ARCHITECTURE = replace(
     mixtral.ARCHITECTURE,
     model_type="olmoe",
+    title="OLMoE",
     stock_classes={LANGUAGE_MODEL: "OlmoeForCausalLM"},
     blocks=blocks,
     export=export,

@@ -33,6 +33,7 @@ def blocks(config: PretrainedConfig, task: str) -> Anatomy:
 ARCHITECTURE = replace(
     mixtral.ARCHITECTURE,
     model_type="qwen3_moe",
+    title="Qwen3-MoE",
     stock_classes={LANGUAGE_MODEL: "Qwen3MoeForCausalLM"},
     blocks=blocks,
     export=partial(
