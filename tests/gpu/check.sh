@@ -2,7 +2,7 @@
 # Checks and measures the package on one GPU: `bash tests/gpu/check.sh`. It needs no network, and of Python packages
 # those of the extra [dev]. Stages run in the order of their value, each under a limit of its own. None stops the next.
 #   OUT      folder for logs, figures (JSON) and tables (default: a new one, which the command names)
-#   BUDGET   seconds for everything (default 540, a dry run 1800). What no longer fits is skipped and named
+#   BUDGET   seconds for everything (default 540, a dry run 3600). What no longer fits is skipped and named
 #   STAGES   some of: see make modes tests train7 generate profile bits7 offload13 zero3
 #   ONLY     cases of the stage modes, as parts of their names with semicolons: ONLY="4 bits;teacher"
 #   BATCH    examples of a micro-batch in the measurements (default 8)
@@ -14,7 +14,7 @@ export DRY=${DRY:-} ONLY=${ONLY:-} BATCH=${BATCH:-8} OUT=${OUT:-$(mktemp -d)}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 python=${PYTHON:-python3}
-budget=${BUDGET:-$([[ -n $DRY ]] && echo 1800 || echo 540)}
+budget=${BUDGET:-$([[ -n $DRY ]] && echo 3600 || echo 540)}
 stages=${STAGES:-see make modes tests train7 generate profile bits7 offload13 zero3}
 mkdir -p "$OUT"
 echo "logs, figures and tables: $OUT"
