@@ -21,6 +21,7 @@ from apt_ds.data.text import read_plain
 from apt_ds.data.tokenized import TokenizedSet
 from apt_ds.eval.corpus_perplexity import token_blocks
 from apt_ds.eval.task_evaluators import ClassEvaluator, SpanEvaluator, TaskEvaluator, TextEvaluator
+from apt_ds.models.architectures import architecture_of
 from apt_ds.models.loading import Base
 from apt_ds.runtime import collectives
 from apt_ds.training.summary_schema import DataSizes
@@ -98,7 +99,8 @@ def read_data(run: RunConfig, base: Base, now: datetime | None = None) -> Data:
         flag, path = "--perplexity_path", run.data.perplexity_path
         text, source = read_plain(Path(path), flag), f"{flag} {path!r}"
         length, limit = run.data.perplexity_length, run.data.perplexity_blocks
-        corpus = token_blocks(text, base.tokenizer, length, source=source, limit=limit)
+        bos = architecture_of(base.config).begins_with_bos and base.tokenizer.bos_token_id is not None
+        corpus = token_blocks(text, base.tokenizer, length, source=source, bos=bos, limit=limit)
     return Data(sets.train, sets.held_out, sets.examples, order, steps, corpus, sets.task_evaluator, now)
 
 

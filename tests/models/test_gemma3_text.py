@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
 
 from apt_ds.config.errors import UserError
+from apt_ds.config.resolve import resolve
 from apt_ds.config.tasks import LANGUAGE_MODEL
 from apt_ds.models.architectures import anatomy_of
 from apt_ds.models.architectures.gemma2 import scaled_embeddings
@@ -21,7 +22,9 @@ from apt_ds.models.blocks import HIDDEN, block_slices
 from apt_ds.models.export import write
 from apt_ds.models.weights import read_weights
 from apt_ds.pruning.surgery import Plan, apply_plan
+from apt_ds.training.datasets import read_data
 from tests.support import tiny, tiny_families
+from tests.support.paths import ROOT
 
 IMAGES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
@@ -67,3 +70,23 @@ def test_a_cut_of_hidden_dimensions_keeps_the_factor_and_the_export_folds_it(tmp
 def test_an_encoder_of_the_same_model_type_is_refused() -> None:
     with pytest.raises(UserError, match="'gemma3_text' with use_bidirectional_attention is not supported: it is an"):
         anatomy_of(tiny_families.config("gemma3", use_bidirectional_attention=True))
+
+
+def test_blocks_of_a_corpus_begin_with_the_token_that_gemma_needs(tmp_path: Path) -> None:
+    for row, begins in (("gemma3", True), ("qwen3", False)):
+        tiny_families.model(row).save_pretrained(tmp_path / row)
+        tiny.tokenizer().save_pretrained(tmp_path / row)
+        tiny.save_data(tmp_path / "data.json")
+        (tmp_path / "text.txt").write_text("the cat sees a dog " * 20, encoding="utf8")
+        words = ["--model_name_or_path", str(tmp_path / row), "--data_path", str(tmp_path / "data.json")]
+        words += [
+            "--deepspeed",
+            str(ROOT / "ds_configs" / "zero2.json"),
+            "--output_dir",
+            str(tmp_path / "out"),
+            "--perplexity_length",
+            "10",
+        ]
+        run = resolve([*words, "--perplexity_path", str(tmp_path / "text.txt"), "--eval_size", "4"])
+        corpus = read_data(run, find_base(str(tmp_path / row))).corpus
+        assert corpus is not None and bool((corpus[:, 0] == 1).all()) == begins

@@ -119,6 +119,7 @@ def architecture(model_type: str, name: str, modeling: ModuleType, **differences
         "export": partial(export, modeling=modeling, adaptive=getattr(modeling, f"Apt{name}Config")),
         "writable": writable_sizes,
         "logits": logits,
+        "begins_with_bos": True,
         "uniform_form": "its own stock class, with a hidden size that the heads divide",
     }
     return decoder.architecture(model_type, name, modeling, **fields | differences)

@@ -104,6 +104,7 @@ class Architecture:
         attention: the attention kernel to use, by (configuration, value of `--attn_implementation`).
         training_classes: each task type to the class that is trained, where it is not the stock class. It reads the
             same files.
+        begins_with_bos: texts must begin with the BOS token, because the model is far worse without it.
         multimodal: the model type of checkpoints that have the family as `text_config`, beside parts for images. The
             language model alone is read of them. '': there are none.
     """
@@ -124,6 +125,7 @@ class Architecture:
     prepare: Callable[[PreTrainedModel, Anatomy], None] = no_preparation
     attention: Callable[[PretrainedConfig, str], str] = every_attention
     training_classes: Mapping[str, type[PreTrainedModel]] = field(default_factory=dict)
+    begins_with_bos: bool = False
     multimodal: str = ""
 
     @property
