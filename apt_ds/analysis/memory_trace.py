@@ -135,7 +135,7 @@ def measure(
     hooks = scoring_hooks(base, run)
     hooks.lean = device_type != "cpu"
     with fake(), cross_entropy.chunks_of(device_type):
-        model = skeleton(base, run)
+        model = skeleton(base, run, device_type)
         if everything:
             model.requires_grad_(True)
         else:
@@ -184,11 +184,12 @@ def _weight(name: str, parameter: nn.Parameter, bits: int) -> Weight:
     return Weight(name, -(-codes // parameter.element_size()), parameter.requires_grad, parameter.numel(), scales)
 
 
-def skeleton(base: Base, run: RunConfig) -> nn.Module:
+def skeleton(base: Base, run: RunConfig, device_type: str = "cpu") -> nn.Module:
     """The model that `loading.load_model` returns, without content. Call it inside `fake`."""
     # from_config changes the configuration, which must keep saying what the files hold
+    attention = loading.attention_kernel(run, device_type)
     model = AUTO_CLASSES[base.kind].from_config(
-        copy.deepcopy(base.config), dtype=loading.run_dtype(run), attn_implementation=run.model.attn_implementation
+        copy.deepcopy(base.config), dtype=loading.run_dtype(run), attn_implementation=attention
     )
     architecture_of(base.config).prepare(model, base.anatomy)
     model.config.use_cache = False

@@ -52,7 +52,10 @@ class ModelOptions:
     """Which model is trained, and in which precision its frozen weights are stored."""
 
     model_name_or_path: str = option("", "a hub name, a folder, builtin:smollm2 or builtin:minilm")
-    attn_implementation: str = choice("sdpa, eager, flash_attention_2", "attention kernel")
+    attn_implementation: str = choice(
+        "sdpa, eager, flash_attention_2, auto",
+        "attention kernel. auto: eager on a CPU, where it is faster on short examples, and sdpa on a GPU",
+    )
     base_bits: int = option(16, "bits of the frozen base weights; 4: NF4, 8: int8, 16: the dtype of the run", BITS)
     export_bits: int = option(16, "bits of the written model's projections: 16, or the value of base_bits", BITS)
     trust_remote_code: bool = option(False, "run code of the model's folder where its tokenizer needs it")

@@ -53,7 +53,7 @@ def load_model(base: Base, run: RunConfig) -> PreTrainedModel:
             f"--model_name_or_path {run.model.model_name_or_path!r} is quantized already. "
             "Give the model it was made from"
         )
-    dtype, attention = run_dtype(run), run.model.attn_implementation
+    dtype, attention = run_dtype(run), attention_kernel(run, zero.device().type)
     missing: list[str] = []
     if base.random:
         projections = {path for paths in base.anatomy.targets.values() for path in paths}
@@ -75,6 +75,13 @@ def load_model(base: Base, run: RunConfig) -> PreTrainedModel:
     if run.optim.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
+
+
+def attention_kernel(run: RunConfig, device_type: str) -> str:
+    """The attention kernel of a run, as transformers names it. `auto` depends on the type of the device."""
+    if run.model.attn_implementation != "auto":
+        return run.model.attn_implementation
+    return "eager" if device_type == "cpu" else "sdpa"
 
 
 def start_heads(model: PreTrainedModel, paths: list[str], seed: int) -> None:
