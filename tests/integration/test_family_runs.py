@@ -13,8 +13,8 @@ from tests.support.reference import reference_run
 pytestmark = pytest.mark.dist
 
 FLAGS = [
-    *("--pruning", "gradual", "--structure", "adaptive", "--max_steps", "8", "--sparsity", "0.4", "--align", "4"),
-    *("--mask_step", "0.5", "--prune_every", "2", "--salience_product", "batch", "--adapter_targets", "q,v,down"),
+    *("--pruning", "gradual", "--structure", "adaptive", "--max_steps", "12", "--sparsity", "0.4", "--align", "4"),
+    *("--mask_step", "0.25", "--prune_every", "4", "--salience_product", "batch", "--adapter_targets", "q,v,down"),
     *("--packing", "true"),
 ]
 # one row in the ordinary suite: what follows its LM head is not the identity
