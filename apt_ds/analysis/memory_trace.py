@@ -30,6 +30,7 @@ from apt_ds.losses.task_losses import TASK_LOSSES, Inputs, LabelledTokens, TaskL
 from apt_ds.losses.training_loss import TrainingLoss
 from apt_ds.models import adapter, loading, quantization, task_heads
 from apt_ds.models.architectures import architecture_of
+from apt_ds.models.attention import kernel_of
 from apt_ds.models.blocks import block_slices, plural
 from apt_ds.models.loading import Base
 from apt_ds.models.scope import competing_kinds
@@ -188,7 +189,7 @@ def skeleton(base: Base, run: RunConfig, device_type: str = "cpu") -> nn.Module:
     spec = architecture_of(base.config)
     # some draws of new weights read what they draw, and fake tensors have no content
     with no_init_weights():
-        attention = loading.attention_kernel(run, device_type)
+        attention = kernel_of(run, device_type)
         model = spec.empty_model(base.config, base.kind, loading.run_dtype(run), attention)
     model.tie_weights()
     spec.prepare(model, base.anatomy)

@@ -56,7 +56,7 @@ class ModelOptions:
     attn_implementation: str = choice(
         f"sdpa, eager, {FLASH}, {VARLEN}, auto",
         "attention kernel; with --packing, sdpa becomes varlen where GPU and model support it. auto: eager on a CPU, "
-        "where it is faster on short examples, and sdpa on a GPU",
+        "sdpa on a GPU",
     )
     base_bits: int = option(16, "bits of the frozen base weights; 4: NF4, 8: int8, 16: the dtype of the run", BITS)
     export_bits: int = option(16, "bits of the written model's projections: 16, or the value of base_bits", BITS)

@@ -49,6 +49,13 @@ class Choice(NamedTuple):
     why: str
 
 
+def kernel_of(run: RunConfig, device_type: str) -> str:
+    """The attention kernel of a run, as transformers names it. `auto` depends on the type of the device."""
+    if run.model.attn_implementation != "auto":
+        return run.model.attn_implementation
+    return "eager" if device_type == "cpu" else SDPA
+
+
 def machine_of(device: torch.device) -> Machine:
     """The facts of this machine."""
     if device.type != "cuda" or torch.version.hip is not None:
@@ -63,7 +70,7 @@ def choose(asked: str, dtype: torch.dtype, config: PretrainedConfig, machine: Ma
     """The kernel for packed rows.
 
     Args:
-        asked: `--attn_implementation`. Only `sdpa` leaves a choice.
+        asked: `--attn_implementation`, see `kernel_of`. Only `sdpa` leaves a choice.
         dtype: dtype of the activations.
         config: the model.
         machine: facts of the machine.
@@ -110,7 +117,7 @@ def resolve(run: RunConfig, config: PretrainedConfig, dtype: torch.dtype, device
     """
     if not run.data.packing:
         return run
-    asked, machine = run.model.attn_implementation, machine_of(device)
+    asked, machine = kernel_of(run, device.type), machine_of(device)
     choice = choose(asked, dtype, config, machine)
     if choice.name == VARLEN and device.type != "cpu":
         problem = unsupported(dtype, config, machine) or failure(config, dtype, device)
@@ -131,7 +138,7 @@ def assume(run: RunConfig, config: PretrainedConfig, dtype: torch.dtype, on_gpu:
     if not run.data.packing:
         return run
     machine = Machine("cuda", AMPERE, varlen=True) if on_gpu else Machine("cpu")
-    return run.replace(attn_implementation=choose(run.model.attn_implementation, dtype, config, machine).name)
+    return run.replace(attn_implementation=choose(kernel_of(run, machine.device), dtype, config, machine).name)
 
 
 def failure(config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> str:

@@ -15,6 +15,7 @@ from apt_ds.config.errors import UserError
 from apt_ds.config.run_config import RunConfig
 from apt_ds.models import quantization, task_heads
 from apt_ds.models.architectures import architecture_of
+from apt_ds.models.attention import kernel_of
 from apt_ds.models.base import Base, find_base, kind_of
 from apt_ds.models.model_folder import first_line
 from apt_ds.models.random_weights import random_model
@@ -54,7 +55,7 @@ def load_model(base: Base, run: RunConfig) -> PreTrainedModel:
             "Give the model it was made from"
         )
     dtype, spec = run_dtype(run), architecture_of(base.config)
-    attention = spec.attention(base.config, attention_kernel(run, zero.device().type))
+    attention = spec.attention(base.config, kernel_of(run, zero.device().type))
     missing: list[str] = []
     if base.random:
         projections = {path for paths in base.anatomy.targets.values() for path in paths}
@@ -85,13 +86,6 @@ def load_model(base: Base, run: RunConfig) -> PreTrainedModel:
     if run.optim.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
-
-
-def attention_kernel(run: RunConfig, device_type: str) -> str:
-    """The attention kernel of a run, as transformers names it. `auto` depends on the type of the device."""
-    if run.model.attn_implementation != "auto":
-        return run.model.attn_implementation
-    return "eager" if device_type == "cpu" else "sdpa"
 
 
 def start_heads(model: PreTrainedModel, paths: list[str], seed: int) -> None:

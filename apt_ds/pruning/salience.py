@@ -95,7 +95,7 @@ class Salience(ActivationHooks):
         readers = len(self.anatomy.readers) + len(self.anatomy.experts)
         in_mixtures = {site for m in self.anatomy.experts for site in (m.expert_site, m.neuron_site)}
         for number, site in enumerate(self.anatomy.sites):
-            if number in in_mixtures or not self.observes(number):
+            if number in in_mixtures or not self.observes(number) or not self.anatomy.sizes.counts[number]:
                 continue
             abs_sums = activations[self.places[number]]
             with effective_weight(model.get_submodule(site.consumer)) as weight:

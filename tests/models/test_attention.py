@@ -49,6 +49,13 @@ def packed(**flags: object) -> RunConfig:
     return RunConfig(packing=True, **flags)
 
 
+def test_a_device_that_chooses_its_kernel_packs_rows_like_one_that_was_told() -> None:
+    run = packed(attn_implementation="auto")
+    assert assume(run, tiny.config("gqa"), BF16, on_gpu=True).model.attn_implementation == VARLEN
+    assert assume(run, tiny.config("gqa"), BF16, on_gpu=False).model.attn_implementation == "eager"
+    assert resolve(run, tiny.config("gqa"), FP32, CPU).model.attn_implementation == "eager"
+
+
 def test_the_choice_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     run = resolve(packed(), tiny.config("gqa"), FP32, CPU)
     assert run.model.attn_implementation == "sdpa" and not run.model.one_row

@@ -10,6 +10,7 @@ from apt_ds.analysis import memory_trace
 from apt_ds.analysis.live_bytes import fake
 from apt_ds.config.resolve import resolve
 from apt_ds.models import loading
+from apt_ds.models.attention import kernel_of
 from tests.support import tiny
 from tests.support.paths import ROOT
 
@@ -30,4 +31,4 @@ def test_the_quickstart_lets_the_device_choose_the_attention_kernel(tmp_path: Pa
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("kernel", ["sdpa", "eager", "flash_attention_2"])
 def test_a_stated_kernel_is_used_everywhere(kernel: str, device: str) -> None:
-    assert loading.attention_kernel(resolve([*WORDS, "--attn_implementation", kernel]), device) == kernel
+    assert kernel_of(resolve([*WORDS, "--attn_implementation", kernel]), device) == kernel
