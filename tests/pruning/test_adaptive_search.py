@@ -39,6 +39,14 @@ def test_equals_the_whole_order_where_sites_differ(name: str) -> None:
         check(table, name, Rules(KINDS[0], "adaptive", align, align), kept)
 
 
+@pytest.mark.parametrize("name", ["continuous", "few values", "mostly zero"])
+def test_equals_the_whole_order_where_sublayers_may_lose_all_blocks(name: str) -> None:
+    table = drawn_scores.anatomy(neurons=3000)
+    emptied = table.with_sizes(Sizes((0, 3000, 3, 0, 4, 1500), 20))
+    for sizes, align, kept in itertools.product((table, emptied), (1, 8), (0.9, 0.5, 0.2)):
+        check(sizes, name, Rules(KINDS[1], "adaptive", align, empty=True), kept)
+
+
 def test_units_of_very_different_prices_fill_the_budget() -> None:
     """After a unit of hidden dimensions that does not fit, many units of neurons do."""
     table = drawn_scores.anatomy(neurons=3000, hidden=64)

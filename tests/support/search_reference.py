@@ -1,4 +1,4 @@
-"""The search as its definition says: whole orders, whole grids. `test_search_reference.py` compares with it."""
+"""The search as its definition says: whole orders, whole grids. Tests compare the quick searches with it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import heapq
 import numpy as np
 
 from apt_ds.config.errors import UserError
-from apt_ds.models.blocks import Anatomy, Sizes, block_slices, kept_sizes
+from apt_ds.models.blocks import Anatomy, Sizes, block_slices, kept_sizes, plural
 from apt_ds.models.writable_sizes import KINDS, _kinds_and_counts
-from apt_ds.pruning.budget_search import SLACK, Rules, smallest_sizes
+from apt_ds.pruning.budget_search import SLACK, Rules, _with_survivors, smallest_sizes
 
 
 def search(scores: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float) -> np.ndarray:
@@ -38,8 +38,16 @@ def search(scores: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float) ->
             f"{rules.align_neurons} (neurons) and {rules.align_hidden} (hidden) leaves at least {smallest:,} of "
             f"{total:,}. Lower --sparsity or --align, or allow more in --prune_blocks or --prune_scope"
         )
+    if rules.empty:
+        scores = _with_survivors(scores, anatomy, rules)
     finder = _uniform if rules.structure == "uniform" else _adaptive
     sizes = finder(scores, anatomy, rules, budget)
+    for kind in ("head", "neuron"):
+        if not any(n for site, n in zip(anatomy.sites, sizes.counts, strict=True) if site.kind == kind):
+            raise UserError(
+                f"the budget of {budget:,.0f} parameters leaves no {plural(kind)} in any layer: lower --sparsity, or "
+                "leave --allow_empty_layers out"
+            )
     return best_of_each(scores, anatomy, sizes)
 
 
