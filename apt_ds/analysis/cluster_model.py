@@ -2,8 +2,9 @@
 
 Adapters are trained, all other weights are frozen. Bytes are those that one device sends. In a ring of n devices an
 all-gather or a reduce-scatter of S bytes sends S (n-1)/n, and an all-reduce twice that. ZeRO-3 gathers all weights in
-the forward and again in the backward pass of every micro-batch, for any n. ZeRO-2 gathers none. Only adapters have
-gradients. Scoring adds one all-reduce per optimizer step.
+the forward and again in the backward pass of every micro-batch, for any n. The backward pass leaves out the embeddings,
+which no gradient reaches unless hidden dimensions may be removed. ZeRO-2 gathers none. Only adapters have gradients.
+Scoring adds one all-reduce per optimizer step.
 """
 
 from __future__ import annotations
@@ -139,7 +140,9 @@ def wire_bytes(shape: Shape, load: Load, devices: int, stage: int) -> dict[str, 
     gradients = adapters * load.micro_batches
     observed = SCORE * ((2 * shape.taps if load.scoring else 0) + 2)
     if stage == 3:
-        gathers = 2 * load.micro_batches * (WEIGHT * shape.frozen() + adapters)
+        # no gradient reaches the embeddings
+        passes = 2 * (WEIGHT * shape.frozen() + adapters) - WEIGHT * shape.embeddings
+        gathers = load.micro_batches * passes
     else:
         # DeepSpeed's stages 1 and 2 all-reduce a bucket and keep their part, then gather updated weights
         gathers = adapters if stage else 0

@@ -168,6 +168,8 @@ class Trainer:
         model.train()
         self.run_engine.build(model, scoring=self.pruner.needs_scores(self.done))
         self.training_loss.check(self.engine)
+        # a forward pass without a backward one leaves weights gathered
+        zero.release_gathered(self.engine)
 
     @property
     def engine(self) -> zero.Engine:

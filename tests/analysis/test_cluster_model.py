@@ -49,7 +49,7 @@ def test_flops_by_hand() -> None:
 
 def test_bytes_by_hand() -> None:
     three = cluster_model.wire_bytes(SHAPE, LOAD, 2, 3)
-    assert three == {"gather": 0.5 * 2 * 2 * 2 * 1210, "reduce": 0.5 * 2 * 20, "salience": 4.0 * 16}
+    assert three == {"gather": 0.5 * 2 * (2 * 2 * 1210 - 2 * 100), "reduce": 0.5 * 2 * 20, "salience": 4.0 * 16}
     two = cluster_model.wire_bytes(SHAPE, LOAD, 2, 2)
     assert two == three | {"gather": 0.5 * 20, "reduce": 2 * three["reduce"]}
     assert cluster_model.wire_bytes(SHAPE, replace(LOAD, scoring=False), 2, 0) == {
