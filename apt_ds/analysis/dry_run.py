@@ -87,8 +87,8 @@ def dry_run(run: RunConfig, inputs: Callable[[RunConfig], tuple[Base, Data]] = f
     base, data = inputs(run)
     config = load_config(run, world, base.config.hidden_size)
     zero.check_config(alone(run, config), run.distributed.deepspeed)
-    adapter.check_targets(base.anatomy, run.targets)
     check_experts(run, base.anatomy)
+    adapter.check_targets(base.anatomy, run.targets)
     quantization_checks.check(run, base.anatomy, None if run.distributed.device_memory else zero.device())
     metrics.load(run.data.task)
     process = psutil.Process().memory_info().rss

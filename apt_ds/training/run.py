@@ -120,8 +120,8 @@ def _check_model(run: RunConfig, base: Base) -> zero.Config:
     config = load_config(run, collectives.world_size(), base.config.hidden_size)
     zero.check_config(config, run.distributed.deepspeed)
     preflight.check_compilers(config)
-    adapter.check_targets(base.anatomy, run.targets)
     check_experts(run, base.anatomy)
+    adapter.check_targets(base.anatomy, run.targets)
     quantization_checks.check(run, base.anatomy, zero.device())
     check_positions(base.config, run.data.max_seq_length)
     return config

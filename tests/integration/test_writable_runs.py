@@ -119,5 +119,5 @@ def test_a_model_that_was_written_as_a_mistral_can_be_pruned_again(tmp_path: Pat
         bundled = structure == "adaptive"
         calls[structure] = (AUTO, str(output / "model"), bundled, {"input_ids": tiny.ids(2)}, greedy)
     for (structure, _), (kind, answer, _) in loaded_elsewhere(calls, tmp_path).items():
-        assert kind == {"uniform": "MistralForCausalLM", "adaptive": "AptLlamaForCausalLM"}[structure]
+        assert kind == {"uniform": "MistralForCausalLM", "adaptive": "AptMistralForCausalLM"}[structure]
         assert torch.allclose(answer["logits"], expected[structure], atol=1e-5)

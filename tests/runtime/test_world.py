@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from apt_ds.runtime import zero
-from apt_ds.runtime.zero.world import threads_of_rank
+from apt_ds.runtime.zero.world import LAUNCHED, threads_of_rank
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,8 @@ def test_ranks_share_the_cores_of_their_node(environment: dict[str, str], cores:
 
 def test_the_share_is_taken_whatever_the_device_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     """An optimizer on the host computes with torch's threads, on a machine with GPUs too."""
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name in ("OMP_NUM_THREADS", *LAUNCHED):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
     before = torch.get_num_threads()
     with zero.temporary_world():

@@ -81,6 +81,7 @@ class Allocator:
         monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: self.peak_used)
         monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: self.peak_reserved)
         monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: self.reset())
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
 
     def reset(self) -> None:
         self.peak_used, self.peak_reserved = self.used, self.reserved
