@@ -31,7 +31,7 @@ FLAGS = [
     *("--save_steps", "0", "--report", "false"),
 ]
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 @pytest.fixture(scope="module")
