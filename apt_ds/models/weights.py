@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pickle import UnpicklingError
 from typing import Any
 
@@ -62,7 +63,7 @@ def read_weights(
             missing.
     """
     where = f"{flag} {source!r}"
-    try:
+    with mistakes_named(where, kind, attention):
         model, info = (model_class or AUTO_CLASSES[kind]).from_pretrained(
             source,
             dtype=dtype,
@@ -76,6 +77,22 @@ def read_weights(
             **({"config": copy.deepcopy(config)} if config else {}),
             **({"quantization_config": quantization.loading(bits, dtype, plain)} if bits < 16 else {}),
         )
+    absent = check_names(where, model, info, optional)
+    quantization.convert_bnb_layers(model, dtype)
+    return model, [path for path in optional if any(key.rpartition(".")[0] == path for key in absent)]
+
+
+@contextmanager
+def mistakes_named(where: str, kind: str, attention: str) -> Iterator[None]:
+    """Turn what `from_pretrained` raises for a broken or unsuitable model into a UserError.
+
+    Args:
+        where: the flag and the source, with which the line begins.
+        kind: the task type.
+        attention: the attention kernel.
+    """
+    try:
+        yield
     except ImportError as error:
         raise UserError(f"--attn_implementation {attention}: {first_line(error)}") from None
     except (OSError, SafetensorError, UnpicklingError, EOFError) as error:
@@ -94,6 +111,23 @@ def read_weights(
     except (KeyError, TypeError, AttributeError, AssertionError, ArithmeticError) as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{where}: transformers can make no model of its config.json and weights: {reason}") from error
+
+
+def check_names(where: str, model: nn.Module, info: dict[str, Any], optional: tuple[str, ...]) -> list[str]:
+    """Check that model and checkpoint have the same weights.
+
+    Args:
+        where: the flag and the source, with which an error begins.
+        model: the model.
+        info: the report of `from_pretrained`.
+        optional: paths of layers that the checkpoint may lack, or have for other classes.
+
+    Returns:
+        The names of weights that the checkpoint lacks or has in another shape.
+
+    Raises:
+        UserError: a weight is missing that is not optional, or unknown.
+    """
     absent = [*info["missing_keys"], *(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])]
     missing = sorted(key for key in absent if key.rpartition(".")[0] not in optional)
     unknown = unknown_weights(model, info["unexpected_keys"])
@@ -104,10 +138,8 @@ def read_weights(
         raise UserError(f"{where}: {len(missing)} weights are {what}, such as {missing[0]}{instead}")
     if unknown:
         # transformers would ignore these
-        model_class = type(model).__name__
-        raise UserError(f"{where}: {len(unknown)} weights are unknown to {model_class}, such as {unknown[0]}")
-    quantization.convert_bnb_layers(model, dtype)
-    return model, [path for path in optional if any(key.rpartition(".")[0] == path for key in absent)]
+        raise UserError(f"{where}: {len(unknown)} weights are unknown to {type(model).__name__}, such as {unknown[0]}")
+    return absent
 
 
 def unknown_weights(model: nn.Module, unexpected: Iterable[str]) -> list[str]:

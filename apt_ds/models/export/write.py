@@ -25,7 +25,7 @@ from apt_ds.models import quantization
 from apt_ds.models.adapter import AptLinear
 from apt_ds.models.blocks import Anatomy
 from apt_ds.models.export.configs import written
-from apt_ds.models.export.form import Edits, Split, whole
+from apt_ds.models.export.form import Edits, Split, Written, whole
 from apt_ds.models.export.joined import JoinedWeights
 from apt_ds.models.pretrained import without_code
 from apt_ds.runtime import collectives, zero
@@ -155,18 +155,25 @@ def export(
         if failure is not None:
             raise failure
         writer.finish()
-        form.config.save_pretrained(partial)
-        for module in form.modules:
-            name = module.__name__.rpartition(".")[2]
-            (partial / f"{name}.py").write_text(inspect.getsource(module), encoding="utf8")
-        if generation is not None:
-            generation.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
+        _write_rest(partial, form, generation, tokenizer)
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)
 
     collectives.on_main(lambda: _writing(partial, finish))
+
+
+def _write_rest(
+    folder: Path, form: Written, generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Write what a model folder has besides weights. See `export`."""
+    form.config.save_pretrained(folder)
+    for module in form.modules:
+        name = module.__name__.rpartition(".")[2]
+        (folder / f"{name}.py").write_text(inspect.getsource(module), encoding="utf8")
+    if generation is not None:
+        generation.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def partial_add(
