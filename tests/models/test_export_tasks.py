@@ -194,4 +194,4 @@ def test_bundled_files_need_torch_and_transformers_only(path: Path) -> None:
     # transformers requires huggingface_hub
     assert names <= {"collections", "copy", "typing", "torch", "transformers", "huggingface_hub"}
     beside = {node.module for node in imports if isinstance(node, ast.ImportFrom) and node.level}
-    assert beside <= {"apt_layer_sizes", "apt_emptied_sublayers"}
+    assert beside <= {"apt_layer_sizes", "apt_emptied_sublayers", "apt_expert_sizes"}

@@ -16,7 +16,7 @@ from apt_ds.models import experts
 from apt_ds.models.architectures import llama
 from apt_ds.models.architectures.spec import Architecture
 from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, FusedExperts, IndexedModule, Sizes, Sublayer
-from apt_ds.models.export import modeling_apt_mixtral
+from apt_ds.models.export import apt_emptied_sublayers, apt_expert_sizes, apt_layer_sizes, modeling_apt_mixtral
 from apt_ds.models.export.form import ExpertNames, Written, alike, by_layer, counts, mixture_sizes, per_expert
 from apt_ds.models.writable_sizes import EVERY_SIZE, Writable
 
@@ -127,7 +127,8 @@ def mixture_export(
     # the auxiliary loss of transformers adds up router logits of all layers
     config.output_router_logits = config.output_router_logits and alike(mixtures)
     layers = {"layer_key_value_heads": heads, "layer_experts": mixtures, "layer_intermediate_sizes": inner}
-    return Written(by_layer(config, adaptive, **layers), (modeling,))
+    modules = (modeling, apt_expert_sizes, apt_layer_sizes, apt_emptied_sublayers)
+    return Written(by_layer(config, adaptive, **layers), modules)
 
 
 ARCHITECTURE = Architecture(

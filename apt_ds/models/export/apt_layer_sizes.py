@@ -63,9 +63,8 @@ def resize_layers(layers: Iterable[Any], config: Any) -> None:
     """
     for layer, sizes in zip(layers, config.layer_sizes(), strict=True):
         attention, mlp = layer.self_attn, layer.mlp
-        queries, groups = (sizes[name] * attention.head_dim for name in ("num_attention_heads", "num_key_value_heads"))
-        if groups:
-            resize(attention, {"q_proj": queries, "k_proj": groups, "v_proj": groups}, {"o_proj": queries})
+        if sizes["num_key_value_heads"]:
+            resize_attention(attention, sizes["num_attention_heads"], sizes["num_key_value_heads"])
         else:
             attention.o_proj = Bias.of_width(config.hidden_size)
             layer.self_attn = EmptiedAttention(attention)
@@ -75,6 +74,12 @@ def resize_layers(layers: Iterable[Any], config: Any) -> None:
         else:
             mlp.down_proj = Bias.of_width(config.hidden_size)
             layer.mlp = EmptiedFeedForward(mlp)
+
+
+def resize_attention(attention: Any, queries: int, groups: int) -> None:
+    """Replace the projections of an attention by ones for so many query heads and key/value heads."""
+    q, kv = queries * attention.head_dim, groups * attention.head_dim
+    resize(attention, {"q_proj": q, "k_proj": kv, "v_proj": kv}, {"o_proj": q})
 
 
 def resize(module: Any, outputs: dict[str, int], inputs: dict[str, int]) -> None:

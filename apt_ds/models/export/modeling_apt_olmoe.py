@@ -4,12 +4,11 @@ The configuration adds three lists, one entry per layer: `layer_key_value_heads`
 `layer_intermediate_sizes`, the neurons of each expert.
 """
 
-import copy
-
 from huggingface_hub.dataclasses import strict
-from torch import nn
 from transformers import OlmoeConfig, OlmoeForCausalLM
 from transformers.models.olmoe.modeling_olmoe import OlmoeExperts, OlmoeRMSNorm, OlmoeTopKRouter
+
+from .apt_expert_sizes import resize_mixtures
 
 
 @strict
@@ -30,21 +29,9 @@ class AptOlmoeForCausalLM(OlmoeForCausalLM):
 
     def __init__(self, config: AptOlmoeConfig) -> None:
         super().__init__(config)
-        queries = config.num_attention_heads // (config.num_key_value_heads or config.num_attention_heads)
-        width, head_dim = config.hidden_size, config.head_dim
-        bias = config.attention_bias
-        lists = (config.layer_key_value_heads, config.layer_experts, config.layer_intermediate_sizes)
-        sizes = zip(*(numbers or [] for numbers in lists), strict=True)
-        for layer, (groups, experts, neurons) in zip(self.model.layers, sizes, strict=True):
-            attention, kv = layer.self_attn, groups * head_dim
-            attention.q_proj = nn.Linear(width, queries * kv, bias=bias)
-            attention.k_proj = nn.Linear(width, kv, bias=bias)
-            attention.v_proj = nn.Linear(width, kv, bias=bias)
-            attention.o_proj = nn.Linear(queries * kv, width, bias=bias)
-            attention.q_norm = OlmoeRMSNorm(queries * kv, eps=config.rms_norm_eps)
-            attention.k_norm = OlmoeRMSNorm(kv, eps=config.rms_norm_eps)
-            own = copy.copy(config)
-            own.num_local_experts, own.intermediate_size = experts, neurons
-            layer.mlp.gate, layer.mlp.experts = OlmoeTopKRouter(own), OlmoeExperts(own)
-            layer.mlp.experts.config = config
+        resize_mixtures(self.model.layers, config, "intermediate_size", OlmoeTopKRouter, OlmoeExperts)
+        for layer in self.model.layers:
+            attention = layer.self_attn
+            attention.q_norm = OlmoeRMSNorm(attention.q_proj.out_features, eps=config.rms_norm_eps)
+            attention.k_norm = OlmoeRMSNorm(attention.k_proj.out_features, eps=config.rms_norm_eps)
         self.post_init()

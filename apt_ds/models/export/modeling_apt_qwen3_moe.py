@@ -4,12 +4,11 @@ The configuration adds three lists, one entry per layer: `layer_key_value_heads`
 `layer_intermediate_sizes`, the neurons of each expert.
 """
 
-import copy
-
 from huggingface_hub.dataclasses import strict
-from torch import nn
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts, Qwen3MoeTopKRouter
+
+from .apt_expert_sizes import resize_mixtures
 
 
 @strict
@@ -30,19 +29,5 @@ class AptQwen3MoeForCausalLM(Qwen3MoeForCausalLM):
 
     def __init__(self, config: AptQwen3MoeConfig) -> None:
         super().__init__(config)
-        queries = config.num_attention_heads // (config.num_key_value_heads or config.num_attention_heads)
-        width, head_dim = config.hidden_size, config.head_dim
-        bias = config.attention_bias
-        lists = (config.layer_key_value_heads, config.layer_experts, config.layer_intermediate_sizes)
-        sizes = zip(*(numbers or [] for numbers in lists), strict=True)
-        for layer, (groups, experts, neurons) in zip(self.model.layers, sizes, strict=True):
-            attention, kv = layer.self_attn, groups * head_dim
-            attention.q_proj = nn.Linear(width, queries * kv, bias=bias)
-            attention.k_proj = nn.Linear(width, kv, bias=bias)
-            attention.v_proj = nn.Linear(width, kv, bias=bias)
-            attention.o_proj = nn.Linear(queries * kv, width, bias=bias)
-            own = copy.copy(config)
-            own.num_local_experts, own.moe_intermediate_size = experts, neurons
-            layer.mlp.gate, layer.mlp.experts = Qwen3MoeTopKRouter(own), Qwen3MoeExperts(own)
-            layer.mlp.experts.config = config
+        resize_mixtures(self.model.layers, config, "moe_intermediate_size", Qwen3MoeTopKRouter, Qwen3MoeExperts)
         self.post_init()
