@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from apt_ds.config.resolve import resolve
@@ -17,6 +16,7 @@ from apt_ds.models.architectures.spec import AUTO_CLASSES
 from apt_ds.training import run as training_run
 from apt_ds.training.datasets import read_data
 from tests.support import launcher, multiprocess, tiny
+from tests.support.distilled_runs import check_alike
 from tests.support.paths import ROOT
 
 COMMON = ["--structure", "adaptive", "--sparsity", "0.4", "--max_steps", "8", "--align", "4", "--mask_step", "0.5"]
@@ -47,15 +47,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, 
 @pytest.mark.dist
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_distilled_run_is_the_same_in_every_stage(kind: str, found: dict[str, list[dict[str, Any]]]) -> None:
-    first, *others = found[kind]
-    assert len(others) == 3
-    assert first["kept"][-1] <= 0.6 and first["rebuilds"] in (2, 3)
-    for other in others:
-        assert other["alive"] == first["alive"] and other["ranks"] == first["ranks"]
-        assert np.allclose(other["losses"], first["losses"], rtol=1e-3)
-        assert np.allclose(other["scores"], first["scores"], rtol=2e-2)
-        assert other["held_out"] == pytest.approx(first["held_out"], rel=1e-3)
-        assert other["score"] == pytest.approx(first["score"], abs=1e-6)
+    check_alike(found[kind])
 
 
 METHODS = {

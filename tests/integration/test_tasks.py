@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
@@ -22,6 +21,7 @@ from apt_ds.training import run as training_run
 from apt_ds.training.datasets import read_data
 from tests.integration.test_resume import same
 from tests.support import multiprocess, tiny
+from tests.support.distilled_runs import check_alike
 from tests.support.paths import ROOT
 
 CPU = torch.device("cpu")
@@ -68,15 +68,7 @@ def found(folder: Path, modes: dict[str, list[str]]) -> dict[str, list[dict[str,
 @pytest.mark.dist
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_distilled_run_is_the_same_in_every_stage(kind: str, found: dict[str, list[dict[str, Any]]]) -> None:
-    first, *others = found[kind]
-    assert len(others) == 3
-    assert first["kept"][-1] <= 0.6 and first["rebuilds"] in (2, 3)
-    for other in others:
-        assert other["alive"] == first["alive"] and other["ranks"] == first["ranks"]
-        assert np.allclose(other["losses"], first["losses"], rtol=1e-3)
-        assert np.allclose(other["scores"], first["scores"], rtol=2e-2)
-        assert other["held_out"] == pytest.approx(first["held_out"], rel=1e-3)
-        assert other["score"] == pytest.approx(first["score"], abs=1e-6)
+    check_alike(found[kind])
 
 
 @pytest.mark.dist
