@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +12,19 @@ import pytest
 
 from tests.integration.test_zero import MODES
 from tests.support import multiprocess, tiny
+from tests.support.devices import SHOW, on_cpu, with_gpus
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.gpu
 
+# tests of kernels, which need a GPU in the process that runs them
+KERNELS = (
+    "losses/test_liger",
+    "models/test_attention",
+    "models/test_packed_attention",
+    "models/test_weight_places",
+    "eval/test_static_decoding",
+)
 STAGES = [(2, False), (3, True)]
 LOSSES, SCORES = 1e-3, 2e-2  # relative differences of a GPU's kernels in fp32
 SAME_BLOCKS = 0.95  # of the kept blocks
@@ -33,6 +46,16 @@ def alike(run: dict[str, list[float]], expected: dict[str, list[float]]) -> None
     assert np.allclose(run["losses"], expected["losses"], rtol=LOSSES)
     if run["alive"] == expected["alive"]:
         assert np.allclose(run["scores"], expected["scores"], rtol=SCORES)
+
+
+def test_kernels() -> None:
+    """Their tests in a process that sees the GPUs. Without one they are skipped there."""
+    files = [str(ROOT / "tests" / f"{name}.py") for name in KERNELS]
+    call = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-n", "0", "-p", "no:cacheprovider", *files]
+    environment = with_gpus(dict(os.environ)) | {SHOW: "1"}
+    done = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout
+    assert (" skipped" if on_cpu() else " passed") in done.stdout.splitlines()[-1], done.stdout
 
 
 @pytest.mark.parametrize("mode", list(MODES))

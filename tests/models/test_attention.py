@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import Gemma2Config
 
 from apt_ds.config.errors import UserError
 from apt_ds.config.option_groups import FLASH, VARLEN
 from apt_ds.config.run_config import RunConfig
+from apt_ds.models.architectures import REGISTRY
 from apt_ds.models.attention import Machine, assume, choose, failure, machine_of, resolve
 from tests.support import tiny
 
@@ -43,6 +45,13 @@ def test_the_choice(
 ) -> None:
     choice = choose(asked, dtype, tiny.config("gqa", **changes), machine)
     assert choice.name == name and why in choice.why
+
+
+def test_a_family_that_caps_its_scores_refuses_the_kernel() -> None:
+    spec = REGISTRY["gemma2"]
+    with pytest.raises(UserError, match="--attn_implementation varlen: architecture 'gemma2' caps its attention"):
+        spec.attention(Gemma2Config(), VARLEN)
+    assert spec.attention(Gemma2Config(), "sdpa") == "eager"
 
 
 def packed(**flags: object) -> RunConfig:

@@ -4,7 +4,8 @@ Tests compare several ranks with one, and runs bit for bit. On one GPU neither i
 test process, and all that it starts, one of a machine without GPU. A test marked `gpu` starts processes that see the
 GPUs (`multiprocess.run(..., gpu=True)`).
 
-`APT_DS_GPU_TESTS=cpu` runs the tests marked `gpu` on the CPU, to try their code without a GPU.
+`APT_DS_GPU_TESTS=cpu` runs the tests marked `gpu` on the CPU, to try their code without a GPU. `APT_DS_SHOW_GPUS=1`
+lets the test process itself see them, for tests of kernels: `gpu/test_on_gpu.py` starts pytest so.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 # what `VISIBLE` was before `hide_gpus`, for the processes of tests marked gpu
 SAVED = "APT_DS_VISIBLE_GPUS"
 ALL = "all"
+SHOW = "APT_DS_SHOW_GPUS"
 ON_CPU = {VISIBLE: "", "DS_ACCELERATOR": "cpu"}
 COUNT = "import torch; print(torch.cuda.device_count())"
 
 
 def hide_gpus() -> None:
     """Make this process one of a machine without GPU. Call it before torch is imported."""
+    if os.environ.get(SHOW) == "1":
+        return
     os.environ.setdefault(SAVED, os.environ.get(VISIBLE, ALL))
     os.environ.update(ON_CPU)
 

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from apt_ds.config.errors import UserError
+from apt_ds.config.option_groups import VARLEN
 from apt_ds.models.architectures import decoder, llama
 from apt_ds.models.architectures.spec import Architecture
 from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, IndexedModule
@@ -62,7 +63,16 @@ def logits(config: PretrainedConfig) -> LogitTransform:
 
 
 def attention(config: PretrainedConfig, wanted: str) -> str:
-    """Eager attention in place of sdpa, which has no soft cap for scores."""
+    """Eager attention in place of sdpa, which has no soft cap for scores.
+
+    Raises:
+        UserError: the variable-length kernel is wanted, which has none either.
+    """
+    if wanted == VARLEN:
+        raise UserError(
+            f"--attn_implementation {wanted}: architecture '{config.model_type}' caps its attention scores, which this "
+            "kernel cannot; give eager, or leave it out"
+        )
     return "eager" if wanted == "sdpa" else wanted
 
 
