@@ -11,6 +11,7 @@ import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,11 @@ class TokenizedSet:
 
     def __getitem__(self, index: int) -> Row:
         return self.rows[index]
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row, int64 [rows]."""
+        return np.array([len(row["input_ids"]) for row in self.rows], np.int64)
 
     def to_bytes(self) -> bytes:
         """The set as `from_bytes` takes it."""

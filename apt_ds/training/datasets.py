@@ -61,7 +61,7 @@ class Data:
 
     def longest(self) -> int:
         """Tokens of the longest example."""
-        return max((len(row["input_ids"]) for part in (self.train, self.held_out) for row in part.rows), default=0)
+        return max((int(part.lengths.max()) for part in (self.train, self.held_out) if len(part)), default=0)
 
     def fingerprints(self) -> dict[str, str]:
         """Hashes of all token ids and labels, by data set."""
