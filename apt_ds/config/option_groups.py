@@ -184,11 +184,21 @@ class PruningOptions:
         "the same step. Gradient accumulation then needs a second forward pass of the student. previous: the nearest "
         "one on the step before, without a second pass",
     )
+    repair: str = choice(
+        "none, ls",
+        "ls: at a cut, least squares set the weights that read what is removed so that outputs change the least",
+    )
+    repair_examples: int = option(256, "calibration examples that --repair reads", COUNT)
 
     @property
     def prunes(self) -> bool:
         """Whether any block is to be removed."""
         return self.mode != "none" and self.sparsity > 0
+
+    @property
+    def repairs(self) -> bool:
+        """Whether cuts repair the weights that read what they remove."""
+        return self.prunes and self.repair != "none"
 
     @property
     def gradual(self) -> bool:

@@ -122,6 +122,10 @@ class RunConfig:
             yield f"--pruning gradual does not support --score {pruning.score}: give --score salience or random"
         if pruning.allow_empty_layers and pruning.structure != "adaptive":
             yield f"--allow_empty_layers requires --structure adaptive (got {pruning.structure}), as layers then differ"
+        if pruning.repairs and pruning.score == "fisher":
+            yield "--repair ls does not support --score fisher, which has a fit of its own: give --repair none"
+        if pruning.repairs and pruning.distill and pruning.teacher == "shrinking":
+            yield "--repair ls does not support --teacher shrinking, which shares the weights that a repair changes"
         if pruning.distill and pruning.mode != "gradual":
             yield (
                 f"--distill requires --pruning gradual (got {pruning.mode}): "

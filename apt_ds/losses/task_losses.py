@@ -39,6 +39,10 @@ class TaskLoss(ABC):
     def loss(self, logits: Logits, batch: Batch) -> Tensor:
         """The loss of `logits`, summed over predictions: an fp32 scalar."""
 
+    def base_inputs(self, model: nn.Module, batch: Batch) -> Inputs:
+        """Arguments of the base model's forward: the model without what makes its predictions."""
+        return encoder_inputs(batch)
+
     def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The loss of a batch for callers that do not use its logits: an fp32 scalar."""
         return self.loss(self.logits(model, batch), batch)
@@ -112,6 +116,10 @@ class TokenLoss(TaskLoss):
     @abstractmethod
     def inputs(self, model: nn.Module, batch: Batch) -> Inputs:
         """Arguments of the model's forward."""
+
+    def base_inputs(self, model: nn.Module, batch: Batch) -> Inputs:
+        """`inputs`, without a cache."""
+        return self.inputs(model, batch) | {"use_cache": False}
 
     @abstractmethod
     def token_targets(self, batch: Batch) -> Tensor:

@@ -170,6 +170,29 @@ def files(name: str, weight: QuantizedParameter, dtype: torch.dtype | None = Non
     return {name: codes.unsqueeze(1)} | {f"{name}.{key}": value for key, value in state.items()}
 
 
+def stored(weight: nn.Parameter) -> dict[str, Tensor]:
+    """All tensors that `restored_like` makes the same weight of. The weight must be gathered."""
+    if not isinstance(weight, QuantizedParameter):
+        return {"values": weight.detach()}
+    lost = torch.tensor(weight.requantization_error, dtype=torch.float64)
+    scales = {"scales": weight.scales} if weight.bits == 8 else weight.scales.as_dict(packed=True)
+    return {"codes": weight.codes(), "lost": lost} | scales
+
+
+def restored_like(old: nn.Parameter, tensors: dict[str, Tensor]) -> nn.Parameter:
+    """The parameter that `stored` has written, on the device and in the dtype of `old`, which it replaces."""
+    if not isinstance(old, QuantizedParameter):
+        # memory of its own: a mapped file has another alignment, and kernels round differently by alignment
+        values = tensors["values"].to(old.device, old.dtype, copy=True)
+        return nn.Parameter(values, requires_grad=old.requires_grad)
+    parts = {key: value.to(old.device, copy=True) for key, value in tensors.items()}
+    codes, lost = parts.pop("codes"), float(parts.pop("lost"))
+    if old.bits == 8:
+        return QuantizedParameter(codes, 8, old.full, parts["scales"], old.dtype, lost)
+    scales = _imported().functional.QuantState.from_dict(parts, old.device)
+    return QuantizedParameter(codes, 4, old.full, scales, old.dtype, lost)
+
+
 def small_parts(weight: Tensor) -> list[Tensor]:
     """The scales of a quantized weight. [] for a plain one."""
     if not isinstance(weight, QuantizedParameter):

@@ -32,6 +32,8 @@ def rules_of(run: RunConfig, anatomy: Anatomy, writable: Writable = EVERY_SIZE) 
         )
     if run.pruning.allow_empty_layers and not all(site.module for site in anatomy.sites):
         raise UserError("--allow_empty_layers is not supported for this architecture: leave it out")
+    if run.pruning.repairs and not anatomy.chained:
+        raise UserError(f"--repair {run.pruning.repair} is not supported for this architecture: give --repair none")
     align = quantization_checks.align(run, default_align(anatomy))
     return Rules(kinds, run.pruning.structure, align, align, writable, run.pruning.allow_empty_layers)
 

@@ -67,6 +67,13 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def from_main(tensor: torch.Tensor) -> torch.Tensor:
+    """Give all ranks rank 0's values of `tensor`, in place, and return it. Collective."""
+    if ready() and td.get_world_size() > 1:
+        td.broadcast(tensor, src=0)
+    return tensor
+
+
 def barrier() -> None:
     """Wait until all ranks are here. Collective."""
     if ready() and td.get_world_size() > 1:

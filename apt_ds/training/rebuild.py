@@ -13,6 +13,7 @@ from apt_ds.pruning import surgery
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.pruning.surgery import Plan
 from apt_ds.runtime import zero
+from apt_ds.training.repairing import Repairer
 from apt_ds.training.run_engine import RunEngine
 
 
@@ -45,6 +46,7 @@ def rebuild(
     run_engine: RunEngine,
     pruner: Pruner,
     training_loss: TrainingLoss,
+    repairer: Repairer,
     plan: Plan,
     step: int,
     generator: torch.Generator,
@@ -56,6 +58,7 @@ def rebuild(
         run_engine: has the engine.
         pruner: made the plan.
         training_loss: its teacher is cut as the student is.
+        repairer: repairs what reads the removed blocks.
         plan: the same on all ranks.
         step: number of updates so far.
         generator: draws the weights by which ranks grow.
@@ -67,6 +70,7 @@ def rebuild(
     with engine_removed(run_engine, moments, scoring) as (model, state):
         if fresh:
             state.counters = dict.fromkeys(state.counters, 0)
+        repairer.before_cut(model, pruner.anatomy, plan.keep, state)
         with training_loss.teacher_follows_surgery(state):
             anatomy = surgery.apply_plan(model, pruner.anatomy, plan, state, generator)
         pruner.follow(plan, anatomy, step)

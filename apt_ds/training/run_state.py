@@ -1,7 +1,7 @@
 """All that a run may change, at a step boundary: who has it, and how a checkpoint saves and restores it.
 
-Frozen base weights are not part of it. A resumed run cuts the base model again, once for each cut of the saved run:
-quantized weights that were cut twice differ from weights that were cut once.
+Frozen base weights are not part of it, except those that a repair has changed. A resumed run cuts the base model again,
+once for each cut of the saved run: quantized weights that were cut twice differ from weights that were cut once.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from apt_ds.pruning import surgery
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.pruning.surgery import Plan
 from apt_ds.runtime import zero
-from apt_ds.training import engine_checkpoint
+from apt_ds.training import engine_checkpoint, repaired_weights
 from apt_ds.training.checkpoint import Checkpoint, ShardWriter
+from apt_ds.training.repairing import Repairer
 
 Tensors = dict[str, Tensor]
 
@@ -54,14 +55,21 @@ class RunState:
     Args:
         pruner: restored with the model's shapes, before the engine exists.
         training_loss: restored before the model gets its trainable weights.
+        repairer: the weights that it has changed are saved and restored, too.
         members: the other objects, by their name in a checkpoint. Restored last.
         started: time of the run's first start.
     """
 
     def __init__(
-        self, pruner: Pruner, training_loss: TrainingLoss, members: Mapping[str, Stateful], started: datetime | None
+        self,
+        pruner: Pruner,
+        training_loss: TrainingLoss,
+        repairer: Repairer,
+        members: Mapping[str, Stateful],
+        started: datetime | None,
     ) -> None:
-        self.pruner, self.training_loss, self.members, self.started = pruner, training_loss, members, started
+        self.pruner, self.training_loss, self.repairer = pruner, training_loss, repairer
+        self.members, self.started = {**members, "repairer": repairer}, started
 
     def capture(self, engine: zero.Engine) -> Content:
         """The state at this step boundary, with the engine as if it had not taken a step. Collective.
@@ -85,10 +93,10 @@ class RunState:
         """A copy of `capture` that later steps do not change. Collective."""
         return copy.deepcopy(self.capture(engine))
 
-    @staticmethod
-    def complete(content: Content, engine: zero.Engine, shards: ShardWriter | None) -> None:
-        """Add what the engine trains to what `capture` returned at this step boundary. Collective."""
+    def complete(self, content: Content, engine: zero.Engine, shards: ShardWriter | None) -> None:
+        """Add trained and repaired weights to what `capture` returned at this step boundary. Collective."""
         content.values["engine"] = engine_checkpoint.add_trained(engine, shards)
+        repaired_weights.add(engine.module, self.repairer.paths, shards)
 
     def load_training_loss(self, saved: Checkpoint) -> None:
         """Restore the training loss, before the model gets its trainable weights."""
@@ -101,6 +109,7 @@ class RunState:
         """
         tensors = saved.tensors["pruner"]
         anatomy = replay_cuts(model, self.pruner.anatomy, tensors)
+        repaired_weights.load(model, saved.tensors.get(repaired_weights.GROUP, {}))
         self.pruner.load_state_dict(anatomy, saved.values["pruner"], tensors)
         engine_checkpoint.load_trained(model, saved.tensors.get("trained", {}))
 

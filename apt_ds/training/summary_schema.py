@@ -95,6 +95,26 @@ class _PruningFigures(TypedDict):
     rebuild_peak_bytes: list[int]
 
 
+class RepairedSite(TypedDict):
+    """A repaired layer. error_cut, error_repaired: squared error of its output, as a fraction of the squared output.
+
+    path: the layer. ridge: how strongly the fit leans to the plain cut, None where the plain cut was best.
+    """
+
+    path: str
+    ridge: float | None
+    error_cut: float
+    error_repaired: float
+
+
+class RepairFigures(TypedDict):
+    """What --repair did. tokens: those that it read, over all ranks. seconds: the time of all repairs."""
+
+    tokens: int
+    seconds: float
+    sites: list[RepairedSite]
+
+
 class PruningFigures(_PruningFigures, total=False):
     """What pruning did.
 
@@ -103,10 +123,12 @@ class PruningFigures(_PruningFigures, total=False):
     align: multiple that the number of neurons of a layer keeps to.
     rebuild_seconds, rebuild_peak_bytes: of each rebuild.
     requantization_error_mean, requantization_error_max: relative error of quantizing cut weights again.
+    repair: what --repair did. Absent without it.
     """
 
     requantization_error_mean: float
     requantization_error_max: float
+    repair: RepairFigures
 
 
 class Evaluated(TypedDict):

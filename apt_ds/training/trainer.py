@@ -30,6 +30,7 @@ from apt_ds.training.final_model import write_final_model
 from apt_ds.training.generators import Generators
 from apt_ds.training.meter import Meter
 from apt_ds.training.metrics import MetricsLogger
+from apt_ds.training.repairing import Repairer
 from apt_ds.training.run_engine import RunEngine
 from apt_ds.training.run_state import Content, RunState, Stateful, saved_after_cut
 from apt_ds.training.saving import Saver
@@ -73,6 +74,7 @@ class Trainer:
             run, data, pruner, self.training_loss, metrics_logger, self.meter, self.early_end, pad_id
         )
         self.run_engine = RunEngine(run, config, pruner, self.steps)
+        self.repairer = Repairer(run, self.training_loss.task_loss, self.steps.batches, metrics_logger.warn)
         members: dict[str, Stateful] = {
             "random": self.generators,
             "meter": self.meter,
@@ -80,7 +82,7 @@ class Trainer:
             "figures": self.evaluations,
             "nonfinite_steps": self.early_end,
         }
-        self.state = RunState(pruner, self.training_loss, members, data.now)
+        self.state = RunState(pruner, self.training_loss, self.repairer, members, data.now)
 
     @classmethod
     def create(
@@ -254,7 +256,16 @@ class Trainer:
         start, kept = seconds_after(zero.device()), self.pruner.kept()
         self.meter.begin_rebuild()
         self.pruner.agree(step, plan)
-        rebuild.rebuild(self.run_engine, self.pruner, self.training_loss, plan, step, self.generators.surgery, fresh)
+        rebuild.rebuild(
+            self.run_engine,
+            self.pruner,
+            self.training_loss,
+            self.repairer,
+            plan,
+            step,
+            self.generators.surgery,
+            fresh,
+        )
         self.meter.rebuilt(seconds_after(zero.device()) - start, cut=self.pruner.kept() < kept)
         self.metrics_logger.adjusted(step, self.pruner.kept(), plan)
 
@@ -270,7 +281,7 @@ class Trainer:
     def _summary(self) -> Summary:
         """The run's figures, all but the last evaluation. The engine must exist."""
         figures, module = self.evaluations.figures, self.engine.module
-        pruning = self.pruner.summary() | quantization.summary(module)
+        pruning = self.pruner.summary() | quantization.summary(module) | self.repairer.summary()
         times = {"rebuild_seconds": self.meter.rebuilds, "rebuild_peak_bytes": self.meter.rebuild_peaks}
         summary: Summary = {
             "version": VERSION,

@@ -1,0 +1,154 @@
+"""Repairs the layers that read what a cut removes, so that their outputs change as little as possible (section 12).
+
+Layers are repaired from first to last. The inputs of a layer are those that the layers below give after their own cut
+and repair. Only consumers of heads and neurons are repaired (`Sublayer.consumer`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from apt_ds.models import quantization
+from apt_ds.models.blocks import Anatomy, Axis, block_slices
+from apt_ds.pruning.kurtosis import effective_weight
+from apt_ds.pruning.layer_walk import LayerWalk, WalkBatch
+from apt_ds.pruning.least_squares import Fit, repaired
+from apt_ds.pruning.masks import Masks
+from apt_ds.runtime import collectives, heartbeat, zero
+from apt_ds.runtime.packed import QuantizedParameter
+
+
+@dataclass(frozen=True)
+class RepairedSite:
+    """One repaired layer: its path, and `least_squares.Fit` without the weights."""
+
+    path: str
+    ridge: float
+    error_cut: float
+    error_repaired: float
+
+
+@torch.no_grad()
+def repair(
+    model: nn.Module,
+    anatomy: Anatomy,
+    keep: np.ndarray,
+    batches: list[WalkBatch],
+    state: zero.EngineState | None = None,
+) -> list[RepairedSite]:
+    """Change the kept columns of every consumer that the cut `keep` shortens. The cut follows. Collective.
+
+    The peak of memory is one layer's weight in fp32, and three matrices of [in, in] in fp32.
+
+    Args:
+        model: before the cut, without an engine and without hooks.
+        anatomy: its blocks.
+        keep: bool [blocks], the blocks that remain.
+        batches: this rank's calibration batches. All ranks have as many.
+        state: the state of what the engine trained, changed like the weights, or None.
+
+    Returns:
+        One entry for each consumer, the same on all ranks.
+    """
+    masks, training = Masks(anatomy), model.training
+    masks.set(keep.astype(float))
+    masks.install(model)
+    model.eval()
+    sites: list[RepairedSite] = []
+    try:
+        walk = LayerWalk(model, anatomy.layers, batches)
+        for number, layer in enumerate(anatomy.layers):
+            for site in repairable(anatomy, keep, layer):
+                sites.append(_repair_site(walk, number, anatomy, site, keep, state))
+            if number + 1 < len(anatomy.layers):
+                walk.advance(number)
+    finally:
+        masks.remove()
+        model.train(training)
+    return sites
+
+
+def repairable(anatomy: Anatomy, keep: np.ndarray, layer: str = "") -> Iterator[int]:
+    """Sites of a layer, or of all, whose consumer can be repaired: it loses some blocks and keeps some.
+
+    Experts and their neurons have no consumer with one weight.
+    """
+    nested = {mixture.neuron_site for mixture in anatomy.experts}
+    spans = dict(block_slices(anatomy.sizes))
+    for number, site in enumerate(anatomy.sites):
+        kept = keep[spans[number]]
+        inside = not layer or site.consumer.startswith(f"{layer}.")
+        if inside and site.kind != "expert" and number not in nested and kept.any() and not kept.all():
+            yield number
+
+
+def _repair_site(
+    walk: LayerWalk, layer: int, anatomy: Anatomy, number: int, keep: np.ndarray, state: zero.EngineState | None
+) -> RepairedSite:
+    """Collect the Gram matrices of a consumer, and repair it."""
+    site = anatomy.sites[number]
+    heartbeat.phase(f"repairing {site.consumer}", limited=False)
+    consumer = walk.model.get_submodule(site.consumer)
+    kept_blocks = keep[dict(block_slices(anatomy.sizes))[number]]
+    kept = torch.from_numpy(kept_blocks[Axis(number, site.unit).owners(len(kept_blocks))]).to(zero.device())
+    grams = _grams(walk, layer, consumer, len(kept))
+    with effective_weight(consumer) as weight:
+        fit = repaired(weight.float(), (grams[0], grams[1]), kept)
+    del grams
+    # solvers may differ in the last bit between machines
+    fit = _of_main(fit, (zero.full_shape(_weight(consumer))[0], int(kept.sum())))
+    if fit.change is not None:
+        _add(consumer, fit.change, kept)
+        entry = {} if state is None else state.tensors.get(f"{site.consumer}.weight", {})
+        if "master" in entry:
+            master = entry["master"]
+            master[:, kept.to(master.device)] += fit.change.to(master.device)
+    return RepairedSite(site.consumer, fit.ridge, fit.error_cut, fit.error_repaired)
+
+
+def _grams(walk: LayerWalk, layer: int, consumer: nn.Module, width: int) -> Tensor:
+    """Sums of x x^T over both halves of the tokens of all ranks, fp32 [2, width, width]. Collective."""
+    grams = torch.zeros(2, width, width, device=zero.device())
+
+    def add(x: Tensor, batch: WalkBatch) -> None:
+        for half in range(2):
+            rows = x[batch.counted & (batch.half == half)].float()
+            grams[half].addmm_(rows.T, rows)
+
+    walk.inputs_of(layer, consumer, add)
+    return collectives.all_reduce_sum(grams)
+
+
+def _of_main(fit: Fit, shape: tuple[int, int]) -> Fit:
+    """Rank 0's fit, on all ranks. Collective."""
+    own = fit.change
+    ridge, error_cut, error_repaired, plain = collectives.on_main(
+        lambda: (fit.ridge, fit.error_cut, fit.error_repaired, own is None)
+    )
+    if plain:
+        return Fit(None, ridge, error_cut, error_repaired)
+    change = own if own is not None else torch.zeros(shape, device=zero.device())
+    return Fit(collectives.from_main(change), ridge, error_cut, error_repaired)
+
+
+def _weight(module: nn.Module) -> nn.Parameter:
+    assert isinstance(module.weight, nn.Parameter)
+    return module.weight
+
+
+def _add(module: nn.Module, change: Tensor, kept: Tensor) -> None:
+    """Add to the kept columns of a module's weight, partitioned and quantized as it is. Collective."""
+    old = _weight(module)
+    with zero.gathered([old]):
+        values = quantization.dense(old, torch.float32).float().clone()
+        values[:, kept] += change
+        new = quantization.requantize_like(old, values if isinstance(old, QuantizedParameter) else values.to(old.dtype))
+    zero.shard([new], like=old)
+    module.weight = new
+    # the old weight must be free before the next one is made
+    zero.release(old)

@@ -1,0 +1,52 @@
+"""Weights that a repair has changed, into a checkpoint and back. A resumed run cannot make them of the base model."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from apt_ds.models import quantization
+from apt_ds.runtime import zero
+from apt_ds.training.checkpoint import ShardWriter
+
+GROUP = "repaired"
+
+
+def add(model: nn.Module, paths: list[str], shards: ShardWriter | None) -> None:
+    """Write the weights of modules, gathered one at a time. Those that the run trains are saved elsewhere. Collective.
+
+    Args:
+        model: the model in the engine.
+        paths: the modules.
+        shards: takes the tensors on the first rank. None on the others.
+    """
+    for path in paths:
+        weight = model.get_submodule(path).weight
+        assert isinstance(weight, nn.Parameter)
+        if weight.requires_grad:
+            continue
+        with zero.gathered([weight]):
+            if shards is not None:
+                for key, value in quantization.stored(weight).items():
+                    shards.add(GROUP, f"{key}:{path}", value.cpu().clone())
+
+
+def load(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Replace the weights of a cut model by those of a checkpoint. Collective.
+
+    Args:
+        model: without an engine, in the checkpoint's shapes.
+        tensors: by "KEY:PATH".
+    """
+    entries: dict[str, dict[str, Tensor]] = {}
+    for label, value in tensors.items():
+        key, _, path = label.partition(":")
+        entries.setdefault(path, {})[key] = value
+    for path, entry in entries.items():
+        module = model.get_submodule(path)
+        old = module.weight
+        assert isinstance(old, nn.Parameter)
+        with zero.gathered([old]):
+            new = quantization.restored_like(old, entry)
+        zero.shard([new], like=old)
+        module.weight = new
+        zero.release(old)

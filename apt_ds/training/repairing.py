@@ -1,0 +1,118 @@
+"""Repair at the cuts of a run: which calibration batches it reads, and what it reports and saves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from apt_ds.config.run_config import RunConfig
+from apt_ds.data.batching import Batch
+from apt_ds.losses.task_losses import TaskLoss
+from apt_ds.models.blocks import Anatomy
+from apt_ds.models.mask_checks import known_rows
+from apt_ds.pruning.layer_walk import WalkBatch
+from apt_ds.pruning.repair import repair, repairable
+from apt_ds.runtime import collectives, zero
+from apt_ds.runtime.clock import seconds_after
+from apt_ds.training.micro_batches import MicroBatches
+
+
+class Repairer:
+    """Repairs consumers before cuts (`pruning/repair.py`), as the options say.
+
+    Attributes:
+        seconds: time that all repairs took.
+        tokens: those that the last repair read, over all ranks.
+        sites: figures of the last repair of each layer, by path.
+    """
+
+    def __init__(self, run: RunConfig, task_loss: TaskLoss, batches: MicroBatches, warn: Callable[[str], None]) -> None:
+        self.run_config, self.task_loss, self.batches, self.warn = run, task_loss, batches, warn
+        self.seconds, self.tokens = 0.0, 0
+        self.sites: dict[str, dict[str, float | None]] = {}
+
+    @property
+    def paths(self) -> list[str]:
+        """Repaired layers, in the order of their first repair. A checkpoint holds their weights."""
+        return list(self.sites)
+
+    def before_cut(
+        self, model: nn.Module, anatomy: Anatomy, keep: np.ndarray | None, state: zero.EngineState | None
+    ) -> None:
+        """Repair what the cut `keep` shortens, if the options say so. Collective.
+
+        Args:
+            model: before the cut, without an engine and without hooks.
+            anatomy: its blocks.
+            keep: bool [blocks], the blocks that remain. None: nothing is cut.
+            state: the state of what the engine trained.
+        """
+        if not self.run_config.pruning.repairs or keep is None or not any(repairable(anatomy, keep)):
+            return
+        start = seconds_after(zero.device())
+        batches = self._walk_batches(model)
+        self.tokens = self._tokens(batches)
+        self._warn_of_few(anatomy, keep)
+        for site in repair(model, anatomy, keep, batches, state):
+            values = asdict(site)
+            path = values.pop("path")
+            # JSON has no infinity
+            self.sites[path] = values | {"ridge": None if math.isinf(site.ridge) else site.ridge}
+        self.seconds += seconds_after(zero.device()) - start
+
+    def _walk_batches(self, model: nn.Module) -> list[WalkBatch]:
+        """This rank's calibration batches. Rows go to the two halves in turn."""
+        world, rank = collectives.world_size(), collectives.rank()
+        steps = -(-self.run_config.pruning.repair_examples // self.run_config.optim.global_batch(world))
+        made = []
+        for step in range(steps):
+            for micro in range(self.batches.per_step):
+                number = (step * self.batches.per_step + micro) * world + rank
+                made.append(self._walk_batch(model, self.batches.on_device(step, micro), number))
+        return made
+
+    def _walk_batch(self, model: nn.Module, batch: Batch, number: int) -> WalkBatch:
+        rows, length = batch.input_ids.shape
+        inputs = self.task_loss.base_inputs(model, batch)
+
+        def run(base: nn.Module) -> None:
+            with known_rows(batch.packed, batch.padded):
+                base(**inputs)
+
+        half = (torch.arange(rows, device=batch.input_ids.device) + number) % 2
+        return WalkBatch(run, batch.attention_mask.flatten() > 0, half.repeat_interleave(length))
+
+    @staticmethod
+    def _tokens(batches: list[WalkBatch]) -> int:
+        """Tokens that count, over all ranks. Collective."""
+        counts = torch.stack([batch.counted.sum() for batch in batches]).sum().reshape(1).float()
+        return int(collectives.all_reduce_sum(counts))
+
+    def _warn_of_few(self, anatomy: Anatomy, keep: np.ndarray) -> None:
+        widest = max(anatomy.sites[number].unit * anatomy.sizes.counts[number] for number in repairable(anatomy, keep))
+        if self.tokens < 2 * widest:
+            self.warn(
+                f"--repair ls reads {self.tokens} tokens, and a layer has {widest} inputs: its halves cannot tell them "
+                f"apart, so repairs stay small. Give about {2 * widest} tokens, by --repair_examples or longer examples"
+            )
+
+    def summary(self) -> dict[str, Any]:
+        """Figures for the summary. {} without a repair."""
+        if not self.sites:
+            return {}
+        sites = [{"path": path, **figures} for path, figures in self.sites.items()]
+        return {"repair": {"tokens": self.tokens, "seconds": self.seconds, "sites": sites}}
+
+    def state_dict(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The figures so far. The weights are saved with the engine's."""
+        return {"sites": self.sites, "seconds": self.seconds, "tokens": self.tokens}, {}
+
+    def load_state_dict(self, values: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Take over `state_dict`."""
+        self.sites, self.seconds, self.tokens = dict(values["sites"]), values["seconds"], values["tokens"]
