@@ -22,13 +22,16 @@ MODES = {
 }
 BF16 = {mode: [*flags, "--bf16"] for mode, flags in MODES.items()}
 EMPTY = [*MODES["gradual"], "--sparsity", "0.75", "--align", "16", "--allow_empty_layers"]
+REPAIR = ["--repair", "ls", "--repair_examples", "16"]
 # name, stage, offload, flags, checkpoints: before, at and after a cut or a growth
 CASES = [
     ("gradual3", 3, False, MODES["gradual"], [1, 2, 5]),
-    ("pretuning2o", 2, True, BF16["pretuning"], [1, 3]),
+    ("repaired2o", 2, True, [*BF16["pretuning"], *REPAIR], [1, 3]),
     ("emptied3", 3, False, EMPTY, [3, 5]),
 ]
 MORE = [
+    ("pretuning2o", 2, True, BF16["pretuning"], [1, 3]),
+    ("repaired3", 3, False, [*MODES["gradual"], *REPAIR], [1, 2, 3, 5, 8]),
     ("gradual2", 2, False, BF16["gradual"], [1, 2, 3, 5]),
     ("pretuning2", 2, False, MODES["pretuning"], [1, 2, 4]),
     ("gradual3o", 3, True, MODES["gradual"], [1, 2, 3, 5, 8]),

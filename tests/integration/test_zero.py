@@ -178,3 +178,20 @@ def test_loss_scale_and_counters_continue(folder: Path) -> None:
     for name, (before, after) in found.items():
         assert before == after, name
         assert before["counters"]["global_steps"] == 4 and before["scaler"]["cur_iter"] == 4, name
+
+
+def test_repairs_are_the_same_on_any_ranks_and_stages(folder: Path) -> None:
+    modes = {"repaired": [*MODES["pretuning"], "--max_steps", "4", "--repair", "ls", "--repair_examples", "16"]}
+    found: dict[str, dict[str, Any]] = {}
+    for world, stages in ((1, [(2, False)]), (2, [(3, False), (0, False)])):
+        runs = multiprocess.run(world, "runs", {"folder": str(folder), "stages": stages, "modes": modes})
+        found |= {f"{world} {name}": run for name, run in runs.items()}
+    first, *others = found.values()
+    assert first["repair"] and any(site["ridge"] for site in first["repair"]["sites"])
+    for run in others:
+        assert run["alive"] == first["alive"]
+        assert np.allclose(run["losses"], first["losses"], rtol=1e-4)
+        for own, expected in zip(run["repair"]["sites"], first["repair"]["sites"], strict=True):
+            assert own["path"] == expected["path"] and own["ridge"] == expected["ridge"]
+            assert own["error_repaired"] == pytest.approx(expected["error_repaired"], rel=1e-2)
+            assert own["error_cut"] == pytest.approx(expected["error_cut"], rel=1e-2)

@@ -73,6 +73,7 @@ def facts(made: trainer.Trainer, figures: dict[str, Any]) -> dict[str, Any]:
         "held_out": figures["after"]["held_out_loss"],
         "score": figures["after"].get("score"),
         "rebuilds": len(figures["pruning"]["rebuild_seconds"]),
+        "repair": figures["pruning"].get("repair"),
     }
 
 

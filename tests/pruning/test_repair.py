@@ -1,0 +1,154 @@
+"""Repair before a cut: layer by layer, over inputs that the repaired layers below give (METHOD.md section 12)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from apt_ds.models import quantization
+from apt_ds.models.architectures import anatomy_of
+from apt_ds.models.blocks import HIDDEN, Anatomy, block_slices
+from apt_ds.pruning.layer_walk import LayerWalk, WalkBatch
+from apt_ds.pruning.masks import Masks
+from apt_ds.pruning.repair import repair, repairable
+from apt_ds.pruning.surgery import Plan, apply_plan
+from apt_ds.runtime.zero import EngineState
+from tests.pruning.test_masks import random_keep, with_adapters
+from tests.support import tiny, tiny_families
+
+FAMILIES = sorted(tiny_families.FAMILIES)
+
+
+def batches(count: int = 6, rows: int = 4, length: int = 16) -> list[WalkBatch]:
+    """Random tokens. The last two of each row do not count."""
+    made = []
+    for number in range(count):
+        ids = tiny.ids(rows, length, seed=number)
+        counted = torch.ones(rows, length, dtype=torch.bool)
+        counted[:, -2:] = False
+        half = (torch.arange(rows) % 2).repeat_interleave(length)
+        made.append(WalkBatch(calling(ids), counted.flatten(), half))
+    return made
+
+
+def calling(ids: torch.Tensor) -> Callable[[Any], Any]:
+    return lambda base: base(input_ids=ids, use_cache=False)
+
+
+def without_hidden(anatomy: Anatomy, keep: np.ndarray) -> np.ndarray:
+    keep = keep.copy()
+    keep[dict(block_slices(anatomy.sizes))[HIDDEN]] = True
+    return keep
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_repaired_model_under_masks_equals_the_cut_one(hidden: bool) -> None:
+    model, anatomy = with_adapters("gqa")
+    keep = random_keep(anatomy, 0)
+    keep = keep if hidden else without_hidden(anatomy, keep)
+    before = copy.deepcopy(model)
+    sites = repair(model, anatomy, keep, batches())
+    assert [site.path for site in sites] == [anatomy.sites[n].consumer for n in repairable(anatomy, keep)]
+    assert any(site.error_repaired < site.error_cut for site in sites)
+    masks, cut = Masks(anatomy), copy.deepcopy(model)
+    masks.install(model)
+    masks.set(keep.astype(float))
+    apply_plan(cut, anatomy, Plan(keep=keep), None, torch.Generator())
+    assert torch.allclose(model(tiny.ids()).logits, cut(tiny.ids()).logits, atol=1e-5)
+    changed = {n for n, p in before.named_parameters() if not torch.equal(p, dict(model.named_parameters())[n])}
+    assert changed == {f"{site.path}.weight" for site in sites if site.ridge < float("inf")}
+
+
+def test_no_site_gets_worse_and_the_stream_comes_nearer_to_the_dense_one() -> None:
+    model, anatomy = with_adapters("gqa")
+    keep = without_hidden(anatomy, random_keep(anatomy, 1))
+    dense, plain = copy.deepcopy(model), copy.deepcopy(model)
+    sites = repair(model, anatomy, keep, batches(24))
+    assert all(site.error_repaired <= site.error_cut for site in sites)
+    for each in (model, plain):
+        apply_plan(each, anatomy, Plan(keep=keep), None, torch.Generator())
+    ids = tiny.ids(16, 16, seed=100)
+    target, repaired_stream, cut_stream = (each.model(ids).last_hidden_state for each in (dense, model, plain))
+    assert (repaired_stream - target).norm() < 0.9 * (cut_stream - target).norm()
+
+
+def test_inputs_are_those_of_a_pass_through_the_repaired_layers_below() -> None:
+    model, anatomy = with_adapters("gqa")
+    keep = without_hidden(anatomy, random_keep(anatomy, 2))
+    masks = Masks(anatomy)
+    masks.set(keep.astype(float))
+    masks.install(model)
+    model.eval()
+    given = batches(2)
+    consumer = model.get_submodule(anatomy.sites[-1].consumer)
+    expected: list[torch.Tensor] = []
+    handle = consumer.register_forward_pre_hook(lambda _, args: expected.append(args[0].flatten(0, 1)), prepend=True)
+    with torch.no_grad():
+        for batch in given:
+            batch.run(model.model)
+    handle.remove()
+    seen: list[torch.Tensor] = []
+    with torch.no_grad():
+        walk = LayerWalk(model, anatomy.layers, given)
+        for number in range(len(anatomy.layers) - 1):
+            walk.advance(number)
+        walk.inputs_of(len(anatomy.layers) - 1, consumer, lambda x, batch: seen.append(x))
+    assert len(seen) == 2 and all(torch.equal(a, b) for a, b in zip(seen, expected, strict=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_decoder_can_be_repaired(family: str) -> None:
+    model = tiny_families.model(family)
+    anatomy = anatomy_of(model.config)
+    keep = without_hidden(anatomy, random_keep(anatomy, 3))
+    sites = repair(model, anatomy, keep, batches(4))
+    assert len(sites) == len(list(repairable(anatomy, keep))) == len(anatomy.sites)
+    assert all(site.error_repaired <= site.error_cut + 1e-6 for site in sites)
+    cut = copy.deepcopy(model)
+    masks = Masks(anatomy)
+    masks.install(model)
+    masks.set(keep.astype(float))
+    apply_plan(cut, anatomy, Plan(keep=keep), None, torch.Generator())
+    assert torch.allclose(model(tiny.ids()).logits, cut(tiny.ids()).logits, atol=3e-5)
+
+
+def test_masters_follow_their_weights() -> None:
+    model, anatomy = with_adapters("gqa")
+    keep = without_hidden(anatomy, random_keep(anatomy, 0))
+    path = anatomy.sites[1].consumer
+    name = f"{path}.weight"
+    master = dict(model.named_parameters())[name].detach().clone()
+    state = EngineState({name: {"master": master}}, adam_step=1.0)
+    repair(model, anatomy, keep, batches(12), state)
+    assert torch.equal(state.tensors[name]["master"], dict(model.named_parameters())[name])
+
+
+def test_a_weight_of_4_bits_is_repaired_between_two_quantizations() -> None:
+    pytest.importorskip("bitsandbytes")
+    model = tiny.model("gqa", hidden_size=64, intermediate_size=128)
+    anatomy = anatomy_of(model.config)
+    paths = [site.consumer for site in anatomy.sites]
+    quantization.hold(model, paths, 4, torch.float32)
+    keep = without_hidden(anatomy, random_keep(anatomy, 0))
+    before = {path: quantization.dense(model.get_submodule(path).weight).clone() for path in paths}
+    sites = repair(model, anatomy, keep, batches(12))
+    moved = [site.path for site in sites if site.ridge < float("inf")]
+    assert moved
+    for path in moved:
+        weight = model.get_submodule(path).weight
+        assert weight.bits == 4 and weight.requantization_error > 0
+        assert not torch.equal(quantization.dense(weight), before[path])
+
+
+def test_a_model_keeps_its_mode_and_loses_all_hooks() -> None:
+    model, anatomy = with_adapters("gqa")
+    model.train()
+    repair(model, anatomy, without_hidden(anatomy, random_keep(anatomy, 0)), batches(2))
+    assert model.training
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+    assert not any("forward" in vars(module) for module in model.modules())
