@@ -118,6 +118,14 @@ class RunConfig:
             yield "--bf16 true and --fp16 true exclude each other: give at most one"
         if optim.trainable == "all" and (pruning.mode != "none" or adapter.grows):
             yield "--train all requires --pruning none and --rank_growth none: --method full says all three"
+        if optim.trainable == "all" and (self.output.export_adapters or adapter.init_adapters):
+            name = "export_adapters" if self.output.export_adapters else "init_adapters"
+            yield f"--{name} requires --train adapters (got all): the run has no adapters"
+        if adapter.init_adapters and pruning.prunes and pruning.score == "taylor":
+            yield (
+                "--init_adapters does not support --score taylor, which scores before the adapters exist: "
+                "give --score salience"
+            )
         if pruning.mode == "gradual" and pruning.score in ("fisher", "taylor"):
             yield f"--pruning gradual does not support --score {pruning.score}: give --score salience or random"
         if pruning.allow_empty_layers and pruning.structure != "adaptive":

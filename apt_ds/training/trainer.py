@@ -297,11 +297,12 @@ class Trainer:
             self.pruner.anatomy,
             self.base,
             self.generation,
-            self.metrics_logger.folder / "model",
+            self.metrics_logger.folder,
             self.run_config.model.export_bits,
             self.written_dtype,
             self.saver.advice(self.done),
             self.metrics_logger.warn,
+            self.run_config.output.export_adapters,
         )
         zero.free_memory()
 
