@@ -53,7 +53,9 @@ def test_the_old_format_is_read(tmp_path: Path) -> None:
     torch.save(load_file(tmp_path / "adapter_model.safetensors"), tmp_path / "adapter_model.bin")
     (tmp_path / "adapter_model.safetensors").unlink()
     found = read_folder(tmp_path, "F").pairs
-    assert all(torch.equal(a, found[path][0]) and torch.equal(b, found[path][1]) for path, (a, b, _) in expected.items())
+    assert all(
+        torch.equal(a, found[path][0]) and torch.equal(b, found[path][1]) for path, (a, b, _) in expected.items()
+    )
 
 
 @pytest.mark.parametrize(
@@ -77,7 +79,7 @@ def test_other_kinds_of_adapters_are_refused(changes: dict[str, Any], words: str
 
 
 def test_weights_beyond_a_lora_and_broken_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="F is not a PEFT folder: adapter_config.json is missing"):
+    with pytest.raises(UserError, match=r"F is not a PEFT folder: adapter_config\.json is missing"):
         read_folder(tmp_path, "F")
     weights = load_file(save(tmp_path) / "adapter_model.safetensors")
     more = {"base_model.model.model.embed_tokens.lora_embedding_A": torch.ones(4, 8)}

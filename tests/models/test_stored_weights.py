@@ -39,7 +39,7 @@ def test_any_bit_any_name_and_the_dtype_change_it(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_weights_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="the model: its weights cannot be read: no file named model.safetensors"):
+    with pytest.raises(UserError, match=r"the model: its weights cannot be read: no file named model\.safetensors"):
         of(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"nonsense")
     with pytest.raises(UserError, match="the model: its weights cannot be read") as caught:
