@@ -94,10 +94,7 @@ class RunConfig:
                 raise UserError(
                     f"--{name} {self.flag(name)} contradicts --method {method}, which means --{name} {value}"
                 )
-        for name, spec in OPTIONS.items():
-            allowed, value = spec.metadata["allowed"], self.flag(name)
-            if allowed is not None and not allowed.holds(value):
-                raise UserError(f"--{name} {value!r} is not allowed: give {allowed}")
+        self._check_allowed()
         for name in REQUIRED:
             if not self.flag(name):
                 raise UserError(f"--{name} is missing: give {OPTIONS[name].metadata['help']}")
@@ -108,6 +105,18 @@ class RunConfig:
             )
         for problem in self._contradictions():
             raise UserError(problem)
+
+    def check_options(self) -> None:
+        """As `check`, for a configuration that names no model, data and output folder."""
+        self._check_allowed()
+        for problem in self._contradictions():
+            raise UserError(problem)
+
+    def _check_allowed(self) -> None:
+        for name, spec in OPTIONS.items():
+            allowed, value = spec.metadata["allowed"], self.flag(name)
+            if allowed is not None and not allowed.holds(value):
+                raise UserError(f"--{name} {value!r} is not allowed: give {allowed}")
 
     def _contradictions(self) -> Iterator[str]:
         """One line for each pair of options that contradict each other."""
