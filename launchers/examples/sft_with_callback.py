@@ -1,8 +1,9 @@
-"""Prune while the Trainer of transformers, or TRL's SFTTrainer, trains: `python launchers/examples/sft_with_callback.py`.
+"""Prune while the Trainer of transformers, or TRL's SFTTrainer, trains.
 
-It tunes SmolLM2-135M on the built-in instructions for 20 steps and removes 30 % of its neurons on the way, in about a
-minute on two CPU cores. `--trl` uses SFTTrainer (`pip install trl`). `deepspeed launchers/examples/sft_with_callback.py
---deepspeed ds_configs/zero2.json` runs under DeepSpeed: the callback then only masks, and `export` cuts.
+`python launchers/examples/sft_with_callback.py` tunes SmolLM2-135M on the built-in instructions for 20 steps. On the way
+it removes 30 % of the prunable parameters, all of them neurons. It takes about a minute on two CPU cores.
+`--trl` uses SFTTrainer (`pip install trl`). `deepspeed launchers/examples/sft_with_callback.py --deepspeed
+ds_configs/zero2.json` runs under DeepSpeed. The callback then only masks, and `export` cuts.
 """
 
 from __future__ import annotations
@@ -22,10 +23,8 @@ STEPS, LENGTH = 20, 64
 
 def texts() -> list[dict[str, str]]:
     """The built-in instructions as prompts and completions."""
-    lines = (
-        resources.files("apt_ds.data").joinpath("builtin/instructions.jsonl").read_text(encoding="utf8").splitlines()
-    )
-    records = [json.loads(line) for line in lines]
+    file = resources.files("apt_ds.data").joinpath("builtin/instructions.jsonl")
+    records = [json.loads(line) for line in file.read_text(encoding="utf8").splitlines()]
     return [{"prompt": f"{r['instruction']} {r['input']}\n", "completion": r["output"]} for r in records]
 
 

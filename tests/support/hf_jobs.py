@@ -74,7 +74,8 @@ def callback_runs(folder: str, cases: dict[str, dict[str, Any]]) -> dict[str, di
         made.train()
         callback.export(place / "pruned")
         collectives.barrier()
-        wrapped = made.model_wrapped.eval()
+        wrapped = made.model_wrapped
+        wrapped.eval()
         with torch.no_grad():
             masked = wrapped(input_ids=tiny.ids()).logits
         written = AutoModelForCausalLM.from_pretrained(place / "pruned") if collectives.is_main() else None

@@ -78,5 +78,5 @@ def test_optimizers_that_cannot_follow_are_refused_in_one_line() -> None:
     factored = torch.optim.Adafactor(weights)
     model(input_ids=tiny.ids(), labels=tiny.ids()).loss.backward()
     factored.step()
-    with pytest.raises(UserError, match="Adafactor keeps .* in another form than the weight's"):
+    with pytest.raises(UserError, match=r"Adafactor keeps .* in another form than the weight's"):
         hf_optimizer.check(factored, model)
