@@ -1,7 +1,7 @@
 """Prune while the Trainer of transformers, or TRL's SFTTrainer, trains.
 
-`python launchers/examples/sft_with_callback.py` tunes SmolLM2-135M on the built-in instructions for 20 steps. On the way
-it removes 30 % of the prunable parameters, all of them neurons. It takes about a minute on two CPU cores.
+`python launchers/examples/sft_with_callback.py` tunes SmolLM2-135M on the built-in instructions for 20 steps. On the
+way it removes 30 % of the prunable parameters, all of them neurons. It takes about a minute on two CPU cores.
 `--trl` uses SFTTrainer (`pip install trl`). `deepspeed launchers/examples/sft_with_callback.py --deepspeed
 ds_configs/zero2.json` runs under DeepSpeed. The callback then only masks, and `export` cuts.
 """

@@ -148,7 +148,6 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
 def test_ddp_and_deepspeed_only_mask_and_the_export_cuts(tmp_path: Path) -> None:
     """One and two processes, DDP, ZeRO-2 and ZeRO-3: the same scores and sizes. Masked equals written."""
     tiny.save_model(tmp_path / "model")
-    accumulate = {"gradient_accumulation_steps": 2}
     runs = [
         (1, "zero2", ZERO["zero2"] | {"gradient_accumulation_steps": 2}),
         (2, "ddp", {}),
