@@ -9,15 +9,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from apt_ds.api import evaluate, export, prune, train
+    from apt_ds.api import evaluate, export, load_adapters, prune, train
     from apt_ds.config.errors import UserError
     from apt_ds.config.run_config import RunConfig
+    from apt_ds.training.hf_callback import AptCallback
 
 __version__ = "0.1.0"
-__all__ = ["RunConfig", "UserError", "evaluate", "export", "prune", "train"]
+__all__ = ["AptCallback", "RunConfig", "UserError", "evaluate", "export", "load_adapters", "prune", "train"]
 
 _MODULES = {
-    **dict.fromkeys(("evaluate", "export", "prune", "train"), "apt_ds.api"),
+    **dict.fromkeys(("evaluate", "export", "load_adapters", "prune", "train"), "apt_ds.api"),
+    "AptCallback": "apt_ds.training.hf_callback",
     "RunConfig": "apt_ds.config.run_config",
     "UserError": "apt_ds.config.errors",
 }

@@ -144,6 +144,22 @@ def export(folder: str, **flags: Any) -> dict[str, Any]:
     return train(resolve(["--config", str(output / "config.yaml")]).replace(**(flags | own)))
 
 
+def load_adapters(folder: str, base: str = "", **options: Any) -> Any:
+    """The base model under the adapters that `export_adapters=True` wrote, as a `peft.PeftModel`.
+
+    Args:
+        folder: `adapters/` of a run's output folder.
+        base: a folder or hub name. '': the base that the adapters name, or `base/` beside them.
+        options: arguments of `from_pretrained` for the base, such as `dtype=torch.float32`.
+
+    Raises:
+        UserError: the folder holds no such adapters, the base is another model, or peft is not installed.
+    """
+    from apt_ds.models.peft_loading import load_adapters as load
+
+    return load(folder, base, **options)
+
+
 def _argv(options: dict[str, Any]) -> list[str]:
     """Options as a command line. True is a flag without a value, False and None leave it out."""
     argv = []

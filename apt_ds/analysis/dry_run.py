@@ -27,7 +27,7 @@ from apt_ds.data.tokenized import TokenizedSet
 from apt_ds.data.tokenizer_checks import check_lengths
 from apt_ds.eval import metrics
 from apt_ds.losses.task_losses import TASK_LOSSES
-from apt_ds.models import adapter, attention, loading, quantization_checks
+from apt_ds.models import adapter, attention, initial_adapters, loading, quantization_checks
 from apt_ds.models.loading import Base
 from apt_ds.models.positions import check_positions
 from apt_ds.models.scope import check_experts
@@ -85,6 +85,7 @@ def dry_run(run: RunConfig, inputs: Callable[[RunConfig], tuple[Base, Data]] = f
     world = run.distributed.world_size or collectives.world_size()
     machine = machine_of(run, world)
     base, data = inputs(run)
+    run, _ = initial_adapters.resolve(run, base, None)
     config = load_config(run, world, base.config.hidden_size)
     zero.check_config(alone(run, config), run.distributed.deepspeed)
     check_experts(run, base.anatomy)

@@ -244,6 +244,9 @@ class AdapterOptions:
         "projections that get an adapter; auto: q,v for instructions, and up too for all other tasks",
         SomeOf((AUTO, *PROJECTIONS)),
     )
+    init_adapters: str = option(
+        "", "a PEFT folder with a LoRA of the base to start from. Ranks and auto targets are those of the folder"
+    )
 
     @property
     def grows(self) -> bool:
@@ -268,6 +271,9 @@ class OutputOptions:
     save_total_limit: int = option(0, "checkpoints to keep; 0: all", NOT_NEGATIVE)
     resume_from_checkpoint: str = option("", "checkpoint to continue from: last, or its folder")
     profile: bool = option(False, "print at the end where the time of a step is spent")
+    export_adapters: bool = option(
+        False, "also write the adapters unmerged, as a PEFT folder adapters/, and the cut base that they fit as base/"
+    )
 
 
 @dataclass(frozen=True)

@@ -94,10 +94,7 @@ class RunConfig:
                 raise UserError(
                     f"--{name} {self.flag(name)} contradicts --method {method}, which means --{name} {value}"
                 )
-        for name, spec in OPTIONS.items():
-            allowed, value = spec.metadata["allowed"], self.flag(name)
-            if allowed is not None and not allowed.holds(value):
-                raise UserError(f"--{name} {value!r} is not allowed: give {allowed}")
+        self._check_allowed()
         for name in REQUIRED:
             if not self.flag(name):
                 raise UserError(f"--{name} is missing: give {OPTIONS[name].metadata['help']}")
@@ -109,6 +106,18 @@ class RunConfig:
         for problem in self._contradictions():
             raise UserError(problem)
 
+    def check_options(self) -> None:
+        """As `check`, for a configuration that names no model, data and output folder."""
+        self._check_allowed()
+        for problem in self._contradictions():
+            raise UserError(problem)
+
+    def _check_allowed(self) -> None:
+        for name, spec in OPTIONS.items():
+            allowed, value = spec.metadata["allowed"], self.flag(name)
+            if allowed is not None and not allowed.holds(value):
+                raise UserError(f"--{name} {value!r} is not allowed: give {allowed}")
+
     def _contradictions(self) -> Iterator[str]:
         """One line for each pair of options that contradict each other."""
         optim, pruning, adapter, data = self.optim, self.pruning, self.adapter, self.data
@@ -118,6 +127,14 @@ class RunConfig:
             yield "--bf16 true and --fp16 true exclude each other: give at most one"
         if optim.trainable == "all" and (pruning.mode != "none" or adapter.grows):
             yield "--train all requires --pruning none and --rank_growth none: --method full says all three"
+        if optim.trainable == "all" and (self.output.export_adapters or adapter.init_adapters):
+            name = "export_adapters" if self.output.export_adapters else "init_adapters"
+            yield f"--{name} requires --train adapters (got all): the run has no adapters"
+        if adapter.init_adapters and pruning.prunes and pruning.score == "taylor":
+            yield (
+                "--init_adapters does not support --score taylor, which scores before the adapters exist: "
+                "give --score salience"
+            )
         if pruning.mode == "gradual" and pruning.score in ("fisher", "taylor"):
             yield f"--pruning gradual does not support --score {pruning.score}: give --score salience or random"
         if pruning.allow_empty_layers and pruning.structure != "adaptive":

@@ -33,8 +33,10 @@ def bytes_written(base: Base, run: RunConfig) -> int:
         if run.optim.trainable == "all"
         else adapter_parameters(base, run)
     )
+    # --export_adapters writes the base again if the run cuts it, and the adapters
+    unmerged = (model * pruned + 4 * trained) * run.output.export_adapters
     # a checkpoint has the trained values and two moments, in float32
-    return int(model + 3 * 4 * trained)
+    return int(model + unmerged + 3 * 4 * trained)
 
 
 def adapter_parameters(base: Base, run: RunConfig) -> int:

@@ -13,7 +13,10 @@ from apt_ds.config.run_config import RunConfig
 from apt_ds.runtime import collectives
 from apt_ds.training import checkpoint
 
-OWN = ("model", "model.tmp", "metrics.jsonl", "summary.json", "summary.json.tmp", "config.yaml")
+OWN = (
+    *("adapters", "adapters.tmp", "base", "base.tmp", "model", "model.tmp"),
+    *("metrics.jsonl", "summary.json", "summary.json.tmp", "config.yaml"),
+)
 
 
 def check_output(run: RunConfig, resumes: bool) -> list[Path] | None:

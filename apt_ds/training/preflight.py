@@ -24,12 +24,16 @@ from apt_ds.runtime import collectives, zero
 
 PACKAGES = ("torch", "deepspeed", "transformers", "numpy")
 # paths may differ by node: their content is compared
-PATHS = ("deepspeed", "model_name_or_path", "data_path", "eval_data_path", "perplexity_path", "output_dir")
+PATHS = (
+    *("deepspeed", "model_name_or_path", "data_path", "eval_data_path", "perplexity_path", "output_dir"),
+    "init_adapters",
+)
 EDGE = 1 << 20
 ADVICE = {
     "version of": "install the same versions on every node",
     "--": "start every node with the same command",
     "DeepSpeed config": "give every node the same file",
+    "adapter file": "put the same adapters on every node, or give one folder that all see",
     "model file": "put the same model on every node, or give one folder that all see",
     "fingerprint": "put the same data on every node, or give one file that all see",
 }
@@ -76,11 +80,13 @@ def facts_of(run: RunConfig, config: dict[str, Any], source: str, commit: str, f
     facts |= {f"--{name}": str(run.flag(name)) for name in OPTIONS if name not in PATHS}
     facts |= {f"DeepSpeed config {path}": value for path, value in leaves(config)}
     facts |= model_files(Path(source)) if Path(source).is_dir() else {"model file commit": commit}
+    if run.adapter.init_adapters and Path(run.adapter.init_adapters).is_dir():
+        facts |= model_files(Path(run.adapter.init_adapters), "adapter file")
     return facts | {f"fingerprint of the {name} data": value for name, value in fingerprints.items()}
 
 
-def model_files(folder: Path) -> Facts:
-    """Size and a hash of both ends of every file of a model folder, by label.
+def model_files(folder: Path, label: str = "model file") -> Facts:
+    """Size and a hash of both ends of every file of a folder of weights, by label.
 
     Raises:
         UserError: a file cannot be read.
@@ -96,8 +102,8 @@ def model_files(folder: Path) -> Facts:
                 file.seek(max(0, size - EDGE))
                 hasher.update(file.read(EDGE))
         except OSError as error:
-            raise UserError(f"model file {path} cannot be read: {error.strerror}") from None
-        files[f"model file {path.name}"] = f"{size} bytes, {hasher.hexdigest()[:12]}"
+            raise UserError(f"{label} {path} cannot be read: {error.strerror}") from None
+        files[f"{label} {path.name}"] = f"{size} bytes, {hasher.hexdigest()[:12]}"
     return files
 
 

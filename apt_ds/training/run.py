@@ -11,7 +11,7 @@ from apt_ds.config.resolve import resolve
 from apt_ds.config.run_config import RunConfig
 from apt_ds.data.glue import labels_of
 from apt_ds.data.tokenizer_checks import check_lengths
-from apt_ds.models import adapter, attention, loading, quantization_checks
+from apt_ds.models import adapter, attention, initial_adapters, loading, quantization_checks
 from apt_ds.models.base_config import decisive
 from apt_ds.models.export.configs import writable_sizes
 from apt_ds.models.loading import Base
@@ -90,9 +90,10 @@ def prepare(run: RunConfig, stop_signals: StopSignals | None = None) -> Trainer:
     base = loading.find_base(
         run.model.model_name_or_path, run.data.task, labels_of(run.data.task), run.model.trust_remote_code
     )
-    config = _check_model(run, base)
     output = Path(run.output.output_dir)
     saved = checkpoint.find(run.output.resume_from_checkpoint, output)
+    run, initial = initial_adapters.resolve(run, base, saved.run if saved is not None else None)
+    config = _check_model(run, base)
     data = read_data(run, base, saved.started if saved is not None else None)
     _check_data(run, base, config, data)
     resolved = attention.resolve(run, base.config, loading.run_dtype(run), zero.device())
@@ -108,7 +109,7 @@ def prepare(run: RunConfig, stop_signals: StopSignals | None = None) -> Trainer:
     if collectives.is_main():
         stop_signals.discard = lambda: discard_output(output, folders)
     parts = resolved, base, config, data, pruner, MetricsLogger(output, data.total_steps), stop_signals
-    trainer = Trainer.create(*parts) if saved is None else Trainer.resume(saved, *parts)
+    trainer = Trainer.create(*parts, initial) if saved is None else Trainer.resume(saved, *parts)
     # the folder is made last: loading the model finds the last mistakes
     prepare_output(run, saved.metrics if saved is not None else None)
     return trainer

@@ -15,6 +15,7 @@ from apt_ds.eval.evaluator import Evaluator
 from apt_ds.losses.training_loss import TrainingLoss
 from apt_ds.models import fingerprint, loading, quantization
 from apt_ds.models.base_config import decisive
+from apt_ds.models.initial_adapters import InitialAdapters
 from apt_ds.models.loading import Base
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.pruning.surgery import Plan
@@ -94,6 +95,7 @@ class Trainer:
         pruner: Pruner,
         metrics_logger: MetricsLogger,
         stop_signals: StopSignals | None = None,
+        initial: InitialAdapters | None = None,
     ) -> Trainer:
         """A run before its first step. Collective.
 
@@ -105,10 +107,14 @@ class Trainer:
             pruner: has not seen a step.
             metrics_logger: takes the metrics, and knows the output folder.
             stop_signals: signals that end the run early.
+            initial: what the adapters start from. None: new adapters.
+
+        Raises:
+            UserError: `initial` does not fit the model.
         """
         trainer = cls(run, base, config, data, pruner, metrics_logger, stop_signals)
         model = trainer._load_model()
-        trainer._attach(model, pruner.scores_by_weight_gradients())
+        trainer._attach(model, pruner.scores_by_weight_gradients(), initial)
         trainer._build(model)
         return trainer
 
@@ -161,9 +167,13 @@ class Trainer:
         )
         return model
 
-    def _attach(self, model: nn.Module, scores_by_weight_gradients: bool) -> None:
+    def _attach(
+        self, model: nn.Module, scores_by_weight_gradients: bool, initial: InitialAdapters | None = None
+    ) -> None:
         """Give the model its trainable weights and, with a teacher, the transform between their layers."""
         self.run_engine.attach_trainables(model, scores_by_weight_gradients)
+        if initial is not None:
+            initial.load(model)
         self.pruner.anatomy = self.training_loss.prepare(model, self.pruner.anatomy)
 
     def _build(self, model: nn.Module) -> None:
@@ -308,11 +318,12 @@ class Trainer:
             self.pruner.anatomy,
             self.base,
             self.generation,
-            self.metrics_logger.folder / "model",
+            self.metrics_logger.folder,
             self.run_config.model.export_bits,
             self.written_dtype,
             self.saver.advice(self.done),
             self.metrics_logger.warn,
+            self.run_config.output.export_adapters,
         )
         zero.free_memory()
 

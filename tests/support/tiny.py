@@ -109,7 +109,7 @@ def answer(model: PreTrainedModel, batch: int = 3) -> torch.Tensor:
     tokens = ids(batch)
     inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     inputs["attention_mask"][-1, 6:] = 0
-    if model.config.model_type == "t5":
+    if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids(batch, 7, seed=1)
     found = model(**inputs)
     if "start_logits" in found:

@@ -9,7 +9,6 @@ longer than `original_max_position_embeddings` and others are not, scores depend
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -66,11 +65,13 @@ register_checkpoint_conversion_mapping(
 )
 
 
-def joined_weights(anatomy: Anatomy) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """(joined weight, its parts in the order of their rows) of all layers."""
-    for layer in anatomy.layers:
-        for sublayer, (whole, parts) in JOINED.items():
-            yield f"{layer}.{sublayer}.{whole}.weight", tuple(f"{layer}.{sublayer}.{part}.weight" for part in parts)
+def joined_weights(anatomy: Anatomy) -> dict[str, tuple[str, ...]]:
+    """Each joined weight of all layers to its parts, in the order of their rows."""
+    return {
+        f"{layer}.{sublayer}.{whole}.weight": tuple(f"{layer}.{sublayer}.{part}.weight" for part in parts)
+        for layer in anatomy.layers
+        for sublayer, (whole, parts) in JOINED.items()
+    }
 
 
 def writable_sizes(config: PretrainedConfig) -> Writable:
@@ -92,7 +93,7 @@ def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy) -> Writ
     stock = decoder.equal_layers(anatomy) and writable_sizes(config).holds(anatomy)
     decoder.resize_config(config, anatomy)
     if stock:
-        return Written(config, joined=dict(joined_weights(anatomy)))
+        return Written(config, joined=joined_weights(anatomy))
     return decoder.adaptive_form(config, anatomy, modeling_apt_phi3, modeling_apt_phi3.AptPhi3Config)
 
 
@@ -104,5 +105,6 @@ ARCHITECTURE = decoder.architecture(
     writable=writable_sizes,
     training_classes={LANGUAGE_MODEL: modeling_apt_phi3.SplitPhi3ForCausalLM},
     title="Phi-3, Phi-3.5, Phi-4 mini",
+    joined=joined_weights,
     uniform_form="its own stock class; with longrope only if hidden size / heads stays",
 )

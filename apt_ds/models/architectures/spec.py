@@ -73,6 +73,11 @@ def logits_of_head(config: PretrainedConfig) -> LogitTransform:
     return IDENTITY
 
 
+def nothing_joined(anatomy: Anatomy) -> Mapping[str, tuple[str, ...]]:
+    """The trained model has the weights of stock checkpoints."""
+    return {}
+
+
 def no_preparation(model: PreTrainedModel, anatomy: Anatomy) -> None:
     """A loaded model can be cut as it is."""
 
@@ -105,6 +110,8 @@ class Architecture:
         training_classes: each task type to the class that is trained, where it is not the stock class. It reads the
             same files.
         begins_with_bos: texts must begin with the BOS token, because the model is far worse without it.
+        joined: the weights that stock checkpoints have as one, by the blocks of the model: its name to the names of its
+            parts in the model, in the order of rows.
         multimodal: the model type of checkpoints that have the family as `text_config`, beside parts for images. The
             language model alone is read of them. '': there are none.
     """
@@ -126,6 +133,7 @@ class Architecture:
     attention: Callable[[PretrainedConfig, str], str] = every_attention
     training_classes: Mapping[str, type[PreTrainedModel]] = field(default_factory=dict)
     begins_with_bos: bool = False
+    joined: Callable[[Anatomy], Mapping[str, tuple[str, ...]]] = nothing_joined
     multimodal: str = ""
 
     @property

@@ -61,6 +61,7 @@ class Format:
         edits: functions of weights, by name. The result is written.
         joined: the weights that are written as one.
         split: (name, CPU tensor) of what to write for a weight, by (name, CPU tensor).
+        merge: whether adapters are merged. False writes the weights beside them.
     """
 
     dtype: torch.dtype
@@ -68,10 +69,11 @@ class Format:
     edits: Edits = field(default_factory=dict)
     joined: JoinedWeights = field(default_factory=lambda: JoinedWeights({}))
     split: Split = whole
+    merge: bool = True
 
     def tensors(self, name: str, module: nn.Module, parameter: nn.Parameter) -> Iterator[tuple[str, Tensor]]:
         """(name, CPU tensor) of the tensors to write for a weight, its adapter merged. It must be gathered."""
-        adapter = module if isinstance(module, AptLinear) and parameter is module.weight else None
+        adapter = module if self.merge and isinstance(module, AptLinear) and parameter is module.weight else None
         if name in self.joined:
             value = adapter.merged() if adapter is not None else quantization.dense(parameter)
             yield from self._joined(name, parameter, value)
@@ -114,6 +116,7 @@ def export(
     task: str = LANGUAGE_MODEL,
     bits: int = 16,
     dtype: torch.dtype | None = None,
+    merge: bool = True,
 ) -> None:
     """Write the model to `folder`, whole or not at all. No masks may be soft. Collective.
 
@@ -127,6 +130,7 @@ def export(
         task: the task type, a constant of `config/tasks.py`.
         bits: below 16, the linear layers of a base quantized to as many bits stay quantized.
         dtype: dtype of all other weights. None: the model's own.
+        merge: whether adapters are merged. False writes the base of unmerged adapters (`peft_adapters.py`).
 
     Raises:
         UserError: the folder cannot be written, for lack of space or permission, or transformers refuses the
@@ -140,7 +144,7 @@ def export(
         quantized = quantization.loading(bits, dtype, quantization.plain_layers(anatomy))
         form.config.quantization_config = quantized.to_dict()
     writer = ShardWriter(partial)
-    format_ = Format(dtype, bits, form.edits, JoinedWeights(form.joined), form.split)
+    format_ = Format(dtype, bits, form.edits, JoinedWeights(form.joined), form.split, merge)
     collectives.on_main(lambda: _writing(partial, writer.start))
     failure: Exception | None = None
     for weight in whole_weights(model):

@@ -1,0 +1,262 @@
+"""APT inside the loop of another library: a callback of transformers' `Trainer`, and of all trainers made from it.
+
+In one plain process the model is cut and adapters grow between two steps, as in a run of this package. Under DDP and
+DeepSpeed the callback only moves masks, as nothing can rebuild the engine that the loop holds
+(`hf_options.cuts_while_training`). `export` then writes a cut copy. A masked model computes what the cut one does.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+from apt_ds.config.errors import UserError
+from apt_ds.models import adapter, task_heads
+from apt_ds.models.architectures import anatomy_of, architecture_of
+from apt_ds.models.blocks import kept_sizes
+from apt_ds.models.export.configs import writable_sizes
+from apt_ds.models.export.write import export
+from apt_ds.models.scope import check_experts
+from apt_ds.pruning import surgery
+from apt_ds.pruning.pruner import Pruner
+from apt_ds.pruning.rules import mask_notice
+from apt_ds.pruning.surgery import Plan
+from apt_ds.runtime import collectives
+from apt_ds.training import hf_optimizer, hf_options
+from apt_ds.training.hf_cut_copy import cut_copy
+from apt_ds.training.hf_micro_batch import announce
+
+
+class AptCallback(TrainerCallback):
+    """Prunes a model and grows its adapters while a `Trainer` trains it.
+
+    The callback freezes the model, adds adapters, and trains these and the layers of a task's answer. It must be given
+    to the constructor of the Trainer, or `attach` must be called before.
+
+    Attributes:
+        pruner: masks, scores and decisions. It exists from the first step on.
+        cuts_while_training: whether the loop can go on with a smaller model. Otherwise masks stay until `export`.
+    """
+
+    def __init__(self, sparsity: float = 0.3, prune_steps: int = 0, **flags: Any) -> None:
+        """Take options of a run by their names.
+
+        Args:
+            sparsity: fraction of the prunable parameters to remove.
+            prune_steps: optimizer steps of the pruning phase. 0: `pruning_phase`, a fraction of all steps.
+            flags: other options of pruning and adapters, such as `prune_every=50` or `adapter_targets="q,v"`.
+
+        Raises:
+            UserError: an option that does not exist, or a value that is not allowed.
+        """
+        if prune_steps < 0:
+            raise UserError(f"prune_steps {prune_steps} is not allowed: give at least 1, or 0 for pruning_phase")
+        self.run = hf_options.options(sparsity, flags)
+        self.prune_steps = prune_steps
+        self.cuts_while_training = False
+        self._model: PreTrainedModel | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._pruner: Pruner | None = None
+        self._handle: RemovableHandle | None = None
+        self._last_step = 0
+
+    @property
+    def pruner(self) -> Pruner:
+        """Masks, scores and decisions."""
+        if self._pruner is None:
+            raise UserError("AptCallback has not seen a training yet: call trainer.train() first")
+        return self._pruner
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model with adapters."""
+        if self._model is None:
+            raise UserError("AptCallback has no model: give it to the Trainer's callbacks, or call attach(model)")
+        return self._model
+
+    def attach(self, model: PreTrainedModel) -> None:
+        """Freeze a model and add adapters, in place. The Trainer's constructor calls it too.
+
+        Raises:
+            UserError: the model or a target is not supported.
+        """
+        if self._model is not None:
+            if self._model is not model:
+                raise UserError("AptCallback has another model already: give every Trainer a callback of its own")
+            return
+        task, self.kind = hf_options.task_of(model)
+        self.run = self.run.replace(task=task)
+        self.base_config: PretrainedConfig = copy.deepcopy(model.config)
+        self.anatomy = anatomy_of(model.config, self.kind)
+        check_experts(self.run, self.anatomy)
+        adapter.check_targets(self.anatomy, self.run.targets)
+        architecture_of(model.config).prepare(model, self.anatomy)
+        adapter.attach(model, self.anatomy, self.run.targets, self.run.adapter.rank, self.run.optim.seed)
+        task_heads.attach(model, self.anatomy)
+        self._model = model
+
+    # Events of the Trainer
+
+    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Add the adapters before the Trainer makes its optimizer."""
+        self._tokenizer = kwargs.get("processing_class")
+        self.attach(kwargs["model"])
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Check the Trainer, and put masks and hooks on the model."""
+        model = self.model
+        hf_options.check_arguments(args, state.global_step)
+        if self._pruner is not None:
+            raise UserError("AptCallback has pruned already: export the model, and start again from what it wrote")
+        self.cuts_while_training = hf_options.cuts_while_training(args)
+        self._tokenizer = kwargs.get("processing_class") or self._tokenizer
+        self._last_step = state.max_steps
+        self._set_phase(state.max_steps)
+        if self.cuts_while_training:
+            hf_optimizer.check(hf_optimizer.plain(kwargs["optimizer"]), model)
+        else:
+            self._only_mask()
+        if args.gradient_checkpointing:
+            # reentrant checkpoints give no gradient to a layer whose input needs none
+            model.enable_input_require_grads()
+        self._pruner = Pruner(self.run, self.anatomy, state.max_steps, args.device, writable_sizes(self.base_config))
+        self._generator = torch.Generator().manual_seed(self.run.optim.seed)
+        if notice := mask_notice(self.run, state.max_steps):
+            self._say(notice)
+        self.pruner.install_hooks(model, self.pruner.needs_scores(0))
+        self._scores = self.pruner.needs_scores(0)
+        self._handle = model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Compare the adapters by the gradients that the optimizer gets, clipped.
+
+        DeepSpeed has no gradients at this point: accelerate has let the engine take its step in `backward`.
+        """
+        if self.cuts_while_training and self.pruner.needs_importance(state.global_step):
+            layers = [layer for _, layer in adapter.adapters(self.model)]
+            importance = torch.stack([hf_optimizer.weight_times_gradient(layer.lora_B) for layer in layers])
+            if bool(torch.isfinite(importance).all()):
+                self.pruner.growth.update(importance)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After an update: take the scores, move the masks, and cut and grow where it is due. Collective."""
+        pruner, step = self.pruner, state.global_step
+        if self.cuts_while_training and step == 1:
+            hf_optimizer.check(hf_optimizer.plain(kwargs["optimizer"]), self.model)
+        if self._scores:
+            self._take_scores(kwargs["optimizer"])
+        pruner.advance(step)
+        plan = pruner.plan(step, self._last_step, self.model)
+        if self.cuts_while_training and plan:
+            self._carry_out(plan, step, hf_optimizer.plain(kwargs["optimizer"]))
+        if self._scores and not pruner.needs_scores(step):
+            pruner.scorer.remove()
+            self._scores = False
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """End the pruning: masks are 0 or 1, and a plain process cuts what they remove. Collective."""
+        pruner = self.pruner
+        if self._handle is not None:
+            self._handle.remove()
+        if state.global_step < self._last_step and not pruner.pruning_finished:
+            self._say(f"training ended at step {state.global_step} of {self._last_step}: the budget may not be met")
+            # as after the last step: masks cannot move any more
+            plan = pruner.plan(max(state.global_step, pruner.phase), 0, self.model)
+            if self.cuts_while_training and plan:
+                self._carry_out(plan, max(state.global_step, pruner.phase), hf_optimizer.plain(kwargs["optimizer"]))
+        pruner.scorer.remove()
+        pruner.agree(state.global_step, Plan(keep=pruner.decision))
+
+    # What comes out
+
+    def export(self, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+        """Write the cut model, adapters merged, as a folder that `from_pretrained` loads. Collective.
+
+        The model of the Trainer stays as it is. Under DDP and DeepSpeed the first rank's host needs memory for the
+        whole model.
+
+        Args:
+            folder: the folder to write. An existing one is replaced.
+            tokenizer: the tokenizer to write. None: the Trainer's.
+
+        Raises:
+            UserError: nothing was trained, there is no tokenizer, or the folder cannot be written.
+        """
+        pruner, model = self.pruner, self.model
+        tokenizer = tokenizer or self._tokenizer
+        if tokenizer is None:
+            raise UserError("AptCallback.export needs a tokenizer: give tokenizer=, or the Trainer a processing_class")
+        generation = model.generation_config if model.can_generate() else None
+        anatomy = pruner.anatomy
+        if not self.cuts_while_training:
+            # the masks of a training that was interrupted may be on their way
+            model, anatomy = cut_copy(model, self.base_config, anatomy, pruner.decision, self.kind, self.run.targets)
+        export(model, anatomy, self.base_config, generation, tokenizer, Path(folder), self.kind)
+
+    def summary(self) -> dict[str, object]:
+        """Kept fraction, sizes and ranks of the model that `export` writes."""
+        pruner = self.pruner
+        sizes = pruner.anatomy.sizes
+        if not self.cuts_while_training:
+            sizes = kept_sizes(sizes, pruner.decision)
+        return {
+            "kept": pruner.anatomy.num_parameters(sizes) / pruner.original,
+            "counts": list(sizes.counts),
+            "hidden": sizes.hidden,
+            "ranks": adapter.ranks(self.model),
+        }
+
+    # Parts of a step
+
+    def _set_phase(self, total: int) -> None:
+        if self.prune_steps > total:
+            raise UserError(f"prune_steps {self.prune_steps} is more than the {total} steps of the training")
+        if self.prune_steps:
+            self.run = self.run.replace(pruning_phase=self.prune_steps / total)
+
+    def _only_mask(self) -> None:
+        """Leave all shapes as they are until the export."""
+        if self.run.adapter.grows:
+            self._say("under DDP and DeepSpeed ranks do not grow, as the Trainer's engine keeps its shapes")
+        self.run = self.run.replace(defer_cuts=True, rank_growth="none")
+
+    def _say(self, line: str) -> None:
+        if collectives.is_main():
+            print(f"AptCallback: {line}", file=sys.stderr, flush=True)
+
+    def _before_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Tell the scorer which tokens count. A forward pass of an evaluation is not scored."""
+        if self._scores and model.training and torch.is_grad_enabled():
+            announce(self.pruner.scorer, args, kwargs, next(model.parameters()).dtype)
+        else:
+            self.pruner.scorer.end()
+
+    def _take_scores(self, optimizer: Any) -> None:
+        """Add up the ranks' sums and take them into the average, or discard those of a step that was not finite."""
+        scorer = self.pruner.scorer
+        scorer.end()
+        sums = collectives.all_reduce_sum(scorer.abs_sums)
+        if not bool(torch.isfinite(sums).all()):
+            self.pruner.discard()
+            return
+        if scorer.stale:
+            scorer.measure_outliers(self.model)
+        scorer.update(1.0 / (hf_optimizer.loss_scale(optimizer) * collectives.world_size()))
+
+    def _carry_out(self, plan: Plan, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """Cut and grow the model between two steps, and its optimizer with it."""
+        pruner, model = self.pruner, self.model
+        pruner.remove_hooks()
+        state = hf_optimizer.take(optimizer, model)
+        anatomy = surgery.apply_plan(model, pruner.anatomy, plan, state.for_surgery(), self._generator)
+        pruner.follow(plan, anatomy, step)
+        hf_optimizer.put(optimizer, model, state, carry=self.run.pruning.optimizer_state == "carry")
+        self._scores = pruner.needs_scores(step)
+        pruner.install_hooks(model, self._scores)

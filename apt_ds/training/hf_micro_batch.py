@@ -1,0 +1,35 @@
+"""Which tokens of a micro-batch count for the scores, from the arguments of a model's forward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apt_ds.pruning.scorer import Scorer
+
+IGNORED = -100  # the label of a token without a loss
+
+
+def announce(scorer: Scorer, args: tuple[Any, ...], kwargs: dict[str, Any], dtype: torch.dtype) -> None:
+    """Tell a scorer of a micro-batch. Waits for the device, as the Trainer has the batch there already.
+
+    Args:
+        scorer: has hooks on the model.
+        args: positional arguments of the forward pass. The first one may be the token ids.
+        kwargs: its other arguments.
+        dtype: the dtype of activations.
+    """
+    tokens = kwargs.get("input_ids", kwargs.get("inputs_embeds", args[0] if args else None))
+    assert isinstance(tokens, Tensor), "the forward pass has no input_ids"
+    mask, positions = kwargs.get("attention_mask"), None
+    if mask is None or mask.dim() != 2:
+        mask = torch.ones(tokens.shape[:2], dtype=torch.int64)
+        # without padding, positions tell packed examples apart
+        positions = kwargs.get("position_ids")
+    labels = kwargs.get("labels")
+    decoder = (labels != IGNORED).long().cpu() if scorer.anatomy.second and labels is not None else None
+    if positions is not None:
+        positions = positions.expand(mask.shape).cpu()
+    scorer.begin(mask.cpu(), dtype, 0, decoder, positions)
