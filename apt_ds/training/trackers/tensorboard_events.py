@@ -22,9 +22,10 @@ class TensorBoardTracker:
         self._as_array = np.asarray
         purge = {"purge_step": run.step + 1} if run.step else {}
         self._writer: Any = SummaryWriter(log_dir=str(run.folder), **purge)
+        self._files: Any = self._writer.file_writer
         experiment, started, self._ended = hparams(dict(run.configuration), {RESULT: 0.0})
         for summary in (experiment, started):
-            self._writer.file_writer.add_summary(summary)
+            self._files.add_summary(summary)
         lines = "\n".join(f"    {name}: {value}" for name, value in run.configuration.items())
         self._writer.add_text("run", f"{run.name}\n\n{lines}", run.step)
         self._writer.flush()
@@ -47,5 +48,5 @@ class TensorBoardTracker:
         if text:
             self._writer.add_text("summary", "\n".join(f"    {line}" for line in text.splitlines()))
         if ended == "finished":
-            self._writer.file_writer.add_summary(self._ended)
+            self._files.add_summary(self._ended)
         self._writer.close()
