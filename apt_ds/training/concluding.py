@@ -1,9 +1,13 @@
-"""What the first rank does once the model is written: figures, trackers, and leftovers."""
+"""What the first rank does once the model is written: figures, model card, trackers, and leftovers."""
 
 from __future__ import annotations
 
+import sys
+
 from apt_ds.config.run_config import RunConfig
 from apt_ds.runtime import collectives
+from apt_ds.runtime.exit_status import one_line
+from apt_ds.training.model_card import write_card
 from apt_ds.training.report import render, report
 from apt_ds.training.summary_schema import Summary
 from apt_ds.training.trainer import Trainer
@@ -24,6 +28,16 @@ def conclude(run: RunConfig, trainer: Trainer, summary: Summary) -> Summary:
         logger.finish_trackers({}, "", "failed")
         raise
     if collectives.is_main():
+        _write_card(run, trainer, summary)
         logger.finish_trackers(summary, render(summary), "finished")
         trainer.tidy()
     return summary
+
+
+def _write_card(run: RunConfig, trainer: Trainer, summary: Summary) -> None:
+    """Write the model card. A failure is a warning: the model is written."""
+    folder = trainer.metrics_logger.folder / "model"
+    try:
+        write_card(run, trainer.base, summary, folder, collectives.world_size())
+    except Exception as error:
+        print(f"the model card was not written: {type(error).__name__}: {one_line(error)}", file=sys.stderr, flush=True)

@@ -22,7 +22,8 @@ class TensorBoardTracker:
         self._as_array = np.asarray
         purge = {"purge_step": run.step + 1} if run.step else {}
         self._writer: Any = SummaryWriter(log_dir=str(run.folder), **purge)
-        self._files: Any = self._writer.file_writer
+        files: Any = self._writer.file_writer
+        self._files = files
         experiment, started, self._ended = hparams(dict(run.configuration), {RESULT: 0.0})
         for summary in (experiment, started):
             self._files.add_summary(summary)
