@@ -86,6 +86,11 @@ def origin_of(name: str, source: str) -> Origin:
     return Origin(**common)
 
 
+def licence_in_card(folder: Path) -> str:
+    """The hub's name of the licence that a folder's model card states. '' without one."""
+    return str(_card(folder).get("license") or "")
+
+
 def is_repository(name: str) -> bool:
     """Whether a text is the well-formed name of a repository."""
     try:

@@ -26,7 +26,7 @@ from apt_ds.runtime.error_messages import translate_error
 from apt_ds.runtime.signals import Stopped, StopSignals
 from apt_ds.runtime.watchdog import Watchdog
 from apt_ds.training import checkpoint, preflight
-from apt_ds.training.concluding import conclude
+from apt_ds.training.concluding import conclude, find_destination
 from apt_ds.training.datasets import Data, read_data
 from apt_ds.training.metrics import MetricsLogger
 from apt_ds.training.output_folder import check_output, discard_output, prepare_output
@@ -58,6 +58,7 @@ def train(run: RunConfig, signals: StopSignals | None = None) -> Summary:
             stop_signals.tell = watchdog.tell
             trainer: Trainer | None = None
             try:
+                destination = collectives.on_main(lambda: find_destination(run))
                 trainer = prepare(run, stop_signals)
                 try:
                     summary = trainer.run()
@@ -75,10 +76,13 @@ def train(run: RunConfig, signals: StopSignals | None = None) -> Summary:
                 if translated is error:
                     raise
                 raise translated from error
+        if destination is not None:
+            # the card names the whole repository
+            run = run.replace(hub_model_id=destination.repository)
         if stop_signals.asked:
             # The signal came while the model was written. The run writes its summary and measures nothing more.
             run = run.replace(report=False)
-        return conclude(run, trainer, summary)
+        return conclude(run, trainer, summary, destination, stopped=bool(stop_signals.asked))
 
 
 def prepare(run: RunConfig, stop_signals: StopSignals | None = None) -> Trainer:
