@@ -241,3 +241,4 @@ def test_a_tracker_that_does_not_answer_delays_nothing() -> None:
 def test_numbers_are_named_by_their_path() -> None:
     nested = {"loss": None, "a": {"b": 1, "c": math.nan, "d": [1]}, "note": "text", "flag": True, "e": 2.5}
     assert flatten(nested, "train") == {"train/a/b": 1, "train/e": 2.5}
+    assert flatten(nested, "", depth=1) == {"e": 2.5}

@@ -96,7 +96,7 @@ class Trackers:
             text: the table that the run ends with.
             ended: how the run ended.
         """
-        table = flatten(summary, "")
+        table = flatten(summary, "", depth=2)
         for name, background in self._background.items():
             background.submit(lambda to=self._trackers[name]: to.finish(table, text, ended))  # type: ignore[misc]
         for background in self._background.values():
@@ -129,13 +129,19 @@ class Trackers:
             return {}
 
 
-def flatten(values: Mapping[str, Any], prefix: str) -> dict[str, float]:
-    """The finite numbers of a nested dictionary, by their path. Lists, texts and truth values are left out."""
+def flatten(values: Mapping[str, Any], prefix: str, depth: int = 9) -> dict[str, float]:
+    """The finite numbers of a nested dictionary, by their path. Lists, texts and truth values are left out.
+
+    Args:
+        values: the dictionary.
+        prefix: what each path begins with.
+        depth: how many keys a path may have. Deeper numbers are left out.
+    """
     numbers: dict[str, float] = {}
     for key, value in values.items():
         path = f"{prefix}/{key}" if prefix else key
         if isinstance(value, Mapping):
-            numbers |= flatten(value, path)
+            numbers |= flatten(value, path, depth - 1) if depth > 1 else {}
         elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             numbers[path] = value
     return numbers
