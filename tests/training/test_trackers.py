@@ -15,6 +15,7 @@ import pytest
 from apt_ds.config.errors import UserError
 from apt_ds.config.resolve import resolve
 from apt_ds.config.run_config import RunConfig
+from apt_ds.runtime import collectives
 from apt_ds.training.trackers import TrackedRun, Trackers, check_installed, collection, installed
 from apt_ds.training.trackers.background import Background
 from apt_ds.training.trackers.collection import flatten
@@ -217,6 +218,12 @@ def test_a_tracker_that_is_not_installed_is_one_line(
         "--report_to"
     ]
     check_installed(())
+
+
+def test_other_ranks_have_no_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collectives, "is_main", lambda: False)
+    trackers = Reports(tmp_path / "out", "tensorboard").report(0, range(1, 3), finish=True)
+    assert trackers.take_failures() == [] and list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.parametrize("value", ["none,wandb", "comet", "wandb,wandb"])

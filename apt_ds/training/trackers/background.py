@@ -55,5 +55,5 @@ class Background:
 
 def describe(error: BaseException) -> str:
     """An error of a tracker in one short line."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return text if len(text) <= 300 else f"{text[:297]}..."
