@@ -94,7 +94,7 @@ def check_loading(text: str, folder: Path) -> None:
     own = "auto_map" in json.loads((folder / "config.json").read_text())
     assert ("trust_remote_code=True" in code) == own
     assert ("vllm serve" in text) == (not own)
-    assert ("apt_ds.models.export.gguf" in text) == own
+    assert "python -m apt_ds.models.export.gguf FOLDER" in text and ("sizes by layer:" in text) == own
     names: dict[str, Any] = {}
     exec(code.replace("FOLDER", str(folder)), names)
     with torch.no_grad():
