@@ -40,7 +40,8 @@ OWN = ("method", "sparsity", "seed", "output_dir")
 # what a folder may differ in and still be the same run
 INCIDENTAL = (
     *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "deepspeed", "trust_remote_code"),
-    *("logging_steps", "report", "report_samples"),
+    *("logging_steps", "report", "report_samples", "report_to", "run_name", "logging_dir"),
+    *("push_to_hub", "hub_model_id", "hub_private_repo", "hub_token"),
 )
 # what asks the comparison to stop
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

@@ -29,6 +29,7 @@ from apt_ds.config.tasks import TASKS
 BLOCKS = ("heads", "neurons", "hidden", "experts")
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 AUTO = "auto"
+TRACKERS = ("none", "tensorboard", "wandb", "mlflow")
 FLASH, VARLEN = "flash_attention_2", "varlen"  # kernels that take the starts of packed examples
 
 
@@ -274,6 +275,20 @@ class OutputOptions:
     export_adapters: bool = option(
         False, "also write the adapters unmerged, as a PEFT folder adapters/, and the cut base that they fit as base/"
     )
+    report_to: str = option("none", "experiment trackers that get metrics, sizes and options", SomeOf(TRACKERS))
+    run_name: str = option("", "name of the run for the trackers; empty: the name of the output folder")
+    logging_dir: str = option("", "folder of the trackers' local files; empty: runs in the output folder")
+    push_to_hub: bool = option(False, "upload the written model to the Hugging Face hub at the end of the run")
+    hub_model_id: str = option("", "repository to upload to, with or without the user; empty: the output folder's name")
+    hub_private_repo: bool = option(False, "make the repository private where the upload makes it")
+    hub_token: str = option(
+        "", "token of the hub, which nothing records; empty: the token of hf auth login or HF_TOKEN"
+    )
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The names of the trackers, in the order of the option. () for none."""
+        return tuple(name for name in split_commas(self.report_to) if name != "none")
 
 
 @dataclass(frozen=True)

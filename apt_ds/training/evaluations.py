@@ -37,28 +37,29 @@ class Evaluations:
 
     def before(self, engine: zero.Engine, data: DataSizes) -> ModelFigures:
         """Evaluate before the first step. Collective."""
-        self.figures["before"] = self.everything(engine)
+        self.figures["before"] = self.everything(engine, 0)
         self.figures["data"] = data
         return self.figures["before"]
 
-    def after_cut(self, engine: zero.Engine) -> None:
-        """Evaluate after a cut at once, before any step of the smaller model. Collective."""
-        self.figures["after_cut"] = self.everything(engine)
+    def after_cut(self, engine: zero.Engine, step: int) -> None:
+        """Evaluate after a cut at once, before any step of the smaller model. step: updates so far. Collective."""
+        self.figures["after_cut"] = self.everything(engine, step)
 
-    def after(self, engine: zero.Engine) -> tuple[ModelFigures, bool]:
-        """The evaluation after the last step, and whether it is new. Collective.
+    def after(self, engine: zero.Engine, step: int) -> tuple[ModelFigures, bool]:
+        """The evaluation after the last step, number `step`, and whether it is new. Collective.
 
         A resumed run takes the saved one. Sizes are counted again, since --export_bits may have changed.
         """
         if "after" in self.figures:
             return cast(ModelFigures, self.figures["after"] | self.evaluator.sizes(engine)), False
-        return self.everything(engine), True
+        return self.everything(engine, step), True
 
-    def everything(self, engine: zero.Engine) -> ModelFigures:
-        """Evaluate the model: loss, metrics, perplexities and sizes. Collective."""
+    def everything(self, engine: zero.Engine, step: int) -> ModelFigures:
+        """Evaluate the model after `step` updates: loss, metrics, perplexities and sizes. Collective."""
         heartbeat.phase("evaluation", limited=False)
         with self.meter.evaluation():
             figures = self.evaluator.everything(engine)
+        self.metrics_logger.evaluated(step, figures)
         self.early_end.listen()
         return cast(ModelFigures, figures)
 
@@ -76,6 +77,7 @@ class Evaluations:
                 score = self.evaluator.score(engine)
             self.score_history.take(step, score, self.meter.seconds, at_target)
             self.metrics_logger.warn(f"step {step}: score {score:.4f}")
+            self.metrics_logger.evaluated(step, {"score": score})
             self.early_end.listen()
         return self.score_history.score
 

@@ -1,13 +1,14 @@
-"""What a run shows while it trains: `metrics.jsonl`, a progress bar, and lines on stderr."""
+"""What a run shows while it trains: `metrics.jsonl`, a progress bar, lines on stderr, and experiment trackers."""
 
 from __future__ import annotations
 
 import json
 import math
 import sys
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -15,17 +16,19 @@ from apt_ds.config.errors import UserError
 from apt_ds.pruning.surgery import Plan
 from apt_ds.runtime import collectives
 from apt_ds.training.summary_schema import MetricsLine
+from apt_ds.training.trackers import Trackers
+from apt_ds.training.trackers.tracker import Ended
 
 
 class MetricsLogger:
-    """Metrics file and progress bar on the first rank. The other ranks write nothing.
+    """Metrics file, progress bar and trackers on the first rank. The other ranks write nothing.
 
     Attributes:
         folder: the run's output folder.
     """
 
-    def __init__(self, folder: Path, total_steps: int, quiet: bool = False) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, total_steps: int, quiet: bool = False, trackers: Trackers | None = None) -> None:
+        self.folder, self._trackers = folder, trackers
         self._total, self._quiet = total_steps, quiet or not collectives.is_main()
         self._writes = collectives.is_main()
 
@@ -40,7 +43,7 @@ class MetricsLogger:
         return tqdm(total=self._total, unit="step", disable=self._quiet, file=sys.stderr, smoothing=0.1)
 
     def step(self, line: MetricsLine) -> None:
-        """Write one line of metrics and move the bar to its step.
+        """Write one line of metrics, report it and move the bar to its step.
 
         Raises:
             UserError: the file cannot be written.
@@ -57,6 +60,7 @@ class MetricsLogger:
             raise UserError(
                 f"cannot write {self.folder / 'metrics.jsonl'}: {error.strerror}. Free some space"
             ) from None
+        self._track(line["step"], "train", line)
         kept, ranks = f"{100 * line['kept']:.1f}%", f"{line['ranks']['mean']:.1f}"
         self._bar.set_postfix(loss=f"{loss:.3f}", kept=kept, ranks=ranks)
         self._bar.update(line["step"] - self._bar.n)
@@ -70,6 +74,28 @@ class MetricsLogger:
         if not self._bar.disable:
             grown = f"; {len(plan.grow)} adapters grew" if plan.grow else ""
             self._bar.write(f"step {step}: {100 * kept:.2f} % of the prunable parameters kept{grown}", file=sys.stderr)
+
+    def evaluated(self, step: int, figures: Mapping[str, Any]) -> None:
+        """Report an evaluation after `step` updates to the trackers."""
+        if self._writes:
+            self._track(step, "eval", figures)
+
+    def layers(self, step: int, values: Mapping[str, list[int]]) -> None:
+        """Report one number for each layer or adapter, by name, after `step` updates to the trackers."""
+        if self._trackers is not None:
+            self._trackers.histograms(step, values)
+
+    def finish_trackers(self, summary: Mapping[str, Any], text: str, ended: Ended) -> None:
+        """Close the trackers. See `Trackers.finish`."""
+        if self._trackers is not None:
+            self._trackers.finish(summary, text, ended)
+
+    def _track(self, step: int, prefix: str, values: Mapping[str, Any]) -> None:
+        if self._trackers is None:
+            return
+        self._trackers.scalars(step, prefix, values)
+        for failure in self._trackers.take_failures():
+            self.warn(failure)
 
     def warn(self, text: str) -> None:
         """Write one line on stderr."""

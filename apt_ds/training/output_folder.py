@@ -12,7 +12,10 @@ from apt_ds.config.errors import UserError
 from apt_ds.config.run_config import RunConfig
 from apt_ds.runtime import collectives
 from apt_ds.training import checkpoint
+from apt_ds.training.trackers import collection as trackers
 
+# what trackers write. A resumed run goes on with it
+TRACKED = (trackers.FOLDER, trackers.IDS)
 OWN = (
     *("adapters", "adapters.tmp", "base", "base.tmp", "model", "model.tmp"),
     *("metrics.jsonl", "summary.json", "summary.json.tmp", "config.yaml"),
@@ -69,7 +72,7 @@ def prepare_output(run: RunConfig, metrics: bytes | None = None) -> None:
 def _prepare(folder: Path, run: RunConfig, metrics: bytes | None) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in OWN:
+        for name in (*OWN, *(TRACKED if metrics is None else ())):
             path = folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         checkpoint.sweep(folder, everything=metrics is None)
@@ -89,9 +92,9 @@ def discard_output(folder: Path, made: list[Path] | None) -> None:
     if made is None or not folder.is_dir():
         return
     sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
-    if sizes.keys() <= {"config.yaml", "metrics.jsonl"} and not sizes.get("metrics.jsonl"):
+    if sizes.keys() <= {"config.yaml", "metrics.jsonl", *TRACKED} and not sizes.get("metrics.jsonl"):
         with suppress(OSError):  # another process may have written into it
             for name in sizes:
-                (folder / name).unlink()
+                shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
             for path in made:
                 path.rmdir()

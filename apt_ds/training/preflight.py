@@ -18,7 +18,7 @@ from typing import Any
 
 import apt_ds
 from apt_ds.config.errors import UserError
-from apt_ds.config.run_config import OPTIONS, RunConfig
+from apt_ds.config.run_config import OPTIONS, SECRETS, RunConfig
 from apt_ds.models import quantization_checks
 from apt_ds.runtime import collectives, zero
 
@@ -28,6 +28,7 @@ PATHS = (
     *("deepspeed", "model_name_or_path", "data_path", "eval_data_path", "perplexity_path", "output_dir"),
     "init_adapters",
 )
+IGNORED = (*PATHS, *SECRETS, "logging_dir")
 EDGE = 1 << 20
 ADVICE = {
     "version of": "install the same versions on every node",
@@ -77,7 +78,7 @@ def facts_of(run: RunConfig, config: dict[str, Any], source: str, commit: str, f
     if quantization_checks.needed(run):
         facts["version of bitsandbytes"] = version("bitsandbytes")
     facts |= {"version of apt_ds": apt_ds.__version__, "version of python": platform.python_version()}
-    facts |= {f"--{name}": str(run.flag(name)) for name in OPTIONS if name not in PATHS}
+    facts |= {f"--{name}": str(run.flag(name)) for name in OPTIONS if name not in IGNORED}
     facts |= {f"DeepSpeed config {path}": value for path, value in leaves(config)}
     facts |= model_files(Path(source)) if Path(source).is_dir() else {"model file commit": commit}
     if run.adapter.init_adapters and Path(run.adapter.init_adapters).is_dir():

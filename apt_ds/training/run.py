@@ -20,17 +20,19 @@ from apt_ds.models.positions import check_positions
 from apt_ds.models.scope import check_experts
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.pruning.rules import mask_notice
-from apt_ds.runtime import collectives, exit_status, zero
+from apt_ds.runtime import collectives, exit_status, heartbeat, zero
 from apt_ds.runtime.deterministic import deterministic
 from apt_ds.runtime.error_messages import translate_error
-from apt_ds.runtime.signals import StopSignals
+from apt_ds.runtime.signals import Stopped, StopSignals
 from apt_ds.runtime.watchdog import Watchdog
 from apt_ds.training import checkpoint, preflight
+from apt_ds.training.concluding import conclude, find_destination
 from apt_ds.training.datasets import Data, read_data
 from apt_ds.training.metrics import MetricsLogger
 from apt_ds.training.output_folder import check_output, discard_output, prepare_output
-from apt_ds.training.report import report
 from apt_ds.training.summary_schema import Summary
+from apt_ds.training.trackers import Trackers, check_installed
+from apt_ds.training.trackers.tracker import Ended
 from apt_ds.training.trainer import Trainer
 
 
@@ -54,7 +56,9 @@ def train(run: RunConfig, signals: StopSignals | None = None) -> Summary:
         zero.init_distributed(run.distributed.timeout, watched=True)
         with Watchdog(run.distributed.timeout, stop_signals.leave) as watchdog:
             stop_signals.tell = watchdog.tell
+            trainer: Trainer | None = None
             try:
+                destination = collectives.on_main(lambda: find_destination(run))
                 trainer = prepare(run, stop_signals)
                 try:
                     summary = trainer.run()
@@ -62,6 +66,9 @@ def train(run: RunConfig, signals: StopSignals | None = None) -> Summary:
                     trainer.metrics_logger.close()
                 collectives.barrier()
             except BaseException as error:
+                if trainer is not None:
+                    ended: Ended = "stopped" if isinstance(error, Stopped) else "failed"
+                    trainer.metrics_logger.finish_trackers({}, "", ended)
                 stop_signals.discard()
                 if not isinstance(error, RuntimeError | MemoryError):
                     raise
@@ -69,13 +76,13 @@ def train(run: RunConfig, signals: StopSignals | None = None) -> Summary:
                 if translated is error:
                     raise
                 raise translated from error
+        if destination is not None:
+            # the card names the whole repository
+            run = run.replace(hub_model_id=destination.repository)
         if stop_signals.asked:
             # The signal came while the model was written. The run writes its summary and measures nothing more.
             run = run.replace(report=False)
-        summary = report(run, trainer.base, trainer.data, summary, trainer.metrics_logger.folder)
-        if collectives.is_main():
-            trainer.tidy()
-        return summary
+        return conclude(run, trainer, summary, destination, stopped=bool(stop_signals.asked))
 
 
 def prepare(run: RunConfig, stop_signals: StopSignals | None = None) -> Trainer:
@@ -85,6 +92,7 @@ def prepare(run: RunConfig, stop_signals: StopSignals | None = None) -> Trainer:
         UserError: the input has a mistake. Nothing has been written.
     """
     zero.init_distributed(run.distributed.timeout)
+    collectives.on_main(lambda: check_installed(run.output.trackers))
     loading.quiet_transformers()
     zero.check_sections(run.distributed.deepspeed)
     base = loading.find_base(
@@ -108,10 +116,14 @@ def prepare(run: RunConfig, stop_signals: StopSignals | None = None) -> Trainer:
     folders = check_output(run, resumes=saved is not None)
     if collectives.is_main():
         stop_signals.discard = lambda: discard_output(output, folders)
-    parts = resolved, base, config, data, pruner, MetricsLogger(output, data.total_steps), stop_signals
+    trackers = Trackers(run)
+    metrics_logger = MetricsLogger(output, data.total_steps, trackers=trackers)
+    parts = resolved, base, config, data, pruner, metrics_logger, stop_signals
     trainer = Trainer.create(*parts, initial) if saved is None else Trainer.resume(saved, *parts)
     # the folder is made last: loading the model finds the last mistakes
     prepare_output(run, saved.metrics if saved is not None else None)
+    heartbeat.phase("starting trackers", limited=False)
+    collectives.on_main(lambda: trackers.start(trainer.done))
     return trainer
 
 

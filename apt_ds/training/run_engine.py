@@ -19,6 +19,7 @@ class RunEngine:
         self.run_config, self.config, self.pruner, self.steps = run, config, pruner, steps
         self.make_optimizer = adam8bit.maker(run)
         self._engine: zero.Engine | None = None
+        self._monitor: zero.Monitor | None = None
 
     @property
     def engine(self) -> zero.Engine:
@@ -42,7 +43,8 @@ class RunEngine:
     def build(self, model: nn.Module, scoring: bool) -> None:
         """Install hooks on a model and put it under an engine. Collective."""
         self.steps.install_hooks(model, scoring)
-        self._engine = zero.build(model, self._engine_config(), self.make_optimizer)
+        engine = zero.build(model, self._engine_config(), self.make_optimizer, self._monitor)
+        self._engine, self._monitor = engine, engine.monitor
 
     def remove(self) -> nn.Module:
         """Destroy the engine and remove all hooks. Returns the model."""

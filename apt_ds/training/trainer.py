@@ -37,6 +37,7 @@ from apt_ds.training.run_state import Content, RunState, Stateful, saved_after_c
 from apt_ds.training.saving import Saver
 from apt_ds.training.score_history import ScoreHistory
 from apt_ds.training.summary_schema import VERSION, ProfileFigures, PruningFigures, Summary, TrainingFigures
+from apt_ds.training.trackers.layers import layers_of
 from apt_ds.training.train_step import TrainStep
 
 
@@ -191,7 +192,7 @@ class Trainer:
     def run(self) -> Summary:
         """Train, prune, evaluate and write the model. Returns what the report completes. Collective."""
         self.train_loop()
-        after, new = self.evaluations.after(self.engine)
+        after, new = self.evaluations.after(self.engine, self.done)
         if new:
             self.saver.add_evaluation(self.done, after)
         self._keep()
@@ -205,10 +206,11 @@ class Trainer:
         if "before" not in self.evaluations.figures:
             self.training_loss.set_initial_score(dict(self.evaluations.before(self.engine, self.data.describe())))
         self.early_end.begin()
+        self._report_layers(self.done)
         for step in range(self.done, self.data.total_steps):
             if step == self.pruner.cut_step and not self.pruner.cut_done:
                 self.cut_at_once(step)
-                self.evaluations.after_cut(self.engine)
+                self.evaluations.after_cut(self.engine, step)
             self.train_step(step)
             self.adjust(step + 1)
             self.done = step + 1
@@ -278,6 +280,11 @@ class Trainer:
         )
         self.meter.rebuilt(seconds_after(zero.device()) - start, cut=self.pruner.kept() < kept)
         self.metrics_logger.adjusted(step, self.pruner.kept(), plan)
+        self._report_layers(step)
+
+    def _report_layers(self, step: int) -> None:
+        """Report ranks and kept sizes after `step` updates to the trackers."""
+        self.metrics_logger.layers(step, layers_of(self.engine.module, self.pruner.anatomy))
 
     def evaluate(self, step: int) -> float:
         """The score after `step` updates. Collective."""

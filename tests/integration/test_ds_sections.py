@@ -16,7 +16,8 @@ from apt_ds.config.errors import UserError
 from apt_ds.config.resolve import resolve
 from apt_ds.config.run_config import RunConfig
 from apt_ds.runtime import zero
-from tests.support.launcher import Place, Run, caller, own_world
+from tests.support.launcher import GRADUAL, Place, Run, caller, own_world
+from tests.support.paths import ROOT
 
 FP16 = {"enabled": "auto", "loss_scale": 0, "loss_scale_window": 1000, "initial_scale_power": 16}
 ADAMW = {"type": "AdamW", "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}}
@@ -110,7 +111,7 @@ NAMED: dict[str, tuple[object, list[str]]] = {
         for name in (
             *("curriculum_learning", "elasticity", "amp", "compression_training", "data_efficiency", "autotuning"),
             *("sparse_attention", "flops_profiler", "progressive_layer_drop", "eigenvalue", "quantize_training"),
-            *("hybrid_engine", "tensorboard", "wandb", "activation_checkpointing", "torch_autocast", "nebula"),
+            *("hybrid_engine", "activation_checkpointing", "torch_autocast", "nebula"),
             *("bfloat16", "tensor_parallel", "pipeline", "checkpoint", "comms_logger"),
         )
     },
@@ -141,6 +142,14 @@ NAMED: dict[str, tuple[object, list[str]]] = {
     "an outdated field": (zero_section(cpu_offload=True), ["cpu_offload' is outdated", "offload_optimizer"]),
     "fp16": ({"fp16": {"loss_scale_windw": 1}}, ["'fp16' has an unknown", "'loss_scale_window'"]),
     "optimizer": ({"optimizer": {"type": "AdamW", "parms": {}}}, ["'optimizer' has an unknown 'parms'", "'params'"]),
+    "a field of a monitor": (
+        {"csv_monitor": {"enabled": True, "out_path": "x"}},
+        ["unknown 'out_path'", "output_path"],
+    ),
+    "a monitor that is not installed": (
+        {"comet": {"enabled": True}},
+        ["'comet' needs the package comet_ml: install it"],
+    ),
     "twice": ('{"steps_per_print": 1, "steps_per_print": 2}', ["'steps_per_print' more than once"]),
     "broken behind a comment": ('{ // one\n/* two\n */ "bf16": }', ["not JSON", "line 3"]),
 }
@@ -187,6 +196,45 @@ def test_the_examples_of_transformers_run(name: str, place: Place, tmp_path: Pat
     assert len(notes) == 1 and "--lr_scheduler_type" in notes[0]
     row = json.loads((tmp_path / "out" / "metrics.jsonl").read_text(encoding="utf8").splitlines()[-1])
     assert row["step"] == 1
+
+
+def monitored(folder: Path, events: Path) -> str:
+    """A DeepSpeed file with its two monitors that write files."""
+    content = json.loads((ROOT / "ds_configs" / "zero2.json").read_text(encoding="utf8"))
+    place = {"enabled": True, "output_path": str(events), "job_name": "job"}
+    return written(folder, content | {"tensorboard": place, "csv_monitor": place})
+
+
+def test_the_monitors_of_deepspeed_see_one_run(place: Place, tmp_path: Path, run: Run) -> None:
+    """Every rebuild makes another engine. Its monitors go on where those before ended."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    path = monitored(tmp_path, tmp_path / "events")
+    words = [*GRADUAL, "--max_steps", "6", "--report", "false", "--output_dir", str(tmp_path / "out")]
+    ended = run(place.words(tmp_path / "out", *words, deepspeed=path))
+    assert ended.status == 0, ended.err
+    metrics = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert sum(line["seconds"]["rebuild"] > 0 for line in metrics) >= 1
+    expected = [(2 * line["step"], pytest.approx(line["learning_rate"])) for line in metrics]
+    board = EventAccumulator(str(tmp_path / "events" / "job")).Reload()
+    assert [(event.step, event.value) for event in board.Scalars("Train/Samples/lr")] == expected
+    assert len(list((tmp_path / "events" / "job").glob("events.*"))) == 1
+    rows = (tmp_path / "events" / "job" / "Train_Samples_lr.csv").read_text().splitlines()
+    assert rows[0] == "step,lr" and [(int(a), float(b)) for a, b in (row.split(",") for row in rows[1:])] == expected
+
+
+def test_a_monitor_that_breaks_ends_no_run(capsys: pytest.CaptureFixture[str]) -> None:
+    class Broken:
+        enabled = True
+
+        def write_events(self, events: object) -> None:
+            raise ConnectionError("no route")
+
+    monitor = zero.Monitor(Broken())
+    monitor.write_events([("a", 1.0, 1)])
+    assert not monitor.enabled
+    assert capsys.readouterr().err == "DeepSpeed's monitor failed: no route. The run goes on without it\n"
 
 
 def test_a_section_that_offloads_nothing_is_none(tmp_path: Path) -> None:

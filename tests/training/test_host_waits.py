@@ -28,6 +28,7 @@ MODES = {
     "batch product": [*GRADUAL, "--salience_product", "batch"],
     "packed": [*GRADUAL, "--packing", "true"],
     "distilling": [*GRADUAL, "--distill", "true", "--layer_match", "previous"],
+    "tracked": [*GRADUAL, "--report_to", "tensorboard"],
     "checkpointing": [*GRADUAL, "--gradient_checkpointing", "true"],
 }
 
@@ -61,6 +62,7 @@ def watched_run(made: Trainer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Devi
         yield device
     made.finish()
     made.metrics_logger.close()
+    made.metrics_logger.finish_trackers({}, "", "finished")
 
 
 def own(device: Device) -> list[str]:

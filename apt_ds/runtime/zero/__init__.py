@@ -28,6 +28,7 @@ from apt_ds.runtime.zero.engine import (
     unwrap,
 )
 from apt_ds.runtime.zero.gradients import full_gradient, weight_times_gradient
+from apt_ds.runtime.zero.monitor import Monitor
 from apt_ds.runtime.zero.optimizer_state import (
     EngineState,
     put_state,
@@ -41,6 +42,7 @@ __all__ = [
     "Config",
     "Engine",
     "EngineState",
+    "Monitor",
     "build",
     "build_for_inference",
     "check_config",

@@ -31,6 +31,7 @@ from apt_ds.runtime.memory import free_pinned, trim_heap
 from apt_ds.runtime.packed import QuantizedParameter
 from apt_ds.runtime.profiler import timed
 from apt_ds.runtime.zero.adam8bit import Maker
+from apt_ds.runtime.zero.monitor import Monitor, without_monitors
 from apt_ds.runtime.zero.profiler_hooks import mark
 
 Config = dict[str, Any]
@@ -85,16 +86,22 @@ def shard_while_loading(config: Config) -> HfDeepSpeedConfig | None:
     return HfDeepSpeedConfig(copy.deepcopy(config)) if stage(config) == 3 else None
 
 
-def build(model: nn.Module, config: Config, make_optimizer: Maker | None = None) -> Engine:
+def build(
+    model: nn.Module, config: Config, make_optimizer: Maker | None = None, monitor: Monitor | None = None
+) -> Engine:
     """An engine that trains the parameters of `model` that require a gradient. Collective.
 
     make_optimizer: makes the optimizer; None: the one `config` names.
+    monitor: `engine.monitor` of the engine before; None: a new one.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     if "offload_optimizer" in config.get("zero_optimization", {}):
         describe_cpu_once()
+    if monitor is not None:
+        config = without_monitors(config)
     config = _with_bucket(config, max(1, sum(full_numel(p) for p in trainable)))
     engine = deepspeed.initialize(model=model, optimizer=make_optimizer, model_parameters=trainable, config=config)[0]
+    engine.monitor = monitor or Monitor(engine.monitor)
     mark(engine)
     return engine
 
@@ -112,7 +119,7 @@ def describe_cpu_once() -> None:
 def build_for_inference(model: nn.Module, config: Config) -> Engine:
     """An engine that runs a sharded model (stage 3) and trains nothing: no optimizer, no gradients. Collective."""
     model.requires_grad_(False)
-    return deepspeed.initialize(model=model, config=copy.deepcopy(config))[0]
+    return deepspeed.initialize(model=model, config=copy.deepcopy(without_monitors(config)))[0]
 
 
 def _with_bucket(config: Config, numel: int) -> Config:

@@ -20,14 +20,21 @@ from apt_ds.config.deepspeed_json import read_json
 from apt_ds.config.errors import UserError
 from apt_ds.config.nearest import nearest
 from apt_ds.runtime import collectives
+from apt_ds.runtime.zero import monitor
 
 SUPPORTED = (
     *("zero_optimization", "optimizer", "scheduler", "bf16", "fp16", "aio"),
     *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"),
     *("communication_data_type", "steps_per_print", "wall_clock_breakdown", "memory_breakdown"),
     *("zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer"),
+    *monitor.SECTIONS,
 )
-TYPED = {"zero_optimization": DeepSpeedZeroConfig, "fp16": DeepSpeedFP16Config, "bf16": DeepSpeedBF16Config}
+TYPED: dict[str, type[DeepSpeedConfigModel]] = {
+    "zero_optimization": DeepSpeedZeroConfig,
+    "fp16": DeepSpeedFP16Config,
+    "bf16": DeepSpeedBF16Config,
+    **monitor.SECTIONS,
+}
 # sections that DeepSpeed reads as plain dictionaries
 PLAIN = {"optimizer": ("type", "params", "legacy_fusion"), "scheduler": ("type", "params")}
 INSTEAD = {
@@ -37,7 +44,6 @@ INSTEAD = {
     **dict.fromkeys(("amp", "torch_autocast"), "use --bf16 or --fp16"),
     "bfloat16": "write 'bf16'",
     "elasticity": "use --per_device_train_batch_size and --gradient_accumulation_steps",
-    **dict.fromkeys(("tensorboard", "wandb", "csv_monitor", "comet"), "read metrics.jsonl in the output folder"),
     "checkpoint": "use --save_steps and --resume_from_checkpoint",
     "compression_training": "use --sparsity and --base_bits",
     "weight_quantization": "use --base_bits",
@@ -65,6 +71,7 @@ def check_sections(path: str, trains: bool = True) -> None:
         for key in section if isinstance(section, dict) else ():
             if key not in keys:
                 raise UserError(f"{where}: '{name}' has an unknown '{key}'{_hint(key, keys)}")
+    monitor.check_packages(config, where)
     if trains and "scheduler" in config and collectives.is_main():
         decides = "--lr_scheduler_type, --learning_rate and --warmup_ratio or --warmup_steps decide the schedule"
         print(f"{where}: 'scheduler' is not used: {decides}", file=sys.stderr, flush=True)

@@ -21,6 +21,7 @@ FREE_OPTIONS = {
     *("save_steps", "save_total_limit", "resume_from_checkpoint", "timeout", "eval_steps", "reference_score"),
     *("trust_remote_code", "deterministic", "dry_run", "world_size", "device_memory", "host_memory"),
     "export_adapters",
+    *("report_to", "run_name", "logging_dir", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_token"),
 }
 COUNTS = {
     "global_batch": "processes x --per_device_train_batch_size x --gradient_accumulation_steps",
