@@ -258,6 +258,7 @@ class OutputOptions:
     save_total_limit: int = option(0, "checkpoints to keep; 0: all", NOT_NEGATIVE)
     resume_from_checkpoint: str = option("", "checkpoint to continue from: last, or its folder")
     profile: bool = option(False, "print at the end where the time of a step is spent")
+    run_report: bool = option(True, "write report.html where plotly is installed (pip install 'apt_ds[report]')")
 
 
 @dataclass(frozen=True)
