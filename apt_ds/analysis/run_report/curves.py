@@ -21,7 +21,7 @@ def loss(content: Content) -> Figure:
     """Training loss by step, its running mean, and the evaluations."""
     steps, values = column(content, "step"), column(content, "loss")
     dense = len(values) > SMOOTHED
-    data = [line("training", steps, values, 0, line={"width": 1}, opacity=0.55 if dense else 1.0)]
+    data = [line("training", steps, values, 0, line={"width": 1 if dense else 2}, opacity=0.6 if dense else 1.0)]
     if dense:
         data.append(line("training, running mean", steps, running_mean(values, len(values) // 20), 1))
     evaluations = [

@@ -28,7 +28,7 @@ class Section:
         name: its heading.
         notes: sentences under the heading.
         code: a line of code.
-        figures, tables: in order.
+        blocks: figures and tables, in order.
         folded: tables that open on a click.
         samples: questions with two answers.
         items: a list.
@@ -38,8 +38,7 @@ class Section:
     name: str
     notes: list[str] = field(default_factory=list)
     code: str = ""
-    figures: list[Figure] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
+    blocks: list[Figure | Table] = field(default_factory=list)
     folded: list[Table] = field(default_factory=list)
     samples: list[dict[str, str]] = field(default_factory=list)
     items: list[str] = field(default_factory=list)
@@ -50,7 +49,7 @@ def sections(content: Content) -> list[Section]:
     summary = content.summary or {}
     return [
         _before_after(content),
-        _with_figures("training", "Training", curves.curves(content), "The run has not logged a step."),
+        _training(content),
         _kept(content),
         _time(content),
         _memory(content),
@@ -81,11 +80,14 @@ def _before_after(content: Content) -> Section:
         notes.append("The run has not logged a step.")
     table = tables.before_after(content)
     name = "Before and after" if content.summary is not None else "So far"
-    return Section("before-after", name, notes, tables=[table] if table.rows else [])
+    return Section("before-after", name, notes, blocks=[table] if table.rows else [])
 
 
-def _with_figures(anchor: str, name: str, figures: list[Figure], otherwise: str) -> Section:
-    return Section(anchor, name, notes=[] if figures else [otherwise], figures=figures)
+def _training(content: Content) -> Section:
+    figures = curves.curves(content)
+    return Section(
+        "training", "Training", notes=[] if figures else ["The run has not logged a step."], blocks=[*figures]
+    )
 
 
 def _kept(content: Content) -> Section:
@@ -94,23 +96,35 @@ def _kept(content: Content) -> Section:
         "kept",
         "Kept blocks and ranks by layer",
         notes=[] if table or content.ranks else ["No file of the run has sizes by layer."],
-        figures=heat_maps.heat_maps(content),
+        blocks=[*heat_maps.heat_maps(content)],
         folded=[table] if table else [],
     )
 
 
 def _time(content: Content) -> Section:
     parts = tables.step_times(content)
-    notes = [] if parts else ["The run had no --profile, which measures the parts of a step."]
-    found = [tables.run_times(content), parts]
-    return Section("time", "Time", notes, figures=costs.time_figures(content), tables=[t for t in found if t])
+    return Section(
+        "time",
+        "Time",
+        notes=[] if parts else ["The run had no --profile, which measures the parts of a step."],
+        blocks=[
+            *costs.step_parts(content),
+            *costs.step_times(content),
+            *costs.run_times(content),
+            tables.run_times(content),
+            *([parts] if parts else []),
+        ],
+    )
 
 
 def _memory(content: Content) -> Section:
     table = tables.memory(content)
-    figures = costs.memory_figures(content)
-    notes = [] if table else ["Peaks by phase exist once a run has finished."]
-    return Section("memory", "Memory", notes, figures=figures, tables=[table] if table else [])
+    return Section(
+        "memory",
+        "Memory",
+        notes=[] if table else ["Peaks by phase exist once a run has finished."],
+        blocks=[*costs.phase_memory(content), *([table] if table else []), *costs.step_memory(content)],
+    )
 
 
 def _no_samples(content: Content) -> str:
@@ -126,7 +140,7 @@ def _configuration(content: Content) -> Section:
         "Configuration",
         notes=[] if content.command else ["No file of the run has its command."],
         code=content.command,
-        tables=[table for table in found if table],
+        blocks=[table for table in found if table],
         folded=[tables.all_options(content)],
     )
 
@@ -157,7 +171,7 @@ def unfinished(content: Content) -> str:
 def render(content: Content, plotly: str) -> str:
     """The page. plotly: the source of plotly.js."""
     found = sections(content)
-    figures = [figure for section in found for figure in section.figures]
+    figures = [block for section in found for block in section.blocks if isinstance(block, Figure)]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(text_of("page.html")).render(
         title=content.folder.resolve().name,

@@ -92,7 +92,7 @@ def heat_layout(x: str, y: str, rows: int) -> Json:
 
 def bars(values: dict[str, float], name: str, number: int, hover: str) -> Json:
     """Horizontal bars. The second group of a figure has stripes."""
-    pattern = {"shape": "/", "fgcolor": "@paper", "solidity": 0.35} if number else {"shape": ""}
+    pattern = {"shape": "/", "fillmode": "overlay", "fgcolor": "@paper", "solidity": 0.3} if number else {"shape": ""}
     return {
         "type": "bar",
         "orientation": "h",
@@ -106,5 +106,6 @@ def bars(values: dict[str, float], name: str, number: int, hover: str) -> Json:
 
 def bar_layout(unit: str, count: int) -> Json:
     """The layout of a figure of horizontal bars, the first bar on top."""
-    layout = axes(unit, "", max(190, 100 + 24 * count), yaxis={"autorange": "reversed", "showgrid": False})
+    height = max(190, 100 + 24 * count)
+    layout = axes(unit, "", height, xaxis={"tickformat": ",d"}, yaxis={"autorange": "reversed", "showgrid": False})
     return {**layout, "bargap": 0.3, "showlegend": False}

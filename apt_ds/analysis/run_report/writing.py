@@ -40,10 +40,16 @@ def write(folder: str | Path) -> Path:
 
 
 def write_after_run(run: RunConfig) -> None:
-    """Write the report of a finished run on rank 0 and print its path. A failure is one line on stderr."""
+    """Write the report of a finished run on rank 0 and print its path.
+
+    A failure is one line on stderr: the run has written its model by then.
+    """
     if not run.output.run_report or not collectives.is_main():
         return
     try:
         print(f"report: {write(run.output.output_dir)}", flush=True)
     except UserError as error:
         print(f"no run report: {error}", file=sys.stderr, flush=True)
+    except Exception as error:
+        text = f"no run report: {type(error).__name__}: {error}. Model and summary.json are written"
+        print(text, file=sys.stderr, flush=True)
