@@ -61,7 +61,8 @@ def kept(content: Content) -> Figure:
     """Kept fraction of the prunable parameters, with the schedule."""
     steps = column(content, "step")
     data = [
-        line("kept", steps, percent(column(content, "kept")), 0, line={"shape": "hv"}),
+        # a cut before the first step shows as a drop from the base model
+        line("kept", [0, *steps], [100, *percent(column(content, "kept"))], 0, line={"shape": "hv"}),
         line("schedule", steps, percent(column(content, "target")), 1),
     ]
     return Figure(

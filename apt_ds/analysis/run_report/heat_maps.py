@@ -23,7 +23,7 @@ def kept_by_layer(history: list[tuple[str, Any]], kind: str) -> Figure:
     counts = [[sizes[kind][layer] for _, sizes in history] for layer in range(len(base))]
     shares = [[100 * n / base[layer] if base[layer] else 0 for n in row] for layer, row in enumerate(counts)]
     names = [name if not name.isdecimal() else f"step {name}" for name, _ in history]
-    data = heat_map(names, [str(layer) for layer in range(len(base))], shares, counts, "kept, %", "Viridis")
+    data = heat_map(names, [str(layer) for layer in range(len(base))], shares, counts, "kept, %")
     data["zmin"], data["zmax"] = 0, 100
     data["hovertemplate"] = f"%{{x}}, layer %{{y}}<br>%{{text}} {kind}, %{{z:.1f}} %<extra></extra>"
     if len(names) > 8:
@@ -41,7 +41,7 @@ def final_ranks(content: Content) -> list[Figure]:
     if not content.ranks:
         return []
     rows, columns, table = by_layer_and_target(content.ranks)
-    data = heat_map(columns, rows, table, table, "rank", "Viridis")
+    data = heat_map(columns, rows, table, table, "rank")
     data["hovertemplate"] = "layer %{y}, %{x}<br>rank %{text}<extra></extra>"
     name = "Final ranks of the adapters" if content.summary else "Ranks of the adapters at the last checkpoint"
     return [Figure(name, [data], heat_layout("projection", "layer", len(rows)))]

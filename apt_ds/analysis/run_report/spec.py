@@ -16,6 +16,9 @@ STYLES = (
     {"color": "@second", "dash": "dash"},
     {"color": "@third", "dash": "dot"},
 )
+# the upper half of viridis: dark text can be read on all of it
+SCALE = [[0, "#21918c"], [0.25, "#28ae80"], [0.5, "#5ec962"], [0.75, "#addc30"], [1, "#fde725"]]
+DARK_TEXT = "#10151a"
 LARGEST_TEXT = 40  # more rows than this have no numbers in the cells
 
 
@@ -62,7 +65,7 @@ def line(name: str, x: list[Any], y: list[Any], style: int = 0, **more: Any) -> 
     return {"type": "scatter", "mode": "lines", "name": name, "x": x, "y": y, "line": look, **more}
 
 
-def heat_map(x: list[str], y: list[str], z: list[Any], text: list[Any], title: str, colours: str) -> Json:
+def heat_map(x: list[str], y: list[str], z: list[Any], text: list[Any], title: str) -> Json:
     """A heat map, with numbers in its cells where they can be read."""
     data = {
         "type": "heatmap",
@@ -70,12 +73,14 @@ def heat_map(x: list[str], y: list[str], z: list[Any], text: list[Any], title: s
         "y": y,
         "z": z,
         "text": text,
-        "colorscale": colours,
+        "colorscale": SCALE,
         "xgap": 1,
         "ygap": 1,
         "colorbar": {"title": {"text": title, "side": "right"}, "thickness": 12, "outlinewidth": 0},
     }
-    return data | ({"texttemplate": "%{text}", "textfont": {"size": 10}} if len(y) <= LARGEST_TEXT else {})
+    return data | (
+        {"texttemplate": "%{text}", "textfont": {"size": 10, "color": DARK_TEXT}} if len(y) <= LARGEST_TEXT else {}
+    )
 
 
 def heat_layout(x: str, y: str, rows: int) -> Json:
