@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -19,7 +20,7 @@ from tests.support.launcher import GRADUAL, PRETUNING, STEPS, Place, launch
 # (file of ds_configs, processes): what else is typed
 MATRIX: dict[tuple[str, int], list[str]] = {
     ("zero2", 1): PRETUNING,
-    ("zero2", 2): [*GRADUAL, "--bf16"],
+    ("zero2", 2): [*GRADUAL, "--bf16", "--run_report", "true"],
     ("zero2_offload", 1): [*GRADUAL, "--bf16", "--gradient_accumulation_steps", "2"],
     ("zero2_offload", 2): PRETUNING,
     ("zero3", 1): [*GRADUAL, "--bf16", "--gradient_checkpointing"],
@@ -90,7 +91,10 @@ def test_a_run(
     ended = launch(processes, place.words(output, *flags, "--report", "true", deepspeed=f"ds_configs/{name}.json"))
     assert ended.status == 0, ended.err
     assert "Traceback" not in ended.err and not ended.mistakes
-    assert sorted(path.name for path in output.iterdir()) == ["config.yaml", "metrics.jsonl", "model", "summary.json"]
+    reported = ["report.html"] if "--run_report" in flags and importlib.util.find_spec("plotly") else []
+    files = ["config.yaml", "metrics.jsonl", "model", *reported, "summary.json"]
+    assert sorted(path.name for path in output.iterdir()) == files
+    assert ended.out.count(f"report: {output / 'report.html'}\n") == len(reported)
 
     figures = json.loads((output / "summary.json").read_text(encoding="utf8"))
     for when in ("before", "after"):
