@@ -85,6 +85,8 @@ class DataOptions:
     perplexity_path: str = option("", "a text file to measure perplexity on, before and after")
     perplexity_length: int = option(1024, "tokens per block of that file", Range(2))
     perplexity_blocks: int = option(0, "blocks to use, spread over the file; 0: all", NOT_NEGATIVE)
+    mmlu_path: str = option("", "a folder of MMLU's CSV files to measure accuracy on, before and after")
+    mmlu_limit: int = option(0, "questions of each subject of that folder; 0: all", NOT_NEGATIVE)
 
 
 @dataclass(frozen=True)

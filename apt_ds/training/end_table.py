@@ -61,6 +61,7 @@ FIGURES = (
     Figure(WORSE, "held_out_loss", "held-out loss", "{:.3f}"),
     Figure(WORSE, "held_out_perplexity", "held-out perplexity", "{:,.2f}"),
     Figure(WORSE, "corpus_perplexity", "corpus perplexity", "{:,.2f}"),
+    Figure(WORSE, "mmlu", "MMLU accuracy, %", "{:.2f}"),
     Figure(COST, "step_seconds", "time of a step, seconds", "{:.3f}"),
     Figure(COST, "peak_added_bytes", "peak memory, MB", "{:,.0f}", 1e-6),
     Figure(COST, "peak_reserved_bytes", "the same, reserved, MB", "{:,.0f}", 1e-6),

@@ -47,6 +47,7 @@ class ModelFigures(Metrics, total=False):
     held_out_loss: mean loss on the evaluation set, in nats.
     held_out_perplexity: its exponential, for language models.
     corpus_perplexity: perplexity of --perplexity_path.
+    mmlu: accuracy on --mmlu_path, in percent.
     parameters, parameters_without_embeddings: adapters merged.
     checkpoint_bytes: size of the weights as they are written.
     generated_tokens_per_second: of the plain model, greedy at batch 1, the prompt's time included. Only with --report.
@@ -60,6 +61,7 @@ class ModelFigures(Metrics, total=False):
     held_out_loss: float
     held_out_perplexity: float
     corpus_perplexity: float
+    mmlu: float
     parameters: int
     parameters_without_embeddings: int
     checkpoint_bytes: int
