@@ -21,6 +21,9 @@ def exam(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """A model with letters, questions for it, and instructions to tune it on. This process is a world of its own."""
     place = Place(tmp_path_factory.mktemp("exam"))
     mmlu_fixtures.write_exam(place.folder)
+    tokenizer = mmlu_fixtures.tokenizer()
+    tokenizer.eos_token = tiny.tokenizer().eos_token
+    tokenizer.save_pretrained(place.folder / "model")
     tiny.save_data(place.folder / "data.json")
     with own_world():
         yield place
