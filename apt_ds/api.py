@@ -49,6 +49,7 @@ def train(run: RunConfig) -> dict[str, Any]:
     run.check()
     if run.distributed.dry_run:
         raise UserError("dry_run=True is not supported by apt_ds.train: use apt-ds-train --dry_run")
+    from apt_ds.analysis.run_report.writing import write_after_run
     from apt_ds.runtime import collectives
     from apt_ds.runtime.signals import StopSignals
     from apt_ds.runtime.zero import launched
@@ -56,6 +57,7 @@ def train(run: RunConfig) -> dict[str, Any]:
 
     with _clean_process():
         summary = train_here(run, StopSignals(exits=launched()))
+        write_after_run(run)
         # as JSON has it: lists for tuples, text for keys
         return collectives.on_main(lambda: json.loads(json.dumps(summary)))
 

@@ -26,6 +26,9 @@ def main() -> None:
     # the libraries stay to the end: the collection at every rebuild need not look at their million objects
     gc.freeze()
     train(run)
+    from apt_ds.analysis.run_report.writing import write_after_run
+
+    write_after_run(run)
 
 
 def script() -> None:

@@ -86,6 +86,8 @@ class DataOptions:
     perplexity_path: str = option("", "a text file to measure perplexity on, before and after")
     perplexity_length: int = option(1024, "tokens per block of that file", Range(2))
     perplexity_blocks: int = option(0, "blocks to use, spread over the file; 0: all", NOT_NEGATIVE)
+    mmlu_path: str = option("", "a folder of MMLU's CSV files to measure accuracy on, before and after")
+    mmlu_limit: int = option(0, "questions of each subject of that folder; 0: all", NOT_NEGATIVE)
 
 
 @dataclass(frozen=True)
@@ -272,6 +274,7 @@ class OutputOptions:
     save_total_limit: int = option(0, "checkpoints to keep; 0: all", NOT_NEGATIVE)
     resume_from_checkpoint: str = option("", "checkpoint to continue from: last, or its folder")
     profile: bool = option(False, "print at the end where the time of a step is spent")
+    run_report: bool = option(True, "write report.html where plotly is installed (pip install 'apt_ds[report]')")
     export_adapters: bool = option(
         False, "also write the adapters unmerged, as a PEFT folder adapters/, and the cut base that they fit as base/"
     )

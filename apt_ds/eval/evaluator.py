@@ -11,6 +11,7 @@ from torch import nn
 from apt_ds.config.run_config import RunConfig
 from apt_ds.data.tokenized import TokenizedSet
 from apt_ds.eval.held_out import held_out_loss, perplexity
+from apt_ds.eval.mmlu import MmluEvaluator
 from apt_ds.eval.task_evaluators import TaskEvaluator
 from apt_ds.models import loading
 from apt_ds.models.unwrap import pretrained_model
@@ -26,6 +27,7 @@ class Evaluator:
         task_evaluator: The metrics of the task. None where a task has loss and perplexity only.
         corpus: Token blocks of `--perplexity_path`, int64 [n, length], or None.
         export_dtype: The dtype of the exported model. None means the parameters' own.
+        mmlu: Measures MMLU. None without `--mmlu_path`.
     """
 
     def __init__(
@@ -37,9 +39,10 @@ class Evaluator:
         corpus: torch.Tensor | None,
         pad_id: int,
         export_dtype: torch.dtype | None = None,
+        mmlu: MmluEvaluator | None = None,
     ) -> None:
         self.task_type, self.held_out, self.task_evaluator = task_type, held_out, task_evaluator
-        self.corpus, self.pad_id = corpus, pad_id
+        self.corpus, self.pad_id, self.mmlu = corpus, pad_id, mmlu
         self.export_bits, self.export_dtype = run.model.export_bits, export_dtype
         self.per_device, self.device = run.optim.per_device_eval_batch_size, zero.device()
 
@@ -64,6 +67,8 @@ class Evaluator:
         metrics |= self.sizes(engine)
         if self.corpus is not None:
             metrics["corpus_perplexity"] = perplexity(engine, self.corpus, max(1, self.per_device // 4), self.device)
+        if self.mmlu is not None:
+            metrics["mmlu"] = self.mmlu.accuracy(engine)
         return metrics
 
     def sizes(self, engine: nn.Module) -> dict[str, int]:

@@ -17,6 +17,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from apt_ds.config.errors import UserError
 from apt_ds.data.mmlu import CATEGORIES, LETTERS, Mmlu, Question
 from apt_ds.eval.choice_scores import Encoder, TokenIds, choice_scores, shared_length
+from apt_ds.eval.held_out import evaluation_mode
 from apt_ds.eval.resume_file import ResumeFile
 from apt_ds.models.unwrap import pretrained_model
 from apt_ds.runtime import collectives, zero
@@ -108,6 +109,33 @@ def evaluate(
         for subject, answers in choices.items()
     }
     return Result(choices, correct)
+
+
+class MmluEvaluator:
+    """MMLU of a model in training. Its questions are the same on all ranks."""
+
+    def __init__(self, questions: Mmlu, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> None:
+        """Check questions and tokenizer.
+
+        Args:
+            questions: Solved examples and questions.
+            tokenizer: The model's tokenizer.
+            batch_size: Questions per device and forward pass.
+
+        Raises:
+            UserError: A subject has too few solved examples, or the tokenizer has no token for a letter.
+        """
+        self.questions, self.tokenizer = questions, tokenizer
+        self.settings = Settings(batch_size=batch_size)
+        check_shots(questions, self.settings.num_shots)
+        Encoder(tokenizer)
+
+    def accuracy(self, engine: nn.Module) -> float:
+        """Accuracy over all questions, in percent. The engine stays in its mode. Collective."""
+        with evaluation_mode(engine):
+            result = evaluate(engine, self.tokenizer, self.questions, self.settings)
+        correct = [answer for answers in result.correct.values() for answer in answers]
+        return 100.0 * sum(correct) / len(correct)
 
 
 def answer_subject(

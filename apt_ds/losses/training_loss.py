@@ -13,7 +13,6 @@ its distances in its ordinary forward pass. The other micro-batches get a pass w
 from __future__ import annotations
 
 import math
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -42,7 +41,7 @@ from apt_ds.losses.self_teacher import (
 from apt_ds.losses.task_losses import TASK_LOSSES, TaskLoss
 from apt_ds.models.blocks import HIDDEN, Anatomy
 from apt_ds.pruning.masks import Masks
-from apt_ds.runtime import collectives, zero
+from apt_ds.runtime import collectives, notices, zero
 from apt_ds.runtime.profiler import timed
 from apt_ds.runtime.replay import RandomState, random_state, replayed
 
@@ -94,7 +93,7 @@ class TrainingLoss:
         finally:
             engine.train(training)
         if not at_head and collectives.is_main():
-            print(OWN_LOGITS_NOTICE, file=sys.stderr, flush=True)
+            notices.warn(OWN_LOGITS_NOTICE)
 
     # The phase of distillation
 

@@ -6,8 +6,6 @@ use them through this module.
 
 from __future__ import annotations
 
-import sys
-
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -21,7 +19,7 @@ from apt_ds.models.model_folder import first_line
 from apt_ds.models.random_weights import random_model
 from apt_ds.models.room import adapter_parameters, bytes_written, count_parameters, run_dtype, written_dtype
 from apt_ds.models.weights import quiet_transformers, read_weights
-from apt_ds.runtime import collectives, zero
+from apt_ds.runtime import collectives, notices, zero
 
 __all__ = [
     "Base",
@@ -92,7 +90,7 @@ def start_heads(model: PreTrainedModel, paths: list[str], seed: int) -> None:
     """Draw the weights that a checkpoint lacks for the task, and print their paths. Collective."""
     task_heads.start(model, paths, model.config.initializer_range, seed)
     if collectives.is_main():
-        print(f"{', '.join(paths)}: not in the checkpoint, initialized at random", file=sys.stderr, flush=True)
+        notices.warn(f"{', '.join(paths)}: not in the checkpoint, initialized at random")
 
 
 def _off_the_file(model: nn.Module) -> None:

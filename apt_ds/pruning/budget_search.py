@@ -26,6 +26,7 @@ from apt_ds.models.experts import ALIGNED
 from apt_ds.models.writable_sizes import EVERY_SIZE, KINDS, Writable, _kinds_and_counts
 from apt_ds.pruning import expert_search
 from apt_ds.pruning.adaptive_search import Counts, DensityOrder, filled
+from apt_ds.pruning.layer_sizes import by_layer
 from apt_ds.pruning.ranking import Ranking
 from apt_ds.pruning.uniform_search import SLACK, uniform_counts
 
@@ -234,10 +235,8 @@ def _uniform(sites: list[Ranking], anatomy: Anatomy, rules: Rules, budget: float
 
 def describe(anatomy: Anatomy, sizes: Sizes) -> dict[str, object]:
     """Sizes for people: a count per kind, or a list where sites differ."""
-    sizes_by_kind: dict[str, object] = {"hidden": sizes.hidden, "parameters": anatomy.num_parameters(sizes)}
-    mixtures = {mixture.neuron_site: mixture.shape(sizes)[1] for mixture in anatomy.experts}
-    numbers = [mixtures.get(site, n) for site, n in enumerate(sizes.counts)]
-    for kind, name in (("head", "heads"), ("neuron", "neurons"), *([("expert", "experts")] if anatomy.experts else [])):
-        counts = [n for s, n in zip(anatomy.sites, numbers, strict=True) if s.kind == kind]
+    layers = by_layer(anatomy, sizes)
+    sizes_by_kind: dict[str, object] = {"hidden": layers.pop("hidden"), "parameters": anatomy.num_parameters(sizes)}
+    for name, counts in layers.items():
         sizes_by_kind[name] = counts[0] if len(set(counts)) == 1 else counts
     return sizes_by_kind

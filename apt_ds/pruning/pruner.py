@@ -20,6 +20,7 @@ from apt_ds.models.blocks import Anatomy
 from apt_ds.models.writable_sizes import EVERY_SIZE, Writable
 from apt_ds.pruning.block_history import BlockHistory
 from apt_ds.pruning.budget_search import cuttable, describe, search
+from apt_ds.pruning.layer_sizes import by_layer
 from apt_ds.pruning.masks import Masks
 from apt_ds.pruning.policy import CutAction, MaskAction
 from apt_ds.pruning.rules import rules_of
@@ -49,7 +50,7 @@ class Pruner(StepObserver):
         super().__init__(run, anatomy, total_steps, device)
         self.anatomy = anatomy
         self.rules = rules_of(run, anatomy, writable)
-        self.original = anatomy.num_parameters(anatomy.sizes)
+        self.original_sizes, self.original = anatomy.sizes, anatomy.num_parameters(anatomy.sizes)
         self.phase, self.cut_step = self.policy.phase, self.policy.cut_step
         self.mask_step = schedules.mask_step(run.pruning.mask_step, total_steps, self.phase)
         self.masks = Masks(anatomy)
@@ -91,7 +92,16 @@ class Pruner(StepObserver):
             "prunable_parameters": self.kept_parameters(),
             "align": self.rules.align_neurons,
             "sizes": describe(self.anatomy, self.anatomy.sizes),
+            "layers": {"before": self.layers_before(), "after": self.layers()},
         }
+
+    def layers(self) -> dict[str, Any]:
+        """Sizes of every layer of the model as it is."""
+        return by_layer(self.anatomy, self.anatomy.sizes)
+
+    def layers_before(self) -> dict[str, Any]:
+        """Sizes of every layer of the base model."""
+        return by_layer(self.anatomy, self.original_sizes)
 
     # Decisions
 

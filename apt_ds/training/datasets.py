@@ -11,15 +11,19 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 
+from apt_ds.config.errors import UserError
 from apt_ds.config.run_config import RunConfig
 from apt_ds.config.tasks import ANSWERS, CLASSIFICATION, GENERATION, LANGUAGE_MODEL, TEXTS
 from apt_ds.data import glue, seq2seq, squad
 from apt_ds.data.batching import GlobalOrder
 from apt_ds.data.conversations import Example, load_examples
 from apt_ds.data.instructions import build_dataset, split_held_out
+from apt_ds.data.mmlu import SUBJECTS, Mmlu
+from apt_ds.data.mmlu import load as load_mmlu
 from apt_ds.data.text import read_plain
 from apt_ds.data.tokenized import TokenizedSet
 from apt_ds.eval.corpus_perplexity import token_blocks
+from apt_ds.eval.mmlu import MmluEvaluator
 from apt_ds.eval.task_evaluators import ClassEvaluator, SpanEvaluator, TaskEvaluator, TextEvaluator
 from apt_ds.models.architectures import architecture_of
 from apt_ds.models.loading import Base
@@ -44,6 +48,7 @@ class Data:
         corpus: token blocks for the perplexity, [blocks, tokens]. None without --perplexity_path.
         task_evaluator: measures the task's metrics. None if loss and perplexity say all.
         now: the time that chat templates write. Ranks and resumed runs share it.
+        mmlu: measures MMLU. None without --mmlu_path.
     """
 
     train: TokenizedSet
@@ -54,6 +59,7 @@ class Data:
     corpus: torch.Tensor | None
     task_evaluator: TaskEvaluator | None = None
     now: datetime | None = None
+    mmlu: MmluEvaluator | None = None
 
     def counts(self) -> dict[str, int]:
         """Numbers that a resumed run must share (see `checkpoint.contents.COUNTS`)."""
@@ -101,7 +107,27 @@ def read_data(run: RunConfig, base: Base, now: datetime | None = None) -> Data:
         length, limit = run.data.perplexity_length, run.data.perplexity_blocks
         bos = architecture_of(base.config).begins_with_bos and base.tokenizer.bos_token_id is not None
         corpus = token_blocks(text, base.tokenizer, length, source=source, bos=bos, limit=limit)
-    return Data(sets.train, sets.held_out, sets.examples, order, steps, corpus, sets.task_evaluator, now)
+    mmlu = read_mmlu(run, base) if run.data.mmlu_path else None
+    return Data(sets.train, sets.held_out, sets.examples, order, steps, corpus, sets.task_evaluator, now, mmlu)
+
+
+def read_mmlu(run: RunConfig, base: Base) -> MmluEvaluator:
+    """The evaluator of the subjects that --mmlu_path has. Rank 0 reads for all ranks. Collective.
+
+    Raises:
+        UserError: the model is no language model, or the folder has no questions, or broken ones.
+    """
+    path, limit = run.data.mmlu_path, run.data.mmlu_limit
+    if base.kind != LANGUAGE_MODEL:
+        raise UserError(f"--mmlu_path requires a language model: --task {run.data.task} trains none")
+
+    def read() -> Mmlu:
+        present = [subject for subject in SUBJECTS if (Path(path) / "test" / f"{subject}_test.csv").is_file()]
+        if not present:
+            raise UserError(f"--mmlu_path {path!r} has no test/SUBJECT_test.csv: give the folder of MMLU's CSV files")
+        return load_mmlu(path, present, limit)
+
+    return MmluEvaluator(collectives.on_main(read), base.tokenizer, run.optim.per_device_eval_batch_size)
 
 
 class Sets(NamedTuple):

@@ -76,7 +76,7 @@ class Evaluations:
             with self.meter.evaluation():
                 score = self.evaluator.score(engine)
             self.score_history.take(step, score, self.meter.seconds, at_target)
-            self.metrics_logger.warn(f"step {step}: score {score:.4f}")
+            self.metrics_logger.say(f"step {step}: score {score:.4f}")
             self.metrics_logger.evaluated(step, {"score": score})
             self.early_end.listen()
         return self.score_history.score

@@ -10,28 +10,31 @@ from typing import Any, TypedDict
 
 import torch
 
+from apt_ds.eval.memory_in_use import memory_in_use
 from apt_ds.runtime import profiler
 from apt_ds.runtime.clock import seconds_after
 from apt_ds.runtime.memory import peak_memory, peak_reserved, reset_peak
 
 PARTS = ("steps", "scoring", "rebuilds", "evaluation")
+PHASES = ("loading", "evaluation", "dense_steps", "scoring", "rebuilds", "final_steps", "writing")
 
 
 class SizeFigures(TypedDict):
     """Cost of training a model of one size. None without a step at this size.
 
-    `peak_reserved_bytes` is None on the CPU.
+    `peak_added_bytes` is the peak without the process's own memory. `peak_reserved_bytes` is None on the CPU.
     """
 
     step_seconds: float | None
     peak_memory_bytes: int | None
+    peak_added_bytes: int | None
     peak_reserved_bytes: int | None
 
 
 class WholeFigures(TypedDict):
     """Cost of a whole run. `seconds` is the sum of steps, scoring and rebuilds.
 
-    `peak_reserved_bytes` is None on the CPU.
+    `peak_reserved_bytes` is None on the CPU. `memory_by_phase` leaves out the process's own memory.
     """
 
     seconds: float
@@ -42,6 +45,8 @@ class WholeFigures(TypedDict):
     peak_memory_bytes: int | None
     peak_reserved_bytes: int | None
     evaluation_peak_bytes: int | None
+    base_memory_bytes: int
+    memory_by_phase: dict[str, int]
 
 
 class Meter:
@@ -49,7 +54,10 @@ class Meter:
 
     Steps are optimizer steps, with the scoring that happens in them. Scoring is calibration, search, Fisher information
     and Taylor importance. Evaluation is measured separately. It is not part of `seconds` or of the run's peak.
-    Loading, checkpoints and the export are not measured.
+    Loading, checkpoints and the export take no part in `seconds` and the run's peak.
+
+    The process's own memory is what it uses when the meter is made, before the model is loaded: the interpreter,
+    libraries and data sets. On a GPU it is 0, as the allocator counts tensors alone.
 
     Rebuilds and evaluations begin and end once the device has no work left. The seconds of a step end with its last
     call on the host: the step waits for its sums, so that only its update may still run, which the next step waits for.
@@ -57,6 +65,7 @@ class Meter:
     Attributes:
         rebuilds: seconds of each rebuild.
         rebuild_peaks: peak bytes of each rebuild.
+        base: bytes of the process's own memory.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -68,7 +77,9 @@ class Meter:
         self._final: list[float] = []  # seconds of steps since the last rebuild
         self._peaks = {"run": 0, "dense": 0, "final": 0, "evaluation": 0}
         self._reserved = {"run": 0, "dense": 0, "final": 0}
+        self._added = dict.fromkeys(PHASES, 0)  # peaks of each phase without `base`
         self._last_rebuild = 0.0
+        self.base = 0 if device.type == "cuda" else memory_in_use()
         reset_peak(device)
 
     @property
@@ -87,17 +98,33 @@ class Meter:
         self._parts["scoring" if calibrating else "steps"] += seconds
         self._final.append(seconds)
         self._fold("final")
+        self._note("scoring" if calibrating else "final_steps")
         if dense:
             self._dense.append(seconds)
             self._fold("dense")
+            self._note("dense_steps")
 
     @contextmanager
-    def scoring(self) -> Iterator[None]:
-        """Record the body as scoring between two steps."""
+    def scoring(self, at_once: bool = False) -> Iterator[None]:
+        """Record the body as scoring between two steps.
+
+        Args:
+            at_once: whether the scores are for a cut at once. The peak is then one of scoring.
+        """
         start = time.perf_counter()
         yield
         self._parts["scoring"] += time.perf_counter() - start
         self._fold()
+        if at_once:
+            self._note("scoring")
+
+    @contextmanager
+    def apart(self, phase: str) -> Iterator[None]:
+        """Record the body's peak as that of `phase` alone. It takes no part in `seconds` and the run's peak."""
+        self.forget_peak()
+        yield
+        self._note(phase)
+        self.forget_peak()
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
@@ -107,6 +134,7 @@ class Meter:
         yield
         self._parts["evaluation"] += seconds_after(self.device) - start
         self._peaks["evaluation"] = max(self._peaks["evaluation"], self.peak())
+        self._note("evaluation")
         self.forget_peak()
 
     def begin_rebuild(self) -> None:
@@ -125,8 +153,9 @@ class Meter:
         self._parts["rebuilds"] += seconds
         self.rebuild_peaks.append(self.peak())
         self._fold()
+        self._note("rebuilds")
         self._last_rebuild = seconds
-        self._final, self._peaks["final"], self._reserved["final"] = [], 0, 0
+        self._final, self._peaks["final"], self._reserved["final"], self._added["final_steps"] = [], 0, 0, 0
         if cut:
             profiler.NOW.cut()
         self.forget_peak()
@@ -140,6 +169,9 @@ class Meter:
         for name in ("run", *names):
             self._peaks[name] = max(self._peaks[name], peak)
             self._reserved[name] = max(self._reserved[name], reserved)
+
+    def _note(self, phase: str) -> None:
+        self._added[phase] = max(self._added[phase], self.peak() - self.base)
 
     def last_rebuild(self) -> float:
         """Seconds of the rebuild before this step, or 0. A second call returns 0."""
@@ -160,6 +192,7 @@ class Meter:
             "rebuild_peaks": self.rebuild_peaks,
             "peaks": self._peaks,
             "reserved": self._reserved,
+            "added": self._added,
             "last_rebuild": self._last_rebuild,
         }
         return values, {}
@@ -171,15 +204,16 @@ class Meter:
         self._peaks, self._last_rebuild = values["peaks"], values["last_rebuild"]
         # absent from checkpoints of earlier versions
         self._reserved = values.get("reserved", self._reserved)
+        self._added |= values.get("added", {})
         self.forget_peak()
 
     def dense(self) -> SizeFigures:
         """Median step time and peak memory before the first cut."""
-        return figures(self._dense, self._peaks["dense"], self._reserved["dense"])
+        return figures(self._dense, self._peaks["dense"], self._added["dense_steps"], self._reserved["dense"])
 
     def final(self) -> SizeFigures:
         """Median step time and peak memory since the last rebuild. None if no step followed it."""
-        return figures(self._final, self._peaks["final"], self._reserved["final"])
+        return figures(self._final, self._peaks["final"], self._added["final_steps"], self._reserved["final"])
 
     def whole(self) -> WholeFigures:
         """Time of the whole run by part, and the largest peaks of all engines."""
@@ -192,10 +226,16 @@ class Meter:
             "peak_memory_bytes": self._peaks["run"] or None,
             "peak_reserved_bytes": self._reserved["run"] or None,
             "evaluation_peak_bytes": self._peaks["evaluation"] or None,
+            "base_memory_bytes": self.base,
+            "memory_by_phase": self.memory_by_phase(),
         }
 
+    def memory_by_phase(self) -> dict[str, int]:
+        """Peak bytes of each phase without the process's own memory. A phase without a peak is absent."""
+        return {phase: peak for phase, peak in self._added.items() if peak}
 
-def figures(times: list[float], peak: int, reserved: int) -> SizeFigures:
+
+def figures(times: list[float], peak: int, added: int, reserved: int) -> SizeFigures:
     """Median time and peaks of the steps at one size.
 
     The first step warms caches. It does not count unless it is the only one.
@@ -204,5 +244,6 @@ def figures(times: list[float], peak: int, reserved: int) -> SizeFigures:
     return {
         "step_seconds": statistics.median(counted) if counted else None,
         "peak_memory_bytes": peak if counted and peak else None,
+        "peak_added_bytes": added if counted and added else None,
         "peak_reserved_bytes": reserved if counted and reserved else None,
     }

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from apt_ds.config.errors import UserError
 from apt_ds.pruning.surgery import Plan
-from apt_ds.runtime import collectives
+from apt_ds.runtime import collectives, notices
 from apt_ds.training.summary_schema import MetricsLine
 from apt_ds.training.trackers import Trackers
 from apt_ds.training.trackers.tracker import Ended
@@ -31,6 +31,7 @@ class MetricsLogger:
         self.folder, self._trackers = folder, trackers
         self._total, self._quiet = total_steps, quiet or not collectives.is_main()
         self._writes = collectives.is_main()
+        self._warnings: list[str] = []  # since the last line
 
     @cached_property
     def _file(self) -> TextIO:
@@ -54,6 +55,8 @@ class MetricsLogger:
         try:
             # JSON has no NaN
             written = {**line, "loss": loss if math.isfinite(loss) else None}
+            if self._warnings:
+                written["warnings"], self._warnings = self._warnings, []
             self._file.write(json.dumps(written) + "\n")
             self._file.flush()
         except OSError as error:
@@ -98,6 +101,13 @@ class MetricsLogger:
             self.warn(failure)
 
     def warn(self, text: str) -> None:
+        """Write one line on stderr. The next line of metrics and the summary have it too."""
+        self.say(text)
+        if self._writes:
+            self._warnings.append(text)
+            notices.keep(text)
+
+    def say(self, text: str) -> None:
         """Write one line on stderr."""
         if not self._bar.disable:
             self._bar.write(text, file=sys.stderr)

@@ -12,14 +12,17 @@ from apt_ds.config.errors import UserError
 from apt_ds.config.run_config import RunConfig
 from apt_ds.runtime import collectives
 from apt_ds.training import checkpoint
+from apt_ds.training.environment import command
 from apt_ds.training.trackers import collection as trackers
 
+REPORT = "report.html"  # `analysis.run_report` writes it
 # what trackers write. A resumed run goes on with it
 TRACKED = (trackers.FOLDER, trackers.IDS)
 OWN = (
     *("adapters", "adapters.tmp", "base", "base.tmp", "model", "model.tmp"),
-    *("metrics.jsonl", "summary.json", "summary.json.tmp", "config.yaml"),
+    *("metrics.jsonl", "summary.json", "summary.json.tmp", "config.yaml", REPORT, f"{REPORT}.tmp"),
 )
+COMMAND = "# command: "  # the beginning of the first line of config.yaml
 
 
 def check_output(run: RunConfig, resumes: bool) -> list[Path] | None:
@@ -77,7 +80,7 @@ def _prepare(folder: Path, run: RunConfig, metrics: bytes | None) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         checkpoint.sweep(folder, everything=metrics is None)
         (folder / "metrics.jsonl").write_bytes(metrics or b"")
-        run.save(folder / "config.yaml")
+        (folder / "config.yaml").write_text(f"{COMMAND}{command()}\n{run.to_yaml()}", encoding="utf8")
     except OSError as error:
         raise UserError(f"--output_dir {str(folder)!r} cannot be written: {error.strerror}") from None
 

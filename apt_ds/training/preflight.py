@@ -25,7 +25,7 @@ from apt_ds.runtime import collectives, zero
 PACKAGES = ("torch", "deepspeed", "transformers", "numpy")
 # paths may differ by node: their content is compared
 PATHS = (
-    *("deepspeed", "model_name_or_path", "data_path", "eval_data_path", "perplexity_path", "output_dir"),
+    *("deepspeed", "model_name_or_path", "data_path", "eval_data_path", "perplexity_path", "mmlu_path", "output_dir"),
     "init_adapters",
 )
 IGNORED = (*PATHS, *SECRETS, "logging_dir")

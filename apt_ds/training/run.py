@@ -20,7 +20,7 @@ from apt_ds.models.positions import check_positions
 from apt_ds.models.scope import check_experts
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.pruning.rules import mask_notice
-from apt_ds.runtime import collectives, exit_status, heartbeat, zero
+from apt_ds.runtime import collectives, exit_status, heartbeat, notices, zero
 from apt_ds.runtime.deterministic import deterministic
 from apt_ds.runtime.error_messages import translate_error
 from apt_ds.runtime.signals import Stopped, StopSignals
@@ -52,6 +52,7 @@ def train(run: RunConfig, signals: StopSignals | None = None) -> Summary:
         LostRank: another rank has ended.
         Stopped: a signal asked for the end, and the run is saved.
     """
+    notices.start()
     with deterministic(run.optim.deterministic), signals or StopSignals() as stop_signals:
         zero.init_distributed(run.distributed.timeout, watched=True)
         with Watchdog(run.distributed.timeout, stop_signals.leave) as watchdog:
@@ -107,7 +108,7 @@ def prepare(run: RunConfig, stop_signals: StopSignals | None = None) -> Trainer:
     resolved = attention.resolve(run, base.config, loading.run_dtype(run), zero.device())
     pruner = Pruner(run, base.anatomy, data.total_steps, zero.device(), writable_sizes(base.config))
     if collectives.is_main() and (notice := mask_notice(run, data.total_steps)):
-        print(notice, file=sys.stderr, flush=True)
+        notices.warn(notice)
     if saved is not None:
         # the trainer checks the model's fingerprint too, once the model is loaded
         saved.check(run, data.counts(), data.fingerprints())

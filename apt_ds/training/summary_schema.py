@@ -47,23 +47,30 @@ class ModelFigures(Metrics, total=False):
     held_out_loss: mean loss on the evaluation set, in nats.
     held_out_perplexity: its exponential, for language models.
     corpus_perplexity: perplexity of --perplexity_path.
+    mmlu: accuracy on --mmlu_path, in percent.
     parameters, parameters_without_embeddings: adapters merged.
     checkpoint_bytes: size of the weights as they are written.
-    generated_tokens_per_second: of the plain model, greedy at batch 1. Only with --report.
+    generated_tokens_per_second: of the plain model, greedy at batch 1, the prompt's time included. Only with --report.
+    decode_tokens_per_second, prefill_tokens_per_second: the two parts of it. Only with --report.
     step_seconds: median time of a training step at this size. None without a step.
     peak_memory_bytes: peak memory of training at this size. None without a step.
+    peak_added_bytes: the same without `base_memory_bytes`. None without a step.
     peak_reserved_bytes: peak that the GPU's allocator reserved. None without a step, and on the CPU.
     """
 
     held_out_loss: float
     held_out_perplexity: float
     corpus_perplexity: float
+    mmlu: float
     parameters: int
     parameters_without_embeddings: int
     checkpoint_bytes: int
     generated_tokens_per_second: float
+    decode_tokens_per_second: float
+    prefill_tokens_per_second: float
     step_seconds: float | None
     peak_memory_bytes: int | None
+    peak_added_bytes: int | None
     peak_reserved_bytes: int | None
 
 
@@ -85,12 +92,39 @@ class Sizes(TypedDict):
     neurons: int | list[int]
 
 
+class _LayerSizes(TypedDict):
+    hidden: int
+    heads: list[int]
+    neurons: list[int]
+
+
+class LayerSizes(_LayerSizes, total=False):
+    """Numbers of blocks of every sublayer, in the order of the model.
+
+    hidden: dimensions of the residual stream.
+    heads: of every attention sublayer.
+    neurons: of every feed-forward sublayer. In a mixture: of each expert.
+    experts: of every mixture.
+    """
+
+    experts: list[int]
+
+
+class LayersKept(TypedDict):
+    """Sizes of the base model and of the written model."""
+
+    before: LayerSizes
+    after: LayerSizes
+
+
 class _PruningFigures(TypedDict):
     target_kept: float
     kept: float
     prunable_parameters: int
     align: int
     sizes: Sizes
+    layers: LayersKept
+    ranks: dict[str, int]
     rebuild_seconds: list[float]
     rebuild_peak_bytes: list[int]
 
@@ -121,6 +155,8 @@ class PruningFigures(_PruningFigures, total=False):
     target_kept, kept: fractions of the prunable parameters.
     prunable_parameters: number that is kept.
     align: multiple that the number of neurons of a layer keeps to.
+    layers: sizes of every layer.
+    ranks: final rank of every adapter, by the path of its module in the written model's shapes. {} without adapters.
     rebuild_seconds, rebuild_peak_bytes: of each rebuild.
     requantization_error_mean, requantization_error_max: relative error of quantizing cut weights again.
     repair: what --repair did. Absent without it.
@@ -140,6 +176,26 @@ class Evaluated(TypedDict):
     pruned: bool
 
 
+class PhaseMemory(TypedDict, total=False):
+    """Peak bytes of each phase without `base_memory_bytes`. A phase that the run did not have is absent.
+
+    loading: base model, adapters and the first engine.
+    evaluation: evaluations of the model in training.
+    dense_steps, final_steps: steps before the first cut, and steps at the final size.
+    scoring: what scores blocks for a cut at once.
+    rebuilds: the largest rebuild.
+    writing: the export.
+    """
+
+    loading: int
+    evaluation: int
+    dense_steps: int
+    scoring: int
+    rebuilds: int
+    final_steps: int
+    writing: int
+
+
 class _TrainingFigures(TypedDict):
     seconds: float
     steps_seconds: float
@@ -149,6 +205,8 @@ class _TrainingFigures(TypedDict):
     peak_memory_bytes: int | None
     peak_reserved_bytes: int | None
     evaluation_peak_bytes: int | None
+    base_memory_bytes: int
+    memory_by_phase: PhaseMemory
     history: list[Evaluated]
 
 
@@ -157,6 +215,7 @@ class TrainingFigures(_TrainingFigures, total=False):
 
     seconds: steps, scoring and rebuilds together. Evaluation is not in it.
     peak_memory_bytes, peak_reserved_bytes: bytes in use, and bytes that the GPU's allocator reserved (None on the CPU).
+    base_memory_bytes: what the process that ended the run used before it loaded the model. 0 on a GPU.
     history: scores at --eval_steps and at adjustments with a teacher.
     reference_score, reached_97_percent, reached_97_percent_pruned: with --reference_score.
     """
@@ -182,6 +241,21 @@ class Sample(TypedDict):
     after: str
 
 
+class Environment(TypedDict):
+    """Where a run came from.
+
+    command: the words of the process, as a shell reads them.
+    world_size: processes.
+    device: name of the first rank's device.
+    versions: of Python and of the packages that compute.
+    """
+
+    command: str
+    world_size: int
+    device: str
+    versions: dict[str, str]
+
+
 class Figures(TypedDict, total=False):
     """Evaluations that a run has taken so far, in a checkpoint."""
 
@@ -197,6 +271,8 @@ class _Summary(TypedDict):
     data: DataSizes
     pruning: PruningFigures
     training: TrainingFigures
+    environment: Environment
+    warnings: list[str]
 
 
 class Summary(_Summary, total=False):
@@ -204,6 +280,7 @@ class Summary(_Summary, total=False):
 
     before, after_cut, after: evaluations of the base model, after a cut at once, and after the last step.
     profile: with --profile, by "dense" and "cut".
+    warnings: lines that the first rank printed as warnings since the run's last start.
     samples, note: with --report. The note says why generation was not measured.
     """
 
@@ -234,16 +311,7 @@ class StepSeconds(TypedDict):
     search: float
 
 
-class MetricsLine(TypedDict):
-    """One line of `metrics.jsonl`.
-
-    step: number of updates so far.
-    loss: mean over the global batch. None if it is not finite.
-    kept, target: fractions of the prunable parameters, actual and scheduled.
-    tokens_per_second: over all ranks, of this step.
-    peak_memory_bytes: since the last step or rebuild.
-    """
-
+class _MetricsLine(TypedDict):
     step: int
     loss: float | None
     learning_rate: float
@@ -254,3 +322,21 @@ class MetricsLine(TypedDict):
     tokens_per_second: float
     peak_memory_bytes: int
     seconds: StepSeconds
+
+
+class MetricsLine(_MetricsLine, total=False):
+    """One line of `metrics.jsonl`.
+
+    step: number of updates so far.
+    loss: mean over the global batch. None if it is not finite.
+    kept, target: fractions of the prunable parameters, actual and scheduled.
+    tokens_per_second: over all ranks, of this step.
+    peak_memory_bytes: since the last step or rebuild.
+    sizes_before: sizes of the base model. On the first line.
+    sizes: sizes of every layer. On the first line, and on the first line after a rebuild.
+    warnings: printed during training since the line before. Absent without one.
+    """
+
+    sizes_before: LayerSizes
+    sizes: LayerSizes
+    warnings: list[str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import cast
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ from apt_ds.training.meter import Meter
 from apt_ds.training.metrics import MetricsLogger
 from apt_ds.training.micro_batches import MicroBatches
 from apt_ds.training.step_sums import StepSums
+from apt_ds.training.summary_schema import LayerSizes, MetricsLine
 
 
 class TrainStep:
@@ -185,22 +187,26 @@ class TrainStep:
             return
         ranks = list(adapter.ranks(engine.module).values()) or [0]
         progress, boundary_seconds = self.pruner.progress(step + 1), self.pruner.take_seconds()
-        self.metrics_logger.step(
-            {
-                "step": step + 1,
-                "loss": loss,
-                "learning_rate": rate,
-                "kept": progress["kept"],
-                "kept_parameters": int(progress["kept_parameters"]),
-                "target": progress["target"],
-                "ranks": {"min": min(ranks), "mean": sum(ranks) / len(ranks), "max": max(ranks)},
-                "tokens_per_second": sum(len(row["input_ids"]) for row in rows) / seconds,
-                "peak_memory_bytes": self.meter.peak(),
-                "seconds": {
-                    "step": seconds,
-                    "rebuild": self.meter.last_rebuild(),
-                    "salience": boundary_seconds["salience"],
-                    "search": boundary_seconds["search"],
-                },
-            }
-        )
+        rebuild_seconds, is_first = self.meter.last_rebuild(), step < self.run_config.output.logging_steps
+        line: MetricsLine = {
+            "step": step + 1,
+            "loss": loss,
+            "learning_rate": rate,
+            "kept": progress["kept"],
+            "kept_parameters": int(progress["kept_parameters"]),
+            "target": progress["target"],
+            "ranks": {"min": min(ranks), "mean": sum(ranks) / len(ranks), "max": max(ranks)},
+            "tokens_per_second": sum(len(row["input_ids"]) for row in rows) / seconds,
+            "peak_memory_bytes": self.meter.peak(),
+            "seconds": {
+                "step": seconds,
+                "rebuild": rebuild_seconds,
+                "salience": boundary_seconds["salience"],
+                "search": boundary_seconds["search"],
+            },
+        }
+        if is_first:
+            line["sizes_before"] = cast(LayerSizes, self.pruner.layers_before())
+        if is_first or rebuild_seconds:
+            line["sizes"] = cast(LayerSizes, self.pruner.layers())
+        self.metrics_logger.step(line)

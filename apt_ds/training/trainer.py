@@ -13,7 +13,7 @@ from apt_ds.config.run_config import RunConfig
 from apt_ds.data.instructions import resolve_pad_id
 from apt_ds.eval.evaluator import Evaluator
 from apt_ds.losses.training_loss import TrainingLoss
-from apt_ds.models import fingerprint, loading, quantization
+from apt_ds.models import adapter, fingerprint, loading, quantization
 from apt_ds.models.base_config import decisive
 from apt_ds.models.initial_adapters import InitialAdapters
 from apt_ds.models.loading import Base
@@ -22,7 +22,7 @@ from apt_ds.pruning.surgery import Plan
 from apt_ds.runtime import heartbeat, profiler, zero
 from apt_ds.runtime.clock import seconds_after
 from apt_ds.runtime.signals import StopSignals
-from apt_ds.training import rebuild
+from apt_ds.training import environment, rebuild
 from apt_ds.training.checkpoint import Checkpoint
 from apt_ds.training.datasets import Data
 from apt_ds.training.early_end import EarlyEnd
@@ -36,7 +36,14 @@ from apt_ds.training.run_engine import RunEngine
 from apt_ds.training.run_state import Content, RunState, Stateful, saved_after_cut
 from apt_ds.training.saving import Saver
 from apt_ds.training.score_history import ScoreHistory
-from apt_ds.training.summary_schema import VERSION, ProfileFigures, PruningFigures, Summary, TrainingFigures
+from apt_ds.training.summary_schema import (
+    VERSION,
+    PhaseMemory,
+    ProfileFigures,
+    PruningFigures,
+    Summary,
+    TrainingFigures,
+)
 from apt_ds.training.trackers.layers import layers_of
 from apt_ds.training.train_step import TrainStep
 
@@ -67,7 +74,7 @@ class Trainer:
         self.generators = Generators(run.optim.seed)
         self.early_end = EarlyEnd(run, stop_signals or StopSignals(), metrics_logger)
         evaluator = Evaluator(
-            run, base.kind, data.held_out, data.task_evaluator, data.corpus, pad_id, self.written_dtype
+            run, base.kind, data.held_out, data.task_evaluator, data.corpus, pad_id, self.written_dtype, data.mmlu
         )
         self.score_history = ScoreHistory(run.output.reference_score)
         self.evaluations = Evaluations(evaluator, self.score_history, self.meter, metrics_logger, self.early_end)
@@ -114,9 +121,10 @@ class Trainer:
             UserError: `initial` does not fit the model.
         """
         trainer = cls(run, base, config, data, pruner, metrics_logger, stop_signals)
-        model = trainer._load_model()
-        trainer._attach(model, pruner.scores_by_weight_gradients(), initial)
-        trainer._build(model)
+        with trainer.meter.apart("loading"):
+            model = trainer._load_model()
+            trainer._attach(model, pruner.scores_by_weight_gradients(), initial)
+            trainer._build(model)
         return trainer
 
     @classmethod
@@ -198,7 +206,9 @@ class Trainer:
         self._keep()
         summary = self._summary()
         summary["after"] = {**after, **self.meter.final()}
-        self.finish()
+        with self.meter.apart("writing"):
+            self.finish()
+        summary["training"]["memory_by_phase"] = cast(PhaseMemory, self.meter.memory_by_phase())
         return summary
 
     def train_loop(self) -> None:
@@ -227,7 +237,7 @@ class Trainer:
         """Score blocks at a learning rate of 0, cut them, and go on from `step` with a fresh optimizer. Collective."""
         pruning, unscored = self.run_config.pruning, self.state.snapshot(self.engine)
         if pruning.score == "taylor":
-            with self.meter.scoring():
+            with self.meter.scoring(at_once=True):
                 self.score_by_weight_gradients()
             self._keep(unscored)
         elif pruning.score != "random":
@@ -235,7 +245,7 @@ class Trainer:
                 self.train_step(number, calibrating=True)
                 self._keep(unscored)
         zero.release_gathered(self.engine)
-        with self.meter.scoring():
+        with self.meter.scoring(at_once=True):
             plan = self.pruner.cut_now(self.engine.module)
         self.rebuild(step, plan, fresh=True)
 
@@ -299,13 +309,19 @@ class Trainer:
         """The run's figures, all but the last evaluation. The engine must exist."""
         figures, module = self.evaluations.figures, self.engine.module
         pruning = self.pruner.summary() | quantization.summary(module) | self.repairer.summary()
-        times = {"rebuild_seconds": self.meter.rebuilds, "rebuild_peak_bytes": self.meter.rebuild_peaks}
+        more: dict[str, object] = {
+            "ranks": adapter.ranks(module),
+            "rebuild_seconds": self.meter.rebuilds,
+            "rebuild_peak_bytes": self.meter.rebuild_peaks,
+        }
         summary: Summary = {
             "version": VERSION,
             "before": {**figures["before"], **self.meter.dense()},
             "data": figures["data"],
-            "pruning": cast(PruningFigures, pruning | times),
+            "pruning": cast(PruningFigures, pruning | more),
             "training": cast(TrainingFigures, {**self.meter.whole(), **self.score_history.summary()}),
+            "environment": environment.describe(),
+            "warnings": [],
         }
         if "after_cut" in figures:
             summary["after_cut"] = figures["after_cut"]

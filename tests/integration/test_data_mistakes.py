@@ -141,16 +141,16 @@ def test_a_run_goes_on_the_next_day(
 def test_samples_of_the_report_have_the_time_of_the_run(
     place: Place, dated: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from apt_ds.training import report
+    from apt_ds.training import plain_models
 
     asked: list[int] = []
-    original = report.generate
+    original = plain_models.answer
 
-    def watched(model: Any, ids: Any, *more: Any, **options: Any) -> Any:
-        asked.append(int(ids[0, 0]))
-        return original(model, ids, *more, **options)
+    def watched(model: Any, base: Any, prompt: list[int]) -> str:
+        asked.append(prompt[0])
+        return original(model, base, prompt)
 
-    monkeypatch.setattr(report, "generate", watched)
+    monkeypatch.setattr(plain_models, "answer", watched)
     monkeypatch.setattr(datasets, "datetime", at(33))
     words = place.words(tmp_path / "out", "--model_name_or_path", str(dated), "--max_steps", "1", "--pruning", "none")
     assert run(words).status == 0

@@ -22,7 +22,8 @@ from tests.support.launcher import Place, Run, caller, own_world
 MEASURED = (
     *("step_seconds", "peak_memory_bytes", "generated_tokens_per_second", "rebuild_seconds", "rebuild_peak_bytes"),
     *("seconds", "steps_seconds", "scoring_seconds", "rebuilds_seconds", "evaluation_seconds", "evaluation_peak_bytes"),
-    "peak_reserved_bytes",
+    *("peak_reserved_bytes", "peak_added_bytes", "base_memory_bytes", "memory_by_phase"),
+    *("decode_tokens_per_second", "prefill_tokens_per_second"),
 )
 SHORT = ["--max_steps", "2", "--calibration_steps", "1"]
 FLAGS = [

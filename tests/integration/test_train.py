@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -19,7 +20,7 @@ from tests.support.launcher import GRADUAL, PRETUNING, STEPS, Place, launch
 # (file of ds_configs, processes): what else is typed
 MATRIX: dict[tuple[str, int], list[str]] = {
     ("zero2", 1): PRETUNING,
-    ("zero2", 2): [*GRADUAL, "--bf16"],
+    ("zero2", 2): [*GRADUAL, "--bf16", "--run_report", "true"],
     ("zero2_offload", 1): [*GRADUAL, "--bf16", "--gradient_accumulation_steps", "2"],
     ("zero2_offload", 2): PRETUNING,
     ("zero3", 1): [*GRADUAL, "--bf16", "--gradient_checkpointing"],
@@ -27,11 +28,15 @@ MATRIX: dict[tuple[str, int], list[str]] = {
     ("zero3_offload", 1): PRETUNING,
     ("zero3_offload", 2): [*GRADUAL, "--bf16", "--gradient_accumulation_steps", "2"],
 }
-JUDGED = {"parameters", "held_out_loss", "generated_tokens_per_second", "step_seconds", "peak_memory_bytes"}
+JUDGED = {
+    *("parameters", "held_out_loss", "generated_tokens_per_second", "decode_tokens_per_second"),
+    *("prefill_tokens_per_second", "step_seconds", "peak_memory_bytes", "peak_added_bytes"),
+}
 LOGGED = {
     *("step", "loss", "learning_rate", "kept", "kept_parameters", "target", "ranks"),
     *("tokens_per_second", "peak_memory_bytes", "seconds"),
 }
+SIZED = {"sizes_before", "sizes"}  # of the first line, and after a rebuild
 
 # Loads the folders it reads from stdin as any user would, and tells the size and a short continuation of each.
 READER = """
@@ -86,7 +91,10 @@ def test_a_run(
     ended = launch(processes, place.words(output, *flags, "--report", "true", deepspeed=f"ds_configs/{name}.json"))
     assert ended.status == 0, ended.err
     assert "Traceback" not in ended.err and not ended.mistakes
-    assert sorted(path.name for path in output.iterdir()) == ["config.yaml", "metrics.jsonl", "model", "summary.json"]
+    reported = ["report.html"] if "--run_report" in flags and importlib.util.find_spec("plotly") else []
+    files = ["config.yaml", "metrics.jsonl", "model", *reported, "summary.json"]
+    assert sorted(path.name for path in output.iterdir()) == files
+    assert ended.out.count(f"report: {output / 'report.html'}\n") == len(reported)
 
     figures = json.loads((output / "summary.json").read_text(encoding="utf8"))
     for when in ("before", "after"):
@@ -100,11 +108,15 @@ def test_a_run(
 
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf8").splitlines()]
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
-    assert all(row.keys() == LOGGED and math.isfinite(row["loss"]) for row in rows)
+    assert all(row.keys() - SIZED == LOGGED and math.isfinite(row["loss"]) for row in rows)
     assert all(row["peak_memory_bytes"] > 0 and row["tokens_per_second"] > 0 for row in rows)
     assert {"step", "salience", "search", "rebuild"} <= rows[0]["seconds"].keys()
     assert rows[-1]["kept"] == figures["pruning"]["kept"] <= rows[-1]["target"] + 1e-9
     assert rows[-1]["ranks"]["mean"] > rows[0]["ranks"]["mean"] == 2 and rows[-1]["ranks"]["max"] <= 64
+    assert rows[0].keys() >= SIZED and rows[0]["sizes_before"] == figures["pruning"]["layers"]["before"]
+    assert ("sizes" in rows[1]) == (rows[1]["seconds"]["rebuild"] > 0)
+    if all(row["kept"] == rows[-1]["kept"] for row in rows):
+        assert rows[-1]["kept"] < 1 and rows[0]["sizes"] == figures["pruning"]["layers"]["after"]
     assert rows[0]["kept"] == (1.0 if "gradual" in flags else rows[-1]["kept"])
 
     config = yaml.safe_load((output / "config.yaml").read_text(encoding="utf8"))

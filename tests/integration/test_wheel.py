@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import importlib.util
 import os
 import subprocess
 import sys
@@ -75,6 +76,9 @@ def test_the_package_comes_from_the_wheel(installed: Path) -> None:
 def test_training_from_the_wheel(installed: Path) -> None:
     python(installed, "-m", "apt_ds.training.run", *flags(installed, "trained"), "--report", "false")
     assert (installed / "trained" / "model" / "model.safetensors").is_file()
+    if importlib.util.find_spec("plotly"):
+        python(installed, "-m", "apt_ds.analysis.run_report", str(installed / "trained"))
+        assert "Run report: trained" in (installed / "trained" / "report.html").read_text(encoding="utf8")
 
 
 def test_a_comparison_from_the_wheel(installed: Path) -> None:

@@ -24,6 +24,7 @@ from apt_ds.runtime import collectives, zero
 from apt_ds.runtime.packed import QuantizedParameter
 from apt_ds.training import datasets, preflight, trainer
 from apt_ds.training import run as training_run
+from apt_ds.training.summary_schema import ModelFigures
 
 # weights stay sharded between uses only with these; a tiny model would be held whole otherwise
 STRICT = {
@@ -198,7 +199,8 @@ def told(made: trainer.Trainer, figures: dict[str, Any]) -> dict[str, Any]:
     weights = b"".join(
         path.read_bytes() for path in sorted((made.metrics_logger.folder / "model").glob("*.safetensors"))
     )
-    measured = ("step_seconds", "peak_memory_bytes", "peak_reserved_bytes", "generated_tokens_per_second")
+    measured = {key for key in ModelFigures.__annotations__ if key.endswith(("_seconds", "_bytes", "_per_second"))}
+    measured -= {"checkpoint_bytes"}
     judged = {w: figures[w] for w in ("before", "after_cut", "after") if w in figures}
     return {
         "rows": [{key: value for key, value in row.items() if key not in timed} for row in rows],

@@ -55,7 +55,7 @@ def test_no_step_at_the_final_size_leaves_no_figure() -> None:
     meter = spend()
     meter.begin_rebuild()
     meter.rebuilt(1.0, cut=False)
-    assert meter.final() == {"step_seconds": None, "peak_memory_bytes": None, "peak_reserved_bytes": None}
+    assert set(meter.final().values()) == {None} and len(meter.final()) == 4
     assert meter.whole()["peak_memory_bytes"] and meter.dense()["step_seconds"] == 3.0
 
 
@@ -64,13 +64,51 @@ def test_a_run_that_goes_on_has_the_figures_of_the_one_before() -> None:
     use(240)
     again = Meter(torch.device("cpu"))
     use(240)  # loading counts nowhere
+    own_base, again.base = again.base, meter.base
     again.load_state_dict(json.loads(json.dumps(meter.state_dict()[0])), {})
     for each in ("whole", "dense", "final"):
         assert getattr(again, each)() == getattr(meter, each)()
+    again.base = own_base  # each process has its own
     assert again.rebuilds == [2.0] and again.last_rebuild() == 2.0
     again.step(1.0, dense=False)
     assert again.whole()["seconds"] == pytest.approx(meter.seconds + 1.0)
     assert again.whole()["peak_memory_bytes"] == meter.whole()["peak_memory_bytes"]
+
+
+def test_memory_by_phase_leaves_out_what_the_process_used_before() -> None:
+    ballast = torch.ones(400 * MB, dtype=torch.uint8)
+    meter = Meter(torch.device("cpu"))
+    use(100)
+    meter.step(1.0, dense=True)
+    with meter.evaluation():
+        use(300)
+    with meter.scoring(at_once=True):
+        use(200)
+    meter.begin_rebuild()
+    use(50)
+    meter.rebuilt(1.0, cut=True)
+    use(60)
+    meter.step(1.0, dense=False)
+    with meter.apart("writing"):
+        use(350)
+    added = {phase: round(peak / MB / 10) * 10 for phase, peak in meter.memory_by_phase().items()}
+    expected = {
+        "evaluation": 300,
+        "dense_steps": 100,
+        "scoring": 200,
+        "rebuilds": 50,
+        "final_steps": 60,
+        "writing": 350,
+    }
+    assert added.keys() == expected.keys()
+    # the base of 400 MB and the interpreter are in none of them
+    assert all(abs(added[phase] - size) <= 30 for phase, size in expected.items()), added
+    dense, final, whole = meter.dense(), meter.final(), meter.whole()
+    assert dense["peak_memory_bytes"] - dense["peak_added_bytes"] == meter.base == whole["base_memory_bytes"]
+    assert final["peak_added_bytes"] < dense["peak_added_bytes"] and meter.base > 400 * MB
+    # writing takes no part in the peak of the run
+    assert whole["peak_memory_bytes"] - meter.base < 250 * MB
+    del ballast
 
 
 class Allocator:
@@ -107,8 +145,18 @@ def test_what_a_gpu_reserves_is_measured_like_what_it_uses(monkeypatch: pytest.M
     gpu.step(40, 85, left=30)
     gpu.peak_reserved = 85
     meter.step(1.0, dense=False)
-    assert meter.dense() == {"step_seconds": 2.0, "peak_memory_bytes": 80, "peak_reserved_bytes": 90}
-    assert meter.final() == {"step_seconds": 1.0, "peak_memory_bytes": 40, "peak_reserved_bytes": 85}
+    assert meter.dense() == {
+        "step_seconds": 2.0,
+        "peak_memory_bytes": 80,
+        "peak_added_bytes": 80,
+        "peak_reserved_bytes": 90,
+    }
+    assert meter.final() == {
+        "step_seconds": 1.0,
+        "peak_memory_bytes": 40,
+        "peak_added_bytes": 40,
+        "peak_reserved_bytes": 85,
+    }
     whole = meter.whole()
     assert (whole["peak_memory_bytes"], whole["peak_reserved_bytes"]) == (100, 140)
     again = Meter(torch.device("cuda", 0))
@@ -116,7 +164,7 @@ def test_what_a_gpu_reserves_is_measured_like_what_it_uses(monkeypatch: pytest.M
     again.load_state_dict(saved, {})
     assert again.whole() == whole and again.final() == meter.final()
     # a checkpoint of an earlier version has no such figures
-    del saved["reserved"]
+    del saved["reserved"], saved["added"]
     older = Meter(torch.device("cuda", 0))
     older.load_state_dict(saved, {})
     assert older.whole()["peak_memory_bytes"] == 100 and older.whole()["peak_reserved_bytes"] is None

@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+from apt_ds.runtime import notices
 from apt_ds.training.metrics import MetricsLogger
 from apt_ds.training.summary_schema import MetricsLine
 
@@ -34,6 +35,19 @@ def test_a_loss_that_is_not_finite_is_null(tmp_path: Path) -> None:
     rows = [json.loads(text) for text in logger.metrics().splitlines()]
     assert [row["loss"] for row in rows] == [1.5, None, None]
     assert rows[0] == line(1, 1.5)
+
+
+def test_a_warning_is_in_the_next_line_and_in_the_summary(tmp_path: Path) -> None:
+    notices.start()
+    logger = MetricsLogger(tmp_path, 3, quiet=True)
+    logger.warn("step 1: non-finite loss")
+    logger.say("step 1: score 3")
+    for step in (1, 2):
+        logger.step(line(step, 1.0))
+    logger.close()
+    rows = [json.loads(text) for text in logger.metrics().splitlines()]
+    assert rows[0]["warnings"] == ["step 1: non-finite loss"] and "warnings" not in rows[1]
+    assert notices.kept() == ["step 1: non-finite loss"]
 
 
 def test_a_resumed_run_appends(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,14 @@ def test_only_the_files_of_runs_are_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.jsonl").read_bytes() == b"{}\n"
     prepare_output(run_into(tmp_path))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.yaml", "metrics.jsonl", "mine"]
+
+
+def test_the_configuration_names_the_command_and_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "--sparsity", "0.4"])
+    (tmp_path / "report.html").write_text("of an earlier run")
+    run = run_into(tmp_path, "--sparsity", "0.4")
+    prepare_output(run)
+    text = (tmp_path / "config.yaml").read_text(encoding="utf8")
+    assert text.startswith("# command: train.py --sparsity 0.4\n")
+    assert resolve(["--config", str(tmp_path / "config.yaml")]).flags() == run.flags()
+    assert not (tmp_path / "report.html").exists()

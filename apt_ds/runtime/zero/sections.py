@@ -6,7 +6,6 @@ the sections with a class of their own.
 
 from __future__ import annotations
 
-import sys
 import typing
 from functools import cache
 from typing import Any
@@ -19,7 +18,7 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from apt_ds.config.deepspeed_json import read_json
 from apt_ds.config.errors import UserError
 from apt_ds.config.nearest import nearest
-from apt_ds.runtime import collectives
+from apt_ds.runtime import collectives, notices
 from apt_ds.runtime.zero import monitor
 
 SUPPORTED = (
@@ -74,7 +73,7 @@ def check_sections(path: str, trains: bool = True) -> None:
     monitor.check_packages(config, where)
     if trains and "scheduler" in config and collectives.is_main():
         decides = "--lr_scheduler_type, --learning_rate and --warmup_ratio or --warmup_steps decide the schedule"
-        print(f"{where}: 'scheduler' is not used: {decides}", file=sys.stderr, flush=True)
+        notices.warn(f"{where}: 'scheduler' is not used: {decides}")
 
 
 def _check_section(name: str, value: Any, where: str) -> None:
