@@ -27,3 +27,9 @@ def test_versions_are_those_that_run() -> None:
     assert found["versions"]["transformers"] == transformers.__version__
     assert found["versions"]["python"] == sys.version.split()[0]
     assert found["world_size"] == 1 and found["device"].startswith("CPU, ")
+
+
+def test_the_command_names_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["train.py", "--hub_token", "hf_one", "--push_to_hub", "--hub_token=hf_two", "--output_dir", "out"]
+    monkeypatch.setattr(sys, "argv", words)
+    assert environment.command() == "train.py --push_to_hub --output_dir out"
