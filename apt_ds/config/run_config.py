@@ -133,6 +133,15 @@ class RunConfig:
             yield f"--packing true does not support --task {data.task}: only causal language models pack examples"
         if data.packing and pruning.score == "fisher":
             yield "--packing true does not support --score fisher, which needs one row per example"
+        if data.packing and data.group_by_length:
+            yield "--group_by_length requires --packing false: packing fills rows with examples of any length"
+        if data.calibration_path and not pruning.one_shot:
+            yield (
+                f"--calibration_path requires --pruning pretuning or posttuning (got {pruning.mode}): "
+                "other runs score their training steps, or nothing"
+            )
+        if data.calibration_path and pruning.score == "random":
+            yield "--calibration_path requires a score of data (got --score random)"
         if adapter.grows and adapter.rank > adapter.max_rank:
             yield f"--rank {adapter.rank} is not allowed: give at most --max_rank {adapter.max_rank}"
 

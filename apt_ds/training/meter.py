@@ -31,7 +31,8 @@ class SizeFigures(TypedDict):
 class WholeFigures(TypedDict):
     """Cost of a whole run. `seconds` is the sum of steps, scoring and rebuilds.
 
-    `peak_reserved_bytes` is None on the CPU.
+    `peak_reserved_bytes` is None on the CPU. `non_padding` is the fraction of the training batches' tokens that is not
+    padding, None without a step.
     """
 
     seconds: float
@@ -42,6 +43,7 @@ class WholeFigures(TypedDict):
     peak_memory_bytes: int | None
     peak_reserved_bytes: int | None
     evaluation_peak_bytes: int | None
+    non_padding: float | None
 
 
 class Meter:
@@ -69,6 +71,7 @@ class Meter:
         self._peaks = {"run": 0, "dense": 0, "final": 0, "evaluation": 0}
         self._reserved = {"run": 0, "dense": 0, "final": 0}
         self._last_rebuild = 0.0
+        self._tokens = [0, 0]  # of all training steps: without padding, and with it
         reset_peak(device)
 
     @property
@@ -90,6 +93,10 @@ class Meter:
         if dense:
             self._dense.append(seconds)
             self._fold("dense")
+
+    def rows(self, tokens: int, with_padding: int) -> None:
+        """Record the tokens of a training step's global batch: of its examples, and of its tensors."""
+        self._tokens = [self._tokens[0] + tokens, self._tokens[1] + with_padding]
 
     @contextmanager
     def scoring(self) -> Iterator[None]:
@@ -161,6 +168,7 @@ class Meter:
             "peaks": self._peaks,
             "reserved": self._reserved,
             "last_rebuild": self._last_rebuild,
+            "tokens": self._tokens,
         }
         return values, {}
 
@@ -171,6 +179,7 @@ class Meter:
         self._peaks, self._last_rebuild = values["peaks"], values["last_rebuild"]
         # absent from checkpoints of earlier versions
         self._reserved = values.get("reserved", self._reserved)
+        self._tokens = values.get("tokens", self._tokens)
         self.forget_peak()
 
     def dense(self) -> SizeFigures:
@@ -192,6 +201,7 @@ class Meter:
             "peak_memory_bytes": self._peaks["run"] or None,
             "peak_reserved_bytes": self._reserved["run"] or None,
             "evaluation_peak_bytes": self._peaks["evaluation"] or None,
+            "non_padding": self._tokens[0] / self._tokens[1] if self._tokens[1] else None,
         }
 
 

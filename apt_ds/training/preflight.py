@@ -24,7 +24,10 @@ from apt_ds.runtime import collectives, zero
 
 PACKAGES = ("torch", "deepspeed", "transformers", "numpy")
 # paths may differ by node: their content is compared
-PATHS = ("deepspeed", "model_name_or_path", "data_path", "eval_data_path", "perplexity_path", "output_dir")
+PATHS = (
+    *("deepspeed", "model_name_or_path", "output_dir"),
+    *("data_path", "eval_data_path", "perplexity_path", "calibration_path"),
+)
 EDGE = 1 << 20
 ADVICE = {
     "version of": "install the same versions on every node",

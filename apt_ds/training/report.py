@@ -75,6 +75,9 @@ def compare_plain(run: RunConfig, base: Base, data: Data, folder: Path, summary:
     plain = {when: load_plain(source, run, device) for when, source in sources.items()}
     questions = data.held_out_examples[: max(run.output.report_samples, 1)]
     prompts = [prompt_ids(question, base.tokenizer, data.now) for question in questions]
+    if not prompts:
+        # plain text asks no questions
+        prompts = [list(map(int, data.held_out[0]["input_ids"][:NEW_TOKENS]))]
     speeds: dict[str, list[float]] = {when: [] for when in plain}
     for _ in range(REPEATS):
         for when, model in plain.items():
@@ -87,7 +90,7 @@ def compare_plain(run: RunConfig, base: Base, data: Data, folder: Path, summary:
             "before": answer(plain["before"], base, prompt),
             "after": answer(plain["after"], base, prompt),
         }
-        for question, prompt in list(zip(questions, prompts, strict=True))[: run.output.report_samples]
+        for question, prompt in list(zip(questions, prompts, strict=False))[: run.output.report_samples]
     ]
     del plain
     gc.collect()
