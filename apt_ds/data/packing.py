@@ -85,11 +85,11 @@ def grouped(lengths: Sequence[int], limit: int) -> list[list[int]]:
 
 
 def over_slots(lengths: Sequence[int], slots: int, limit: int, single: bool = False) -> list[list[list[int]]]:
-    """The examples of a step in rows, and the rows in micro-batches of about equal numbers of tokens.
+    """The examples of a step in rows of about equal lengths, and the rows in micro-batches.
 
     All examples of the step are packed together, so that rows get fuller than those of each micro-batch alone. All
     micro-batches have equal numbers of rows. That number is the one with the smallest tensors, the largest among
-    equals.
+    equals. Rows are in order of their length, so that ranks that compute at the same time have equal work.
 
     Args:
         lengths: tokens of each example of the step.

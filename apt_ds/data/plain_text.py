@@ -156,10 +156,15 @@ def _pieces(document: Document) -> Iterator[str]:
 
 
 def _last_border(text: str, start: int, end: int) -> int:
-    """The last place from `start` to `end` where a single space begins a word, 0 if there is none."""
-    while (end := text.rfind(" ", start, end)) > 0:
-        if not text[end - 1].isspace() and not text[end + 1].isspace():
-            return end
+    """The last place from `start` to `end` where a line begins, or else a word with its space. 0 if there is none."""
+    place = end
+    while (place := text.rfind("\n", start, place)) > 0:
+        if not text[place + 1].isspace():
+            return place + 1
+    place = end
+    while (place := text.rfind(" ", start, place)) > 0:
+        if not text[place - 1].isspace() and not text[place + 1].isspace():
+            return place
     return 0
 
 

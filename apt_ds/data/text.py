@@ -82,21 +82,23 @@ def read_pieces(path: Path, flag: str, size: int = 1 << 20) -> Iterator[str]:
     Raises:
         UserError: as `read_plain`, once the piece is asked for.
     """
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    decoder = codecs.getincrementaldecoder("utf-8")()
     newlines = io.IncrementalNewlineDecoder(decoder, translate=True)
-    done, waiting, first = 0, 0, True
+    done, waiting = 0, 0
     try:
         with path.open("rb") as file:
+            content = file.read(max(size, len(_POINTER)))
+            if content.startswith(_POINTER.encode()):
+                raise UserError(f"{flag}: {_not_fetched(path)}")
+            if content.startswith(codecs.BOM_UTF8):
+                content, done = content.removeprefix(codecs.BOM_UTF8), len(codecs.BOM_UTF8)
             while True:
-                content = file.read(size)
-                if first and content.startswith(_POINTER.encode()):
-                    raise UserError(f"{flag}: {_not_fetched(path)}")
-                text = newlines.decode(content, final=not content)
-                done, waiting, first = done + len(content), len(decoder.getstate()[0]), False
-                if text:
+                if text := newlines.decode(content, final=not content):
                     yield text
                 if not content:
                     return
+                done, waiting = done + len(content), len(decoder.getstate()[0])
+                content = file.read(size)
     except UnicodeDecodeError as error:
         place = done - waiting + error.start
         raise UserError(f"{flag}: {path} is not UTF-8 text (byte {place}); save it as UTF-8") from error
