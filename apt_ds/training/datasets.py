@@ -107,8 +107,8 @@ def read_data(run: RunConfig, base: Base, now: datetime | None = None) -> Data:
     if not collectives.is_main():
         # rank 0 warns of the same files
         logging.getLogger("apt_ds.data").setLevel(logging.ERROR)
-    sets = READERS[base.kind](run, base, now)
     sources = sources_of(run, base, "--data_path", run.data.data_path)
+    sets = READERS[base.kind](run, base, now)
     order, steps = sampling(run, sets.train, sources, collectives.world_size())
     calibration = read_calibration(run, base, now)
     corpus = None
