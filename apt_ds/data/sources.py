@@ -17,14 +17,14 @@ from apt_ds.config.errors import UserError
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
-class Source(NamedTuple):
+class WeightedSource(NamedTuple):
     """name: as a reader of data takes it. weight: above 0. None if the option states no weights."""
 
     name: str
     weight: float | None = None
 
 
-def parse_sources(text: str, flag: str) -> list[Source]:
+def parse_sources(text: str, flag: str) -> list[WeightedSource]:
     """The sources of an option's value, in order.
 
     A comma or colon in the name of an existing file belongs to the name.
@@ -87,14 +87,14 @@ def _cut(item: str) -> tuple[str, str]:
     return (name, number) if colon and _NUMBER.fullmatch(number.strip()) else (item, "")
 
 
-def _with_weight(item: str, where: str) -> Source:
+def _with_weight(item: str, where: str) -> WeightedSource:
     name, number = _cut(item)
     if not number or Path(item).exists():
-        return Source(item)
+        return WeightedSource(item)
     weight = float(number)
     if not 0 < weight < math.inf:
         raise UserError(f"{where}: the weight of {name!r} is {number.strip()}: give a number above 0")
-    return Source(name.strip(), weight)
+    return WeightedSource(name.strip(), weight)
 
 
 def _identity(name: str) -> str:

@@ -19,7 +19,7 @@ from apt_ds.data.conversations import Example, load_examples
 from apt_ds.data.instructions import build_dataset, split_held_out
 from apt_ds.data.length_order import LengthOrder, Order
 from apt_ds.data.rows import Rows
-from apt_ds.data.sources import Source, parse_sources
+from apt_ds.data.sources import WeightedSource, parse_sources
 from apt_ds.data.text import read_plain
 from apt_ds.data.tokenized import TokenizedSet
 from apt_ds.eval.corpus_perplexity import token_blocks
@@ -60,7 +60,7 @@ class Data:
     corpus: torch.Tensor | None
     task_evaluator: TaskEvaluator | None = None
     now: datetime | None = None
-    sources: tuple[Source, ...] = ()
+    sources: tuple[WeightedSource, ...] = ()
     calibration: Sampled | None = None
     calibration_figures: list[SourceFigures] | None = None
 
@@ -126,7 +126,7 @@ def read_data(run: RunConfig, base: Base, now: datetime | None = None) -> Data:
     return data
 
 
-def sources_of(run: RunConfig, base: Base, flag: str, path: str) -> tuple[Source, ...]:
+def sources_of(run: RunConfig, base: Base, flag: str, path: str) -> tuple[WeightedSource, ...]:
     """The sources that an option names. Language models alone take several.
 
     Raises:
@@ -135,11 +135,11 @@ def sources_of(run: RunConfig, base: Base, flag: str, path: str) -> tuple[Source
     if base.kind != LANGUAGE_MODEL:
         if not Path(path).exists() and len(parse_sources(path, flag)) > 1:
             raise UserError(f"{flag} {path!r} names several sources: --task {run.data.task} takes one")
-        return (Source(path),)
+        return (WeightedSource(path),)
     return tuple(parse_sources(path, flag))
 
 
-def sampling(run: RunConfig, rows: Rows, sources: Sequence[Source], world: int) -> tuple[Order, int]:
+def sampling(run: RunConfig, rows: Rows, sources: Sequence[WeightedSource], world: int) -> tuple[Order, int]:
     """The order of the training rows on `world` ranks, and the run's optimizer steps."""
     order = order_of(rows, sources, run.optim.global_batch(world), run.optim.seed)
     steps = run.optim.max_steps if run.optim.max_steps > 0 else order.steps(run.optim.num_train_epochs)
@@ -162,7 +162,7 @@ def read_calibration(run: RunConfig, base: Base, now: datetime) -> Sampled | Non
     return Sampled(rows, calibration_order(run, rows, sources, collectives.world_size()), sources)
 
 
-def calibration_order(run: RunConfig, rows: Rows, sources: Sequence[Source], world: int) -> Order:
+def calibration_order(run: RunConfig, rows: Rows, sources: Sequence[WeightedSource], world: int) -> Order:
     """The order of the rows that score before a one-shot cut, on `world` ranks."""
     order = order_of(rows, sources, run.optim.global_batch(world), run.optim.seed)
     if run.data.group_by_length:

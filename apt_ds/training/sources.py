@@ -20,7 +20,7 @@ from apt_ds.data.mixture_order import MixtureOrder, shares_of
 from apt_ds.data.plain_text import TokenBlocks
 from apt_ds.data.rows import Joined, Rows, split_rows
 from apt_ds.data.source_kind import is_plain_text
-from apt_ds.data.sources import Source, apportion, parse_sources
+from apt_ds.data.sources import WeightedSource, apportion, parse_sources
 from apt_ds.eval.task_evaluators import TaskEvaluator
 from apt_ds.models.architectures import architecture_of
 from apt_ds.models.loading import Base
@@ -59,7 +59,7 @@ class Sampled:
 
     rows: Rows
     order: Order
-    sources: tuple[Source, ...] = field(default=())
+    sources: tuple[WeightedSource, ...] = field(default=())
 
     def figures(self, steps: int) -> list[SourceFigures]:
         """Each source, with the number of examples that `steps` steps take from it."""
@@ -158,12 +158,12 @@ class SourceReader:
             Path(place).unlink()
         return blocks
 
-    def _apportioned(self, total: int, sources: Sequence[Source]) -> list[int]:
+    def _apportioned(self, total: int, sources: Sequence[WeightedSource]) -> list[int]:
         """`total` by the weights of the sources. Sources without weights have equal parts."""
         return apportion(total, [source.weight or 1.0 for source in sources])
 
 
-def joined(parts: Sequence[Rows], sources: Sequence[Source] = ()) -> Rows:
+def joined(parts: Sequence[Rows], sources: Sequence[WeightedSource] = ()) -> Rows:
     """The rows of all parts. A single part stays what it is."""
     if len(parts) == 1:
         return parts[0]
@@ -175,7 +175,7 @@ def sizes_of(rows: Rows) -> list[int]:
     return [len(part) for part in rows.parts] if isinstance(rows, Joined) else [len(rows)]
 
 
-def order_of(rows: Rows, sources: Sequence[Source], global_batch: int, seed: int) -> GlobalOrder | MixtureOrder:
+def order_of(rows: Rows, sources: Sequence[WeightedSource], global_batch: int, seed: int) -> GlobalOrder | MixtureOrder:
     """The order of the rows of some sources: by their weights if there are several with weights."""
     weights = tuple(source.weight for source in sources if source.weight is not None)
     if len(sources) > 1 and weights:
