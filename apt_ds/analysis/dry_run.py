@@ -33,8 +33,9 @@ from apt_ds.models.positions import check_positions
 from apt_ds.models.scope import check_experts
 from apt_ds.pruning.rules import mask_notice
 from apt_ds.runtime import collectives, zero
-from apt_ds.training.datasets import Data, calibration_order, read_data, sampling
+from apt_ds.training.datasets import Data, read_data
 from apt_ds.training.micro_batches import layout_of
+from apt_ds.training.sampling import calibration_order, sampling
 
 GPUS = 8  # per node, where neither launcher nor machine says
 

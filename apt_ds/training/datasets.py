@@ -17,7 +17,7 @@ from apt_ds.config.tasks import ANSWERS, CLASSIFICATION, GENERATION, LANGUAGE_MO
 from apt_ds.data import glue, seq2seq, squad
 from apt_ds.data.conversations import Example, load_examples
 from apt_ds.data.instructions import build_dataset, split_held_out
-from apt_ds.data.length_order import LengthOrder, Order
+from apt_ds.data.length_order import Order
 from apt_ds.data.rows import Rows
 from apt_ds.data.sources import WeightedSource, parse_sources
 from apt_ds.data.text import read_plain
@@ -27,7 +27,8 @@ from apt_ds.eval.task_evaluators import ClassEvaluator, SpanEvaluator, TaskEvalu
 from apt_ds.models.architectures import architecture_of
 from apt_ds.models.loading import Base
 from apt_ds.runtime import collectives
-from apt_ds.training.sources import HELD_OUT, Part, Sampled, Sets, SourceReader, order_of
+from apt_ds.training.sampling import Sampled, calibration_order, sampling
+from apt_ds.training.sources import HELD_OUT, Part, Sets, SourceReader
 from apt_ds.training.summary_schema import DataSizes, SourceFigures
 
 HELD_ARTICLES = 0.2  # fraction of the questions to hold out, by whole articles
@@ -139,15 +140,6 @@ def sources_of(run: RunConfig, base: Base, flag: str, path: str) -> tuple[Weight
     return tuple(parse_sources(path, flag))
 
 
-def sampling(run: RunConfig, rows: Rows, sources: Sequence[WeightedSource], world: int) -> tuple[Order, int]:
-    """The order of the training rows on `world` ranks, and the run's optimizer steps."""
-    order = order_of(rows, sources, run.optim.global_batch(world), run.optim.seed)
-    steps = run.optim.max_steps if run.optim.max_steps > 0 else order.steps(run.optim.num_train_epochs)
-    if run.data.group_by_length:
-        return LengthOrder(order, rows.lengths, run.optim.seed, steps), steps
-    return order, steps
-
-
 def read_calibration(run: RunConfig, base: Base, now: datetime) -> Sampled | None:
     """The data of --calibration_path, None without one. Collective."""
     path, flag = run.data.calibration_path, "--calibration_path"
@@ -160,14 +152,6 @@ def read_calibration(run: RunConfig, base: Base, now: datetime) -> Sampled | Non
         # the training part of a reader whose evaluation part is as small as it can be
         rows = READERS[base.kind](run.replace(data_path=path, eval_data_path=path, eval_size=1), base, now).train
     return Sampled(rows, calibration_order(run, rows, sources, collectives.world_size()), sources)
-
-
-def calibration_order(run: RunConfig, rows: Rows, sources: Sequence[WeightedSource], world: int) -> Order:
-    """The order of the rows that score before a one-shot cut, on `world` ranks."""
-    order = order_of(rows, sources, run.optim.global_batch(world), run.optim.seed)
-    if run.data.group_by_length:
-        return LengthOrder(order, rows.lengths, run.optim.seed, run.pruning.calibration_steps)
-    return order
 
 
 def tokenized_on_node(tokenize: Callable[[], TokenizedSet]) -> TokenizedSet:

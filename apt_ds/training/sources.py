@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +13,6 @@ import numpy as np
 
 from apt_ds.config.run_config import RunConfig
 from apt_ds.data import plain_text
-from apt_ds.data.batching import GlobalOrder
-from apt_ds.data.length_order import LengthOrder, Order
-from apt_ds.data.mixture_order import MixtureOrder, shares_of
 from apt_ds.data.plain_text import TokenBlocks
 from apt_ds.data.rows import Joined, Rows, split_rows
 from apt_ds.data.source_kind import is_plain_text
@@ -25,7 +21,6 @@ from apt_ds.eval.task_evaluators import TaskEvaluator
 from apt_ds.models.architectures import architecture_of
 from apt_ds.models.loading import Base
 from apt_ds.runtime import collectives
-from apt_ds.training.summary_schema import SourceFigures
 
 HELD_OUT = 100  # training examples to hold out if the options name no evaluation data
 
@@ -45,36 +40,6 @@ class Part(NamedTuple):
     train: Rows
     held_out: Rows | None
     examples: list[Any]
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """Rows, and which of them each step takes.
-
-    Attributes:
-        rows: the rows.
-        order: the rows of each step.
-        sources: where the rows come from, in order.
-    """
-
-    rows: Rows
-    order: Order
-    sources: tuple[WeightedSource, ...] = field(default=())
-
-    def figures(self, steps: int) -> list[SourceFigures]:
-        """Each source, with the number of examples that `steps` steps take from it."""
-        inner = self.order.order if isinstance(self.order, LengthOrder) else self.order
-        sizes = sizes_of(self.rows)
-        if isinstance(inner, MixtureOrder):
-            seen, weights = inner.seen(steps), shares_of(inner.weights)
-        else:
-            assert isinstance(inner, GlobalOrder)
-            times = np.split(inner.times_seen(steps), np.cumsum(sizes)[:-1])
-            seen, weights = [int(part.sum()) for part in times], [size / len(self.rows) for size in sizes]
-        return [
-            {"name": source.name, "weight": weight, "rows": size, "seen": count}
-            for source, weight, size, count in zip(self.sources, weights, sizes, seen, strict=True)
-        ]
 
 
 class SourceReader:
@@ -168,16 +133,3 @@ def joined(parts: Sequence[Rows], sources: Sequence[WeightedSource] = ()) -> Row
     if len(parts) == 1:
         return parts[0]
     return Joined(parts, json.dumps([source.weight for source in sources]))
-
-
-def sizes_of(rows: Rows) -> list[int]:
-    """The number of rows of each source."""
-    return [len(part) for part in rows.parts] if isinstance(rows, Joined) else [len(rows)]
-
-
-def order_of(rows: Rows, sources: Sequence[WeightedSource], global_batch: int, seed: int) -> GlobalOrder | MixtureOrder:
-    """The order of the rows of some sources: by their weights if there are several with weights."""
-    weights = tuple(source.weight for source in sources if source.weight is not None)
-    if len(sources) > 1 and weights:
-        return MixtureOrder(tuple(sizes_of(rows)), weights, global_batch, seed)
-    return GlobalOrder(len(rows), global_batch, seed)

@@ -7,29 +7,30 @@ from pathlib import Path
 import pytest
 
 from apt_ds.config.errors import UserError
-from apt_ds.data.sources import WeightedSource, apportion, parse_sources
+from apt_ds.data.sources import WeightedSource as Named
+from apt_ds.data.sources import apportion, parse_sources
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("a.jsonl", [WeightedSource("a.jsonl")]),
-        ("a.jsonl:0.7,b.parquet:0.3", [WeightedSource("a.jsonl", 0.7), WeightedSource("b.parquet", 0.3)]),
-        ("owner/set:config@main", [WeightedSource("owner/set:config@main")]),
+        ("a.jsonl", [Named("a.jsonl")]),
+        ("a.jsonl:0.7,b.parquet:0.3", [Named("a.jsonl", 0.7), Named("b.parquet", 0.3)]),
+        ("owner/set:config@main", [Named("owner/set:config@main")]),
         (
             "owner/set:config@main:3, b.txt:1e-1",
-            [WeightedSource("owner/set:config@main", 3), WeightedSource("b.txt", 0.1)],
+            [Named("owner/set:config@main", 3), Named("b.txt", 0.1)],
         ),
-        ("owner/set:2023@main", [WeightedSource("owner/set:2023@main")]),
-        ("builtin:instructions", [WeightedSource("builtin:instructions")]),
+        ("owner/set:2023@main", [Named("owner/set:2023@main")]),
+        ("builtin:instructions", [Named("builtin:instructions")]),
         (
             "builtin:instructions:2,wiki.txt:1",
-            [WeightedSource("builtin:instructions", 2), WeightedSource("wiki.txt", 1)],
+            [Named("builtin:instructions", 2), Named("wiki.txt", 1)],
         ),
-        ("a.json,b.json", [WeightedSource("a.json"), WeightedSource("b.json")]),
+        ("a.json,b.json", [Named("a.json"), Named("b.json")]),
     ],
 )
-def test_names_and_weights(text: str, expected: list[WeightedSource]) -> None:
+def test_names_and_weights(text: str, expected: list[Named]) -> None:
     assert parse_sources(text, "--data_path") == expected
 
 
@@ -37,12 +38,12 @@ def test_an_existing_file_keeps_its_commas_and_colons(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     for name in ("a,b.json", "c:2", "d"):
         Path(name).touch()
-    assert parse_sources("a,b.json", "--data_path") == [WeightedSource("a,b.json")]
-    assert parse_sources("c:2", "--data_path") == [WeightedSource("c:2")]
+    assert parse_sources("a,b.json", "--data_path") == [Named("a,b.json")]
+    assert parse_sources("c:2", "--data_path") == [Named("c:2")]
     assert parse_sources("d:1,a,b.json:2,c:2:3", "--data_path") == [
-        WeightedSource("d", 1),
-        WeightedSource("a,b.json", 2),
-        WeightedSource("c:2", 3),
+        Named("d", 1),
+        Named("a,b.json", 2),
+        Named("c:2", 3),
     ]
 
 
