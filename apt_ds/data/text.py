@@ -87,7 +87,7 @@ def read_pieces(path: Path, flag: str, size: int = 1 << 20) -> Iterator[str]:
     done, waiting = 0, 0
     try:
         with path.open("rb") as file:
-            content = file.read(max(size, len(_POINTER)))
+            content = file.read(max(size, 2 * len(_POINTER)))
             if content.startswith(_POINTER.encode()):
                 raise UserError(f"{flag}: {_not_fetched(path)}")
             if content.startswith(codecs.BOM_UTF8):

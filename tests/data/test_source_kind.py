@@ -19,7 +19,8 @@ TEXT, ALPACA = {"text": "one two", "id": 3}, {"instruction": "say one", "output"
 def test_columns_say_what_a_file_holds(ending: str, record: dict[str, object], tmp_path: Path) -> None:
     path = tmp_path / f"data.{ending}"
     if ending in ("csv", "tsv"):
-        path.write_text(("," if ending == "csv" else "\t").join(record) + "\n", encoding="utf-8-sig")
+        separator = "," if ending == "csv" else "\t"
+        path.write_text("\n".join(separator.join(cells) for cells in (record, ["x"] * len(record))), "utf-8-sig")
     elif ending == "parquet":
         parquet.write_table(pyarrow.table({name: ["x"] for name in record}), path)
     elif ending == "arrow":
