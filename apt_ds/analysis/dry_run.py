@@ -20,10 +20,10 @@ from apt_ds.analysis.sharding import MOMENTS, Layout
 from apt_ds.config.deepspeed_config import load_config
 from apt_ds.config.run_config import RunConfig
 from apt_ds.config.tasks import GENERATION, LANGUAGE_MODEL
-from apt_ds.data.batching import GlobalOrder, round_up
+from apt_ds.data.batching import round_up
 from apt_ds.data.glue import labels_of
-from apt_ds.data.packing import sharing
-from apt_ds.data.tokenized import TokenizedSet
+from apt_ds.data.length_order import Order
+from apt_ds.data.rows import Rows
 from apt_ds.data.tokenizer_checks import check_lengths
 from apt_ds.eval import metrics
 from apt_ds.losses.task_losses import TASK_LOSSES
@@ -34,6 +34,8 @@ from apt_ds.models.scope import check_experts
 from apt_ds.pruning.rules import mask_notice
 from apt_ds.runtime import collectives, zero
 from apt_ds.training.datasets import Data, read_data
+from apt_ds.training.micro_batches import layout_of
+from apt_ds.training.sampling import calibration_order, sampling
 
 GPUS = 8  # per node, where neither launcher nor machine says
 
@@ -170,20 +172,25 @@ def evaluation_batches(run: RunConfig, data: Data, kind: str) -> list[Shape]:
 
 
 def micro_batches(run: RunConfig, data: Data, world: int, kind: str) -> Shape:
-    """A shape that no training micro-batch exceeds in any dimension, on any of `world` ranks."""
-    size = run.optim.per_device_train_batch_size
-    order = GlobalOrder(len(data.train), run.optim.global_batch(world), run.optim.seed)
-    steps = run.optim.max_steps if run.optim.max_steps > 0 else order.steps(run.optim.num_train_epochs)
-    drawn = (order.indices(step) for step in range(steps))
-    batches = [indices[i : i + size] for indices in drawn for i in range(0, len(indices), size)]
-    if not run.data.packing:
-        return bound(data.train, [one_per_row(batch) for batch in batches], kind)
-    lengths = [len(row["input_ids"]) for row in data.train.rows]
-    packed = []
-    for batch in batches:
-        groups = sharing([lengths[i] for i in batch], run.data.max_seq_length, run.model.one_row)
-        packed.append([[batch[i] for i in group] for group in groups])
-    return bound(data.train, packed, kind)
+    """A shape that no micro-batch of training or calibration exceeds in any dimension, on any of `world` ranks."""
+    order, steps = sampling(run, data.train, data.sources, world)
+    shape = step_bound(run, data.train, order, steps, world, kind)
+    if data.calibration is None:
+        return shape
+    rows, sources = data.calibration.rows, data.calibration.sources
+    order = calibration_order(run, rows, sources, world)
+    scored = step_bound(run, rows, order, run.pruning.calibration_steps, world, kind)
+    return Shape(*map(max, shape, scored))
+
+
+def step_bound(run: RunConfig, rows: Rows, order: Order, steps: int, world: int, kind: str) -> Shape:
+    """A shape that no micro-batch of the first steps of an order exceeds, on any of `world` ranks."""
+    slots = run.optim.gradient_accumulation_steps * world
+    batches = []
+    for indices in map(order.indices, range(steps)):
+        layout = layout_of(run, rows, indices, slots)
+        batches += [[[indices[i] for i in row] for row in slot] for slot in layout.slots]
+    return bound(rows, batches, kind)
 
 
 def one_per_row(indices: Iterable[int]) -> list[list[int]]:
@@ -191,7 +198,7 @@ def one_per_row(indices: Iterable[int]) -> list[list[int]]:
     return [[i] for i in indices]
 
 
-def bound(rows: TokenizedSet, batches: list[list[list[int]]], kind: str) -> Shape:
+def bound(rows: Rows, batches: list[list[list[int]]], kind: str) -> Shape:
     """A shape that none of the batches exceeds.
 
     Args:
@@ -199,11 +206,14 @@ def bound(rows: TokenizedSet, batches: list[list[list[int]]], kind: str) -> Shap
         batches: for each batch the examples of each of its rows, by number.
         kind: task type.
     """
-    lengths = [len(row["input_ids"]) for row in rows.rows]
+    lengths = rows.lengths.tolist()
     # a task with one answer per row trains no tokens
     task_loss, counts_tokens = TASK_LOSSES[kind], kind in (LANGUAGE_MODEL, GENERATION)
-    trained = [task_loss.loss_denominator(row) if counts_tokens else 0 for row in rows.rows]
-    written = [len(row["labels"]) if kind == GENERATION else 0 for row in rows.rows]
+    trained, written = [0] * len(lengths), [0] * len(lengths)
+    for i in range(len(lengths)) if counts_tokens else ():
+        row = rows[i]
+        trained[i] = task_loss.loss_denominator(row)
+        written[i] = len(row["labels"]) if kind == GENERATION else 0
     most = Shape(0, 0, 0, 0)
     for batch in batches:
         examples = [i for group in batch for i in group]

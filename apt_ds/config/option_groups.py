@@ -75,17 +75,30 @@ class DataOptions:
 
     task: str = choice(", ".join(TASKS), "what the model learns to do")
     data_path: str = option(
-        "", "training data: a hub name, a file, a folder with train.* and validation.*, or builtin:instructions"
+        "",
+        "training data: a hub name, a file, a folder with train.* and validation.*, or builtin:instructions. "
+        "a.jsonl:0.7,b.txt:0.3 mixes sources of --task instructions by weight. A .txt file or a column `text` is plain "
+        "text, of which every token is trained",
     )
-    eval_data_path: str = option("", "evaluation data; empty: that of data_path, or training examples held out")
+    eval_data_path: str = option(
+        "", "evaluation data, in the forms of data_path; empty: that of data_path, or training examples held out"
+    )
     eval_size: int = option(0, "examples to evaluate on; 0: all, or 100 of the training examples", NOT_NEGATIVE)
     max_seq_length: int = option(512, "maximum tokens per example; longer examples are truncated", Range(2))
     max_target_length: int = option(128, "maximum tokens of a written answer (T5)", Range(2))
     doc_stride: int = option(128, "tokens that windows of a long context share (SQuAD)", COUNT)
-    packing: bool = option(False, "put several short examples into one row; changes speed, not results")
+    packing: bool = option(False, "put several examples of a step into one row; changes speed, not results")
     perplexity_path: str = option("", "a text file to measure perplexity on, before and after")
     perplexity_length: int = option(1024, "tokens per block of that file", Range(2))
     perplexity_blocks: int = option(0, "blocks to use, spread over the file; 0: all", NOT_NEGATIVE)
+    calibration_path: str = option(
+        "",
+        "data that scores before a one-shot cut and --repair read, in the forms of data_path; empty: the training data",
+    )
+    group_by_length: bool = option(False, "give a step examples of similar length, so that less of it is padding")
+    dataloader_num_workers: int = option(
+        0, "threads that make the batches of coming steps while a step computes; 0: none", NOT_NEGATIVE
+    )
     mmlu_path: str = option("", "a folder of MMLU's CSV files to measure accuracy on, before and after")
     mmlu_limit: int = option(0, "questions of each subject of that folder; 0: all", NOT_NEGATIVE)
 
@@ -99,7 +112,9 @@ class OptimOptions:
     per_device_train_batch_size: int = option(4, "examples per device and micro-batch", COUNT)
     per_device_eval_batch_size: int = option(8, "examples per device when evaluating", COUNT)
     gradient_accumulation_steps: int = option(1, "micro-batches per optimizer step", COUNT)
-    num_train_epochs: float = option(3.0, "passes over the data", POSITIVE)
+    num_train_epochs: float = option(
+        3.0, "passes over the data; of a mixture: times all of its rows together", POSITIVE
+    )
     max_steps: int = option(-1, "optimizer steps; -1: by num_train_epochs", Range(-1))
     weight_decay: float = option(0.0, "AdamW weight decay", NOT_NEGATIVE)
     adam_beta1: float = option(0.9, "AdamW beta 1", BELOW_ONE)

@@ -157,6 +157,15 @@ class RunConfig:
             yield "--packing true does not support --score fisher, which needs one row per example"
         if "none" in split_commas(self.output.report_to) and self.output.trackers:
             yield f"--report_to {self.output.report_to} is not allowed: give none, or the names of trackers"
+        if data.packing and data.group_by_length:
+            yield "--group_by_length requires --packing false: packing fills rows with examples of any length"
+        if data.calibration_path and not (pruning.one_shot or pruning.repairs):
+            yield (
+                f"--calibration_path requires --pruning pretuning or posttuning (got {pruning.mode}), or --repair: "
+                "other runs score their training steps, or nothing"
+            )
+        if data.calibration_path and pruning.score == "random" and not pruning.repairs:
+            yield "--calibration_path requires a score of data (got --score random), or --repair"
         if adapter.grows and adapter.rank > adapter.max_rank:
             yield f"--rank {adapter.rank} is not allowed: give at most --max_rank {adapter.max_rank}"
 

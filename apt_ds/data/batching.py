@@ -7,7 +7,7 @@ global batches however they are split over ranks and micro-batches.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -46,14 +46,18 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """A copy of the batch on `device`. Sent from pinned memory, so that a GPU at work is not waited for."""
-        pinned = torch.device(device).type == "cuda"
+        ready = self.pinned() if torch.device(device).type == "cuda" else self
+        return ready._each(lambda tensor: tensor.to(device, non_blocking=True))
 
-        def sent(tensor: Tensor) -> Tensor:
-            tensor = tensor.pin_memory() if pinned and not tensor.is_cuda else tensor
-            return tensor.to(device, non_blocking=True)
+    def pinned(self) -> Batch:
+        """The batch in pinned memory. Tensors that already are there stay the same, as do those on a GPU."""
+        return self._each(lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
 
-        moved: dict[str, Any] = {name: sent(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **moved)
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        changed: dict[str, Any] = {
+            name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **changed)
 
 
 def round_up(length: int, multiple: int = MULTIPLE) -> int:
@@ -67,19 +71,18 @@ def collate(rows: Sequence[Row], pad_id: int, multiple: int = MULTIPLE) -> Batch
     columns: dict[str, Any] = {
         name: _pad(rows, name, fill, multiple) for name, fill in fills.items() if name in rows[0]
     }
-    mask = torch.zeros_like(columns["input_ids"])
-    for i, row in enumerate(rows):
-        mask[i, : len(row["input_ids"])] = 1
+    lengths = np.array([len(row["input_ids"]) for row in rows])
+    mask = torch.from_numpy((np.arange(columns["input_ids"].shape[1]) < lengths[:, None]).astype(np.int64))
     targets = _targets(rows) if "targets" in rows[0] else None
     return Batch(attention_mask=mask, targets=targets, padded=not bool(mask.all()), packed=False, **columns)
 
 
 def _pad(rows: Sequence[Row], name: str, fill: int, multiple: int) -> Tensor:
     longest = max(len(row[name]) for row in rows)
-    padded = torch.full((len(rows), round_up(longest, multiple)), fill, dtype=torch.int64)
+    padded = np.full((len(rows), round_up(longest, multiple)), fill, np.int64)
     for i, row in enumerate(rows):
-        padded[i, : len(row[name])] = torch.tensor(row[name])
-    return padded
+        padded[i, : len(row[name])] = row[name]
+    return torch.from_numpy(padded)
 
 
 def _targets(rows: Sequence[Row]) -> Tensor:
@@ -88,8 +91,8 @@ def _targets(rows: Sequence[Row]) -> Tensor:
 
 
 @lru_cache(maxsize=4)
-def _permutation(n: int, seed: int, epoch: int) -> tuple[int, ...]:
-    return tuple(np.random.default_rng([seed, epoch]).permutation(n).tolist())
+def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(n)
 
 
 @dataclass(frozen=True)
@@ -111,13 +114,20 @@ class GlobalOrder:
         """The `global_batch` sample indices of optimizer step `step`, counted from 0."""
         first = step * self.global_batch
         places = (divmod(place, self.n) for place in range(first, first + self.global_batch))
-        return [_permutation(self.n, self.seed, epoch)[offset] for epoch, offset in places]
+        return [int(_permutation(self.n, self.seed, epoch)[offset]) for epoch, offset in places]
 
     def micro(self, step: int, micro: int, rank: int, world: int, per_device: int) -> list[int]:
         """The `per_device` indices that rank `rank` of `world` takes in micro-batch `micro` of the step."""
         first = (micro * world + rank) * per_device
         assert 0 <= rank < world and first + per_device <= self.global_batch
         return self.indices(step)[first : first + per_device]
+
+    def times_seen(self, steps: int) -> np.ndarray:
+        """How often the first `steps` optimizer steps take each sample, int64 [n]."""
+        epochs, rest = divmod(steps * self.global_batch, self.n)
+        times = np.full(self.n, epochs, np.int64)
+        times[_permutation(self.n, self.seed, epochs)[:rest]] += 1
+        return times
 
     def steps(self, epochs: float) -> int:
         """Optimizer steps in which every sample is seen `epochs` times, rounded up."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import logging
 import re
 from collections.abc import Iterator
@@ -30,7 +32,7 @@ def read_text(path: Path) -> str:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if text.startswith(_POINTER):
-        raise UserError(f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository")
+        raise UserError(_not_fetched(path))
     return text
 
 
@@ -72,3 +74,37 @@ def mended(value: Any) -> Any:
         same = all(k is key and i is item for (k, i), (key, item) in zip(pairs, value.items(), strict=True))
         return value if same else dict(pairs)
     return value
+
+
+def read_pieces(path: Path, flag: str, size: int = 1 << 20) -> Iterator[str]:
+    """`read_plain` in pieces of about `size` bytes, so that a file of any size needs no more memory than that.
+
+    Raises:
+        UserError: as `read_plain`, once the piece is asked for.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    newlines = io.IncrementalNewlineDecoder(decoder, translate=True)
+    done, waiting = 0, 0
+    try:
+        with path.open("rb") as file:
+            content = file.read(max(size, 2 * len(_POINTER)))
+            if content.startswith(_POINTER.encode()):
+                raise UserError(f"{flag}: {_not_fetched(path)}")
+            if content.startswith(codecs.BOM_UTF8):
+                content, done = content.removeprefix(codecs.BOM_UTF8), len(codecs.BOM_UTF8)
+            while True:
+                if text := newlines.decode(content, final=not content):
+                    yield text
+                if not content:
+                    return
+                done, waiting = done + len(content), len(decoder.getstate()[0])
+                content = file.read(size)
+    except UnicodeDecodeError as error:
+        place = done - waiting + error.start
+        raise UserError(f"{flag}: {path} is not UTF-8 text (byte {place}); save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"{flag}: {path} cannot be read: {error.strerror}") from error
+
+
+def _not_fetched(path: Path) -> str:
+    return f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository"

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from apt_ds.config.run_config import RunConfig
-from apt_ds.data.tokenized import TokenizedSet
+from apt_ds.data.rows import Rows
 from apt_ds.eval.held_out import held_out_loss, perplexity
 from apt_ds.eval.mmlu import MmluEvaluator
 from apt_ds.eval.task_evaluators import TaskEvaluator
@@ -34,7 +34,7 @@ class Evaluator:
         self,
         run: RunConfig,
         task_type: str,
-        held_out: TokenizedSet,
+        held_out: Rows,
         task_evaluator: TaskEvaluator | None,
         corpus: torch.Tensor | None,
         pad_id: int,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from apt_ds.data.batching import collate
-from apt_ds.data.tokenized import TokenizedSet
+from apt_ds.data.rows import Rows
 from apt_ds.losses.task_losses import TASK_LOSSES, token_losses
 from apt_ds.runtime import collectives
 
@@ -43,7 +43,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def held_out_loss(
-    model: nn.Module, data: TokenizedSet, task_type: str, per_device: int, pad_id: int, device: torch.device
+    model: nn.Module, data: Rows, task_type: str, per_device: int, pad_id: int, device: torch.device
 ) -> float:
     """Mean loss of `data`. Collective.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -15,11 +15,13 @@ from apt_ds.config.errors import UserError
 from apt_ds.config.run_config import RunConfig
 from apt_ds.config.tasks import ANSWERS, CLASSIFICATION, GENERATION, LANGUAGE_MODEL, TEXTS
 from apt_ds.data import glue, seq2seq, squad
-from apt_ds.data.batching import GlobalOrder
 from apt_ds.data.conversations import Example, load_examples
 from apt_ds.data.instructions import build_dataset, split_held_out
+from apt_ds.data.length_order import Order
 from apt_ds.data.mmlu import SUBJECTS, Mmlu
 from apt_ds.data.mmlu import load as load_mmlu
+from apt_ds.data.rows import Rows
+from apt_ds.data.sources import WeightedSource, parse_sources
 from apt_ds.data.text import read_plain
 from apt_ds.data.tokenized import TokenizedSet
 from apt_ds.eval.corpus_perplexity import token_blocks
@@ -28,9 +30,10 @@ from apt_ds.eval.task_evaluators import ClassEvaluator, SpanEvaluator, TaskEvalu
 from apt_ds.models.architectures import architecture_of
 from apt_ds.models.loading import Base
 from apt_ds.runtime import collectives
-from apt_ds.training.summary_schema import DataSizes
+from apt_ds.training.sampling import Sampled, calibration_order, sampling
+from apt_ds.training.sources import HELD_OUT, Part, Sets, SourceReader
+from apt_ds.training.summary_schema import DataSizes, SourceFigures
 
-HELD_OUT = 100  # training examples to hold out if the options name no evaluation data
 HELD_ARTICLES = 0.2  # fraction of the questions to hold out, by whole articles
 E = TypeVar("E")
 
@@ -49,17 +52,23 @@ class Data:
         task_evaluator: measures the task's metrics. None if loss and perplexity say all.
         now: the time that chat templates write. Ranks and resumed runs share it.
         mmlu: measures MMLU. None without --mmlu_path.
+        sources: what `train` was read from.
+        calibration: what scores before a one-shot cut. None: the training data.
+        calibration_figures: its sources, for the summary. None: no data is scored at once.
     """
 
-    train: TokenizedSet
-    held_out: TokenizedSet
+    train: Rows
+    held_out: Rows
     held_out_examples: list[Any]
-    order: GlobalOrder
+    order: Order
     total_steps: int
     corpus: torch.Tensor | None
     task_evaluator: TaskEvaluator | None = None
     now: datetime | None = None
     mmlu: MmluEvaluator | None = None
+    sources: tuple[WeightedSource, ...] = ()
+    calibration: Sampled | None = None
+    calibration_figures: list[SourceFigures] | None = None
 
     def counts(self) -> dict[str, int]:
         """Numbers that a resumed run must share (see `checkpoint.contents.COUNTS`)."""
@@ -67,21 +76,29 @@ class Data:
 
     def longest(self) -> int:
         """Tokens of the longest example."""
-        return max((int(part.lengths.max()) for part in (self.train, self.held_out) if len(part)), default=0)
+        sets = (self.train, self.held_out, *([self.calibration.rows] if self.calibration else []))
+        return max((int(part.lengths.max()) for part in sets if len(part)), default=0)
 
     def fingerprints(self) -> dict[str, str]:
         """Hashes of all token ids and labels, by data set."""
         corpus = "" if self.corpus is None else collectives.digest(self.corpus)
-        return {"train": self.train.fingerprint, "held_out": self.held_out.fingerprint, "corpus": corpus}
+        calibration = "" if self.calibration is None else self.calibration.rows.fingerprint
+        own = {"train": self.train.fingerprint, "held_out": self.held_out.fingerprint}
+        return own | {"corpus": corpus, "calibration": calibration}
 
     def describe(self) -> DataSizes:
         """Sizes, for the summary."""
-        return {
+        sizes: DataSizes = {
             "train": len(self.train),
             "held_out": len(self.held_out),
             "dropped": self.train.dropped,
             "steps": self.total_steps,
         }
+        if self.sources:
+            sizes["sources"] = Sampled(self.train, self.order, self.sources).figures(self.total_steps)
+        if self.calibration_figures is not None:
+            sizes["calibration"] = self.calibration_figures
+        return sizes
 
 
 def read_data(run: RunConfig, base: Base, now: datetime | None = None) -> Data:
@@ -96,10 +113,10 @@ def read_data(run: RunConfig, base: Base, now: datetime | None = None) -> Data:
     if not collectives.is_main():
         # rank 0 warns of the same files
         logging.getLogger("apt_ds.data").setLevel(logging.ERROR)
+    sources = sources_of(run, base, "--data_path", run.data.data_path)
     sets = READERS[base.kind](run, base, now)
-    batch = run.optim.global_batch(collectives.world_size())
-    order = GlobalOrder(len(sets.train), batch, run.optim.seed)
-    steps = run.optim.max_steps if run.optim.max_steps > 0 else order.steps(run.optim.num_train_epochs)
+    order, steps = sampling(run, sets.train, sources, collectives.world_size())
+    calibration = read_calibration(run, base, now)
     corpus = None
     if run.data.perplexity_path:
         flag, path = "--perplexity_path", run.data.perplexity_path
@@ -107,8 +124,13 @@ def read_data(run: RunConfig, base: Base, now: datetime | None = None) -> Data:
         length, limit = run.data.perplexity_length, run.data.perplexity_blocks
         bos = architecture_of(base.config).begins_with_bos and base.tokenizer.bos_token_id is not None
         corpus = token_blocks(text, base.tokenizer, length, source=source, bos=bos, limit=limit)
-    mmlu = read_mmlu(run, base) if run.data.mmlu_path else None
-    return Data(sets.train, sets.held_out, sets.examples, order, steps, corpus, sets.task_evaluator, now, mmlu)
+    data = Data(sets.train, sets.held_out, sets.examples, order, steps, corpus, sets.task_evaluator, now)
+    data.mmlu = read_mmlu(run, base) if run.data.mmlu_path else None
+    data.sources, data.calibration = sources, calibration
+    if run.pruning.one_shot and run.pruning.score != "random":
+        scored = calibration or Sampled(data.train, order, sources)
+        data.calibration_figures = scored.figures(run.pruning.calibration_steps)
+    return data
 
 
 def read_mmlu(run: RunConfig, base: Base) -> MmluEvaluator:
@@ -130,13 +152,31 @@ def read_mmlu(run: RunConfig, base: Base) -> MmluEvaluator:
     return MmluEvaluator(collectives.on_main(read), base.tokenizer, run.optim.per_device_eval_batch_size)
 
 
-class Sets(NamedTuple):
-    """What a reader returns: both sets, the examples behind `held_out`, and the evaluator of the task."""
+def sources_of(run: RunConfig, base: Base, flag: str, path: str) -> tuple[WeightedSource, ...]:
+    """The sources that an option names. Language models alone take several.
 
-    train: TokenizedSet
-    held_out: TokenizedSet
-    examples: list[Any]
-    task_evaluator: TaskEvaluator | None
+    Raises:
+        UserError: the option names several sources for another task.
+    """
+    if base.kind != LANGUAGE_MODEL:
+        if not Path(path).exists() and len(parse_sources(path, flag)) > 1:
+            raise UserError(f"{flag} {path!r} names several sources: --task {run.data.task} takes one")
+        return (WeightedSource(path),)
+    return tuple(parse_sources(path, flag))
+
+
+def read_calibration(run: RunConfig, base: Base, now: datetime) -> Sampled | None:
+    """The data of --calibration_path, None without one. Collective."""
+    path, flag = run.data.calibration_path, "--calibration_path"
+    if not path:
+        return None
+    sources = sources_of(run, base, flag, path)
+    if base.kind == LANGUAGE_MODEL:
+        rows = SourceReader(run, base, now, instruction_reader(run, base, now)).whole(path, flag)
+    else:
+        # the training part of a reader whose evaluation part is as small as it can be
+        rows = READERS[base.kind](run.replace(data_path=path, eval_data_path=path, eval_size=1), base, now).train
+    return Sampled(rows, calibration_order(run, rows, sources, collectives.world_size()), sources)
 
 
 def tokenized_on_node(tokenize: Callable[[], TokenizedSet]) -> TokenizedSet:
@@ -160,18 +200,25 @@ def train_and_held_out(run: RunConfig, read: Callable[[str, str], list[E]]) -> t
     return read(run.data.data_path, "train"), held_out[: run.data.eval_size or None]
 
 
-def read_instructions(run: RunConfig, base: Base, now: datetime) -> Sets:
-    """Conversations. Loss and perplexity evaluate them."""
-    train: Sequence[Example] = load_examples(run.data.data_path)
-    if run.data.eval_data_path:
-        held_out = load_examples(run.data.eval_data_path)[: run.data.eval_size or None]
-    else:
-        train, held_out = split_held_out(train, run.data.eval_size or HELD_OUT, run.optim.seed)
+def read_language(run: RunConfig, base: Base, now: datetime) -> Sets:
+    """Conversations and plain text. Loss and perplexity evaluate them."""
+    return SourceReader(run, base, now, instruction_reader(run, base, now)).sets()
+
+
+def instruction_reader(run: RunConfig, base: Base, now: datetime) -> Callable[[str, int, int], Part]:
+    """A function that reads one source of conversations: see `SourceReader`."""
 
     def tokenized(part: Sequence[Example]) -> TokenizedSet:
         return tokenized_on_node(lambda: build_dataset(part, base.tokenizer, run.data.max_seq_length, now))
 
-    return Sets(tokenized(train), tokenized(held_out), held_out, None)
+    def read(name: str, count: int, most: int) -> Part:
+        examples = load_examples(name)[: most or None]
+        if not count:
+            return Part(tokenized(examples), None, examples)
+        train, held_out = split_held_out(examples, count, run.optim.seed)
+        return Part(tokenized(train), tokenized(held_out), held_out)
+
+    return read
 
 
 def read_classes(run: RunConfig, base: Base, _: datetime) -> Sets:
@@ -219,7 +266,7 @@ def read_texts(run: RunConfig, base: Base, _: datetime) -> Sets:
 
 
 READERS: dict[str, Callable[[RunConfig, Base, datetime], Sets]] = {
-    LANGUAGE_MODEL: read_instructions,
+    LANGUAGE_MODEL: read_language,
     CLASSIFICATION: read_classes,
     ANSWERS: read_spans,
     GENERATION: read_texts,

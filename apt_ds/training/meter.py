@@ -34,7 +34,8 @@ class SizeFigures(TypedDict):
 class WholeFigures(TypedDict):
     """Cost of a whole run. `seconds` is the sum of steps, scoring and rebuilds.
 
-    `peak_reserved_bytes` is None on the CPU. `memory_by_phase` leaves out the process's own memory.
+    `peak_reserved_bytes` is None on the CPU. `memory_by_phase` leaves out the process's own memory. `non_padding` is
+    the fraction of the training batches' tokens that is not padding, None without a step.
     """
 
     seconds: float
@@ -47,6 +48,7 @@ class WholeFigures(TypedDict):
     evaluation_peak_bytes: int | None
     base_memory_bytes: int
     memory_by_phase: dict[str, int]
+    non_padding: float | None
 
 
 class Meter:
@@ -80,6 +82,7 @@ class Meter:
         self._added = dict.fromkeys(PHASES, 0)  # peaks of each phase without `base`
         self._last_rebuild = 0.0
         self.base = 0 if device.type == "cuda" else memory_in_use()
+        self._tokens = [0, 0]  # of all training steps: without padding, and with it
         reset_peak(device)
 
     @property
@@ -103,6 +106,10 @@ class Meter:
             self._dense.append(seconds)
             self._fold("dense")
             self._note("dense_steps")
+
+    def rows(self, tokens: int, with_padding: int) -> None:
+        """Record the tokens of a training step's global batch: of its examples, and of its tensors."""
+        self._tokens = [self._tokens[0] + tokens, self._tokens[1] + with_padding]
 
     @contextmanager
     def scoring(self, at_once: bool = False) -> Iterator[None]:
@@ -194,6 +201,7 @@ class Meter:
             "reserved": self._reserved,
             "added": self._added,
             "last_rebuild": self._last_rebuild,
+            "tokens": self._tokens,
         }
         return values, {}
 
@@ -205,6 +213,7 @@ class Meter:
         # absent from checkpoints of earlier versions
         self._reserved = values.get("reserved", self._reserved)
         self._added |= values.get("added", {})
+        self._tokens = values.get("tokens", self._tokens)
         self.forget_peak()
 
     def dense(self) -> SizeFigures:
@@ -228,6 +237,7 @@ class Meter:
             "evaluation_peak_bytes": self._peaks["evaluation"] or None,
             "base_memory_bytes": self.base,
             "memory_by_phase": self.memory_by_phase(),
+            "non_padding": self._tokens[0] / self._tokens[1] if self._tokens[1] else None,
         }
 
     def memory_by_phase(self) -> dict[str, int]:

@@ -3,42 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from apt_ds.config.run_config import RunConfig
 from apt_ds.data.batching import Batch, collate
-from apt_ds.data.packing import pack
+from apt_ds.data.length_order import Order
+from apt_ds.data.packing import pack_groups
+from apt_ds.data.rows import Rows
+from apt_ds.data.step_layout import StepLayout
 from apt_ds.data.tokenized import Row
 from apt_ds.runtime import collectives, heartbeat, profiler
-from apt_ds.training.datasets import Data
+from apt_ds.training.prefetch import Prefetcher
+
+
+@dataclass
+class StepData:
+    """What a step reads.
+
+    Attributes:
+        rows: all examples of the global batch, in the order of the step.
+        layout: how ranks, micro-batches and rows share them.
+        batches: this rank's micro-batches on the CPU, as far as they are made.
+    """
+
+    rows: list[Row]
+    layout: StepLayout
+    batches: list[Batch] = field(default_factory=list)
 
 
 class MicroBatches:
-    """Makes this rank's micro-batches from the training set. Steps and micro-batches count from 0."""
+    """Makes this rank's micro-batches of a set. Steps and micro-batches count from 0."""
 
-    def __init__(self, run: RunConfig, data: Data, pad_id: int, device: torch.device) -> None:
-        self.run_config, self.data, self.pad_id, self.device = run, data, pad_id, device
+    def __init__(self, run: RunConfig, rows: Rows, order: Order, pad_id: int, device: torch.device) -> None:
+        self.run_config, self.set, self.order, self.pad_id, self.device = run, rows, order, pad_id, device
         self.per_step = run.optim.gradient_accumulation_steps
         self.per_device = run.optim.per_device_train_batch_size
+        # threads have no collectives of their own
+        self._rank, self._world = collectives.rank(), collectives.world_size()
+        self._prefetcher = Prefetcher(self._make, run.data.dataloader_num_workers)
+        self._current: tuple[int, StepData] | None = None
+
+    @profiler.timed("data")
+    def step(self, step: int) -> StepData:
+        """What a step reads. The last step is kept."""
+        if self._current is None or self._current[0] != step:
+            self._current = step, self._prefetcher.get(step)
+        return self._current[1]
 
     def rows(self, step: int) -> list[Row]:
         """All examples of a step's global batch."""
-        return [self.data.train[index] for index in self.data.order.indices(step)]
+        return self.step(step).rows
 
     def example_offset(self, micro: int) -> int:
-        """Place of this rank's first example of a micro-batch in the global batch."""
-        return (micro * collectives.world_size() + collectives.rank()) * self.per_device
+        """Place of this rank's first example of a micro-batch in the global batch, unless examples are packed."""
+        return self._slot(micro) * self.per_device
 
     @profiler.timed("data")
     def on_host(self, step: int, micro: int) -> Batch:
         """A micro-batch on the CPU. Reading its values needs no wait for the device."""
-        indices = self.data.order.micro(step, micro, collectives.rank(), collectives.world_size(), self.per_device)
-        rows = [self.data.train[index] for index in indices]
-        if self.run_config.data.packing:
-            return pack(rows, self.pad_id, self.run_config.data.max_seq_length, self.run_config.model.one_row)
-        return collate(rows, self.pad_id)
+        data = self.step(step)
+        return data.batches[micro] if data.batches else self._collate(data, micro)
 
     @profiler.timed("data")
     def to_device(self, batch: Batch) -> Batch:
@@ -54,3 +80,47 @@ class MicroBatches:
         for micro in range(1, self.per_step):
             heartbeat.progress()
             yield self.on_device(step, micro)
+
+    def close(self) -> None:
+        """End the threads that make batches ahead."""
+        self._prefetcher.close()
+
+    def _slot(self, micro: int) -> int:
+        return micro * self._world + self._rank
+
+    def _make(self, step: int) -> StepData:
+        """A step's data. With threads its micro-batches too, in pinned memory for a GPU."""
+        indices = self.order.indices(step)
+        data = StepData(
+            [self.set[index] for index in indices], layout_of(self.run_config, self.set, indices, self.slots)
+        )
+        if self._prefetcher.workers:
+            batches = [self._collate(data, micro) for micro in range(self.per_step)]
+            data.batches = [batch.pinned() for batch in batches] if self.device.type == "cuda" else batches
+        return data
+
+    @property
+    def slots(self) -> int:
+        """Micro-batches of a step on all ranks."""
+        return self.per_step * self._world
+
+    def _collate(self, data: StepData, micro: int) -> Batch:
+        groups = data.layout.slots[self._slot(micro)]
+        if self.run_config.data.packing:
+            return pack_groups(data.rows, groups, self.pad_id)
+        return collate([data.rows[i] for group in groups for i in group], self.pad_id)
+
+
+def layout_of(run: RunConfig, rows: Rows, indices: list[int], slots: int) -> StepLayout:
+    """The layout of a step's rows by the run's options.
+
+    Args:
+        run: the options.
+        rows: the set.
+        indices: the rows of the step.
+        slots: micro-batches of a step on all ranks.
+    """
+    lengths = rows.lengths[indices].tolist()
+    if run.data.packing:
+        return StepLayout.packed(lengths, slots, run.data.max_seq_length, run.model.one_row)
+    return StepLayout.padded(lengths, slots)

@@ -64,6 +64,7 @@ def train(run: RunConfig, signals: StopSignals | None = None) -> Summary:
                 try:
                     summary = trainer.run()
                 finally:
+                    trainer.steps.close()
                     trainer.metrics_logger.close()
                 collectives.barrier()
             except BaseException as error:

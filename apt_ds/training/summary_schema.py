@@ -74,13 +74,40 @@ class ModelFigures(Metrics, total=False):
     peak_reserved_bytes: int | None
 
 
-class DataSizes(TypedDict):
-    """train, held_out: examples. dropped: training examples left out. steps: optimizer steps of the run."""
+class SourceFigures(TypedDict):
+    """One source of a data set.
 
+    name: as the option has it.
+    weight: fraction of the examples that a mixture takes from it.
+    rows: examples of the source, without those held out.
+    seen: examples that the steps take from it. A row counts each time.
+    """
+
+    name: str
+    weight: float
+    rows: int
+    seen: int
+
+
+class _DataSizes(TypedDict):
     train: int
     held_out: int
     dropped: int
     steps: int
+
+
+class DataSizes(_DataSizes, total=False):
+    """What the run reads.
+
+    train, held_out: examples.
+    dropped: training examples left out.
+    steps: optimizer steps of the run.
+    sources: of the training data, seen in all steps.
+    calibration: of the data that scores before a one-shot cut, seen in --calibration_steps.
+    """
+
+    sources: list[SourceFigures]
+    calibration: list[SourceFigures]
 
 
 class Sizes(TypedDict):
@@ -207,6 +234,7 @@ class _TrainingFigures(TypedDict):
     evaluation_peak_bytes: int | None
     base_memory_bytes: int
     memory_by_phase: PhaseMemory
+    non_padding: float | None
     history: list[Evaluated]
 
 
@@ -216,6 +244,7 @@ class TrainingFigures(_TrainingFigures, total=False):
     seconds: steps, scoring and rebuilds together. Evaluation is not in it.
     peak_memory_bytes, peak_reserved_bytes: bytes in use, and bytes that the GPU's allocator reserved (None on the CPU).
     base_memory_bytes: what the process that ended the run used before it loaded the model. 0 on a GPU.
+    non_padding: fraction of the training batches' tokens that is not padding. None without a step.
     history: scores at --eval_steps and at adjustments with a teacher.
     reference_score, reached_97_percent, reached_97_percent_pruned: with --reference_score.
     """
@@ -320,6 +349,7 @@ class _MetricsLine(TypedDict):
     target: float
     ranks: Ranks
     tokens_per_second: float
+    non_padding: float
     peak_memory_bytes: int
     seconds: StepSeconds
 
@@ -331,6 +361,7 @@ class MetricsLine(_MetricsLine, total=False):
     loss: mean over the global batch. None if it is not finite.
     kept, target: fractions of the prunable parameters, actual and scheduled.
     tokens_per_second: over all ranks, of this step.
+    non_padding: fraction of the global batch's tokens that is not padding.
     peak_memory_bytes: since the last step or rebuild.
     sizes_before: sizes of the base model. On the first line.
     sizes: sizes of every layer. On the first line, and on the first line after a rebuild.

@@ -10,7 +10,7 @@ from torch import nn
 
 from apt_ds.config import schedules
 from apt_ds.config.run_config import RunConfig
-from apt_ds.data.tokenized import Row
+from apt_ds.data.step_layout import StepLayout
 from apt_ds.losses.training_loss import TrainingLoss
 from apt_ds.models import adapter, loading
 from apt_ds.pruning.pruner import Pruner
@@ -29,6 +29,8 @@ class TrainStep:
 
     Attributes:
         scoring: whether the scorer's hooks are on the engine's model.
+        batches: micro-batches of the training set.
+        calibration_batches: micro-batches that score before a one-shot cut. By default those of the training set.
     """
 
     def __init__(
@@ -45,7 +47,12 @@ class TrainStep:
         self.run_config, self.data, self.pruner, self.training_loss = run, data, pruner, training_loss
         self.metrics_logger, self.meter, self.early_end = metrics_logger, meter, early_end
         self.device, self.dtype = zero.device(), loading.run_dtype(run)
-        self.batches = MicroBatches(run, data, pad_id, self.device)
+        self.batches = MicroBatches(run, data.train, data.order, pad_id, self.device)
+        self.calibration_batches = self.batches
+        if data.calibration is not None:
+            self.calibration_batches = MicroBatches(
+                run, data.calibration.rows, data.calibration.order, pad_id, self.device
+            )
         self.scoring = False
 
     @profiler.timed(profiler.OTHER)
@@ -63,9 +70,9 @@ class TrainStep:
         importance = not calibrating and self.pruner.needs_importance(step)
         rate = 0.0 if calibrating else self.learning_rate(step)
         zero.set_learning_rate(engine, rate)
-        rows = self.batches.rows(step)
-        self.training_loss.begin(step, rows)
-        loss = self.accumulate(engine, step)
+        batches = self.calibration_batches if calibrating else self.batches
+        self.training_loss.begin(step, batches.rows(step))
+        loss = self.accumulate(engine, step, batches)
 
         heartbeat.phase(f"{name}: update")
         own = self.own_sums(engine, loss, importance)
@@ -83,9 +90,11 @@ class TrainStep:
         self.early_end.watch(name, mean, values.finite and applied)
         self.meter.step(seconds, self.pruner.kept() == 1.0, calibrating)
         if not calibrating:
-            self.log(engine, step, mean, rate, seconds, rows)
+            layout = batches.step(step).layout
+            self.meter.rows(layout.tokens, layout.tensor_tokens)
+            self.log(engine, step, mean, rate, seconds, layout)
 
-    def accumulate(self, engine: zero.Engine, step: int) -> torch.Tensor:
+    def accumulate(self, engine: zero.Engine, step: int, batches: MicroBatches) -> torch.Tensor:
         """Forward and backward over this rank's micro-batches.
 
         Returns:
@@ -93,21 +102,21 @@ class TrainStep:
         """
         total = torch.zeros((), device=self.device)
         # The engine averages over ranks and micro-batches. The loss is already a mean over the global batch.
-        scale = collectives.world_size() * self.batches.per_step
+        scale = collectives.world_size() * batches.per_step
         if self.training_loss.previews:
-            self.training_loss.preview(engine, self.batches.after_first(step), self.pruner.masks)
-        for micro in range(self.batches.per_step):
+            self.training_loss.preview(engine, batches.after_first(step), self.pruner.masks)
+        for micro in range(batches.per_step):
             heartbeat.progress()
-            on_host = self.batches.on_host(step, micro)
-            batch = self.batches.to_device(on_host)
+            on_host = batches.on_host(step, micro)
+            batch = batches.to_device(on_host)
             if self.scoring:
                 decoder_mask = self.training_loss.task_loss.decoder_mask(on_host)
-                self.pruner.begin(on_host, self.dtype, self.batches.example_offset(micro), decoder_mask)
+                self.pruner.begin(on_host, self.dtype, batches.example_offset(micro), decoder_mask)
             loss, loss_sum = self.training_loss.micro_batch_loss(engine, batch, self.pruner.masks)
             engine.backward(loss * scale)
             self.pruner.end()
             total += loss_sum
-            if micro + 1 < self.batches.per_step:
+            if micro + 1 < batches.per_step:
                 engine.step()
         return total
 
@@ -137,13 +146,14 @@ class TrainStep:
 
         The engine trains every weight. A signal ends the pass between two steps, and no block is scored.
         """
-        steps, per_step = self.run_config.pruning.calibration_steps, self.batches.per_step
-        self.training_loss.begin(0, [row for step in range(steps) for row in self.batches.rows(step)])
+        steps, batches = self.run_config.pruning.calibration_steps, self.calibration_batches
+        per_step = batches.per_step
+        self.training_loss.begin(0, [row for step in range(steps) for row in batches.rows(step)])
         scale = collectives.world_size() * steps * per_step
         for step in range(steps):
             for micro in range(per_step):
                 heartbeat.phase(f"calibration step {step + 1}: forward and backward")
-                batch = self.batches.on_device(step, micro)
+                batch = batches.on_device(step, micro)
                 loss, _ = self.training_loss.micro_batch_loss(engine, batch, self.pruner.masks)
                 engine.backward(loss * scale)
                 if (step, micro) != (steps - 1, per_step - 1):
@@ -153,6 +163,11 @@ class TrainStep:
                 return
         heartbeat.phase("weighing blocks", limited=False)
         self.pruner.score_by_weight_gradients(engine)
+
+    def close(self) -> None:
+        """End the threads that make batches ahead."""
+        self.batches.close()
+        self.calibration_batches.close()
 
     def install_hooks(self, model: nn.Module, scoring: bool) -> None:
         """Put masks, teacher hooks and, if `scoring`, the scorer's hooks on a model without hooks. Collective."""
@@ -181,7 +196,7 @@ class TrainStep:
         warmup = schedules.warmup_steps(total, optim.warmup_ratio, optim.warmup_steps)
         return schedules.learning_rate(step, total, optim.learning_rate, optim.lr_scheduler_type, warmup)
 
-    def log(self, engine: zero.Engine, step: int, loss: float, rate: float, seconds: float, rows: list[Row]) -> None:
+    def log(self, engine: zero.Engine, step: int, loss: float, rate: float, seconds: float, layout: StepLayout) -> None:
         """Write a line of metrics if --logging_steps asks for one. The last step always has one."""
         if (step + 1) % self.run_config.output.logging_steps and step + 1 != self.data.total_steps:
             return
@@ -196,7 +211,8 @@ class TrainStep:
             "kept_parameters": int(progress["kept_parameters"]),
             "target": progress["target"],
             "ranks": {"min": min(ranks), "mean": sum(ranks) / len(ranks), "max": max(ranks)},
-            "tokens_per_second": sum(len(row["input_ids"]) for row in rows) / seconds,
+            "tokens_per_second": layout.tokens / seconds,
+            "non_padding": layout.tokens / layout.tensor_tokens,
             "peak_memory_bytes": self.meter.peak(),
             "seconds": {
                 "step": seconds,

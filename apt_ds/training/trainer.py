@@ -83,7 +83,7 @@ class Trainer:
             run, data, pruner, self.training_loss, metrics_logger, self.meter, self.early_end, pad_id
         )
         self.run_engine = RunEngine(run, config, pruner, self.steps)
-        self.repairer = Repairer(run, self.training_loss.task_loss, self.steps.batches, metrics_logger.warn)
+        self.repairer = Repairer(run, self.training_loss.task_loss, self.steps.calibration_batches, metrics_logger.warn)
         members: dict[str, Stateful] = {
             "random": self.generators,
             "meter": self.meter,

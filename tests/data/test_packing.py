@@ -16,14 +16,16 @@ from apt_ds.analysis.memory_trace import Shape
 from apt_ds.config.errors import UserError
 from apt_ds.config.resolve import resolve
 from apt_ds.data.batching import Batch, GlobalOrder, collate, round_up
-from apt_ds.data.packing import grouped, pack
+from apt_ds.data.packing import grouped, over_slots, pack, padded_tokens, sharing
 from apt_ds.data.tokenized import IGNORED, Row
 from apt_ds.losses.task_losses import summed_loss
 from apt_ds.models import adapter
 from apt_ds.models.architectures import anatomy_of
 from apt_ds.models.loading import find_base
 from apt_ds.pruning.salience import Salience
+from apt_ds.runtime import collectives
 from apt_ds.training.datasets import read_data
+from apt_ds.training.micro_batches import MicroBatches
 from tests.support import multiprocess, tiny
 from tests.support.paths import ROOT
 from tests.support.reference import reference_run
@@ -54,8 +56,34 @@ def test_every_example_is_in_one_row_and_rows_are_few() -> None:
     assert grouped([32, 8, 8, 8, 8], LIMIT) == [[0], [1, 2, 3, 4]]
 
 
+@pytest.mark.parametrize("single", [False, True])
+def test_a_step_is_packed_over_all_micro_batches(single: bool) -> None:
+    draw = random.Random(1)
+    fills = []
+    for _ in range(100):
+        slots, size = draw.randint(1, 8), draw.randint(1, 6)
+        lengths = [draw.choice((draw.randint(1, LIMIT), draw.randint(1, 8))) for _ in range(slots * size)]
+        made = over_slots(lengths, slots, LIMIT, single)
+        assert len(made) == slots and sorted(i for slot in made for row in slot for i in row) == list(
+            range(len(lengths))
+        )
+        rows = [row for slot in made for row in slot]
+        assert all(rows) and len({len(slot) for slot in made}) == 1
+        assert single or max(sum(lengths[i] for i in row) for row in rows) <= LIMIT
+        assert made == over_slots(lengths, slots, LIMIT, single)
+        parts = [lengths[k * size : (k + 1) * size] for k in range(slots)]
+        neighbours = [padded_tokens(sharing(part, LIMIT, single), part) for part in parts]
+        sizes = [padded_tokens(slot, lengths) for slot in made]
+        fills.append((sum(sizes), max(sizes), sum(neighbours), max(neighbours)))
+    # not each step, but all steps together have less padding than neighbours in order, and smaller micro-batches
+    total, largest, total_before, largest_before = map(sum, zip(*fills, strict=True))
+    assert total < (1.01 if single else 0.95) * total_before and largest < 0.9 * largest_before
+
+
 @pytest.mark.parametrize("more", [[], ["--packing"], ["--packing", "--attn_implementation", "varlen"]])
-def test_the_estimate_of_memory_knows_the_batches(more: list[str], tmp_path: Path) -> None:
+def test_the_estimate_of_memory_knows_the_batches(
+    more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The sizes that it counts with are the largest of those that the run makes."""
     tiny.save_model(tmp_path / "model")
     words = ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), "--model_name_or_path", str(tmp_path / "model")]
@@ -63,11 +91,12 @@ def test_the_estimate_of_memory_knows_the_batches(more: list[str], tmp_path: Pat
     run = resolve([*words, "--per_device_train_batch_size", "4", "--max_steps", "7", "--seed", "3", *more])
     base = find_base(run.model.model_name_or_path)
     data, sizes = read_data(run, base), []
-    order = GlobalOrder(len(data.train), 8, run.optim.seed)
-    for step, rank in ((step, rank) for step in range(7) for rank in range(2)):
-        taken = [data.train[i] for i in order.micro(step, 0, rank, 2, 4)]
-        batch = pack(taken, 0, 64, len(more) > 1) if more else collate(taken, 0)
-        sizes.append((*batch.input_ids.shape, 0, int((batch.labels[:, 1:] != IGNORED).sum())))
+    monkeypatch.setattr(collectives, "world_size", lambda: 2)
+    for rank in range(2):
+        monkeypatch.setattr(collectives, "rank", lambda rank=rank: rank)
+        made = MicroBatches(run, data.train, GlobalOrder(len(data.train), 8, run.optim.seed), 0, CPU)
+        for batch in (made.on_host(step, 0) for step in range(7)):
+            sizes.append((*batch.input_ids.shape, 0, int((batch.labels[:, 1:] != IGNORED).sum())))
     assert dry_run.micro_batches(run, data, 2, base.kind) == Shape(*map(max, *sizes))
 
 

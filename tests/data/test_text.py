@@ -13,7 +13,7 @@ from apt_ds.config.errors import UserError
 from apt_ds.data import glue, mmlu, seq2seq, squad
 from apt_ds.data.conversations import load_examples
 from apt_ds.data.readers import read_file
-from apt_ds.data.text import read_plain
+from apt_ds.data.text import read_pieces, read_plain
 from apt_ds.eval.corpus_perplexity import Corpus
 from tests.support import tiny
 
@@ -109,3 +109,33 @@ def test_a_corpus_begins_with_its_text(tmp_path: Path) -> None:
     marked.write_bytes("\ufeffthe cat sees a dog\r\n\r\nthe end".encode())
     assert Corpus(str(marked)).text() == Corpus(str(plain)).text() == plain.read_text("utf-8")
     assert read_plain(marked, "--perplexity_path") == read_plain(plain, "--perplexity_path")
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 1 << 20])
+def test_pieces_of_a_text_file_are_the_whole(size: int, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + "öne\r\n\r\rtwo €\U0001f600\n\r\n".encode() + b"\r")
+    assert "".join(read_pieces(path, "--data_path", size)) == read_plain(path, "--data_path")
+
+
+@pytest.mark.parametrize("size", [1, 3, 1 << 20])
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"abc\xe2\x82x", r"is not UTF-8 text \(byte 3\)"),
+        (b"abcd\xe2\x82", r"is not UTF-8 text \(byte 4\)"),
+        (b"\xef\xbb\xbfab\xff", r"is not UTF-8 text \(byte 5\)"),
+    ],
+)
+def test_bytes_that_are_no_text_are_named(content: bytes, problem: str, size: int, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_bytes(content)
+    with pytest.raises(UserError, match=problem):
+        list(read_pieces(tmp_path / "text.txt", "--data_path", size))
+
+
+def test_pieces_of_no_text_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--data_path: .*absent.txt cannot be read: No such file"):
+        list(read_pieces(tmp_path / "absent.txt", "--data_path"))
+    (tmp_path / "text.txt").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(UserError, match="is a Git LFS pointer"):
+        list(read_pieces(tmp_path / "text.txt", "--data_path"))

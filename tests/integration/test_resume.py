@@ -23,11 +23,15 @@ MODES = {
 BF16 = {mode: [*flags, "--bf16"] for mode, flags in MODES.items()}
 EMPTY = [*MODES["gradual"], "--sparsity", "0.75", "--align", "16", "--allow_empty_layers"]
 REPAIR = ["--repair", "ls", "--repair_examples", "16"]
+# instructions and plain text, packed, with batches made ahead; HERE: the folder of the data
+MIXED = [*MODES["gradual"], "--data_path", "HERE/data.json:0.4,HERE/text.txt:0.6", "--eval_size", "5"]
+MIXED += ["--packing", "--per_device_train_batch_size", "2", "--dataloader_num_workers", "1"]
 # name, stage, offload, flags, checkpoints: before, at and after a cut or a growth
 CASES = [
     ("gradual3", 3, False, MODES["gradual"], [1, 2, 5]),
     ("repaired2o", 2, True, [*BF16["pretuning"], *REPAIR], [1, 3]),
     ("emptied3", 3, False, EMPTY, [3, 5]),
+    ("mixed2", 2, False, MIXED, [3]),
 ]
 MORE = [
     ("pretuning2o", 2, True, BF16["pretuning"], [1, 3]),
@@ -45,7 +49,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("checkpoint")
     tiny.save_model(place / "model")
     tiny.save_data(place / "data.json")
+    (place / "text.txt").write_text(" ".join(tiny.WORDS * 60), encoding="utf8")
     return place
+
+
+def at(folder: Path, flags: list[str]) -> list[str]:
+    return [flag.replace("HERE", str(folder)) for flag in flags]
 
 
 Runs = dict[str, dict[str, Any]]
@@ -53,7 +62,8 @@ Runs = dict[str, dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def some(folder: Path) -> Runs:
-    return multiprocess.run(2, "resumed", {"folder": str(folder), "cases": CASES})
+    cases = [(*case[:3], at(folder, case[3]), case[4]) for case in CASES]
+    return multiprocess.run(2, "resumed", {"folder": str(folder), "cases": cases})
 
 
 def same(runs: dict[str, Any]) -> None:
@@ -98,8 +108,10 @@ def alike(run: dict[str, Any], straight: dict[str, Any]) -> None:
 @pytest.mark.parametrize("world", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_other_ranks_and_stages_go_on_alike(world: int, folder: Path, some: Runs) -> None:
     sources = {str(folder / "gradual3" / "checkpoint-3"): MODES["gradual"]}
+    if world == 1:
+        sources[str(folder / "mixed2" / "checkpoint-3")] = at(folder, MIXED)
     stages = [(2, False), (3, True)] if world == 1 else [(0, False), (2, False), (3, False)]
-    for run in multiprocess.run(
-        world, "continued", {"folder": str(folder), "sources": sources, "stages": stages}
-    ).values():
-        alike(run, some["gradual3"]["straight"])
+    found = multiprocess.run(world, "continued", {"folder": str(folder), "sources": sources, "stages": stages})
+    assert len(found) == len(sources) * len(stages)
+    for name, run in found.items():
+        alike(run, some["mixed2" if "mixed2" in name else "gradual3"]["straight"])

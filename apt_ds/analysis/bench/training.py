@@ -62,11 +62,10 @@ def measure_peft(variant: Variant, run: RunConfig, base: Base, data: Data, steps
     pad_id = resolve_pad_id(base.tokenizer)
 
     def step(number: int) -> None:
+        size, indices = run.optim.per_device_train_batch_size, data.order.indices(number)
         for micro in range(run.optim.gradient_accumulation_steps):
-            own = data.order.micro(
-                number, micro, collectives.rank(), collectives.world_size(), run.optim.per_device_train_batch_size
-            )
-            batch = collate([data.train[i] for i in own], pad_id).to(zero.device())
+            first = (micro * collectives.world_size() + collectives.rank()) * size
+            batch = collate([data.train[i] for i in indices[first : first + size]], pad_id).to(zero.device())
             inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "labels": batch.labels}
             engine.backward(engine(**inputs, use_cache=False).loss)
             engine.step()

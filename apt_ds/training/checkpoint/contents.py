@@ -15,6 +15,7 @@ from apt_ds.models.base_config import first_difference
 # Options that a resumed run may change. Fingerprints and counts compare what a path or a batch size decides.
 FREE_OPTIONS = {
     *("preset", "recipe", "model_name_or_path", "data_path", "eval_data_path", "perplexity_path", "output_dir"),
+    *("calibration_path", "dataloader_num_workers"),
     *("overwrite_output_dir", "deepspeed", "gradient_checkpointing", "attn_implementation", "logging_steps"),
     *("max_nonfinite_steps", "report", "report_samples", "per_device_eval_batch_size", "num_train_epochs", "max_steps"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "packing", "profile", "export_bits"),
@@ -32,6 +33,7 @@ FINGERPRINTED = {
     "train": "the training data",
     "held_out": "the evaluation data",
     "corpus": "the text of --perplexity_path",
+    "calibration": "the data of --calibration_path",
     "model": "the base model",
 }
 
@@ -87,7 +89,8 @@ class Checkpoint:
             if then != now:
                 raise UserError(f"{self.path}: {label} made {then}, this run makes {now}: they must be equal")
         for name, fingerprint in fingerprints.items():
-            if self.fingerprints.get(name) != fingerprint:
+            # absent from checkpoints of earlier versions, as is the option
+            if self.fingerprints.get(name, "") != fingerprint:
                 raise UserError(
                     f"{self.path}: {FINGERPRINTED[name]} is not what the checkpoint was made with. Give the same"
                 )

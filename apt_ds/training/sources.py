@@ -1,0 +1,135 @@
+"""The sets of a language model: one source or a mixture, of conversations or plain text."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from apt_ds.config.run_config import RunConfig
+from apt_ds.data import plain_text
+from apt_ds.data.plain_text import TokenBlocks
+from apt_ds.data.rows import Joined, Rows, split_rows
+from apt_ds.data.source_kind import is_plain_text
+from apt_ds.data.sources import WeightedSource, apportion, parse_sources
+from apt_ds.eval.task_evaluators import TaskEvaluator
+from apt_ds.models.architectures import architecture_of
+from apt_ds.models.loading import Base
+from apt_ds.runtime import collectives
+
+HELD_OUT = 100  # training examples to hold out if the options name no evaluation data
+
+
+class Sets(NamedTuple):
+    """What a reader returns: both sets, the examples behind `held_out`, and the evaluator of the task."""
+
+    train: Rows
+    held_out: Rows
+    examples: list[Any]
+    task_evaluator: TaskEvaluator | None
+
+
+class Part(NamedTuple):
+    """What is read of one source: rows to train on, rows held out if any, and the examples behind these."""
+
+    train: Rows
+    held_out: Rows | None
+    examples: list[Any]
+
+
+class SourceReader:
+    """Reads the sources that options name. All its methods are collective."""
+
+    def __init__(
+        self, run: RunConfig, base: Base, now: datetime, read_instructions: Callable[[str, int, int], Part]
+    ) -> None:
+        """Prepare to read.
+
+        Args:
+            run: the options.
+            base: its tokenizer makes the rows.
+            now: the time that chat templates write.
+            read_instructions: (source, examples to hold out, most examples or 0) -> conversations.
+        """
+        self.run, self.base, self.now, self.read_instructions = run, base, now, read_instructions
+
+    def sets(self) -> Sets:
+        """Training and evaluation sets by --data_path, --eval_data_path and --eval_size."""
+        data = self.run.data
+        sources = parse_sources(data.data_path, "--data_path")
+        if data.eval_data_path:
+            train = [self.part(source.name, "--data_path") for source in sources]
+            others = parse_sources(data.eval_data_path, "--eval_data_path")
+            most = self._apportioned(data.eval_size, others)
+            held_out = [self.part(s.name, "--eval_data_path", most=n) for s, n in zip(others, most, strict=True)]
+            parts, examples = [part.train for part in held_out], [e for part in held_out for e in part.examples]
+        else:
+            counts = self._apportioned(data.eval_size or HELD_OUT, sources)
+            train = [self.part(s.name, "--data_path", held_out=n) for s, n in zip(sources, counts, strict=True)]
+            parts = [part.held_out for part in train if part.held_out is not None]
+            examples = [example for part in train for example in part.examples]
+        return Sets(joined([part.train for part in train], sources), joined(parts), examples, None)
+
+    def whole(self, path: str, flag: str) -> Rows:
+        """All rows of the sources of an option."""
+        sources = parse_sources(path, flag)
+        return joined([self.part(source.name, flag).train for source in sources], sources)
+
+    def part(self, name: str, flag: str, held_out: int = 0, most: int = 0) -> Part:
+        """Read one source.
+
+        Args:
+            name: the source.
+            flag: the option that names it.
+            held_out: examples or blocks of text to set aside.
+            most: examples or blocks of text to keep. 0: all.
+        """
+        if not collectives.on_main(lambda: is_plain_text(name)):
+            return self.read_instructions(name, held_out, most)
+        blocks: Rows = self._blocks(name, flag)
+        if most and most < len(blocks):
+            blocks = split_rows(blocks, most, self.run.optim.seed, name)[1]
+        train, aside = split_rows(blocks, held_out, self.run.optim.seed, name)
+        return Part(train, aside if held_out else None, [])
+
+    def _blocks(self, name: str, flag: str) -> TokenBlocks:
+        """Plain text, tokenized by the first rank of every node into a file that all its ranks map into memory."""
+        tokenizer, length = self.base.tokenizer, self.run.data.max_seq_length
+        begins = architecture_of(self.base.config).begins_with_bos
+        bos_id = tokenizer.bos_token_id if begins else None
+
+        def write() -> bytes:
+            with tempfile.NamedTemporaryFile(prefix="apt_ds_tokens_", delete=False) as file:
+                path = Path(file.name)
+            try:
+                pieces = plain_text.token_pieces(plain_text.documents(name, flag), tokenizer)
+                plain_text.write_tokens(pieces, path, name)
+                made = TokenBlocks(np.memmap(path, np.int32, "r"), length, bos_id)
+            except BaseException:
+                path.unlink()
+                raise
+            return json.dumps([str(path), made.fingerprint]).encode()
+
+        place, fingerprint = json.loads(collectives.from_node(write))
+        blocks = TokenBlocks(np.memmap(place, np.int32, "r"), length, bos_id, fingerprint)
+        collectives.barrier()
+        if collectives.local_rank() == 0:
+            # what is mapped stays readable, and goes with the last process
+            Path(place).unlink()
+        return blocks
+
+    def _apportioned(self, total: int, sources: Sequence[WeightedSource]) -> list[int]:
+        """`total` by the weights of the sources. Sources without weights have equal parts."""
+        return apportion(total, [source.weight or 1.0 for source in sources])
+
+
+def joined(parts: Sequence[Rows], sources: Sequence[WeightedSource] = ()) -> Rows:
+    """The rows of all parts. A single part stays what it is."""
+    if len(parts) == 1:
+        return parts[0]
+    return Joined(parts, json.dumps([source.weight for source in sources]))

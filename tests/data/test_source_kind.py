@@ -1,0 +1,51 @@
+"""Whether a source is plain text shows in its ending and its columns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from apt_ds.data.source_kind import is_plain_text
+
+TEXT, ALPACA = {"text": "one two", "id": 3}, {"instruction": "say one", "output": "one", "text": "both"}
+
+
+@pytest.mark.parametrize("record", [TEXT, ALPACA, {"messages": []}, {"conversations": []}])
+@pytest.mark.parametrize("ending", ["json", "data.json", "jsonl", "csv", "tsv", "parquet", "arrow"])
+def test_columns_say_what_a_file_holds(ending: str, record: dict[str, object], tmp_path: Path) -> None:
+    path = tmp_path / f"data.{ending}"
+    if ending in ("csv", "tsv"):
+        separator = "," if ending == "csv" else "\t"
+        path.write_text("\n".join(separator.join(cells) for cells in (record, ["x"] * len(record))), "utf-8-sig")
+    elif ending == "parquet":
+        parquet.write_table(pyarrow.table({name: ["x"] for name in record}), path)
+    elif ending == "arrow":
+        table = pyarrow.table({name: ["x"] for name in record})
+        with pyarrow.ipc.new_stream(path, table.schema) as writer:
+            writer.write_table(table)
+    elif ending == "jsonl":
+        path.write_text("\n" + json.dumps(record) + "\n" + json.dumps(TEXT))
+    else:
+        path.write_text(json.dumps({"data": [record]} if ending == "data.json" else [record, TEXT], indent=1))
+    assert is_plain_text(str(path)) == (record is TEXT)
+
+
+def test_a_long_first_record_is_read_too(tmp_path: Path) -> None:
+    path = tmp_path / "long.json"
+    path.write_text(json.dumps([{"id": 1, "other": "x" * (1 << 17), "text": "one"}]))
+    assert is_plain_text(str(path))
+
+
+def test_text_files_and_folders(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "a.jsonl").write_text(json.dumps(TEXT))
+    (tmp_path / "wiki.TXT").write_text("one two")
+    assert is_plain_text(str(tmp_path / "shards")) and is_plain_text(str(tmp_path / "wiki.TXT"))
+    # their readers have the words for what is wrong
+    (tmp_path / "broken.json").write_text('[{"text": ')
+    for name in ("broken.json", "absent.txt", "absent.json"):
+        assert not is_plain_text(str(tmp_path / name))

@@ -1,0 +1,61 @@
+"""Values of coming steps are made by threads, and none is lost, made twice or out of order."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from apt_ds.training.prefetch import Prefetcher
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_steps_get_their_values(workers: int) -> None:
+    made: list[int] = []
+    threads: set[str] = set()
+
+    def make(step: int) -> int:
+        made.append(step)
+        threads.add(threading.current_thread().name.split("_")[0])
+        return step * step
+
+    prefetcher = Prefetcher(make, workers)
+    # a resumed run begins anywhere, and calibration begins again
+    steps = [*range(5, 12), *range(3), 40]
+    assert [prefetcher.get(step) for step in steps] == [step * step for step in steps]
+    prefetcher.close()
+    assert threads == {"dataloader" if workers else threading.current_thread().name.split("_")[0]}
+    assert [made.count(step) for step in range(5, 12)] == [1] * 7
+    assert prefetcher.get(7) == 49
+    prefetcher.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("dataloader")]
+
+
+def test_the_next_step_is_made_while_this_one_computes() -> None:
+    begun = threading.Event()
+
+    def make(step: int) -> int:
+        if step == 1:
+            begun.set()
+        return step
+
+    prefetcher = Prefetcher(make, 1)
+    prefetcher.get(0)
+    assert begun.wait(10)
+    prefetcher.close()
+
+
+def test_a_failure_is_raised_by_its_own_step() -> None:
+    def make(step: int) -> int:
+        if step == 2:
+            raise OSError("the disk is gone")
+        return step
+
+    prefetcher = Prefetcher(make, 2)
+    assert prefetcher.get(0) == 0
+    time.sleep(0.05)
+    assert prefetcher.get(1) == 1
+    with pytest.raises(OSError, match="the disk is gone"):
+        prefetcher.get(2)
+    prefetcher.close()
