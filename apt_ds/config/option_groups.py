@@ -148,7 +148,9 @@ class PruningOptions:
     allow_empty_layers: bool = option(
         False, "let an attention or feed-forward sublayer lose all its blocks, with --structure adaptive"
     )
-    align: int = option(0, "kept sizes are multiples of it; 0: by the model's size", NOT_NEGATIVE)
+    align: int = option(
+        0, "kept sizes are multiples of it; 0: at least 32 where the budget permits, 64 for 4 bits", NOT_NEGATIVE
+    )
     calibration_steps: int = option(32, "optimizer steps scored before a one-shot cut", COUNT)
     pruning_phase: float = option(0.5, "length of the pruning phase as a fraction of all steps", UP_TO_ONE)
     mask_step: float = option(
@@ -183,6 +185,9 @@ class PruningOptions:
         "how --distill picks the student layer for each teacher layer. step: the nearest one on the hidden states of "
         "the same step. Gradient accumulation then needs a second forward pass of the student. previous: the nearest "
         "one on the step before, without a second pass",
+    )
+    tensor_parallel: int = option(
+        1, "GPUs that will share the served model: kept heads, key/value heads and neurons divide by it (vLLM)", COUNT
     )
 
     @property

@@ -43,6 +43,9 @@ class Limits(Protocol):
     def unit(self, kind: str) -> int:
         """Blocks of a kind that are kept or removed together."""
 
+    def most(self, kind: str, count: int) -> int:
+        """The most blocks of a kind that a site of `count` may keep."""
+
     def may_go(self, kind: str) -> bool:
         """Whether blocks of a kind may be removed."""
 
@@ -50,7 +53,9 @@ class Limits(Protocol):
 def search(scores: np.ndarray, anatomy: Anatomy, rules: Limits, budget: float) -> np.ndarray:
     """Blocks to keep, as `budget_search.search`."""
     counts = Counts(anatomy)
+    tops = np.array([_levels(counts, site, rules)[-1] for site in range(len(counts.full))])
     final = rules.structure != "uniform" or rules.writable.accepts(*_triple(counts, counts.full))
+    final = final and np.array_equal(tops, counts.full)
     if final and counts.parameters(counts.full) <= budget:
         return np.ones(anatomy.sizes.total(), dtype=bool)
     lows = np.array([_levels(counts, site, rules)[0] for site in range(len(counts.full))])
@@ -70,7 +75,8 @@ def cuttable(dead: np.ndarray, scores: np.ndarray, anatomy: Anatomy, rules: Limi
     """Blocks that remain when as many dead blocks are removed as possible, as `budget_search.cuttable`."""
     counts = Counts(anatomy)
     living = counts.living(dead)
-    kept = np.array([min(n for n in _levels(counts, i, rules) if n >= living[i]) for i in range(len(living))])
+    kept = [min(n for n in (*_levels(counts, i, rules), counts.full[i]) if n >= living[i]) for i in range(len(living))]
+    kept = np.array(kept)
     if rules.structure == "uniform":
         kinds = np.array(counts.kinds)
         kept = np.array([kept[kinds == kind].max() for kind in counts.kinds])
@@ -84,7 +90,8 @@ def _levels(counts: Counts, site: int, rules: Limits) -> list[int]:
     kind, full = counts.kinds[site], int(counts.full[site])
     unit = rules.unit(kind)
     least = counts.anatomy.experts_per_token if kind == "expert" else unit
-    return [*range(least, full, unit), full] if rules.may_go(kind) else [full]
+    most = rules.most(kind, full)
+    return [*range(least, most, unit), most] if rules.may_go(kind) else [full]
 
 
 def _triple(counts: Counts, numbers: np.ndarray) -> list[np.ndarray]:
@@ -123,7 +130,7 @@ def _filled(
         above = int(levels[site][np.searchsorted(levels[site], numbers[site], side="right")])
         return -float(densities[site][numbers[site] : above].mean()), site, above
 
-    queue = [entry(site) for site in range(len(numbers)) if numbers[site] < counts.full[site]]
+    queue = [entry(site) for site in range(len(numbers)) if numbers[site] < levels[site][-1]]
     heapq.heapify(queue)
     while queue:
         _, site, above = heapq.heappop(queue)
@@ -131,7 +138,7 @@ def _filled(
         grown[site] = above
         if counts.parameters(grown) <= budget:
             numbers = grown
-            if above < counts.full[site]:
+            if above < levels[site][-1]:
                 heapq.heappush(queue, entry(site))
     return numbers
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from apt_ds.config import schedules
 from apt_ds.config.errors import UserError
 from apt_ds.config.run_config import RunConfig
 from apt_ds.models import quantization_checks
 from apt_ds.models.blocks import Anatomy
 from apt_ds.models.scope import competing_kinds
+from apt_ds.models.tensor_parallel import check_whole, split_of
 from apt_ds.models.writable_sizes import EVERY_SIZE, Writable
+from apt_ds.pruning.alignment import automatic_align
 from apt_ds.pruning.budget_search import Rules, default_align
 
 
@@ -21,7 +25,8 @@ def rules_of(run: RunConfig, anatomy: Anatomy, writable: Writable = EVERY_SIZE) 
         writable: the sizes that the export supports.
 
     Raises:
-        UserError: the run prunes, and no block may be removed, or the family has no sublayers without blocks.
+        UserError: the run prunes, and no block may be removed, or the family has no sublayers without blocks. Or the
+            sizes cannot divide by `--tensor_parallel`.
     """
     kinds = competing_kinds(run, anatomy)
     if run.pruning.prunes and not kinds:
@@ -32,8 +37,19 @@ def rules_of(run: RunConfig, anatomy: Anatomy, writable: Writable = EVERY_SIZE) 
         )
     if run.pruning.allow_empty_layers and not all(site.module for site in anatomy.sites):
         raise UserError("--allow_empty_layers is not supported for this architecture: leave it out")
-    align = quantization_checks.align(run, default_align(anatomy))
-    return Rules(kinds, run.pruning.structure, align, align, writable, run.pruning.allow_empty_layers)
+    split = split_of(anatomy, run.pruning.tensor_parallel)
+    check_whole(split, anatomy, kinds if run.pruning.prunes else ())
+    rules = Rules(kinds, run.pruning.structure, 1, 1, writable, run.pruning.allow_empty_layers, split)
+    align = run.pruning.align or _automatic_align(run, rules, anatomy)
+    return replace(rules, align_neurons=align, align_hidden=align)
+
+
+def _automatic_align(run: RunConfig, rules: Rules, anatomy: Anatomy) -> int:
+    """The step of kept sizes that the run does not state."""
+    if not run.pruning.prunes:
+        return quantization_checks.align(run, default_align(anatomy))
+    budget = (1.0 - run.pruning.sparsity) * anatomy.num_parameters(anatomy.sizes)
+    return quantization_checks.align(run, automatic_align(rules, anatomy, budget))
 
 
 def mask_notice(run: RunConfig, total_steps: int) -> str:
