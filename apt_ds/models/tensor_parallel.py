@@ -100,13 +100,13 @@ def check_whole(split: Split, anatomy: Anatomy, kinds: tuple[str, ...]) -> None:
     """
     experts = {mixture.neuron_site: mixture.shape(anatomy.sizes)[1] for mixture in anatomy.experts}
     for number, (site, count) in enumerate(zip(anatomy.sites, anatomy.sizes.counts, strict=True)):
-        kind, count = plural(site.kind), experts.get(number, count)
-        most = split.most(site.kind, count)
-        if most == count or (most and kind in kinds):
+        kind, blocks = plural(site.kind), experts.get(number, count)
+        most = split.most(site.kind, blocks)
+        if most == blocks or (most and kind in kinds):
             continue
         advice = f"allow {kind} in --prune_blocks, or " if most else ""
-        queries = f" with {query_heads(site)} query heads each" if kind == "heads" else ""
+        name = f"key/value heads, with {query_heads(site)} query heads each," if kind == "heads" else kind
         raise UserError(
-            f"--tensor_parallel {split.gpus}: the {count} {kind}{queries} of a layer do not divide between "
-            f"{split.gpus} GPUs; {advice}give another number"
+            f"--tensor_parallel {split.gpus}: the {blocks} {name} of a layer do not divide between {split.gpus} GPUs; "
+            f"{advice}give another number"
         )

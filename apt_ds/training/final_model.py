@@ -6,10 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from apt_ds.config.errors import UserError
+from apt_ds.config.tasks import LANGUAGE_MODEL
+from apt_ds.models import consumers
 from apt_ds.models.blocks import Anatomy
+from apt_ds.models.export.configs import written
 from apt_ds.models.export.write import export
 from apt_ds.models.loading import Base
 
@@ -48,3 +52,18 @@ def write_final_model(
     except Exception:
         warn(f"the model was not written{advice}")
         raise
+
+
+def excluded_consumers(model: nn.Module, anatomy: Anatomy, base: Base, gpus: int) -> list[str]:
+    """Which consumers the kept sizes exclude, one line for each reason.
+
+    Args:
+        model: the cut model. Only its configuration is read.
+        anatomy: that of `model`.
+        base: the base model that the run started from.
+        gpus: --tensor_parallel.
+    """
+    lines = consumers.excluded(base.anatomy, anatomy, gpus)
+    if base.kind == LANGUAGE_MODEL:
+        lines += consumers.vllm_problems(written(model, base.config, anatomy, base.kind).config, gpus)
+    return lines

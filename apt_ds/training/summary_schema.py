@@ -91,6 +91,7 @@ class _PruningFigures(TypedDict):
     prunable_parameters: int
     align: int
     sizes: Sizes
+    excluded: list[str]
     rebuild_seconds: list[float]
     rebuild_peak_bytes: list[int]
 
@@ -101,6 +102,7 @@ class PruningFigures(_PruningFigures, total=False):
     target_kept, kept: fractions of the prunable parameters.
     prunable_parameters: number that is kept.
     align: multiple that the number of neurons of a layer keeps to.
+    excluded: consumers that the kept sizes exclude, a line for each reason.
     rebuild_seconds, rebuild_peak_bytes: of each rebuild.
     requantization_error_mean, requantization_error_max: relative error of quantizing cut weights again.
     """

@@ -26,7 +26,7 @@ from apt_ds.training.checkpoint import Checkpoint
 from apt_ds.training.datasets import Data
 from apt_ds.training.early_end import EarlyEnd
 from apt_ds.training.evaluations import Evaluations
-from apt_ds.training.final_model import write_final_model
+from apt_ds.training.final_model import excluded_consumers, write_final_model
 from apt_ds.training.generators import Generators
 from apt_ds.training.meter import Meter
 from apt_ds.training.metrics import MetricsLogger
@@ -257,6 +257,13 @@ class Trainer:
         rebuild.rebuild(self.run_engine, self.pruner, self.training_loss, plan, step, self.generators.surgery, fresh)
         self.meter.rebuilt(seconds_after(zero.device()) - start, cut=self.pruner.kept() < kept)
         self.metrics_logger.adjusted(step, self.pruner.kept(), plan)
+        if self.pruner.kept() < kept and self.pruner.at_target() and (excluded := self._excluded()):
+            self.metrics_logger.warn(f"the kept sizes exclude consumers: {'; '.join(excluded)}")
+
+    def _excluded(self) -> list[str]:
+        """Consumers that the kept sizes exclude."""
+        gpus = self.run_config.pruning.tensor_parallel
+        return excluded_consumers(self.engine.module, self.pruner.anatomy, self.base, gpus)
 
     def evaluate(self, step: int) -> float:
         """The score after `step` updates. Collective."""
@@ -270,7 +277,7 @@ class Trainer:
     def _summary(self) -> Summary:
         """The run's figures, all but the last evaluation. The engine must exist."""
         figures, module = self.evaluations.figures, self.engine.module
-        pruning = self.pruner.summary() | quantization.summary(module)
+        pruning = self.pruner.summary() | {"excluded": self._excluded()} | quantization.summary(module)
         times = {"rebuild_seconds": self.meter.rebuilds, "rebuild_peak_bytes": self.meter.rebuild_peaks}
         summary: Summary = {
             "version": VERSION,

@@ -125,5 +125,5 @@ def test_heads_that_do_not_divide_are_reduced_until_they_do() -> None:
         keep = search(drawn(table), table, rules, 1.0 * table.num_parameters(table.sizes))
         assert set(kept_sizes(table.sizes, keep).counts[0::2]) == {4}
     for flags in ({"pruning": "none"}, {"prune_blocks": "neurons"}):
-        with pytest.raises(UserError, match="the 5 heads with 3 query heads each of a layer do not divide"):
+        with pytest.raises(UserError, match="the 5 key/value heads, with 3 query heads each, of a layer do not divide"):
             rules_of(RunConfig(tensor_parallel=2, **flags), table)
