@@ -55,8 +55,7 @@ def search(scores: np.ndarray, anatomy: Anatomy, rules: Limits, budget: float) -
     counts = Counts(anatomy)
     tops = np.array([_levels(counts, site, rules)[-1] for site in range(len(counts.full))])
     final = rules.structure != "uniform" or rules.writable.accepts(*_triple(counts, counts.full))
-    final = final and np.array_equal(tops, counts.full)
-    if final and counts.parameters(counts.full) <= budget:
+    if final and np.array_equal(tops, counts.full) and counts.parameters(counts.full) <= budget:
         return np.ones(anatomy.sizes.total(), dtype=bool)
     lows = np.array([_levels(counts, site, rules)[0] for site in range(len(counts.full))])
     if counts.parameters(lows) > budget:
@@ -75,8 +74,8 @@ def cuttable(dead: np.ndarray, scores: np.ndarray, anatomy: Anatomy, rules: Limi
     """Blocks that remain when as many dead blocks are removed as possible, as `budget_search.cuttable`."""
     counts = Counts(anatomy)
     living = counts.living(dead)
-    kept = [min(n for n in (*_levels(counts, i, rules), counts.full[i]) if n >= living[i]) for i in range(len(living))]
-    kept = np.array(kept)
+    levels = [[*_levels(counts, site, rules), int(counts.full[site])] for site in range(len(living))]
+    kept = np.array([min(n for n in own if n >= least) for own, least in zip(levels, living, strict=True)])
     if rules.structure == "uniform":
         kinds = np.array(counts.kinds)
         kept = np.array([kept[kinds == kind].max() for kind in counts.kinds])
