@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from apt_ds.analysis.consumers.entry import Case, expected_of
 from apt_ds.analysis.consumers.table import FORMS
 from apt_ds.models.architectures import anatomy_of, architecture_of
-from apt_ds.models.blocks import Anatomy, block_slices
+from apt_ds.models.blocks import Anatomy, block_slices, kept_sizes
 from apt_ds.models.export import write
+from apt_ds.models.export.configs import writable_sizes
 from apt_ds.pruning.surgery import Plan, apply_plan
 from tests.support import tiny, tiny_experts, tiny_families
 
@@ -29,26 +30,43 @@ def model_of(family: str) -> PreTrainedModel:
     if family in tiny_experts.FAMILIES:
         model = tiny_experts.model(family, **{k: v for k, v in LARGE.items() if k != "intermediate_size"})
     else:
-        model = tiny_families.model(family, **LARGE, head_dim=32)
+        special: dict[str, object] = {}
+        if family == "phi4":
+            # a factor for each pair of the dimensions of a head that turn
+            rope = tiny_families.config(family).rope_parameters
+            pairs = int(32 * rope["partial_rotary_factor"]) // 2
+            special["rope_parameters"] = rope | {"short_factor": [1.0] * pairs, "long_factor": [2.0] * pairs}
+        model = tiny_families.model(family, **LARGE, head_dim=32, **special)
     architecture_of(model.config).prepare(model, anatomy_of(model.config))
     return model.eval()
 
 
-def keep_of(anatomy: Anatomy, form: str) -> np.ndarray:
-    """All blocks but one group of heads and 64 neurons of every layer. Layers differ, unless the form is uniform."""
+# head blocks and hidden dimensions that a uniform cut removes, in the order in which families are asked
+CUTS = ((1, 0), (2, 0), (2, 128))
+
+
+def keep_of(anatomy: Anatomy, form: str, heads: int, hidden: int) -> np.ndarray:
+    """All blocks but some heads, 64 neurons of every layer, and hidden dimensions. Layers differ unless it is uniform."""
     keep = np.ones(anatomy.sizes.total(), dtype=bool)
     experts = {mixture.neuron_site: mixture for mixture in anatomy.experts}
-    for site, span in list(block_slices(anatomy.sizes))[:-1]:
-        kind, more = anatomy.kind(site), form != "uniform" and site > 1
+    for site, span in block_slices(anatomy.sizes):
+        kind, factor = anatomy.kind(site), 2 if form != "uniform" and site > 1 else 1
         if site in experts:
-            count, neurons = experts[site].shape(anatomy.sizes)
-            table = np.ones((count, neurons), dtype=bool)
-            table[:, : 16 if more else 8] = False
+            table = np.ones(experts[site].shape(anatomy.sizes), dtype=bool)
+            table[:, : 8 * factor] = False
             keep[span] = table.ravel()
         elif kind != "expert":
-            cut = (2 if more else 1) if kind == "head" else (128 if more else 64)
-            keep[span.start : span.start + min(cut, (span.stop - span.start) // 2)] = False
+            keep[span.start : span.start + {"head": heads * factor, "neuron": 64 * factor, "hidden": hidden}[kind]] = (
+                False
+            )
     return keep
+
+
+def uniform_keep(config: PretrainedConfig, anatomy: Anatomy) -> np.ndarray:
+    """The first of `CUTS` that the family can write as a stock class."""
+    plans = [keep_of(anatomy, "uniform", *cut) for cut in CUTS]
+    writable = writable_sizes(config)
+    return next(keep for keep in plans if writable.holds(anatomy.with_sizes(kept_sizes(anatomy.sizes, keep))))
 
 
 def made(family: str, form: str, place: Path) -> Case | None:
@@ -60,7 +78,7 @@ def made(family: str, form: str, place: Path) -> Case | None:
         options = {"form": "padded"}
     model = model_of(family)
     anatomy, base = anatomy_of(model.config), copy.deepcopy(model.config)
-    keep = keep_of(anatomy, form)
+    keep = uniform_keep(base, anatomy) if form == "uniform" else keep_of(anatomy, form, *CUTS[0])
     smaller = apply_plan(model, anatomy, Plan(keep=keep), None, torch.Generator())
     folder = place / f"{family}-{form}"
     write.export(model, smaller, base, model.generation_config, tiny.tokenizer(), folder, **options)

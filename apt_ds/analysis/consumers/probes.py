@@ -70,7 +70,6 @@ from transformers import pipeline
 def answer(case):
     made = pipeline("text-generation", model=case["folder"], trust_remote_code=True, dtype="float32", device="cpu")
     count = len(case["tokens"])
-    made.generation_config.eos_token_id = None
     found = made(
         case["text"], max_new_tokens=count, do_sample=False, return_tensors=True, add_special_tokens=False,
         eos_token_id=None, pad_token_id=0,
