@@ -46,7 +46,7 @@ CUTS = ((1, 0), (2, 0), (2, 128))
 
 
 def keep_of(anatomy: Anatomy, form: str, heads: int, hidden: int) -> np.ndarray:
-    """All blocks but some heads, 64 neurons of every layer, and hidden dimensions. Layers differ unless it is uniform."""
+    """All blocks but some heads, neurons and hidden dimensions. Layers differ unless the form is uniform."""
     keep = np.ones(anatomy.sizes.total(), dtype=bool)
     experts = {mixture.neuron_site: mixture for mixture in anatomy.experts}
     for site, span in block_slices(anatomy.sizes):
@@ -56,9 +56,8 @@ def keep_of(anatomy: Anatomy, form: str, heads: int, hidden: int) -> np.ndarray:
             table[:, : 8 * factor] = False
             keep[span] = table.ravel()
         elif kind != "expert":
-            keep[span.start : span.start + {"head": heads * factor, "neuron": 64 * factor, "hidden": hidden}[kind]] = (
-                False
-            )
+            removed = {"head": heads * factor, "neuron": 64 * factor, "hidden": hidden}[kind]
+            keep[span.start : span.start + removed] = False
     return keep
 
 
@@ -85,7 +84,9 @@ def made(family: str, form: str, place: Path) -> Case | None:
     return Case(folder, expected_of(model, tiny.tokenizer(), TEXT))
 
 
-def all_cases(place: Path, families: tuple[str, ...] = FAMILIES) -> dict[tuple[str, str], Case]:
+def all_cases(
+    place: Path, families: tuple[str, ...] = FAMILIES, forms: tuple[str, ...] = FORMS
+) -> dict[tuple[str, str], Case]:
     """(form, family) to the written model."""
-    cases = {(form, family): made(family, form, place) for form in FORMS for family in families}
+    cases = {(form, family): made(family, form, place) for form in forms for family in families}
     return {key: case for key, case in cases.items() if case is not None}
