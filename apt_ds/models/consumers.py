@@ -106,7 +106,7 @@ def vllm_problems(config: PretrainedConfig, gpus: int = 1) -> list[str]:
     heads, groups = config.num_attention_heads, config.num_key_value_heads
     problems = []
     if name.startswith("Apt"):
-        problems.append("vLLM: sizes by layer load with no class of its own")
+        problems.append("vLLM: sizes by layer are not supported")
     _, reads_head_dim = VLLM_ATTENTION.get(name, ("", True))
     derived = config.hidden_size // heads
     head_dim = getattr(config, "head_dim", None) or derived

@@ -39,7 +39,8 @@ class Rules:
     kinds: kinds of block that may be removed, some of `option_groups.BLOCKS`; structure: 'uniform' or 'adaptive';
     align_neurons, align_hidden: kept counts are multiples of these, or the full count; writable: the sizes that a
     uniform plan may end in. Every adaptive plan is writable; empty: whether a sublayer may lose all its blocks;
-    split: how kept heads and neurons divide between the GPUs that share the served model.
+    split: how kept heads and neurons divide between the GPUs that share the served model; slack: fraction of the
+    budget that a uniform plan may leave unused if salience prefers it.
     """
 
     kinds: tuple[str, ...]
@@ -49,6 +50,7 @@ class Rules:
     writable: Writable = EVERY_SIZE
     empty: bool = False
     split: Split = WHOLE
+    slack: float = SLACK
 
     def unit(self, kind: str) -> int:
         """Blocks of `kind` that are kept or removed together."""
@@ -246,7 +248,7 @@ def _uniform(sites: list[Ranking], anatomy: Anatomy, rules: Rules, budget: float
         assert len(count) == 1, f"uniform structure needs the same number of {kind}s everywhere, got {count}"
         choices[kind] = np.array(rules.levels(kind, count.pop()))
     weights = {kind: sum(site.weight for site in anatomy.sites if site.kind == kind) for kind in KINDS[:2]}
-    found = uniform_counts(members, choices, weights | {"hidden": 1}, budget, rules.writable)
+    found = uniform_counts(members, choices, weights | {"hidden": 1}, budget, rules.writable, rules.slack)
     if found is None:
         raise UserError(
             f"no model of at most {budget:,.0f} prunable parameters can be written: {rules.writable.reason}. Change "

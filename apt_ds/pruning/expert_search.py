@@ -22,8 +22,6 @@ from apt_ds.models.blocks import Anatomy
 from apt_ds.models.writable_sizes import Writable
 from apt_ds.pruning.expert_counts import Counts, best_blocks, mixture_gain
 
-SLACK = 0.01  # of the budget: how far below it a uniform plan may end where alignment permits better
-
 
 class Limits(Protocol):
     """What a plan must respect: `budget_search.Rules`."""
@@ -39,6 +37,10 @@ class Limits(Protocol):
     @property
     def writable(self) -> Writable:
         """The sizes that a uniform plan may end in."""
+
+    @property
+    def slack(self) -> float:
+        """Fraction of the budget that a uniform plan may leave unused."""
 
     def unit(self, kind: str) -> int:
         """Blocks of a kind that are kept or removed together."""
@@ -162,7 +164,7 @@ def _uniform(scores: np.ndarray, counts: Counts, rules: Limits, budget: float) -
         fits = (cost <= budget) & writable
         if not fits.any():
             continue
-        near = fits & (cost >= (1 - SLACK) * budget)
+        near = fits & (cost >= (1 - rules.slack) * budget)
         pool = near if near.any() else fits & (cost >= cost[fits].max())
         at = np.unravel_index(np.argmax(np.where(pool, value, -np.inf)), cost.shape)
         # a plan near the budget wins, then the larger value. Far from the budget the larger model wins

@@ -12,8 +12,8 @@ from apt_ds.models.blocks import Anatomy
 from apt_ds.models.scope import competing_kinds
 from apt_ds.models.tensor_parallel import check_whole, split_of
 from apt_ds.models.writable_sizes import EVERY_SIZE, Writable
-from apt_ds.pruning.alignment import automatic_align
-from apt_ds.pruning.budget_search import Rules, default_align
+from apt_ds.pruning.alignment import MISS, automatic_align
+from apt_ds.pruning.budget_search import SLACK, Rules, default_align
 
 
 def rules_of(run: RunConfig, anatomy: Anatomy, writable: Writable = EVERY_SIZE) -> Rules:
@@ -41,7 +41,9 @@ def rules_of(run: RunConfig, anatomy: Anatomy, writable: Writable = EVERY_SIZE) 
     check_whole(split, anatomy, kinds if run.pruning.prunes else ())
     rules = Rules(kinds, run.pruning.structure, 1, 1, writable, run.pruning.allow_empty_layers, split)
     align = run.pruning.align or _automatic_align(run, rules, anatomy)
-    return replace(rules, align_neurons=align, align_hidden=align)
+    # a step that is larger than 1 % of the model must not decide between heads and neurons
+    slack = MISS if not run.pruning.align and align > default_align(anatomy) else SLACK
+    return replace(rules, align_neurons=align, align_hidden=align, slack=slack)
 
 
 def _automatic_align(run: RunConfig, rules: Rules, anatomy: Anatomy) -> int:

@@ -48,6 +48,24 @@ def test_a_small_model_keeps_multiples_of_32_where_the_budget_permits() -> None:
         assert (1 - MISS) * budget <= table.num_parameters(kept) <= budget
 
 
+def test_a_larger_step_does_not_force_heads_to_go() -> None:
+    """The heads that matter stay: 3 and 896 neurons use 98.2 % of the budget, 2 and 1088 use 99.7 %."""
+    config = tiny.config(
+        hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_key_value_heads=3, head_dim=64
+    )
+    table = anatomy_of(config)
+    scores = drawn(table)
+    for site, span in block_slices(table.sizes):
+        if table.kind(site) == "head":
+            scores[span] *= 10
+    kept = kept_sizes(
+        table.sizes, search(scores, table, rules_of(RunConfig(), table), 0.7 * table.num_parameters(table.sizes))
+    )
+    assert kept.counts == (3, 896) * 2
+    strict = search(scores, table, Rules(("heads", "neurons"), "uniform", 32), 0.7 * table.num_parameters(table.sizes))
+    assert kept_sizes(table.sizes, strict).counts == (2, 1088) * 2
+
+
 def test_a_budget_that_32_would_miss_gets_a_smaller_step() -> None:
     """One unit of 32 neurons is a fiftieth of all, so that some budgets are missed by more than `MISS`."""
     table = smollm2()
