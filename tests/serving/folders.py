@@ -32,10 +32,13 @@ def model_of(family: str) -> PreTrainedModel:
     else:
         special: dict[str, object] = {}
         if family == "phi4":
-            # a factor for each pair of the dimensions of a head that turn
+            # A factor for each pair of the dimensions of a head that turn. Texts are short: transformers takes the long
+            # factors for a long text, vLLM for a server of long texts.
             rope = tiny_families.config(family).rope_parameters
             pairs = int(32 * rope["partial_rotary_factor"]) // 2
-            special["rope_parameters"] = rope | {"short_factor": [1.0] * pairs, "long_factor": [2.0] * pairs}
+            rope |= {"short_factor": [1.5] * pairs, "long_factor": [2.0] * pairs}
+            rope["original_max_position_embeddings"] = special["original_max_position_embeddings"] = 64
+            special["rope_parameters"] = rope
         model = tiny_families.model(family, **LARGE, head_dim=32, **special)
     architecture_of(model.config).prepare(model, anatomy_of(model.config))
     return model.eval()
@@ -68,8 +71,15 @@ def uniform_keep(config: PretrainedConfig, anatomy: Anatomy) -> np.ndarray:
     return next(keep for keep in plans if writable.holds(anatomy.with_sizes(kept_sizes(anatomy.sizes, keep))))
 
 
-def made(family: str, form: str, place: Path) -> Case | None:
-    """A cut model of a family, written in a form. None: this version does not write the form."""
+def made(family: str, form: str, place: Path, cut: tuple[int, int] | None = None) -> Case | None:
+    """A cut model of a family, written in a form. None: this version does not write the form.
+
+    Args:
+        family: a row of `tiny_families` or `tiny_experts`.
+        form: one of `FORMS`.
+        place: where its folder goes.
+        cut: head blocks and hidden dimensions that go. None: the first of `CUTS` that fits.
+    """
     options = {}
     if form == "padded":
         if "form" not in inspect.signature(write.export).parameters:
@@ -77,7 +87,9 @@ def made(family: str, form: str, place: Path) -> Case | None:
         options = {"form": "padded"}
     model = model_of(family)
     anatomy, base = anatomy_of(model.config), copy.deepcopy(model.config)
-    keep = uniform_keep(base, anatomy) if form == "uniform" else keep_of(anatomy, form, *CUTS[0])
+    keep = keep_of(anatomy, form, *(cut or CUTS[0]))
+    if form == "uniform" and cut is None:
+        keep = uniform_keep(base, anatomy)
     smaller = apply_plan(model, anatomy, Plan(keep=keep), None, torch.Generator())
     folder = place / f"{family}-{form}"
     write.export(model, smaller, base, model.generation_config, tiny.tokenizer(), folder, **options)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -14,13 +13,11 @@ from transformers import AutoConfig
 from apt_ds.analysis.consumers.consumers import CONSUMERS, Consumer
 from apt_ds.analysis.consumers.entry import Case
 from apt_ds.analysis.consumers.table import FORMS
-from apt_ds.models.consumers import VLLM_ATTENTION, vllm_problems
+from apt_ds.models.consumers import vllm_problems
 from tests.serving.folders import FAMILIES, all_cases, made
 
 pytestmark = pytest.mark.serving
 Cases = dict[tuple[str, str], Case]
-# (consumer, family): what the consumer lacks, uncut models too
-LACKS: dict[tuple[str, str], str] = {}
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +44,7 @@ def of_form(cases: Cases, form: str) -> dict[str, Case]:
 def test_a_consumer_answers_as_the_model(name: str, form: str, cases: Cases) -> None:
     consumer, chosen = available(name), of_form(cases, form)
     entries = dict(zip(chosen, consumer.check_all(list(chosen.values())), strict=True))
-    wrong = {family: entry for family, entry in entries.items() if not entry.equal}
-    assert not {family: entry for family, entry in wrong.items() if (name, family) not in LACKS}
+    assert not {family: entry for family, entry in entries.items() if not entry.equal}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -61,16 +57,20 @@ def test_vllm_loads_what_the_rules_say(form: str, cases: Cases) -> None:
         assert entry.equal == (not vllm_problems(config)), (family, entry, vllm_problems(config))
 
 
-def test_vllm_serves_a_split_model(tmp_path: Path) -> None:
-    """Heads and neurons of `--tensor_parallel 2` divide between two processes."""
-    consumer = available("vLLM")
-    case = made("qwen3", "uniform", tmp_path)
+def test_vllm_serves_a_split_qwen2(tmp_path: Path) -> None:
+    """Two key/value heads of two query heads each divide between two processes. The Qwen2 is written as a LLaMA."""
+    consumer, case = available("vLLM"), made("qwen2", "uniform", tmp_path, (2, 0))
     assert case is not None
-    config = json.loads((case.folder / "config.json").read_text(encoding="utf8"))
-    assert config["architectures"][0] in VLLM_ATTENTION
-    (entry,) = consumer.check_all([case], gpus=2)
-    # 3 key/value heads of 2 query heads each do not divide
-    assert entry.status == "fails" and vllm_problems(AutoConfig.from_pretrained(case.folder), 2)
+    config = AutoConfig.from_pretrained(case.folder)
+    assert config.architectures == ["LlamaForCausalLM"] and vllm_problems(config, 2) == []
+    assert consumer.check_all([case], gpus=2)[0].equal
+
+
+def test_vllm_refuses_heads_that_do_not_divide(tmp_path: Path) -> None:
+    consumer, case = available("vLLM"), made("qwen3", "uniform", tmp_path, (1, 0))
+    assert case is not None
+    assert len(vllm_problems(AutoConfig.from_pretrained(case.folder), 2)) == 1
+    assert consumer.check_all([case], gpus=2)[0].status == "fails"
 
 
 def test_every_family_is_there(cases: Cases) -> None:
