@@ -12,7 +12,7 @@ from apt_ds.models.blocks import Anatomy
 from apt_ds.models.scope import competing_kinds
 from apt_ds.models.tensor_parallel import check_whole, split_of
 from apt_ds.models.writable_sizes import EVERY_SIZE, Writable
-from apt_ds.pruning.alignment import MISS, automatic_align
+from apt_ds.pruning.alignment import MISS, QUANTIZED, SERVED, automatic_align
 from apt_ds.pruning.budget_search import SLACK, Rules, default_align
 
 
@@ -51,7 +51,10 @@ def _automatic_align(run: RunConfig, rules: Rules, anatomy: Anatomy) -> int:
     if not run.pruning.prunes:
         return quantization_checks.align(run, default_align(anatomy))
     budget = (1.0 - run.pruning.sparsity) * anatomy.num_parameters(anatomy.sizes)
-    return quantization_checks.align(run, automatic_align(rules, anatomy, budget))
+    # the model is quantized after the run too
+    later = str(getattr(run.output, "export_quantization", "none"))
+    wanted = QUANTIZED if later in ("nf4", "fp8") else SERVED
+    return quantization_checks.align(run, automatic_align(rules, anatomy, budget, wanted))
 
 
 def mask_notice(run: RunConfig, total_steps: int) -> str:
