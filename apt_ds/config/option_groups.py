@@ -166,7 +166,9 @@ class PruningOptions:
     allow_empty_layers: bool = option(
         False, "let an attention or feed-forward sublayer lose all its blocks, with --structure adaptive"
     )
-    align: int = option(0, "kept sizes are multiples of it; 0: by the model's size", NOT_NEGATIVE)
+    align: int = option(
+        0, "kept sizes are multiples of it; 0: at least 32 where the budget permits, 64 for 4 bits", NOT_NEGATIVE
+    )
     calibration_steps: int = option(32, "optimizer steps scored before a one-shot cut", COUNT)
     pruning_phase: float = option(0.5, "length of the pruning phase as a fraction of all steps", UP_TO_ONE)
     mask_step: float = option(
@@ -207,6 +209,9 @@ class PruningOptions:
         "ls: at a cut, least squares set the weights that read what is removed so that outputs change the least",
     )
     repair_examples: int = option(256, "calibration examples that --repair reads", COUNT)
+    tensor_parallel: int = option(
+        1, "GPUs that will share the served model: kept heads, key/value heads and neurons divide by it (vLLM)", COUNT
+    )
 
     @property
     def prunes(self) -> bool:

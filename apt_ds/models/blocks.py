@@ -247,3 +247,8 @@ def kept_sizes(sizes: Sizes, keep: np.ndarray) -> Sizes:
 def attention_weight(head_dim: int, queries_per_group: int = 1) -> int:
     """Parameters of a head block per hidden dimension: q and o rows of its queries, one k and one v."""
     return 2 * head_dim * (queries_per_group + 1)
+
+
+def query_heads(site: Sublayer) -> int:
+    """Query heads of a head block, from its price and the columns of its consumer (`attention_weight`)."""
+    return site.unit // (site.weight // 2 - site.unit)

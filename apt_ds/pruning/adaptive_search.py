@@ -24,6 +24,7 @@ class Counts:
 
     Attributes:
         full: blocks of each site, int64 [sites].
+        most: the most blocks that may remain, int64 [sites].
         unit: blocks that are kept or removed together, int64 [sites].
         least: the fewest blocks that remain where blocks may be removed, int64 [sites].
         free: whether blocks may be removed, bool [sites].
@@ -31,6 +32,7 @@ class Counts:
     """
 
     full: np.ndarray
+    most: np.ndarray
     unit: np.ndarray
     least: np.ndarray
     free: np.ndarray
@@ -43,7 +45,7 @@ class Counts:
     def rounded(self, counts: np.ndarray) -> np.ndarray:
         """Counts rounded down to permitted ones. Monotone."""
         units = np.maximum(self.least, counts // self.unit * self.unit)
-        return np.where(self.free & (counts < self.full), np.minimum(self.full, units), self.full)
+        return np.where(self.free & (counts < self.most), np.minimum(self.most, units), self.most)
 
 
 class DensityOrder:
@@ -128,10 +130,10 @@ def filled(now: np.ndarray, sites: list[Ranking], prices: np.ndarray, counts: Co
         budget: parameters.
     """
     kept, width = now.tolist(), int(counts.weight @ now[:-1])
-    full, units, weight = counts.full.tolist(), counts.unit.tolist(), [*counts.weight.tolist(), 0]
+    most, units, weight = counts.most.tolist(), counts.unit.tolist(), [*counts.weight.tolist(), 0]
 
     def step(i: int) -> int:
-        return int(min(units[i], full[i] - kept[i]))
+        return int(min(units[i], most[i] - kept[i]))
 
     def fits(i: int) -> bool:
         if i == len(kept) - 1:

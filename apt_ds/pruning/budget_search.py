@@ -16,6 +16,7 @@ Models with experts have nested prices. `expert_search.py` searches them.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,7 @@ import numpy as np
 from apt_ds.config.errors import UserError
 from apt_ds.models.blocks import Anatomy, Sizes, block_slices, plural
 from apt_ds.models.experts import ALIGNED
+from apt_ds.models.tensor_parallel import WHOLE, Split
 from apt_ds.models.writable_sizes import EVERY_SIZE, KINDS, Writable, _kinds_and_counts
 from apt_ds.pruning import expert_search
 from apt_ds.pruning.adaptive_search import Counts, DensityOrder, filled
@@ -37,7 +39,9 @@ class Rules:
 
     kinds: kinds of block that may be removed, some of `option_groups.BLOCKS`; structure: 'uniform' or 'adaptive';
     align_neurons, align_hidden: kept counts are multiples of these, or the full count; writable: the sizes that a
-    uniform plan may end in. Every adaptive plan is writable; empty: whether a sublayer may lose all its blocks.
+    uniform plan may end in. Every adaptive plan is writable; empty: whether a sublayer may lose all its blocks;
+    split: how kept heads and neurons divide between the GPUs that share the served model; slack: fraction of the
+    budget that a uniform plan may leave unused if salience prefers it.
     """
 
     kinds: tuple[str, ...]
@@ -46,10 +50,13 @@ class Rules:
     align_hidden: int = 1
     writable: Writable = EVERY_SIZE
     empty: bool = False
+    split: Split = WHOLE
+    slack: float = SLACK
 
     def unit(self, kind: str) -> int:
         """Blocks of `kind` that are kept or removed together."""
-        return {"head": 1, "expert": 1, "neuron": self.align_neurons, "hidden": self.align_hidden}[kind]
+        neurons = math.lcm(self.align_neurons, self.split.neurons)
+        return {"head": self.split.heads, "expert": 1, "neuron": neurons, "hidden": self.align_hidden}[kind]
 
     def may_go(self, kind: str) -> bool:
         """Whether blocks of `kind` may be removed."""
@@ -59,11 +66,29 @@ class Rules:
         """The fewest blocks of `kind` that a site may keep."""
         return 0 if self.empty and kind != "hidden" else self.unit(kind)
 
+    def most(self, kind: str, count: int) -> int:
+        """The most blocks of `kind` that a site of `count` may keep: all, unless they do not divide between GPUs."""
+        return self.split.most(kind, count) if self.may_go(kind) else count
+
     def levels(self, kind: str, count: int) -> list[int]:
-        """Counts that a site of `count` blocks of `kind` may keep, ascending: multiples of the unit, and `count`."""
+        """Counts that a site of `count` blocks of `kind` may keep, ascending: multiples of the unit, and the most."""
         if not self.may_go(kind):
             return [count]
-        return [*range(self.least(kind), count, self.unit(kind)), count]
+        most = self.most(kind, count)
+        return [*range(self.least(kind), most, self.unit(kind)), most]
+
+    def level_of(self, kind: str, count: int, living: int) -> int:
+        """The least count that a site of `count` blocks may keep and that has room for the `living` ones."""
+        unit, most = self.unit(kind), self.most(kind, count)
+        level = max(self.least(kind), -(-living // unit) * unit)
+        if level <= most:
+            return level
+        return most if living <= most else count
+
+    def whole_fits(self, anatomy: Anatomy) -> bool:
+        """Whether a plan may keep all blocks."""
+        splits = all(self.most(kind, count) == count for kind, count in _kinds_and_counts(anatomy))
+        return splits and (self.structure != "uniform" or self.writable.holds(anatomy))
 
 
 def default_align(anatomy: Anatomy) -> int:
@@ -96,16 +121,15 @@ def search(scores: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float) ->
     """
     if anatomy.experts:
         return expert_search.search(scores, anatomy, rules, budget)
-    final = rules.structure != "uniform" or rules.writable.holds(anatomy)
-    if final and anatomy.num_parameters(anatomy.sizes) <= budget:
+    if rules.whole_fits(anatomy) and anatomy.num_parameters(anatomy.sizes) <= budget:
         return np.ones(anatomy.sizes.total(), dtype=bool)
     smallest = anatomy.num_parameters(smallest_sizes(anatomy, rules))
     if smallest > budget:
         total = anatomy.num_parameters(anatomy.sizes)
         raise UserError(
             f"the budget of {budget:,.0f} parameters cannot be met: pruning {','.join(rules.kinds)} with alignment "
-            f"{rules.align_neurons} (neurons) and {rules.align_hidden} (hidden) leaves at least {smallest:,} of "
-            f"{total:,}. Lower --sparsity or --align, or allow more in --prune_blocks or --prune_scope"
+            f"{rules.unit('neuron')} (neurons) and {rules.align_hidden} (hidden){rules.split} leaves at least "
+            f"{smallest:,} of {total:,}. Lower --sparsity or --align, or allow more in --prune_blocks or --prune_scope"
         )
     if rules.empty:
         scores = _with_survivors(scores, anatomy, rules)
@@ -139,7 +163,7 @@ def _with_survivors(scores: np.ndarray, anatomy: Anatomy, rules: Rules) -> np.nd
 def smallest_sizes(anatomy: Anatomy, rules: Rules) -> Sizes:
     """The smallest sizes allowed: one head, one unit of neurons, one unit of hidden dimensions. Zero where empty."""
     kinds = _kinds_and_counts(anatomy)
-    lows = [min(count, rules.least(kind)) if rules.may_go(kind) else count for kind, count in kinds]
+    lows = [min(rules.most(kind, count), rules.least(kind)) if rules.may_go(kind) else count for kind, count in kinds]
     return Sizes(tuple(lows[:-1]), lows[-1])
 
 
@@ -181,8 +205,8 @@ def cuttable(dead: np.ndarray, scores: np.ndarray, anatomy: Anatomy, rules: Rule
     kept: list[int] = []
     kinds = _kinds_and_counts(anatomy)
     for (kind, full), (_, span) in zip(kinds, block_slices(anatomy.sizes), strict=True):
-        living, unit = full - np.count_nonzero(dead[span]), rules.unit(kind)
-        kept.append(min(full, max(rules.least(kind), -(-living // unit) * unit)) if rules.may_go(kind) else full)
+        living = full - int(np.count_nonzero(dead[span]))
+        kept.append(rules.level_of(kind, full, living) if rules.may_go(kind) else full)
     if rules.structure == "uniform":
         kept = [max(n for n, (k, _) in zip(kept, kinds, strict=True) if k == kind) for kind, _ in kinds]
     # living blocks outrank dead ones
@@ -195,6 +219,7 @@ def _adaptive(scores: np.ndarray, sites: list[Ranking], anatomy: Anatomy, rules:
     kinds = [kind for kind, _ in _kinds_and_counts(anatomy)]
     counts = Counts(
         full=np.array([*anatomy.sizes.counts, anatomy.sizes.hidden]),
+        most=np.array([rules.most(kind, count) for kind, count in _kinds_and_counts(anatomy)]),
         unit=np.array([rules.unit(kind) for kind in kinds]),
         least=np.array([rules.least(kind) for kind in kinds]),
         free=np.array([rules.may_go(kind) for kind in kinds]),
@@ -224,7 +249,7 @@ def _uniform(sites: list[Ranking], anatomy: Anatomy, rules: Rules, budget: float
         assert len(count) == 1, f"uniform structure needs the same number of {kind}s everywhere, got {count}"
         choices[kind] = np.array(rules.levels(kind, count.pop()))
     weights = {kind: sum(site.weight for site in anatomy.sites if site.kind == kind) for kind in KINDS[:2]}
-    found = uniform_counts(members, choices, weights | {"hidden": 1}, budget, rules.writable)
+    found = uniform_counts(members, choices, weights | {"hidden": 1}, budget, rules.writable, rules.slack)
     if found is None:
         raise UserError(
             f"no model of at most {budget:,.0f} prunable parameters can be written: {rules.writable.reason}. Change "

@@ -22,8 +22,6 @@ from apt_ds.models.blocks import Anatomy
 from apt_ds.models.writable_sizes import Writable
 from apt_ds.pruning.expert_counts import Counts, best_blocks, mixture_gain
 
-SLACK = 0.01  # of the budget: how far below it a uniform plan may end where alignment permits better
-
 
 class Limits(Protocol):
     """What a plan must respect: `budget_search.Rules`."""
@@ -40,8 +38,15 @@ class Limits(Protocol):
     def writable(self) -> Writable:
         """The sizes that a uniform plan may end in."""
 
+    @property
+    def slack(self) -> float:
+        """Fraction of the budget that a uniform plan may leave unused."""
+
     def unit(self, kind: str) -> int:
         """Blocks of a kind that are kept or removed together."""
+
+    def most(self, kind: str, count: int) -> int:
+        """The most blocks of a kind that a site of `count` may keep."""
 
     def may_go(self, kind: str) -> bool:
         """Whether blocks of a kind may be removed."""
@@ -50,8 +55,9 @@ class Limits(Protocol):
 def search(scores: np.ndarray, anatomy: Anatomy, rules: Limits, budget: float) -> np.ndarray:
     """Blocks to keep, as `budget_search.search`."""
     counts = Counts(anatomy)
+    tops = np.array([_levels(counts, site, rules)[-1] for site in range(len(counts.full))])
     final = rules.structure != "uniform" or rules.writable.accepts(*_triple(counts, counts.full))
-    if final and counts.parameters(counts.full) <= budget:
+    if final and np.array_equal(tops, counts.full) and counts.parameters(counts.full) <= budget:
         return np.ones(anatomy.sizes.total(), dtype=bool)
     lows = np.array([_levels(counts, site, rules)[0] for site in range(len(counts.full))])
     if counts.parameters(lows) > budget:
@@ -70,7 +76,8 @@ def cuttable(dead: np.ndarray, scores: np.ndarray, anatomy: Anatomy, rules: Limi
     """Blocks that remain when as many dead blocks are removed as possible, as `budget_search.cuttable`."""
     counts = Counts(anatomy)
     living = counts.living(dead)
-    kept = np.array([min(n for n in _levels(counts, i, rules) if n >= living[i]) for i in range(len(living))])
+    levels = [[*_levels(counts, site, rules), int(counts.full[site])] for site in range(len(living))]
+    kept = np.array([min(n for n in own if n >= least) for own, least in zip(levels, living, strict=True)])
     if rules.structure == "uniform":
         kinds = np.array(counts.kinds)
         kept = np.array([kept[kinds == kind].max() for kind in counts.kinds])
@@ -84,7 +91,8 @@ def _levels(counts: Counts, site: int, rules: Limits) -> list[int]:
     kind, full = counts.kinds[site], int(counts.full[site])
     unit = rules.unit(kind)
     least = counts.anatomy.experts_per_token if kind == "expert" else unit
-    return [*range(least, full, unit), full] if rules.may_go(kind) else [full]
+    most = rules.most(kind, full)
+    return [*range(least, most, unit), most] if rules.may_go(kind) else [full]
 
 
 def _triple(counts: Counts, numbers: np.ndarray) -> list[np.ndarray]:
@@ -123,7 +131,7 @@ def _filled(
         above = int(levels[site][np.searchsorted(levels[site], numbers[site], side="right")])
         return -float(densities[site][numbers[site] : above].mean()), site, above
 
-    queue = [entry(site) for site in range(len(numbers)) if numbers[site] < counts.full[site]]
+    queue = [entry(site) for site in range(len(numbers)) if numbers[site] < levels[site][-1]]
     heapq.heapify(queue)
     while queue:
         _, site, above = heapq.heappop(queue)
@@ -131,7 +139,7 @@ def _filled(
         grown[site] = above
         if counts.parameters(grown) <= budget:
             numbers = grown
-            if above < counts.full[site]:
+            if above < levels[site][-1]:
                 heapq.heappush(queue, entry(site))
     return numbers
 
@@ -156,7 +164,7 @@ def _uniform(scores: np.ndarray, counts: Counts, rules: Limits, budget: float) -
         fits = (cost <= budget) & writable
         if not fits.any():
             continue
-        near = fits & (cost >= (1 - SLACK) * budget)
+        near = fits & (cost >= (1 - rules.slack) * budget)
         pool = near if near.any() else fits & (cost >= cost[fits].max())
         at = np.unravel_index(np.argmax(np.where(pool, value, -np.inf)), cost.shape)
         # a plan near the budget wins, then the larger value. Far from the budget the larger model wins

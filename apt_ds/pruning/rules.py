@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from apt_ds.config import schedules
 from apt_ds.config.errors import UserError
 from apt_ds.config.run_config import RunConfig
 from apt_ds.models import quantization_checks
 from apt_ds.models.blocks import Anatomy
 from apt_ds.models.scope import competing_kinds
+from apt_ds.models.tensor_parallel import check_whole, split_of
 from apt_ds.models.writable_sizes import EVERY_SIZE, Writable
-from apt_ds.pruning.budget_search import Rules, default_align
+from apt_ds.pruning.alignment import MISS, QUANTIZED, SERVED, automatic_align
+from apt_ds.pruning.budget_search import SLACK, Rules, default_align
 
 
 def rules_of(run: RunConfig, anatomy: Anatomy, writable: Writable = EVERY_SIZE) -> Rules:
@@ -21,7 +25,8 @@ def rules_of(run: RunConfig, anatomy: Anatomy, writable: Writable = EVERY_SIZE) 
         writable: the sizes that the export supports.
 
     Raises:
-        UserError: the run prunes, and no block may be removed, or the family has no sublayers without blocks.
+        UserError: the run prunes, and no block may be removed, or the family has no sublayers without blocks. Or the
+            sizes cannot divide by `--tensor_parallel`.
     """
     kinds = competing_kinds(run, anatomy)
     if run.pruning.prunes and not kinds:
@@ -34,8 +39,24 @@ def rules_of(run: RunConfig, anatomy: Anatomy, writable: Writable = EVERY_SIZE) 
         raise UserError("--allow_empty_layers is not supported for this architecture: leave it out")
     if run.pruning.repairs and not anatomy.chained:
         raise UserError(f"--repair {run.pruning.repair} is not supported for this architecture: give --repair none")
-    align = quantization_checks.align(run, default_align(anatomy))
-    return Rules(kinds, run.pruning.structure, align, align, writable, run.pruning.allow_empty_layers)
+    split = split_of(anatomy, run.pruning.tensor_parallel)
+    check_whole(split, anatomy, kinds if run.pruning.prunes else ())
+    rules = Rules(kinds, run.pruning.structure, 1, 1, writable, run.pruning.allow_empty_layers, split)
+    align = run.pruning.align or _automatic_align(run, rules, anatomy)
+    # a step that is larger than 1 % of the model must not decide between heads and neurons
+    slack = MISS if not run.pruning.align and align > default_align(anatomy) else SLACK
+    return replace(rules, align_neurons=align, align_hidden=align, slack=slack)
+
+
+def _automatic_align(run: RunConfig, rules: Rules, anatomy: Anatomy) -> int:
+    """The step of kept sizes that the run does not state."""
+    if not run.pruning.prunes:
+        return quantization_checks.align(run, default_align(anatomy))
+    budget = (1.0 - run.pruning.sparsity) * anatomy.num_parameters(anatomy.sizes)
+    # the model is quantized after the run too
+    later = str(getattr(run.output, "export_quantization", "none"))
+    wanted = QUANTIZED if later in ("nf4", "fp8") else SERVED
+    return quantization_checks.align(run, automatic_align(rules, anatomy, budget, wanted))
 
 
 def mask_notice(run: RunConfig, total_steps: int) -> str:

@@ -39,16 +39,24 @@ class Choices:
 class TripleSearch:
     """The search for one triple of levels under a budget.
 
-    Of all triples that fit and can be written, those that use the budget up to `SLACK` come first. Without such a
+    Of all triples that fit and can be written, those that use the budget up to `slack` come first. Without such a
     triple, those of the highest price. The triple that keeps most salience wins, the first among equals in the order
     of (heads, neurons, hidden).
     """
 
-    def __init__(self, heads: Choices, neurons: Choices, hidden: Choices, budget: float, writable: Writable) -> None:
+    def __init__(
+        self,
+        heads: Choices,
+        neurons: Choices,
+        hidden: Choices,
+        budget: float,
+        writable: Writable,
+        slack: float = SLACK,
+    ) -> None:
         self.heads, self.neurons, self.hidden = heads, neurons, hidden
         self.budget, self.writable = budget, writable
         # prices are integers
-        self.most, self.least = math.floor(budget), math.ceil((1 - SLACK) * budget)
+        self.most, self.least = math.floor(budget), math.ceil((1 - slack) * budget)
 
     def find(self) -> tuple[int, int, int] | None:
         """Levels of heads, neurons and hidden dimensions. None: no triple fits and can be written."""
@@ -61,7 +69,7 @@ class TripleSearch:
         return self._dearest() if best is None else self._first_of(best, value, first, last)
 
     def _ranges(self) -> tuple[np.ndarray, np.ndarray]:
-        """The first and the last level of neurons that use the budget up to `SLACK`, int64 [heads, hidden] each."""
+        """The first and the last level of neurons that use the budget up to `slack`, int64 [heads, hidden] each."""
         others = self.heads.counts[:, None] * self.heads.weight
         most = (self.most // self.hidden.counts[None, :] - others) // self.neurons.weight
         least = -((others - -(-self.least // self.hidden.counts[None, :])) // self.neurons.weight)
@@ -153,6 +161,7 @@ def uniform_counts(
     weights: dict[str, int],
     budget: float,
     writable: Writable,
+    slack: float = SLACK,
 ) -> dict[str, int] | None:
     """Blocks of each kind that every site keeps, see `TripleSearch`. None: no model that fits can be written.
 
@@ -165,13 +174,14 @@ def uniform_counts(
         weights: as in `Choices`, by kind.
         budget: parameters.
         writable: the sizes that can be written.
+        slack: as in `TripleSearch`, of the budget.
     """
 
     def find(gain: np.ndarray) -> tuple[int, int, int] | None:
         head_choices = Choices(counts["head"], head_gain, weights["head"])
         hidden_choices = Choices(counts["hidden"], hidden_gain, weights["hidden"])
         neuron_choices = Choices(counts["neuron"], gain, weights["neuron"])
-        return TripleSearch(head_choices, neuron_choices, hidden_choices, budget, writable).find()
+        return TripleSearch(head_choices, neuron_choices, hidden_choices, budget, writable, slack).find()
 
     head_gain, hidden_gain = (total_gain(sites[kind], counts[kind]) for kind in ("head", "hidden"))
     neurons = sites["neuron"]

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from apt_ds.config.errors import UserError
-from apt_ds.config.tasks import CLASSIFICATION
+from apt_ds.config.tasks import CLASSIFICATION, LANGUAGE_MODEL
+from apt_ds.models import consumers
 from apt_ds.models.blocks import Anatomy
 from apt_ds.models.export.configs import written
 from apt_ds.models.export.peft_adapters import write_adapters
@@ -101,3 +103,18 @@ def write_final_adapters(
 def has_other_parts(base: Base) -> bool:
     """Whether the base's folder has more than the language model that was trained, such as parts for images."""
     return read_config(base.source).model_type != base.config.model_type
+
+
+def excluded_consumers(model: nn.Module, anatomy: Anatomy, base: Base, gpus: int) -> list[str]:
+    """Which consumers the kept sizes exclude, one line for each reason.
+
+    Args:
+        model: the cut model. Only its configuration is read.
+        anatomy: that of `model`.
+        base: the base model that the run started from.
+        gpus: --tensor_parallel.
+    """
+    lines = consumers.excluded(base.anatomy, anatomy, gpus)
+    if base.kind == LANGUAGE_MODEL:
+        lines += consumers.vllm_problems(written(model, base.config, anatomy, base.kind).config, gpus)
+    return lines

@@ -18,6 +18,7 @@ from apt_ds.models.loading import Base
 from apt_ds.models.model_folder import check_weights
 from apt_ds.models.positions import check_positions
 from apt_ds.models.scope import check_experts
+from apt_ds.models.tensor_parallel import check_vocabulary
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.pruning.rules import mask_notice
 from apt_ds.runtime import collectives, exit_status, heartbeat, notices, zero
@@ -138,6 +139,7 @@ def _check_model(run: RunConfig, base: Base) -> zero.Config:
     check_experts(run, base.anatomy)
     adapter.check_targets(base.anatomy, run.targets)
     quantization_checks.check(run, base.anatomy, zero.device())
+    check_vocabulary(base.config.vocab_size, run.pruning.tensor_parallel)
     check_positions(base.config, run.data.max_seq_length)
     return config
 

@@ -152,6 +152,7 @@ class _PruningFigures(TypedDict):
     sizes: Sizes
     layers: LayersKept
     ranks: dict[str, int]
+    excluded: list[str]
     rebuild_seconds: list[float]
     rebuild_peak_bytes: list[int]
 
@@ -184,6 +185,7 @@ class PruningFigures(_PruningFigures, total=False):
     align: multiple that the number of neurons of a layer keeps to.
     layers: sizes of every layer.
     ranks: final rank of every adapter, by the path of its module in the written model's shapes. {} without adapters.
+    excluded: consumers that the kept sizes exclude, a line for each reason.
     rebuild_seconds, rebuild_peak_bytes: of each rebuild.
     requantization_error_mean, requantization_error_max: relative error of quantizing cut weights again.
     repair: what --repair did. Absent without it.

@@ -27,7 +27,7 @@ from apt_ds.training.checkpoint import Checkpoint
 from apt_ds.training.datasets import Data
 from apt_ds.training.early_end import EarlyEnd
 from apt_ds.training.evaluations import Evaluations
-from apt_ds.training.final_model import write_final_model
+from apt_ds.training.final_model import excluded_consumers, write_final_model
 from apt_ds.training.generators import Generators
 from apt_ds.training.meter import Meter
 from apt_ds.training.metrics import MetricsLogger
@@ -291,10 +291,17 @@ class Trainer:
         self.meter.rebuilt(seconds_after(zero.device()) - start, cut=self.pruner.kept() < kept)
         self.metrics_logger.adjusted(step, self.pruner.kept(), plan)
         self._report_layers(step)
+        if self.pruner.kept() < kept and self.pruner.at_target() and (excluded := self._excluded()):
+            self.metrics_logger.warn(f"the kept sizes exclude consumers: {'; '.join(excluded)}")
 
     def _report_layers(self, step: int) -> None:
         """Report ranks and kept sizes after `step` updates to the trackers."""
         self.metrics_logger.layers(step, layers_of(self.engine.module, self.pruner.anatomy))
+
+    def _excluded(self) -> list[str]:
+        """Consumers that the kept sizes exclude."""
+        gpus = self.run_config.pruning.tensor_parallel
+        return excluded_consumers(self.engine.module, self.pruner.anatomy, self.base, gpus)
 
     def evaluate(self, step: int) -> float:
         """The score after `step` updates. Collective."""
@@ -310,6 +317,7 @@ class Trainer:
         figures, module = self.evaluations.figures, self.engine.module
         pruning = self.pruner.summary() | quantization.summary(module) | self.repairer.summary()
         more: dict[str, object] = {
+            "excluded": self._excluded(),
             "ranks": adapter.ranks(module),
             "rebuild_seconds": self.meter.rebuilds,
             "rebuild_peak_bytes": self.meter.rebuild_peaks,

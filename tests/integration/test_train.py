@@ -104,6 +104,9 @@ def test_a_run(
     assert figures["pruning"]["kept"] <= figures["pruning"]["target_kept"] + 1e-9
     assert figures["pruning"]["target_kept"] == pytest.approx(0.6)
     assert "held-out loss" in ended.out and f"model: {output / 'model'}" in ended.out
+    excluded, neurons = figures["pruning"]["excluded"], figures["pruning"]["sizes"]["neurons"]
+    assert any(line.startswith(f"neurons {neurons}: not") for line in excluded) == bool(neurons % 16)
+    assert not excluded or f"the kept sizes exclude consumers: {'; '.join(excluded)}" in ended.err
     assert len(figures["samples"]) == 1 and figures["samples"][0].keys() == {"question", "before", "after"}
 
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf8").splitlines()]

@@ -100,6 +100,11 @@ MISTAKES: dict[str, tuple[Spoil, list[str]]] = {
     "unknown flag": (flags("--sparsty", "0.3"), ["--sparsty is an unknown option", "did you mean --sparsity"]),
     "heads alone": (flags("--prune_blocks", "heads", "--sparsity", "0.9"), ["cannot be met", "--sparsity"]),
     "alignment": (flags("--align", "48", "--sparsity", "0.9"), ["cannot be met", "alignment 48"]),
+    "heads on 8 GPUs": (flags("--tensor_parallel", "8"), ["--tensor_parallel 8", "no number of heads", "divisor of 4"]),
+    "a budget for 4 GPUs": (
+        flags("--tensor_parallel", "4", "--prune_blocks", "neurons", "--sparsity", "0.7"),
+        ["cannot be met", "--tensor_parallel 4"],
+    ),
     "architecture": (folder(config__json='{"model_type": "gpt2"}'), ["'gpt2' is not supported", "llama"]),
     "no folder of a model": (flags("--model_name_or_path", "{}"), ["no model and tokenizer there"]),
     "nothing there": (flags("--model_name_or_path", "nobody/nothing"), ["'nobody/nothing'", "no model and"]),

@@ -234,7 +234,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
         folder = place / f"{row}-{structure}"
         write.export(model, smaller, base, model.generation_config, tiny.tokenizer(), folder)
         models[row, structure] = model, folder
-        classifier = base.model_type not in tiny_families.NO_CLASSIFIER
+        written = json.loads((folder / "config.json").read_text(encoding="utf8"))
+        classifier = written["model_type"].removeprefix("apt_") not in tiny_families.NO_CLASSIFIER
         folders[row, structure] = str(folder), structure != "uniform", classifier, kernels_of(base)
     torch.save((folders, tiny.ids(2), PADDING), place / "calls.pt")
     run_without_package(ANSWERS, place / "calls.pt")

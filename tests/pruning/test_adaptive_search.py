@@ -58,7 +58,7 @@ def counts_of(table: Anatomy) -> Counts:
     full = np.array([*table.sizes.counts, table.sizes.hidden])
     weight = np.array([site.weight for site in table.sites])
     ones = np.ones_like(full)
-    return Counts(full, unit=ones, least=ones, free=ones.astype(bool), weight=weight)
+    return Counts(full, full, unit=ones, least=ones, free=ones.astype(bool), weight=weight)
 
 
 def test_prices_are_those_of_the_anatomy() -> None:

@@ -31,6 +31,7 @@ class Written:
         edits: functions of weights, by the weight's name in the model. The result is written.
         joined: weights that are written as one: its name to the names of its parts in the model, in the order of rows.
         split: (name, CPU tensor) of what to write for a weight, by (name in the model, CPU tensor).
+        added: constant weights that the written class has and the model lacks: its name to (shape, value).
     """
 
     config: PretrainedConfig
@@ -38,6 +39,7 @@ class Written:
     edits: Edits = field(default_factory=dict)
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     split: Split = whole
+    added: Mapping[str, tuple[tuple[int, ...], float]] = field(default_factory=dict)
 
 
 def counts(anatomy: Anatomy, kind: str) -> list[int]:

@@ -158,6 +158,8 @@ def export(
     def finish() -> None:
         if failure is not None:
             raise failure
+        for name, (shape, value) in form.added.items():
+            writer.add(name, torch.full(shape, value, dtype=dtype))
         writer.finish()
         _write_rest(partial, form, generation, tokenizer)
         if folder.exists():

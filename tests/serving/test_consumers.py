@@ -1,0 +1,77 @@
+"""Every consumer that is installed answers as the model, for every family in every form: `pytest -m serving`.
+
+`python -m tests.serving.matrix` makes the table of the README.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig
+
+from apt_ds.analysis.consumers.consumers import CONSUMERS, Consumer
+from apt_ds.analysis.consumers.entry import Case
+from apt_ds.analysis.consumers.table import FORMS
+from apt_ds.models.consumers import vllm_problems
+from tests.serving.folders import FAMILIES, all_cases, made
+
+pytestmark = pytest.mark.serving
+Cases = dict[tuple[str, str], Case]
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Cases:
+    return all_cases(tmp_path_factory.mktemp("folders"))
+
+
+def available(name: str) -> Consumer:
+    consumer = next(consumer for consumer in CONSUMERS if consumer.name == name)
+    if reason := consumer.absent():
+        pytest.skip(reason)
+    return consumer
+
+
+def of_form(cases: Cases, form: str) -> dict[str, Case]:
+    chosen = {family: case for (own, family), case in cases.items() if own == form}
+    if not chosen:
+        pytest.skip(f"this version does not write the form {form}")
+    return chosen
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", [consumer.name for consumer in CONSUMERS if consumer.name != "vLLM"])
+def test_a_consumer_answers_as_the_model(name: str, form: str, cases: Cases) -> None:
+    consumer, chosen = available(name), of_form(cases, form)
+    entries = dict(zip(chosen, consumer.check_all(list(chosen.values())), strict=True))
+    assert not {family: entry for family, entry in entries.items() if not entry.equal}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_vllm_loads_what_the_rules_say(form: str, cases: Cases) -> None:
+    """A configuration without problems is served with equal tokens. One with problems is not."""
+    consumer, chosen = available("vLLM"), of_form(cases, form)
+    entries = dict(zip(chosen, consumer.check_all(list(chosen.values())), strict=True))
+    for family, entry in entries.items():
+        config = AutoConfig.from_pretrained(chosen[family].folder)
+        assert entry.equal == (not vllm_problems(config)), (family, entry, vllm_problems(config))
+
+
+def test_vllm_serves_a_split_qwen2(tmp_path: Path) -> None:
+    """Two key/value heads of two query heads each divide between two processes. The Qwen2 is written as a LLaMA."""
+    consumer, case = available("vLLM"), made("qwen2", "uniform", tmp_path, (2, 0))
+    assert case is not None
+    config = AutoConfig.from_pretrained(case.folder)
+    assert config.architectures == ["LlamaForCausalLM"] and vllm_problems(config, 2) == []
+    assert consumer.check_all([case], gpus=2)[0].equal
+
+
+def test_vllm_refuses_heads_that_do_not_divide(tmp_path: Path) -> None:
+    consumer, case = available("vLLM"), made("qwen3", "uniform", tmp_path, (1, 0))
+    assert case is not None
+    assert len(vllm_problems(AutoConfig.from_pretrained(case.folder), 2)) == 1
+    assert consumer.check_all([case], gpus=2)[0].status == "fails"
+
+
+def test_every_family_is_there(cases: Cases) -> None:
+    assert {family for form, family in cases if form == "uniform"} == set(FAMILIES)
