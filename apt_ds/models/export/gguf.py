@@ -82,7 +82,9 @@ def report(into: Path, outtype: str, plan: gguf_rules.Plan, notes: list[str]) ->
         names = "; ".join(f"{name} ({', '.join(map(str, sorted(rows)))})" for name, rows in sorted(more.items()))
         print(f"rows that are no whole blocks of {block} weights keep more bits: {names}")
     if plan.context:
-        print(f"llama.cpp ignores the attention window. Its answers are the model's up to {plan.context} tokens")
+        print(
+            f"llama.cpp gives the answers of the model in a context of at most {plan.context} tokens: start it with that"
+        )
     for note in notes:
         print(note)
     print(f"run it: ollama create {into.stem} -f {into.with_suffix('.Modelfile')}; or llama-cli -m {into}", flush=True)

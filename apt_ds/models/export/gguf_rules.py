@@ -24,6 +24,10 @@ LAYERED = {
     "Phi3ForCausalLM": "deci",
     "Qwen3ForCausalLM": "openelm",
 }
+# families whose projections llama.cpp expects to be as wide as the stream. The layered form takes all but the last
+SQUARE = ("GraniteForCausalLM", "Qwen2ForCausalLM", "Phi3ForCausalLM", "Olmo2ForCausalLM")
+# layers of the models whose attention llama.cpp scales by hidden size / heads, by family
+LARGEST_GEMMA = {"Gemma2ForCausalLM": 46, "Gemma3ForCausalLM": 62}
 # classes that the converter knows under another name
 CONVERTED_AS = {"MinistralForCausalLM": "LlamaForCausalLM"}
 ROPE_TYPES = ("default", "linear", "yarn", "llama3")
@@ -93,15 +97,42 @@ def plan_of(folder: Path, outtype: str) -> Plan:
     if adaptive and stock not in LAYERED:
         raise UserError(f"llama.cpp has no architecture with sizes by layer for {name}. {ADVICE}")
     check_blocks(folder, outtype)
+    check_patterns(config, stock)
     context = window_of(config, stock)
-    if adaptive or (stock == "Phi3ForCausalLM" and wide_of(config) != config["hidden_size"]):
+    wide = int(config["num_attention_heads"]) * head_dim_of(config)
+    if adaptive or (stock in SQUARE and wide != config["hidden_size"]):
+        if stock not in LAYERED:
+            raise UserError(
+                f"llama.cpp expects the heads of {name} to be as wide as the stream, but {wide} is not "
+                f"{config['hidden_size']}. Prune heads and hidden in proportion, or neurons only"
+            )
         return layered(config, stock, context)
-    return Plan(CONVERTED_AS.get(stock, stock), context=context)
+    return Plan(CONVERTED_AS.get(stock, stock), scales=gemma_scales(config, stock), context=context)
 
 
-def wide_of(config: dict[str, Any]) -> int:
-    """Columns of all query heads together."""
-    return int(config["num_attention_heads"]) * head_dim_of(config)
+def check_patterns(config: dict[str, Any], stock: str) -> None:
+    """Refuse a model whose layers differ in another order than llama.cpp assumes."""
+    count, types = int(config["num_hidden_layers"]), config.get("layer_types")
+    period = {"Gemma2ForCausalLM": 2, "Gemma3ForCausalLM": 6}.get(stock)
+    wrong = False
+    if period and types:
+        wrong = [kind == "full_attention" for kind in types] != [(i + 1) % period == 0 for i in range(count)]
+    if stock == "SmolLM3ForCausalLM" and config.get("no_rope_layers"):
+        wrong = [bool(rope) for rope in config["no_rope_layers"]] != [bool((i + 1) % 4) for i in range(count)]
+    if wrong:
+        raise UserError(f"llama.cpp assumes another order of attention layers for {stock} than config.json has")
+    if stock == "Gemma2ForCausalLM" and not config.get("tie_word_embeddings", True):
+        raise UserError("llama.cpp ties the embeddings of Gemma 2 to the LM head, but this model has a head of its own")
+
+
+def gemma_scales(config: dict[str, Any], stock: str) -> dict[str, float]:
+    """The factor of queries where llama.cpp derives the scale of attention from sizes. {}: the scales agree."""
+    if stock not in LARGEST_GEMMA or not config.get("query_pre_attn_scalar"):
+        return {}
+    largest = config["num_hidden_layers"] == LARGEST_GEMMA[stock]
+    assumed = config["hidden_size"] // config["num_attention_heads"] if largest else head_dim_of(config)
+    factor = math.sqrt(assumed / config["query_pre_attn_scalar"])
+    return {} if factor == 1.0 else {"q_norm" if stock == "Gemma3ForCausalLM" else "q_proj": factor}
 
 
 def head_dim_of(config: dict[str, Any]) -> int:
@@ -110,11 +141,18 @@ def head_dim_of(config: dict[str, Any]) -> int:
 
 
 def window_of(config: dict[str, Any], stock: str) -> int:
-    """The attention window if llama.cpp ignores it and it is shorter than the context. 0: none."""
+    """Tokens up to which llama.cpp gives the answers of the model. 0: no limit.
+
+    It ignores the attention window of the families in `LAYERED`. It chooses the factors of longrope by the context
+    that it is started with, not by the length of the text.
+    """
+    longest, window = int(config.get("max_position_embeddings", 0)), config.get("sliding_window") or 0
+    if (config.get("rope_parameters") or {}).get("rope_type") == "longrope":
+        short = config["rope_parameters"].get("original_max_position_embeddings")
+        return int(short or config.get("original_max_position_embeddings") or 0)
     if stock not in LAYERED or (stock == "Qwen2ForCausalLM" and not config.get("use_sliding_window")):
         return 0
-    window = config.get("sliding_window") or 0
-    return int(window) if 0 < window < config.get("max_position_embeddings", 0) else 0
+    return int(window) if 0 < window < longest else 0
 
 
 def layered(config: dict[str, Any], stock: str, context: int) -> Plan:

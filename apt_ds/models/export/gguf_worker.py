@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 
 ZERO_NEURONS = 32  # a block of q8_0
@@ -30,6 +31,8 @@ def convert(job: dict[str, Any]) -> None:
     Args:
         job: `folder`, `into`, `outtype`, `name`, and the fields of `gguf_rules.Plan`.
     """
+    # the tokenizer is what tokenizer.json says: a class that config.json suggests may build another
+    transformers.AutoTokenizer = transformers.PreTrainedTokenizerFast  # type: ignore[misc]
     conversion, base = importlib.import_module("conversion"), importlib.import_module("conversion.base")
     gguf = importlib.import_module("gguf")
     folder = Path(job["folder"])
@@ -39,13 +42,18 @@ def convert(job: dict[str, Any]) -> None:
         raise Refused(f"this version of llama.cpp's converter does not know {job['source']}") from None
     hparams = base.ModelBase.load_hparams(folder, False)
     hparams["architectures"] = [job["source"]]
-    kind = by_layer(with_vocabulary(source), base, gguf, job) if job["layout"] else with_vocabulary(source)
+    kind = corrected(source, job["scales"])
+    if job["layout"]:
+        kind = by_layer(kind, base, gguf, job)
     file_type = gguf.LlamaFileType[FILE_TYPES[job["outtype"]]]
     kind(folder, file_type, Path(job["into"]), hparams=hparams, model_name=job["name"]).write()
 
 
-def with_vocabulary(source: Any) -> Any:
-    """The converter's class for a family, which also reads a tokenizer that has no `tokenizer.model`."""
+def corrected(source: Any, scales: dict[str, float]) -> Any:
+    """The converter's class for a family. It also reads tokenizers without a `tokenizer.model`, and scales weights.
+
+    scales: factors of weights, by the name of the module.
+    """
 
     class Converted(source):  # type: ignore[misc]
         model_arch = source.model_arch
@@ -74,7 +82,17 @@ def with_vocabulary(source: Any) -> Any:
                     "Train with the unchanged tokenizer of a published model, or add its hash to the converter"
                 ) from None
 
+        def modify_tensors(self, data: Tensor, name: str, bid: int | None) -> Iterator[tuple[str, Tensor]]:
+            factor = scales.get(module_of(name), 1.0)
+            for part, value in super().modify_tensors(data, name, bid):
+                yield part, value if factor == 1.0 else value * factor
+
     return Converted
+
+
+def module_of(name: str) -> str:
+    """The last module in the name of a weight: q_proj of model.layers.0.self_attn.q_proj.weight."""
+    return name.rpartition(".")[0].rpartition(".")[2]
 
 
 def add_merged_pieces(writer: Any, tokenizer: dict[str, Any]) -> None:
@@ -180,8 +198,7 @@ def by_layer(source: Any, base: Any, gguf: Any, job: dict[str, Any]) -> Any:
                 yield from self.one_tensor(value, part, bid)
 
         def one_tensor(self, data: Tensor, name: str, bid: int | None) -> Iterator[tuple[str, Tensor]]:
-            path, _, kind = name.rpartition(".")
-            module = path.rpartition(".")[2]
+            module = module_of(name)
             if module in scales:
                 data = data * scales[module]
             if module in ("q_proj", "k_proj") and not joined:
@@ -191,7 +208,6 @@ def by_layer(source: Any, base: Any, gguf: Any, job: dict[str, Any]) -> Any:
                 parts[module] = data
                 if len(parts) < 3:
                     return
-                name = path.removesuffix(module) + f"qkv_proj.{kind}"
                 data = torch.cat([parts[part] for part in ("q_proj", "k_proj", "v_proj")])
                 yield self.format_tensor_name(gguf.MODEL_TENSOR.ATTN_QKV, bid), data
                 return
