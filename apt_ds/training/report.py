@@ -20,6 +20,7 @@ from apt_ds.models.loading import Base
 from apt_ds.models.weights import device_map
 from apt_ds.runtime import collectives, profiler, zero
 from apt_ds.runtime.files import write_json
+from apt_ds.training import quantized_export
 from apt_ds.training.datasets import Data
 from apt_ds.training.summary_schema import Summary, TrainingFigures
 
@@ -165,6 +166,8 @@ def render(summary: Summary) -> str:
     lines.append(describe_cost(summary["training"]))
     if "profile" in summary:
         lines += ["", profiler.render(cast(dict[str, dict[str, dict[str, float]]], summary["profile"]))]
+    if "quantized" in summary:
+        lines.append(quantized_export.render(summary["quantized"]))
     if "note" in summary:
         lines.append(summary["note"])
     for sample in summary.get("samples", []):
