@@ -83,7 +83,7 @@ def report(into: Path, outtype: str, plan: gguf_rules.Plan, notes: list[str]) ->
         print(f"rows that are no whole blocks of {block} weights keep more bits: {names}")
     if plan.context:
         print(
-            f"llama.cpp gives the answers of the model in a context of at most {plan.context} tokens: start it with that"
+            f"start llama.cpp with a context of at most {plan.context} tokens: beyond it, answers are not the model's"
         )
     for note in notes:
         print(note)

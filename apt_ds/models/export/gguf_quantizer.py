@@ -66,7 +66,7 @@ def quantize_with_ggml(functions: Any, source: Path, into: Path) -> None:
     """`quantize` with the row quantizer of ggml."""
     import gguf
 
-    reader = gguf.GGUFReader(source)
+    reader: Any = gguf.GGUFReader(source)
     architecture = reader.get_field("general.architecture").contents()
     writer = gguf.GGUFWriter(into, architecture)
     for name, entry in reader.fields.items():

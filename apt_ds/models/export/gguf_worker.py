@@ -32,7 +32,7 @@ def convert(job: dict[str, Any]) -> None:
         job: `folder`, `into`, `outtype`, `name`, and the fields of `gguf_rules.Plan`.
     """
     # the tokenizer is what tokenizer.json says: a class that config.json suggests may build another
-    transformers.AutoTokenizer = transformers.PreTrainedTokenizerFast  # type: ignore[misc]
+    transformers.AutoTokenizer = transformers.PreTrainedTokenizerFast  # type: ignore[assignment, misc]
     conversion, base = importlib.import_module("conversion"), importlib.import_module("conversion.base")
     gguf = importlib.import_module("gguf")
     folder = Path(job["folder"])
@@ -55,7 +55,7 @@ def corrected(source: Any, scales: dict[str, float]) -> Any:
     scales: factors of weights, by the name of the module.
     """
 
-    class Converted(source):  # type: ignore[misc]
+    class Converted(source):
         model_arch = source.model_arch
 
         def set_vocab(self) -> None:
@@ -156,7 +156,7 @@ def by_layer(source: Any, base: Any, gguf: Any, job: dict[str, Any]) -> Any:
     joined = job["layout"] == "openelm"
     prefix = "model.layers"
 
-    class Layered(source):  # type: ignore[misc]
+    class Layered(source):
         model_arch = gguf.MODEL_ARCH.OPENELM if joined else gguf.MODEL_ARCH.DECI
 
         def set_gguf_parameters(self) -> None:
