@@ -82,9 +82,7 @@ def report(into: Path, outtype: str, plan: gguf_rules.Plan, notes: list[str]) ->
         names = "; ".join(f"{name} ({', '.join(map(str, sorted(rows)))})" for name, rows in sorted(more.items()))
         print(f"rows that are no whole blocks of {block} weights keep more bits: {names}")
     if plan.context:
-        print(
-            f"start llama.cpp with a context of at most {plan.context} tokens: beyond it, answers are not the model's"
-        )
+        print(f"start llama.cpp with a context of at most {plan.context} tokens; beyond, answers are not the model's")
     for note in notes:
         print(note)
     print(f"run it: ollama create {into.stem} -f {into.with_suffix('.Modelfile')}; or llama-cli -m {into}", flush=True)
