@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from apt_ds.data.conversations import Example
@@ -15,7 +16,8 @@ from tests.support import tiny
 
 CHATML = (
     "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}"
-    "{{ '<|im_start|>system\nBe kind<|im_end|>\n' }}{% endif %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{{ '<|im_start|>system\nBe kind<|im_end|>\n' }}{% endif %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 LLAMA3 = (
@@ -42,8 +44,12 @@ DIALOGUE = (("user", "One?"), ("assistant", "Two."), ("user", "Three?"))
 
 
 def tokenizer(template: str) -> PreTrainedTokenizerFast:
+    """A tokenizer that begins each text with <s> itself where its template does."""
     made = tiny.tokenizer()
     made.chat_template = template
+    if template.startswith("{{ bos_token }}"):
+        begin = [("<s>", made.convert_tokens_to_ids("<s>"))]
+        made.backend_tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=begin)
     return made
 
 

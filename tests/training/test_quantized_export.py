@@ -72,8 +72,8 @@ def test_two_ranks_measure_what_one_does(place: Place, tmp_path: Path) -> None:
     for ranks in (1, 2):
         words = [*PRETUNING, *NEURONS, "--export_quantization", "fp8", "--per_device_train_batch_size", str(2 // ranks)]
         output = tmp_path / str(ranks)
-        done = launch(place.words(output, *words, deepspeed=ROOT / "ds_configs" / "zero3.json"), ranks=ranks)
-        assert done.returncode == 0, done.stderr
+        done = launch(ranks, place.words(output, *words, deepspeed=ROOT / "ds_configs" / "zero3.json"))
+        assert done.status == 0, done.err
         figures = json.loads((output / "summary.json").read_text(encoding="utf8"))["quantized"]
         losses.append((figures["held_out_loss_before"], figures["held_out_loss"]))
     assert losses[0] == pytest.approx(losses[1], abs=1e-3)
