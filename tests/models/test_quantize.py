@@ -123,7 +123,7 @@ def test_what_cannot_be_is_refused_in_one_line(folder: Path, tmp_path: Path) -> 
     pytest.importorskip("compressed_tensors")
     copied, _ = quantize_folder(folder, "fp8", tmp_path / "copy")
     narrow = tiny.save_model(tmp_path / "narrow")
-    mixture = tiny_experts.save(tmp_path, "mixtral")
+    mixture = tiny_experts.save(tmp_path / "mixture", "mixtral")
     cases = [
         (copied, "fp8", tmp_path / "x", "quantized weights already"),
         (folder, "fp8", folder, "the 16-bit folder itself"),
