@@ -93,7 +93,8 @@ def test_weights_of_16_bits(structure: str, folder: Make, tmp_path: Path) -> Non
 
 def test_the_largest_gemma_keeps_its_scale_of_attention(folder: Make, tmp_path: Path) -> None:
     """llama.cpp knows it by its 46 layers, and derives the scale from sizes that a cut changes."""
-    made = folder("gemma2", "uniform", num_hidden_layers=46, intermediate_size=4, initializer_range=0.01)
+    types = ["sliding_attention", "full_attention"] * 23
+    made = folder("gemma2", "uniform", num_hidden_layers=46, layer_types=types, intermediate_size=4)
     file = write_gguf(made, "f32", tmp_path / "model.gguf")
     assert llama_cpp.worst_difference(file, made, count=2) < 2e-2
 
