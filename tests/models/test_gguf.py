@@ -128,7 +128,7 @@ def test_smollm2(structure: str, cut_smollm2: dict[str, Path], tmp_path: Path) -
         first = 1 if outtype == "q8_0" else 12
         assert llama_cpp.worst_difference(file, made, first, tokens) < bound, outtype
     small = write_gguf(made, "q4_k_m", tmp_path / "q4.gguf")
-    assert small.stat().st_size < 0.75 * (tmp_path / "q8_0.gguf").stat().st_size
+    assert small.stat().st_size < 0.85 * (tmp_path / "q8_0.gguf").stat().st_size
     four, eight = (llama_cpp.answers(f, 1, tokens)[0] for f in (small, tmp_path / "q8_0.gguf"))
     assert abs(four["logprob"] - eight["logprob"]) < 1.5
     # the file's own tokenizer splits a text as transformers does
