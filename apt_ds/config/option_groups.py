@@ -28,6 +28,7 @@ from apt_ds.config.tasks import TASKS
 
 BLOCKS = ("heads", "neurons", "hidden", "experts")
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
+QUANTIZATIONS = ("none", "fp8", "w4a16", "nf4")
 AUTO = "auto"
 TRACKERS = ("none", "tensorboard", "wandb", "mlflow")
 FLASH, VARLEN = "flash_attention_2", "varlen"  # kernels that take the starts of packed examples
@@ -294,6 +295,11 @@ class OutputOptions:
     save_total_limit: int = option(0, "checkpoints to keep; 0: all", NOT_NEGATIVE)
     resume_from_checkpoint: str = option("", "checkpoint to continue from: last, or its folder")
     profile: bool = option(False, "print at the end where the time of a step is spent")
+    export_quantization: str = choice(
+        ", ".join(QUANTIZATIONS),
+        "also write a quantized copy of the model, such as model-fp8/, and measure its held-out loss. fp8, w4a16: "
+        "compressed-tensors. nf4: as --export_bits 4, for a base of any bits",
+    )
     run_report: bool = option(True, "write report.html where plotly is installed (pip install 'apt_ds[report]')")
     export_adapters: bool = option(
         False, "also write the adapters unmerged, as a PEFT folder adapters/, and the cut base that they fit as base/"

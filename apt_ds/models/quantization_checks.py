@@ -7,6 +7,7 @@ import torch
 from apt_ds.config.errors import UserError
 from apt_ds.config.run_config import RunConfig
 from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, plural
+from apt_ds.models.export.quantize_formats import check_library
 from apt_ds.models.quantization import BLOCK, ROWS
 from apt_ds.models.scope import competing_kinds
 from apt_ds.runtime.bnb import library
@@ -29,6 +30,7 @@ def check(run: RunConfig, anatomy: Anatomy, device: torch.device | None) -> None
     Raises:
         UserError: the combination of options is not supported.
     """
+    _check_export(run, anatomy)
     flag = next((f"--{n} {v}" for n, v, plain in _wishes(run) if v != plain), "")
     if not flag:
         return
@@ -49,6 +51,21 @@ def check(run: RunConfig, anatomy: Anatomy, device: torch.device | None) -> None
         raise UserError(f"{flag}: bitsandbytes does not support {device.type}; leave it out")
     if run.model.base_bits == 4:
         _check_sizes(run, anatomy)
+
+
+def _check_export(run: RunConfig, anatomy: Anatomy) -> None:
+    """Check --export_quantization as far as the base model tells. The sizes after the cut are checked at the end."""
+    kind = run.output.export_quantization
+    if kind == "none":
+        return
+    if run.model.export_bits != 16:
+        raise UserError(
+            f"--export_quantization {kind} quantizes a copy of the 16-bit model: "
+            f"leave out --export_bits {run.model.export_bits}"
+        )
+    if anatomy.experts:
+        raise UserError(f"--export_quantization {kind} does not support mixtures of experts; leave it out")
+    check_library(kind)
 
 
 def _wishes(run: RunConfig) -> list[tuple[str, int | str, int | str]]:

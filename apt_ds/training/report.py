@@ -10,7 +10,7 @@ from apt_ds.config.tasks import LANGUAGE_MODEL
 from apt_ds.models.loading import Base
 from apt_ds.runtime import collectives, notices, profiler
 from apt_ds.runtime.files import write_json
-from apt_ds.training import end_table
+from apt_ds.training import end_table, quantized_export
 from apt_ds.training.datasets import Data
 from apt_ds.training.plain_models import compare_plain
 from apt_ds.training.summary_schema import Summary, TrainingFigures
@@ -48,6 +48,8 @@ def render(summary: Summary) -> str:
     ]
     if "profile" in summary:
         lines += ["", profiler.render(cast(dict[str, dict[str, dict[str, float]]], summary["profile"]))]
+    if "quantized" in summary:
+        lines.append(quantized_export.render(summary["quantized"]))
     if "note" in summary:
         lines.append(summary["note"])
     for sample in summary.get("samples", []):

@@ -31,6 +31,7 @@ from apt_ds.training.concluding import conclude, find_destination
 from apt_ds.training.datasets import Data, read_data
 from apt_ds.training.metrics import MetricsLogger
 from apt_ds.training.output_folder import check_output, discard_output, prepare_output
+from apt_ds.training.quantized_export import write_quantized
 from apt_ds.training.summary_schema import Summary
 from apt_ds.training.trackers import Trackers, check_installed
 from apt_ds.training.trackers.tracker import Ended
@@ -64,6 +65,7 @@ def train(run: RunConfig, signals: StopSignals | None = None) -> Summary:
                 trainer = prepare(run, stop_signals)
                 try:
                     summary = trainer.run()
+                    failure = _quantize(run, trainer, summary) if not stop_signals.asked else None
                 finally:
                     trainer.steps.close()
                     trainer.metrics_logger.close()
@@ -85,7 +87,26 @@ def train(run: RunConfig, signals: StopSignals | None = None) -> Summary:
         if stop_signals.asked:
             # The signal came while the model was written. The run writes its summary and measures nothing more.
             run = run.replace(report=False)
-        return conclude(run, trainer, summary, destination, stopped=bool(stop_signals.asked))
+        summary = conclude(run, trainer, summary, destination, stopped=bool(stop_signals.asked))
+        if failure is not None:
+            raise failure
+        return summary
+
+
+def _quantize(run: RunConfig, trainer: Trainer, summary: Summary) -> UserError | None:
+    """Write the quantized copy of the model, if one is asked for, and add its figures to the summary. Collective.
+
+    Returns:
+        Why there is no copy. The model is written, so the run reports first and fails then.
+    """
+    if run.output.export_quantization == "none":
+        return None
+    model = trainer.metrics_logger.folder / "model"
+    try:
+        summary["quantized"] = write_quantized(run, trainer.base, trainer.data, model)
+    except UserError as error:
+        return UserError(f"{error}. The model itself is in {model}")
+    return None
 
 
 def prepare(run: RunConfig, stop_signals: StopSignals | None = None) -> Trainer:

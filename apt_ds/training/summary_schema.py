@@ -287,6 +287,24 @@ class Environment(TypedDict):
     versions: dict[str, str]
 
 
+class QuantizedFigures(TypedDict):
+    """The quantized copy of the written model, with --export_quantization.
+
+    format: fp8, w4a16 or nf4. folder: its name in the output folder.
+    held_out_loss_before, held_out_loss: of the written model and of the copy, both loaded from their folders.
+    checkpoint_bytes: size of the copy's weights.
+    mean_weight_error, largest_weight_error: relative error of a matrix.
+    """
+
+    format: str
+    folder: str
+    held_out_loss_before: float
+    held_out_loss: float
+    checkpoint_bytes: int
+    mean_weight_error: float
+    largest_weight_error: float
+
+
 class Figures(TypedDict, total=False):
     """Evaluations that a run has taken so far, in a checkpoint."""
 
@@ -313,6 +331,7 @@ class Summary(_Summary, total=False):
     profile: with --profile, by "dense" and "cut".
     warnings: lines that the first rank printed as warnings since the run's last start.
     samples, note: with --report. The note says why generation was not measured.
+    quantized: with --export_quantization.
     """
 
     after_cut: ModelFigures
@@ -320,6 +339,7 @@ class Summary(_Summary, total=False):
     profile: dict[str, ProfileFigures]
     samples: list[Sample]
     note: str
+    quantized: QuantizedFigures
 
 
 class Ranks(TypedDict):

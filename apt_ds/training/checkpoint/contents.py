@@ -19,6 +19,7 @@ FREE_OPTIONS = {
     *("overwrite_output_dir", "deepspeed", "gradient_checkpointing", "attn_implementation", "logging_steps"),
     *("max_nonfinite_steps", "report", "report_samples", "per_device_eval_batch_size", "num_train_epochs", "max_steps"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "packing", "profile", "export_bits"),
+    "export_quantization",
     *("save_steps", "save_total_limit", "resume_from_checkpoint", "timeout", "eval_steps", "reference_score"),
     *("run_report", "mmlu_path", "mmlu_limit"),
     *("trust_remote_code", "deterministic", "dry_run", "world_size", "device_memory", "host_memory"),
