@@ -12,7 +12,7 @@ from apt_ds.config.tasks import ANSWERS, CLASSIFICATION, GLUE_TASKS, SQUADS
 from apt_ds.models.architectures.post_norm import PostNormEncoder, post_norm_blocks
 from apt_ds.models.architectures.spec import Architecture
 from apt_ds.models.blocks import Anatomy
-from apt_ds.models.export import apt_emptied_sublayers, modeling_apt_bert
+from apt_ds.models.export import apt_emptied_sublayers, apt_layer_sizes, modeling_apt_bert
 from apt_ds.models.export.apt_emptied_sublayers import EmptiedHeads, EmptiedNeurons
 from apt_ds.models.export.form import Written, by_layer, counts, square
 
@@ -69,7 +69,7 @@ def bert_export(
     layers = {"layer_heads": heads, "layer_intermediate_sizes": neurons}
     return Written(
         by_layer(config, adaptive, head_dim=size, embedding_size=hidden, **layers),
-        (modeling_apt_bert, apt_emptied_sublayers),
+        (modeling_apt_bert, apt_layer_sizes, apt_emptied_sublayers),
     )
 
 

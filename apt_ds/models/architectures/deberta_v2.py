@@ -18,7 +18,7 @@ from apt_ds.models.architectures import bert
 from apt_ds.models.architectures.post_norm import PostNormEncoder, post_norm_blocks
 from apt_ds.models.architectures.spec import Architecture, own_attention
 from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, IndexedModule
-from apt_ds.models.export import modeling_apt_deberta_v2
+from apt_ds.models.export import apt_emptied_sublayers, apt_layer_sizes, modeling_apt_deberta_v2
 from apt_ds.models.export.form import Written, by_layer, counts, square
 
 HEADS = {CLASSIFICATION: ("pooler.dense", "classifier"), ANSWERS: ("qa_outputs",)}
@@ -145,7 +145,7 @@ def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy) -> Writ
         return Written(config)
     layers = {"layer_heads": heads, "layer_intermediate_sizes": neurons, "project_embeddings": projects}
     adaptive = by_layer(config, modeling_apt_deberta_v2.AptDebertaV2Config, **layers)
-    return Written(adaptive, (modeling_apt_deberta_v2,))
+    return Written(adaptive, (modeling_apt_deberta_v2, apt_layer_sizes, apt_emptied_sublayers))
 
 
 ARCHITECTURE = Architecture(

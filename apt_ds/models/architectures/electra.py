@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 from apt_ds.config.tasks import ANSWERS, CLASSIFICATION
 from apt_ds.models.architectures import bert
 from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, IndexedModule
-from apt_ds.models.export import apt_emptied_sublayers, modeling_apt_bert
+from apt_ds.models.export import apt_emptied_sublayers, apt_layer_sizes, modeling_apt_bert
 from apt_ds.models.export.form import Written, by_layer, counts, square
 
 HEADS = {CLASSIFICATION: ("classifier.dense", "classifier.out_proj"), ANSWERS: ("qa_outputs",)}
@@ -39,7 +39,7 @@ def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy) -> Writ
         return Written(config)
     layers = {"layer_heads": heads, "layer_intermediate_sizes": neurons, "project_embeddings": projects}
     adaptive = by_layer(config, modeling_apt_bert.AptElectraConfig, head_dim=size, **layers)
-    return Written(adaptive, (modeling_apt_bert, apt_emptied_sublayers))
+    return Written(adaptive, (modeling_apt_bert, apt_layer_sizes, apt_emptied_sublayers))
 
 
 ARCHITECTURE = replace(
