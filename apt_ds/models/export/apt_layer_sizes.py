@@ -6,20 +6,19 @@ Needs torch and transformers only. It is copied beside the exported weights, as 
 import copy
 from collections.abc import Iterable
 from dataclasses import is_dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from huggingface_hub.dataclasses import strict
 from torch import nn
 
 from .apt_emptied_sublayers import Bias, EmptiedAttention, EmptiedFeedForward
 
+C = TypeVar("C")
 
-C = TypeVar("C", bound=type)
 
-
-def checked_config(config_class: C) -> C:
+def checked_config(config_class: type[C]) -> type[C]:
     """Check the fields of a configuration class as its stock class does. Classes of transformers 4 check none."""
-    return strict(config_class) if is_dataclass(config_class) else config_class
+    return cast(type[C], strict(config_class)) if is_dataclass(config_class) else config_class
 
 
 class LayerConfigs(list[Any]):

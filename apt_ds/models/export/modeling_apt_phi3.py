@@ -115,6 +115,9 @@ class AptPhi3Config(LayerSizes, Phi3Config):
     def validate_rope(self) -> None:
         """Accept the factors of long positions: the stock check derives their number from hidden_size."""
 
+    def _rope_scaling_validation(self) -> None:
+        """As `validate_rope`, under its name in transformers 4."""
+
 
 class AptPhi3Model(Phi3Model):
     """The stock base model with split layers of their own sizes."""

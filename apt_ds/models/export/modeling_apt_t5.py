@@ -75,9 +75,17 @@ class OwnHeadsAttention(T5Attention):
 class OwnCrossAttention(T5Attention):
     """A cross-attention. It has no position bias, and takes none from layers with other numbers of heads."""
 
-    def forward(self, *inputs: Any, position_bias: Tensor | None = None, **options: Any) -> tuple[Any, ...]:
+    def forward(
+        self,
+        hidden_states: Tensor,
+        mask: Tensor | None = None,
+        key_value_states: Tensor | None = None,
+        position_bias: Tensor | None = None,
+        past_key_values: Any = None,
+        **options: Any,
+    ) -> tuple[Any, ...]:
         """As the stock attention in the first layer."""
-        return super().forward(*inputs, position_bias=None, **options)
+        return super().forward(hidden_states, mask, key_value_states, None, past_key_values, **options)
 
 
 def resize(attention: T5Attention, heads: int, config: AptT5Config) -> None:

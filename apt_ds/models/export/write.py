@@ -24,6 +24,7 @@ from apt_ds.config.tasks import LANGUAGE_MODEL
 from apt_ds.models import quantization
 from apt_ds.models.adapter import AptLinear
 from apt_ds.models.blocks import Anatomy
+from apt_ds.models.export import companions
 from apt_ds.models.export.configs import written
 from apt_ds.models.export.form import Edits, Split, Written, whole
 from apt_ds.models.export.joined import JoinedWeights
@@ -167,13 +168,14 @@ def _write_rest(
     folder: Path, form: Written, generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Write what a model folder has besides weights. See `export`."""
-    form.config.save_pretrained(folder)
+    companions.write_config(form.config, folder)
     for module in form.modules:
         name = module.__name__.rpartition(".")[2]
         (folder / f"{name}.py").write_text(inspect.getsource(module), encoding="utf8")
     if generation is not None:
-        generation.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+        companions.write_generation(generation, folder)
+    companions.write_tokenizer(tokenizer, form.config, folder)
+    companions.open_to_readers(folder)
 
 
 def partial_add(
