@@ -14,6 +14,7 @@ from apt_ds.config.nearest import suggest
 from apt_ds.config.option_groups import (
     AUTO,
     PROJECTIONS,
+    STOCK,
     AdapterOptions,
     DataOptions,
     DistributedOptions,
@@ -133,6 +134,11 @@ class RunConfig:
             yield f"--packing true does not support --task {data.task}: only causal language models pack examples"
         if data.packing and pruning.score == "fisher":
             yield "--packing true does not support --score fisher, which needs one row per example"
+        if self.output.export_format == STOCK and pruning.prunes and pruning.structure == "adaptive":
+            yield (
+                "--export_format stock does not support --structure adaptive, as layers then differ; give "
+                "--export_format padded, which fills the smaller layers up with zeros"
+            )
         if adapter.grows and adapter.rank > adapter.max_rank:
             yield f"--rank {adapter.rank} is not allowed: give at most --max_rank {adapter.max_rank}"
 

@@ -55,16 +55,20 @@ def bert_blocks(config: PretrainedConfig, task: str, name: str, heads: Mapping[s
 
 
 def bert_export(
-    model: nn.Module, config: PretrainedConfig, anatomy: Anatomy, adaptive: type[PretrainedConfig]
+    model: nn.Module,
+    config: PretrainedConfig,
+    anatomy: Anatomy,
+    adaptive: type[PretrainedConfig],
+    stock: bool = True,
 ) -> Written:
     """Write a stock model if layers are equal and hidden_size is heads times head_dim. Others get sizes by layer.
 
-    adaptive: the configuration class with sizes by layer.
+    adaptive: the configuration class with sizes by layer. stock: as in `Architecture.export`.
     """
     heads, neurons, hidden = counts(anatomy, "head"), counts(anatomy, "neuron"), anatomy.sizes.hidden
     size = config.hidden_size // config.num_attention_heads
     config.hidden_size, config.num_attention_heads, config.intermediate_size = hidden, max(heads), max(neurons)
-    if square(anatomy, size):
+    if stock and square(anatomy, size):
         return Written(config)
     layers = {"layer_heads": heads, "layer_intermediate_sizes": neurons}
     return Written(

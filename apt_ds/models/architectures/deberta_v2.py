@@ -130,7 +130,7 @@ def prepare(model: PreTrainedModel, anatomy: Anatomy) -> None:
         model.get_submodule(f"{layer}.attention.self").__class__ = Attention
 
 
-def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy) -> Written:
+def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy, stock: bool = True) -> Written:
     """Write a stock model if layers are equal and hidden_size is heads times head_dim. Others get sizes by layer.
 
     A cut to the width of projected embeddings needs sizes by layer too: a stock model has no projection then.
@@ -141,7 +141,7 @@ def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy) -> Writ
         config.embedding_size = hidden
     config.pooler_hidden_size, config.attention_head_size = hidden, size
     config.hidden_size, config.num_attention_heads, config.intermediate_size = hidden, max(heads), max(neurons)
-    if square(anatomy, size) and projects == has_projection(config):
+    if stock and square(anatomy, size) and projects == has_projection(config):
         return Written(config)
     layers = {"layer_heads": heads, "layer_intermediate_sizes": neurons, "project_embeddings": projects}
     adaptive = by_layer(config, modeling_apt_deberta_v2.AptDebertaV2Config, **layers)

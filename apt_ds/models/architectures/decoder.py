@@ -122,13 +122,14 @@ def export(
     anatomy: Anatomy,
     modeling: ModuleType,
     adaptive: type[PretrainedConfig],
+    stock: bool = True,
 ) -> Written:
     """Write equal layers in the stock configuration, which accepts all sizes. Others get sizes by layer.
 
-    modeling, adaptive: as in `adaptive_form`.
+    modeling, adaptive: as in `adaptive_form`. stock: as in `Architecture.export`.
     """
     resize_config(config, anatomy)
-    return Written(config) if equal_layers(anatomy) else adaptive_form(config, anatomy, modeling, adaptive)
+    return Written(config) if stock and equal_layers(anatomy) else adaptive_form(config, anatomy, modeling, adaptive)
 
 
 def architecture(model_type: str, name: str, modeling: ModuleType, **differences: Any) -> Architecture:

@@ -35,11 +35,11 @@ def blocks(config: PretrainedConfig, task: str) -> Anatomy:
     return post_norm_blocks(encoder, HEADS[task])
 
 
-def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy) -> Written:
+def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy, stock: bool = True) -> Written:
     """Write a stock model if layers are equal and dim is heads times head_dim. Others get sizes by layer."""
     heads, neurons, size = counts(anatomy, "head"), counts(anatomy, "neuron"), config.dim // config.n_heads
     config.dim, config.n_heads, config.hidden_dim = anatomy.sizes.hidden, max(heads), max(neurons)
-    if square(anatomy, size):
+    if stock and square(anatomy, size):
         return Written(config)
     layers = {"layer_heads": heads, "layer_hidden_dims": neurons}
     adaptive = by_layer(config, modeling_apt_distilbert.AptDistilBertConfig, head_dim=size, **layers)

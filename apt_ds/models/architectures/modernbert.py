@@ -67,12 +67,12 @@ def blocks(config: PretrainedConfig, task: str) -> Anatomy:
     )
 
 
-def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy) -> Written:
+def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy, stock: bool = True) -> Written:
     """Write a stock model if layers are equal and hidden_size is heads times head_dim. Others get sizes by layer."""
     heads, neurons, hidden = counts(anatomy, "head"), counts(anatomy, "neuron"), anatomy.sizes.hidden
     size = config.hidden_size // config.num_attention_heads
     config.hidden_size, config.num_attention_heads, config.intermediate_size = hidden, max(heads), max(neurons)
-    if square(anatomy, size):
+    if stock and square(anatomy, size):
         return Written(config)
     layers = {"layer_heads": heads, "layer_intermediate_sizes": neurons}
     adaptive = by_layer(config, modeling_apt_modernbert.AptModernBertConfig, head_dim=size, **layers)

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from apt_ds.models.blocks import Anatomy
+from apt_ds.models.export.padding import Padding
 
 Edits = dict[str, Callable[[Tensor], Tensor]]
 Split = Callable[[str, Tensor], Iterator[tuple[str, Tensor]]]
@@ -31,6 +32,7 @@ class Written:
         edits: functions of weights, by the weight's name in the model. The result is written.
         joined: weights that are written as one: its name to the names of its parts in the model, in the order of rows.
         split: (name, CPU tensor) of what to write for a weight, by (name in the model, CPU tensor).
+        padding: where zeros are added before weights are edited and joined. None: nowhere.
     """
 
     config: PretrainedConfig
@@ -38,6 +40,7 @@ class Written:
     edits: Edits = field(default_factory=dict)
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     split: Split = whole
+    padding: Padding | None = None
 
 
 def counts(anatomy: Anatomy, kind: str) -> list[int]:

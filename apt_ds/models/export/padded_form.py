@@ -1,0 +1,84 @@
+"""How a cut model is written as a stock model of uniform sizes, padded with zeros."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig
+
+from apt_ds.config.errors import UserError
+from apt_ds.models.architectures import architecture_of
+from apt_ds.models.blocks import HIDDEN, Anatomy, Sizes
+from apt_ds.models.export.form import Written, alike, counts, mixture_sizes
+from apt_ds.models.export.padding import Padding
+
+
+def padded_form(model: nn.Module, config: PretrainedConfig, whole: Anatomy, anatomy: Anatomy) -> Written:
+    """The stock form with the smallest uniform sizes that hold those of all layers.
+
+    Args:
+        model: the cut model.
+        config: the configuration before the cut. It is not changed.
+        whole: the blocks before the cut.
+        anatomy: the blocks after it.
+
+    Raises:
+        UserError: no stock class can hold the model.
+    """
+    spec = architecture_of(config)
+    if spec.padded is not None:
+        return spec.padded(model, copy.deepcopy(config), whole, anatomy)
+    if not alike(mixture_sizes(anatomy)[0] or [0]):
+        raise UserError(reason(config, "its layers keep different numbers of experts, and routers choose empty ones"))
+    heads = max(1, *counts(anatomy, "head"))
+    for number in range(heads, max(heads, anatomy.sizes.hidden) + 1):
+        sizes = uniform_sizes(anatomy, number)
+        form = spec.export(model, copy.deepcopy(config), anatomy.with_sizes(sizes))
+        if not form.modules:
+            return replace(form, padding=Padding(whole, anatomy, sizes))
+    hidden = anatomy.sizes.hidden
+    raise UserError(reason(config, f"no number of heads, from {heads} on, fits its {hidden} hidden dimensions"))
+
+
+def uniform_sizes(anatomy: Anatomy, heads: int) -> Sizes:
+    """Sizes with `heads` head blocks in every layer, and as many neurons as the largest layer has."""
+    neurons = max(1, *(mixture_sizes(anatomy)[1] or counts(anatomy, "neuron")))
+    experts = {mixture.neuron_site: mixture.shape(anatomy.sizes)[0] for mixture in anatomy.experts}
+    numbers = [
+        {"head": heads, "neuron": neurons * experts.get(site, 1)}.get(sublayer.kind, count)
+        for site, (sublayer, count) in enumerate(zip(anatomy.sites, anatomy.sizes.counts, strict=True))
+    ]
+    return Sizes(tuple(numbers), anatomy.sizes.hidden)
+
+
+def reason(config: PretrainedConfig, why: str) -> str:
+    """The line that refuses padding."""
+    return f"--export_format padded: a {config.model_type!r} cannot be padded here: {why}; give adaptive"
+
+
+def check(config: PretrainedConfig, anatomy: Anatomy, kinds: Sequence[str], adaptive: bool, dtype: torch.dtype) -> None:
+    """Check, before anything is trained, that a model of this family can be padded.
+
+    Args:
+        config: the configuration of the base model.
+        anatomy: its blocks.
+        kinds: the kinds of block that the run may remove.
+        adaptive: whether layers may differ.
+        dtype: dtype of the written weights.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if not adaptive:
+        return
+    if anatomy.experts and "experts" in kinds:
+        raise UserError(reason(config, "layers may keep different numbers of experts (--prune_blocks experts)"))
+    rows = {slot.path: slot.rows for slot in anatomy.slots}
+    over_heads = [norm for norm in anatomy.weighted_norms if (axis := rows[norm]) is not None and axis.site != HIDDEN]
+    if over_heads and "heads" in kinds and dtype != torch.float32:
+        why = f"its norms run over all heads, which float32 alone can correct, and weights are written in {dtype}"
+        raise UserError(reason(config, why.replace("torch.", "")))
