@@ -47,34 +47,41 @@ class Format:
         if name in self.dropped:
             assert not parameter.any(), f"{name} is not zero"
             return
-        changes = (
-            adapter is not None or name in self.joined or (self.padding is not None and self.padding.changes(name))
-        )
-        if not changes and self.bits < 16 and isinstance(parameter, QuantizedParameter):
+        pads = self.padding is not None and self.padding.changes(name)
+        quantized = self.bits < 16 and isinstance(parameter, QuantizedParameter)
+        if quantized and adapter is None and not pads and name not in self.joined:
             yield from self._quantized(name, parameter)
             return
         value = adapter.merged() if adapter is not None else quantization.dense(parameter)
-        if self.padding is not None:
+        if pads and self.padding is not None:
+            if quantized and adapter is not None:
+                # as the adaptive form is quantized: zeros then change no value
+                value = quantization.dense(quantization.requantize_like(parameter, value))
             padded = self.padding.pad(name, value)
-            self._count(parameter, padded.numel() - value.numel())
+            self._count(parameter, value.numel(), padded.numel())
             value = padded
-        yield from self.formed(name, parameter, value)
+        yield from self.formed(name, parameter, value, pads)
 
     def missing(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         """(name, CPU tensor) of the zeros to write for sublayers without blocks, in a padded model."""
         for name, sibling, zeros in self.padding.missing(model) if self.padding is not None else ():
-            self._count(sibling, zeros.numel())
-            yield from self.formed(name, sibling, zeros.to(sibling.device))
+            self._count(sibling, 0, zeros.numel())
+            yield from self.formed(name, sibling, zeros.to(sibling.device), True)
 
-    def _count(self, like: nn.Parameter, zeros: int) -> None:
-        """Add to `padding_bytes`."""
-        bits = self.bits if isinstance(like, QuantizedParameter) and self.bits < 16 else 8 * self.dtype.itemsize
-        self.padding_bytes += zeros * bits // 8
+    def _count(self, like: nn.Parameter, before: int, after: int) -> None:
+        """Add the bytes of a weight that grows from `before` to `after` numbers to `padding_bytes`."""
+        if self.bits == 16 or not isinstance(like, QuantizedParameter):
+            self.padding_bytes += (after - before) * self.dtype.itemsize
+        elif self.bits == 8:
+            self.padding_bytes += after - before
+        else:  # a padded weight has a scale of 4 bytes per block, other weights have one byte
+            blocks = 4 * (after // quantization.BLOCK) - before // quantization.BLOCK
+            self.padding_bytes += (after - before) // 2 + blocks
 
-    def formed(self, name: str, like: nn.Parameter, value: Tensor) -> Iterator[tuple[str, Tensor]]:
+    def formed(self, name: str, like: nn.Parameter, value: Tensor, padded: bool) -> Iterator[tuple[str, Tensor]]:
         """(name, CPU tensor) of the tensors to write for a value, joined, edited, and quantized as `like` is.
 
-        Of a joined weight there are none before its last part.
+        Of a joined weight there are none before its last part. padded: in 4 bits, scales stay in 32 bits.
         """
         if name in self.joined:
             complete = self.joined.add(name, value.detach().clone())
@@ -84,13 +91,15 @@ class Format:
         if name in self.edits:
             value = self.edits[name](value)
         if self.bits < 16 and isinstance(like, QuantizedParameter):
-            packed = quantization.requantize_like(like, value)
-            assert isinstance(packed, QuantizedParameter)
+            packed: nn.Parameter = quantization.requantize_like(like, value)
+            if padded:
+                packed = quantization.pack(value, like.bits, like.dtype, double=False)
             yield from self._quantized(name, packed)
             return
         # always a copy: leaving `gathered` frees the gathered weight
         yield from self.split(name, value.to("cpu", self.dtype, copy=True))
 
-    def _quantized(self, name: str, packed: QuantizedParameter) -> Iterator[tuple[str, Tensor]]:
+    def _quantized(self, name: str, packed: nn.Parameter) -> Iterator[tuple[str, Tensor]]:
+        assert isinstance(packed, QuantizedParameter)
         for part, value in quantization.files(name, packed, self.dtype).items():
             yield part, value.cpu().clone()

@@ -20,6 +20,7 @@ FREE_OPTIONS = {
     *("per_device_train_batch_size", "gradient_accumulation_steps", "packing", "profile", "export_bits"),
     *("save_steps", "save_total_limit", "resume_from_checkpoint", "timeout", "eval_steps", "reference_score"),
     *("trust_remote_code", "deterministic", "dry_run", "world_size", "device_memory", "host_memory"),
+    *("export_format",),
 }
 COUNTS = {
     "global_batch": "processes x --per_device_train_batch_size x --gradient_accumulation_steps",
