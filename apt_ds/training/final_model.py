@@ -6,45 +6,92 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from apt_ds.config.errors import UserError
-from apt_ds.models.blocks import Anatomy
-from apt_ds.models.export.write import export
+from apt_ds.config.option_groups import PADDED
+from apt_ds.config.run_config import RunConfig
+from apt_ds.models import adapter
+from apt_ds.models.export.facts import VERSION, BaseFacts, Facts, kept_sublayers, public_name, versions
+from apt_ds.models.export.write import Exported, export
 from apt_ds.models.loading import Base
+from apt_ds.pruning.pruner import Pruner
 
 
 def write_final_model(
     model: PreTrainedModel,
-    anatomy: Anatomy,
+    pruner: Pruner,
     base: Base,
     generation: GenerationConfig | None,
     folder: Path,
-    bits: int,
+    run: RunConfig,
     dtype: torch.dtype,
+    fingerprints: dict[str, str],
     advice: str,
     warn: Callable[[str], None],
-) -> None:
+) -> Exported:
     """Write the model. Collective.
 
     Args:
         model: has no engine and no hooks.
-        anatomy: that of `model`.
+        pruner: knows the blocks of `model`, and which of the base model's they are.
         base: the base model that the run started from.
         generation: generation settings of the base model. None if it cannot generate.
         folder: where the model goes.
-        bits: --export_bits.
+        run: the options.
         dtype: dtype of weights that are not quantized.
+        fingerprints: of the base model as `model`, and of the data.
         advice: how to go on after a failure, for the end of a message.
         warn: prints a line.
 
     Raises:
         UserError: the model cannot be written.
     """
+    bits, form = run.model.export_bits, run.output.export_format
+    facts = facts_of(model, pruner, base, run, fingerprints)
+    content = model, pruner.anatomy, base.config, generation, base.tokenizer
     try:
-        export(model, anatomy, base.config, generation, base.tokenizer, folder, base.kind, bits, dtype)
+        return export(*content, folder, base.kind, bits, dtype, form, facts)
     except UserError as error:
         raise UserError(f"{error}{advice}") from None
     except Exception:
         warn(f"the model was not written{advice}")
         raise
+
+
+def facts_of(model: nn.Module, pruner: Pruner, base: Base, run: RunConfig, fingerprints: dict[str, str]) -> Facts:
+    """What `apt_ds.json` says. Arguments are those of `write_final_model`. `export` completes the form."""
+    whole, data = base.anatomy, dict(fingerprints)
+    sublayers, hidden = kept_sublayers(whole, pruner.blocks.kept_ids, pruner.blocks.scale)
+    about = BaseFacts(
+        name=public_name(run.model.model_name_or_path),
+        model_type=base.config.model_type,
+        task_type=base.kind,
+        fingerprint=data.pop("model", ""),
+        parameters=whole.num_parameters(whole.sizes),
+        hidden=whole.sizes.hidden,
+    )
+    return Facts(
+        version=VERSION,
+        versions=versions(),
+        export_format=run.output.export_format,
+        bits=run.model.export_bits,
+        base=about,
+        ranks=adapter.ranks(model),
+        fingerprints=data,
+        hidden=hidden,
+        sublayers=sublayers,
+    )
+
+
+def describe(written: Exported) -> str:
+    """What padding costs, in one line. '': the model is not padded."""
+    if written.format != PADDED:
+        return ""
+    rest = written.bytes - written.padding_bytes
+    return (
+        f"padded with {written.padding_bytes / 1e6:,.1f} MB of zeros: {written.bytes / 1e6:,.1f} MB, "
+        f"{100 * written.padding_bytes / max(rest, 1):.0f} % more than the adaptive form. "
+        "It computes as much as a model of its uniform sizes"
+    )

@@ -16,11 +16,13 @@ from apt_ds.config.run_config import RunConfig
 from apt_ds.config.tasks import LANGUAGE_MODEL
 from apt_ds.data.instructions import prompt_ids, resolve_pad_id
 from apt_ds.models import loading
+from apt_ds.models.export.write import Exported
 from apt_ds.models.loading import Base
 from apt_ds.models.weights import device_map
 from apt_ds.runtime import collectives, profiler, zero
 from apt_ds.runtime.files import write_json
 from apt_ds.training.datasets import Data
+from apt_ds.training.final_model import describe
 from apt_ds.training.summary_schema import Summary, TrainingFigures
 
 NEW_TOKENS = 48
@@ -165,6 +167,8 @@ def render(summary: Summary) -> str:
     lines.append(describe_cost(summary["training"]))
     if "profile" in summary:
         lines += ["", profiler.render(cast(dict[str, dict[str, dict[str, float]]], summary["profile"]))]
+    if "written" in summary and (line := describe(Exported(**summary["written"]))):
+        lines.append(line)
     if "note" in summary:
         lines.append(summary["note"])
     for sample in summary.get("samples", []):

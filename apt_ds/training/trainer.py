@@ -15,6 +15,7 @@ from apt_ds.eval.evaluator import Evaluator
 from apt_ds.losses.training_loss import TrainingLoss
 from apt_ds.models import fingerprint, loading, quantization
 from apt_ds.models.base_config import decisive
+from apt_ds.models.export.write import Exported
 from apt_ds.models.loading import Base
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.pruning.surgery import Plan
@@ -34,7 +35,14 @@ from apt_ds.training.run_engine import RunEngine
 from apt_ds.training.run_state import Content, RunState, Stateful, saved_after_cut
 from apt_ds.training.saving import Saver
 from apt_ds.training.score_history import ScoreHistory
-from apt_ds.training.summary_schema import VERSION, ProfileFigures, PruningFigures, Summary, TrainingFigures
+from apt_ds.training.summary_schema import (
+    VERSION,
+    ProfileFigures,
+    PruningFigures,
+    Summary,
+    TrainingFigures,
+    WrittenModel,
+)
 from apt_ds.training.train_step import TrainStep
 
 
@@ -185,7 +193,7 @@ class Trainer:
         self._keep()
         summary = self._summary()
         summary["after"] = {**after, **self.meter.final()}
-        self.finish()
+        summary["written"] = cast(WrittenModel, self.finish()._asdict())
         return summary
 
     def train_loop(self) -> None:
@@ -285,25 +293,30 @@ class Trainer:
             summary["profile"] = cast(dict[str, ProfileFigures], profiler.NOW.summary())
         return summary
 
-    def finish(self) -> None:
+    def finish(self) -> Exported:
         """Write the model, then free the engine's memory. Collective.
+
+        Returns:
+            What was written.
 
         Raises:
             UserError: the model cannot be written. The message says how to go on.
         """
         heartbeat.phase("writing the model", limited=False)
-        write_final_model(
+        written = write_final_model(
             cast(PreTrainedModel, self.run_engine.remove()),
-            self.pruner.anatomy,
+            self.pruner,
             self.base,
             self.generation,
             self.metrics_logger.folder / "model",
-            self.run_config.model.export_bits,
+            self.run_config,
             self.written_dtype,
+            self.saver.fingerprints,
             self.saver.advice(self.done),
             self.metrics_logger.warn,
         )
         zero.free_memory()
+        return written
 
     def tidy(self) -> None:
         """Remove the checkpoint that exists only for the case that the export fails. On the first rank."""

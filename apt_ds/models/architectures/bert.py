@@ -67,7 +67,7 @@ def bert_export(
     """
     heads, neurons, hidden = counts(anatomy, "head"), counts(anatomy, "neuron"), anatomy.sizes.hidden
     size = config.hidden_size // config.num_attention_heads
-    config.hidden_size, config.num_attention_heads, config.intermediate_size = hidden, max(heads), max(neurons)
+    config.hidden_size, config.num_attention_heads, config.intermediate_size = hidden, max(1, *heads), max(1, *neurons)
     if stock and square(anatomy, size):
         return Written(config)
     layers = {"layer_heads": heads, "layer_intermediate_sizes": neurons}

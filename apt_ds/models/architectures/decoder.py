@@ -92,8 +92,9 @@ def resize_config(config: PretrainedConfig, anatomy: Anatomy) -> None:
     heads, neurons = counts(anatomy, "head"), counts(anatomy, "neuron")
     queries = config.num_attention_heads // config.num_key_value_heads
     config.head_dim = head_dim_of(config)
-    config.hidden_size, config.intermediate_size = anatomy.sizes.hidden, max(neurons)
-    config.num_key_value_heads, config.num_attention_heads = max(heads), max(heads) * queries
+    config.hidden_size, config.intermediate_size = anatomy.sizes.hidden, max(1, *neurons)
+    config.num_key_value_heads = max(1, *heads)
+    config.num_attention_heads = config.num_key_value_heads * queries
 
 
 def equal_layers(anatomy: Anatomy) -> bool:

@@ -49,8 +49,8 @@ def counts(anatomy: Anatomy, kind: str) -> list[int]:
 
 
 def alike(values: list[int]) -> bool:
-    """Whether all layers have the same number."""
-    return len(set(values)) == 1
+    """Whether all layers have the same number, at least one."""
+    return len(set(values)) == 1 and values[0] > 0
 
 
 def square(anatomy: Anatomy, head_dim: int) -> bool:

@@ -32,7 +32,10 @@ def padded_form(model: nn.Module, config: PretrainedConfig, whole: Anatomy, anat
     spec = architecture_of(config)
     if spec.padded is not None:
         return spec.padded(model, copy.deepcopy(config), whole, anatomy)
-    if not alike(mixture_sizes(anatomy)[0] or [0]):
+    for kind in ("head", "neuron"):
+        if (kept := counts(anatomy, kind)) and not any(kept):
+            raise UserError(reason(config, f"no layer has any {kind} left"))
+    if not alike(mixture_sizes(anatomy)[0] or [1]):
         raise UserError(reason(config, "its layers keep different numbers of experts, and routers choose empty ones"))
     heads = max(1, *counts(anatomy, "head"))
     for number in range(heads, max(heads, anatomy.sizes.hidden) + 1):

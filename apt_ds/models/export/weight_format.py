@@ -91,9 +91,11 @@ class Format:
         if name in self.edits:
             value = self.edits[name](value)
         if self.bits < 16 and isinstance(like, QuantizedParameter):
-            packed: nn.Parameter = quantization.requantize_like(like, value)
-            if padded:
-                packed = quantization.pack(value, like.bits, like.dtype, double=False)
+            packed = (
+                quantization.pack(value, like.bits, like.dtype, double=False)
+                if padded
+                else quantization.requantize_like(like, value)
+            )
             yield from self._quantized(name, packed)
             return
         # always a copy: leaving `gathered` frees the gathered weight
