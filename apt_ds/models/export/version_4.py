@@ -27,6 +27,8 @@ def config_fields(config: dict[str, Any]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     if "dtype" in config:
         fields["torch_dtype"] = config["dtype"]
+    if "num_local_experts" in config:
+        fields["num_experts"] = config["num_local_experts"]
     rope = config.get("rope_parameters")
     if not rope:
         return fields
@@ -35,7 +37,7 @@ def config_fields(config: dict[str, Any]) -> dict[str, Any]:
         fields |= {name: kind["rope_theta"] for name, kind in bases.items() if kind}
         rope = rope.get(GLOBAL) or {}
     else:
-        fields |= {name: rope[name] for name in APART if rope.get(name) is not None}
+        fields |= {name: rope[name] for name in APART if rope.get(name) not in (None, 1.0)}
     scaling = _scaling(rope, SCALING_KEYS.get(family))
     return fields | ({"rope_scaling": scaling} if scaling else {})
 
@@ -45,8 +47,12 @@ def _scaling(rope: dict[str, Any], keys: tuple[str, ...] | None) -> dict[str, An
     kind = rope.get("rope_type", "default")
     if kind == "default":
         return {}
-    scaling = {"type": kind} | {name: value for name, value in rope.items() if name not in APART}
-    return scaling if keys is None else {name: scaling[name] for name in keys if name in scaling}
+    scaling = {name: value for name, value in rope.items() if name not in APART}
+    return (
+        scaling
+        if keys is None
+        else {name: (scaling | {"type": kind})[name] for name in keys if name in {"type", *scaling}}
+    )
 
 
 # classes of version 4 that replace the post-processor of tokenizer.json by one of two switches
