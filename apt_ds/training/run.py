@@ -7,14 +7,13 @@ from pathlib import Path
 
 from apt_ds.config.deepspeed_config import load_config
 from apt_ds.config.errors import UserError
-from apt_ds.config.option_groups import PADDED
 from apt_ds.config.resolve import resolve
 from apt_ds.config.run_config import RunConfig
 from apt_ds.data.glue import labels_of
 from apt_ds.data.tokenizer_checks import check_lengths
 from apt_ds.models import adapter, attention, loading, quantization_checks
 from apt_ds.models.base_config import decisive
-from apt_ds.models.export import padded_form
+from apt_ds.models.export import form_checks
 from apt_ds.models.export.configs import writable_sizes
 from apt_ds.models.loading import Base
 from apt_ds.models.model_folder import check_weights
@@ -126,9 +125,7 @@ def _check_model(run: RunConfig, base: Base) -> zero.Config:
     adapter.check_targets(base.anatomy, run.targets)
     quantization_checks.check(run, base.anatomy, zero.device())
     check_positions(base.config, run.data.max_seq_length)
-    if run.output.export_format == PADDED and run.pruning.prunes:
-        adaptive, dtype = run.pruning.structure == "adaptive", loading.written_dtype(base, run)
-        padded_form.check(base.config, base.anatomy, run.pruning.block_kinds, adaptive, dtype)
+    form_checks.check(run, base.config, base.anatomy, loading.written_dtype(base, run))
     return config
 
 

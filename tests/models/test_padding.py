@@ -16,7 +16,7 @@ from apt_ds.config.tasks import LANGUAGE_MODEL
 from apt_ds.models.architectures import anatomy_of
 from apt_ds.models.architectures.spec import AUTO_CLASSES
 from apt_ds.models.blocks import Anatomy, Axis, Sizes, block_slices, fused_axis
-from apt_ds.models.export import padded_form, write
+from apt_ds.models.export import write
 from apt_ds.models.export.padding import Padding
 from apt_ds.models.weights import read_weights
 from apt_ds.pruning.surgery import Plan, apply_plan
@@ -93,19 +93,6 @@ def test_layers_with_different_numbers_of_experts_are_refused(tmp_path: Path) ->
     with pytest.raises(UserError, match=r"--export_format padded: a 'mixtral' .* different numbers of experts"):
         write.export(model, smaller, base, None, tiny.tokenizer(), tmp_path / "model", form="padded")
     assert not list(tmp_path.iterdir())
-    with pytest.raises(UserError, match="--prune_blocks experts"):
-        padded_form.check(base, anatomy, ("heads", "experts"), True, torch.float32)
-    padded_form.check(base, anatomy, ("heads", "neurons"), True, torch.float32)
-
-
-def test_norms_over_all_heads_are_refused_below_float32() -> None:
-    config = tiny_families.config("olmo2")
-    anatomy = anatomy_of(config)
-    with pytest.raises(UserError, match=r"a 'olmo2' .* float32 alone can correct, and weights are written in bfloat16"):
-        padded_form.check(config, anatomy, ("heads",), True, torch.bfloat16)
-    padded_form.check(config, anatomy, ("heads",), True, torch.float32)
-    padded_form.check(config, anatomy, ("heads",), False, torch.bfloat16)
-    padded_form.check(config, anatomy, ("neurons",), True, torch.bfloat16)
 
 
 def test_hidden_sizes_that_no_heads_make_are_refused(tmp_path: Path) -> None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from torch import nn
 from transformers import PretrainedConfig
 
 from apt_ds.config.errors import UserError
 from apt_ds.models.architectures import architecture_of
-from apt_ds.models.blocks import HIDDEN, Anatomy, Sizes
+from apt_ds.models.blocks import Anatomy, Sizes
 from apt_ds.models.export.form import Written, alike, counts, mixture_sizes
 from apt_ds.models.export.padding import Padding
 
@@ -58,30 +56,6 @@ def uniform_sizes(anatomy: Anatomy, heads: int) -> Sizes:
     return Sizes(tuple(numbers), anatomy.sizes.hidden)
 
 
-def reason(config: PretrainedConfig, why: str) -> str:
+def reason(config: PretrainedConfig, why: str, link: str = ";") -> str:
     """The line that refuses padding."""
-    return f"--export_format padded: a {config.model_type!r} cannot be padded here: {why}; give adaptive"
-
-
-def check(config: PretrainedConfig, anatomy: Anatomy, kinds: Sequence[str], adaptive: bool, dtype: torch.dtype) -> None:
-    """Check, before anything is trained, that a model of this family can be padded.
-
-    Args:
-        config: the configuration of the base model.
-        anatomy: its blocks.
-        kinds: the kinds of block that the run may remove.
-        adaptive: whether layers may differ.
-        dtype: dtype of the written weights.
-
-    Raises:
-        UserError: it cannot.
-    """
-    if not adaptive:
-        return
-    if anatomy.experts and "experts" in kinds:
-        raise UserError(reason(config, "layers may keep different numbers of experts (--prune_blocks experts)"))
-    rows = {slot.path: slot.rows for slot in anatomy.slots}
-    over_heads = [norm for norm in anatomy.weighted_norms if (axis := rows[norm]) is not None and axis.site != HIDDEN]
-    if over_heads and "heads" in kinds and dtype != torch.float32:
-        why = f"its norms run over all heads, which float32 alone can correct, and weights are written in {dtype}"
-        raise UserError(reason(config, why.replace("torch.", "")))
+    return f"--export_format padded: a {config.model_type!r} cannot be padded here: {why}{link} give adaptive"

@@ -48,11 +48,10 @@ def _scaling(rope: dict[str, Any], keys: tuple[str, ...] | None) -> dict[str, An
     if kind == "default":
         return {}
     scaling = {name: value for name, value in rope.items() if name not in APART}
-    return (
-        scaling
-        if keys is None
-        else {name: (scaling | {"type": kind})[name] for name in keys if name in {"type", *scaling}}
-    )
+    if keys is None:
+        return scaling
+    scaling["type"] = kind
+    return {name: scaling[name] for name in keys if name in scaling}
 
 
 # classes of version 4 that replace the post-processor of tokenizer.json by one of two switches
