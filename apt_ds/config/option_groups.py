@@ -31,6 +31,11 @@ PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 QUANTIZATIONS = ("none", "fp8", "w4a16", "nf4")
 AUTO = "auto"
 TRACKERS = ("none", "tensorboard", "wandb", "mlflow")
+AUTO_FORM, STOCK, ADAPTIVE, PADDED = EXPORT_FORMATS = ("auto", "stock", "adaptive", "padded")
+NOT_STOCK = (
+    "--export_format stock: no stock class has the sizes that the layers keep; give padded, which fills them up with "
+    "zeros, or adaptive"
+)
 FLASH, VARLEN = "flash_attention_2", "varlen"  # kernels that take the starts of packed examples
 
 
@@ -295,6 +300,12 @@ class OutputOptions:
     save_total_limit: int = option(0, "checkpoints to keep; 0: all", NOT_NEGATIVE)
     resume_from_checkpoint: str = option("", "checkpoint to continue from: last, or its folder")
     profile: bool = option(False, "print at the end where the time of a step is spent")
+    export_format: str = choice(
+        ", ".join(EXPORT_FORMATS),
+        "form of the written model. stock: a class of transformers; adaptive: sizes by layer and a modelling file; "
+        "padded: a stock class, with zeros in place of removed blocks; auto: stock where a class has the sizes, else "
+        "adaptive",
+    )
     export_quantization: str = choice(
         ", ".join(QUANTIZATIONS),
         "also write a quantized copy of the model, such as model-fp8/, and measure its held-out loss. fp8, w4a16: "

@@ -14,6 +14,7 @@ from apt_ds.config.nearest import suggest
 from apt_ds.config.option_groups import (
     AUTO,
     PROJECTIONS,
+    STOCK,
     AdapterOptions,
     DataOptions,
     DistributedOptions,
@@ -166,6 +167,11 @@ class RunConfig:
             )
         if data.calibration_path and pruning.score == "random" and not pruning.repairs:
             yield "--calibration_path requires a score of data (got --score random), or --repair"
+        if self.output.export_format == STOCK and pruning.prunes and pruning.structure == "adaptive":
+            yield (
+                "--export_format stock does not support --structure adaptive, as layers then differ; give "
+                "--export_format padded, which fills the smaller layers up with zeros"
+            )
         if adapter.grows and adapter.rank > adapter.max_rank:
             yield f"--rank {adapter.rank} is not allowed: give at most --max_rank {adapter.max_rank}"
 

@@ -77,14 +77,21 @@ def dense(weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     )
 
 
-def pack(values: Tensor, bits: int, dtype: torch.dtype) -> QuantizedParameter:
-    """Quantize values [out, in] to `bits` bits on their device. dtype: the run's."""
+def pack(values: Tensor, bits: int, dtype: torch.dtype, double: bool = True) -> QuantizedParameter:
+    """Quantize values [out, in] to `bits` bits on their device.
+
+    Args:
+        values: the values.
+        bits: 4 or 8.
+        dtype: the run's.
+        double: in 4 bits, quantize the scales too. False: values that were quantized once stay what they are.
+    """
     functional = _imported().functional
     if bits == 8:
         codes, scales, _ = functional.int8_vectorwise_quant(values.half())
         return QuantizedParameter(codes.view(torch.uint8), 8, values.shape, scales, dtype)
     codes, state = functional.quantize_4bit(
-        values.contiguous(), blocksize=BLOCK, compress_statistics=True, quant_type="nf4"
+        values.contiguous(), blocksize=BLOCK, compress_statistics=double, quant_type="nf4"
     )
     return QuantizedParameter(codes, 4, values.shape, state, dtype)
 

@@ -10,52 +10,56 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from apt_ds.config.errors import UserError
-from apt_ds.config.tasks import CLASSIFICATION, LANGUAGE_MODEL
-from apt_ds.models import consumers
+from apt_ds.config.option_groups import PADDED
+from apt_ds.config.run_config import RunConfig
+from apt_ds.config.tasks import LANGUAGE_MODEL
+from apt_ds.models import adapter, consumers
 from apt_ds.models.blocks import Anatomy
 from apt_ds.models.export.configs import written
-from apt_ds.models.export.peft_adapters import write_adapters
-from apt_ds.models.export.write import export
+from apt_ds.models.export.facts import VERSION, BaseFacts, Facts, kept_sublayers, public_name, versions
+from apt_ds.models.export.write import Exported, export
 from apt_ds.models.loading import Base
-from apt_ds.models.peft_format import BaseNote
-from apt_ds.models.pretrained import read_config
-from apt_ds.models.stored_weights import fingerprint_of_source
-from apt_ds.runtime import collectives
+from apt_ds.pruning.pruner import Pruner
+from apt_ds.training.final_adapters import write_final_adapters
 
 
 def write_final_model(
     model: PreTrainedModel,
-    anatomy: Anatomy,
+    pruner: Pruner,
     base: Base,
     generation: GenerationConfig | None,
     output: Path,
-    bits: int,
+    run: RunConfig,
     dtype: torch.dtype,
+    fingerprints: dict[str, str],
     advice: str,
     warn: Callable[[str], None],
-    export_adapters: bool = False,
-) -> None:
+) -> Exported:
     """Write the model, and its adapters if asked for. Collective.
 
     Args:
         model: has no engine and no hooks.
-        anatomy: that of `model`.
+        pruner: knows the blocks of `model`, and which of the base model's they are.
         base: the base model that the run started from.
         generation: generation settings of the base model. None if it cannot generate.
         output: the output folder of the run. The model goes to `model/`.
-        bits: --export_bits.
+        run: the options.
         dtype: dtype of weights that are not quantized.
+        fingerprints: of the base model as `model`, and of the data.
         advice: how to go on after a failure, for the end of a message.
         warn: prints a line.
-        export_adapters: --export_adapters.
 
     Raises:
         UserError: the model cannot be written.
     """
+    bits, form = run.model.export_bits, run.output.export_format
+    facts = facts_of(model, pruner, base, run, fingerprints)
+    content = model, pruner.anatomy, base.config, generation, base.tokenizer
     try:
-        export(model, anatomy, base.config, generation, base.tokenizer, output / "model", base.kind, bits, dtype)
-        if export_adapters:
-            write_final_adapters(model, anatomy, base, generation, output, bits, dtype)
+        result = export(*content, output / "model", base.kind, bits, dtype, form, facts)
+        if run.output.export_adapters:
+            write_final_adapters(model, pruner.anatomy, base, generation, output, bits, dtype)
+        return result
     except UserError as error:
         raise UserError(f"{error}{advice}") from None
     except Exception:
@@ -63,58 +67,55 @@ def write_final_model(
         raise
 
 
-def write_final_adapters(
-    model: PreTrainedModel,
-    anatomy: Anatomy,
-    base: Base,
-    generation: GenerationConfig | None,
-    output: Path,
-    bits: int,
-    dtype: torch.dtype,
-) -> None:
-    """Write `adapters/`, and `base/` if the run has cut the model. Collective.
-
-    Args:
-        model: the trained model without an engine and hooks.
-        anatomy: that of `model`.
-        base: the base model that the run started from.
-        generation: generation settings of the base model. None if it cannot generate.
-        output: the output folder of the run.
-        bits: --export_bits, for `base/`.
-        dtype: dtype of the weights of `base/` that are not quantized.
-
-    Raises:
-        UserError: a folder cannot be written.
-    """
-    source = str(Path(base.source).resolve()) if Path(base.source).is_dir() else base.source
-    if anatomy.sizes != base.anatomy.sizes or has_other_parts(base):
-        folder = (output / "base").resolve()
-        export(model, anatomy, base.config, generation, base.tokenizer, folder, base.kind, bits, dtype, merge=False)
-        source = str(folder)
-    hash_ = collectives.on_main(lambda: fingerprint_of_source(source, f"the base {source!r} of the adapters"))
-    labels = tuple((base.config.id2label or {}).values()) if base.kind == CLASSIFICATION else ()
-    form = written(model, base.config, anatomy, base.kind)
-    try:
-        write_adapters(model, anatomy, form.joined, BaseNote(source, hash_, base.kind, labels), output / "adapters")
-    except OSError as error:
-        raise UserError(f"cannot write {output / 'adapters'}: {error.strerror or error}; free space") from None
+def facts_of(model: nn.Module, pruner: Pruner, base: Base, run: RunConfig, fingerprints: dict[str, str]) -> Facts:
+    """What `apt_ds.json` says. Arguments are those of `write_final_model`. `export` completes the form."""
+    whole, data = base.anatomy, dict(fingerprints)
+    sublayers, hidden = kept_sublayers(whole, pruner.blocks.kept_ids, pruner.blocks.scale)
+    about = BaseFacts(
+        name=public_name(run.model.model_name_or_path),
+        model_type=base.config.model_type,
+        task_type=base.kind,
+        fingerprint=data.pop("model", ""),
+        parameters=whole.num_parameters(whole.sizes),
+        hidden=whole.sizes.hidden,
+    )
+    return Facts(
+        version=VERSION,
+        versions=versions(),
+        export_format=run.output.export_format,
+        bits=run.model.export_bits,
+        base=about,
+        ranks=adapter.ranks(model),
+        fingerprints=data,
+        hidden=hidden,
+        sublayers=sublayers,
+    )
 
 
-def has_other_parts(base: Base) -> bool:
-    """Whether the base's folder has more than the language model that was trained, such as parts for images."""
-    return read_config(base.source).model_type != base.config.model_type
+def describe(written: Exported) -> str:
+    """What padding costs, in one line. '': the model is not padded."""
+    if written.format != PADDED:
+        return ""
+    rest = written.bytes - written.padding_bytes
+    return (
+        f"padded with {written.padding_bytes / 1e6:,.1f} MB of zeros: {written.bytes / 1e6:,.1f} MB, "
+        f"{100 * written.padding_bytes / max(rest, 1):.0f} % more than the adaptive form. "
+        "It computes as much as a model of its uniform sizes"
+    )
 
 
-def excluded_consumers(model: nn.Module, anatomy: Anatomy, base: Base, gpus: int) -> list[str]:
+def excluded_consumers(model: nn.Module, anatomy: Anatomy, base: Base, run: RunConfig) -> list[str]:
     """Which consumers the kept sizes exclude, one line for each reason.
 
     Args:
         model: the cut model. Only its configuration is read.
         anatomy: that of `model`.
         base: the base model that the run started from.
-        gpus: --tensor_parallel.
+        run: the options.
     """
+    gpus = run.pruning.tensor_parallel
     lines = consumers.excluded(base.anatomy, anatomy, gpus)
     if base.kind == LANGUAGE_MODEL:
-        lines += consumers.vllm_problems(written(model, base.config, anatomy, base.kind).config, gpus)
+        form = written(model, base.config, anatomy, base.kind, run.output.export_format, base.anatomy)
+        lines += consumers.vllm_problems(form.config, gpus)
     return lines

@@ -7,11 +7,13 @@ from typing import cast
 
 from apt_ds.config.run_config import RunConfig
 from apt_ds.config.tasks import LANGUAGE_MODEL
+from apt_ds.models.export.write import Exported
 from apt_ds.models.loading import Base
 from apt_ds.runtime import collectives, notices, profiler
 from apt_ds.runtime.files import write_json
 from apt_ds.training import end_table, quantized_export
 from apt_ds.training.datasets import Data
+from apt_ds.training.final_model import describe
 from apt_ds.training.plain_models import compare_plain
 from apt_ds.training.summary_schema import Summary, TrainingFigures
 
@@ -50,6 +52,8 @@ def render(summary: Summary) -> str:
         lines += ["", profiler.render(cast(dict[str, dict[str, dict[str, float]]], summary["profile"]))]
     if "quantized" in summary:
         lines.append(quantized_export.render(summary["quantized"]))
+    if "written" in summary and (line := describe(Exported(**summary["written"]))):
+        lines.append(line)
     if "note" in summary:
         lines.append(summary["note"])
     for sample in summary.get("samples", []):

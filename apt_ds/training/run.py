@@ -13,6 +13,7 @@ from apt_ds.data.glue import labels_of
 from apt_ds.data.tokenizer_checks import check_lengths
 from apt_ds.models import adapter, attention, initial_adapters, loading, quantization_checks
 from apt_ds.models.base_config import decisive
+from apt_ds.models.export import form_checks
 from apt_ds.models.export.configs import writable_sizes
 from apt_ds.models.loading import Base
 from apt_ds.models.model_folder import check_weights
@@ -162,6 +163,7 @@ def _check_model(run: RunConfig, base: Base) -> zero.Config:
     quantization_checks.check(run, base.anatomy, zero.device())
     check_vocabulary(base.config.vocab_size, run.pruning.tensor_parallel)
     check_positions(base.config, run.data.max_seq_length)
+    form_checks.check(run, base.config, base.anatomy, loading.written_dtype(base, run))
     return config
 
 

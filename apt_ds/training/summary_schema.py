@@ -305,6 +305,17 @@ class QuantizedFigures(TypedDict):
     largest_weight_error: float
 
 
+class WrittenModel(TypedDict):
+    """The folder of the written model.
+
+    format: stock, adaptive or padded. bytes: of its weights. padding_bytes: those of them that are padding.
+    """
+
+    format: str
+    bytes: int
+    padding_bytes: int
+
+
 class Figures(TypedDict, total=False):
     """Evaluations that a run has taken so far, in a checkpoint."""
 
@@ -328,6 +339,7 @@ class Summary(_Summary, total=False):
     """The content of `summary.json`.
 
     before, after_cut, after: evaluations of the base model, after a cut at once, and after the last step.
+    written: the folder of the written model.
     profile: with --profile, by "dense" and "cut".
     warnings: lines that the first rank printed as warnings since the run's last start.
     samples, note: with --report. The note says why generation was not measured.
@@ -336,6 +348,7 @@ class Summary(_Summary, total=False):
 
     after_cut: ModelFigures
     after: ModelFigures
+    written: WrittenModel
     profile: dict[str, ProfileFigures]
     samples: list[Sample]
     note: str

@@ -15,6 +15,7 @@ from apt_ds.eval.evaluator import Evaluator
 from apt_ds.losses.training_loss import TrainingLoss
 from apt_ds.models import adapter, fingerprint, loading, quantization
 from apt_ds.models.base_config import decisive
+from apt_ds.models.export.write import Exported
 from apt_ds.models.initial_adapters import InitialAdapters
 from apt_ds.models.loading import Base
 from apt_ds.pruning.pruner import Pruner
@@ -43,6 +44,7 @@ from apt_ds.training.summary_schema import (
     PruningFigures,
     Summary,
     TrainingFigures,
+    WrittenModel,
 )
 from apt_ds.training.trackers.layers import layers_of
 from apt_ds.training.train_step import TrainStep
@@ -207,7 +209,7 @@ class Trainer:
         summary = self._summary()
         summary["after"] = {**after, **self.meter.final()}
         with self.meter.apart("writing"):
-            self.finish()
+            summary["written"] = cast(WrittenModel, self.finish()._asdict())
         summary["training"]["memory_by_phase"] = cast(PhaseMemory, self.meter.memory_by_phase())
         return summary
 
@@ -300,8 +302,7 @@ class Trainer:
 
     def _excluded(self) -> list[str]:
         """Consumers that the kept sizes exclude."""
-        gpus = self.run_config.pruning.tensor_parallel
-        return excluded_consumers(self.engine.module, self.pruner.anatomy, self.base, gpus)
+        return excluded_consumers(self.engine.module, self.pruner.anatomy, self.base, self.run_config)
 
     def evaluate(self, step: int) -> float:
         """The score after `step` updates. Collective."""
@@ -337,26 +338,30 @@ class Trainer:
             summary["profile"] = cast(dict[str, ProfileFigures], profiler.NOW.summary())
         return summary
 
-    def finish(self) -> None:
+    def finish(self) -> Exported:
         """Write the model, then free the engine's memory. Collective.
+
+        Returns:
+            What was written.
 
         Raises:
             UserError: the model cannot be written. The message says how to go on.
         """
         heartbeat.phase("writing the model", limited=False)
-        write_final_model(
+        written = write_final_model(
             cast(PreTrainedModel, self.run_engine.remove()),
-            self.pruner.anatomy,
+            self.pruner,
             self.base,
             self.generation,
             self.metrics_logger.folder,
-            self.run_config.model.export_bits,
+            self.run_config,
             self.written_dtype,
+            self.saver.fingerprints,
             self.saver.advice(self.done),
             self.metrics_logger.warn,
-            self.run_config.output.export_adapters,
         )
         zero.free_memory()
+        return written
 
     def tidy(self) -> None:
         """Remove the checkpoint that exists only for the case that the export fails. On the first rank."""

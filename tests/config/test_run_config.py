@@ -68,6 +68,7 @@ def test_stated_flags_win_over_recipe_and_preset() -> None:
     ("flags", "text"),
     [
         ({"method": "lora", "pruning": "gradual"}, "--pruning gradual contradicts --method lora"),
+        ({"export_format": "stock", "structure": "adaptive"}, "give --export_format padded, which fills the smaller"),
         ({"method": "lorra"}, "--method 'lorra' is not allowed"),
         ({"preset": "quickstrat"}, "did you mean quickstart"),
         ({"sparsity": 1.5}, "--sparsity 1.5 is not allowed"),

@@ -27,11 +27,19 @@ LOGITS = """
 import sys, torch
 from transformers import AutoModelForCausalLM
 assert "apt_ds" not in sys.modules
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=sys.argv[3] == "adaptive")
+folders, ids = torch.load(sys.argv[1])
+answers = {}
+for name, (folder, bundled) in folders.items():
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=bundled)
+    answers[name] = model(ids).logits, model.generate(ids[:1], max_new_tokens=5, do_sample=False)
 assert "apt_ds" not in sys.modules
-torch.save([model(torch.load(sys.argv[2])).logits, model.generate(torch.load(sys.argv[2])[:1], max_new_tokens=5,
-    do_sample=False)], sys.argv[2] + ".out")
+torch.save(answers, sys.argv[1] + ".out")
 """
+CASES = [
+    (kind, structure, tied)
+    for kind in ("mha", "gqa")
+    for structure, tied in (("uniform", True), ("uniform", False), ("adaptive", False))
+]
 
 
 def cut_model(kind: str, structure: str, tied: bool) -> tuple[LlamaForCausalLM, Anatomy, LlamaForCausalLM]:
@@ -52,23 +60,37 @@ def cut_model(kind: str, structure: str, tied: bool) -> tuple[LlamaForCausalLM, 
     return model, smaller, base
 
 
-@pytest.mark.parametrize("kind", ["mha", "gqa"])
-@pytest.mark.parametrize(("structure", "tied"), [("uniform", True), ("uniform", False), ("adaptive", False)])
-def test_written_model_has_the_same_logits_without_apt_ds(
-    kind: str, structure: str, tied: bool, tmp_path: Path
-) -> None:
-    model, anatomy, base = cut_model(kind, structure, tied)
-    folder = tmp_path / "model"
-    write.export(model, anatomy, base.config, base.generation_config, tiny.tokenizer(), folder)
-    assert not list(tmp_path.glob("*.tmp"))
-    ids = tmp_path / "ids.pt"
-    torch.save(tiny.ids(), ids)
-    call = [sys.executable, "-P", "-c", LOGITS, str(folder), str(ids), structure]
+Answers = dict[tuple[str, str, bool], tuple[LlamaForCausalLM, Anatomy, Path, torch.Tensor, torch.Tensor]]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Answers:
+    """Each case to its cut model, blocks and folder, and to the logits and tokens of a process without this package."""
+    place, models = tmp_path_factory.mktemp("export"), {}
+    for kind, structure, tied in CASES:
+        model, anatomy, base = cut_model(kind, structure, tied)
+        folder = place / f"{kind}-{structure}-{tied}"
+        write.export(model, anatomy, base.config, base.generation_config, tiny.tokenizer(), folder)
+        models[kind, structure, tied] = model, anatomy, folder
+    assert not list(place.glob("*.tmp"))
+    calls = place / "calls.pt"
+    torch.save(
+        ({key: (str(folder), key[1] == "adaptive") for key, (_, _, folder) in models.items()}, tiny.ids()), calls
+    )
     environment = multiprocess.environment()
     environment.pop("PYTHONPATH")
-    done = subprocess.run(call, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    call = [sys.executable, "-P", "-c", LOGITS, str(calls)]
+    done = subprocess.run(call, cwd=place, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    logits, generated = torch.load(f"{ids}.out")
+    answers = torch.load(f"{calls}.out")
+    return {key: (*value, *answers[key]) for key, value in models.items()}
+
+
+@pytest.mark.parametrize(("kind", "structure", "tied"), CASES)
+def test_written_model_has_the_same_logits_without_apt_ds(
+    kind: str, structure: str, tied: bool, exported: Answers
+) -> None:
+    model, anatomy, folder, logits, generated = exported[kind, structure, tied]
     assert torch.allclose(logits, model(tiny.ids()).logits, atol=1e-5)
     expected = model.generate(tiny.ids()[:1], max_new_tokens=5, do_sample=False)
     assert torch.equal(generated, expected)

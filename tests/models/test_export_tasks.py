@@ -33,6 +33,26 @@ EMPTIED = ("bert-classes", "roberta-answers")  # kinds that are also written wit
 LOAD = """
 import json, sys, torch, transformers
 sys.modules["apt_ds"] = None
+def check_base(name, folder, inputs, model):
+    "The base model, a classifier on it, and a copy that is saved again."
+    def load(auto, place=folder):
+        return getattr(transformers, auto).from_pretrained(place, trust_remote_code=True, output_loading_info=True,
+            attn_implementation=attention)
+    base, report = load("AutoModel")
+    absent = {key for key in report["missing_keys"] if "pooler" not in key}
+    assert not absent and not report["mismatched_keys"], (name, report)
+    own = model.base_model if hasattr(model, model.base_model_prefix) else model
+    hidden = own(**inputs, output_hidden_states=True)
+    hidden = hidden.get("decoder_hidden_states", hidden.get("hidden_states"))[-1]
+    assert torch.equal(base(**inputs).last_hidden_state, hidden), name
+    if "AutoModelForSequenceClassification" in model.config.auto_map:
+        classifier, report = load("AutoModelForSequenceClassification")
+        own = ("classif", "head", "pooler", "score")
+        assert not report["mismatched_keys"], (name, report)
+        assert all(any(part in key for part in own) for key in report["missing_keys"]), (name, report)
+    model.save_pretrained(folder + "-again")
+    again, report = load(auto, folder + "-again")
+    assert not report["missing_keys"] and torch.equal(again(**inputs)[0], model(**inputs)[0]), (name, report)
 calls, found = torch.load(sys.argv[1]), {}
 for name, (auto, folder, bundled, inputs, greedy) in calls.items():
     # some classes have one attention of their own
@@ -45,6 +65,8 @@ for name, (auto, folder, bundled, inputs, greedy) in calls.items():
         answer = dict(model(**inputs)) if attention == "eager" else {"logits": model(**inputs)[0]}
         text = model.generate(inputs["input_ids"], **greedy) if model.can_generate() else None
         found[name, attention] = (model.__class__.__name__, answer, text)
+    if bundled:
+        check_base(name, folder, inputs, model)
 torch.save({key: (kind, {n: v for n, v in answer.items() if isinstance(v, torch.Tensor)}, text)
             for key, (kind, answer, text) in found.items()}, sys.argv[1] + ".out")
 """
@@ -181,6 +203,12 @@ def test_labels_are_those_of_the_trained_model(tmp_path: Path) -> None:
     assert config["id2label"] == {"0": "no", "1": "yes"} and config["label2id"] == {"no": 0, "yes": 1}
 
 
+def files_beside(path: Path) -> set[str]:
+    """The files beside a module that it imports."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf8")))
+    return {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom) and node.level}
+
+
 FILES = sorted(path for path in Path(configs.__file__).parent.glob("*apt_*.py"))
 
 
@@ -192,6 +220,9 @@ def test_bundled_files_need_torch_and_transformers_only(path: Path) -> None:
     absolute = [node for node in imports if isinstance(node, ast.ImportFrom) and not node.level]
     names |= {(node.module or "").split(".")[0] for node in absolute}
     # transformers requires huggingface_hub
-    assert names <= {"collections", "copy", "typing", "torch", "transformers", "huggingface_hub"}
-    beside = {node.module for node in imports if isinstance(node, ast.ImportFrom) and node.level}
+    assert names <= {*sys.stdlib_module_names, "torch", "transformers", "huggingface_hub"}
+    beside = files_beside(path)
     assert beside <= {"apt_layer_sizes", "apt_emptied_sublayers", "apt_expert_sizes"}
+    # transformers 4 copies the files that the modelling file itself names
+    if path.stem.startswith("modeling"):
+        assert beside >= {other for name in beside for other in files_beside(path.with_name(f"{name}.py"))}

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints, is_typeddict
 
+import deepspeed
 import pytest
 
+from apt_ds.models.export.facts import read_facts
 from apt_ds.training.summary_schema import VERSION, MetricsLine, ModelFigures, Summary
 from tests.support import tiny
 from tests.support.launcher import PRETUNING, Place, Run, caller, own_world
@@ -79,12 +81,31 @@ def test_a_run_on_a_task_that_distills(tmp_path: Path, run: Run) -> None:
     place = Place(tmp_path)
     words = place.words(tmp_path / "out", *words, "--max_steps", "3", "--pruning", "gradual", "--mask_step", "0.5")
     words += ["--structure", "adaptive", "--distill", "--reference_score", "1", "--eval_steps", "1"]
+    words += ["--export_format", "padded"]
     ended = run(words)
     assert ended.status == 0, ended.err
     summary = check(tmp_path / "out")
     assert {"accuracy", "score"} <= summary["after"].keys() and "after_cut" not in summary
     assert {"reference_score", "reached_97_percent", "reached_97_percent_pruned"} <= summary["training"].keys()
     assert [entry["step"] for entry in summary["training"]["history"]] == [1, 2, 3]
+    check_padded(tmp_path / "out", summary, ended.out)
+
+
+def check_padded(output: Path, summary: dict[str, Any], printed: str) -> None:
+    """The folder is a stock model, the cost of padding is printed, and apt_ds.json has the sizes of the summary."""
+    written = summary["written"]
+    assert written["format"] == "padded" and 0 < written["padding_bytes"] < written["bytes"]
+    assert "padded with 0.0 MB of zeros: 0.1 MB, " in printed and "% more than the adaptive form" in printed
+    assert not list((output / "model").glob("*.py"))
+    facts = read_facts(output / "model")
+    assert facts["export_format"] == "padded" and facts["versions"]["deepspeed"] == deepspeed.__version__
+    assert facts["base"]["name"] == "model" and facts["base"]["fingerprint"] and set(facts["fingerprints"]) > {"train"}
+    for kind in ("head", "neuron"):
+        kept = [len(entry["kept"]) for entry in facts["sublayers"] if entry["kind"] == kind]
+        sizes = summary["pruning"]["sizes"][f"{kind}s"]
+        assert kept == (sizes if isinstance(sizes, list) else [sizes] * len(kept))
+    assert set(facts["ranks"]) == {entry for entry in facts["ranks"] if entry.startswith("bert.encoder.layer.")}
+    assert min(facts["ranks"].values()) >= 2
 
 
 def test_mismatches_are_seen() -> None:

@@ -12,7 +12,7 @@ from apt_ds.config.tasks import ANSWERS, CLASSIFICATION, GLUE_TASKS, SQUADS
 from apt_ds.models.architectures.post_norm import PostNormEncoder, post_norm_blocks
 from apt_ds.models.architectures.spec import Architecture
 from apt_ds.models.blocks import Anatomy
-from apt_ds.models.export import apt_emptied_sublayers, modeling_apt_bert
+from apt_ds.models.export import apt_emptied_sublayers, apt_layer_sizes, modeling_apt_bert
 from apt_ds.models.export.apt_emptied_sublayers import EmptiedHeads, EmptiedNeurons
 from apt_ds.models.export.form import Written, by_layer, counts, square
 
@@ -55,21 +55,25 @@ def bert_blocks(config: PretrainedConfig, task: str, name: str, heads: Mapping[s
 
 
 def bert_export(
-    model: nn.Module, config: PretrainedConfig, anatomy: Anatomy, adaptive: type[PretrainedConfig]
+    model: nn.Module,
+    config: PretrainedConfig,
+    anatomy: Anatomy,
+    adaptive: type[PretrainedConfig],
+    stock: bool = True,
 ) -> Written:
     """Write a stock model if layers are equal and hidden_size is heads times head_dim. Others get sizes by layer.
 
-    adaptive: the configuration class with sizes by layer.
+    adaptive: the configuration class with sizes by layer. stock: as in `Architecture.export`.
     """
     heads, neurons, hidden = counts(anatomy, "head"), counts(anatomy, "neuron"), anatomy.sizes.hidden
     size = config.hidden_size // config.num_attention_heads
-    config.hidden_size, config.num_attention_heads, config.intermediate_size = hidden, max(heads), max(neurons)
-    if square(anatomy, size):
+    config.hidden_size, config.num_attention_heads, config.intermediate_size = hidden, max(1, *heads), max(1, *neurons)
+    if stock and square(anatomy, size):
         return Written(config)
     layers = {"layer_heads": heads, "layer_intermediate_sizes": neurons}
     return Written(
         by_layer(config, adaptive, head_dim=size, embedding_size=hidden, **layers),
-        (modeling_apt_bert, apt_emptied_sublayers),
+        (modeling_apt_bert, apt_layer_sizes, apt_emptied_sublayers),
     )
 
 

@@ -18,7 +18,7 @@ from apt_ds.models.architectures import bert
 from apt_ds.models.architectures.post_norm import PostNormEncoder, post_norm_blocks
 from apt_ds.models.architectures.spec import Architecture, own_attention
 from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, IndexedModule
-from apt_ds.models.export import modeling_apt_deberta_v2
+from apt_ds.models.export import apt_emptied_sublayers, apt_layer_sizes, modeling_apt_deberta_v2
 from apt_ds.models.export.form import Written, by_layer, counts, square
 
 HEADS = {CLASSIFICATION: ("pooler.dense", "classifier"), ANSWERS: ("qa_outputs",)}
@@ -130,7 +130,7 @@ def prepare(model: PreTrainedModel, anatomy: Anatomy) -> None:
         model.get_submodule(f"{layer}.attention.self").__class__ = Attention
 
 
-def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy) -> Written:
+def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy, stock: bool = True) -> Written:
     """Write a stock model if layers are equal and hidden_size is heads times head_dim. Others get sizes by layer.
 
     A cut to the width of projected embeddings needs sizes by layer too: a stock model has no projection then.
@@ -141,11 +141,11 @@ def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy) -> Writ
         config.embedding_size = hidden
     config.pooler_hidden_size, config.attention_head_size = hidden, size
     config.hidden_size, config.num_attention_heads, config.intermediate_size = hidden, max(heads), max(neurons)
-    if square(anatomy, size) and projects == has_projection(config):
+    if stock and square(anatomy, size) and projects == has_projection(config):
         return Written(config)
     layers = {"layer_heads": heads, "layer_intermediate_sizes": neurons, "project_embeddings": projects}
     adaptive = by_layer(config, modeling_apt_deberta_v2.AptDebertaV2Config, **layers)
-    return Written(adaptive, (modeling_apt_deberta_v2,))
+    return Written(adaptive, (modeling_apt_deberta_v2, apt_layer_sizes, apt_emptied_sublayers))
 
 
 ARCHITECTURE = Architecture(

@@ -92,8 +92,9 @@ def resize_config(config: PretrainedConfig, anatomy: Anatomy) -> None:
     heads, neurons = counts(anatomy, "head"), counts(anatomy, "neuron")
     queries = config.num_attention_heads // config.num_key_value_heads
     config.head_dim = head_dim_of(config)
-    config.hidden_size, config.intermediate_size = anatomy.sizes.hidden, max(neurons)
-    config.num_key_value_heads, config.num_attention_heads = max(heads), max(heads) * queries
+    config.hidden_size, config.intermediate_size = anatomy.sizes.hidden, max(1, *neurons)
+    config.num_key_value_heads = max(1, *heads)
+    config.num_attention_heads = config.num_key_value_heads * queries
 
 
 def equal_layers(anatomy: Anatomy) -> bool:
@@ -122,13 +123,14 @@ def export(
     anatomy: Anatomy,
     modeling: ModuleType,
     adaptive: type[PretrainedConfig],
+    stock: bool = True,
 ) -> Written:
     """Write equal layers in the stock configuration, which accepts all sizes. Others get sizes by layer.
 
-    modeling, adaptive: as in `adaptive_form`.
+    modeling, adaptive: as in `adaptive_form`. stock: as in `Architecture.export`.
     """
     resize_config(config, anatomy)
-    return Written(config) if equal_layers(anatomy) else adaptive_form(config, anatomy, modeling, adaptive)
+    return Written(config) if stock and equal_layers(anatomy) else adaptive_form(config, anatomy, modeling, adaptive)
 
 
 def architecture(model_type: str, name: str, modeling: ModuleType, **differences: Any) -> Architecture:

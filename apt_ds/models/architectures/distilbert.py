@@ -10,7 +10,7 @@ from apt_ds.models.architectures import bert
 from apt_ds.models.architectures.post_norm import PostNormEncoder, post_norm_blocks
 from apt_ds.models.architectures.spec import Architecture
 from apt_ds.models.blocks import Anatomy
-from apt_ds.models.export import modeling_apt_distilbert
+from apt_ds.models.export import apt_emptied_sublayers, apt_layer_sizes, modeling_apt_distilbert
 from apt_ds.models.export.form import Written, by_layer, counts, square
 
 HEADS = {CLASSIFICATION: ("pre_classifier", "classifier"), ANSWERS: ("qa_outputs",)}
@@ -35,15 +35,15 @@ def blocks(config: PretrainedConfig, task: str) -> Anatomy:
     return post_norm_blocks(encoder, HEADS[task])
 
 
-def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy) -> Written:
+def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy, stock: bool = True) -> Written:
     """Write a stock model if layers are equal and dim is heads times head_dim. Others get sizes by layer."""
     heads, neurons, size = counts(anatomy, "head"), counts(anatomy, "neuron"), config.dim // config.n_heads
     config.dim, config.n_heads, config.hidden_dim = anatomy.sizes.hidden, max(heads), max(neurons)
-    if square(anatomy, size):
+    if stock and square(anatomy, size):
         return Written(config)
     layers = {"layer_heads": heads, "layer_hidden_dims": neurons}
     adaptive = by_layer(config, modeling_apt_distilbert.AptDistilBertConfig, head_dim=size, **layers)
-    return Written(adaptive, (modeling_apt_distilbert,))
+    return Written(adaptive, (modeling_apt_distilbert, apt_layer_sizes, apt_emptied_sublayers))
 
 
 ARCHITECTURE = Architecture(

@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 from apt_ds.config.tasks import ANSWERS, CLASSIFICATION
 from apt_ds.models.architectures import bert
 from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, IndexedModule
-from apt_ds.models.export import apt_emptied_sublayers, modeling_apt_bert
+from apt_ds.models.export import apt_emptied_sublayers, apt_layer_sizes, modeling_apt_bert
 from apt_ds.models.export.form import Written, by_layer, counts, square
 
 HEADS = {CLASSIFICATION: ("classifier.dense", "classifier.out_proj"), ANSWERS: ("qa_outputs",)}
@@ -28,18 +28,18 @@ def blocks(config: PretrainedConfig, task: str) -> Anatomy:
     return replace(anatomy, slots=tuple(slots), writers=(PROJECTION, *norms), norms=norms)
 
 
-def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy) -> Written:
+def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy, stock: bool = True) -> Written:
     """Write a stock model as BERT does. A cut to the width of projected embeddings needs sizes by layer."""
     heads, neurons, hidden = counts(anatomy, "head"), counts(anatomy, "neuron"), anatomy.sizes.hidden
     projects = config.embedding_size != config.hidden_size
     size = config.hidden_size // config.num_attention_heads
     config.embedding_size = config.embedding_size if projects else hidden
     config.hidden_size, config.num_attention_heads, config.intermediate_size = hidden, max(heads), max(neurons)
-    if square(anatomy, size) and projects == (config.embedding_size != hidden):
+    if stock and square(anatomy, size) and projects == (config.embedding_size != hidden):
         return Written(config)
     layers = {"layer_heads": heads, "layer_intermediate_sizes": neurons, "project_embeddings": projects}
     adaptive = by_layer(config, modeling_apt_bert.AptElectraConfig, head_dim=size, **layers)
-    return Written(adaptive, (modeling_apt_bert, apt_emptied_sublayers))
+    return Written(adaptive, (modeling_apt_bert, apt_layer_sizes, apt_emptied_sublayers))
 
 
 ARCHITECTURE = replace(

@@ -110,13 +110,14 @@ def export(
     anatomy: Anatomy,
     modeling: ModuleType,
     adaptive: type[PretrainedConfig],
+    stock: bool = True,
 ) -> Written:
     """Write equal layers as a stock model where its configuration accepts the sizes. Others get sizes by layer.
 
-    modeling, adaptive: as in `decoder.adaptive_form`.
+    modeling, adaptive: as in `decoder.adaptive_form`. stock: as in `Architecture.export`.
     """
     edits = scaled_embeddings(config, anatomy.sizes.hidden)
-    stock = decoder.equal_layers(anatomy) and writable_sizes(config).holds(anatomy)
+    stock = stock and decoder.equal_layers(anatomy) and writable_sizes(config).holds(anatomy)
     decoder.resize_config(config, anatomy)
     form = Written(config) if stock else decoder.adaptive_form(config, anatomy, modeling, adaptive)
     return replace(form, edits=edits)

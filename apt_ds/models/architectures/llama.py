@@ -47,13 +47,13 @@ def as_mistral(config: PretrainedConfig) -> MistralConfig:
     return MistralConfig(**values, sliding_window=None)
 
 
-def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy) -> Written:
+def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy, stock: bool = True) -> Written:
     """Write equal layers as a LLaMA, or as a Mistral where LlamaConfig refuses the sizes. Others get sizes by layer.
 
-    `head_dim` is always explicit.
+    `head_dim` is always explicit. stock: as in `Architecture.export`.
     """
     decoder.resize_config(config, anatomy)
-    if decoder.equal_layers(anatomy):
+    if stock and decoder.equal_layers(anatomy):
         if is_llama_size(config.hidden_size, config.num_attention_heads):
             return Written(config)
         if not has_biases(config):

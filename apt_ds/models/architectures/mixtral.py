@@ -101,6 +101,7 @@ def mixture_export(
     neurons: str,
     names: ExpertNames,
     writable: Writable = EVERY_SIZE,
+    stock: bool = True,
 ) -> Written:
     """Write equal layers as a stock model. Others get sizes by layer. `head_dim` is always explicit.
 
@@ -113,6 +114,7 @@ def mixture_export(
         neurons: the field with the number of neurons of an expert.
         names: the names of weights in stock checkpoints.
         writable: the sizes that a stock configuration has.
+        stock: as in `Architecture.export`.
     """
     heads, (mixtures, inner) = counts(anatomy, "head"), mixture_sizes(anatomy)
     queries = config.num_attention_heads // config.num_key_value_heads
@@ -122,7 +124,7 @@ def mixture_export(
     config.num_local_experts = max(mixtures)
     setattr(config, neurons, max(inner))
     equal = alike(heads) and alike(mixtures) and alike(inner)
-    if equal and writable.accepts(*(np.array(n) for n in (heads[0], inner[0], config.hidden_size))):
+    if stock and equal and writable.accepts(*(np.array(n) for n in (heads[0], inner[0], config.hidden_size))):
         return Written(config, split=partial(per_expert, names))
     # the auxiliary loss of transformers adds up router logits of all layers
     config.output_router_logits = config.output_router_logits and alike(mixtures)

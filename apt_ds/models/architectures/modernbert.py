@@ -13,7 +13,7 @@ from apt_ds.config.tasks import ANSWERS, CLASSIFICATION
 from apt_ds.models.architectures import bert
 from apt_ds.models.architectures.spec import Architecture
 from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, IndexedModule, Sizes, Sublayer, attention_weight, fused_axis
-from apt_ds.models.export import modeling_apt_modernbert
+from apt_ds.models.export import apt_emptied_sublayers, apt_layer_sizes, modeling_apt_modernbert
 from apt_ds.models.export.form import Written, by_layer, counts, square
 
 LINEAR_HEADS = ("head.dense", "classifier")
@@ -67,16 +67,16 @@ def blocks(config: PretrainedConfig, task: str) -> Anatomy:
     )
 
 
-def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy) -> Written:
+def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy, stock: bool = True) -> Written:
     """Write a stock model if layers are equal and hidden_size is heads times head_dim. Others get sizes by layer."""
     heads, neurons, hidden = counts(anatomy, "head"), counts(anatomy, "neuron"), anatomy.sizes.hidden
     size = config.hidden_size // config.num_attention_heads
     config.hidden_size, config.num_attention_heads, config.intermediate_size = hidden, max(heads), max(neurons)
-    if square(anatomy, size):
+    if stock and square(anatomy, size):
         return Written(config)
     layers = {"layer_heads": heads, "layer_intermediate_sizes": neurons}
     adaptive = by_layer(config, modeling_apt_modernbert.AptModernBertConfig, head_dim=size, **layers)
-    return Written(adaptive, (modeling_apt_modernbert,))
+    return Written(adaptive, (modeling_apt_modernbert, apt_layer_sizes, apt_emptied_sublayers))
 
 
 HEADS = ("head.dense", "head.norm", "classifier")

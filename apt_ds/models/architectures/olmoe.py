@@ -35,7 +35,7 @@ def writable_sizes(config: PretrainedConfig) -> Writable:
     return Writable(accepts, "OLMoE needs a hidden size equal to the query heads times head_dim")
 
 
-def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy) -> Written:
+def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy, stock: bool = True) -> Written:
     """Write equal layers as a stock model, if the heads are as wide as the stream. Others get sizes by layer."""
     return mixtral.mixture_export(
         model,
@@ -46,6 +46,7 @@ def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy) -> Writ
         "intermediate_size",
         NAMES,
         writable_sizes(config),
+        stock,
     )
 
 

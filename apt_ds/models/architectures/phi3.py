@@ -88,9 +88,9 @@ def writable_sizes(config: PretrainedConfig) -> Writable:
     return Writable(accepts, "Phi-3 with longrope needs hidden_size / query heads to stay the size of a head")
 
 
-def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy) -> Written:
+def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy, stock: bool = True) -> Written:
     """Write equal layers as a stock Phi-3, with joined weights. Others get sizes by layer and split weights."""
-    stock = decoder.equal_layers(anatomy) and writable_sizes(config).holds(anatomy)
+    stock = stock and decoder.equal_layers(anatomy) and writable_sizes(config).holds(anatomy)
     decoder.resize_config(config, anatomy)
     if stock:
         return Written(config, joined=joined_weights(anatomy))

@@ -40,9 +40,12 @@ def with_output_bias(config: PretrainedConfig) -> PretrainedConfig:
     return GraniteConfig(**values, attention_multiplier=config.head_dim**-0.5)
 
 
-def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy) -> Written:
-    """Write equal layers in a stock configuration that vLLM loads. Others get sizes by layer."""
-    form = decoder.export(model, config, anatomy, modeling_apt_qwen2, modeling_apt_qwen2.AptQwen2Config)
+def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy, stock: bool = True) -> Written:
+    """Write equal layers in a stock configuration that vLLM loads. Others get sizes by layer.
+
+    stock: as in `Architecture.export`.
+    """
+    form = decoder.export(model, config, anatomy, modeling_apt_qwen2, modeling_apt_qwen2.AptQwen2Config, stock)
     if form.modules or has_windows(config) or derives_head_dim(config):
         return form
     zeros = (config.hidden_size,), 0.0

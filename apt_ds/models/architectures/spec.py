@@ -36,7 +36,8 @@ FLASH = "flash_attention_2"
 ADAPTIVE_PREFIX = "apt_"  # model types with sizes by layer begin with it
 
 Blocks = Callable[[PretrainedConfig, str], Anatomy]
-Export = Callable[[nn.Module, PretrainedConfig, Anatomy], Written]
+Export = Callable[..., Written]
+Padded = Callable[[nn.Module, PretrainedConfig, Anatomy, Anatomy], Written]
 
 
 def every_size(config: PretrainedConfig) -> Writable:
@@ -93,8 +94,10 @@ class Architecture:
         tasks: values of `--task` to the task type that the family answers with, constants of `config/tasks.py`.
         stock_classes: each task type to the name of the class of transformers.
         blocks: the table of blocks, by (configuration, task type). See `models/blocks.py`.
-        export: how a cut model is written, by (model, configuration before the cut, blocks after it). It may change
-            its configuration, which is a copy.
+        export: how a cut model is written, by (model, configuration before the cut, blocks after it) and `stock`:
+            whether the stock class is taken where it has the sizes. It may change its configuration, which is a copy.
+        padded: how a cut model is written as a stock one with zeros, by (model, configuration before the cut, blocks
+            before it, blocks after it). None: as `export/padded_form.py` does.
         modeling: the modelling file with classes for sizes by layer, named `Apt` plus the stock class. It is copied
             beside exported weights, so it imports torch and transformers only. None: `export` needs none.
         writable: the uniform sizes that `export` can write.
@@ -135,6 +138,7 @@ class Architecture:
     begins_with_bos: bool = False
     joined: Callable[[Anatomy], Mapping[str, tuple[str, ...]]] = nothing_joined
     multimodal: str = ""
+    padded: Padded | None = None
 
     @property
     def first_task_type(self) -> str:

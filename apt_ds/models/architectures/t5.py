@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
@@ -22,6 +23,7 @@ from apt_ds.models.architectures.spec import Architecture
 from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, IndexedModule, Sizes, Sublayer, attention_weight
 from apt_ds.models.export import modeling_apt_t5
 from apt_ds.models.export.form import Edits, Written, alike, by_layer, counts
+from apt_ds.models.export.padding import Padding
 
 KERNEL = "apt_by_head"
 
@@ -105,22 +107,19 @@ def prepare(model: PreTrainedModel, anatomy: Anatomy) -> None:
     model.set_attn_implementation(KERNEL)
 
 
-def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy) -> Written:
+def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy, stock: bool = True) -> Written:
     """Write a stock T5 if layers are equal and all self-attentions of a stack have the same heads: they share a bias.
 
-    The original T5 scales its output by d_model. Where hidden dimensions were cut, the last norm keeps the scale.
+    stock: as in `Architecture.export`.
     """
     paths = [site.position_bias for site in anatomy.sites if site.position_bias]
     kept = [position_bias.heads_of(model.get_submodule(path)).tolist() for path in paths]
     neurons, depth = counts(anatomy, "neuron"), config.num_layers
     encoder, decoder, cross = kept[:depth], kept[depth::2], [len(heads) for heads in kept[depth + 1 :: 2]]
-    edits: Edits = {}
-    if config.scale_decoder_outputs and anatomy.sizes.hidden != config.d_model:
-        factor = (anatomy.sizes.hidden / config.d_model) ** 0.5
-        edits["decoder.final_layer_norm.weight"] = lambda weight: weight * factor
+    edits = scale_edit(config, anatomy)
     config.d_model, config.d_ff = anatomy.sizes.hidden, max(neurons)
     shared = [all(heads == stack[0] for heads in stack) for stack in (encoder, decoder)]
-    if all(shared) and alike([len(heads) for heads in kept]) and alike(neurons):
+    if stock and all(shared) and alike([len(heads) for heads in kept]) and alike(neurons):
         config.num_heads = len(kept[0])
         tables = [slot.path for slot in anatomy.slots if slot.rows is None and slot.columns is None]
         for path, heads in zip(tables, (encoder[0], decoder[0]), strict=True):
@@ -129,6 +128,47 @@ def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy) -> Writ
     layers = {"encoder_layer_heads": encoder, "decoder_layer_heads": decoder, "decoder_layer_cross_heads": cross}
     sizes = {"encoder_layer_d_ff": neurons[:depth], "decoder_layer_d_ff": neurons[depth:]}
     return Written(by_layer(config, modeling_apt_t5.AptT5Config, **layers, **sizes), (modeling_apt_t5,), edits)
+
+
+def padded(model: nn.Module, config: PretrainedConfig, whole: Anatomy, anatomy: Anatomy) -> Written:
+    """Write a stock T5 with zeros in place of removed blocks. A head stays at its column of its stack's bias table.
+
+    A stack has the heads that any of its self-attentions keeps, and more where the other stack has more.
+    """
+    sites = {site: sublayer for site, sublayer in enumerate(anatomy.sites) if sublayer.position_bias}
+    kept = {n: position_bias.heads_of(model.get_submodule(site.position_bias)).tolist() for n, site in sites.items()}
+    stacks = {n: "cross" if "EncDec" in site.consumer else site.consumer.split(".")[0] for n, site in sites.items()}
+    union = {
+        stack: sorted({head for number, heads in kept.items() if stacks[number] == stack for head in heads})
+        for stack in ("encoder", "decoder")
+    }
+    crossing = max(len(kept[number]) for number, stack in stacks.items() if stack == "cross")
+    count = max(crossing, *map(len, union.values()))
+    tables = {}
+    for stack, heads in union.items():
+        others = [head for head in range(config.num_heads) if head not in heads]
+        tables[stack] = sorted([*heads, *others[: count - len(heads)]])
+    places = {
+        number: np.searchsorted(tables[stacks[number]], heads)
+        for number, heads in kept.items()
+        if stacks[number] in tables
+    }
+    neurons = max(counts(anatomy, "neuron"))
+    numbers = tuple(count if site.kind == "head" else neurons for site in anatomy.sites)
+    edits = scale_edit(config, anatomy)
+    for stack, heads in tables.items():
+        edits[f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"] = columns(heads)
+    config.d_model, config.d_ff, config.num_heads = anatomy.sizes.hidden, neurons, count
+    padding = Padding(whole, anatomy, Sizes(numbers, anatomy.sizes.hidden), places)
+    return Written(config, edits=edits, padding=padding)
+
+
+def scale_edit(config: PretrainedConfig, anatomy: Anatomy) -> Edits:
+    """The original T5 scales its output by d_model. Where hidden dimensions were cut, the last norm keeps the scale."""
+    if not config.scale_decoder_outputs or anatomy.sizes.hidden == config.d_model:
+        return {}
+    factor = (anatomy.sizes.hidden / config.d_model) ** 0.5
+    return {"decoder.final_layer_norm.weight": lambda weight: weight * factor}
 
 
 def columns(kept: list[int]) -> Callable[[Tensor], Tensor]:
@@ -142,6 +182,7 @@ ARCHITECTURE = Architecture(
     stock_classes={GENERATION: "T5ForConditionalGeneration"},
     blocks=blocks,
     export=export,
+    padded=padded,
     modeling=modeling_apt_t5,
     special_tokens=("eos_token", "pad_token"),
     prepare=prepare,

@@ -7,9 +7,38 @@ import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import transformers
 from torch import nn
 
-from .apt_layer_sizes import resize_attention
+from .apt_layer_sizes import PerLayerConfig, resize_attention
+
+if int(transformers.__version__.partition(".")[0]) < 5:
+    raise ImportError("a mixture of experts with sizes by layer needs transformers 5 or later")
+
+
+class ExpertSizes(PerLayerConfig):
+    """The fields that a configuration with sizes by layer adds to a stock one. Put it before the stock class."""
+
+    layer_key_value_heads: list[int] | None = None
+    layer_experts: list[int] | None = None
+    layer_intermediate_sizes: list[int] | None = None
+    neurons_field = "intermediate_size"  # the field with the number of neurons of an expert
+
+    def layer_sizes(self) -> list[dict[str, int]]:
+        """The stock fields of each layer. Empty if the lists are."""
+        config: Any = self
+        queries = config.num_attention_heads // (config.num_key_value_heads or config.num_attention_heads)
+        lists = (self.layer_key_value_heads, self.layer_experts, self.layer_intermediate_sizes)
+        sizes = zip(*(numbers or [] for numbers in lists), strict=True)
+        return [
+            {
+                "num_attention_heads": groups * queries,
+                "num_key_value_heads": groups,
+                "num_local_experts": experts,
+                self.neurons_field: neurons,
+            }
+            for groups, experts, neurons in sizes
+        ]
 
 
 def resize_mixtures(

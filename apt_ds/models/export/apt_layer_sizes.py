@@ -5,14 +5,64 @@ Needs torch and transformers only. It is copied beside the exported weights, as 
 
 import copy
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import is_dataclass
+from typing import Any, TypeVar, cast
 
+from huggingface_hub.dataclasses import strict
 from torch import nn
 
 from .apt_emptied_sublayers import Bias, EmptiedAttention, EmptiedFeedForward
 
+C = TypeVar("C")
 
-class LayerSizes:
+
+def checked_config(config_class: type[C]) -> type[C]:
+    """Check the fields of a configuration class as its stock class does. Classes of transformers 4 check none."""
+    return cast(type[C], strict(config_class)) if is_dataclass(config_class) else config_class
+
+
+class LayerConfigs(list[Any]):
+    """The configurations of all layers, by number."""
+
+    def __getitem__(self, key: Any) -> Any:
+        """The configuration of a layer, or those of a slice.
+
+        Raises:
+            ValueError: `key` is a kind of layer. Transformers then takes the configuration of the model.
+        """
+        if isinstance(key, str):
+            raise ValueError(f"layers of the kind {key!r} have sizes of their own: give the number of a layer")
+        return super().__getitem__(key)
+
+
+class PerLayerConfig:
+    """States sizes by layer as transformers does, in `per_layer_config`. Put it before the stock class."""
+
+    def layer_sizes(self) -> list[dict[str, int]]:
+        """The stock fields of each layer. Empty where the configuration has no sizes by layer."""
+        return []
+
+    @property
+    def per_layer_config(self) -> Any:
+        """One configuration per layer, as transformers asks for it. Caches get their sizes here."""
+        layers = LayerConfigs()
+        for sizes in self.layer_sizes():
+            layers.append(copy.copy(self))
+            for name, value in sizes.items():
+                setattr(layers[-1], name, value)
+        return layers or super().per_layer_config  # type: ignore[misc]
+
+    @per_layer_config.setter
+    def per_layer_config(self, value: Any) -> None:
+        """Change nothing: lists of the subclass say the same, and a stock class reads the stock fields."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, and the sizes by layer once more as transformers writes them."""
+        sizes = {str(number): layer for number, layer in enumerate(self.layer_sizes())}
+        return super().to_dict() | ({"per_layer_config": sizes} if sizes else {})  # type: ignore[misc]
+
+
+class LayerSizes(PerLayerConfig):
     """What a configuration with sizes by layer adds to a stock one. Put it before the stock class.
 
     The subclass declares two fields, `layer_key_value_heads` and `layer_intermediate_sizes`, with one entry per layer.
@@ -31,25 +81,6 @@ class LayerSizes:
             {"num_attention_heads": heads * queries, "num_key_value_heads": heads, "intermediate_size": neurons}
             for heads, neurons in sizes
         ]
-
-    @property
-    def per_layer_config(self) -> Any:
-        """One configuration per layer, as transformers asks for it. Caches get their sizes here."""
-        layers = []
-        for sizes in self.layer_sizes():
-            layers.append(copy.copy(self))
-            for name, value in sizes.items():
-                setattr(layers[-1], name, value)
-        return layers or super().per_layer_config  # type: ignore[misc]
-
-    @per_layer_config.setter
-    def per_layer_config(self, value: Any) -> None:
-        """Change nothing: the two lists say the same, and a stock class reads the stock fields."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields, and the sizes by layer once more as transformers writes them."""
-        sizes = {str(number): layer for number, layer in enumerate(self.layer_sizes())}
-        return super().to_dict() | ({"per_layer_config": sizes} if sizes else {})  # type: ignore[misc]
 
 
 def resize_layers(layers: Iterable[Any], config: Any) -> None:

@@ -8,10 +8,14 @@ from types import ModuleType
 from torch import nn
 from transformers import PretrainedConfig
 
+from apt_ds.config.errors import UserError
+from apt_ds.config.option_groups import ADAPTIVE, NOT_STOCK, PADDED, STOCK
+from apt_ds.config.option_groups import AUTO_FORM as AUTO
 from apt_ds.config.tasks import CLASSIFICATION
-from apt_ds.models.architectures import architecture_of
+from apt_ds.models.architectures import anatomy_of, architecture_of
 from apt_ds.models.blocks import Anatomy
 from apt_ds.models.export.form import Written
+from apt_ds.models.export.padded_form import padded_form
 from apt_ds.models.writable_sizes import Writable
 
 # the end of a class's name: the automatic class of transformers that makes it
@@ -24,19 +28,44 @@ AUTO_NAMES = {
 }
 
 
-def written(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy, task: str) -> Written:
-    """How a cut model is written: in a stock configuration if one has the sizes, else with sizes by layer.
+def written(
+    model: nn.Module,
+    config: PretrainedConfig,
+    anatomy: Anatomy,
+    task: str,
+    form: str = AUTO,
+    whole: Anatomy | None = None,
+) -> Written:
+    """How a cut model is written.
 
     Args:
         model: the cut model. Labels and kept heads are read from it.
         config: the configuration before the cut. It is not changed.
         anatomy: the blocks after the cut.
         task: the task type.
+        form: the value of `--export_format`. auto: in a stock configuration if one has the sizes, else with sizes by
+            layer.
+        whole: the blocks before the cut. None: they are read from `config`.
 
     Raises:
         ValueError: transformers refuses the configuration.
+        UserError: the model cannot have that form.
     """
-    form = architecture_of(config).export(model, copy.deepcopy(config), anatomy)
+    spec = architecture_of(config)
+    if form == PADDED:
+        result = padded_form(model, config, whole or anatomy_of(config, task), anatomy)
+    elif form == ADAPTIVE:
+        result = spec.export(model, copy.deepcopy(config), anatomy, stock=False)
+    else:
+        result = spec.export(model, copy.deepcopy(config), anatomy)
+    if form == STOCK and result.modules:
+        raise UserError(NOT_STOCK)
+    complete(model, result, task)
+    return result
+
+
+def complete(model: nn.Module, form: Written, task: str) -> None:
+    """Add the names of classes and of labels to a configuration."""
     config = form.config
     # the family may have changed: some LLaMAs are written as Mistrals
     stock = architecture_of(config).stock_classes[task]
@@ -47,7 +76,6 @@ def written(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy, task: 
             setattr(config, name, copy.copy(getattr(model.config, name)))
     if form.modules:
         config.auto_map = auto_map(form.modules[0], type(config))
-    return form
 
 
 def auto_map(modeling: ModuleType, config_class: type[PretrainedConfig]) -> dict[str, str]:

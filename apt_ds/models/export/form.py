@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from apt_ds.models.blocks import Anatomy
+from apt_ds.models.export.padding import Padding
 
 Edits = dict[str, Callable[[Tensor], Tensor]]
 Split = Callable[[str, Tensor], Iterator[tuple[str, Tensor]]]
@@ -32,6 +33,7 @@ class Written:
         joined: weights that are written as one: its name to the names of its parts in the model, in the order of rows.
         split: (name, CPU tensor) of what to write for a weight, by (name in the model, CPU tensor).
         added: constant weights that the written class has and the model lacks: its name to (shape, value).
+        padding: where zeros are added before weights are edited and joined. None: nowhere.
     """
 
     config: PretrainedConfig
@@ -40,6 +42,7 @@ class Written:
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     split: Split = whole
     added: Mapping[str, tuple[tuple[int, ...], float]] = field(default_factory=dict)
+    padding: Padding | None = None
 
 
 def counts(anatomy: Anatomy, kind: str) -> list[int]:
@@ -48,8 +51,8 @@ def counts(anatomy: Anatomy, kind: str) -> list[int]:
 
 
 def alike(values: list[int]) -> bool:
-    """Whether all layers have the same number."""
-    return len(set(values)) == 1
+    """Whether all layers have the same number, at least one."""
+    return len(set(values)) == 1 and values[0] > 0
 
 
 def square(anatomy: Anatomy, head_dim: int) -> bool:

@@ -7,22 +7,40 @@ from typing import Any
 
 from torch import nn
 from transformers import (
+    AutoModel,
     BertConfig,
     BertForQuestionAnswering,
     BertForSequenceClassification,
+    BertModel,
     ElectraConfig,
     ElectraForQuestionAnswering,
     ElectraForSequenceClassification,
+    ElectraModel,
     PretrainedConfig,
     RobertaConfig,
     RobertaForQuestionAnswering,
     RobertaForSequenceClassification,
+    RobertaModel,
 )
 
 from .apt_emptied_sublayers import Bias, EmptiedHeads, EmptiedNeurons
+from .apt_layer_sizes import PerLayerConfig
 
 
-class AptBertConfig(BertConfig):
+class HeadSizes(PerLayerConfig):
+    """The fields that all configurations here add."""
+
+    head_dim: int | None = None
+    layer_heads: list[int] | None = None
+    layer_intermediate_sizes: list[int] | None = None
+
+    def layer_sizes(self) -> list[dict[str, int]]:
+        """The stock fields of each layer. Empty if the lists are."""
+        sizes = zip(self.layer_heads or [], self.layer_intermediate_sizes or [], strict=True)
+        return [{"num_attention_heads": heads, "intermediate_size": neurons} for heads, neurons in sizes]
+
+
+class AptBertConfig(HeadSizes, BertConfig):
     """BertConfig plus the sizes of each layer. The scalar fields are the largest.
 
     embedding_size: equal to hidden_size. Stock layers accept a hidden_size that the heads do not divide if it exists.
@@ -35,7 +53,7 @@ class AptBertConfig(BertConfig):
     layer_intermediate_sizes: list[int] | None = None
 
 
-class AptRobertaConfig(RobertaConfig):
+class AptRobertaConfig(HeadSizes, RobertaConfig):
     """RobertaConfig plus the sizes of each layer, as AptBertConfig."""
 
     model_type = "apt_roberta"
@@ -45,7 +63,7 @@ class AptRobertaConfig(RobertaConfig):
     layer_intermediate_sizes: list[int] | None = None
 
 
-class AptElectraConfig(ElectraConfig):
+class AptElectraConfig(HeadSizes, ElectraConfig):
     """ElectraConfig plus the sizes of each layer. The scalar fields are the largest.
 
     project_embeddings: whether a linear layer follows the embeddings. Stock models have one if the sizes differ.
@@ -78,6 +96,17 @@ def resize(encoder: Any, config: PretrainedConfig) -> None:
             layer.intermediate, layer.output.dense = EmptiedNeurons(layer.intermediate), Bias.of_width(hidden)
 
 
+class AptBertModel(BertModel):
+    """The stock base model with layers of their own sizes."""
+
+    config_class = AptBertConfig
+
+    def __init__(self, config: AptBertConfig, add_pooling_layer: bool = True) -> None:
+        super().__init__(config, add_pooling_layer=add_pooling_layer)
+        resize(self.encoder, config)
+        self.post_init()
+
+
 class AptBertForSequenceClassification(BertForSequenceClassification):
     """Stock BERT with layers of their own sizes."""
 
@@ -97,6 +126,17 @@ class AptBertForQuestionAnswering(BertForQuestionAnswering):
     def __init__(self, config: AptBertConfig) -> None:
         super().__init__(config)
         resize(self.bert.encoder, config)
+        self.post_init()
+
+
+class AptRobertaModel(RobertaModel):
+    """The stock base model with layers of their own sizes."""
+
+    config_class = AptRobertaConfig
+
+    def __init__(self, config: AptRobertaConfig, add_pooling_layer: bool = True) -> None:
+        super().__init__(config, add_pooling_layer=add_pooling_layer)
+        resize(self.encoder, config)
         self.post_init()
 
 
@@ -129,6 +169,17 @@ def resize_electra(electra: Any, config: AptElectraConfig) -> None:
     resize(electra.encoder, config)
 
 
+class AptElectraModel(ElectraModel):
+    """The stock base model with layers of their own sizes."""
+
+    config_class = AptElectraConfig
+
+    def __init__(self, config: AptElectraConfig) -> None:
+        super().__init__(config)
+        resize_electra(self, config)
+        self.post_init()
+
+
 class AptElectraForSequenceClassification(ElectraForSequenceClassification):
     """Stock ELECTRA with layers of their own sizes."""
 
@@ -149,3 +200,8 @@ class AptElectraForQuestionAnswering(ElectraForQuestionAnswering):
         super().__init__(config)
         resize_electra(self.electra, config)
         self.post_init()
+
+
+AutoModel.register(AptBertConfig, AptBertModel, exist_ok=True)
+AutoModel.register(AptRobertaConfig, AptRobertaModel, exist_ok=True)
+AutoModel.register(AptElectraConfig, AptElectraModel, exist_ok=True)

@@ -7,14 +7,19 @@ from typing import Any
 
 from torch import nn
 from transformers import (
+    AutoModel,
     DebertaV2Config,
     DebertaV2ForQuestionAnswering,
     DebertaV2ForSequenceClassification,
+    DebertaV2Model,
     PreTrainedModel,
 )
 
+from .apt_emptied_sublayers import Bias  # noqa: F401  # transformers 4 copies only the files that this one names
+from .apt_layer_sizes import PerLayerConfig
 
-class AptDebertaV2Config(DebertaV2Config):
+
+class AptDebertaV2Config(PerLayerConfig, DebertaV2Config):
     """DebertaV2Config plus the sizes of each layer. The scalar fields are the largest.
 
     attention_head_size: dimensions of a head, which stock layers read too. project_embeddings: whether a linear layer
@@ -26,6 +31,11 @@ class AptDebertaV2Config(DebertaV2Config):
     layer_heads: list[int] | None = None
     layer_intermediate_sizes: list[int] | None = None
     project_embeddings: bool = False
+
+    def layer_sizes(self) -> list[dict[str, int]]:
+        """The stock fields of each layer. Empty if the lists are."""
+        sizes = zip(self.layer_heads or [], self.layer_intermediate_sizes or [], strict=True)
+        return [{"num_attention_heads": heads, "intermediate_size": neurons} for heads, neurons in sizes]
 
 
 def resize(deberta: Any, config: AptDebertaV2Config) -> None:
@@ -53,8 +63,14 @@ class LayersOfOwnSizes(PreTrainedModel):
         heads, config.num_attention_heads = config.num_attention_heads, 1
         super().__init__(config)
         config.num_attention_heads = heads
-        resize(self.deberta, config)
+        resize(self.base_model, config)
         self.post_init()
+
+
+class AptDebertaV2Model(LayersOfOwnSizes, DebertaV2Model):
+    """The stock base model with layers of their own sizes."""
+
+    config_class = AptDebertaV2Config
 
 
 class AptDebertaV2ForSequenceClassification(LayersOfOwnSizes, DebertaV2ForSequenceClassification):
@@ -67,3 +83,6 @@ class AptDebertaV2ForQuestionAnswering(LayersOfOwnSizes, DebertaV2ForQuestionAns
     """Stock DeBERTa with layers of their own sizes."""
 
     config_class = AptDebertaV2Config
+
+
+AutoModel.register(AptDebertaV2Config, AptDebertaV2Model, exist_ok=True)

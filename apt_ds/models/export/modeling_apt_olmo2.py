@@ -6,10 +6,11 @@
 from collections.abc import Iterable
 from typing import Any
 
-from huggingface_hub.dataclasses import strict
-from transformers import AutoModel, Olmo2Config, Olmo2ForCausalLM, Olmo2ForSequenceClassification, Olmo2Model
+from transformers import AutoModel, Olmo2Config, Olmo2ForCausalLM, Olmo2Model, Olmo2PreTrainedModel
+from transformers.modeling_layers import GenericForSequenceClassification
 
-from .apt_layer_sizes import LayerSizes, resize_layers
+from .apt_emptied_sublayers import Bias  # noqa: F401  # transformers 4 copies only the files that this one names
+from .apt_layer_sizes import LayerSizes, checked_config, resize_layers
 
 
 def resize_all(layers: Iterable[Any], config: Any) -> None:
@@ -23,7 +24,7 @@ def resize_all(layers: Iterable[Any], config: Any) -> None:
             setattr(attention, norm, type(stock)(projection.out_features, stock.variance_epsilon))
 
 
-@strict  # without it, the check of the stock configuration would stay in force
+@checked_config  # without it, the check of the stock configuration would stay in force
 class AptOlmo2Config(LayerSizes, Olmo2Config):
     """Olmo2Config plus the sizes of each layer. The stock fields are the largest."""
 
@@ -58,7 +59,7 @@ class AptOlmo2ForCausalLM(Olmo2ForCausalLM):
         self.post_init()
 
 
-class AptOlmo2ForSequenceClassification(Olmo2ForSequenceClassification):
-    """The stock classifier. Its base has layers of their own sizes."""
+class AptOlmo2ForSequenceClassification(GenericForSequenceClassification, Olmo2PreTrainedModel):
+    """The stock classifier, which transformers 4 lacks. Its base has layers of their own sizes."""
 
     config_class = AptOlmo2Config

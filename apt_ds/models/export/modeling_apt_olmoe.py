@@ -4,15 +4,18 @@ The configuration adds three lists, one entry per layer: `layer_key_value_heads`
 `layer_intermediate_sizes`, the neurons of each expert.
 """
 
-from huggingface_hub.dataclasses import strict
-from transformers import OlmoeConfig, OlmoeForCausalLM
-from transformers.models.olmoe.modeling_olmoe import OlmoeExperts, OlmoeRMSNorm, OlmoeTopKRouter
+from typing import Any
 
-from .apt_expert_sizes import resize_mixtures
+from transformers import AutoModel, OlmoeConfig, OlmoeForCausalLM, OlmoeModel
+from transformers.models.olmoe import modeling_olmoe as stock
+
+from .apt_emptied_sublayers import Bias  # noqa: F401  # transformers 4 copies only the files that this one names
+from .apt_expert_sizes import ExpertSizes, resize_mixtures
+from .apt_layer_sizes import checked_config
 
 
-@strict
-class AptOlmoeConfig(OlmoeConfig):
+@checked_config
+class AptOlmoeConfig(ExpertSizes, OlmoeConfig):
     """OlmoeConfig plus the sizes of each layer. The scalar fields are the largest."""
 
     model_type = "apt_olmoe"
@@ -22,16 +25,35 @@ class AptOlmoeConfig(OlmoeConfig):
     layer_intermediate_sizes: list[int] | None = None
 
 
-class AptOlmoeForCausalLM(OlmoeForCausalLM):
-    """Stock OLMoE with the attention and the experts of each layer replaced by ones of its own sizes."""
+def resize(layers: Any, config: AptOlmoeConfig) -> None:
+    """Replace the attention and the experts of each layer by ones of its own sizes."""
+    resize_mixtures(layers, config, config.neurons_field, stock.OlmoeTopKRouter, stock.OlmoeExperts)
+    for layer in layers:
+        attention = layer.self_attn
+        attention.q_norm = stock.OlmoeRMSNorm(attention.q_proj.out_features, eps=config.rms_norm_eps)
+        attention.k_norm = stock.OlmoeRMSNorm(attention.k_proj.out_features, eps=config.rms_norm_eps)
+
+
+class AptOlmoeModel(OlmoeModel):
+    """The stock base model with layers of their own sizes."""
 
     config_class = AptOlmoeConfig
 
     def __init__(self, config: AptOlmoeConfig) -> None:
         super().__init__(config)
-        resize_mixtures(self.model.layers, config, "intermediate_size", OlmoeTopKRouter, OlmoeExperts)
-        for layer in self.model.layers:
-            attention = layer.self_attn
-            attention.q_norm = OlmoeRMSNorm(attention.q_proj.out_features, eps=config.rms_norm_eps)
-            attention.k_norm = OlmoeRMSNorm(attention.k_proj.out_features, eps=config.rms_norm_eps)
+        resize(self.layers, config)
+        self.post_init()
+
+
+AutoModel.register(AptOlmoeConfig, AptOlmoeModel, exist_ok=True)  # stock classes with another head make their base so
+
+
+class AptOlmoeForCausalLM(OlmoeForCausalLM):
+    """The stock language model with layers of their own sizes."""
+
+    config_class = AptOlmoeConfig
+
+    def __init__(self, config: AptOlmoeConfig) -> None:
+        super().__init__(config)
+        resize(self.model.layers, config)
         self.post_init()

@@ -7,7 +7,6 @@ says what the configuration adds.
 from collections.abc import Iterable
 from typing import Any
 
-from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import AutoModel, Phi3Config, Phi3ForCausalLM, Phi3ForSequenceClassification, Phi3Model
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -18,7 +17,8 @@ from transformers.models.phi3.modeling_phi3 import (
     eager_attention_forward,
 )
 
-from .apt_layer_sizes import LayerSizes
+from .apt_emptied_sublayers import Bias  # noqa: F401  # transformers 4 copies only the files that this one names
+from .apt_layer_sizes import LayerSizes, checked_config
 
 
 class SplitPhi3Attention(Phi3Attention):
@@ -103,7 +103,7 @@ class SplitPhi3ForCausalLM(Phi3ForCausalLM):
         self.post_init()
 
 
-@strict  # without it, the checks of the stock configuration would stay in force
+@checked_config  # without it, the checks of the stock configuration would stay in force
 class AptPhi3Config(LayerSizes, Phi3Config):
     """Phi3Config plus the sizes of each layer. The stock fields are the largest."""
 
@@ -114,6 +114,9 @@ class AptPhi3Config(LayerSizes, Phi3Config):
 
     def validate_rope(self) -> None:
         """Accept the factors of long positions: the stock check derives their number from hidden_size."""
+
+    def _rope_scaling_validation(self) -> None:
+        """As `validate_rope`, under its name in transformers 4."""
 
 
 class AptPhi3Model(Phi3Model):

@@ -3,13 +3,13 @@
 `apt_layer_sizes.py` beside this file says what the configuration adds.
 """
 
-from huggingface_hub.dataclasses import strict
 from transformers import AutoModel, Qwen3Config, Qwen3ForCausalLM, Qwen3ForSequenceClassification, Qwen3Model
 
-from .apt_layer_sizes import LayerSizes, resize_layers
+from .apt_emptied_sublayers import Bias  # noqa: F401  # transformers 4 copies only the files that this one names
+from .apt_layer_sizes import LayerSizes, checked_config, resize_layers
 
 
-@strict  # without it, the check of the stock configuration would stay in force
+@checked_config  # without it, the check of the stock configuration would stay in force
 class AptQwen3Config(LayerSizes, Qwen3Config):
     """Qwen3Config plus the sizes of each layer. The stock fields are the largest."""
 

@@ -5,12 +5,16 @@ The configuration adds lists with one entry per layer: the heads, of `num_heads`
 neurons (`encoder_layer_d_ff`, `decoder_layer_d_ff`). A stack computes one position bias, for all `num_heads` heads.
 """
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import AutoModel, T5Config, T5ForConditionalGeneration, T5ForSequenceClassification, T5Model
 from transformers.models.t5.modeling_t5 import T5Attention
+
+# transformers 4 adds the mask to the bias that later layers get, and does not tell attentions whether they are causal
+VERSION_4 = "is_causal" not in inspect.signature(T5Attention.__init__).parameters
 
 
 class AptT5Config(T5Config):
@@ -28,7 +32,7 @@ class OwnHeadsAttention(T5Attention):
     """A self-attention that adds the position bias of its own heads, and hands on the bias of all."""
 
     def __init__(self, config: AptT5Config, number: int, heads: list[int]) -> None:
-        super().__init__(config, number == 0, number, is_causal=config.is_decoder)
+        super().__init__(config, number == 0, number, **({} if VERSION_4 else {"is_causal": config.is_decoder}))
         self.heads = heads
         self.index: Tensor | None = None
         self.whole: Tensor | None = None
@@ -57,17 +61,37 @@ class OwnHeadsAttention(T5Attention):
     ) -> tuple[Any, ...]:
         """The output of a self-attention, the bias of all heads, and the attention weights."""
         own = None if position_bias is None else self.own(position_bias)
-        output, _, weights = super().forward(
+        output, _, *weights = super().forward(
             hidden_states, mask, position_bias=own, past_key_values=past_key_values, **options
         )
-        if position_bias is None:
+        if position_bias is None and self.whole is not None:
             position_bias, self.whole = self.whole, None
-        return output, position_bias, weights
+            if VERSION_4:
+                position_bias = position_bias[:, :, -hidden_states.shape[1] :]
+                position_bias = position_bias if mask is None else position_bias + mask[..., : position_bias.shape[-1]]
+        return output, position_bias, *weights
+
+
+class OwnCrossAttention(T5Attention):
+    """A cross-attention. It has no position bias, and takes none from layers with other numbers of heads."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        mask: Tensor | None = None,
+        key_value_states: Tensor | None = None,
+        position_bias: Tensor | None = None,
+        past_key_values: Any = None,
+        **options: Any,
+    ) -> tuple[Any, ...]:
+        """As the stock attention in the first layer."""
+        return super().forward(hidden_states, mask, key_value_states, None, past_key_values, **options)
 
 
 def resize(attention: T5Attention, heads: int, config: AptT5Config) -> None:
     """Give an attention linear layers for `heads` heads."""
     width = heads * config.d_kv
+    attention.n_heads, attention.inner_dim = heads, width
     attention.q, attention.k, attention.v = (nn.Linear(config.d_model, width, bias=False) for _ in range(3))
     attention.o = nn.Linear(width, config.d_model, bias=False)
 
@@ -80,12 +104,30 @@ def resize_stack(stack: Any, heads: list[list[int]], cross: list[int], neurons: 
         resize(block.layer[0].SelfAttention, len(kept), config)
         if cross:
             attention = block.layer[1].EncDecAttention
+            attention.__class__ = OwnCrossAttention
             resize(attention, cross[number], config)
-            attention.n_heads = 1  # it has no position bias: zeros for one head serve all, in every layer
         feed = block.layer[-1].DenseReluDense
         for name in ("wi_0", "wi_1") if config.is_gated_act else ("wi",):
             setattr(feed, name, nn.Linear(config.d_model, width, bias=False))
         feed.wo = nn.Linear(width, config.d_model, bias=False)
+
+
+def resize_stacks(model: Any, config: AptT5Config) -> None:
+    """Give the encoder and the decoder of a model layers of their own sizes."""
+    resize_stack(model.encoder, config.encoder_layer_heads or [], [], config.encoder_layer_d_ff or [])
+    cross, neurons = config.decoder_layer_cross_heads or [], config.decoder_layer_d_ff or []
+    resize_stack(model.decoder, config.decoder_layer_heads or [], cross, neurons)
+
+
+class AptT5Model(T5Model):
+    """The stock base model with layers of their own sizes."""
+
+    config_class = AptT5Config
+
+    def __init__(self, config: AptT5Config) -> None:
+        super().__init__(config)
+        resize_stacks(self, config)
+        self.post_init()
 
 
 class AptT5ForConditionalGeneration(T5ForConditionalGeneration):
@@ -95,7 +137,19 @@ class AptT5ForConditionalGeneration(T5ForConditionalGeneration):
 
     def __init__(self, config: AptT5Config) -> None:
         super().__init__(config)
-        resize_stack(self.encoder, config.encoder_layer_heads or [], [], config.encoder_layer_d_ff or [])
-        cross, neurons = config.decoder_layer_cross_heads or [], config.decoder_layer_d_ff or []
-        resize_stack(self.decoder, config.decoder_layer_heads or [], cross, neurons)
+        resize_stacks(self, config)
         self.post_init()
+
+
+class AptT5ForSequenceClassification(T5ForSequenceClassification):
+    """The stock classifier with layers of their own sizes."""
+
+    config_class = AptT5Config
+
+    def __init__(self, config: AptT5Config) -> None:
+        super().__init__(config)
+        resize_stacks(self.transformer, config)
+        self.post_init()
+
+
+AutoModel.register(AptT5Config, AptT5Model, exist_ok=True)

@@ -10,8 +10,8 @@ import inspect
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -20,18 +20,32 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from apt_ds.config.errors import UserError
+from apt_ds.config.option_groups import ADAPTIVE, AUTO_FORM, PADDED, STOCK
 from apt_ds.config.tasks import LANGUAGE_MODEL
 from apt_ds.models import quantization
-from apt_ds.models.adapter import AptLinear
 from apt_ds.models.blocks import Anatomy
+from apt_ds.models.export import companions
 from apt_ds.models.export.configs import written
-from apt_ds.models.export.form import Edits, Split, Written, whole
+from apt_ds.models.export.facts import Facts, write_facts
+from apt_ds.models.export.form import Written
 from apt_ds.models.export.joined import JoinedWeights
+from apt_ds.models.export.weight_format import Format
 from apt_ds.models.pretrained import without_code
 from apt_ds.runtime import collectives, zero
-from apt_ds.runtime.packed import QuantizedParameter
 
 SHARD_BYTES = 2 * 2**30  # the memory that an export needs beside the model itself
+T = TypeVar("T")
+
+
+class Exported(NamedTuple):
+    """What was written.
+
+    format: stock, adaptive or padded. bytes: of the weights. padding_bytes: those of them that are padding.
+    """
+
+    format: str
+    bytes: int
+    padding_bytes: int
 
 
 def whole_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
@@ -50,61 +64,6 @@ def whole_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Paramet
         seen.update(id(p) for p in own)
 
 
-@dataclass(frozen=True)
-class Format:
-    """How weights are written.
-
-    Attributes:
-        dtype: dtype of all weights that are not quantized.
-        bits: below 16, quantized weights stay quantized, in several tensors each. One with an adapter is quantized
-            again.
-        edits: functions of weights, by name. The result is written.
-        joined: the weights that are written as one.
-        split: (name, CPU tensor) of what to write for a weight, by (name, CPU tensor).
-        merge: whether adapters are merged. False writes the weights beside them.
-    """
-
-    dtype: torch.dtype
-    bits: int = 16
-    edits: Edits = field(default_factory=dict)
-    joined: JoinedWeights = field(default_factory=lambda: JoinedWeights({}))
-    split: Split = whole
-    merge: bool = True
-
-    def tensors(self, name: str, module: nn.Module, parameter: nn.Parameter) -> Iterator[tuple[str, Tensor]]:
-        """(name, CPU tensor) of the tensors to write for a weight, its adapter merged. It must be gathered."""
-        adapter = module if self.merge and isinstance(module, AptLinear) and parameter is module.weight else None
-        if name in self.joined:
-            value = adapter.merged() if adapter is not None else quantization.dense(parameter)
-            yield from self._joined(name, parameter, value)
-            return
-        if self.bits < 16 and isinstance(parameter, QuantizedParameter):
-            packed = quantization.requantize_like(parameter, adapter.merged()) if adapter is not None else parameter
-            assert isinstance(packed, QuantizedParameter)
-            for part, value in quantization.files(name, packed, self.dtype).items():
-                yield part, value.cpu().clone()
-            return
-        value = adapter.merged() if adapter is not None else quantization.dense(parameter)
-        if name in self.edits:
-            value = self.edits[name](value)
-        # always a copy: leaving `gathered` frees the gathered weight
-        yield from self.split(name, value.to("cpu", self.dtype, copy=True))
-
-    def _joined(self, name: str, parameter: nn.Parameter, value: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """The tensors of a joined weight, once its last part has come. Quantized parts are quantized again as one."""
-        complete = self.joined.add(name, value.detach().clone())
-        if complete is None:
-            return
-        whole, rows = complete
-        if self.bits < 16 and isinstance(parameter, QuantizedParameter):
-            packed = quantization.requantize_like(parameter, rows)
-            assert isinstance(packed, QuantizedParameter)
-            for part, tensor in quantization.files(whole, packed, self.dtype).items():
-                yield part, tensor.cpu().clone()
-            return
-        yield whole, rows.to("cpu", self.dtype, copy=True)
-
-
 @torch.no_grad()
 def export(
     model: nn.Module,
@@ -116,8 +75,10 @@ def export(
     task: str = LANGUAGE_MODEL,
     bits: int = 16,
     dtype: torch.dtype | None = None,
+    form: str = AUTO_FORM,
+    facts: Facts | None = None,
     merge: bool = True,
-) -> None:
+) -> Exported:
     """Write the model to `folder`, whole or not at all. No masks may be soft. Collective.
 
     Args:
@@ -130,21 +91,28 @@ def export(
         task: the task type, a constant of `config/tasks.py`.
         bits: below 16, the linear layers of a base quantized to as many bits stay quantized.
         dtype: dtype of all other weights. None: the model's own.
+        form: the value of `--export_format`.
+        facts: what apt_ds.json says, but for the form. None: the folder has no such file.
         merge: whether adapters are merged. False writes the base of unmerged adapters (`peft_adapters.py`).
+
+    Returns:
+        What was written, on all ranks.
 
     Raises:
         UserError: the folder cannot be written, for lack of space or permission, or transformers refuses the
             configuration. An earlier `folder` is unchanged. All other errors are raised on all ranks too.
     """
     partial = folder.with_name(f"{folder.name}.tmp")
-    form = written(model, without_code(base_config), anatomy, task)
+    content = written(model, without_code(base_config), anatomy, task, form)
     dtype = dtype or next(model.parameters()).dtype
-    form.config.dtype = dtype
+    content.config.dtype = dtype
     if bits < 16:
         quantized = quantization.loading(bits, dtype, quantization.plain_layers(anatomy))
-        form.config.quantization_config = quantized.to_dict()
+        content.config.quantization_config = quantized.to_dict()
     writer = ShardWriter(partial)
-    format_ = Format(dtype, bits, form.edits, JoinedWeights(form.joined), form.split, merge)
+    padding = content.padding
+    format_ = Format(dtype, bits, content.edits, JoinedWeights(content.joined), content.split, merge, padding)
+    format_.dropped = set() if padding is None else padding.dropped(model)
     collectives.on_main(lambda: _writing(partial, writer.start))
     failure: Exception | None = None
     for weight in whole_weights(model):
@@ -155,31 +123,39 @@ def export(
             except Exception as error:
                 failure = error
 
-    def finish() -> None:
+    def finish() -> Exported:
         if failure is not None:
             raise failure
-        for name, (shape, value) in form.added.items():
+        for name, tensor in format_.missing(model):
+            writer.add(name, tensor)
+        for name, (shape, value) in content.added.items():
             writer.add(name, torch.full(shape, value, dtype=dtype))
         writer.finish()
-        _write_rest(partial, form, generation, tokenizer)
+        name = PADDED if padding is not None else ADAPTIVE if content.modules else STOCK
+        result = Exported(name, writer.total, format_.padding_bytes)
+        if facts is not None:
+            write_facts(partial, {**facts, "export_format": result.format})
+        _write_rest(partial, content, generation, tokenizer)
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)
+        return result
 
-    collectives.on_main(lambda: _writing(partial, finish))
+    return collectives.on_main(lambda: _writing(partial, finish))
 
 
 def _write_rest(
     folder: Path, form: Written, generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Write what a model folder has besides weights. See `export`."""
-    form.config.save_pretrained(folder)
+    companions.write_config(form.config, folder)
     for module in form.modules:
         name = module.__name__.rpartition(".")[2]
         (folder / f"{name}.py").write_text(inspect.getsource(module), encoding="utf8")
     if generation is not None:
-        generation.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+        companions.write_generation(generation, folder)
+    companions.write_tokenizer(tokenizer, form.config, folder)
+    companions.open_to_readers(folder)
 
 
 def partial_add(
@@ -194,10 +170,10 @@ def partial_add(
     return add
 
 
-def _writing(partial: Path, action: Callable[[], None]) -> None:
+def _writing(partial: Path, action: Callable[[], T]) -> T:
     """Run `action`. A failure removes `partial`. A failure to write becomes a UserError."""
     try:
-        action()
+        return action()
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
         if not isinstance(error, OSError | SafetensorError | ValueError) or isinstance(error, UserError):
@@ -215,7 +191,7 @@ class ShardWriter:
         self._pending: dict[str, Tensor] = {}
         self._files: list[list[str]] = []
         self._bytes = 0
-        self._total = 0
+        self.total = 0
 
     def start(self) -> None:
         """Make an empty folder."""
@@ -229,7 +205,7 @@ class ShardWriter:
             self._flush()
         self._pending[name] = tensor
         self._bytes += size
-        self._total += size
+        self.total += size
 
     def finish(self) -> None:
         """Write the rest, give the files their final names, write the index if there are several."""
@@ -241,7 +217,7 @@ class ShardWriter:
             (self.folder / f"part-{number}").rename(self.folder / name)
         if count > 1:
             weight_map = {t: name for name, tensors in zip(final, self._files, strict=True) for t in tensors}
-            index = {"metadata": {"total_size": self._total}, "weight_map": weight_map}
+            index = {"metadata": {"total_size": self.total}, "weight_map": weight_map}
             (self.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf8")
 
     def _flush(self) -> None:

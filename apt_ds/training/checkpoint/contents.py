@@ -23,7 +23,7 @@ FREE_OPTIONS = {
     *("save_steps", "save_total_limit", "resume_from_checkpoint", "timeout", "eval_steps", "reference_score"),
     *("run_report", "mmlu_path", "mmlu_limit"),
     *("trust_remote_code", "deterministic", "dry_run", "world_size", "device_memory", "host_memory"),
-    "export_adapters",
+    *("export_adapters", "export_format"),
     *("report_to", "run_name", "logging_dir", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_token"),
 }
 COUNTS = {

@@ -1,0 +1,49 @@
+"""LLaMA whose layers keep different numbers of heads and neurons. Needs transformers and what it requires.
+
+`apt_layer_sizes.py` beside this file says what the configuration adds.
+"""
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoModel, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel
+
+from .apt_layer_sizes import LayerSizes, resize_layers
+
+
+@strict  # without it, the check of the stock configuration would stay in force
+class AptLlamaConfig(LayerSizes, LlamaConfig):
+    """LlamaConfig plus the sizes of each layer. The stock fields are the largest."""
+
+    model_type = "apt_llama"
+    layer_key_value_heads: list[int] | None = None
+    layer_intermediate_sizes: list[int] | None = None
+
+
+class AptLlamaModel(LlamaModel):
+    """The stock base model with layers of their own sizes."""
+
+    config_class = AptLlamaConfig
+
+    def __init__(self, config: AptLlamaConfig) -> None:
+        super().__init__(config)
+        resize_layers(self.layers, config)
+        self.post_init()
+
+
+AutoModel.register(AptLlamaConfig, AptLlamaModel, exist_ok=True)  # stock classes with another head make their base so
+
+
+class AptLlamaForCausalLM(LlamaForCausalLM):
+    """The stock language model with layers of their own sizes."""
+
+    config_class = AptLlamaConfig
+
+    def __init__(self, config: AptLlamaConfig) -> None:
+        super().__init__(config)
+        resize_layers(self.model.layers, config)
+        self.post_init()
+
+
+class AptLlamaForSequenceClassification(LlamaForSequenceClassification):
+    """The stock classifier. Its base has layers of their own sizes."""
+
+    config_class = AptLlamaConfig
