@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import gguf
@@ -30,6 +31,16 @@ def test_types_are_those_of_llama_cpp() -> None:
     assert [kind("blk.0.ffn_down.weight", n) for n in (192, 200)] == ["Q8_0", ""]
     assert kind("blk.2.attn_norm.weight") == kind("blk.2.ffn_gate_inp.weight") == kind("blk.2.attn_q.bias") == ""
     assert gguf_quantizer.type_of("rope_freqs.weight", [32], NAMES, 0) == ""
+
+
+def test_types_of_a_whole_model_are_those_of_a_published_file() -> None:
+    """Gemma 3 270M as q4_k_m, whose rows of 640 are no whole blocks of 256. The counts are of a file of llama.cpp."""
+    shapes = {"attn_q": (640, 1024), "attn_k": (640, 256), "attn_v": (640, 256), "attn_output": (1024, 640)}
+    shapes |= {"ffn_gate": (640, 2048), "ffn_up": (640, 2048), "ffn_down": (2048, 640)}
+    tensors = {f"blk.{layer}.{name}.weight": list(shape) for layer in range(18) for name, shape in shapes.items()}
+    tensors["token_embd.weight"] = [640, 262144]
+    kinds = Counter(gguf_quantizer.type_of(name, shape, list(tensors), 0) for name, shape in tensors.items())
+    assert kinds == {"Q5_0": 81, "Q4_K": 27, "Q8_0": 10, "Q6_K": 9}
 
 
 def test_a_file_is_quantized_with_ggml(tmp_path: Path) -> None:
