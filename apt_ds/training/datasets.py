@@ -28,7 +28,7 @@ from apt_ds.models.architectures import architecture_of
 from apt_ds.models.loading import Base
 from apt_ds.runtime import collectives
 from apt_ds.training.sampling import Sampled, calibration_order, sampling
-from apt_ds.training.sources import HELD_OUT, SourcePart, Sets, SourceReader
+from apt_ds.training.sources import HELD_OUT, Sets, SourcePart, SourceReader
 from apt_ds.training.summary_schema import DataSizes, SourceFigures
 
 HELD_ARTICLES = 0.2  # fraction of the questions to hold out, by whole articles
