@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PIECE = 1 << 16  # characters that are tokenized at once
-AT_ONCE = 64  # pieces that the tokenizer gets at once
+AT_ONCE = 16  # pieces that the tokenizer gets at once
 
 log = logging.getLogger(__name__)
 

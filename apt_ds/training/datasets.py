@@ -31,7 +31,7 @@ from apt_ds.models.architectures import architecture_of
 from apt_ds.models.loading import Base
 from apt_ds.runtime import collectives
 from apt_ds.training.sampling import Sampled, calibration_order, sampling
-from apt_ds.training.sources import HELD_OUT, Part, Sets, SourceReader
+from apt_ds.training.sources import HELD_OUT, Sets, SourcePart, SourceReader
 from apt_ds.training.summary_schema import DataSizes, SourceFigures
 
 HELD_ARTICLES = 0.2  # fraction of the questions to hold out, by whole articles
@@ -205,18 +205,18 @@ def read_language(run: RunConfig, base: Base, now: datetime) -> Sets:
     return SourceReader(run, base, now, instruction_reader(run, base, now)).sets()
 
 
-def instruction_reader(run: RunConfig, base: Base, now: datetime) -> Callable[[str, int, int], Part]:
+def instruction_reader(run: RunConfig, base: Base, now: datetime) -> Callable[[str, int, int], SourcePart]:
     """A function that reads one source of conversations: see `SourceReader`."""
 
     def tokenized(part: Sequence[Example]) -> TokenizedSet:
         return tokenized_on_node(lambda: build_dataset(part, base.tokenizer, run.data.max_seq_length, now))
 
-    def read(name: str, count: int, most: int) -> Part:
+    def read(name: str, count: int, most: int) -> SourcePart:
         examples = load_examples(name)[: most or None]
         if not count:
-            return Part(tokenized(examples), None, examples)
+            return SourcePart(tokenized(examples), None, examples)
         train, held_out = split_held_out(examples, count, run.optim.seed)
-        return Part(tokenized(train), tokenized(held_out), held_out)
+        return SourcePart(tokenized(train), tokenized(held_out), held_out)
 
     return read
 

@@ -34,7 +34,7 @@ class Sets(NamedTuple):
     task_evaluator: TaskEvaluator | None
 
 
-class Part(NamedTuple):
+class SourcePart(NamedTuple):
     """What is read of one source: rows to train on, rows held out if any, and the examples behind these."""
 
     train: Rows
@@ -46,7 +46,7 @@ class SourceReader:
     """Reads the sources that options name. All its methods are collective."""
 
     def __init__(
-        self, run: RunConfig, base: Base, now: datetime, read_instructions: Callable[[str, int, int], Part]
+        self, run: RunConfig, base: Base, now: datetime, read_instructions: Callable[[str, int, int], SourcePart]
     ) -> None:
         """Prepare to read.
 
@@ -80,7 +80,7 @@ class SourceReader:
         sources = parse_sources(path, flag)
         return joined([self.part(source.name, flag).train for source in sources], sources)
 
-    def part(self, name: str, flag: str, held_out: int = 0, most: int = 0) -> Part:
+    def part(self, name: str, flag: str, held_out: int = 0, most: int = 0) -> SourcePart:
         """Read one source.
 
         Args:
@@ -95,7 +95,7 @@ class SourceReader:
         if most and most < len(blocks):
             blocks = split_rows(blocks, most, self.run.optim.seed, name)[1]
         train, aside = split_rows(blocks, held_out, self.run.optim.seed, name)
-        return Part(train, aside if held_out else None, [])
+        return SourcePart(train, aside if held_out else None, [])
 
     def _blocks(self, name: str, flag: str) -> TokenBlocks:
         """Plain text, tokenized by the first rank of every node into a file that all its ranks map into memory."""
