@@ -16,6 +16,7 @@ import numpy as np
 from apt_ds.config.errors import UserError
 from apt_ds.data import templates
 from apt_ds.data.conversations import Example
+from apt_ds.data.segments import SegmentTokenizer
 from apt_ds.data.tokenized import IGNORED, Row, TokenizedSet
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def build_dataset(
 
     now: the time that a chat template writes; None takes this host's clock for each example.
     """
-    encoded = [encode(example, tokenizer, max_length, now) for example in examples]
+    encoded = encode_many(examples, tokenizer, max_length, now)
     # a label in first place has no token before it to be predicted from
     rows = tuple(row for row in encoded if any(label != IGNORED for label in row["labels"][1:]))
     if not rows:
@@ -65,17 +66,43 @@ def split_held_out(examples: Sequence[Example], n: int, seed: int) -> tuple[list
 
 
 def encode(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int, now: datetime | None = None) -> Row:
-    """Token ids and labels of one example, both of the same length, at most `max_length`.
+    """Token ids and labels of one example, see `encode_many`."""
+    return encode_many([example], tokenizer, max_length, now)[0]
+
+
+def encode_many(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int, now: datetime | None = None
+) -> list[Row]:
+    """Token ids and labels of examples, both of the same length, at most `max_length`.
 
     Cut from the right; when the answer lies wholly beyond the cut every label is -100. Answers of
     `Example.untrained` have labels of -100 too.
     """
-    segments = [
-        (text, answer is not None and answer not in example.untrained)
-        for text, answer in _segments(example, tokenizer, now)
-    ]
-    ids, labels = _tokenize(segments, tokenizer, _leading_ids(tokenizer))
-    return {"input_ids": ids[:max_length], "labels": labels[:max_length]}
+    return InstructionEncoder(tokenizer, max_length, now)(examples)
+
+
+class InstructionEncoder:
+    """Makes rows of examples. Keep it for many calls: it remembers what the tokenizer makes of common texts.
+
+    now: the time that a chat template writes; None takes this host's clock for each example.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, now: datetime | None = None) -> None:
+        self.tokenizer, self.max_length, self.now = tokenizer, max_length, now
+        self.tokenize = SegmentTokenizer(tokenizer, _leading_ids(tokenizer))
+
+    def __call__(self, examples: Sequence[Example]) -> list[Row]:
+        """The rows of some examples."""
+        pieces = []
+        for example in examples:
+            segments = _segments(example, self.tokenizer, self.now)
+            pieces.append(
+                [(text, answer is not None and answer not in example.untrained) for text, answer in segments]
+            )
+        return [
+            {"input_ids": ids[: self.max_length], "labels": labels[: self.max_length]}
+            for ids, labels in self.tokenize(pieces)
+        ]
 
 
 def render_prompt(example: Example | str, tokenizer: PreTrainedTokenizerBase, now: datetime | None = None) -> str:
@@ -99,7 +126,7 @@ def prompt_ids(example: Example | str, tokenizer: PreTrainedTokenizerBase, now: 
         while segments[-1][1] is not None:
             segments.pop()
         pieces = [(text, False) for text, _ in segments]
-    return _tokenize(pieces, tokenizer, _leading_ids(tokenizer))[0]
+    return SegmentTokenizer(tokenizer, _leading_ids(tokenizer))([pieces])[0][0]
 
 
 def resolve_pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -180,27 +207,3 @@ def _chat_segments(
     if not templates.ends_turn(example.messages[-1], whole[:done], tokenizer):
         segments.append((eos, last))  # a template without an end of turn would never learn to stop
     return segments
-
-
-def _tokenize(
-    segments: Sequence[tuple[str, bool]], tokenizer: PreTrainedTokenizerBase, lead: list[int]
-) -> tuple[list[int], list[int]]:
-    """Ids and labels of texts, each tokenized in the context of the text before it, and trained or not.
-
-    Where tokenizing on would merge across a border, the ids before it stay and the text starts afresh.
-    """
-
-    def plain(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    ids, labels = list(lead), [IGNORED] * len(lead)
-    fixed, text = list(lead), ""
-    for piece, trained in segments:
-        longer = fixed + plain(text + piece)
-        if longer[: len(ids)] != ids:
-            fixed, text = ids, ""
-            longer = fixed + plain(piece)
-        text += piece
-        labels += longer[len(ids) :] if trained else [IGNORED] * (len(longer) - len(ids))
-        ids = longer
-    return ids, labels
