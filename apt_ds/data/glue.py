@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from apt_ds.config.errors import UserError
-from apt_ds.data.readers import Located, find_file, leave_out, read_file, read_hub, text_of, value_of
+from apt_ds.data.readers import Located, Source, find_source, leave_out, text_of, value_of
 from apt_ds.data.tokenized import Row, TokenizedSet
 from apt_ds.data.tokenizer_checks import check_room, token_columns
 
@@ -106,25 +106,35 @@ def read(task: str, path: str, split: str) -> list[Pair]:
     Raises:
         UserError: an unknown task, no such data, or a record that does not fit; names file and line.
     """
+    source = find(task, path, split)
+    return list(read_pairs(task, source.records(), source.name))
+
+
+def find(task: str, path: str, split: str) -> Source:
+    """Where the records of a split are, see `read`."""
     assert split in ("train", "validation")
     if task not in GLUE:
         raise UserError(f"unknown task {task!r} of GLUE; give one of {', '.join(GLUE)}")
     glue = GLUE[task]
     place = HUB_NAME if path == "glue" else path
-    file = find_file(place, glue.stems(split))
-    if file is not None:
-        place = str(file)
-        records = read_file(file, headerless=glue.headerless)
-    else:
-        hub_split = "train" if split == "train" else glue.validation
-        records = read_hub(place, hub_split, task if place == HUB_NAME else "")
-    found = [_pair(task, record) for record in records]
-    pairs = [pair for pair in found if pair.first.strip() or pair.second.strip()]
-    blank = [pair.where for pair in found if not pair.first.strip() and not pair.second.strip()]
-    leave_out(blank, len(found), "there is no text", place)
-    if not pairs:
-        raise UserError(f"{place} holds no records; it needs at least one")
-    return pairs
+    hub = ("", "train" if split == "train" else glue.validation, task if place == HUB_NAME else "")
+    return find_source(place, glue.stems(split), hub=hub, headerless=glue.headerless)
+
+
+def read_pairs(task: str, records: Iterable[Located], name: str) -> Iterator[Pair]:
+    """The pairs of records, one at a time. After the last one it warns of what is left out."""
+    blank: list[str] = []
+    count = 0
+    for record in records:
+        pair = _pair(task, record)
+        count += 1
+        if pair.first.strip() or pair.second.strip():
+            yield pair
+        else:
+            blank.append(pair.where)
+    leave_out(blank, count, "there is no text", name)
+    if len(blank) == count:
+        raise UserError(f"{name} holds no records; it needs at least one")
 
 
 def _pair(task: str, located: Located) -> Pair:

@@ -26,12 +26,12 @@ _SAMPLE = 8  # texts of which the splitting tokens are looked for
 class _Tail(NamedTuple):
     """The text from the last splitting token before a border to the border.
 
-    token: that token, '' where there is none. count: how many times it occurs before the tail.
+    token: that token, '' where there is none. earlier: how many times it occurs before the tail.
     """
 
     text: str
     token: str
-    count: int
+    earlier: int
 
 
 class SegmentTokenizer:
@@ -100,7 +100,7 @@ class SegmentTokenizer:
                     # an id may come from another text too, such as that of the unknown token
                     if len(places[tail.token]) != text.count(tail.token):
                         return None
-                start = places[tail.token][tail.count]
+                start = places[tail.token][tail.earlier]
             before = self._tails[tail.text]
             end = start + len(before)
             if ids[start:end] != before or (borders and end < borders[-1]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from apt_ds.config.errors import UserError
 from apt_ds.data import glue
 from apt_ds.data.glue import GLUE
-from apt_ds.data.readers import Located, find_file, leave_out, read_file, read_hub, text_of
+from apt_ds.data.readers import Located, Source, find_source, leave_out, text_of
 from apt_ds.data.tokenized import TokenizedSet
 
 SUMMARIES = "cnndm"
@@ -45,21 +45,38 @@ def read(task: str, path: str, split: str) -> list[Exchange]:
     Raises:
         UserError: an unknown task, no such data, or a record that does not fit; names file and line.
     """
+    source = find(task, path, split)
+    return list(read_exchanges(task, source.records(), source.name))
+
+
+def find(task: str, path: str, split: str) -> Source:
+    """Where the records of a split are, see `read`."""
     if task not in tasks():
         raise UserError(f"unknown task {task!r}; give one of {', '.join(tasks())}")
     if task.startswith(T5):
-        name = task.removeprefix(T5)
-        return [prompt(name, pair) for pair in glue.read(name, path, split)]
-    file = find_file(path, STEMS[split])
-    name, config = (str(file), "") if file else HUB.get(path, (path, ""))
-    found = [
-        _exchange(record, PREFIXES[task]) for record in (read_file(file) if file else read_hub(name, split, config))
-    ]
-    blank = [one.where for one in found if not _whole(one, PREFIXES[task])]
-    leave_out(blank, len(found), "the source or the target is empty", name)
-    if len(blank) == len(found):
+        return glue.find(task.removeprefix(T5), path, split)
+    name, config = HUB.get(path, (path, ""))
+    return find_source(path, STEMS[split], hub=(name, split, config))
+
+
+def read_exchanges(task: str, records: Iterable[Located], name: str) -> Iterator[Exchange]:
+    """The exchanges of records, one at a time. After the last one it warns of what is left out."""
+    if task.startswith(T5):
+        task = task.removeprefix(T5)
+        yield from (prompt(task, pair) for pair in glue.read_pairs(task, records, name))
+        return
+    blank: list[str] = []
+    count = 0
+    for record in records:
+        one = _exchange(record, PREFIXES[task])
+        count += 1
+        if _whole(one, PREFIXES[task]):
+            yield one
+        else:
+            blank.append(one.where)
+    leave_out(blank, count, "the source or the target is empty", name)
+    if len(blank) == count:
         raise UserError(f"{name} holds no records; it needs at least one")
-    return [one for one in found if _whole(one, PREFIXES[task])]
 
 
 def _exchange(located: Located, prefix: str) -> Exchange:

@@ -55,14 +55,14 @@ def test_a_broken_file_is_an_error(tmp_path: Path, name: str, text: str, problem
 
 def test_a_file_is_found_in_its_folder(tmp_path: Path) -> None:
     path = written(tmp_path, "train.jsonl", "{}")
-    assert readers.find_file(str(path), ["train"]) == path
-    assert readers.find_file(str(tmp_path), ["train"]) == path
-    assert readers.find_file("some/dataset", ["train"]) is None
+    assert readers.find_files(str(path), ["train"]) == [path]
+    assert readers.find_files(str(tmp_path), ["train"]) == [path]
+    assert readers.find_files("some/dataset", ["train"]) is None
     written(tmp_path, "train.json", "[]")
     with pytest.raises(UserError, match="both"):
-        readers.find_file(str(tmp_path), ["train"])
+        readers.find_files(str(tmp_path), ["train"])
     with pytest.raises(UserError, match="no such data file"):
-        readers.find_file(str(tmp_path / "absent.json"), ["train"])
+        readers.find_files(str(tmp_path / "absent.json"), ["train"])
 
 
 def test_few_broken_records_are_a_warning(caplog: pytest.LogCaptureFixture) -> None:
