@@ -177,7 +177,7 @@ def micro_batches(run: RunConfig, data: Data, world: int, kind: str) -> Shape:
     batches = [indices[i : i + size] for indices in drawn for i in range(0, len(indices), size)]
     if not run.data.packing:
         return bound(data.train, [one_per_row(batch) for batch in batches], kind)
-    lengths = [len(row["input_ids"]) for row in data.train.rows]
+    lengths = data.train.lengths.tolist()
     packed = []
     for batch in batches:
         groups = sharing([lengths[i] for i in batch], run.data.max_seq_length, run.model.one_row)
@@ -198,11 +198,11 @@ def bound(rows: TokenizedSet, batches: list[list[list[int]]], kind: str) -> Shap
         batches: for each batch the examples of each of its rows, by number.
         kind: task type.
     """
-    lengths = [len(row["input_ids"]) for row in rows.rows]
+    lengths = rows.lengths.tolist()
     # a task with one answer per row trains no tokens
     task_loss, counts_tokens = TASK_LOSSES[kind], kind in (LANGUAGE_MODEL, GENERATION)
-    trained = [task_loss.loss_denominator(row) if counts_tokens else 0 for row in rows.rows]
-    written = [len(row["labels"]) if kind == GENERATION else 0 for row in rows.rows]
+    trained = [task_loss.loss_denominator(row) if counts_tokens else 0 for row in rows]
+    written = [len(row["labels"]) if kind == GENERATION else 0 for row in rows]
     most = Shape(0, 0, 0, 0)
     for batch in batches:
         examples = [i for group in batch for i in group]

@@ -85,6 +85,13 @@ class DataOptions:
     perplexity_path: str = option("", "a text file to measure perplexity on, before and after")
     perplexity_length: int = option(1024, "tokens per block of that file", Range(2))
     perplexity_blocks: int = option(0, "blocks to use, spread over the file; 0: all", NOT_NEGATIVE)
+    data_cache_dir: str = option(
+        "", "folder for large tokenized data sets; empty: below HF_DATASETS_CACHE, or ~/.cache/apt_ds/data"
+    )
+    overwrite_cache: bool = option(False, "tokenize again instead of reading the cache")
+    preprocessing_num_workers: int = option(
+        0, "processes of a node that tokenize; 0: its number of processors, fewer for small data sets", NOT_NEGATIVE
+    )
 
 
 @dataclass(frozen=True)

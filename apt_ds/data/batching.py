@@ -88,8 +88,8 @@ def _targets(rows: Sequence[Row]) -> Tensor:
 
 
 @lru_cache(maxsize=4)
-def _permutation(n: int, seed: int, epoch: int) -> tuple[int, ...]:
-    return tuple(np.random.default_rng([seed, epoch]).permutation(n).tolist())
+def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(n)
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class GlobalOrder:
         """The `global_batch` sample indices of optimizer step `step`, counted from 0."""
         first = step * self.global_batch
         places = (divmod(place, self.n) for place in range(first, first + self.global_batch))
-        return [_permutation(self.n, self.seed, epoch)[offset] for epoch, offset in places]
+        return [int(_permutation(self.n, self.seed, epoch)[offset]) for epoch, offset in places]
 
     def micro(self, step: int, micro: int, rank: int, world: int, per_device: int) -> list[int]:
         """The `per_device` indices that rank `rank` of `world` takes in micro-batch `micro` of the step."""

@@ -9,14 +9,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
+import numpy as np
 import torch
 
 from apt_ds.config.run_config import RunConfig
 from apt_ds.config.tasks import ANSWERS, CLASSIFICATION, GENERATION, LANGUAGE_MODEL, TEXTS
 from apt_ds.data import glue, seq2seq, squad
 from apt_ds.data.batching import GlobalOrder
-from apt_ds.data.conversations import Example, load_examples
-from apt_ds.data.instructions import build_dataset, split_held_out
+from apt_ds.data.cache import CacheSettings
+from apt_ds.data.conversations import Example, example_source
+from apt_ds.data.instructions import every_answer_cut, held_out_numbers, instruction_recipe, split_held_out
+from apt_ds.data.prepared import Prepared, Recipe, prepare
+from apt_ds.data.readers import Source
 from apt_ds.data.text import read_plain
 from apt_ds.data.tokenized import TokenizedSet
 from apt_ds.eval.corpus_perplexity import token_blocks
@@ -113,6 +117,29 @@ class Sets(NamedTuple):
     task_evaluator: TaskEvaluator | None
 
 
+def prepared_on_node(run: RunConfig, find: Callable[[], Source], recipe: Recipe[E]) -> Prepared[E]:
+    """Read and tokenize on the first rank of every node. Its other ranks open the result. Collective.
+
+    Args:
+        run: the options.
+        find: finds the source of the records.
+        recipe: how they become rows.
+    """
+    settings = CacheSettings(run.data.data_cache_dir, run.data.overwrite_cache, run.data.preprocessing_num_workers)
+    own: list[Prepared[E]] = []
+
+    def make() -> bytes:
+        own.append(prepare(find(), recipe, settings))
+        return own[0].to_bytes(recipe) if collectives.world_size() > 1 else b""
+
+    content = collectives.from_node(make)
+    data = own[0] if own else Prepared.from_bytes(content, recipe)
+    if any(collectives.gather_objects(data.temporary)):
+        # all ranks have opened its files by now
+        data.remove_temporary()
+    return data
+
+
 def tokenized_on_node(tokenize: Callable[[], TokenizedSet]) -> TokenizedSet:
     """Tokenize on the first rank of every node. Its other ranks read the result. Collective."""
     return TokenizedSet.from_bytes(collectives.from_node(lambda: tokenize().to_bytes()))
@@ -136,16 +163,33 @@ def train_and_held_out(run: RunConfig, read: Callable[[str, str], list[E]]) -> t
 
 def read_instructions(run: RunConfig, base: Base, now: datetime) -> Sets:
     """Conversations. Loss and perplexity evaluate them."""
-    train: Sequence[Example] = load_examples(run.data.data_path)
+    recipe = instruction_recipe(base.tokenizer, run.data.max_seq_length, now)
+    data = prepared_on_node(run, lambda: example_source(run.data.data_path), recipe)
     if run.data.eval_data_path:
-        held_out = load_examples(run.data.eval_data_path)[: run.data.eval_size or None]
+        evaluated = prepared_on_node(run, lambda: example_source(run.data.eval_data_path), recipe)
+        held_out = np.arange(len(evaluated.examples))[: run.data.eval_size or None]
+        train = np.arange(len(data.examples))
     else:
-        train, held_out = split_held_out(train, run.data.eval_size or HELD_OUT, run.optim.seed)
+        evaluated = data
+        train, held_out = held_out_numbers(len(data.examples), run.data.eval_size or HELD_OUT, run.optim.seed)
 
-    def tokenized(part: Sequence[Example]) -> TokenizedSet:
-        return tokenized_on_node(lambda: build_dataset(part, base.tokenizer, run.data.max_seq_length, now))
+    def tokenized(source: Prepared[Example], numbers: np.ndarray) -> TokenizedSet:
+        made = tokenized_part(source, numbers)
+        if not len(made):
+            part = [source.examples[i] for i in numbers]
+            raise every_answer_cut(part, base.tokenizer, run.data.max_seq_length, now)
+        return made
 
-    return Sets(tokenized(train), tokenized(held_out), held_out, None)
+    held_out_examples = [evaluated.examples[i] for i in held_out]
+    return Sets(tokenized(data, train), tokenized(evaluated, held_out), held_out_examples, None)
+
+
+def tokenized_part(source: Prepared[Any], numbers: np.ndarray) -> TokenizedSet:
+    """The rows of some examples, whose fingerprint the first rank of every node computes. Collective."""
+    if source.folder is None:
+        return source.tokenized(numbers)
+    fingerprint = collectives.from_node(lambda: source.tokenized(numbers).fingerprint.encode()).decode()
+    return source.tokenized(numbers, fingerprint)
 
 
 def read_classes(run: RunConfig, base: Base, _: datetime) -> Sets:
