@@ -131,19 +131,19 @@ def disagree(odd: int) -> None:
 
 
 def tokenized_once(folder: str) -> list[int]:
-    """How many sets each rank has tokenized, with two ranks on the first node and one on the second."""
+    """How many files each rank has read and tokenized, with two ranks on the first node and one on the second."""
     os.environ["LOCAL_RANK"] = str(collectives.rank() % 2)
     run = run_config(folder, 3, False, [])
     zero.init_distributed()
     calls = 0
-    original = datasets.build_dataset
+    original = datasets.prepare
 
     def counted(*arguments: Any) -> Any:
         nonlocal calls
         calls += 1
         return original(*arguments)
 
-    datasets.build_dataset = counted
+    datasets.prepare = counted
     data = datasets.read_data(run, loading.find_base(run.model.model_name_or_path))
     collectives.agree("the data", data.train.fingerprint)
     assert datasets.TokenizedSet.from_bytes(data.train.to_bytes()) == data.train
