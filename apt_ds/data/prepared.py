@@ -78,7 +78,9 @@ class Examples(Sequence[E]):
     def __getitem__(self, index: int | slice) -> E | list[E]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        content, place = self.file[index]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        content, place = self.file[index % len(self)]
         return self.load(json.loads(content), self.name + place)
 
 
