@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from apt_ds.config.errors import UserError
+from apt_ds.data.prepared import Recipe
 from apt_ds.data.readers import Located, Source, find_source, leave_out, text_of, value_of
 from apt_ds.data.tokenized import Row, TokenizedSet
 from apt_ds.data.tokenizer_checks import check_room, token_columns
+from apt_ds.data.tokenizer_identity import tokenizer_identity
 
 HUB_NAME = "nyu-mll/glue"
 HIGHEST_SCORE = 5.0  # of STS-B
@@ -171,14 +174,38 @@ def encode(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, max_length
     Raises:
         UserError: `max_length` leaves no room.
     """
-    twofold = any(pair.second for pair in pairs)
-    check_room(tokenizer, twofold, max_length)
-    texts = [[pair.first for pair in pairs]]
-    if twofold:
-        texts.append([pair.second for pair in pairs])
-    found = tokenizer(*texts, truncation=True, max_length=max_length, verbose=False)
-    columns = token_columns(tokenizer)
-    rows: list[Row] = [
-        {name: found[name][i] for name in columns} | {"targets": [pair.label]} for i, pair in enumerate(pairs)
-    ]
-    return TokenizedSet.of(rows)
+    return TokenizedSet.of(PairEncoder(tokenizer, max_length, any(pair.second for pair in pairs))(pairs))
+
+
+class PairEncoder:
+    """Makes the rows of `encode`. twofold: whether the texts are pairs."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, twofold: bool) -> None:
+        check_room(tokenizer, twofold, max_length)
+        self.tokenizer, self.max_length, self.twofold = tokenizer, max_length, twofold
+
+    def __call__(self, pairs: Sequence[Pair]) -> list[Row]:
+        """The rows of some pairs."""
+        texts = [[pair.first for pair in pairs]]
+        if self.twofold:
+            texts.append([pair.second for pair in pairs])
+        found = self.tokenizer(*texts, truncation=True, max_length=self.max_length, verbose=False)
+        columns = token_columns(self.tokenizer)
+        return [{name: found[name][i] for name in columns} | {"targets": [pair.label]} for i, pair in enumerate(pairs)]
+
+
+def recipe(task: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Recipe[Pair]:
+    """How the records of a task become rows, see `encode`."""
+    identity = tokenizer_identity(tokenizer)
+    return Recipe(
+        partial(read_pairs, task),
+        PairEncoder(tokenizer, max_length, len(GLUE[task].texts) == 2),
+        lambda pair: (pair[:3], pair.where),
+        _load_pair,
+        {"task": task, "tokenizer": identity, "max_length": max_length},
+    )
+
+
+def _load_pair(parts: list[Any], where: str) -> Pair:
+    first, second, label = parts
+    return Pair(first, second, label, where)

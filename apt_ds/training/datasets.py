@@ -7,20 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from apt_ds.config.run_config import RunConfig
 from apt_ds.config.tasks import ANSWERS, CLASSIFICATION, GENERATION, LANGUAGE_MODEL, TEXTS
 from apt_ds.data import glue, seq2seq, squad
 from apt_ds.data.batching import GlobalOrder
-from apt_ds.data.cache import CacheSettings
 from apt_ds.data.conversations import Example, example_source
-from apt_ds.data.instructions import every_answer_cut, held_out_numbers, instruction_recipe, split_held_out
-from apt_ds.data.prepared import Prepared, Recipe, prepare
-from apt_ds.data.readers import Source
+from apt_ds.data.instructions import every_answer_cut, instruction_recipe
 from apt_ds.data.text import read_plain
 from apt_ds.data.tokenized import TokenizedSet
 from apt_ds.eval.corpus_perplexity import token_blocks
@@ -28,11 +24,10 @@ from apt_ds.eval.task_evaluators import ClassEvaluator, SpanEvaluator, TaskEvalu
 from apt_ds.models.architectures import architecture_of
 from apt_ds.models.loading import Base
 from apt_ds.runtime import collectives
+from apt_ds.training.prepared_data import Part, prepared_on_node, split, train_and_held_out, whole
 from apt_ds.training.summary_schema import DataSizes
 
-HELD_OUT = 100  # training examples to hold out if the options name no evaluation data
 HELD_ARTICLES = 0.2  # fraction of the questions to hold out, by whole articles
-E = TypeVar("E")
 
 
 @dataclass
@@ -117,48 +112,9 @@ class Sets(NamedTuple):
     task_evaluator: TaskEvaluator | None
 
 
-def prepared_on_node(run: RunConfig, find: Callable[[], Source], recipe: Recipe[E]) -> Prepared[E]:
-    """Read and tokenize on the first rank of every node. Its other ranks open the result. Collective.
-
-    Args:
-        run: the options.
-        find: finds the source of the records.
-        recipe: how they become rows.
-    """
-    settings = CacheSettings(run.data.data_cache_dir, run.data.overwrite_cache, run.data.preprocessing_num_workers)
-    own: list[Prepared[E]] = []
-
-    def make() -> bytes:
-        own.append(prepare(find(), recipe, settings))
-        return own[0].to_bytes(recipe) if collectives.world_size() > 1 else b""
-
-    content = collectives.from_node(make)
-    data = own[0] if own else Prepared.from_bytes(content, recipe)
-    if any(collectives.gather_objects(data.temporary)):
-        # all ranks have opened its files by now
-        data.remove_temporary()
-    return data
-
-
 def tokenized_on_node(tokenize: Callable[[], TokenizedSet]) -> TokenizedSet:
     """Tokenize on the first rank of every node. Its other ranks read the result. Collective."""
     return TokenizedSet.from_bytes(collectives.from_node(lambda: tokenize().to_bytes()))
-
-
-def train_and_held_out(run: RunConfig, read: Callable[[str, str], list[E]]) -> tuple[list[E], list[E]]:
-    """Training and held-out examples, of two splits or of the only file.
-
-    Args:
-        run: the options.
-        read: (path, split) -> examples.
-    """
-    if not run.data.eval_data_path and Path(run.data.data_path).is_file():
-        examples = read(run.data.data_path, "train")
-        # it splits examples of any type, whatever its annotation says
-        split: Callable[[list[E], int, int], tuple[list[E], list[E]]] = cast(Any, split_held_out)
-        return split(examples, run.data.eval_size or HELD_OUT, run.optim.seed)
-    held_out = read(run.data.eval_data_path or run.data.data_path, "validation")
-    return read(run.data.data_path, "train"), held_out[: run.data.eval_size or None]
 
 
 def read_instructions(run: RunConfig, base: Base, now: datetime) -> Sets:
@@ -167,40 +123,25 @@ def read_instructions(run: RunConfig, base: Base, now: datetime) -> Sets:
     data = prepared_on_node(run, lambda: example_source(run.data.data_path), recipe)
     if run.data.eval_data_path:
         evaluated = prepared_on_node(run, lambda: example_source(run.data.eval_data_path), recipe)
-        held_out = np.arange(len(evaluated.examples))[: run.data.eval_size or None]
-        train = np.arange(len(data.examples))
+        train, held_out = whole(data), whole(evaluated, run.data.eval_size)
     else:
-        evaluated = data
-        train, held_out = held_out_numbers(len(data.examples), run.data.eval_size or HELD_OUT, run.optim.seed)
+        train, held_out = split(run, data)
 
-    def tokenized(source: Prepared[Example], numbers: np.ndarray) -> TokenizedSet:
-        made = tokenized_part(source, numbers)
+    def tokenized(part: Part[Example]) -> TokenizedSet:
+        made = part.tokenized()
         if not len(made):
-            part = [source.examples[i] for i in numbers]
-            raise every_answer_cut(part, base.tokenizer, run.data.max_seq_length, now)
+            raise every_answer_cut(part.examples(), base.tokenizer, run.data.max_seq_length, now)
         return made
 
-    held_out_examples = [evaluated.examples[i] for i in held_out]
-    return Sets(tokenized(data, train), tokenized(evaluated, held_out), held_out_examples, None)
-
-
-def tokenized_part(source: Prepared[Any], numbers: np.ndarray) -> TokenizedSet:
-    """The rows of some examples, whose fingerprint the first rank of every node computes. Collective."""
-    if source.folder is None:
-        return source.tokenized(numbers)
-    fingerprint = collectives.from_node(lambda: source.tokenized(numbers).fingerprint.encode()).decode()
-    return source.tokenized(numbers, fingerprint)
+    return Sets(tokenized(train), tokenized(held_out), held_out.examples(), None)
 
 
 def read_classes(run: RunConfig, base: Base, _: datetime) -> Sets:
     """GLUE for an encoder."""
-    train, held_out = train_and_held_out(run, lambda path, split: glue.read(run.data.task, path, split))
-
-    def tokenized(part: Sequence[glue.Pair]) -> TokenizedSet:
-        return tokenized_on_node(lambda: glue.encode(part, base.tokenizer, run.data.max_seq_length))
-
-    train_set, held_out_set = tokenized(train), tokenized(held_out)
-    return Sets(train_set, held_out_set, held_out, ClassEvaluator(run.data.task, held_out_set))
+    recipe = glue.recipe(run.data.task, base.tokenizer, run.data.max_seq_length)
+    train, held_out = train_and_held_out(run, lambda path, part: glue.find(run.data.task, path, part), recipe)
+    train_set, held_out_set = train.tokenized(), held_out.tokenized()
+    return Sets(train_set, held_out_set, held_out.examples(), ClassEvaluator(run.data.task, held_out_set))
 
 
 def read_spans(run: RunConfig, base: Base, _: datetime) -> Sets:
@@ -210,7 +151,8 @@ def read_spans(run: RunConfig, base: Base, _: datetime) -> Sets:
         train, held_out = squad.split_by_article(questions, HELD_ARTICLES, run.optim.seed)
         held_out = held_out[: run.data.eval_size or None]
     else:
-        train, held_out = train_and_held_out(run, squad.read)
+        held_out = squad.read(run.data.eval_data_path or run.data.data_path, "validation")[: run.data.eval_size or None]
+        train = squad.read(run.data.data_path, "train")
     lengths = run.data.max_seq_length, run.data.doc_stride
 
     def tokenized(part: Sequence[squad.Question]) -> TokenizedSet:
@@ -224,16 +166,13 @@ def read_spans(run: RunConfig, base: Base, _: datetime) -> Sets:
 def read_texts(run: RunConfig, base: Base, _: datetime) -> Sets:
     """Texts from texts: summaries, or GLUE with its classes as words."""
     name = run.data.task if run.data.task in TEXTS else f"{seq2seq.T5}{run.data.task}"
-    train, held_out = train_and_held_out(run, lambda path, split: seq2seq.read(name, path, split))
     lengths = run.data.max_seq_length, run.data.max_target_length
-
-    def tokenized(part: Sequence[seq2seq.Exchange]) -> TokenizedSet:
-        return tokenized_on_node(lambda: seq2seq.encode(part, base.tokenizer, *lengths))
-
-    train_set, held_out_set = tokenized(train), tokenized(held_out)
-    references = [pair.target for pair in held_out]
+    recipe = seq2seq.recipe(name, base.tokenizer, *lengths)
+    train, held_out = train_and_held_out(run, lambda path, part: seq2seq.find(name, path, part), recipe)
+    train_set, held_out_set, examples = train.tokenized(), held_out.tokenized(), held_out.examples()
+    references = [pair.target for pair in examples]
     evaluator = TextEvaluator(run.data.task, held_out_set, references, base.tokenizer, run.data.max_target_length)
-    return Sets(train_set, held_out_set, held_out, evaluator)
+    return Sets(train_set, held_out_set, examples, evaluator)
 
 
 READERS: dict[str, Callable[[RunConfig, Base, datetime], Sets]] = {

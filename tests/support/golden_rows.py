@@ -132,7 +132,7 @@ def calling(draw: random.Random) -> dict[str, Any]:
 
 
 def bpe(form: str, template: str | None, bos: bool = False) -> PreTrainedTokenizerFast:
-    """A BPE tokenizer trained on the words. form: `bytes` merges across blanks, `split` does not, `blanks` as Llama 2."""
+    """A BPE tokenizer of the words. form: `bytes` merges across blanks, `split` does not, `blanks` is as Llama 2."""
     inner = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=form == "blanks", fuse_unk=form == "blanks"))
     alphabet = sorted({character for word in _WORDS for character in word})
     if form == "blanks":

@@ -22,7 +22,7 @@ from apt_ds.models import adapter, loading
 from apt_ds.pruning.surgery import Plan
 from apt_ds.runtime import collectives, zero
 from apt_ds.runtime.packed import QuantizedParameter
-from apt_ds.training import datasets, preflight, trainer
+from apt_ds.training import datasets, preflight, prepared_data, trainer
 from apt_ds.training import run as training_run
 
 # weights stay sharded between uses only with these; a tiny model would be held whole otherwise
@@ -136,14 +136,14 @@ def tokenized_once(folder: str) -> list[int]:
     run = run_config(folder, 3, False, [])
     zero.init_distributed()
     calls = 0
-    original = datasets.prepare
+    original = prepared_data.prepare
 
     def counted(*arguments: Any) -> Any:
         nonlocal calls
         calls += 1
         return original(*arguments)
 
-    datasets.prepare = counted
+    prepared_data.prepare = counted
     data = datasets.read_data(run, loading.find_base(run.model.model_name_or_path))
     collectives.agree("the data", data.train.fingerprint)
     assert datasets.TokenizedSet.from_bytes(data.train.to_bytes()) == data.train
