@@ -12,7 +12,7 @@ from deepspeed.ops.op_builder import OpBuilder
 from apt_ds.config.errors import UserError
 from apt_ds.models import loading
 from apt_ds.runtime import zero
-from apt_ds.training import preflight
+from apt_ds.training import preflight, prepared_data
 from tests.support import multiprocess, tiny
 from tests.support.launcher import Place, caller, own_world
 from tests.support.paths import ROOT
