@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from apt_ds.config.errors import UserError
-from apt_ds.data.prepared import Recipe
 from apt_ds.data.readers import Located, Source, find_source, leave_out, text_of, value_of
+from apt_ds.data.recipe import Recipe
 from apt_ds.data.tokenized import Row, TokenizedSet
 from apt_ds.data.tokenizer_checks import check_room, token_columns
 from apt_ds.data.tokenizer_identity import tokenizer_identity

@@ -16,7 +16,7 @@ import numpy as np
 from apt_ds.config.errors import UserError
 from apt_ds.data import templates
 from apt_ds.data.conversations import Example, read_examples
-from apt_ds.data.prepared import Recipe
+from apt_ds.data.recipe import Recipe
 from apt_ds.data.segments import SegmentTokenizer
 from apt_ds.data.tokenized import IGNORED, Row, TokenizedSet
 from apt_ds.data.tokenizer_identity import tokenizer_identity, written_times

@@ -6,25 +6,25 @@ their rows with several processes. Later starts open the files.
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from apt_ds.data import cache
 from apt_ds.data.arrow_files import EXAMPLES, ExampleFile, rows_of, write_examples, write_rows
 from apt_ds.data.cache import CacheSettings, DamagedError
-from apt_ds.data.readers import Located, Source
+from apt_ds.data.readers import Source
+from apt_ds.data.recipe import Examples, Recipe, RowMaker, collection_paused
 from apt_ds.data.tokenized import Column, Row, TokenizedSet, columns_of, fingerprint_of
 
 E = TypeVar("E")
@@ -34,54 +34,6 @@ SMALL_BYTES = 2 << 20  # of files that cannot hold more examples than that
 _BATCH = 1000
 
 log = logging.getLogger(__name__)
-
-
-def always(_: Row) -> bool:
-    """Every row is trained."""
-    return True
-
-
-@dataclass(frozen=True)
-class Recipe(Generic[E]):
-    """How the records of a task become rows.
-
-    Attributes:
-        read: the examples of records, one at a time; the second argument is the name of the source.
-        encode: rows of examples, one each. It must survive pickling.
-        dump: an example as JSON can write it, and its place.
-        load: the example of what `dump` gave.
-        options: what else decides the rows, as JSON can write it.
-        is_trained: whether training sees a row.
-    """
-
-    read: Callable[[Iterable[Located], str], Iterator[E]]
-    encode: Callable[[Sequence[E]], list[Row]]
-    dump: Callable[[E], tuple[Any, str]]
-    load: Callable[[Any, str], E]
-    options: Mapping[str, Any]
-    is_trained: Callable[[Row], bool] = always
-
-
-class Examples(Sequence[E]):
-    """The examples of an Arrow file, decoded when asked for."""
-
-    def __init__(self, file: ExampleFile, load: Callable[[Any, str], E], name: str) -> None:
-        self.file, self.load, self.name = file, load, name
-
-    def __len__(self) -> int:
-        return len(self.file)
-
-    @overload
-    def __getitem__(self, index: int) -> E: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[E]: ...
-    def __getitem__(self, index: int | slice) -> E | list[E]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        content, place = self.file[index % len(self)]
-        return self.load(json.loads(content), self.name + place)
 
 
 @dataclass
@@ -179,7 +131,7 @@ def prepare(source: Source, recipe: Recipe[E], settings: CacheSettings) -> Prepa
         else:
             _repeat_notices(folder)
             return found
-    with _notices() as notices:
+    with collected_warnings() as notices:
         examples = recipe.read(source.records(), source.name)
         head = list(islice(examples, SMALL + 1))
         if len(head) <= SMALL:
@@ -241,38 +193,8 @@ def default_processes(rows: int) -> int:
     return max(1, min(len(os.sched_getaffinity(0)), rows // SMALL))
 
 
-@dataclass
-class RowMaker(Generic[E]):
-    """Makes rows of the contents of an example file, in any process."""
-
-    encode: Callable[[Sequence[E]], list[Row]]
-    load: Callable[[Any, str], E]
-    is_trained: Callable[[Row], bool]
-    name: str
-
-    def __call__(self, contents: Sequence[str], places: Sequence[str]) -> tuple[list[Row], list[bool]]:
-        """The rows, and which of them training sees."""
-        with collection_paused():
-            pairs = zip(contents, places, strict=True)
-            examples = [self.load(json.loads(content), self.name + place) for content, place in pairs]
-            rows = self.encode(examples)
-            return rows, [self.is_trained(row) for row in rows]
-
-
 @contextmanager
-def collection_paused() -> Iterator[None]:
-    """Without cyclic garbage collection: rows are no cycles, and looking for cycles takes half of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@contextmanager
-def _notices() -> Iterator[list[str]]:
+def collected_warnings() -> Iterator[list[str]]:
     """Collects the warnings of the readers, which a later start repeats."""
     messages: list[str] = []
 

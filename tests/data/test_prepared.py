@@ -20,7 +20,8 @@ from apt_ds.data import cache, prepared
 from apt_ds.data.cache import CacheSettings
 from apt_ds.data.conversations import Example, example_source
 from apt_ds.data.instructions import build_dataset, instruction_recipe
-from apt_ds.data.prepared import Prepared, Recipe, prepare
+from apt_ds.data.prepared import Prepared, prepare
+from apt_ds.data.recipe import Recipe
 from tests.data.test_templates import DATED
 from tests.support import golden_rows
 
