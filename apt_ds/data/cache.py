@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -164,10 +164,13 @@ def read_meta(folder: Path) -> dict[str, Any]:
 def _checksum(file: Path) -> list[int]:
     """Size and CRC of a file; of a large one, the CRC of blocks that are spread over it."""
     size, found = file.stat().st_size, 0
-    step = max(_BLOCK, size // _CHECKED)
+    last = max(0, size - _BLOCK)
+    places: Sequence[int] = range(0, size, _BLOCK)
+    if len(places) > _CHECKED:
+        places = [last * i // (_CHECKED - 1) for i in range(_CHECKED)]
     with file.open("rb") as content:
-        for place in range(0, size, step):
-            content.seek(min(place, max(0, size - _BLOCK)) if step > _BLOCK else place)
+        for place in places:
+            content.seek(place)
             found = zlib.crc32(content.read(_BLOCK), found)
     return [size, found]
 

@@ -13,7 +13,7 @@ import pytest
 from pyarrow import parquet
 
 from apt_ds.config.errors import UserError
-from apt_ds.data import formats, readers
+from apt_ds.data import formats, json_files, readers
 from apt_ds.data.conversations import load_examples
 
 RECORD = {"instruction": "Add.", "input": "1", "output": "2"}
@@ -40,9 +40,9 @@ LISTS = [
 def test_a_list_is_decoded_block_by_block(
     block: int, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(formats, "_BLOCK", block)
+    monkeypatch.setattr(json_files, "_BLOCK", block)
     path = written(tmp_path / "a.json", text)
-    monkeypatch.setattr(formats, "_whole", lambda *_: pytest.fail("it was read whole"))
+    monkeypatch.setattr(json_files, "_whole", lambda *_: pytest.fail("it was read whole"))
     assert [record for _, record in formats.read_json(path)] == json.loads(text.removeprefix("\ufeff"))
 
 
@@ -63,7 +63,7 @@ BROKEN = {
 def test_a_broken_list_is_named_by_its_line(
     block: int, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(formats, "_BLOCK", block)
+    monkeypatch.setattr(json_files, "_BLOCK", block)
     with pytest.raises(UserError, match=BROKEN[text]) as mistake:
         list(formats.read_json(written(tmp_path / "a.json", text)))
     assert "a.json" in str(mistake.value) and "\n" not in str(mistake.value)
@@ -139,7 +139,7 @@ READ: dict[str, Callable[[str], str]] = {
 
 @pytest.mark.parametrize("name", READ)
 def test_reading_takes_little_memory(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "_BLOCK", 1 << 14)
+    monkeypatch.setattr(json_files, "_BLOCK", 1 << 14)
     path = written(tmp_path / name, READ[name](json.dumps(RECORD)))
     tracemalloc.start()
     try:
