@@ -113,9 +113,7 @@ def test_training_files_may_have_any_names(tmp_path: Path) -> None:
 def test_shards_have_the_same_columns(tmp_path: Path) -> None:
     written(tmp_path, "train-1.csv", "x,y\n1,2\n")
     written(tmp_path, "train-2.csv", "x,z\n1,2\n")
-    with pytest.raises(
-        UserError, match=r"train-2\.csv: columns differ from those of train-1\.csv: it adds z and
-    ):
+    with pytest.raises(UserError, match=r"train-2\.csv: columns differ from those of train-1\.csv: it adds z"):
         list(readers.find_source(str(tmp_path), ["train"]).records())
     written(tmp_path, "train-2.csv", "y,x\n1,2\n")
     records = [record for _, record in readers.find_source(str(tmp_path), ["train"]).records()]

@@ -72,7 +72,7 @@ def write_rows(data_path: str, path: Path, rows: int) -> None:
 def _start(argv: Sequence[str], path: Path, cache: Path) -> dict[str, float]:
     """The figures of one process."""
     command = [sys.executable, "-m", "apt_ds.analysis.bench.data_start", *argv]
-    command += ["--data_path", str(path), "--data_cache_dir", str(cache)]
+    command += ["--data_path", str(path), "--data_cache_dir", str(cache), "--eval_size", "10"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"--data: a start failed: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
