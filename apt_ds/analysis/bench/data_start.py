@@ -84,19 +84,24 @@ def start(argv: Sequence[str]) -> dict[str, float]:
     """Read the data as a run does, up to its first batch.
 
     Returns:
-        rows, seconds to the first batch, and bytes by which memory grows: `resident` and, of those, `private`, which
+        rows, seconds to the first batch, seconds of processor time (`cpu`), and bytes by which memory grows: `resident` and, of those, `private`, which
         no file backs.
     """
     run = resolve(list(argv))
     loading.quiet_transformers()
     base = loading.find_base(run.model.model_name_or_path)
-    before, began = memory(), time.perf_counter()
+    before, used, began = memory(), cpu_seconds(), time.perf_counter()
     data = read_data(run, base, NOW)
     batches = MicroBatches(run, data, resolve_pad_id(base.tokenizer), torch.device("cpu"))
     batches.on_host(0, 0)
     seconds, after = time.perf_counter() - began, memory()
-    figures = {"rows": float(len(data.train) + len(data.held_out)), "seconds": seconds}
+    figures = {"rows": float(len(data.train) + len(data.held_out)), "seconds": seconds, "cpu": cpu_seconds() - used}
     return figures | {name: after[name] - before[name] for name in after}
+
+
+def cpu_seconds() -> float:
+    """Seconds of processor time of this process and of those that it has started and that have ended."""
+    return sum(os.times()[:4])
 
 
 def memory() -> dict[str, float]:
@@ -111,12 +116,12 @@ def render(figures: dict[str, dict[str, float]]) -> str:
     lines = [
         f"{os.cpu_count()} processors, load {load:.1f} at the end",
         "",
-        "| | rows | s to the first batch | rows/s | MB a rank | of those private |",
-        "|---|---|---|---|---|---|",
+        "| | rows | s to the first batch | rows/s | CPU s | MB a rank | of those private |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, found in figures.items():
         shown: list[Any] = [NAMES[name], f"{found['rows']:,.0f}", f"{found['seconds']:.2f}"]
-        shown += [f"{found['rows'] / found['seconds']:,.0f}"]
+        shown += [f"{found['rows'] / found['seconds']:,.0f}", f"{found['cpu']:.2f}"]
         shown += [f"{found[part] / 1e6:,.0f}" for part in ("resident", "private")]
         lines.append(f"| {' | '.join(shown)} |")
     return "\n".join(lines)
