@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
+from pathlib import Path
 
 from apt_ds.config import cli
 from apt_ds.config.errors import UserError
@@ -47,7 +48,12 @@ def read(argv: list[str]) -> tuple[argparse.Namespace, RunConfig]:
         "--intra_node_gbps", type=cli.above_zero, default=400.0, help="GB/s of a device, to others of its node"
     )
     parser.add_argument("--inter_node_gbps", type=cli.above_zero, default=320.0, help="GB/s of a node to others")
+    parser.add_argument(
+        "--data", action="store_true", help="measure reading and tokenizing alone: rows/s, memory, time to a batch"
+    )
+    parser.add_argument("--data_rows", type=cli.at_least(100), default=52_000, help="rows of the data set for --data")
     own, rest = parser.parse_known_args(argv)
+    own.rest = rest
     if own.random_weights:
         rest += ["--model_name_or_path", f"random:{own.random_weights}", "--data_path", "random"]
     elif own.predict:
@@ -58,6 +64,9 @@ def read(argv: list[str]) -> tuple[argparse.Namespace, RunConfig]:
 def main() -> None:
     """Benchmark as the command line says. Raises UserError."""
     own, run = read(sys.argv[1:])
+    if own.data:
+        _measure_data(own)
+        return
     try:
         from apt_ds.analysis.bench.generation import GenerationSettings
         from apt_ds.analysis.benchmark import Settings, benchmark, inputs, predict
@@ -78,6 +87,16 @@ def main() -> None:
     gc.freeze()
     settings = Settings(tuple(own.variants), own.rounds, own.steps, generation, own.peak_tflops or 0.0)
     benchmark(run, settings, own.json)
+
+
+def _measure_data(own: argparse.Namespace) -> None:
+    from apt_ds.analysis.bench import data_start
+    from apt_ds.runtime.files import write_json
+
+    figures = data_start.measure(own.rest, own.data_rows)
+    print(data_start.render(figures), flush=True)
+    if own.json:
+        write_json(Path(own.json), figures)
 
 
 def script() -> None:

@@ -107,6 +107,13 @@ class DataOptions:
     )
     mmlu_path: str = option("", "a folder of MMLU's CSV files to measure accuracy on, before and after")
     mmlu_limit: int = option(0, "questions of each subject of that folder; 0: all", NOT_NEGATIVE)
+    data_cache_dir: str = option(
+        "", "folder for large tokenized data sets; empty: below HF_DATASETS_CACHE, or ~/.cache/apt_ds/data"
+    )
+    overwrite_cache: bool = option(False, "tokenize again instead of reading the cache")
+    preprocessing_num_workers: int = option(
+        0, "processes of a node that tokenize; 0: its number of processors, fewer for small data sets", NOT_NEGATIVE
+    )
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,14 @@ Reading is strict: a broken record stops the run with its line, because a silent
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from apt_ds.config.errors import UserError
-from apt_ds.data.readers import JSON, Located, is_hub_name, kind, leave_out, log, read_file, read_hub, text_of
+from apt_ds.data.readers import Located, Source, find_source, is_hub_name, kind, leave_out, log, text_of
 from apt_ds.data.turns import (
     MEDIA,
     MESSAGES,
@@ -83,7 +83,7 @@ def builtin_path() -> Path:
 
 
 def load_examples(data_path: str | Path, split: str = "train") -> list[Example]:
-    """Reads examples from a .json or .jsonl file, a dataset of the hub, or `builtin:instructions`.
+    """All examples of a file, a folder of shards, a data set of the hub, or `builtin:instructions`.
 
     Records are in Alpaca format (instruction, optional input, output) or chat format (messages with role
     and content, or conversations with from and value). A record may also have a system prompt, earlier pairs of
@@ -91,21 +91,26 @@ def load_examples(data_path: str | Path, split: str = "train") -> list[Example]:
     `split` names the part of a hub dataset; a file is one split.
     UserError names the file and the line or record of whatever cannot be used.
     """
+    source = example_source(data_path, split)
+    return list(read_examples(source.records(), source.name))
+
+
+def example_source(data_path: str | Path, split: str = "train") -> Source:
+    """Where the examples of `data_path` are. Raises UserError where there is nothing of that name."""
     name = str(data_path)
     path = builtin_path() if name == BUILTIN else Path(name)
-    if path.is_dir():
-        raise UserError(f"{name} is a folder; give one .json or .jsonl file in it")
-    if path.is_file():
-        records = read_file(path, JSON)
-    elif is_hub_name(name):
-        records = read_hub(name, split)
-    else:
+    if not path.exists() and not is_hub_name(name):
         raise UserError(f"no such data file: {name}")
-    return _parse(records, name)
+    return find_source(str(path), (split,), hub=(name, split, ""))
 
 
-def _parse(records: Iterable[Located], name: str) -> list[Example]:
-    examples: list[Example] = []
+def read_examples(records: Iterable[Located], name: str) -> Iterator[Example]:
+    """The examples of records, one at a time. After the last one it warns of what is left out or not used.
+
+    Raises:
+        UserError: a record cannot be used, or too many are left out.
+    """
+    count = 0
     blank: list[str] = []
     untrained: list[str] = []
     unused = Unused()
@@ -116,16 +121,16 @@ def _parse(records: Iterable[Located], name: str) -> list[Example]:
         elif empty := example.empty_answer():
             blank.append(empty)
         else:
-            examples.append(example)
-    total = len(blank) + len(untrained) + len(examples)
+            count += 1
+            yield example
+    total = len(blank) + len(untrained) + count
     leave_out(blank, total, "the output is empty", name)
     leave_out(untrained, total, "every answer has weight 0, so that none is trained", name)
-    if not examples:
+    if not count:
         raise UserError(f"{name} holds no records; it needs at least one")
     if unused.first:
         columns = ", ".join(f"'{column}'" for column in unused.first)
         log.warning("%s: not used: %s (first in %s)", name, columns[:300], next(iter(unused.first.values())))
-    return examples
 
 
 def _parse_record(record: Any, where: str, unused: Unused) -> Example:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from apt_ds.config.errors import UserError
-from apt_ds.data.readers import Located, find_file, leave_out, read_file, read_hub, text_of, value_of
+from apt_ds.data.readers import Located, Source, find_source, leave_out, text_of, value_of
+from apt_ds.data.recipe import Recipe
 from apt_ds.data.tokenized import Row, TokenizedSet
 from apt_ds.data.tokenizer_checks import check_room, token_columns
+from apt_ds.data.tokenizer_identity import tokenizer_identity
 
 HUB_NAME = "nyu-mll/glue"
 HIGHEST_SCORE = 5.0  # of STS-B
@@ -106,25 +109,35 @@ def read(task: str, path: str, split: str) -> list[Pair]:
     Raises:
         UserError: an unknown task, no such data, or a record that does not fit; names file and line.
     """
+    source = find(task, path, split)
+    return list(read_pairs(task, source.records(), source.name))
+
+
+def find(task: str, path: str, split: str) -> Source:
+    """Where the records of a split are, see `read`."""
     assert split in ("train", "validation")
     if task not in GLUE:
         raise UserError(f"unknown task {task!r} of GLUE; give one of {', '.join(GLUE)}")
     glue = GLUE[task]
     place = HUB_NAME if path == "glue" else path
-    file = find_file(place, glue.stems(split))
-    if file is not None:
-        place = str(file)
-        records = read_file(file, headerless=glue.headerless)
-    else:
-        hub_split = "train" if split == "train" else glue.validation
-        records = read_hub(place, hub_split, task if place == HUB_NAME else "")
-    found = [_pair(task, record) for record in records]
-    pairs = [pair for pair in found if pair.first.strip() or pair.second.strip()]
-    blank = [pair.where for pair in found if not pair.first.strip() and not pair.second.strip()]
-    leave_out(blank, len(found), "there is no text", place)
-    if not pairs:
-        raise UserError(f"{place} holds no records; it needs at least one")
-    return pairs
+    hub = ("", "train" if split == "train" else glue.validation, task if place == HUB_NAME else "")
+    return find_source(place, glue.stems(split), hub=hub, headerless=glue.headerless)
+
+
+def read_pairs(task: str, records: Iterable[Located], name: str) -> Iterator[Pair]:
+    """The pairs of records, one at a time. After the last one it warns of what is left out."""
+    blank: list[str] = []
+    count = 0
+    for record in records:
+        pair = _pair(task, record)
+        count += 1
+        if pair.first.strip() or pair.second.strip():
+            yield pair
+        else:
+            blank.append(pair.where)
+    leave_out(blank, count, "there is no text", name)
+    if len(blank) == count:
+        raise UserError(f"{name} holds no records; it needs at least one")
 
 
 def _pair(task: str, located: Located) -> Pair:
@@ -161,14 +174,38 @@ def encode(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, max_length
     Raises:
         UserError: `max_length` leaves no room.
     """
-    twofold = any(pair.second for pair in pairs)
-    check_room(tokenizer, twofold, max_length)
-    texts = [[pair.first for pair in pairs]]
-    if twofold:
-        texts.append([pair.second for pair in pairs])
-    found = tokenizer(*texts, truncation=True, max_length=max_length, verbose=False)
-    columns = token_columns(tokenizer)
-    rows: list[Row] = [
-        {name: found[name][i] for name in columns} | {"targets": [pair.label]} for i, pair in enumerate(pairs)
-    ]
-    return TokenizedSet.of(rows)
+    return TokenizedSet.of(PairEncoder(tokenizer, max_length, any(pair.second for pair in pairs))(pairs))
+
+
+class PairEncoder:
+    """Makes the rows of `encode`. twofold: whether the texts are pairs."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, twofold: bool) -> None:
+        check_room(tokenizer, twofold, max_length)
+        self.tokenizer, self.max_length, self.twofold = tokenizer, max_length, twofold
+
+    def __call__(self, pairs: Sequence[Pair]) -> list[Row]:
+        """The rows of some pairs."""
+        texts = [[pair.first for pair in pairs]]
+        if self.twofold:
+            texts.append([pair.second for pair in pairs])
+        found = self.tokenizer(*texts, truncation=True, max_length=self.max_length, verbose=False)
+        columns = token_columns(self.tokenizer)
+        return [{name: found[name][i] for name in columns} | {"targets": [pair.label]} for i, pair in enumerate(pairs)]
+
+
+def recipe(task: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Recipe[Pair]:
+    """How the records of a task become rows, see `encode`."""
+    identity = tokenizer_identity(tokenizer)
+    return Recipe(
+        partial(read_pairs, task),
+        PairEncoder(tokenizer, max_length, len(GLUE[task].texts) == 2),
+        lambda pair: (pair[:3], pair.where),
+        _load_pair,
+        {"task": task, "tokenizer": identity, "max_length": max_length},
+    )
+
+
+def _load_pair(parts: list[Any], where: str) -> Pair:
+    first, second, label = parts
+    return Pair(first, second, label, where)

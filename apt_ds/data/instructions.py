@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from apt_ds.config.errors import UserError
 from apt_ds.data import templates
-from apt_ds.data.conversations import Example
+from apt_ds.data.conversations import Example, read_examples
+from apt_ds.data.recipe import Recipe
+from apt_ds.data.segments import SegmentTokenizer
 from apt_ds.data.tokenized import IGNORED, Row, TokenizedSet
+from apt_ds.data.tokenizer_identity import tokenizer_identity, written_times
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,43 +42,109 @@ def build_dataset(
 
     now: the time that a chat template writes; None takes this host's clock for each example.
     """
-    encoded = [encode(example, tokenizer, max_length, now) for example in examples]
-    # a label in first place has no token before it to be predicted from
-    rows = tuple(row for row in encoded if any(label != IGNORED for label in row["labels"][1:]))
+    encoded = encode_many(examples, tokenizer, max_length, now)
+    rows = tuple(row for row in encoded if is_trained(row))
     if not rows:
-        shortest = min(len(prompt_ids(example, tokenizer, now)) for example in examples)
-        reason = f"the shortest prompt alone takes {shortest} tokens"
-        raise UserError(f"--max_seq_length {max_length} cuts off every answer ({reason}); raise it")
+        raise every_answer_cut(examples, tokenizer, max_length, now)
     return TokenizedSet.of(rows, len(encoded) - len(rows))
+
+
+def is_trained(row: Row) -> bool:
+    """Whether any token of a row is trained."""
+    # a label in first place has no token before it to be predicted from
+    return any(label != IGNORED for label in row["labels"][1:])
+
+
+def every_answer_cut(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int, now: datetime | None = None
+) -> UserError:
+    """The error of a length that leaves nothing of any answer."""
+    shortest = min(len(prompt_ids(example, tokenizer, now)) for example in examples)
+    reason = f"the shortest prompt alone takes {shortest} tokens"
+    return UserError(f"--max_seq_length {max_length} cuts off every answer ({reason}); raise it")
+
+
+def instruction_recipe(
+    tokenizer: PreTrainedTokenizerBase, max_length: int, now: datetime | None = None
+) -> Recipe[Example]:
+    """How conversations become rows: see `encode_many`."""
+    options = {
+        "task": "instructions",
+        "tokenizer": tokenizer_identity(tokenizer),
+        "times": written_times(tokenizer, now),
+        "max_length": max_length,
+    }
+    encoder = InstructionEncoder(tokenizer, max_length, now)
+    return Recipe(read_examples, encoder, dump_example, load_example, options, is_trained)
+
+
+def dump_example(example: Example) -> tuple[Any, str]:
+    """An example as JSON can write it, and its place."""
+    parts = [example.messages, example.instruction, example.input, example.tools, sorted(example.untrained)]
+    return parts, example.where
+
+
+def load_example(parts: Any, where: str) -> Example:
+    """The example of what `dump_example` gave."""
+    messages, instruction, input, tools, untrained = parts
+    return Example(tuple(messages), instruction, input, tuple(tools), frozenset(untrained), where)
 
 
 def split_held_out(examples: Sequence[Example], n: int, seed: int) -> tuple[list[Example], list[Example]]:
     """Sets `n` examples aside: (train, held_out), chosen by `seed`, both in their original order."""
-    if n and len(examples) == 1:
+    train, held_out = held_out_numbers(len(examples), n, seed)
+    return [examples[i] for i in train], [examples[i] for i in held_out]
+
+
+def held_out_numbers(total: int, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of the examples to train on and of the `n` held out, of `total`, see `split_held_out`."""
+    if n and total == 1:
         raise UserError(
             "--eval_size: the data has only one example, so none can be held out; add examples or give --eval_data_path"
         )
-    if not 0 <= n < len(examples):
-        raise UserError(
-            f"--eval_size: cannot hold out {n} of {len(examples)} examples; give at most {len(examples) - 1}"
-        )
-    chosen = set(np.random.default_rng(seed).permutation(len(examples))[:n].tolist())
-    train = [example for i, example in enumerate(examples) if i not in chosen]
-    return train, [examples[i] for i in sorted(chosen)]
+    if not 0 <= n < total:
+        raise UserError(f"--eval_size: cannot hold out {n} of {total} examples; give at most {total - 1}")
+    chosen = np.zeros(total, bool)
+    chosen[np.random.default_rng(seed).permutation(total)[:n]] = True
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 
 def encode(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int, now: datetime | None = None) -> Row:
-    """Token ids and labels of one example, both of the same length, at most `max_length`.
+    """Token ids and labels of one example, see `encode_many`."""
+    return encode_many([example], tokenizer, max_length, now)[0]
+
+
+def encode_many(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int, now: datetime | None = None
+) -> list[Row]:
+    """Token ids and labels of examples, both of the same length, at most `max_length`.
 
     Cut from the right; when the answer lies wholly beyond the cut every label is -100. Answers of
     `Example.untrained` have labels of -100 too.
     """
-    segments = [
-        (text, answer is not None and answer not in example.untrained)
-        for text, answer in _segments(example, tokenizer, now)
-    ]
-    ids, labels = _tokenize(segments, tokenizer, _leading_ids(tokenizer))
-    return {"input_ids": ids[:max_length], "labels": labels[:max_length]}
+    return InstructionEncoder(tokenizer, max_length, now)(examples)
+
+
+class InstructionEncoder:
+    """Makes rows of examples. Keep it for many calls: it remembers what the tokenizer makes of common texts.
+
+    now: the time that a chat template writes; None takes this host's clock for each example.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, now: datetime | None = None) -> None:
+        self.tokenizer, self.max_length, self.now = tokenizer, max_length, now
+        self.tokenize = SegmentTokenizer(tokenizer, _leading_ids(tokenizer))
+
+    def __call__(self, examples: Sequence[Example]) -> list[Row]:
+        """The rows of some examples."""
+        pieces = []
+        for example in examples:
+            segments = _segments(example, self.tokenizer, self.now)
+            pieces.append([(text, answer is not None and answer not in example.untrained) for text, answer in segments])
+        return [
+            {"input_ids": ids[: self.max_length], "labels": labels[: self.max_length]}
+            for ids, labels in self.tokenize(pieces)
+        ]
 
 
 def render_prompt(example: Example | str, tokenizer: PreTrainedTokenizerBase, now: datetime | None = None) -> str:
@@ -99,7 +168,7 @@ def prompt_ids(example: Example | str, tokenizer: PreTrainedTokenizerBase, now: 
         while segments[-1][1] is not None:
             segments.pop()
         pieces = [(text, False) for text, _ in segments]
-    return _tokenize(pieces, tokenizer, _leading_ids(tokenizer))[0]
+    return SegmentTokenizer(tokenizer, _leading_ids(tokenizer))([pieces])[0][0]
 
 
 def resolve_pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -180,27 +249,3 @@ def _chat_segments(
     if not templates.ends_turn(example.messages[-1], whole[:done], tokenizer):
         segments.append((eos, last))  # a template without an end of turn would never learn to stop
     return segments
-
-
-def _tokenize(
-    segments: Sequence[tuple[str, bool]], tokenizer: PreTrainedTokenizerBase, lead: list[int]
-) -> tuple[list[int], list[int]]:
-    """Ids and labels of texts, each tokenized in the context of the text before it, and trained or not.
-
-    Where tokenizing on would merge across a border, the ids before it stay and the text starts afresh.
-    """
-
-    def plain(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    ids, labels = list(lead), [IGNORED] * len(lead)
-    fixed, text = list(lead), ""
-    for piece, trained in segments:
-        longer = fixed + plain(text + piece)
-        if longer[: len(ids)] != ids:
-            fixed, text = ids, ""
-            longer = fixed + plain(piece)
-        text += piece
-        labels += longer[len(ids) :] if trained else [IGNORED] * (len(longer) - len(ids))
-        ids = longer
-    return ids, labels

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from apt_ds.config.errors import UserError
-from apt_ds.data.readers import is_blank
+from apt_ds.data.formats import is_blank
 from apt_ds.data.text import read_text
 
 HUB_NAME = "cais/mmlu"

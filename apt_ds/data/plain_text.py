@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from apt_ds.config.errors import UserError
-from apt_ds.data.readers import Located, is_hub_name, read_file, read_hub, text_of
-from apt_ds.data.source_kind import TEXT, TEXT_ENDING
+from apt_ds.data.readers import find_source, text_of
+from apt_ds.data.source_kind import TEXT, text_files
 from apt_ds.data.text import read_pieces
 from apt_ds.data.tokenized import Row
 
@@ -86,27 +86,19 @@ def documents(name: str, flag: str, split: str = "train") -> Iterator[Document]:
     """The documents of a source, each in pieces.
 
     Args:
-        name: a .txt file, or a file or data set of the hub with a column `text`.
+        name: a .txt file or a folder of them, or a file, a folder of shards or a hub data set with a column `text`.
         flag: the option that named it, for messages.
         split: a split of a data set of the hub.
 
     Raises:
         UserError: the source cannot be read, or a text is not text. The message names file and record.
     """
-    path = Path(name)
-    if path.suffix.lower() == TEXT_ENDING:
-        yield read_pieces(path, flag)
+    if texts := text_files(Path(name)):
+        for path in texts:
+            yield read_pieces(path, flag)
         return
-    for where, record in _records(path, name, split):
+    for where, record in find_source(name, (split,), hub=(name, split, "")).records():
         yield (text_of(record, (TEXT,), where),)
-
-
-def _records(path: Path, name: str, split: str) -> Iterator[Located]:
-    if path.is_file():
-        return read_file(path)
-    if is_hub_name(name):
-        return read_hub(name, split)
-    raise UserError(f"no such data file: {name}")
 
 
 def token_pieces(texts: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> Iterator[np.ndarray]:

@@ -1,43 +1,122 @@
-"""Records of files and hub data sets, each with its place: JSON, JSON lines, TSV, CSV.
+"""Where records come from: a file, the shards in a folder, or a hub data set. Records are read one at a time.
 
-TSV is read as GLUE writes it: a quote is a character like any other.
+Each comes with its place, which error messages name. `formats.py` reads the files.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import logging
+import hashlib
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from apt_ds.config.errors import UserError
-from apt_ds.data.text import may_hold_surrogates, read_text, without_surrogates
+from apt_ds.data.formats import READERS, Located, column_names, read_table
+from apt_ds.data.values import kind, leave_out, log, text_of, value_of
 
-Located = tuple[str, Any]  # place, record
+__all__ = ["ENDINGS", "JSON", "Located", "Source", "kind", "leave_out", "log", "text_of", "value_of"]
 
 JSON = (".json", ".jsonl")
-ENDINGS = (*JSON, ".tsv", ".csv")
-TOLERANCE = 0.01  # well-known sets hold a few broken records; more of them is a broken file
-
-_FILE_ENDINGS = {*ENDINGS, ".txt", ".parquet", ".arrow", ".gz", ".zip"}
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-
-log = logging.getLogger(__name__)
+ENDINGS = tuple(READERS)
+_FILE_ENDINGS = {*ENDINGS, ".txt", ".gz", ".zip"}
+_HUB_NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*(/[\w.-]+)?)(:(?P<config>[\w.+-]+))?(@(?P<revision>[\w./-]+))?")
+_HELD_OUT = ("validation", "valid", "val", "dev", "test", "eval")  # first words of files that are no training data
 
 
-def find_file(name: str, stems: Sequence[str], endings: Sequence[str] = ENDINGS) -> Path | None:
-    """The file `name` is, or the one with one of `stems` in the folder it is; None for the name of a hub data set.
+@dataclass(frozen=True)
+class Source:
+    """The records of one split.
+
+    name: what the user gave, or the file that was found in it. files: the files in order; none for a hub data set.
+    split, config: of a hub data set.
+    """
+
+    name: str
+    files: tuple[Path, ...] = ()
+    split: str = "train"
+    config: str = ""
+    headerless: tuple[str, ...] = ()
+    _loaded: list[Any] = field(default_factory=list, compare=False, repr=False)
+
+    def records(self) -> Iterator[Located]:
+        """All records with their places.
+
+        Raises:
+            UserError: a file or record cannot be read; names file and line, or shard and row.
+        """
+        if not self.files:
+            yield from _numbered(self.name, self.hub())
+            return
+        check_columns(self.files)
+        for file in self.files:
+            yield from read_file(file, headerless=self.headerless)
+
+    def hub(self) -> Any:
+        """The loaded hub data set. Raises UserError."""
+        if not self._loaded:
+            self._loaded.append(load_hub(self.name, self.split, self.config))
+        return self._loaded[0]
+
+    def bytes(self) -> int:
+        """Bytes of the files, or of the hub data set on the disk; 0 if unknown."""
+        if self.files:
+            return sum(file.stat().st_size for file in self.files)
+        return sum(Path(part["filename"]).stat().st_size for part in getattr(self.hub(), "cache_files", []))
+
+    def identity(self) -> str:
+        """A hash of the content and of the names that places have."""
+        hasher = hashlib.sha256()
+        for file in self.files:
+            hasher.update(f"{self.place_of(str(file))}\0{file.stat().st_size}\0".encode())
+            with file.open("rb") as content:
+                while block := content.read(1 << 20):
+                    hasher.update(block)
+        if not self.files:
+            hasher.update(f"hub\0{self.name}\0{getattr(self.hub(), '_fingerprint', '')}".encode())
+        return hasher.hexdigest()
+
+    def place_of(self, where: str) -> str:
+        """The place of a record without what the user gave, so that a moved file keeps its cache."""
+        return where.removeprefix(self.name)
+
+
+def find_source(
+    name: str,
+    stems: Sequence[str],
+    endings: Sequence[str] = ENDINGS,
+    hub: tuple[str, str, str] = ("", "train", ""),
+    headerless: Sequence[str] = (),
+) -> Source:
+    """The records that `name` stands for: a file, a folder, or a hub data set `name:config@revision`.
+
+    Args:
+        name: What the user gave.
+        stems: First words of the files of this split in a folder. The first one is the split.
+        endings: Formats of files that the task reads.
+        hub: name, split and configuration of the hub data set. An empty name: `name` itself.
+        headerless: Columns of a table that has no header.
 
     Raises:
-        UserError: it is neither, or the folder holds no such file or several.
+        UserError: it is none of them, or the folder holds no such file or several.
+    """
+    files = find_files(name, stems, endings)
+    if files is None:
+        return Source(hub[0] or name, (), hub[1], hub[2])
+    alone = str(files[0]) if len(files) == 1 else name
+    return Source(alone, tuple(files), stems[0], "", tuple(headerless))
+
+
+def find_files(name: str, stems: Sequence[str], endings: Sequence[str] = ENDINGS) -> list[Path] | None:
+    """The file `name` is, or those of a split in the folder it is; None for the name of a hub data set.
+
+    In a folder: the file with one of `stems`, or its shards (train-00000-of-00002.parquet, train_1.jsonl). Training
+    data may have any names where no file begins with a stem.
     """
     path = Path(name)
     if path.is_file():
-        return path
+        return [path]
     if not path.is_dir():
         if is_hub_name(name):
             return None
@@ -46,19 +125,45 @@ def find_file(name: str, stems: Sequence[str], endings: Sequence[str] = ENDINGS)
     found = [file for file in found if file.is_file()]
     if len(found) > 1:
         raise UserError(f"{name} holds both {found[0].name} and {found[1].name}; give the path of one of them")
+    return found or _shards(path, stems, endings)
+
+
+def _shards(path: Path, stems: Sequence[str], endings: Sequence[str]) -> list[Path]:
+    folders = [path, path / "data"]  # the hub keeps the files of a data set in a folder of this name
+    files = [file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir()) if file.is_file()]
+    files = [file for file in files if file.suffix.lower() in endings and not file.name.startswith(".")]
+    found = [file for file in files if any(re.match(rf"{re.escape(stem)}[-_.\d]", file.stem) for stem in stems)]
+    if not found and "train" in stems and not any(file.stem in stems for file in files):
+        found = [file for file in files if re.split(r"[-_.\d]", file.stem)[0] not in _HELD_OUT]
     if not found:
         wanted = " nor ".join(f"{stem}.*" for stem in stems)
-        raise UserError(f"{name} holds no {wanted} (endings: {', '.join(endings)})")
-    return found[0]
+        raise UserError(f"{path} holds no {wanted} (endings: {', '.join(endings)})")
+    odd = [file for file in found if file.suffix.lower() != found[0].suffix.lower()]
+    if odd:
+        raise UserError(f"{path} holds both {found[0].name} and {odd[0].name}; keep the shards of one format")
+    return found
+
+
+def check_columns(files: Sequence[Path]) -> None:
+    """Raise UserError where the tables of one data set have different columns."""
+    if len(files) < 2 or (first := column_names(files[0])) is None:
+        return
+    for file in files[1:]:
+        other = column_names(file) or ()
+        if set(other) != set(first):
+            more = ", ".join(sorted(set(other) - set(first)))[:100] or "nothing"
+            less = ", ".join(sorted(set(first) - set(other)))[:100] or "nothing"
+            raise UserError(f"{file}: columns differ from those of {files[0].name}: it adds {more} and lacks {less}")
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a data set of the hub may be called so."""
-    return bool(_HUB_NAME.fullmatch(name)) and Path(name).suffix.lower() not in _FILE_ENDINGS
+    """Whether a data set of the hub may be called so, with a configuration and a revision if given."""
+    found = _HUB_NAME.fullmatch(name)
+    return found is not None and found["name"] != "builtin" and Path(found["name"]).suffix.lower() not in _FILE_ENDINGS
 
 
 def read_file(path: Path, endings: Sequence[str] = ENDINGS, headerless: Sequence[str] = ()) -> Iterator[Located]:
-    """The records of a .json (one list, or an object with it under 'data'), .jsonl, .tsv or .csv file.
+    """The records of a file: .json (one list, or an object with it under 'data'), .jsonl, .tsv, .csv, .parquet, .arrow.
 
     headerless: the columns of a table that has no header line, recognised by a first line with none of these names.
 
@@ -68,91 +173,11 @@ def read_file(path: Path, endings: Sequence[str] = ENDINGS, headerless: Sequence
     ending = path.suffix.lower()
     if ending not in endings:
         raise UserError(f"{path}: unknown file ending '{path.suffix}'; use one of {', '.join(endings)}")
-    text = read_text(path)
-    if not text.strip():
-        raise UserError(f"{path} is empty; it needs at least one record")
-    if ending not in JSON:
-        return _read_table(path, text, headerless)
-    records = _read_list(path, text) if ending == ".json" else _read_lines(path, text)
-    return without_surrogates(records, str(path)) if may_hold_surrogates(text) else records
+    return read_table(path, headerless) if ending in (".tsv", ".csv") else READERS[ending](path)
 
 
-def _loads(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        raise
-    except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
-        raise json.JSONDecodeError(str(error).split(":")[0], text, 0) from error
-
-
-def _read_list(path: Path, text: str) -> Iterator[Located]:
-    try:
-        content = _loads(text)
-    except json.JSONDecodeError as error:
-        hint = "; name it .jsonl if it holds one record per line" if error.msg == "Extra data" else ""
-        where = f"{path}, line {error.lineno}, column {error.colno}"
-        raise UserError(f"{where}: not valid JSON ({error.msg}){hint}") from error
-    records = content.get("data") if isinstance(content, dict) else content
-    if not isinstance(records, list):
-        raise UserError(f"{path} must hold a list of records, or an object with such a list under 'data'")
-    for number, record in enumerate(records, start=1):
-        yield f"{path}, record {number}", record
-
-
-def _read_lines(path: Path, text: str) -> Iterator[Located]:
-    # not splitlines(), which also cuts at separators that JSON allows inside a string
-    for number, line in enumerate(text.split("\n"), start=1):
-        line = line.lstrip("\ufeff")  # of a file that was joined from several
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            yield where, _loads(line)
-        except json.JSONDecodeError as error:
-            problem = f"not valid JSON ({error.msg}); put one record on one line"
-            raise UserError(f"{where}, column {error.colno}: {problem}") from error
-
-
-def _read_table(path: Path, text: str, headerless: Sequence[str]) -> Iterator[Located]:
-    lines = list(_tsv(text) if path.suffix.lower() == ".tsv" else _csv(path, text))
-    header = [cell.strip() for cell in lines[0][1]]
-    if len(header) == len(headerless) and not set(header) & set(headerless):
-        header = list(headerless)
-    else:
-        del lines[0]
-    if len(set(header)) < len(header):
-        raise UserError(f"{path}, line 1: two columns have the same name; the first line must name each column")
-    torn = [f"{path}, line {line}" for line, cells in lines if len(cells) != len(header)]
-    leave_out(torn, len(lines), f"not the {len(header)} columns of the first line", str(path))
-    for line, cells in lines:
-        if len(cells) == len(header):
-            yield f"{path}, line {line}", dict(zip(header, cells, strict=True))
-
-
-def _tsv(text: str) -> Iterator[tuple[int, list[str]]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield number, line.rstrip("\r").split("\t")
-
-
-def _csv(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        for cells in reader:
-            if not is_blank(cells):
-                yield reader.line_num, cells
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from error
-
-
-def is_blank(cells: Sequence[str]) -> bool:
-    """Whether the line of a CSV file holds nothing, or nothing but blanks."""
-    return not cells or (len(cells) == 1 and bool(cells[0]) and not cells[0].strip())
-
-
-def read_hub(name: str, split: str, config: str = "") -> Iterator[Located]:
-    """The records of one split of a hub data set (one of its configurations, where it has several).
+def load_hub(name: str, split: str, config: str = "") -> Any:
+    """One split of a hub data set `name:config@revision`; `config` is that of a name without one.
 
     Raises:
         UserError: there is none that can be loaded.
@@ -161,47 +186,18 @@ def read_hub(name: str, split: str, config: str = "") -> Iterator[Located]:
         import datasets
     except ImportError as error:
         raise UserError(f"{name} is no file, and hub datasets need `pip install datasets`") from error
+    parts = _HUB_NAME.fullmatch(name)
+    assert parts is not None
+    config = parts["config"] or config
+    options = {"revision": parts["revision"]} if parts["revision"] else {}
     try:
-        records = datasets.load_dataset(name, *([config] if config else []), split=split)
+        return datasets.load_dataset(parts["name"], *([config] if config else []), split=split, **options)
     except Exception as error:  # the hub client has no common error class
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         message = f"{name} is neither a file nor a dataset whose split '{split}' can be loaded: {reason}"
         raise UserError(message) from error
+
+
+def _numbered(name: str, records: Any) -> Iterator[Located]:
     for number, record in enumerate(records, start=1):
         yield f"{name}, record {number}", record
-
-
-def leave_out(places: Collection[str], total: int, problem: str, name: str) -> None:
-    """Warns that the records at `places` are left out of `total` for `problem`; a UserError where they are not few."""
-    if not places:
-        return
-    first = next(iter(places))
-    if len(places) > TOLERANCE * total:
-        others = f" (as in {len(places) - 1} more records)" if len(places) > 1 else ""
-        raise UserError(f"{first}: {problem}{others}; mend or remove the record")
-    log.warning("%s: left out %d records; %s: %s", name, len(places), first, problem)
-
-
-def value_of(record: Any, columns: Sequence[str], where: str) -> Any:
-    """What the first of `columns` that a record has holds; UserError where it has none or is no record."""
-    if not isinstance(record, dict):
-        raise UserError(f"{where}: a record must be an object, not {kind(record)}")
-    for column in columns:
-        if column in record:
-            return record[column]
-    present = ", ".join(map(str, record))[:200] or "nothing"
-    raise UserError(f"{where}: no column '{' or '.join(columns)}' (it has: {present}); rename or add it")
-
-
-def text_of(record: Any, columns: Sequence[str], where: str) -> str:
-    """`value_of`, which must be text."""
-    value = value_of(record, columns, where)
-    if not isinstance(value, str):
-        column = next(column for column in columns if column in record)
-        raise UserError(f"{where}: '{column}' must be text, not {kind(value)}")
-    return value
-
-
-def kind(value: Any) -> str:
-    """What a message calls the type of a value read from JSON."""
-    return "null" if value is None else type(value).__name__

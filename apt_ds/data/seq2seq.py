@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -10,8 +11,10 @@ from transformers import PreTrainedTokenizerBase
 from apt_ds.config.errors import UserError
 from apt_ds.data import glue
 from apt_ds.data.glue import GLUE
-from apt_ds.data.readers import Located, find_file, leave_out, read_file, read_hub, text_of
-from apt_ds.data.tokenized import TokenizedSet
+from apt_ds.data.readers import Located, Source, find_source, leave_out, text_of
+from apt_ds.data.recipe import Recipe
+from apt_ds.data.tokenized import Row, TokenizedSet
+from apt_ds.data.tokenizer_identity import tokenizer_identity
 
 SUMMARIES = "cnndm"
 PREFIXES = {SUMMARIES: "summarize: ", "text": ""}  # what a source begins with; `text` takes sources as they are
@@ -45,21 +48,38 @@ def read(task: str, path: str, split: str) -> list[Exchange]:
     Raises:
         UserError: an unknown task, no such data, or a record that does not fit; names file and line.
     """
+    source = find(task, path, split)
+    return list(read_exchanges(task, source.records(), source.name))
+
+
+def find(task: str, path: str, split: str) -> Source:
+    """Where the records of a split are, see `read`."""
     if task not in tasks():
         raise UserError(f"unknown task {task!r}; give one of {', '.join(tasks())}")
     if task.startswith(T5):
-        name = task.removeprefix(T5)
-        return [prompt(name, pair) for pair in glue.read(name, path, split)]
-    file = find_file(path, STEMS[split])
-    name, config = (str(file), "") if file else HUB.get(path, (path, ""))
-    found = [
-        _exchange(record, PREFIXES[task]) for record in (read_file(file) if file else read_hub(name, split, config))
-    ]
-    blank = [one.where for one in found if not _whole(one, PREFIXES[task])]
-    leave_out(blank, len(found), "the source or the target is empty", name)
-    if len(blank) == len(found):
+        return glue.find(task.removeprefix(T5), path, split)
+    name, config = HUB.get(path, (path, ""))
+    return find_source(path, STEMS[split], hub=(name, split, config))
+
+
+def read_exchanges(task: str, records: Iterable[Located], name: str) -> Iterator[Exchange]:
+    """The exchanges of records, one at a time. After the last one it warns of what is left out."""
+    if task.startswith(T5):
+        task = task.removeprefix(T5)
+        yield from (prompt(task, pair) for pair in glue.read_pairs(task, records, name))
+        return
+    blank: list[str] = []
+    count = 0
+    for record in records:
+        one = _exchange(record, PREFIXES[task])
+        count += 1
+        if _whole(one, PREFIXES[task]):
+            yield one
+        else:
+            blank.append(one.where)
+    leave_out(blank, count, "the source or the target is empty", name)
+    if len(blank) == count:
         raise UserError(f"{name} holds no records; it needs at least one")
-    return [one for one in found if _whole(one, PREFIXES[task])]
 
 
 def _exchange(located: Located, prefix: str) -> Exchange:
@@ -110,19 +130,39 @@ def encode(
     Raises:
         UserError: a length leaves no room, or the tokenizer has no end token.
     """
-    for length in (max_source, max_target):
-        if length < 2:
-            raise UserError(f"a length of {length} tokens leaves no room beside the end token; raise it")
-    end = tokenizer.eos_token_id
-    if end is None:
-        raise UserError(f"the tokenizer of {tokenizer.name_or_path or 'the model'} has no eos_token to end a text with")
+    return TokenizedSet.of(ExchangeEncoder(tokenizer, max_source, max_target)(exchanges))
 
-    def ended(texts: list[str], limit: int) -> list[list[int]]:
-        made = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        return [[*ids[: limit - 1], end] for ids in made]
 
-    sources = ended([one.source for one in exchanges], max_source)
-    targets = ended([one.target for one in exchanges], max_target)
-    return TokenizedSet.of(
-        [{"input_ids": source, "labels": target} for source, target in zip(sources, targets, strict=True)]
-    )
+class ExchangeEncoder:
+    """Makes the rows of `encode`. Raises UserError as it does."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_source: int, max_target: int) -> None:
+        for length in (max_source, max_target):
+            if length < 2:
+                raise UserError(f"a length of {length} tokens leaves no room beside the end token; raise it")
+        if tokenizer.eos_token_id is None:
+            name = tokenizer.name_or_path or "the model"
+            raise UserError(f"the tokenizer of {name} has no eos_token to end a text with")
+        self.tokenizer, self.max_source, self.max_target = tokenizer, max_source, max_target
+
+    def __call__(self, exchanges: Sequence[Exchange]) -> list[Row]:
+        """The rows of some exchanges."""
+        sources = self._ended([one.source for one in exchanges], self.max_source)
+        targets = self._ended([one.target for one in exchanges], self.max_target)
+        return [{"input_ids": source, "labels": target} for source, target in zip(sources, targets, strict=True)]
+
+    def _ended(self, texts: list[str], limit: int) -> list[list[int]]:
+        made = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        return [[*ids[: limit - 1], self.tokenizer.eos_token_id] for ids in made]
+
+
+def recipe(task: str, tokenizer: PreTrainedTokenizerBase, max_source: int, max_target: int) -> Recipe[Exchange]:
+    """How the records of a task become rows, see `encode`."""
+    options = {"task": task, "tokenizer": tokenizer_identity(tokenizer), "lengths": [max_source, max_target]}
+    encoder = ExchangeEncoder(tokenizer, max_source, max_target)
+    return Recipe(partial(read_exchanges, task), encoder, lambda one: (one[:2], one.where), _load_exchange, options)
+
+
+def _load_exchange(parts: list[str], where: str) -> Exchange:
+    source, target = parts
+    return Exchange(source, target, where)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from apt_ds.config.errors import UserError
-from apt_ds.data.readers import is_hub_name, read_file, read_hub
+from apt_ds.data.readers import find_source, read_file
 
 TEXT = "text"  # the column of plain text
 TEXT_ENDING = ".txt"
@@ -19,7 +19,7 @@ _HEAD = 1 << 16  # characters of a JSON file that should hold its first record
 
 
 def is_plain_text(name: str, split: str = "train") -> bool:
-    """Whether the source is a .txt file, or has a column `text` and none of a conversation.
+    """Whether the source is .txt files, or has a column `text` and none of a conversation.
 
     A source that cannot be read counts as conversations: their reader says what is wrong with it.
 
@@ -27,24 +27,20 @@ def is_plain_text(name: str, split: str = "train") -> bool:
         name: a file, a folder of files, or a data set of the hub.
         split: a split of a data set of the hub.
     """
-    path = Path(name)
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-        return bool(files) and is_plain_text(str(files[0]))
-    if path.suffix.lower() == TEXT_ENDING:
-        return path.is_file()
-    columns = set(_columns(path, name, split))
+    if text_files(Path(name)):
+        return True
+    try:
+        source = find_source(name, (split,), hub=(name, split, ""))
+        columns = set(_columns_of_file(source.files[0]) if source.files else source.hub().column_names)
+    except (OSError, ValueError, UserError, csv.Error):
+        return False
     return TEXT in columns and not columns & _CONVERSATION
 
 
-def _columns(path: Path, name: str, split: str) -> Sequence[str]:
-    """The columns of the first record. Empty if the source cannot be read."""
-    try:
-        if path.is_file():
-            return _columns_of_file(path)
-        return _names(read_hub(name, split)) if is_hub_name(name) else ()
-    except (OSError, ValueError, UserError, csv.Error):
-        return ()
+def text_files(path: Path) -> list[Path]:
+    """The .txt file, or those in a folder, in order."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [file for file in files if file.suffix.lower() == TEXT_ENDING and file.is_file()]
 
 
 def _columns_of_file(path: Path) -> Sequence[str]:

@@ -6,7 +6,7 @@ the token before everything (CLS).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from apt_ds.config.errors import UserError
-from apt_ds.data.readers import JSON, find_file, kind, log, read_file, read_hub, text_of, value_of
+from apt_ds.data.readers import JSON, Located, Source, find_source, kind, log, text_of, value_of
 from apt_ds.data.tokenized import Row, TokenizedSet
 from apt_ds.data.tokenizer_checks import check_room, token_columns
 
@@ -24,6 +24,7 @@ STEMS = {
     "validation": ("validation", "dev", "dev-v2.0", "dev-v1.1"),
 }
 QUESTION_TOKENS = 64  # of a longer question the rest is not read
+ENDINGS = (*JSON, ".parquet", ".arrow")
 NO_ANSWER = 0  # the place of CLS
 _CHUNK = 512  # questions tokenized at once: their offsets take far more memory than their rows
 
@@ -70,20 +71,26 @@ def read(path: str, split: str) -> list[Question]:
     Raises:
         UserError: no such data, or a record that does not fit; names file and place.
     """
-    file = find_file(path, STEMS[split], JSON)
-    name = str(file) if file is not None else HUB_NAMES.get(path, path)
-    records = read_file(file, JSON) if file is not None else read_hub(name, split)
-    questions: list[Question] = []
+    source = find(path, split)
+    return list(read_questions(source.records(), source.name))
+
+
+def find(path: str, split: str) -> Source:
+    """Where the records of a split are, see `read`."""
+    return find_source(path, STEMS[split], ENDINGS, hub=(HUB_NAMES.get(path, path), split, ""))
+
+
+def read_questions(records: Iterable[Located], name: str) -> Iterator[Question]:
+    """The questions of records, one at a time."""
     places: dict[str, str] = {}
     for where, record in records:
         for place, question in _questions(record, where):
             if question.id in places:
                 raise UserError(f"{place}: the id {question.id[:60]!r} is that of {places[question.id]} already")
             places[question.id] = place
-            questions.append(question)
-    if not questions:
+            yield question
+    if not places:
         raise UserError(f"{name} holds no questions; it needs at least one")
-    return questions
 
 
 def _questions(record: Any, where: str) -> Iterator[tuple[str, Question]]:

@@ -42,7 +42,10 @@ def render(
     # dict is invariant: the method takes dict[Any, Any]
     tools: list[Any] | None = list(example.tools) or None
     try:
-        with _clock(tokenizer.get_chat_template(tools=tools), now):
+        template = tokenizer.get_chat_template(tools=tools)
+        with _clock(template, now):
+            if tools is None and _is_plain(messages):
+                return _rendered(template, messages, tokenizer, ask)
             # text, since it is not tokenized
             return str(tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=ask))
     except jinja2.TemplateSyntaxError as error:
@@ -52,6 +55,17 @@ def render(
         roles = ", ".join(message["role"] for message in messages)
         refusal = f"the chat template refuses a conversation of {roles}: {_line(error)}"
         raise UserError(f"{_place(example)}{refusal}") from error
+
+
+def _is_plain(messages: list[Message]) -> bool:
+    """Whether messages have a role and a text alone, so that nothing is to be done with them before rendering."""
+    return bool(messages) and all(len(message) == 2 and "content" in message for message in messages)
+
+
+def _rendered(template: str, messages: list[Message], tokenizer: PreTrainedTokenizerBase, ask: bool) -> str:
+    """What `apply_chat_template` returns for plain messages, without its work on every call."""
+    variables: dict[str, Any] = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": ask}
+    return chat_template_utils._compile_jinja_template(template).render(variables, **tokenizer.special_tokens_map)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from apt_ds.config.errors import UserError
 
 _SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character: JSON can escape one alone, UTF-8 cannot write it
 _ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")
+_MARK = codecs.BOM_UTF8
 _POINTER = "version https://git-lfs.github.com/spec/"
 
 log = logging.getLogger(__name__)
@@ -25,15 +26,48 @@ def read_text(path: Path) -> str:
     Raises:
         UserError: it cannot be read, is not UTF-8, or is the pointer that Git LFS leaves instead of a file.
     """
+    check_pointer(path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+        raise UserError(_not_utf8(path, error.start)) from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    if text.startswith(_POINTER):
+
+
+def check_pointer(path: Path) -> None:
+    """Raise UserError where a file cannot be read, or is the pointer that Git LFS leaves instead of it."""
+    try:
+        with path.open("rb") as file:
+            beginning = file.read(len(_POINTER) + 3)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    if beginning.removeprefix(_MARK).startswith(_POINTER.encode()):
         raise UserError(_not_fetched(path))
-    return text
+
+
+def lines_of(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file with their numbers from 1, without the newline and the file's byte order mark.
+
+    Only a newline ends a line, not what `str.splitlines` cuts at too. One line is in memory at a time.
+    """
+    check_pointer(path)
+    place = 0
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                text = line.removeprefix(_MARK) if number == 1 else line
+                try:
+                    yield number, text.decode("utf-8").removesuffix("\n")
+                except UnicodeDecodeError as error:
+                    raise UserError(_not_utf8(path, place + error.start)) from error
+                place += len(text)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _not_utf8(path: Path, byte: int) -> str:
+    return f"{path} is not UTF-8 text (byte {byte}); save it as UTF-8"
 
 
 def read_plain(path: Path, flag: str) -> str:
@@ -49,17 +83,25 @@ def may_hold_surrogates(text: str) -> bool:
     return bool(_ESCAPED.search(text))
 
 
-def without_surrogates(records: Iterator[tuple[str, Any]], name: str) -> Iterator[tuple[str, Any]]:
-    """The records with U+FFFD for every half of a character; warns once."""
-    places: list[str] = []
-    for where, record in records:
+class Mender:
+    """Puts U+FFFD for every half of a character in the records of a file, and counts those records."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.count, self.first = name, 0, ""
+
+    def mend(self, record: Any, where: str) -> Any:
+        """The record without halves of characters."""
         whole = mended(record)
         if whole is not record:
-            places.append(where)
-        yield where, whole
-    if places:
-        count, first = len(places), places[0]
-        log.warning("%s: replaced lone surrogates by U+FFFD in %d records, the first: %s", name, count, first)
+            self.count += 1
+            self.first = self.first or where
+        return whole
+
+    def warn(self) -> None:
+        """Warn of the records that were mended; call it after the last one."""
+        if self.count:
+            message = "%s: replaced lone surrogates by U+FFFD in %d records, the first: %s"
+            log.warning(message, self.name, self.count, self.first)
 
 
 def mended(value: Any) -> Any:
@@ -101,7 +143,7 @@ def read_pieces(path: Path, flag: str, size: int = 1 << 20) -> Iterator[str]:
                 content = file.read(size)
     except UnicodeDecodeError as error:
         place = done - waiting + error.start
-        raise UserError(f"{flag}: {path} is not UTF-8 text (byte {place}); save it as UTF-8") from error
+        raise UserError(f"{flag}: {_not_utf8(path, place)}") from error
     except OSError as error:
         raise UserError(f"{flag}: {path} cannot be read: {error.strerror}") from error
 

@@ -100,7 +100,7 @@ class ClassEvaluator:
             return (logits[:, 0] if is_regression else logits.argmax(-1)).tolist()
 
         predictions = predict(self.rows, per_device, pad_id, engine, predict_batch)
-        scores = metrics.glue_metrics(self.task, predictions, [row["targets"][0] for row in self.rows.rows])
+        scores = metrics.glue_metrics(self.task, predictions, [row["targets"][0] for row in self.rows])
         return scores | {"score": scores[GLUE[self.task].main]}
 
 

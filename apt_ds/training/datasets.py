@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 
@@ -15,8 +15,8 @@ from apt_ds.config.errors import UserError
 from apt_ds.config.run_config import RunConfig
 from apt_ds.config.tasks import ANSWERS, CLASSIFICATION, GENERATION, LANGUAGE_MODEL, TEXTS
 from apt_ds.data import glue, seq2seq, squad
-from apt_ds.data.conversations import Example, load_examples
-from apt_ds.data.instructions import build_dataset, split_held_out
+from apt_ds.data.conversations import Example, example_source
+from apt_ds.data.instructions import every_answer_cut, instruction_recipe
 from apt_ds.data.length_order import Order
 from apt_ds.data.mmlu import SUBJECTS, Mmlu
 from apt_ds.data.mmlu import load as load_mmlu
@@ -30,12 +30,12 @@ from apt_ds.eval.task_evaluators import ClassEvaluator, SpanEvaluator, TaskEvalu
 from apt_ds.models.architectures import architecture_of
 from apt_ds.models.loading import Base
 from apt_ds.runtime import collectives
+from apt_ds.training.prepared_data import Part, prepared_on_node, split, train_and_held_out, whole
 from apt_ds.training.sampling import Sampled, calibration_order, sampling
-from apt_ds.training.sources import HELD_OUT, Sets, SourcePart, SourceReader
+from apt_ds.training.sources import Sets, SourcePart, SourceReader
 from apt_ds.training.summary_schema import DataSizes, SourceFigures
 
 HELD_ARTICLES = 0.2  # fraction of the questions to hold out, by whole articles
-E = TypeVar("E")
 
 
 @dataclass
@@ -184,22 +184,6 @@ def tokenized_on_node(tokenize: Callable[[], TokenizedSet]) -> TokenizedSet:
     return TokenizedSet.from_bytes(collectives.from_node(lambda: tokenize().to_bytes()))
 
 
-def train_and_held_out(run: RunConfig, read: Callable[[str, str], list[E]]) -> tuple[list[E], list[E]]:
-    """Training and held-out examples, of two splits or of the only file.
-
-    Args:
-        run: the options.
-        read: (path, split) -> examples.
-    """
-    if not run.data.eval_data_path and Path(run.data.data_path).is_file():
-        examples = read(run.data.data_path, "train")
-        # it splits examples of any type, whatever its annotation says
-        split: Callable[[list[E], int, int], tuple[list[E], list[E]]] = cast(Any, split_held_out)
-        return split(examples, run.data.eval_size or HELD_OUT, run.optim.seed)
-    held_out = read(run.data.eval_data_path or run.data.data_path, "validation")
-    return read(run.data.data_path, "train"), held_out[: run.data.eval_size or None]
-
-
 def read_language(run: RunConfig, base: Base, now: datetime) -> Sets:
     """Conversations and plain text. Loss and perplexity evaluate them."""
     return SourceReader(run, base, now, instruction_reader(run, base, now)).sets()
@@ -207,29 +191,31 @@ def read_language(run: RunConfig, base: Base, now: datetime) -> Sets:
 
 def instruction_reader(run: RunConfig, base: Base, now: datetime) -> Callable[[str, int, int], SourcePart]:
     """A function that reads one source of conversations: see `SourceReader`."""
+    recipe = instruction_recipe(base.tokenizer, run.data.max_seq_length, now)
 
-    def tokenized(part: Sequence[Example]) -> TokenizedSet:
-        return tokenized_on_node(lambda: build_dataset(part, base.tokenizer, run.data.max_seq_length, now))
+    def tokenized(part: Part[Example]) -> TokenizedSet:
+        made = part.tokenized()
+        if not len(made):
+            raise every_answer_cut(part.examples(), base.tokenizer, run.data.max_seq_length, now)
+        return made
 
     def read(name: str, count: int, most: int) -> SourcePart:
-        examples = load_examples(name)[: most or None]
+        data = prepared_on_node(run, lambda: example_source(name), recipe)
         if not count:
-            return SourcePart(tokenized(examples), None, examples)
-        train, held_out = split_held_out(examples, count, run.optim.seed)
-        return SourcePart(tokenized(train), tokenized(held_out), held_out)
+            part = whole(data, most)
+            return SourcePart(tokenized(part), None, part.examples)
+        train, held_out = split(run, data, count)
+        return SourcePart(tokenized(train), tokenized(held_out), held_out.examples)
 
     return read
 
 
 def read_classes(run: RunConfig, base: Base, _: datetime) -> Sets:
     """GLUE for an encoder."""
-    train, held_out = train_and_held_out(run, lambda path, split: glue.read(run.data.task, path, split))
-
-    def tokenized(part: Sequence[glue.Pair]) -> TokenizedSet:
-        return tokenized_on_node(lambda: glue.encode(part, base.tokenizer, run.data.max_seq_length))
-
-    train_set, held_out_set = tokenized(train), tokenized(held_out)
-    return Sets(train_set, held_out_set, held_out, ClassEvaluator(run.data.task, held_out_set))
+    recipe = glue.recipe(run.data.task, base.tokenizer, run.data.max_seq_length)
+    train, held_out = train_and_held_out(run, lambda path, part: glue.find(run.data.task, path, part), recipe)
+    train_set, held_out_set = train.tokenized(), held_out.tokenized()
+    return Sets(train_set, held_out_set, held_out.examples(), ClassEvaluator(run.data.task, held_out_set))
 
 
 def read_spans(run: RunConfig, base: Base, _: datetime) -> Sets:
@@ -239,7 +225,8 @@ def read_spans(run: RunConfig, base: Base, _: datetime) -> Sets:
         train, held_out = squad.split_by_article(questions, HELD_ARTICLES, run.optim.seed)
         held_out = held_out[: run.data.eval_size or None]
     else:
-        train, held_out = train_and_held_out(run, squad.read)
+        held_out = squad.read(run.data.eval_data_path or run.data.data_path, "validation")[: run.data.eval_size or None]
+        train = squad.read(run.data.data_path, "train")
     lengths = run.data.max_seq_length, run.data.doc_stride
 
     def tokenized(part: Sequence[squad.Question]) -> TokenizedSet:
@@ -253,16 +240,13 @@ def read_spans(run: RunConfig, base: Base, _: datetime) -> Sets:
 def read_texts(run: RunConfig, base: Base, _: datetime) -> Sets:
     """Texts from texts: summaries, or GLUE with its classes as words."""
     name = run.data.task if run.data.task in TEXTS else f"{seq2seq.T5}{run.data.task}"
-    train, held_out = train_and_held_out(run, lambda path, split: seq2seq.read(name, path, split))
     lengths = run.data.max_seq_length, run.data.max_target_length
-
-    def tokenized(part: Sequence[seq2seq.Exchange]) -> TokenizedSet:
-        return tokenized_on_node(lambda: seq2seq.encode(part, base.tokenizer, *lengths))
-
-    train_set, held_out_set = tokenized(train), tokenized(held_out)
-    references = [pair.target for pair in held_out]
+    recipe = seq2seq.recipe(name, base.tokenizer, *lengths)
+    train, held_out = train_and_held_out(run, lambda path, part: seq2seq.find(name, path, part), recipe)
+    train_set, held_out_set, examples = train.tokenized(), held_out.tokenized(), held_out.examples()
+    references = [pair.target for pair in examples]
     evaluator = TextEvaluator(run.data.task, held_out_set, references, base.tokenizer, run.data.max_target_length)
-    return Sets(train_set, held_out_set, held_out, evaluator)
+    return Sets(train_set, held_out_set, examples, evaluator)
 
 
 READERS: dict[str, Callable[[RunConfig, Base, datetime], Sets]] = {

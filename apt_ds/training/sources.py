@@ -21,8 +21,7 @@ from apt_ds.eval.task_evaluators import TaskEvaluator
 from apt_ds.models.architectures import architecture_of
 from apt_ds.models.loading import Base
 from apt_ds.runtime import collectives
-
-HELD_OUT = 100  # training examples to hold out if the options name no evaluation data
+from apt_ds.training.prepared_data import HELD_OUT
 
 
 class Sets(NamedTuple):
@@ -39,7 +38,7 @@ class SourcePart(NamedTuple):
 
     train: Rows
     held_out: Rows | None
-    examples: list[Any]
+    examples: Callable[[], list[Any]]
 
 
 class SourceReader:
@@ -67,12 +66,12 @@ class SourceReader:
             others = parse_sources(data.eval_data_path, "--eval_data_path")
             most = self._apportioned(data.eval_size, others)
             held_out = [self.part(s.name, "--eval_data_path", most=n) for s, n in zip(others, most, strict=True)]
-            parts, examples = [part.train for part in held_out], [e for part in held_out for e in part.examples]
+            parts, examples = [part.train for part in held_out], [e for part in held_out for e in part.examples()]
         else:
             counts = self._apportioned(data.eval_size or HELD_OUT, sources)
             train = [self.part(s.name, "--data_path", held_out=n) for s, n in zip(sources, counts, strict=True)]
             parts = [part.held_out for part in train if part.held_out is not None]
-            examples = [example for part in train for example in part.examples]
+            examples = [example for part in train for example in part.examples()]
         return Sets(joined([part.train for part in train], sources), joined(parts), examples, None)
 
     def whole(self, path: str, flag: str) -> Rows:
@@ -95,7 +94,7 @@ class SourceReader:
         if most and most < len(blocks):
             blocks = split_rows(blocks, most, self.run.optim.seed, name)[1]
         train, aside = split_rows(blocks, held_out, self.run.optim.seed, name)
-        return SourcePart(train, aside if held_out else None, [])
+        return SourcePart(train, aside if held_out else None, list)
 
     def _blocks(self, name: str, flag: str) -> TokenBlocks:
         """Plain text, tokenized by the first rank of every node into a file that all its ranks map into memory."""

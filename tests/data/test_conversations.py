@@ -87,7 +87,8 @@ BROKEN = [
     (("a.jsonl", "", " "), r"a\.jsonl is empty"),
     (("a.json", ""), r"a\.json is empty"),
     (("a.json", {"rows": []}), "must hold a list of records"),
-    (("a.csv", "instruction,output"), r"unknown file ending '\.csv'"),
+    (("a.xml", "instruction,output"), r"unknown file ending '\.xml'"),
+    (("a.csv", "instruction,output"), r"a\.csv holds no records"),
     (("a.jsonl", {"messages": []}), "line 1: 'messages' must be a list of at least"),
     (
         ("a.jsonl", with_turns(*CHAT["messages"], CHAT["messages"][0])),
@@ -114,7 +115,8 @@ def test_a_broken_file_is_named_with_its_place(tmp_path: Path, content: tuple[ob
 def test_wrong_encoding_folder_and_missing_file(tmp_path: Path) -> None:
     latin = tmp_path / "latin.json"
     latin.write_bytes('[{"instruction": "é"}]'.encode("latin-1"))
-    wrong = {str(latin): "is not UTF-8 text (byte 18)", str(tmp_path): "is a folder"}
+    (tmp_path / "folder").mkdir()
+    wrong = {str(latin): "is not UTF-8 text (byte 18)", str(tmp_path / "folder"): "holds no train.* (endings: .json"}
     for name, problem in wrong.items():
         with pytest.raises(UserError) as caught:
             load_examples(name)

@@ -55,14 +55,14 @@ def test_a_broken_file_is_an_error(tmp_path: Path, name: str, text: str, problem
 
 def test_a_file_is_found_in_its_folder(tmp_path: Path) -> None:
     path = written(tmp_path, "train.jsonl", "{}")
-    assert readers.find_file(str(path), ["train"]) == path
-    assert readers.find_file(str(tmp_path), ["train"]) == path
-    assert readers.find_file("some/dataset", ["train"]) is None
+    assert readers.find_files(str(path), ["train"]) == [path]
+    assert readers.find_files(str(tmp_path), ["train"]) == [path]
+    assert readers.find_files("some/dataset", ["train"]) is None
     written(tmp_path, "train.json", "[]")
     with pytest.raises(UserError, match="both"):
-        readers.find_file(str(tmp_path), ["train"])
+        readers.find_files(str(tmp_path), ["train"])
     with pytest.raises(UserError, match="no such data file"):
-        readers.find_file(str(tmp_path / "absent.json"), ["train"])
+        readers.find_files(str(tmp_path / "absent.json"), ["train"])
 
 
 def test_few_broken_records_are_a_warning(caplog: pytest.LogCaptureFixture) -> None:
@@ -79,3 +79,84 @@ def test_a_value_is_read_by_the_first_column_present() -> None:
         readers.value_of({"b": 1}, ("a",), "here")
     with pytest.raises(UserError, match="'b' must be text, not int"):
         readers.text_of({"b": 1}, ("b",), "here")
+
+
+def shards(folder: Path, *names: str) -> list[str]:
+    """Files of one record each, under these names."""
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        written(folder, name, '{"x": "1"}\n')
+    return [str(Path(folder / name)) for name in names]
+
+
+def test_a_folder_holds_shards_in_their_order(tmp_path: Path) -> None:
+    names = ["train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl"]
+    paths = shards(tmp_path, *names, "validation-00000-of-00001.jsonl", "README.md")
+    source = readers.find_source(str(tmp_path), ["train"])
+    assert [str(file) for file in source.files] == paths[:2] and source.name == str(tmp_path)
+    assert [place for place, _ in source.records()] == [f"{path}, line 1" for path in paths[:2]]
+    assert source.place_of(f"{paths[1]}, line 1") == f"/{names[1]}, line 1"
+    held_out = readers.find_source(str(tmp_path), ["validation", "dev"])
+    assert [str(file) for file in held_out.files] == paths[2:3] and held_out.name == paths[2]
+
+
+def test_training_files_may_have_any_names(tmp_path: Path) -> None:
+    paths = shards(tmp_path, "data/a.jsonl", "data/b.jsonl", "data/test.jsonl")
+    assert [str(file) for file in readers.find_files(str(tmp_path), ["train"]) or []] == paths[:2]
+    with pytest.raises(UserError, match="holds no dev"):
+        readers.find_files(str(tmp_path), ["dev"])
+    shards(tmp_path, "data/c.json")
+    with pytest.raises(UserError, match=r"holds both a\.jsonl and c\.json; keep the shards of one format"):
+        readers.find_files(str(tmp_path), ["train"])
+
+
+def test_shards_have_the_same_columns(tmp_path: Path) -> None:
+    written(tmp_path, "train-1.csv", "x,y\n1,2\n")
+    written(tmp_path, "train-2.csv", "x,z\n1,2\n")
+    with pytest.raises(UserError, match=r"train-2\.csv: columns differ from those of train-1\.csv: it adds z"):
+        list(readers.find_source(str(tmp_path), ["train"]).records())
+    written(tmp_path, "train-2.csv", "y,x\n1,2\n")
+    records = [record for _, record in readers.find_source(str(tmp_path), ["train"]).records()]
+    assert records == [{"x": "1", "y": "2"}, {"y": "1", "x": "2"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("some/set", (("some/set",), {})),
+        ("some/set:part", (("some/set", "part"), {})),
+        ("some/set@v1.0", (("some/set",), {"revision": "v1.0"})),
+        ("some/set:part@refs/pr/1", (("some/set", "part"), {"revision": "refs/pr/1"})),
+    ],
+)
+def test_a_hub_name_has_a_configuration_and_a_revision(
+    name: str, expected: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    asked: list[object] = []
+
+    def load(*names: str, split: str, **options: str) -> list[dict[str, str]]:
+        asked.append((names, options))
+        if "v1.0" in options.values():
+            raise ValueError("Revision Not Found\nmore text")
+        return [{"x": split}]
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    source = readers.find_source(name, ["train"])
+    if "v1.0" in name:
+        with pytest.raises(UserError, match=rf"^{name} is neither a file nor .*: Revision Not Found$"):
+            list(source.records())
+    else:
+        assert list(source.records()) == [(f"{name}, record 1", {"x": "train"})]
+    assert asked == [expected]
+
+
+def test_the_identity_of_a_source_is_its_content(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    for path in (one, two):
+        path.write_text('{"x": 1}', "utf-8")
+    first, second = (readers.find_source(str(path), ["train"]) for path in (one, two))
+    assert first.identity() == second.identity() and first.bytes() == 8
+    two.write_text('{"x": 2}', "utf-8")
+    assert first.identity() != second.identity()

@@ -17,12 +17,13 @@ from torch import nn
 from apt_ds.config.deepspeed_config import load_config
 from apt_ds.config.resolve import resolve
 from apt_ds.config.run_config import RunConfig
+from apt_ds.data import prepared
 from apt_ds.losses import task_losses
 from apt_ds.models import adapter, loading
 from apt_ds.pruning.surgery import Plan
 from apt_ds.runtime import collectives, zero
 from apt_ds.runtime.packed import QuantizedParameter
-from apt_ds.training import datasets, preflight, trainer
+from apt_ds.training import datasets, preflight, prepared_data, trainer
 from apt_ds.training import run as training_run
 from apt_ds.training.summary_schema import ModelFigures
 
@@ -133,23 +134,39 @@ def disagree(odd: int) -> None:
 
 
 def tokenized_once(folder: str) -> list[int]:
-    """How many sets each rank has tokenized, with two ranks on the first node and one on the second."""
+    """How many files each rank has read and tokenized, with two ranks on the first node and one on the second."""
     os.environ["LOCAL_RANK"] = str(collectives.rank() % 2)
     run = run_config(folder, 3, False, [])
     zero.init_distributed()
     calls = 0
-    original = datasets.build_dataset
+    original = prepared_data.prepare
 
     def counted(*arguments: Any) -> Any:
         nonlocal calls
         calls += 1
         return original(*arguments)
 
-    datasets.build_dataset = counted
+    prepared_data.prepare = counted
     data = datasets.read_data(run, loading.find_base(run.model.model_name_or_path))
     collectives.agree("the data", data.train.fingerprint)
     assert datasets.TokenizedSet.from_bytes(data.train.to_bytes()) == data.train
     return collectives.gather_objects(calls)
+
+
+def shared_cache(folder: str, cache: str) -> list[list[Any]]:
+    """What each of two ranks of a node gets of a large data set: made here or not, fingerprints, files, a row."""
+    os.environ["LOCAL_RANK"] = str(collectives.rank())
+    run = run_config(folder, 3, False, ["--data_cache_dir", cache])
+    zero.init_distributed()
+    prepared.SMALL, prepared.SMALL_BYTES = 3, 10
+    calls: list[str] = []
+    original = prepared.write_rows
+    prepared.write_rows = lambda *given: calls.append("made") or original(*given)  # type: ignore[func-returns-value]
+    data = datasets.read_data(run, loading.find_base(run.model.model_name_or_path))
+    mapped = "/rows_0" in Path("/proc/self/maps").read_text("utf-8")
+    examples = [example.where.rpartition("/")[2] for example in data.held_out_examples]
+    found = [len(calls), sorted(data.fingerprints().values()), mapped, data.train[0], data.held_out[0], examples]
+    return collectives.gather_objects(found)
 
 
 def clocks(folder: str, model: str, seconds: list[int]) -> list[list[str]]:

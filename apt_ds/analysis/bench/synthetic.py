@@ -89,7 +89,7 @@ def random_data(run: RunConfig, base: Base, last_step: int) -> Data:
     generator = torch.Generator().manual_seed(run.optim.seed)
     ids = torch.randint(2, base.config.vocab_size, (ROWS, run.data.max_seq_length), generator=generator).tolist()
     rows: tuple[Row, ...] = tuple({"input_ids": row, "labels": row} for row in ids)
-    tokenized = TokenizedSet(rows, 0, "random")
+    tokenized = TokenizedSet.of(rows)
     batch = run.optim.global_batch(collectives.world_size())
     return Data(tokenized, tokenized, [], GlobalOrder(ROWS, batch, run.optim.seed), last_step, None)
 

@@ -22,6 +22,7 @@ FREE_OPTIONS = {
     "export_quantization",
     *("save_steps", "save_total_limit", "resume_from_checkpoint", "timeout", "eval_steps", "reference_score"),
     *("run_report", "mmlu_path", "mmlu_limit"),
+    *("data_cache_dir", "overwrite_cache", "preprocessing_num_workers"),
     *("trust_remote_code", "deterministic", "dry_run", "world_size", "device_memory", "host_memory"),
     *("export_adapters", "export_format"),
     *("report_to", "run_name", "logging_dir", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_token"),

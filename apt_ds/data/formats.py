@@ -1,0 +1,155 @@
+"""Files of records, one format each, read a few records at a time: JSON, JSON lines, TSV, CSV, Parquet, Arrow.
+
+TSV is read as GLUE writes it: a quote is a character like any other. A reader yields records with their places. It
+keeps no more than a part of its file in memory, except of a JSON file that is an object with its records under 'data'.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from apt_ds.config.errors import UserError
+from apt_ds.data.json_files import Located, read_json, read_jsonl
+from apt_ds.data.text import check_pointer, lines_of, read_text
+from apt_ds.data.values import leave_out
+
+_BATCH = 1000  # rows of a table that are read at once
+
+
+def read_table(path: Path, headerless: Sequence[str] = ()) -> Iterator[Located]:
+    """The records of a TSV or CSV file. headerless: columns of one that has no header, see `readers.read_file`."""
+    lines = _tsv(path) if path.suffix.lower() == ".tsv" else _csv(path)
+    first = next(lines, None)
+    if first is None:
+        raise UserError(f"{path} is empty; it needs at least one record")
+    header, has_header = header_of(path, first[1], headerless)
+    torn: list[str] = []
+    total = 0
+    for line, cells in lines if has_header else chain([first], lines):
+        total += 1
+        where = f"{path}, line {line}"
+        if len(cells) == len(header):
+            yield where, dict(zip(header, cells, strict=True))
+        else:
+            torn.append(where)
+    leave_out(torn, total, f"not the {len(header)} columns of the first line", str(path))
+
+
+def header_of(path: Path, cells: Sequence[str], headerless: Sequence[str] = ()) -> tuple[list[str], bool]:
+    """The names of the columns, and whether the first line `cells` has them."""
+    header = [cell.strip() for cell in cells]
+    if len(header) == len(headerless) and not set(header) & set(headerless):
+        return list(headerless), False
+    if len(set(header)) < len(header):
+        raise UserError(f"{path}, line 1: two columns have the same name; the first line must name each column")
+    return header, True
+
+
+def _tsv(path: Path) -> Iterator[tuple[int, list[str]]]:
+    for number, line in lines_of(path):
+        if line.strip():
+            yield number, line.rstrip("\r").split("\t")
+
+
+def _csv(path: Path) -> Iterator[tuple[int, list[str]]]:
+    check_pointer(path)
+    reader = None
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            for cells in reader:
+                if not is_blank(cells):
+                    yield reader.line_num, cells
+    except csv.Error as error:
+        line = reader.line_num if reader else 1
+        raise UserError(f"{path}, line {line}: not valid CSV ({error})") from error
+    except UnicodeDecodeError:
+        read_text(path)  # names the byte
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def is_blank(cells: Sequence[str]) -> bool:
+    """Whether the line of a CSV file holds nothing, or nothing but blanks."""
+    return not cells or (len(cells) == 1 and bool(cells[0]) and not cells[0].strip())
+
+
+def read_columns(path: Path) -> Iterator[Located]:
+    """The records of a Parquet or Arrow file. A place is the file and the row, counted from 1."""
+    number = 0
+    try:
+        for batch in _batches(path):
+            for record in batch.to_pylist():
+                number += 1
+                yield f"{path}, row {number}", record
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:  # pyarrow's own errors are both
+        raise UserError(_unreadable(path, error)) from error
+    if not number:
+        raise UserError(f"{path} is empty; it needs at least one record")
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return f"{path} is not a whole {path.suffix[1:].title()} file ({reason}); copy or make it again"
+
+
+def _batches(path: Path) -> Iterator[Any]:
+    """Record batches of pyarrow."""
+    import pyarrow as pa
+
+    check_pointer(path)
+    if path.suffix.lower() == ".parquet":
+        from pyarrow import parquet
+
+        with parquet.ParquetFile(path) as file:
+            yield from file.iter_batches(_BATCH)
+        return
+    with pa.memory_map(str(path)) as source:
+        if source.read(6) == b"ARROW1":
+            reader = pa.ipc.open_file(source)
+            batches: Iterator[Any] = (reader.get_batch(i) for i in range(reader.num_record_batches))
+        else:
+            source.seek(0)
+            batches = iter(pa.ipc.open_stream(source))
+        for batch in batches:
+            for start in range(0, batch.num_rows, _BATCH):
+                yield batch.slice(start, _BATCH)
+
+
+def column_names(path: Path) -> tuple[str, ...] | None:
+    """The columns of a table file; None for a format whose records each have their own."""
+    ending = path.suffix.lower()
+    if ending in (".tsv", ".csv"):
+        first = next(_tsv(path) if ending == ".tsv" else _csv(path), None)
+        return tuple(header_of(path, first[1])[0]) if first else None
+    if ending not in (".parquet", ".arrow"):
+        return None
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        if ending == ".parquet":
+            return tuple(parquet.read_schema(path).names)
+        with pa.memory_map(str(path)) as source:
+            is_file = source.read(6) == b"ARROW1"
+            source.seek(0)
+            return tuple((pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)).schema.names)
+    except (OSError, ValueError) as error:
+        raise UserError(_unreadable(path, error)) from error
+
+
+READERS: dict[str, Callable[[Path], Iterator[Located]]] = {
+    ".json": read_json,
+    ".jsonl": read_jsonl,
+    ".tsv": read_table,
+    ".csv": read_table,
+    ".parquet": read_columns,
+    ".arrow": read_columns,
+}

@@ -1,0 +1,58 @@
+"""What of a tokenizer decides the rows that it makes, as a hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import jinja2
+from transformers.utils import chat_template_utils
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_CLOCK = "strftime_now"
+
+
+def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of the vocabulary, the rules, the special tokens and the chat template."""
+    if tokenizer.is_fast:
+        rules = json.loads(tokenizer.backend_tokenizer.to_str())
+        # calls of the tokenizer change these two
+        rules = {name: value for name, value in rules.items() if name not in ("truncation", "padding")}
+    else:
+        rules = {"vocabulary": tokenizer.get_vocab(), "class": type(tokenizer).__qualname__}
+        rules |= {"options": repr(sorted(tokenizer.init_kwargs.items(), key=lambda item: item[0]))}
+    facts = [
+        rules,
+        sorted(tokenizer.special_tokens_map.items()),
+        tokenizer.chat_template,
+        list(tokenizer.model_input_names),
+        bool(getattr(tokenizer, "split_special_tokens", False)),
+    ]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def written_times(tokenizer: PreTrainedTokenizerBase, now: datetime | None) -> list[str]:
+    """What a chat template may write of the time `now`: nothing for most templates, the date for others.
+
+    A format that is not a constant of the template gives the whole time.
+    """
+    templates = tokenizer.chat_template or ""
+    parts = templates.values() if isinstance(templates, dict) else [templates]
+    times: set[str] = set()
+    for template in parts:
+        if _CLOCK not in template:
+            continue
+        try:
+            tree = chat_template_utils._compile_jinja_template(template).environment.parse(template)
+        except jinja2.TemplateError:
+            return [str(now)]
+        calls = [call for call in tree.find_all(jinja2.nodes.Call) if getattr(call.node, "name", "") == _CLOCK]
+        formats = [call.args[0].value for call in calls if call.args and isinstance(call.args[0], jinja2.nodes.Const)]
+        if len(formats) < template.count(_CLOCK) or now is None:
+            return [str(now)]
+        times |= {now.strftime(written) for written in formats}
+    return sorted(times)

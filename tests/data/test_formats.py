@@ -1,0 +1,159 @@
+"""Files that are read a part at a time: the same records, places and errors as when read whole, in little memory."""
+
+from __future__ import annotations
+
+import json
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from apt_ds.config.errors import UserError
+from apt_ds.data import formats, json_files, readers
+from apt_ds.data.conversations import load_examples
+
+RECORD = {"instruction": "Add.", "input": "1", "output": "2"}
+
+
+def written(path: Path, content: str | bytes) -> Path:
+    """A file with this content."""
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+LISTS = [
+    "[]",
+    " \n[ ]\n ",
+    "[1, 23, 456]",
+    '["a", "]", "\\u00e9\\"", "東京"]',
+    '\ufeff[{"a": [1, [2]]},\n{"b": null} , {}]\n\n',
+    json.dumps([{"x": "y" * 70}, {"x": 1}]),
+]
+
+
+@pytest.mark.parametrize("block", [1, 3, 1000])
+@pytest.mark.parametrize("text", LISTS)
+def test_a_list_is_decoded_block_by_block(
+    block: int, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_files, "_BLOCK", block)
+    path = written(tmp_path / "a.json", text)
+    monkeypatch.setattr(json_files, "_whole", lambda *_: pytest.fail("it was read whole"))
+    assert [record for _, record in formats.read_json(path)] == json.loads(text.removeprefix("\ufeff"))
+
+
+BROKEN = {
+    '[{"a": 1},\n{"a": }]': r"line 2, column 7: not valid JSON",
+    '[{"a": 1}\n{"a": 2}]': r"line 2, column 1: not valid JSON",
+    '[{"a": 1}]\n[2]': r"line 2, column 1: not valid JSON \(Extra data\); name it .jsonl",
+    '[{"a": 1},': "not valid JSON",
+    '[{"a": 1},]': "line 1, column 1.: not valid JSON",
+    '[{"a": "': "not valid JSON",
+    '{"a": 1}\n{"a": 2}': "name it .jsonl",
+    "": "is empty",
+}
+
+
+@pytest.mark.parametrize("block", [1, 1000])
+@pytest.mark.parametrize("text", BROKEN)
+def test_a_broken_list_is_named_by_its_line(
+    block: int, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_files, "_BLOCK", block)
+    with pytest.raises(UserError, match=BROKEN[text]) as mistake:
+        list(formats.read_json(written(tmp_path / "a.json", text)))
+    assert "a.json" in str(mistake.value) and "\n" not in str(mistake.value)
+
+
+def columns(path: Path, table: pa.Table) -> Path:
+    """The table as Parquet, or as an Arrow file or stream, by the name of the file."""
+    if path.suffix == ".parquet":
+        parquet.write_table(table, path)
+    else:
+        make = pa.ipc.new_stream if path.stem == "stream" else pa.ipc.new_file
+        with pa.OSFile(str(path), "wb") as file, make(file, table.schema) as writer:
+            writer.write_table(table)
+    return path
+
+
+COLUMNS = ("a.parquet", "a.arrow", "stream.arrow")
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_tables_of_columns_have_rows(name: str, tmp_path: Path) -> None:
+    table = pa.table({"instruction": ["Add.", "Say."], "input": ["1", None], "output": ["2", "x"]})
+    path = columns(tmp_path / name, table)
+    assert [example.output for example in load_examples(path)] == ["2", "x"]
+    assert [place for place, _ in formats.read_columns(path)] == [f"{path}, row 1", f"{path}, row 2"]
+    messages = [[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]]
+    assert len(load_examples(columns(tmp_path / name, pa.table({"messages": messages})))) == 1
+
+
+@pytest.mark.parametrize(
+    ("column", "problem"),
+    [(pa.array(["x", None]), "not null"), (pa.array([3, 4]), "must be text, not int")],
+)
+@pytest.mark.parametrize("name", COLUMNS)
+def test_a_row_that_cannot_be_used_is_named(name: str, column: pa.Array, problem: str, tmp_path: Path) -> None:
+    path = columns(tmp_path / name, pa.table({"instruction": ["Add.", "Say."], "output": column}))
+    with pytest.raises(UserError, match=problem) as mistake:
+        load_examples(path)
+    assert f"{path}, row " in str(mistake.value)
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_a_truncated_table_is_one_line(name: str, tmp_path: Path) -> None:
+    path = columns(tmp_path / name, pa.table({"instruction": ["Add."] * 5000, "output": [str(i) for i in range(5000)]}))
+    written(path, path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match="is not a whole") as mistake:
+        load_examples(path)
+    assert str(path) in str(mistake.value) and "\n" not in str(mistake.value)
+
+
+def lines(bad: int, total: int, problem: str) -> str:
+    """Records, one a line, of which line `bad` is something else."""
+    good = json.dumps(RECORD)
+    return "\n".join([good] * (bad - 1) + [problem] + [good] * (total - bad))
+
+
+@pytest.mark.parametrize("problem", ['{"instruction": "Add."', json.dumps({**RECORD, "output": 3})])
+def test_a_malformed_row_among_a_hundred_thousand_is_named(problem: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", lines(99_000, 100_000, problem))
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"a\.jsonl, line 99000"):
+        load_examples(path)
+    assert time.monotonic() - start < 10
+
+
+READ: dict[str, Callable[[str], str]] = {
+    "a.jsonl": lambda record: "\n".join([record] * 30_000),
+    "a.json": lambda record: f"[{','.join([record] * 30_000)}]",
+    "a.tsv": lambda record: "x\ty\n" + "\n".join([f"{record}\t1"] * 30_000),
+    "a.csv": lambda record: "x,y\n" + "\n".join(["text of a record,1"] * 99_000),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_reading_takes_little_memory(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_files, "_BLOCK", 1 << 14)
+    path = written(tmp_path / name, READ[name](json.dumps(RECORD)))
+    tracemalloc.start()
+    try:
+        count = sum(1 for _ in readers.read_file(path))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert count >= 30_000 and peak < path.stat().st_size / 4
+
+
+def test_bytes_that_are_no_text_are_named_by_their_place(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", json.dumps(RECORD).encode() + b'\n{"a": "\xff"}\n')
+    where = path.read_bytes().index(b"\xff")
+    with pytest.raises(UserError, match=rf"is not UTF-8 text \(byte {where}\)"):
+        load_examples(path)
+    with pytest.raises(UserError, match=r"is not UTF-8 text \(byte 4\)"):
+        list(readers.read_file(written(tmp_path / "a.csv", b"a,b\n\xff,1\n")))
