@@ -84,8 +84,8 @@ def start(argv: Sequence[str]) -> dict[str, float]:
     """Read the data as a run does, up to its first batch.
 
     Returns:
-        rows, seconds to the first batch, seconds of processor time (`cpu`), and bytes by which memory grows: `resident` and, of those, `private`, which
-        no file backs.
+        rows, seconds to the first batch, seconds of processor time (`cpu`), and bytes by which memory grows:
+        `resident` and, of those, `private`, which no file backs.
     """
     run = resolve(list(argv))
     loading.quiet_transformers()
