@@ -43,6 +43,7 @@ def named(name: str, **changes: object) -> dict[str, object]:
 REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "a task head": (named("BertForSequenceClassification"), "decoders without a task head"),
     "T5": (named("T5ForConditionalGeneration"), "decoders without a task head"),
+    "OLMoE": (named("OlmoeForCausalLM"), "does not give the answers"),
     "OLMo 2 by layer": (named("AptOlmo2ForCausalLM", **BY_LAYER), "no architecture with sizes by layer"),
     "Gemma 3 by layer": (named("AptGemma3ForCausalLM", **BY_LAYER), "no architecture with sizes by layer"),
     "experts by layer": (named("AptMixtralForCausalLM", layer_experts=[1, 2], **BY_LAYER), "experts by layer"),

@@ -26,6 +26,8 @@ LAYERED = {
 }
 # families whose projections llama.cpp expects to be as wide as the stream. The layered form takes all but the last
 SQUARE = ("GraniteForCausalLM", "Qwen2ForCausalLM", "Phi3ForCausalLM", "Olmo2ForCausalLM")
+# families for which llama.cpp did not give the answers of transformers when they were compared
+DIFFERENT = ("Qwen3MoeForCausalLM", "OlmoeForCausalLM")
 # layers of the models whose attention llama.cpp scales by hidden size / heads, by family
 LARGEST_GEMMA = {"Gemma2ForCausalLM": 46, "Gemma3ForCausalLM": 62}
 # classes that the converter knows under another name
@@ -91,6 +93,8 @@ def plan_of(folder: Path, outtype: str) -> Plan:
         raise UserError(f"{folder} has quantized weights. Convert the folder with 16-bit weights")
     if not stock.endswith("ForCausalLM"):
         raise UserError(f"llama.cpp has no place for {name}: GGUF files are written for decoders without a task head")
+    if stock in DIFFERENT:
+        raise UserError(f"{name} is not written as GGUF: llama.cpp does not give the answers of the model")
     adaptive = bool(config.get("layer_intermediate_sizes"))
     if adaptive and config.get("layer_experts"):
         raise UserError(f"llama.cpp has no architecture with experts by layer for {name}. {ADVICE}")
