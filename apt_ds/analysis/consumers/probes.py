@@ -145,6 +145,8 @@ VLLM = """
 import os
 os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="ERROR")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+# two parts of a model share the memory of one processor
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 from vllm import LLM, SamplingParams
 from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
