@@ -33,7 +33,7 @@ SAME_AS = {"launchers/quickstart.sh": "launchers/train.py", "launchers/results.s
 # flags of other programs that documents name
 FOREIGN = {
     *("--hostfile", "--no_ssh", "--node_rank", "--master_addr", "--master_port", "--num_accelerators", "--num_gpus"),
-    *("--no-deps", "--help", "--check", "--NAME"),
+    *("--no-deps", "--target", "--help", "--check", "--NAME"),
 }
 
 
@@ -141,6 +141,7 @@ def test_flags_in_prose_and_comments_exist() -> None:
     scripts = ["train", "compare", "benchmark", "evaluate", "eval_mmlu", "random_model"]
     known = frozenset().union(*(flags_of(f"launchers/{name}.py") for name in scripts)) | FOREIGN
     known |= flags_of("apt_ds.analysis.compare_table") | flags_of("apt_ds.analysis.plots")
+    known |= flags_of("apt_ds.models.export.gguf") | flags_of("apt_ds.models.export.quantize")
     wrong = {}
     for path in documents():
         for number, line in enumerate(path.read_text(encoding="utf8").splitlines(), start=1):
