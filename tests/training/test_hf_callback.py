@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -215,5 +216,6 @@ def test_the_example_runs(tmp_path: Path) -> None:
         call, cwd=tmp_path, env=multiprocess.environment(), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "kept 70.0% of the prunable parameters" in done.stdout
+    kept = re.search(r"kept ([\d.]+)% of the prunable parameters", done.stdout)
+    assert kept is not None and 65 < float(kept[1]) <= 70
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "pruned").config.intermediate_size < 1536
