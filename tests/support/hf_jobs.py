@@ -66,8 +66,9 @@ def callback_runs(folder: str, cases: dict[str, dict[str, Any]]) -> dict[str, di
     found = {}
     for name, changes in cases.items():
         place = Path(folder) / f"{name}{collectives.world_size()}"
-        # under ZeRO-3 the arguments make from_pretrained shard the model
+        # under ZeRO-3 the arguments make from_pretrained shard the model, over the processes that their device joins
         args = arguments(place, **changes)
+        assert args.device.type == "cpu"
         model = AutoModelForCausalLM.from_pretrained(Path(folder) / "model")
         callback = apt_ds.AptCallback(**OPTIONS)
         made = trainer(model, args, callback)
