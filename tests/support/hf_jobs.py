@@ -69,7 +69,7 @@ def callback_runs(folder: str, cases: dict[str, dict[str, Any]]) -> dict[str, di
         # under ZeRO-3 the arguments make from_pretrained shard the model, over the processes that their device joins
         args = arguments(place, **changes)
         assert args.device.type == "cpu"
-        # on a CPU accelerate joins without DeepSpeed, which ZeRO-3 needs, and whose shared memory would outlive the world
+        # on a CPU accelerate joins without DeepSpeed. ZeRO-3 needs it, and its shared memory would outlive the world
         zero.init_distributed()
         model = AutoModelForCausalLM.from_pretrained(Path(folder) / "model")
         callback = apt_ds.AptCallback(**OPTIONS)
