@@ -42,7 +42,7 @@ def cut_copy(
         The cut copy and its blocks.
     """
     spec = architecture_of(config)
-    with torch.device("meta"):
+    with zero.whole_while_making(), torch.device("meta"):
         empty = spec.empty_model(config, task, next(model.parameters()).dtype, "eager")
     spec.prepare(empty, anatomy)
     # what `prepare` notes on the meta device is read later

@@ -53,16 +53,19 @@ def make_trainer(options: argparse.Namespace, callback: apt_ds.AptCallback) -> T
         "bf16": False,
         "use_cpu": options.use_cpu,
     }
-    # the arguments come before the model: under ZeRO-3 they make from_pretrained shard it
+    # the arguments come before the model: under ZeRO-3 they make from_pretrained shard it, over the processes that
+    # `arguments.device` joins
     if options.trl:
         from datasets import Dataset
         from trl import SFTConfig, SFTTrainer
 
         arguments = SFTConfig(**shared, max_length=LENGTH)
+        print(f"training on {arguments.device}")
         tokenizer, model = load(options.model_name_or_path)
         data = Dataset.from_list(texts())
         return SFTTrainer(model, arguments, train_dataset=data, processing_class=tokenizer, callbacks=[callback])
     arguments = TrainingArguments(**shared)
+    print(f"training on {arguments.device}")
     tokenizer, model = load(options.model_name_or_path)
     return Trainer(
         model,

@@ -66,14 +66,15 @@ def callback_runs(folder: str, cases: dict[str, dict[str, Any]]) -> dict[str, di
     found = {}
     for name, changes in cases.items():
         place = Path(folder) / f"{name}{collectives.world_size()}"
-        # under ZeRO-3 the arguments make from_pretrained shard the model
+        # under ZeRO-3 the arguments make from_pretrained shard the model, over the processes that their device joins
         args = arguments(place, **changes)
+        assert args.device.type == "cpu"
+        # on a CPU accelerate joins without DeepSpeed. ZeRO-3 needs it, and its shared memory would outlive the world
+        zero.init_distributed()
         model = AutoModelForCausalLM.from_pretrained(Path(folder) / "model")
         callback = apt_ds.AptCallback(**OPTIONS)
         made = trainer(model, args, callback)
         made.train()
-        # DeepSpeed's shared memory would outlive a world that this package has not joined
-        zero.init_distributed()
         callback.export(place / "pruned")
         collectives.barrier()
         wrapped = made.model_wrapped

@@ -26,6 +26,7 @@ from apt_ds.runtime.zero.engine import (
     stage,
     step,
     unwrap,
+    whole_while_making,
 )
 from apt_ds.runtime.zero.gradients import full_gradient, weight_times_gradient
 from apt_ds.runtime.zero.monitor import Monitor
@@ -75,4 +76,5 @@ __all__ = [
     "unstepped_state",
     "unwrap",
     "weight_times_gradient",
+    "whole_while_making",
 ]

@@ -23,6 +23,7 @@ from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 from deepspeed.runtime.zero.partition_parameters import is_zero_param as has_zero_id
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from torch import nn
+from transformers.integrations import deepspeed as hf_deepspeed
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from apt_ds.config.errors import UserError
@@ -84,6 +85,17 @@ def stage(config: Config) -> int:
 def shard_while_loading(config: Config) -> HfDeepSpeedConfig | None:
     """Make `from_pretrained` partition weights as it reads them (stage 3), for as long as the result lives."""
     return HfDeepSpeedConfig(copy.deepcopy(config)) if stage(config) == 3 else None
+
+
+@contextmanager
+def whole_while_making() -> Iterator[None]:
+    """Inside, transformers makes whole models, also where it would shard them (`shard_while_loading`)."""
+    config = hf_deepspeed._hf_deepspeed_config_weak_ref
+    hf_deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        hf_deepspeed._hf_deepspeed_config_weak_ref = config
 
 
 def build(
