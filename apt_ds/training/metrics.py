@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO
 
+from torch import Tensor
 from tqdm import tqdm
 
 from apt_ds.config.errors import UserError
@@ -111,6 +112,14 @@ class MetricsLogger:
         """Write one line on stderr."""
         if not self._bar.disable:
             self._bar.write(text, file=sys.stderr)
+
+    def state_dict(self) -> tuple[list[str], dict[str, Tensor]]:
+        """The warnings that the next line of metrics will have. No tensors."""
+        return list(self._warnings), {}
+
+    def load_state_dict(self, values: list[str], tensors: dict[str, Tensor]) -> None:
+        """Take over `state_dict`."""
+        self._warnings = [*values, *self._warnings]
 
     def close(self) -> None:
         """Close bar and file."""

@@ -92,6 +92,7 @@ class Trainer:
             "score_history": self.score_history,
             "figures": self.evaluations,
             "nonfinite_steps": self.early_end,
+            "metrics": metrics_logger,
         }
         self.state = RunState(pruner, self.training_loss, self.repairer, members, data.now)
 

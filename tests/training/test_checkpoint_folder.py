@@ -192,7 +192,7 @@ def test_a_checkpoint_of_an_older_format_is_refused_in_a_line_that_says_so(
     path = checkpoint.write(tmp_path, made(run, 1), 0)
     monkeypatch.undo()
     with pytest.raises(
-        UserError, match=r"checkpoint-1 has format 4, this version reads 5\. Resume it with the version"
+        UserError, match=r"checkpoint-1 has format 4, this version reads 6\. Resume it with the version"
     ):
         checkpoint.find(str(path), tmp_path)
 
