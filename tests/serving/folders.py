@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import inspect
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from apt_ds.analysis.consumers.entry import Case, expected_of
 from apt_ds.analysis.consumers.table import FORMS
+from apt_ds.config.errors import UserError
+from apt_ds.models import builtin_models
 from apt_ds.models.architectures import anatomy_of, architecture_of
 from apt_ds.models.blocks import Anatomy, block_slices, kept_sizes
 from apt_ds.models.export import write
@@ -21,16 +24,31 @@ from tests.support import tiny, tiny_experts, tiny_families
 
 # rows and groups of columns are whole blocks of 64
 LARGE = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 8, "num_key_value_heads": 4}
+# the order of attention layers that Gemma 3 has, which llama.cpp assumes
+GEMMA_3 = {"num_hidden_layers": 6, "layer_types": ["sliding_attention"] * 5 + ["full_attention"]}
 FAMILIES = (*tiny_families.FAMILIES, *tiny_experts.FAMILIES)
-TEXT = " ".join(tiny.WORDS[5:11])
+TEXT = "Name three colours of the sky"
+
+
+@cache
+def tokenizer() -> PreTrainedTokenizerBase:
+    """SmolLM2's tokenizer, which all consumers know. A tokenizer of whole words where it is not installed."""
+    try:
+        return AutoTokenizer.from_pretrained(builtin_models.source_of(builtin_models.SMOLLM2))
+    except UserError:
+        return tiny.tokenizer()
 
 
 def model_of(family: str) -> PreTrainedModel:
     """A random model of a family, of real head sizes."""
+    vocabulary = {"vocab_size": max(len(tokenizer()), tiny_families.COMMON["vocab_size"])}
     if family in tiny_experts.FAMILIES:
-        model = tiny_experts.model(family, **{k: v for k, v in LARGE.items() if k != "intermediate_size"})
+        sizes = {k: v for k, v in LARGE.items() if k != "intermediate_size"}
+        model = tiny_experts.model(family, **sizes, **vocabulary)
     else:
-        special: dict[str, object] = {}
+        special: dict[str, object] = dict(vocabulary)
+        if family == "gemma3":
+            special |= GEMMA_3
         if family == "phi4":
             # A factor for each pair of the dimensions of a head that turn. Texts are short: transformers takes the long
             # factors for a long text, vLLM for a server of long texts.
@@ -92,8 +110,8 @@ def made(family: str, form: str, place: Path, cut: tuple[int, int] | None = None
         keep = uniform_keep(base, anatomy)
     smaller = apply_plan(model, anatomy, Plan(keep=keep), None, torch.Generator())
     folder = place / f"{family}-{form}"
-    write.export(model, smaller, base, model.generation_config, tiny.tokenizer(), folder, **options)
-    return Case(folder, expected_of(model, tiny.tokenizer(), TEXT))
+    write.export(model, smaller, base, model.generation_config, tokenizer(), folder, **options)
+    return Case(folder, expected_of(model, tokenizer(), TEXT))
 
 
 def all_cases(

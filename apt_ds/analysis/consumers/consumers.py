@@ -92,10 +92,11 @@ class Consumer:
             left = jobs[len(answers) :]
             file.write_text(json.dumps(left), encoding="utf8")
             output, found = self._run(file, len(left)), place / "jobs.json.out"
-            answers += json.loads(found.read_text(encoding="utf8")) if found.is_file() else []
+            new = json.loads(found.read_text(encoding="utf8")) if found.is_file() else []
             found.unlink(missing_ok=True)
-            if len(answers) < len(jobs):
-                answers.append({"error": output})
+            # after an error the probe ends by itself
+            ended = bool(new) and (len(new) == len(left) or "error" in new[-1])
+            answers += new if ended else [*new, {"error": output}]
         return answers
 
     def _run(self, file: Path, count: int) -> str:

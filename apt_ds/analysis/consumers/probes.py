@@ -24,6 +24,9 @@ def main():
             result = {"error": type(error).__name__ + ": " + " ".join(str(error).split())[:300]}
         results.append(result)
         json.dump(results, open(sys.argv[1] + ".out", "w"))
+        if "error" in result:
+            # a library may keep half of what failed. The next case gets a new process
+            break
 
 if __name__ == "__main__":
     main()
