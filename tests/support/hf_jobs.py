@@ -81,7 +81,9 @@ def callback_runs(folder: str, cases: dict[str, dict[str, Any]]) -> dict[str, di
         wrapped.eval()
         with torch.no_grad():
             masked = wrapped(input_ids=tiny.ids()).logits
-        written = AutoModelForCausalLM.from_pretrained(place / "pruned") if collectives.is_main() else None
+        # one rank alone cannot load a model that all ranks would share
+        with zero.whole_while_making():
+            written = AutoModelForCausalLM.from_pretrained(place / "pruned") if collectives.is_main() else None
         found[name] = {
             "losses": [row["loss"] for row in made.state.log_history if "loss" in row],
             "scores": callback.pruner.scores().tolist(),
