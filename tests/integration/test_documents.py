@@ -33,7 +33,7 @@ SAME_AS = {"launchers/quickstart.sh": "launchers/train.py", "launchers/results.s
 # flags of other programs that documents name
 FOREIGN = {
     *("--hostfile", "--no_ssh", "--node_rank", "--master_addr", "--master_port", "--num_accelerators", "--num_gpus"),
-    *("--no-deps", "--target", "--help", "--check", "--NAME"),
+    *("--no-deps", "--target", "--tensor-parallel-size", "--help", "--check", "--NAME"),
 }
 
 
