@@ -116,8 +116,8 @@ class DataOptions:
     )
     streaming: bool = option(
         False,
-        "read the training data while training, for data larger than the disk. Each process reads a part. data_path may "
-        "also name addresses http(s)://....jsonl. Requires --max_steps",
+        "read the training data while training, for data larger than the disk. Each process reads a part. data_path "
+        "may also name addresses http(s)://....jsonl. Requires --max_steps",
     )
     shuffle_buffer_size: int = option(
         1000, "with --streaming: examples of a source that a process reads and shuffles at once; 1: no shuffling", COUNT

@@ -165,7 +165,7 @@ class RunConfig:
         if data.streaming and optim.max_steps < 1:
             yield f"--streaming true requires --max_steps of at least 1 (got {optim.max_steps}): a stream has no length"
         if data.streaming and data.group_by_length:
-            yield "--group_by_length true does not support --streaming true, which knows no lengths: give --packing true"
+            yield "--streaming true does not support --group_by_length true: lengths are unknown; give --packing true"
         if data.calibration_path and not (pruning.one_shot or pruning.repairs):
             yield (
                 f"--calibration_path requires --pruning pretuning or posttuning (got {pruning.mode}), or --repair: "

@@ -133,7 +133,7 @@ class ConversationEncoder(Encoder):
 
 
 class TextEncoder(Encoder):
-    """Plain text, cut into blocks of which every token is trained. What is left of a block goes before the next text."""
+    """Plain text, cut into blocks of which every token is trained. A block may end one text and begin the next."""
 
     def __init__(self, name: str, tokenizer: PreTrainedTokenizerBase, length: int, bos_id: int | None) -> None:
         """Make blocks of `length` tokens, `bos_id` included where there is one. name: the source, for messages."""
@@ -169,8 +169,8 @@ class TextEncoder(Encoder):
         """Check that there was a block."""
         if not self.blocks:
             raise UserError(
-                f"{self.name}: a process's part has fewer than the {self.text_tokens} tokens of a block; give more text "
-                "or a smaller --max_seq_length"
+                f"{self.name}: the part of a process has fewer than {self.text_tokens} tokens, those of a block; give "
+                "more text, or a smaller --max_seq_length"
             )
 
     def state(self) -> State:

@@ -98,18 +98,21 @@ class StreamPart:
         self._shard, self._position, self._reading = state["shard"], list(state["position"]), None
 
     def next_place(self) -> Start:
-        """The shard and the number of the next record, of the only process. The shard may end before it."""
+        """Where the next record is, of the only process. Reads it."""
         assert self.world == 1
-        return Start(self._shard, self.shards[self._shard].number if self._reading is not None else 0)
+        if not self.read(1):
+            return Start(len(self.shards))
+        return Start(self._shard, self.shards[self._shard].number - 1)
 
     def _records(self) -> Iterator[Located]:
         """The records of this pass from the position on."""
-        for self._shard in range(self._shard, len(self.shards)):
-            position, self._position = self._position, []
-            if self._shard < self.start.shard or (self.whole and self._shard % self.world != self.rank):
-                self.shards[self._shard].position = []
-                continue
-            yield from self._of_shard(self.shards[self._shard], self._shard, position)
+        position, self._position = self._position, []
+        while True:
+            if self._shard >= self.start.shard and (not self.whole or self._shard % self.world == self.rank):
+                yield from self._of_shard(self.shards[self._shard], self._shard, position)
+            if self._shard + 1 == len(self.shards):
+                return
+            self._shard, position = self._shard + 1, []
 
     def _of_shard(self, shard: Shard, index: int, position: list[Any]) -> Iterator[Located]:
         first = self.start.number if index == self.start.shard else 0
@@ -138,10 +141,12 @@ class StreamPart:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if failures == len(self.retries.waits):
             raise UserError(
-                f"{shard.label} cannot be read on after record {shard.number}: {reason} ({failures} new attempts failed)"
+                f"{shard.label} cannot be read after record {shard.number}: {reason} ({failures} new attempts failed)"
             ) from error
         if not self._told:
-            log.warning("%s: the connection dropped after record %d (%s): reading on", shard.label, shard.number, reason)
+            log.warning(
+                "%s: the connection dropped after record %d (%s): trying again", shard.label, shard.number, reason
+            )
             self._told = True
         for _ in range(max(1, round(self.retries.waits[failures]))):
             self.retries.waiting()
