@@ -48,9 +48,12 @@ class AddressShard(LineShard):
                 raise ConnectionError(f"closed {left} bytes before the end")
 
     def facts(self) -> str:
-        """What tells one content of the address from another, as far as the server says."""
-        with self._open({}, "HEAD") as response:
-            told = [response.headers.get(name, "") for name in ("Content-Length", "ETag", "Last-Modified")]
+        """What tells one content of the address from another, as far as the server says. Raises UserError."""
+        try:
+            with self._open({}, "HEAD") as response:
+                told = [response.headers.get(name, "") for name in ("Content-Length", "ETag", "Last-Modified")]
+        except self.retried as error:
+            raise UserError(f"{self.label} cannot be read: {error}") from error
         return hashlib.sha256("\0".join([self.label, *told]).encode()).hexdigest()
 
     def _open(self, headers: dict[str, str], method: str = "GET") -> HTTPResponse:

@@ -154,7 +154,7 @@ class TextEncoder(Encoder):
         tokens = np.concatenate([self.rest, *encode_pieces(pieces, self.tokenizer)])
         count = len(tokens) // self.text_tokens
         self.rest, self.blocks = tokens[count * self.text_tokens :], self.blocks + count
-        return [self._block(block) for block in tokens[: count * self.text_tokens].reshape(count, -1)]
+        return [self._block(block) for block in tokens[: count * self.text_tokens].reshape(count, self.text_tokens)]
 
     @property
     def dropped(self) -> int:

@@ -31,7 +31,7 @@ class Retries:
     waiting: called before each of these seconds, so that a caller can show that the process lives.
     """
 
-    waits: Sequence[float] = WAITS
+    waits: Sequence[float] = field(default_factory=lambda: WAITS)
     waiting: Callable[[], None] = field(default=lambda: None)
 
 

@@ -53,7 +53,10 @@ class EncodedPart:
         self._rows, self._last = self.encoder.encode(records) if records else [], self.part.passes > passes
         if self._last:
             if not records and not self._before["part"]["count"]:
-                raise UserError(f"{self.part.name} holds no record for process {self.part.rank}; give more records")
+                raise UserError(
+                    f"{self.part.name} has no record left for process {self.part.rank}, after those held out; give "
+                    "more records, or a smaller --eval_size"
+                )
             self.encoder.end_pass()
 
     def _boundary(self) -> State:

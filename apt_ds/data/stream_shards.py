@@ -21,7 +21,7 @@ from apt_ds.data.values import kind
 Position = list[Any]
 Wanted = Callable[[int], bool]  # whether this process reads the record of a number
 
-_TEXT_PIECE = 1 << 20  # bytes of a text file that count as one record
+_TEXT_PIECE = 1 << 14  # bytes of a text file that count as one record
 _MARK = b"\xef\xbb\xbf"
 
 
@@ -144,7 +144,7 @@ class FileShard(Shard):
 
 
 class TextShard(Shard):
-    """A text file in pieces of about a megabyte, each a record of `text` and whether it is the `last` of the file."""
+    """A text file in pieces of about 16 KiB, each a record of `text` and whether it is the `last` of the file."""
 
     def records(self, position: Position, wanted: Wanted) -> Iterator[Located]:
         """The wanted pieces. A position is a number of pieces and a place in bytes."""

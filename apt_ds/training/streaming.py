@@ -99,6 +99,7 @@ class Stream:
         while len(rows) < count:
             records = part.read(1)
             if not records:
+                encoder.end_pass()
                 raise UserError(
                     f"--eval_size: cannot hold out {count} examples of {source.name}, which has {len(rows)}; give "
                     "less, or --eval_data_path"
