@@ -71,7 +71,11 @@ class ConversationEncoder(Encoder):
 
     def encode(self, records: Sequence[Located]) -> list[ArrayRow]:
         """The rows of some records."""
-        rows = [row for row in self.recipe.encode(self.examples(records)) if self._trained(row)]
+        examples = self.examples(records)
+        if self._unused.first and "unused" not in self._told:
+            warn_unused(self._unused, self.name)
+            self._told.add("unused")
+        rows = [row for row in self.recipe.encode(examples) if self._trained(row)]
         if self.counts["read"] >= _ENOUGH:
             self._check()
         return [{name: np.array(values, np.int32) for name, values in row.items()} for row in rows]
@@ -91,13 +95,10 @@ class ConversationEncoder(Encoder):
         return examples
 
     def end_pass(self) -> None:
-        """Check what was left out, and warn once of columns that are not used."""
+        """Check what was left out, and whether anything is left."""
         self._check()
         if self.counts["read"] == self.counts["empty"] + self.counts["untrained"] + self.counts["cut"]:
             raise UserError(f"{self.name}: --max_seq_length cuts off every answer; raise it")
-        if "unused" not in self._told:
-            warn_unused(self._unused, self.name)
-            self._told.add("unused")
 
     def state(self) -> State:
         """Counts, and the first place of what was left out."""

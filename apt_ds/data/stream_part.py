@@ -29,10 +29,12 @@ class Retries:
 
     waits: seconds before each attempt without a record in between.
     waiting: called before each of these seconds, so that a caller can show that the process lives.
+    tell: takes the line that says of the first error.
     """
 
     waits: Sequence[float] = field(default_factory=lambda: WAITS)
     waiting: Callable[[], None] = field(default=lambda: None)
+    tell: Callable[[str], None] = field(default=log.warning)
 
 
 class StreamPart:
@@ -144,8 +146,8 @@ class StreamPart:
                 f"{shard.label} cannot be read after record {shard.number}: {reason} ({failures} new attempts failed)"
             ) from error
         if not self._told:
-            log.warning(
-                "%s: the connection dropped after record %d (%s): trying again", shard.label, shard.number, reason
+            self.retries.tell(
+                f"{shard.label}: the connection dropped after record {shard.number} ({reason}): trying again"
             )
             self._told = True
         for _ in range(max(1, round(self.retries.waits[failures]))):

@@ -22,7 +22,7 @@ from apt_ds.data.stream_source import StreamSource, stream_source
 from apt_ds.data.tokenized import Row, TokenizedSet
 from apt_ds.models.architectures import architecture_of
 from apt_ds.models.loading import Base
-from apt_ds.runtime import collectives, heartbeat
+from apt_ds.runtime import collectives, heartbeat, notices
 from apt_ds.training.prepared_data import HELD_OUT
 from apt_ds.training.summary_schema import SourceFigures
 
@@ -44,7 +44,7 @@ class Stream:
     def __init__(self, run: RunConfig, base: Base, now: datetime, sources: Sequence[WeightedSource]) -> None:
         """Find the sources and read their first records. Raises UserError."""
         self.run_config, self.base, self.now = run, base, now
-        self.retries = Retries(waiting=heartbeat.progress)
+        self.retries = Retries(waiting=heartbeat.progress, tell=notices.warn)
         self.weights = tuple(source.weight or 1.0 for source in sources)
         self.sources = [stream_source(source.name, self.retries) for source in sources]
         self.starts = [Start() for _ in sources]
