@@ -111,28 +111,6 @@ def test_held_out_records_are_no_part(tmp_path: Path) -> None:
     assert [len(everything(StreamPart("s", shards, rank, 2, start))) for rank in (0, 1)] == [34, 34]
 
 
-def test_a_text_file_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("apt_ds.data.stream_shards._TEXT_PIECE", 64)
-    text = "\ufeff" + "\n".join(f"line {i} of ünïcode" for i in range(40)) + "\n" + "x" * 200 + "é" * 90
-    path = tmp_path / "a.txt"
-    path.write_text(text, encoding="utf8")
-    parts = [StreamPart("s", [shard_of_file(path)], rank, 2) for rank in range(2)]
-    pieces = sorted((located for part in parts for located in part.read(1000)), key=lambda one: int(one[0].split()[-1]))
-    assert "".join(record["text"] for _, record in pieces) == text.removeprefix("\ufeff")
-    assert [record["last"] for _, record in pieces] == [False] * (len(pieces) - 1) + [True]
-    path.write_bytes(b"a" * 100 + b"\xff")
-    with pytest.raises(UserError, match=r"a.txt is not UTF-8 text \(byte 100\)"):
-        StreamPart("s", [shard_of_file(path)]).read(100)
-
-
-def test_errors_name_file_and_line(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_text('{"n": 1}\n{"n": 2}\n{broken\n')
-    assert len(StreamPart("s", [shard_of_file(path)], 1, 2).read(9)) == 1  # the others' lines are theirs to check
-    with pytest.raises(UserError, match=r"a\.jsonl, line 3, column 2: not valid JSON"):
-        StreamPart("s", [shard_of_file(path)], 0, 2).read(9)
-
-
 class Dropping(LineShard):
     """Lines whose connection drops after some of them."""
 

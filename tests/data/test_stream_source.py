@@ -11,7 +11,6 @@ import pytest
 from apt_ds.config.errors import UserError
 from apt_ds.data.stream_shards import HubShard, TextShard
 from apt_ds.data.stream_source import stream_source
-from tests.support.file_server import serving
 
 TALK = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 
@@ -49,22 +48,6 @@ def test_identity_follows_the_content(tmp_path: Path) -> None:
     (tmp_path / "moved").mkdir()
     assert stream_source(str(lines(tmp_path / "moved" / "a.jsonl", {"text": "x"}, {"text": "y"}))).identity == first
     assert stream_source(str(lines(tmp_path / "a.jsonl", {"text": "x"}, {"text": "z"}))).identity != first
-
-
-def test_an_address_is_read_with_and_without_ranges(tmp_path: Path) -> None:
-    lines(tmp_path / "a.jsonl", *({"text": str(i)} for i in range(50)))
-    for ranges in (True, False):
-        with serving(tmp_path) as server:
-            server.ranges = ranges
-            source = stream_source(f"{server.address}/a.jsonl")
-            part = source.part()
-            first = part.read(20)
-            again = source.part()
-            again.load(part.state())
-            assert [record["text"] for _, record in [*first, *again.read(30)]] == [str(i) for i in range(50)]
-            assert (server.offsets[-1] > 0) == ranges
-            with pytest.raises(UserError, match=r"b\.jsonl cannot be read: 404"):
-                stream_source(f"{server.address}/b.jsonl")
 
 
 def test_a_hub_data_set_is_read_shard_by_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

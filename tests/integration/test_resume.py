@@ -104,14 +104,26 @@ def test_a_sublayer_was_emptied(some: Runs) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", MORE, ids=lambda case: case[0])
 def test_resuming_is_bit_identical_in_every_mode(case: tuple[Any, ...], folder: Path) -> None:
-    same(multiprocess.run(2, "resumed", {"folder": str(folder), "cases": [case]})[case[0]])
+    cases = [(*case[:3], at(folder, case[3]), case[4])]
+    same(multiprocess.run(2, "resumed", {"folder": str(folder), "cases": cases})[case[0]])
 
 
 @pytest.mark.slow
 def test_a_stream_goes_on_with_as_many_ranks_only(folder: Path, some: Runs) -> None:
     source = str(folder / "streamed2" / "checkpoint-3")
-    told = multiprocess.run(1, "refused", {"folder": str(folder), "source": source, "flags": at(folder, STREAMED)})
+    flags = [*at(folder, STREAMED), "--resume_from_checkpoint", source]
+    told = multiprocess.run(1, "refused", {"folder": str(folder), "flags": flags})
     assert "was made by 2 processes, this run has 1" in told
+
+
+@pytest.mark.slow
+def test_a_broken_record_of_one_rank_ends_all_ranks_in_one_line(folder: Path) -> None:
+    lines = [json.dumps({"instruction": f"the cat {n}", "output": "sees"}) for n in range(200)]
+    lines[99] = "{broken"  # in the part of rank 1, after what every rank reads at the start
+    (folder / "broken.jsonl").write_text("\n".join(lines), encoding="utf8")
+    flags = [*at(folder, STREAMED), "--data_path", str(folder / "broken.jsonl")]
+    told = multiprocess.run(2, "refused", {"folder": str(folder), "flags": flags})
+    assert "broken.jsonl, line 100, column 2: not valid JSON" in told
 
 
 def alike(run: dict[str, Any], straight: dict[str, Any]) -> None:

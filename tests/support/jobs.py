@@ -257,10 +257,10 @@ def resumed(folder: str, cases: list[tuple[str, int, bool, list[str], list[int]]
     return found
 
 
-def refused(folder: str, source: str, flags: list[str]) -> str:
-    """The one line that refuses a checkpoint."""
+def refused(folder: str, flags: list[str]) -> str:
+    """The one line that ends a run on this rank."""
     try:
-        whole(folder, "refused", 2, False, ["--resume_from_checkpoint", source, *flags])
+        whole(folder, "refused", 2, False, flags)
     except UserError as error:
         return str(error)
     return ""
