@@ -62,12 +62,13 @@ class ConversationEncoder(Encoder):
         counts: records `read`, those with an `empty` answer or `untrained`, rows that the length `cuts` whole.
     """
 
-    def __init__(self, name: str, recipe: Recipe[Example]) -> None:
+    def __init__(self, name: str, recipe: Recipe[Example], told: set[str] | None = None) -> None:
+        """Make rows by a recipe. name: the source, for messages. told: what was warned of, of all its encoders."""
         self.name, self.recipe = name, recipe
         self.counts = {"read": 0, "empty": 0, "untrained": 0, "cut": 0}
         self.first = {"empty": "", "untrained": ""}
         self._unused = Unused()
-        self._told: set[str] = set()
+        self._told = set[str]() if told is None else told
 
     def encode(self, records: Sequence[Located]) -> list[ArrayRow]:
         """The rows of some records."""

@@ -49,6 +49,7 @@ class Stream:
         self.sources = [stream_source(source.name, self.retries) for source in sources]
         self.starts = [Start() for _ in sources]
         self.fingerprint = ""
+        self._told: dict[str, set[str]] = {}
 
     @property
     def max_length(self) -> int:
@@ -70,7 +71,9 @@ class Stream:
     def _encoder(self, source: StreamSource, tokenizer: Any) -> Encoder:
         length = self.max_length
         if not source.plain_text:
-            return ConversationEncoder(source.name, instruction_recipe(tokenizer, length, self.now))
+            return ConversationEncoder(
+                source.name, instruction_recipe(tokenizer, length, self.now), self._told.setdefault(source.name, set())
+            )
         begins = architecture_of(self.base.config).begins_with_bos
         return TextEncoder(source.name, tokenizer, length, tokenizer.bos_token_id if begins else None)
 

@@ -95,6 +95,14 @@ def test_the_first_examples_are_held_out(place: Place, sources: dict[str, str], 
     assert len(data.held_out) == 8 and data.stream is not None and data.stream.starts[0].number == 0
 
 
+def test_a_column_that_is_not_used_is_told_once(place: Place, alone: None, caplog: pytest.LogCaptureFixture) -> None:
+    record = {"instruction": "the cat", "output": "sees", "more": 1}
+    data = read(place, "--data_path", place.spoiled("more.jsonl", f"{json.dumps(record)}\n" * 20))
+    assert data.stream is not None
+    data.stream.open().take(30)
+    assert len([message for message in caplog.messages if "not used: 'more'" in message]) == 1
+
+
 def test_the_fingerprint_covers_names_options_and_first_rows(
     place: Place, sources: dict[str, str], alone: None
 ) -> None:
