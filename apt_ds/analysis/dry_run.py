@@ -173,8 +173,11 @@ def evaluation_batches(run: RunConfig, data: Data, kind: str) -> list[Shape]:
 
 def micro_batches(run: RunConfig, data: Data, world: int, kind: str) -> Shape:
     """A shape that no micro-batch of training or calibration exceeds in any dimension, on any of `world` ranks."""
-    order, steps = sampling(run, data.train, data.sources, world)
-    shape = step_bound(run, data.train, order, steps, world, kind)
+    if data.stream is not None:
+        shape = stream_bound(run)
+    else:
+        order, steps = sampling(run, data.train, data.sources, world)
+        shape = step_bound(run, data.train, order, steps, world, kind)
     if data.calibration is None:
         return shape
     rows, sources = data.calibration.rows, data.calibration.sources
@@ -191,6 +194,15 @@ def step_bound(run: RunConfig, rows: Rows, order: Order, steps: int, world: int,
         layout = layout_of(run, rows, indices, slots)
         batches += [[[indices[i] for i in row] for row in slot] for slot in layout.slots]
     return bound(rows, batches, kind)
+
+
+def stream_bound(run: RunConfig) -> Shape:
+    """A shape that no micro-batch of a language model exceeds, for data whose lengths are unknown."""
+    rows, length = run.optim.per_device_train_batch_size, run.data.max_seq_length
+    targets = rows * (length - 1)
+    if run.data.packing and run.model.one_row:
+        return Shape(1, round_up(rows * length), 0, targets)
+    return Shape(rows, round_up(length), 0, targets)
 
 
 def one_per_row(indices: Iterable[int]) -> list[list[int]]:

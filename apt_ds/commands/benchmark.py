@@ -58,7 +58,10 @@ def read(argv: list[str]) -> tuple[argparse.Namespace, RunConfig]:
         rest += ["--model_name_or_path", f"random:{own.random_weights}", "--data_path", "random"]
     elif own.predict:
         raise UserError("--predict needs --random_weights, which says what sizes to predict for")
-    return own, resolve(rest, parser.names())
+    run = resolve(rest, parser.names())
+    if run.data.streaming:
+        raise UserError("the benchmark does not support --streaming: leave it out, its rows fit into memory")
+    return own, run
 
 
 def main() -> None:

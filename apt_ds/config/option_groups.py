@@ -114,6 +114,14 @@ class DataOptions:
     preprocessing_num_workers: int = option(
         0, "processes of a node that tokenize; 0: its number of processors, fewer for small data sets", NOT_NEGATIVE
     )
+    streaming: bool = option(
+        False,
+        "read the training data while training, for data larger than the disk. Each process reads a part. data_path "
+        "may also name addresses http(s)://....jsonl. Requires --max_steps",
+    )
+    shuffle_buffer_size: int = option(
+        1000, "with --streaming: examples of a source that a process reads and shuffles at once; 1: no shuffling", COUNT
+    )
 
 
 @dataclass(frozen=True)

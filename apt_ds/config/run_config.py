@@ -160,6 +160,12 @@ class RunConfig:
             yield f"--report_to {self.output.report_to} is not allowed: give none, or the names of trackers"
         if data.packing and data.group_by_length:
             yield "--group_by_length requires --packing false: packing fills rows with examples of any length"
+        if data.streaming and data.task != INSTRUCTIONS:
+            yield f"--streaming true does not support --task {data.task}: only language models read streams"
+        if data.streaming and optim.max_steps < 1:
+            yield f"--streaming true requires --max_steps of at least 1 (got {optim.max_steps}): a stream has no length"
+        if data.streaming and data.group_by_length:
+            yield "--streaming true does not support --group_by_length true: lengths are unknown; give --packing true"
         if data.calibration_path and not (pruning.one_shot or pruning.repairs):
             yield (
                 f"--calibration_path requires --pruning pretuning or posttuning (got {pruning.mode}), or --repair: "

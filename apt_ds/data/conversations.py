@@ -27,6 +27,8 @@ from apt_ds.data.turns import (
 )
 
 BUILTIN = "builtin:instructions"
+EMPTY = "the output is empty"
+UNTRAINED = "every answer has weight 0, so that none is trained"
 
 _SHARED = ("system", "tools", "functions")
 _ALPACA = ("instruction", "input", "output", "history", *_SHARED)
@@ -115,7 +117,7 @@ def read_examples(records: Iterable[Located], name: str) -> Iterator[Example]:
     untrained: list[str] = []
     unused = Unused()
     for where, record in records:
-        example = _parse_record(record, where, unused)
+        example = parse_record(record, where, unused)
         if not example.is_trained():
             untrained.append(where)
         elif empty := example.empty_answer():
@@ -124,16 +126,26 @@ def read_examples(records: Iterable[Located], name: str) -> Iterator[Example]:
             count += 1
             yield example
     total = len(blank) + len(untrained) + count
-    leave_out(blank, total, "the output is empty", name)
-    leave_out(untrained, total, "every answer has weight 0, so that none is trained", name)
+    leave_out(blank, total, EMPTY, name)
+    leave_out(untrained, total, UNTRAINED, name)
     if not count:
         raise UserError(f"{name} holds no records; it needs at least one")
+    warn_unused(unused, name)
+
+
+def warn_unused(unused: Unused, name: str) -> None:
+    """Warn of the columns of a source that reading does not use."""
     if unused.first:
         columns = ", ".join(f"'{column}'" for column in unused.first)
         log.warning("%s: not used: %s (first in %s)", name, columns[:300], next(iter(unused.first.values())))
 
 
-def _parse_record(record: Any, where: str, unused: Unused) -> Example:
+def parse_record(record: Any, where: str, unused: Unused) -> Example:
+    """The example of a record, which may have nothing to train.
+
+    Raises:
+        UserError: the record cannot be used.
+    """
     if not isinstance(record, dict):
         raise UserError(f"{where}: a record must be an object, not {kind(record)}")
     refuse_unsupported(record, MEDIA, where)

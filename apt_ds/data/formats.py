@@ -83,25 +83,26 @@ def read_columns(path: Path) -> Iterator[Located]:
     """The records of a Parquet or Arrow file. A place is the file and the row, counted from 1."""
     number = 0
     try:
-        for batch in _batches(path):
+        for batch in record_batches(path):
             for record in batch.to_pylist():
                 number += 1
                 yield f"{path}, row {number}", record
     except UserError:
         raise
     except (OSError, ValueError) as error:  # pyarrow's own errors are both
-        raise UserError(_unreadable(path, error)) from error
+        raise UserError(unreadable(path, error)) from error
     if not number:
         raise UserError(f"{path} is empty; it needs at least one record")
 
 
-def _unreadable(path: Path, error: Exception) -> str:
+def unreadable(path: Path, error: Exception) -> str:
+    """What is wrong with a Parquet or Arrow file that pyarrow cannot read."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
     return f"{path} is not a whole {path.suffix[1:].title()} file ({reason}); copy or make it again"
 
 
-def _batches(path: Path) -> Iterator[Any]:
-    """Record batches of pyarrow."""
+def record_batches(path: Path, row_groups: Sequence[int] | None = None) -> Iterator[Any]:
+    """Record batches of pyarrow. row_groups: those of a Parquet file that are read. None: all."""
     import pyarrow as pa
 
     check_pointer(path)
@@ -109,7 +110,7 @@ def _batches(path: Path) -> Iterator[Any]:
         from pyarrow import parquet
 
         with parquet.ParquetFile(path) as file:
-            yield from file.iter_batches(_BATCH)
+            yield from file.iter_batches(_BATCH, row_groups)
         return
     with pa.memory_map(str(path)) as source:
         if source.read(6) == b"ARROW1":
@@ -142,7 +143,7 @@ def column_names(path: Path) -> tuple[str, ...] | None:
             source.seek(0)
             return tuple((pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)).schema.names)
     except (OSError, ValueError) as error:
-        raise UserError(_unreadable(path, error)) from error
+        raise UserError(unreadable(path, error)) from error
 
 
 READERS: dict[str, Callable[[Path], Iterator[Located]]] = {

@@ -143,12 +143,17 @@ def read_jsonl(path: Path) -> Iterator[Located]:
             continue
         empty = False
         where = f"{path}, line {number}"
-        try:
-            record = loads(line)
-        except json.JSONDecodeError as error:
-            problem = f"not valid JSON ({error.msg}); put one record on one line"
-            raise UserError(f"{where}, column {error.colno}: {problem}") from error
-        yield where, mender.mend(record, where) if may_hold_surrogates(line) else record
+        yield where, record_of_line(line, where, mender)
     if empty:
         raise UserError(f"{path} is empty; it needs at least one record")
     mender.warn()
+
+
+def record_of_line(line: str, where: str, mender: Mender) -> Any:
+    """The record on a line. Raises UserError with its place."""
+    try:
+        record = loads(line)
+    except json.JSONDecodeError as error:
+        problem = f"not valid JSON ({error.msg}); put one record on one line"
+        raise UserError(f"{where}, column {error.colno}: {problem}") from error
+    return mender.mend(record, where) if may_hold_surrogates(line) else record

@@ -99,10 +99,15 @@ class MixtureOrder:
 
     def seen(self, steps: int) -> list[int]:
         """Examples of each source in the first `steps` optimizer steps."""
-        periods, within = divmod(steps * self.global_batch, PERIOD)
-        source, _, quotas = pattern(self.weights)
-        partial = np.bincount(source[:within], minlength=len(quotas)).tolist()
-        return [periods * quota + more for quota, more in zip(quotas, partial, strict=True)]
+        return counts_in(self.weights, steps * self.global_batch)
+
+
+def counts_in(weights: tuple[float, ...], places: int) -> list[int]:
+    """How many of the first `places` places each source takes."""
+    periods, within = divmod(places, PERIOD)
+    source, _, quotas = pattern(weights)
+    partial = np.bincount(source[:within], minlength=len(quotas)).tolist()
+    return [periods * quota + more for quota, more in zip(quotas, partial, strict=True)]
 
 
 def shares_of(weights: Sequence[float]) -> list[float]:

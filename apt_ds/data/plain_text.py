@@ -101,18 +101,28 @@ def documents(name: str, flag: str, split: str = "train") -> Iterator[Document]:
         yield (text_of(record, (TEXT,), where),)
 
 
+def check_end_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError where a tokenizer has no token that separates documents."""
+    if tokenizer.eos_token_id is None:
+        name = tokenizer.name_or_path or "the model"
+        raise UserError(
+            f"the tokenizer of {name} has no end token to separate texts; set eos_token in its tokenizer_config.json"
+        )
+
+
 def token_pieces(texts: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> Iterator[np.ndarray]:
     """The tokens of all documents, each followed by the end token. Each array is int32 and of moderate size.
 
     A document of more than `PIECE` characters is tokenized in pieces, which end before a word where there is one.
     Documents without text are left out.
     """
-    if tokenizer.eos_token_id is None:
-        name = tokenizer.name_or_path or "the model"
-        raise UserError(
-            f"the tokenizer of {name} has no end token to separate texts; set eos_token in its tokenizer_config.json"
-        )
-    pieces = _marked_pieces(texts)
+    check_end_token(tokenizer)
+    yield from encode_pieces(_marked_pieces(texts), tokenizer)
+
+
+def encode_pieces(pieces: Iterable[tuple[str, bool]], tokenizer: PreTrainedTokenizerBase) -> Iterator[np.ndarray]:
+    """The tokens of pieces, int32, with the end token after a piece that is the last of its document."""
+    pieces = iter(pieces)
     while group := list(islice(pieces, AT_ONCE)):
         encoded = tokenizer([text for text, _ in group], add_special_tokens=False, verbose=False)["input_ids"]
         for ids, (_, last) in zip(encoded, group, strict=True):
@@ -123,7 +133,7 @@ def _marked_pieces(texts: Iterable[Document]) -> Iterator[tuple[str, bool]]:
     """Pieces of all documents, and whether a piece is the last of its document."""
     for document in texts:
         waiting, begun = "", False
-        for piece in _pieces(document):
+        for piece in pieces_of(document):
             if waiting:
                 yield waiting, False
                 begun = True
@@ -132,7 +142,7 @@ def _marked_pieces(texts: Iterable[Document]) -> Iterator[tuple[str, bool]]:
             yield waiting, True
 
 
-def _pieces(document: Document) -> Iterator[str]:
+def pieces_of(document: Document) -> Iterator[str]:
     """A document in pieces of at most `PIECE` characters."""
     buffer = ""
     for text in document:

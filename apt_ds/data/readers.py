@@ -176,8 +176,10 @@ def read_file(path: Path, endings: Sequence[str] = ENDINGS, headerless: Sequence
     return read_table(path, headerless) if ending in (".tsv", ".csv") else READERS[ending](path)
 
 
-def load_hub(name: str, split: str, config: str = "") -> Any:
+def load_hub(name: str, split: str, config: str = "", streaming: bool = False) -> Any:
     """One split of a hub data set `name:config@revision`; `config` is that of a name without one.
+
+    streaming: read it while it is downloaded, as an `IterableDataset`.
 
     Raises:
         UserError: there is none that can be loaded.
@@ -189,7 +191,9 @@ def load_hub(name: str, split: str, config: str = "") -> Any:
     parts = _HUB_NAME.fullmatch(name)
     assert parts is not None
     config = parts["config"] or config
-    options = {"revision": parts["revision"]} if parts["revision"] else {}
+    options: dict[str, Any] = {"revision": parts["revision"]} if parts["revision"] else {}
+    if streaming:
+        options["streaming"] = True
     try:
         return datasets.load_dataset(parts["name"], *([config] if config else []), split=split, **options)
     except Exception as error:  # the hub client has no common error class

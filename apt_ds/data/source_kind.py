@@ -34,6 +34,11 @@ def is_plain_text(name: str, split: str = "train") -> bool:
         columns = set(_columns_of_file(source.files[0]) if source.files else source.hub().column_names)
     except (OSError, ValueError, UserError, csv.Error):
         return False
+    return has_plain_text(columns)
+
+
+def has_plain_text(columns: set[str]) -> bool:
+    """Whether records with these columns are plain text."""
     return TEXT in columns and not columns & _CONVERSATION
 
 

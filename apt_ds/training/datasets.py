@@ -30,9 +30,11 @@ from apt_ds.eval.task_evaluators import ClassEvaluator, SpanEvaluator, TaskEvalu
 from apt_ds.models.architectures import architecture_of
 from apt_ds.models.loading import Base
 from apt_ds.runtime import collectives
+from apt_ds.training.checkpoint.contents import PARTS
 from apt_ds.training.prepared_data import Part, prepared_on_node, split, train_and_held_out, whole
 from apt_ds.training.sampling import Sampled, calibration_order, sampling
 from apt_ds.training.sources import Sets, SourcePart, SourceReader
+from apt_ds.training.streaming import Stream, StreamOrder, open_stream
 from apt_ds.training.summary_schema import DataSizes, SourceFigures
 
 HELD_ARTICLES = 0.2  # fraction of the questions to hold out, by whole articles
@@ -55,6 +57,7 @@ class Data:
         sources: what `train` was read from.
         calibration: what scores before a one-shot cut. None: the training data.
         calibration_figures: its sources, for the summary. None: no data is scored at once.
+        stream: the training data of --streaming. `train` is then empty.
     """
 
     train: Rows
@@ -69,15 +72,18 @@ class Data:
     sources: tuple[WeightedSource, ...] = ()
     calibration: Sampled | None = None
     calibration_figures: list[SourceFigures] | None = None
+    stream: Stream | None = None
 
     def counts(self) -> dict[str, int]:
         """Numbers that a resumed run must share (see `checkpoint.contents.COUNTS`)."""
-        return {"global_batch": self.order.global_batch, "total_steps": self.total_steps}
+        parts = {} if self.stream is None else {PARTS: collectives.world_size()}
+        return {"global_batch": self.order.global_batch, "total_steps": self.total_steps, **parts}
 
     def longest(self) -> int:
         """Tokens of the longest example."""
         sets = (self.train, self.held_out, *([self.calibration.rows] if self.calibration else []))
-        return max((int(part.lengths.max()) for part in sets if len(part)), default=0)
+        streamed = 0 if self.stream is None else self.stream.max_length
+        return max(streamed, *(int(part.lengths.max()) for part in sets if len(part)), 0)
 
     def fingerprints(self) -> dict[str, str]:
         """Hashes of all token ids and labels, by data set."""
@@ -86,16 +92,22 @@ class Data:
         own = {"train": self.train.fingerprint, "held_out": self.held_out.fingerprint}
         return own | {"corpus": corpus, "calibration": calibration}
 
+    def figures(self, steps: int, sampled: Sampled | None = None) -> list[SourceFigures]:
+        """The sources of `sampled`, by default of the training data, with what the first steps take from each."""
+        if sampled is None and self.stream is not None:
+            return self.stream.figures(self.sources, steps * self.order.global_batch)
+        return (sampled or Sampled(self.train, self.order, self.sources)).figures(steps)
+
     def describe(self) -> DataSizes:
         """Sizes, for the summary."""
         sizes: DataSizes = {
-            "train": len(self.train),
+            "train": len(self.train) if self.stream is None else self.order.n,
             "held_out": len(self.held_out),
             "dropped": self.train.dropped,
             "steps": self.total_steps,
         }
         if self.sources:
-            sizes["sources"] = Sampled(self.train, self.order, self.sources).figures(self.total_steps)
+            sizes["sources"] = self.figures(self.total_steps)
         if self.calibration_figures is not None:
             sizes["calibration"] = self.calibration_figures
         return sizes
@@ -114,8 +126,14 @@ def read_data(run: RunConfig, base: Base, now: datetime | None = None) -> Data:
         # rank 0 warns of the same files
         logging.getLogger("apt_ds.data").setLevel(logging.ERROR)
     sources = sources_of(run, base, "--data_path", run.data.data_path)
-    sets = READERS[base.kind](run, base, now)
-    order, steps = sampling(run, sets.train, sources, collectives.world_size())
+    stream: Stream | None = None
+    if run.data.streaming:
+        sets, stream = read_stream(run, base, now, sources)
+        steps, batch = run.optim.max_steps, run.optim.global_batch(collectives.world_size())
+        order: Order = StreamOrder(steps * batch, batch)
+    else:
+        sets = READERS[base.kind](run, base, now)
+        order, steps = sampling(run, sets.train, sources, collectives.world_size())
     calibration = read_calibration(run, base, now)
     corpus = None
     if run.data.perplexity_path:
@@ -126,10 +144,9 @@ def read_data(run: RunConfig, base: Base, now: datetime | None = None) -> Data:
         corpus = token_blocks(text, base.tokenizer, length, source=source, bos=bos, limit=limit)
     data = Data(sets.train, sets.held_out, sets.examples, order, steps, corpus, sets.task_evaluator, now)
     data.mmlu = read_mmlu(run, base) if run.data.mmlu_path else None
-    data.sources, data.calibration = sources, calibration
+    data.sources, data.calibration, data.stream = sources, calibration, stream
     if run.pruning.one_shot and run.pruning.score != "random":
-        scored = calibration or Sampled(data.train, order, sources)
-        data.calibration_figures = scored.figures(run.pruning.calibration_steps)
+        data.calibration_figures = data.figures(run.pruning.calibration_steps, calibration)
     return data
 
 
@@ -187,6 +204,16 @@ def tokenized_on_node(tokenize: Callable[[], TokenizedSet]) -> TokenizedSet:
 def read_language(run: RunConfig, base: Base, now: datetime) -> Sets:
     """Conversations and plain text. Loss and perplexity evaluate them."""
     return SourceReader(run, base, now, instruction_reader(run, base, now)).sets()
+
+
+def read_stream(run: RunConfig, base: Base, now: datetime, sources: Sequence[WeightedSource]) -> tuple[Sets, Stream]:
+    """The evaluation set of a run with --streaming, and the stream that it trains on. Collective."""
+    stream, held_out, examples = open_stream(run, base, now, sources)
+    train = TokenizedSet({}, 0, stream.fingerprint)
+    if not run.data.eval_data_path:
+        return Sets(train, held_out, examples, None), stream
+    reader = SourceReader(run, base, now, instruction_reader(run, base, now))
+    return Sets(train, *reader.evaluation(), None), stream
 
 
 def instruction_reader(run: RunConfig, base: Base, now: datetime) -> Callable[[str, int, int], SourcePart]:

@@ -120,7 +120,11 @@ def layout_of(run: RunConfig, rows: Rows, indices: list[int], slots: int) -> Ste
         indices: the rows of the step.
         slots: micro-batches of a step on all ranks.
     """
-    lengths = rows.lengths[indices].tolist()
+    return layout_of_lengths(run, rows.lengths[indices].tolist(), slots)
+
+
+def layout_of_lengths(run: RunConfig, lengths: list[int], slots: int) -> StepLayout:
+    """`layout_of` for the lengths of a step's rows, in tokens."""
     if run.data.packing:
         return StepLayout.packed(lengths, slots, run.data.max_seq_length, run.model.one_row)
     return StepLayout.padded(lengths, slots)

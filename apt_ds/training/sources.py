@@ -63,16 +63,24 @@ class SourceReader:
         sources = parse_sources(data.data_path, "--data_path")
         if data.eval_data_path:
             train = [self.part(source.name, "--data_path") for source in sources]
-            others = parse_sources(data.eval_data_path, "--eval_data_path")
-            most = self._apportioned(data.eval_size, others)
-            held_out = [self.part(s.name, "--eval_data_path", most=n) for s, n in zip(others, most, strict=True)]
-            parts, examples = [part.train for part in held_out], [e for part in held_out for e in part.examples()]
+            parts, examples = self._evaluation()
         else:
             counts = self._apportioned(data.eval_size or HELD_OUT, sources)
             train = [self.part(s.name, "--data_path", held_out=n) for s, n in zip(sources, counts, strict=True)]
             parts = [part.held_out for part in train if part.held_out is not None]
             examples = [example for part in train for example in part.examples()]
         return Sets(joined([part.train for part in train], sources), joined(parts), examples, None)
+
+    def evaluation(self) -> tuple[Rows, list[Any]]:
+        """The rows of --eval_data_path, and the examples behind them."""
+        parts, examples = self._evaluation()
+        return joined(parts), examples
+
+    def _evaluation(self) -> tuple[list[Rows], list[Any]]:
+        sources = parse_sources(self.run.data.eval_data_path, "--eval_data_path")
+        most = self._apportioned(self.run.data.eval_size, sources)
+        parts = [self.part(s.name, "--eval_data_path", most=n) for s, n in zip(sources, most, strict=True)]
+        return [part.train for part in parts], [example for part in parts for example in part.examples()]
 
     def whole(self, path: str, flag: str) -> Rows:
         """All rows of the sources of an option."""

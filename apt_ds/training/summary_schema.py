@@ -79,7 +79,7 @@ class SourceFigures(TypedDict):
 
     name: as the option has it.
     weight: fraction of the examples that a mixture takes from it.
-    rows: examples of the source, without those held out.
+    rows: examples of the source, without those held out. 0 with --streaming, where their number is unknown.
     seen: examples that the steps take from it. A row counts each time.
     """
 
@@ -99,8 +99,8 @@ class _DataSizes(TypedDict):
 class DataSizes(_DataSizes, total=False):
     """What the run reads.
 
-    train, held_out: examples.
-    dropped: training examples left out.
+    train, held_out: examples. With --streaming, train counts those that the steps take.
+    dropped: training examples left out. With --streaming: of those that were read.
     steps: optimizer steps of the run.
     sources: of the training data, seen in all steps.
     calibration: of the data that scores before a one-shot cut, seen in --calibration_steps.

@@ -21,6 +21,7 @@ from apt_ds.training.meter import Meter
 from apt_ds.training.metrics import MetricsLogger
 from apt_ds.training.micro_batches import MicroBatches
 from apt_ds.training.step_sums import StepSums
+from apt_ds.training.stream_batches import StreamBatches
 from apt_ds.training.summary_schema import LayerSizes, MetricsLine
 
 
@@ -47,13 +48,23 @@ class TrainStep:
         self.run_config, self.data, self.pruner, self.training_loss = run, data, pruner, training_loss
         self.metrics_logger, self.meter, self.early_end = metrics_logger, meter, early_end
         self.device, self.dtype = zero.device(), loading.run_dtype(run)
-        self.batches = MicroBatches(run, data.train, data.order, pad_id, self.device)
+        self.batches = self._batches(pad_id)
         self.calibration_batches = self.batches
-        if data.calibration is not None:
+        if data.calibration is None and data.stream is not None:
+            # it begins at the first step, whatever step the training is at
+            self.calibration_batches = self._batches(pad_id)
+        elif data.calibration is not None:
             self.calibration_batches = MicroBatches(
                 run, data.calibration.rows, data.calibration.order, pad_id, self.device
             )
         self.scoring = False
+
+    def _batches(self, pad_id: int) -> MicroBatches:
+        """Micro-batches of the training data from its first step on."""
+        data = self.data
+        if data.stream is not None:
+            return StreamBatches(self.run_config, data.stream, data.order, pad_id, self.device)
+        return MicroBatches(self.run_config, data.train, data.order, pad_id, self.device)
 
     @profiler.timed(profiler.OTHER)
     def run(self, engine: zero.Engine, step: int, calibrating: bool = False) -> None:

@@ -37,6 +37,7 @@ from apt_ds.training.run_engine import RunEngine
 from apt_ds.training.run_state import Content, RunState, Stateful, saved_after_cut
 from apt_ds.training.saving import Saver
 from apt_ds.training.score_history import ScoreHistory
+from apt_ds.training.stream_batches import StreamBatches
 from apt_ds.training.summary_schema import (
     VERSION,
     PhaseMemory,
@@ -94,6 +95,8 @@ class Trainer:
             "nonfinite_steps": self.early_end,
             "metrics": metrics_logger,
         }
+        if isinstance(self.steps.batches, StreamBatches):
+            members["stream"] = self.steps.batches
         self.state = RunState(pruner, self.training_loss, self.repairer, members, data.now)
 
     @classmethod
@@ -324,10 +327,14 @@ class Trainer:
             "rebuild_seconds": self.meter.rebuilds,
             "rebuild_peak_bytes": self.meter.rebuild_peaks,
         }
+        sizes = figures["data"]
+        if isinstance(self.steps.batches, StreamBatches):
+            # known once the stream was read
+            sizes = {**sizes, "dropped": self.steps.batches.dropped()}
         summary: Summary = {
             "version": VERSION,
             "before": {**figures["before"], **self.meter.dense()},
-            "data": figures["data"],
+            "data": sizes,
             "pruning": cast(PruningFigures, pruning | more),
             "training": cast(TrainingFigures, {**self.meter.whole(), **self.score_history.summary()}),
             "environment": environment.describe(),

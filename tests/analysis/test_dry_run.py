@@ -111,3 +111,20 @@ def test_the_estimate_is_within_15_percent(name: str, folder: Path, monkeypatch:
         f"\n{name}: estimated {found['estimated'] / 1e6:,.0f} MB, measured {found['measured'] / 1e6:,.0f} MB", end=" "
     )
     assert abs(found["estimated"] / found["measured"] - 1) < 0.15, found
+
+
+def test_a_stream_counts_as_full_rows(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    tiny.save_model(tmp_path / "model")
+    tiny.save_data(tmp_path / "data.json")
+    words = ["--model_name_or_path", str(tmp_path / "model"), "--data_path", str(tmp_path / "data.json"), "--dry_run"]
+    words += ["--eval_size", "4", "--max_steps", "2", "--output_dir", str(tmp_path / "out"), "--max_seq_length", "60"]
+    words += ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), "--per_device_train_batch_size", "3"]
+    streaming = resolve([*words, "--streaming"])
+    assert dry_run.stream_bound(streaming) == (3, 64, 0, 3 * 59)
+    packed = streaming.replace(packing=True, attn_implementation="varlen")
+    assert dry_run.stream_bound(packed) == (1, 184, 0, 3 * 59)
+    estimates = [dry_run.dry_run(run) for run in (resolve(words), streaming)]
+    assert estimates[0] is not None and estimates[1] is not None
+    # the examples of the file are shorter than 60 tokens
+    assert estimates[1].total() > estimates[0].total()
+    assert "fits: the host" in capfd.readouterr().out

@@ -31,10 +31,10 @@ def test_pieces_of_a_long_document_are_the_document(monkeypatch: pytest.MonkeyPa
     whole = ids_of([[text]])
     monkeypatch.setattr(plain_text, "PIECE", 64)
     assert ids_of([[text]]) == ids_of([[text[:1000], text[1000:1001], text[1001:]]]) == whole
-    pieces = list(plain_text._pieces([text]))
+    pieces = list(plain_text.pieces_of([text]))
     assert "".join(pieces) == text and max(map(len, pieces)) <= 64 and len(pieces) > 20
     # without a blank a piece ends where it must
-    assert [len(piece) for piece in plain_text._pieces(["x" * 150])] == [64, 64, 22]
+    assert [len(piece) for piece in plain_text.pieces_of(["x" * 150])] == [64, 64, 22]
 
 
 @pytest.mark.parametrize("bos_id", [None, 1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,17 @@ REPAIR = ["--repair", "ls", "--repair_examples", "16"]
 # instructions and plain text, packed, with batches made ahead; HERE: the folder of the data
 MIXED = [*MODES["gradual"], "--data_path", "HERE/data.json:0.4,HERE/text.txt:0.6", "--eval_size", "5"]
 MIXED += ["--packing", "--per_device_train_batch_size", "2", "--dataloader_num_workers", "1"]
+# the same, read while training: every rank a part of both sources
+STREAMED = [*MODES["gradual"], "--data_path", "HERE/lines.jsonl:0.6,HERE/rows.jsonl:0.4", "--eval_size", "5"]
+STREAMED += ["--streaming", "--shuffle_buffer_size", "7", "--dataloader_num_workers", "1"]
+SCORED = [*MODES["pretuning"], *STREAMED[len(MODES["gradual"]) :], "--packing", *REPAIR]
 # name, stage, offload, flags, checkpoints: before, at and after a cut or a growth
 CASES = [
     ("gradual3", 3, False, MODES["gradual"], [1, 2, 5]),
     ("repaired2o", 2, True, [*BF16["pretuning"], *REPAIR], [1, 3]),
     ("emptied3", 3, False, EMPTY, [3, 5]),
     ("mixed2", 2, False, MIXED, [3]),
+    ("streamed2", 2, False, STREAMED, [3]),
 ]
 MORE = [
     ("pretuning2o", 2, True, BF16["pretuning"], [1, 3]),
@@ -40,6 +46,9 @@ MORE = [
     ("pretuning2", 2, False, MODES["pretuning"], [1, 2, 4]),
     ("gradual3o", 3, True, MODES["gradual"], [1, 2, 3, 5, 8]),
     ("pretuning3o", 3, True, BF16["pretuning"], [1, 2, 4]),
+    # a warning of the last cut, after step 5, is in the line of step 6 of the run that goes on only
+    ("streamed3", 3, False, STREAMED, [1, 2, 3, 4, 6, 7, 8]),
+    ("scored2", 2, False, SCORED, [1, 3, 5]),
     ("gradual0", 0, False, MODES["gradual"], [3]),
 ]
 
@@ -50,6 +59,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.save_model(place / "model")
     tiny.save_data(place / "data.json")
     (place / "text.txt").write_text(" ".join(tiny.WORDS * 60), encoding="utf8")
+    records = json.loads((place / "data.json").read_text(encoding="utf8"))
+    (place / "lines.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf8")
+    text = [" ".join(tiny.WORDS[n % 9 :] * 2) for n in range(40)]
+    (place / "rows.jsonl").write_text("\n".join(json.dumps({"text": one}) for one in text), encoding="utf8")
     return place
 
 
@@ -92,7 +105,26 @@ def test_a_sublayer_was_emptied(some: Runs) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", MORE, ids=lambda case: case[0])
 def test_resuming_is_bit_identical_in_every_mode(case: tuple[Any, ...], folder: Path) -> None:
-    same(multiprocess.run(2, "resumed", {"folder": str(folder), "cases": [case]})[case[0]])
+    cases = [(*case[:3], at(folder, case[3]), case[4])]
+    same(multiprocess.run(2, "resumed", {"folder": str(folder), "cases": cases})[case[0]])
+
+
+@pytest.mark.slow
+def test_a_stream_goes_on_with_as_many_ranks_only(folder: Path, some: Runs) -> None:
+    source = str(folder / "streamed2" / "checkpoint-3")
+    flags = [*at(folder, STREAMED), "--resume_from_checkpoint", source]
+    told = multiprocess.run(1, "refused", {"folder": str(folder), "flags": flags})
+    assert "was made by 2 processes, this run has 1" in told
+
+
+@pytest.mark.slow
+def test_a_broken_record_of_one_rank_ends_all_ranks_in_one_line(folder: Path) -> None:
+    lines = [json.dumps({"instruction": f"the cat {n}", "output": "sees"}) for n in range(200)]
+    lines[99] = "{broken"  # in the part of rank 1, after what every rank reads at the start
+    (folder / "broken.jsonl").write_text("\n".join(lines), encoding="utf8")
+    flags = [*at(folder, STREAMED), "--data_path", str(folder / "broken.jsonl")]
+    told = multiprocess.run(2, "refused", {"folder": str(folder), "flags": flags})
+    assert "broken.jsonl, line 100, column 2: not valid JSON" in told
 
 
 def alike(run: dict[str, Any], straight: dict[str, Any]) -> None:

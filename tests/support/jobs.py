@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from apt_ds.config.deepspeed_config import load_config
+from apt_ds.config.errors import UserError
 from apt_ds.config.resolve import resolve
 from apt_ds.config.run_config import RunConfig
 from apt_ds.data import prepared
@@ -254,6 +255,15 @@ def resumed(folder: str, cases: list[tuple[str, int, bool, list[str], list[int]]
             runs[str(step)] = whole(folder, f"{name}_{step}", stage, offload, go_on)
         found[name] = runs
     return found
+
+
+def refused(folder: str, flags: list[str]) -> str:
+    """The one line that ends a run on this rank."""
+    try:
+        whole(folder, "refused", 2, False, flags)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def continued(folder: str, sources: dict[str, list[str]], stages: list[tuple[int, bool]]) -> dict[str, Any]:

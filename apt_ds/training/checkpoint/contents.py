@@ -31,6 +31,7 @@ COUNTS = {
     "global_batch": "processes x --per_device_train_batch_size x --gradient_accumulation_steps",
     "total_steps": "--max_steps or --num_train_epochs, in steps,",
 }
+PARTS = "stream_parts"  # the count of processes, in runs with --streaming
 FINGERPRINTED = {
     "train": "the training data",
     "held_out": "the evaluation data",
@@ -90,6 +91,12 @@ class Checkpoint:
             then, now = self.counts.get(name), counts[name]
             if then != now:
                 raise UserError(f"{self.path}: {label} made {then}, this run makes {now}: they must be equal")
+        then, now = self.counts.get(PARTS, 0), counts.get(PARTS, 0)
+        if then != now:
+            raise UserError(
+                f"{self.path} was made by {then} processes, this run has {now}: --streaming gives each process a "
+                "part of the data, so their number must stay"
+            )
         for name, fingerprint in fingerprints.items():
             # absent from checkpoints of earlier versions, as is the option
             if self.fingerprints.get(name, "") != fingerprint:
