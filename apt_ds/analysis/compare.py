@@ -175,7 +175,7 @@ def configure(comparison: Comparison, trial: Trial, words: Sequence[str]) -> Run
         if comparison.full_num_train_epochs:
             own += ["--num_train_epochs", str(comparison.full_num_train_epochs), "--max_steps", "-1"]
     own += [word for name, value in trial.setting for word in (f"--{name}", value)]
-    return resolve(own).replace(output_dir=str(trial.folder), overwrite_output_dir=True, report=False)
+    return resolve(own).replace(output_dir=str(trial.folder), overwrite_output_dir=True, report=False, run_report=False)
 
 
 def finished(trial: Trial) -> bool:

@@ -92,7 +92,7 @@ def _targets(rows: Sequence[Row]) -> Tensor:
 
 @lru_cache(maxsize=4)
 def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(n)
+    return np.random.default_rng([seed, epoch]).permutation(n).astype(np.int32 if n < 1 << 31 else np.int64)
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ class TokenizedSet:
         kept: The numbers of those that belong to the set, in increasing order; None: all.
         dropped: The examples that training on them left out.
         fingerprint: The sha256 hex digest of all columns of the set's rows in order.
-        lengths: Tokens of each row, int64 [rows].
+        lengths: Tokens of each row, int64 [rows], or int32 of a mapped set.
     """
 
     def __init__(

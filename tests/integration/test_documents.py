@@ -25,7 +25,7 @@ FLAG = re.compile(r"--[A-Za-z][\w-]*")
 INSTALLING = ("launchers/quickstart.sh", "tests/run.sh")
 # what makes a run of a document short
 SHORT = ["--max_steps", "2", "--calibration_steps", "1", "--eval_size", "4", "--max_seq_length", "64"]
-SHORT += ["--per_device_train_batch_size", "1", "--report", "false"]
+SHORT += ["--per_device_train_batch_size", "1", "--report", "false", "--run_report", "false"]
 # scripts whose further flags are those of train.py
 PASS_ON = ("launchers/compare.py", "launchers/benchmark.py")
 # scripts whose flags are those of another

@@ -31,6 +31,7 @@ PORT = "29577"  # both hosts are new: nothing listens there
 FLAGS = [
     *("--pruning", "gradual", "--structure", "adaptive", "--sparsity", "0.4", "--align", "4", "--mask_step", "0.5"),
     *("--rank", "2", "--prune_every", "2", "--eval_size", "4", "--report", "false"),
+    *("--run_report", "false"),
     *("--per_device_train_batch_size", "2", "--learning_rate", "1e-2", "--max_seq_length", "64"),
     *("--deepspeed", "ds_configs/zero3.json"),
 ]
