@@ -28,6 +28,9 @@ MATRIX: dict[tuple[str, int], list[str]] = {
     ("zero3_offload", 1): PRETUNING,
     ("zero3_offload", 2): [*GRADUAL, "--bf16", "--gradient_accumulation_steps", "2"],
 }
+# the others take the same steps in another mode
+SLOW = {("zero2_offload", 2), ("zero3_offload", 1)}
+CASES = [pytest.param(*case, marks=[pytest.mark.slow] if case in SLOW else []) for case in MATRIX]
 JUDGED = {
     *("parameters", "held_out_loss", "generated_tokens_per_second", "decode_tokens_per_second"),
     *("prefill_tokens_per_second", "step_seconds", "peak_memory_bytes", "peak_added_bytes"),
@@ -82,7 +85,7 @@ def read_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[P
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize(("name", "processes"), MATRIX)
+@pytest.mark.parametrize(("name", "processes"), CASES)
 def test_a_run(
     name: str, processes: int, place: Place, tmp_path: Path, read_model: Callable[[Path], dict[str, Any]]
 ) -> None:

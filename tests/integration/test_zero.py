@@ -68,7 +68,7 @@ def test_training_learns(references: dict[str, dict[str, Any]]) -> None:
         assert run["losses"][-1] < run["losses"][0]
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_fifty_rebuilds_leave_nothing(world: int, folder: Path) -> None:
     found = multiprocess.run(
         world,
