@@ -124,6 +124,8 @@ def compare(comparison: Comparison, words: Sequence[str]) -> list[dict[str, Any]
     """
     comparison.check()
     shared = resolve(words)
+    if shared.output.push_to_hub:
+        raise UserError("--push_to_hub does not support a comparison: upload one of its models later with apt-ds-push")
     comparison = complete(comparison, shared)
     trials = plan(comparison, Path(shared.output.output_dir))
     configs = [configure(comparison, trial, words) for trial in trials]

@@ -28,10 +28,13 @@ from apt_ds.data.tokenizer_checks import check_lengths
 from apt_ds.eval import metrics
 from apt_ds.losses.task_losses import TASK_LOSSES
 from apt_ds.models import adapter, attention, initial_adapters, loading, quantization_checks
+from apt_ds.models.export import form_checks
+from apt_ds.models.export.configs import writable_sizes
 from apt_ds.models.loading import Base
 from apt_ds.models.positions import check_positions
 from apt_ds.models.scope import check_experts
-from apt_ds.pruning.rules import mask_notice
+from apt_ds.models.tensor_parallel import check_vocabulary
+from apt_ds.pruning.rules import mask_notice, rules_of
 from apt_ds.runtime import collectives, zero
 from apt_ds.training.datasets import Data, read_data
 from apt_ds.training.micro_batches import layout_of
@@ -93,6 +96,9 @@ def dry_run(run: RunConfig, inputs: Callable[[RunConfig], tuple[Base, Data]] = f
     check_experts(run, base.anatomy)
     adapter.check_targets(base.anatomy, run.targets)
     quantization_checks.check(run, base.anatomy, None if run.distributed.device_memory else zero.device())
+    check_vocabulary(base.config.vocab_size, run.pruning.tensor_parallel)
+    form_checks.check(run, base.config, base.anatomy, loading.written_dtype(base, run))
+    rules_of(run, base.anatomy, writable_sizes(base.config))
     metrics.load(run.data.task)
     process = psutil.Process().memory_info().rss
     estimated = estimate_run(run, base, data, config, world, machine.on_cpu)

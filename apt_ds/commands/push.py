@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--hub_model_id", default="", help="repository; default: that of the run, or OUT's name")
     parser.add_argument("--hub_private_repo", action="store_true", help="make the repository private if it is new")
     parser.add_argument("--hub_token", default="", help="token; default: that of hf auth login or HF_TOKEN")
-    given = parser.parse_args(sys.argv[1:])
+    given = parser.read(sys.argv[1:])
     output: Path = given.output
     if not (output / "model" / "config.json").is_file():
         raise UserError(f"{output} has no written model: give the output folder of a finished run")

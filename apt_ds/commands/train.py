@@ -21,8 +21,11 @@ def main() -> None:
 
         dry_run(run)
         return
+    from apt_ds.training.environment import without_secrets
     from apt_ds.training.run import train
 
+    # libraries such as W&B record the words of the process
+    sys.argv[1:] = without_secrets(sys.argv[1:])
     # the libraries stay to the end: the collection at every rebuild need not look at their million objects
     gc.freeze()
     train(run)

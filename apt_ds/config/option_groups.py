@@ -337,7 +337,9 @@ class OutputOptions:
     hub_model_id: str = option("", "repository to upload to, with or without the user; empty: the output folder's name")
     hub_private_repo: bool = option(False, "make the repository private where the upload makes it")
     hub_token: str = option(
-        "", "token of the hub, which nothing records; empty: the token of hf auth login or HF_TOKEN"
+        "",
+        "token of the hub, which the run does not record. The deepspeed launcher prints its command line, so prefer "
+        "HF_TOKEN; empty: the token of hf auth login or HF_TOKEN",
     )
 
     @property

@@ -143,8 +143,11 @@ class RunConfig:
             yield f"--allow_empty_layers requires --structure adaptive (got {pruning.structure}), as layers then differ"
         if pruning.repairs and pruning.score == "fisher":
             yield "--repair ls does not support --score fisher, which has a fit of its own: give --repair none"
-        if pruning.repairs and pruning.distill and pruning.teacher == "shrinking":
-            yield "--repair ls does not support --teacher shrinking, which shares the weights that a repair changes"
+        if pruning.repairs and pruning.gradual:
+            yield (
+                "--repair ls requires --pruning pretuning or posttuning (got gradual): masks have removed the blocks "
+                "before a gradual cut, and the model has learnt to do without them"
+            )
         if pruning.distill and pruning.mode != "gradual":
             yield (
                 f"--distill requires --pruning gradual (got {pruning.mode}): "
@@ -166,9 +169,9 @@ class RunConfig:
             yield f"--streaming true requires --max_steps of at least 1 (got {optim.max_steps}): a stream has no length"
         if data.streaming and data.group_by_length:
             yield "--streaming true does not support --group_by_length true: lengths are unknown; give --packing true"
-        if data.calibration_path and not (pruning.one_shot or pruning.repairs):
+        if data.calibration_path and not pruning.one_shot:
             yield (
-                f"--calibration_path requires --pruning pretuning or posttuning (got {pruning.mode}), or --repair: "
+                f"--calibration_path requires --pruning pretuning or posttuning (got {pruning.mode}): "
                 "other runs score their training steps, or nothing"
             )
         if data.calibration_path and pruning.score == "random" and not pruning.repairs:

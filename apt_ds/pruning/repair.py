@@ -43,7 +43,8 @@ def repair(
 ) -> list[RepairedSite]:
     """Change the kept columns of every consumer that the cut `keep` shortens. The cut follows. Collective.
 
-    The peak of memory is one layer's weight in fp32, and three matrices of [in, in] in fp32.
+    The peak of memory is some copies of one layer's weight and about five matrices of [in, in], in fp32, besides the
+    hidden states and layer arguments of all batches.
 
     Args:
         model: before the cut, without an engine and without hooks.

@@ -54,8 +54,7 @@ def _automatic_align(run: RunConfig, rules: Rules, anatomy: Anatomy) -> int:
         return quantization_checks.align(run, default_align(anatomy))
     budget = (1.0 - run.pruning.sparsity) * anatomy.num_parameters(anatomy.sizes)
     # the model is quantized after the run too
-    later = str(getattr(run.output, "export_quantization", "none"))
-    wanted = QUANTIZED if later in ("nf4", "fp8") else SERVED
+    wanted = QUANTIZED if run.output.export_quantization in ("nf4", "fp8") else SERVED
     return quantization_checks.align(run, automatic_align(rules, anatomy, budget, wanted))
 
 

@@ -11,14 +11,19 @@ from apt_ds.config.errors import UserError
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value`, whole or not at all.
+    """Write `value` as JSON. See `write_text`."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all.
 
     Raises:
         UserError: it cannot be written.
     """
     partial = path.with_name(f"{path.name}.tmp")
     try:
-        partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf8")
+        partial.write_text(text, encoding="utf8")
         partial.replace(path)
     except OSError as error:
         # half of it is of no use, and may hold the last free bytes

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import GenerationConfig, PreTrainedModel
 
 from apt_ds.config.errors import UserError
@@ -53,8 +54,9 @@ def write_final_adapters(
     form = written(model, base.config, anatomy, base.kind)
     try:
         write_adapters(model, anatomy, form.joined, BaseNote(source, hash_, base.kind, labels), output / "adapters")
-    except OSError as error:
-        raise UserError(f"cannot write {output / 'adapters'}: {error.strerror or error}; free space") from None
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write {output / 'adapters'}: {reason}; free space") from None
 
 
 def has_other_parts(base: Base) -> bool:

@@ -18,6 +18,10 @@ from apt_ds.models.architectures import architecture_of
 REFUSED = {
     "pruning": "AptCallback prunes while the model trains: pruning is always gradual",
     "distill": "AptCallback has no teacher: the loss is the Trainer's",
+    **dict.fromkeys(
+        ("repair", "repair_examples"),
+        "AptCallback has no calibration data to repair with: use apt_ds.train with repair",
+    ),
     "init_adapters": "AptCallback starts new adapters: use apt_ds.train with init_adapters",
 }
 FLAGS = {

@@ -64,9 +64,12 @@ def check_destination(name: str, default: str, private: bool, token: str, name_b
         )
     if is_offline_mode():
         raise UserError("--push_to_hub needs the network, but HF_HUB_OFFLINE forbids it: unset HF_HUB_OFFLINE")
-    token = token or get_token() or ""
+    token = (token or get_token() or "").strip()
     if not token:
         raise UserError("--push_to_hub needs a token: run `hf auth login`, set HF_TOKEN or give --hub_token")
+    if not all("!" <= letter <= "~" for letter in token):
+        # an HTTP client would print it
+        raise UserError("--push_to_hub: the token has characters that no token has. Give another one")
     return Destination(_with_user(repository, token), private, token)
 
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from apt_ds.config.errors import UserError
+from apt_ds.config.option_groups import QUANTIZATIONS
 from apt_ds.config.run_config import RunConfig
 from apt_ds.runtime import collectives
 from apt_ds.training import checkpoint
@@ -20,6 +21,7 @@ REPORT = "report.html"  # `analysis.run_report` writes it
 TRACKED = (trackers.FOLDER, trackers.IDS)
 OWN = (
     *("adapters", "adapters.tmp", "base", "base.tmp", "model", "model.tmp"),
+    *(f"model-{name}{end}" for name in QUANTIZATIONS if name != "none" for end in ("", ".tmp")),
     *("metrics.jsonl", "summary.json", "summary.json.tmp", "config.yaml", REPORT, f"{REPORT}.tmp"),
 )
 COMMAND = "# command: "  # the beginning of the first line of config.yaml

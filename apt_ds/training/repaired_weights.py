@@ -20,9 +20,9 @@ def add(model: nn.Module, paths: list[str], shards: ShardWriter | None) -> None:
         shards: takes the tensors on the first rank. None on the others.
     """
     for path in paths:
-        weight = model.get_submodule(path).weight
-        assert isinstance(weight, nn.Parameter)
-        if weight.requires_grad:
+        weight = getattr(model.get_submodule(path), "weight", None)
+        # a later cut may have emptied the sublayer, which then has no weight
+        if not isinstance(weight, nn.Parameter) or weight.requires_grad:
             continue
         with zero.gathered([weight]):
             if shards is not None:

@@ -66,7 +66,9 @@ def train(run: RunConfig, signals: StopSignals | None = None) -> Summary:
                 trainer = prepare(run, stop_signals)
                 try:
                     summary = trainer.run()
-                    failure = _quantize(run, trainer, summary) if not stop_signals.asked else None
+                    # a signal may have reached one rank alone
+                    asked = any(collectives.gather_objects(bool(stop_signals.asked)))
+                    failure = None if asked else _quantize(run, trainer, summary)
                 finally:
                     trainer.steps.close()
                     trainer.metrics_logger.close()
@@ -90,6 +92,8 @@ def train(run: RunConfig, signals: StopSignals | None = None) -> Summary:
             run = run.replace(report=False)
         summary = conclude(run, trainer, summary, destination, stopped=bool(stop_signals.asked))
         if failure is not None:
+            # a launcher ends the first rank, which reports, as soon as another one has failed
+            collectives.barrier()
             raise failure
         return summary
 

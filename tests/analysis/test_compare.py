@@ -189,6 +189,7 @@ def test_a_run_whose_last_cut_is_after_its_last_step_is_compared(tmp_path: Path)
         (["--full_num_train_epochs", "1,2"], "--full_num_train_epochs '1,2' is not allowed: give one number"),
         (["--inference_batch_size", "-2", "--efficiency"], "--inference_batch_size -2 is not allowed"),
         (["--inference_batch_size", "4"], "--inference_batch_size requires --efficiency"),
+        (["--push_to_hub"], "--push_to_hub does not support a comparison"),
     ],
 )
 def test_mistakes_are_one_line(words: list[str], part: str, tmp_path: Path) -> None:

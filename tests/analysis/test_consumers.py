@@ -39,6 +39,9 @@ def test_answers_are_compared_by_tokens_and_log_probabilities() -> None:
     # what follows a wrong token is no matter
     assert compare([7, 4, 9], [-1.0, -9.0, -9.0], EXPECTED, 0.01) == Entry("differs", 1, 0.0)
     assert compare([7, 8], [-1.0, -2.0], EXPECTED, 0.01).status == "differs"
+    # a consumer that computes nonsense is not equal
+    assert compare([7, 8, 9], [-1.0, float("nan"), -3.0], EXPECTED, 0.01).status == "differs"
+    assert compare([7, 8, 9], [-1.0], EXPECTED, 0.01).status == "differs"
 
 
 def test_a_process_answers_for_all_folders_and_survives_one_that_ends_it(tmp_path: Path) -> None:

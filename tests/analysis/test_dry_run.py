@@ -34,6 +34,16 @@ def test_what_few_bits_cannot_do_is_named_without_a_device(
         dry_run.dry_run(resolve([*words, "--prune_blocks", "neurons"]))
 
 
+def test_sizes_that_cannot_be_served_are_named_before_the_run(tmp_path: Path) -> None:
+    tiny.save_model(tmp_path / "model")
+    tiny.save_data(tmp_path / "data.json")
+    words = ["--dry_run", "--model_name_or_path", str(tmp_path / "model"), "--data_path", str(tmp_path / "data.json")]
+    words += ["--eval_size", "4", "--max_steps", "2", "--output_dir", str(tmp_path / "out"), "--tensor_parallel", "8"]
+    words += ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json")]
+    with pytest.raises(UserError, match="--tensor_parallel 8"):
+        dry_run.dry_run(resolve(words))
+
+
 def test_the_table_needs_no_weights_and_ends_in_a_verdict(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     tiny.save_model(tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").unlink()

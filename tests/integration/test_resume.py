@@ -41,7 +41,7 @@ CASES = [
 ]
 MORE = [
     ("pretuning2o", 2, True, BF16["pretuning"], [1, 3]),
-    ("repaired3", 3, False, [*MODES["gradual"], *REPAIR], [1, 2, 3, 5, 8]),
+    ("repaired3", 3, False, [*MODES["pretuning"], *REPAIR], [1, 3]),
     ("gradual2", 2, False, BF16["gradual"], [1, 2, 3, 5]),
     ("pretuning2", 2, False, MODES["pretuning"], [1, 2, 4]),
     ("gradual3o", 3, True, MODES["gradual"], [1, 2, 3, 5, 8]),

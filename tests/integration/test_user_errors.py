@@ -100,6 +100,7 @@ MISTAKES: dict[str, tuple[Spoil, list[str]]] = {
     "unknown flag": (flags("--sparsty", "0.3"), ["--sparsty is an unknown option", "did you mean --sparsity"]),
     "heads alone": (flags("--prune_blocks", "heads", "--sparsity", "0.9"), ["cannot be met", "--sparsity"]),
     "alignment": (flags("--align", "48", "--sparsity", "0.9"), ["cannot be met", "alignment 48"]),
+    "a repair of gradual cuts": (flags("--repair", "ls", "--pruning", "gradual"), ["--repair ls requires --pruning"]),
     "heads on 8 GPUs": (flags("--tensor_parallel", "8"), ["--tensor_parallel 8", "no number of heads", "divisor of 4"]),
     "a budget for 4 GPUs": (
         flags("--tensor_parallel", "4", "--prune_blocks", "neurons", "--sparsity", "0.7"),

@@ -113,6 +113,22 @@ def test_gemmas_scale_of_attention(tmp_path: Path) -> None:
     assert gguf_rules.gemma_scales(LLAMA | {"query_pre_attn_scalar": 16}, "Gemma3ForCausalLM") == {}
 
 
+def test_a_decoder_with_other_fields_is_one_line(tmp_path: Path) -> None:
+    place = folder_of(tmp_path / "model")
+    config = {"architectures": ["BloomForCausalLM"], "hidden_size": 64, "n_layer": 2}
+    (place / "config.json").write_text(json.dumps(config), encoding="utf8")
+    with pytest.raises(UserError, match=r"its config\.json has no num_hidden_layers"):
+        gguf_rules.plan_of(place, "f16")
+
+
+def test_half_a_file_of_weights_is_one_line(tmp_path: Path) -> None:
+    place = folder_of(tmp_path / "model")
+    weights = place / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        gguf_rules.columns_of(place)
+
+
 def test_folders_that_are_no_models(tmp_path: Path) -> None:
     for name, text, words in (
         ("a", None, "no config.json"),

@@ -77,7 +77,7 @@ def test_the_folder_states_ranks_scales_and_places(tmp_path: Path) -> None:
     assert config["task_type"] == "CAUSAL_LM" and config["modules_to_save"] is None
     card = (tmp_path / "adapters" / "README.md").read_text(encoding="utf8")
     note = json.loads((tmp_path / "adapters" / "apt_ds.json").read_text(encoding="utf8"))
-    assert note["base_fingerprint"] in card and str(tmp_path / "base") in card
+    assert note["base_fingerprint"] in card and "- Base: `base`" in card and str(tmp_path) not in card
     assert note["base_model_name_or_path"] == config["base_model_name_or_path"] == str(tmp_path / "base")
     assert not list(tmp_path.glob("*.tmp"))
 

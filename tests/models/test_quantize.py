@@ -127,6 +127,8 @@ def test_what_cannot_be_is_refused_in_one_line(folder: Path, tmp_path: Path) -> 
     cases = [
         (copied, "fp8", tmp_path / "x", "quantized weights already"),
         (folder, "fp8", folder, "the 16-bit folder itself"),
+        (folder, "fp8", folder.parent, "the 16-bit folder itself, or contains it"),
+        (folder, "fp8", narrow, "exists and is no quantized copy"),
         (narrow, "nf4", tmp_path / "x", "nf4 needs rows of a multiple of 64 weights"),
         (mixture, "fp8", tmp_path / "x", "mixture of experts"),
         (tmp_path, "fp8", tmp_path / "x", "not a model folder"),
@@ -136,6 +138,16 @@ def test_what_cannot_be_is_refused_in_one_line(folder: Path, tmp_path: Path) -> 
             quantize_folder(source, kind, into)
         assert "\n" not in str(error.value)
     assert not (tmp_path / "x").exists()
+    assert (folder / "config.json").is_file() and (narrow / "config.json").is_file()
+
+
+def test_half_a_file_of_weights_is_one_line(tmp_path: Path) -> None:
+    place = tiny.save_model(tmp_path / "model")
+    weights = place / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"model\.safetensors") as error:
+        quantize_folder(place, "fp8", tmp_path / "x")
+    assert "\n" not in str(error.value)
 
 
 def test_a_missing_library_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

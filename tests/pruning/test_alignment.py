@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from apt_ds.config.errors import UserError
-from apt_ds.config.run_config import OPTIONS, RunConfig
+from apt_ds.config.run_config import RunConfig
 from apt_ds.models.architectures import anatomy_of
 from apt_ds.models.blocks import Anatomy, Sizes, block_slices, kept_sizes
 from apt_ds.models.export.configs import writable_sizes
@@ -85,9 +85,8 @@ def test_4_bits_take_64_and_a_stated_step_is_kept() -> None:
     assert rules_of(RunConfig(base_bits=4), table).align_neurons == 64
     assert rules_of(RunConfig(align=16), table).align_neurons == 16
     assert rules_of(RunConfig(recipe="paper", align=1), table).align_neurons == 1
-    if "export_quantization" in OPTIONS:
-        for method, align in (("nf4", 64), ("fp8", 64), ("w4a16", 32)):
-            assert rules_of(RunConfig(export_quantization=method), table).align_neurons == align
+    for method, align in (("nf4", 64), ("fp8", 64), ("w4a16", 32)):
+        assert rules_of(RunConfig(export_quantization=method), table).align_neurons == align
     rules = Rules(("heads", "neurons"), "uniform")
     assert automatic_align(rules, table, 0.7 * table.num_parameters(table.sizes), QUANTIZED) == 64
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from functools import cache
 from pathlib import Path
 
@@ -89,8 +88,8 @@ def uniform_keep(config: PretrainedConfig, anatomy: Anatomy) -> np.ndarray:
     return next(keep for keep in plans if writable.holds(anatomy.with_sizes(kept_sizes(anatomy.sizes, keep))))
 
 
-def made(family: str, form: str, place: Path, cut: tuple[int, int] | None = None) -> Case | None:
-    """A cut model of a family, written in a form. None: this version does not write the form.
+def made(family: str, form: str, place: Path, cut: tuple[int, int] | None = None) -> Case:
+    """A cut model of a family, written in a form.
 
     Args:
         family: a row of `tiny_families` or `tiny_experts`.
@@ -98,11 +97,7 @@ def made(family: str, form: str, place: Path, cut: tuple[int, int] | None = None
         place: where its folder goes.
         cut: head blocks and hidden dimensions that go. None: the first of `CUTS` that fits.
     """
-    options = {}
-    if form == "padded":
-        if "form" not in inspect.signature(write.export).parameters:
-            return None
-        options = {"form": "padded"}
+    options = {"form": "padded"} if form == "padded" else {}
     model = model_of(family)
     anatomy, base = anatomy_of(model.config), copy.deepcopy(model.config)
     keep = keep_of(anatomy, form, *(cut or CUTS[0]))
@@ -118,5 +113,4 @@ def all_cases(
     place: Path, families: tuple[str, ...] = FAMILIES, forms: tuple[str, ...] = FORMS
 ) -> dict[tuple[str, str], Case]:
     """(form, family) to the written model."""
-    cases = {(form, family): made(family, form, place) for form in forms for family in families}
-    return {key: case for key, case in cases.items() if case is not None}
+    return {(form, family): made(family, form, place) for form in forms for family in families}

@@ -146,6 +146,18 @@ def test_the_licence_decides_the_name_in_a_later_upload_too(
         push.main()
 
 
+def test_no_message_shows_a_token(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mistyped option, a line end and a letter that no header may have."""
+    monkeypatch.setattr(sys, "argv", ["push", str(tmp_path), "--hub-token=hf_secret"])
+    with pytest.raises(UserError, match="--hub-token is an unknown option") as error:
+        push.main()
+    assert "hf_secret" not in str(error.value)
+    assert check_destination("a/b", "out", False, f"{TOKEN}\n").token == TOKEN
+    with pytest.raises(UserError, match="characters that no token has") as error:
+        check_destination("a/b", "out", False, "hf_se\ncret")
+    assert "cret" not in str(error.value)
+
+
 def test_offline_is_a_mistake(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="HF_HUB_OFFLINE forbids it"):

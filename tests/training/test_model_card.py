@@ -8,7 +8,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard
 from apt_ds.config.resolve import resolve
 from apt_ds.models.architectures.licence_terms import terms_of
 from apt_ds.training import concluding
-from apt_ds.training.model_card import tables
+from apt_ds.training.model_card import prose, tables
 from apt_ds.training.model_card.card import title_of
 from apt_ds.training.model_card.command import command_of, shown
 from apt_ds.training.model_card.loading import form_of
@@ -133,6 +133,18 @@ def test_the_command_states_the_method(method: str) -> None:
     run = resolve(given)
     again = resolve([word.replace("zero2.json", ZERO2) for word in shlex.split(command_of(run, 1))[4:]])
     assert again.flags() == run.flags()
+
+
+def test_the_card_names_what_scored() -> None:
+    sizes = {"train": 10, "held_out": 2, "dropped": 0, "steps": 3}
+
+    def text(*more: str) -> str:
+        given = ["--deepspeed", ZERO2, "--model_name_or_path", "m", "--data_path", "d.json", *more]
+        return " ".join(prose.data(resolve(given), cast(Any, {"data": sizes}), 1))
+
+    assert "training examples: their gradients scored" in text()
+    assert "examples of `texts.txt`: their gradients scored" in text("--calibration_path", "/home/someone/texts.txt")
+    assert "scored" not in text("--score", "random")
 
 
 def test_folders_are_not_shown() -> None:

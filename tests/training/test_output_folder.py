@@ -47,7 +47,7 @@ def test_content_is_refused_unless_it_may_be_overwritten_or_resumed(tmp_path: Pa
 
 
 def test_only_the_files_of_runs_are_replaced(tmp_path: Path) -> None:
-    for name in ("checkpoint-3", "model", "mine"):
+    for name in ("checkpoint-3", "model", "model-fp8", "model-nf4.tmp", "mine"):
         (tmp_path / name).mkdir()
     prepare_output(run_into(tmp_path), metrics=b"{}\n")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-3", "config.yaml", "metrics.jsonl", "mine"]

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from apt_ds.models import quantization
+from apt_ds.models.export.apt_emptied_sublayers import Bias
 from apt_ds.runtime.packed import QuantizedParameter
 from apt_ds.training import repaired_weights
 from apt_ds.training.checkpoint import ShardWriter
@@ -50,3 +51,13 @@ def test_trained_weights_are_left_to_the_engine(tmp_path: Path) -> None:
     repaired_weights.add(model, PATHS, shards)
     shards.close()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sublayer_that_a_later_cut_has_emptied_has_no_weight_to_save(tmp_path: Path) -> None:
+    model = model_of(16, 1)
+    model.set_submodule(PATHS[0], Bias.of_width(64))
+    shards = ShardWriter(tmp_path)
+    repaired_weights.add(model, PATHS, shards)
+    shards.close()
+    saved = read(tmp_path, [path.name for path in tmp_path.iterdir()])[repaired_weights.GROUP]
+    assert list(saved) == [f"values:{PATHS[1]}"]

@@ -133,12 +133,6 @@ class Consumer:
 class LlamaCpp(Consumer):
     """llama.cpp reads what the converter of this package makes of a folder."""
 
-    def absent(self) -> str:
-        """Why it cannot run here."""
-        if importlib.util.find_spec(CONVERTER) is None:
-            return f"there is no {CONVERTER}"
-        return super().absent()
-
     def prepare(self, case: Case, place: Path, number: int) -> dict[str, Any] | Entry:
         """Convert the folder."""
         file = place / f"{number}.gguf"

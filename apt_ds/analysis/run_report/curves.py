@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from apt_ds.analysis.run_report.content import Content
@@ -27,7 +28,8 @@ def loss(content: Content) -> Figure:
     evaluations = [
         (step, content.summary[name]["held_out_loss"])
         for name, step in (("before", 0), ("after", content.total_steps))
-        if content.summary is not None and "held_out_loss" in content.summary.get(name, {})
+        # JSON for a browser has no NaN
+        if content.summary is not None and math.isfinite(content.summary.get(name, {}).get("held_out_loss", math.nan))
     ]
     if evaluations:
         x, y = (list(column) for column in zip(*evaluations, strict=True))

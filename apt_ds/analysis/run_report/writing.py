@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 from apt_ds.analysis.run_report.content import read
@@ -11,6 +10,7 @@ from apt_ds.analysis.run_report.page import render
 from apt_ds.config.errors import UserError
 from apt_ds.config.run_config import RunConfig
 from apt_ds.runtime import collectives
+from apt_ds.runtime.files import write_text
 from apt_ds.training.output_folder import REPORT
 
 EXTRA = "pip install 'apt_ds[report]'"
@@ -28,14 +28,7 @@ def write(folder: str | Path) -> Path:
     except ModuleNotFoundError:
         raise UserError(f"{REPORT} requires plotly: {EXTRA}") from None
     path = content.folder / REPORT
-    partial = path.with_name(f"{REPORT}.tmp")
-    try:
-        partial.write_text(render(content, get_plotlyjs()), encoding="utf8")
-        partial.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        raise UserError(f"cannot write {path}: {error.strerror}; free some space") from None
+    write_text(path, render(content, get_plotlyjs()))
     return path
 
 

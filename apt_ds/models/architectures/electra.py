@@ -34,7 +34,7 @@ def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy, stock: 
     projects = config.embedding_size != config.hidden_size
     size = config.hidden_size // config.num_attention_heads
     config.embedding_size = config.embedding_size if projects else hidden
-    config.hidden_size, config.num_attention_heads, config.intermediate_size = hidden, max(heads), max(neurons)
+    config.hidden_size, config.num_attention_heads, config.intermediate_size = hidden, max(1, *heads), max(1, *neurons)
     if stock and square(anatomy, size) and projects == (config.embedding_size != hidden):
         return Written(config)
     layers = {"layer_heads": heads, "layer_intermediate_sizes": neurons, "project_embeddings": projects}

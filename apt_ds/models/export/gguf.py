@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import sys
 from collections import Counter, defaultdict
@@ -34,6 +35,8 @@ def write_gguf(folder: Path, outtype: str = "f16", into: Path | None = None) -> 
     if into.suffix != ".gguf":
         raise UserError(f"--into {into}: the name of the file must end with .gguf")
     plan = gguf_rules.plan_of(folder, outtype)
+    if importlib.util.find_spec("gguf") is None:
+        raise UserError("GGUF files require the package gguf: pip install 'apt_ds[gguf]'")
     converter = gguf_converter.find_converter()
     if outtype == "q4_k_m":
         gguf_quantizer.check_quantizer()
@@ -50,7 +53,7 @@ def write_gguf(folder: Path, outtype: str = "f16", into: Path | None = None) -> 
         into.with_suffix(".Modelfile").write_text(modelfile, encoding="utf8")
         partial.replace(into)
     except OSError as error:
-        raise UserError(f"cannot write {into}: {error.strerror}") from None
+        raise UserError(f"cannot write {into}: {error.strerror or cli.one_line(str(error))}") from None
     finally:
         for file in (partial, plain):
             file.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from typing import Any
 from safetensors import safe_open
 
 from apt_ds.config.errors import UserError
+from apt_ds.models.model_folder import check_weights
 
 OUTTYPES = ("f16", "bf16", "f32", "q8_0", "q4_k_m")
 BLOCK = {"q8_0": 32, "q4_k_m": 32}  # columns that share a scale; k-quants fall back from 256 to this
@@ -95,6 +96,9 @@ def plan_of(folder: Path, outtype: str) -> Plan:
         raise UserError(f"llama.cpp has no place for {name}: GGUF files are written for decoders without a task head")
     if stock in DIFFERENT:
         raise UserError(f"{name} is not written as GGUF: llama.cpp does not give the answers of the model")
+    absent = [field for field in ("num_hidden_layers", "num_attention_heads", "hidden_size") if field not in config]
+    if absent:
+        raise UserError(f"{name} is not written as GGUF: its config.json has no {absent[0]}")
     adaptive = bool(config.get("layer_intermediate_sizes"))
     if adaptive and config.get("layer_experts"):
         raise UserError(f"llama.cpp has no architecture with experts by layer for {name}. {ADVICE}")
@@ -207,6 +211,7 @@ def columns_of(folder: Path) -> dict[str, int]:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise UserError(f"{folder} has no *.safetensors files")
+    check_weights(str(folder), str(folder))
     columns = {}
     for file in files:
         with safe_open(file, "pt") as tensors:

@@ -20,6 +20,8 @@ from transformers import PreTrainedModel
 from apt_ds.models import peft_format
 from apt_ds.models.adapter import SCALE, adapters
 from apt_ds.models.blocks import Anatomy
+from apt_ds.models.export.facts import public_name
+from apt_ds.models.origin import is_repository
 from apt_ds.models.peft_format import PREFIX, BaseNote
 from apt_ds.runtime import collectives, zero
 
@@ -169,9 +171,10 @@ def _write(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], not
 def card(note: BaseNote, config: dict[str, Any]) -> str:
     """The README.md of the folder."""
     ranks = [config["r"], *config["rank_pattern"].values()]
+    # a card may go to a hub, which knows no folders of this machine
+    base = f"base_model: {note.base}\n" if is_repository(note.base) else ""
     return f"""---
-base_model: {note.base}
-library_name: peft
+{base}library_name: peft
 tags:
 - lora
 - apt_ds
@@ -181,7 +184,7 @@ tags:
 
 `apt_ds` trained these adapters. They are not merged. Ranks are {min(ranks)} to {max(ranks)}.
 
-- Base: `{note.base}`
+- Base: `{public_name(note.base)}`
 - Fingerprint of the base's weights: `{note.fingerprint}`
 
 ```python

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
@@ -26,6 +26,7 @@ from apt_ds.models import pretrained
 from apt_ds.models.export import quantize_formats
 from apt_ds.models.export.configs import AUTO_NAMES
 from apt_ds.models.export.write import ShardWriter
+from apt_ds.models.model_folder import check_weights
 
 USAGE = "python -m apt_ds.models.export.quantize DIR --to fp8|w4a16|nf4 [--into DIR]"
 # what a quantized folder does not take from the 16-bit one
@@ -47,8 +48,7 @@ def quantize_folder(folder: Path, kind: str, into: Path | None = None) -> tuple[
         UserError: the model cannot be quantized so, a library is missing, or the folder cannot be written.
     """
     into = into or folder.with_name(f"{folder.resolve().name}-{kind}")
-    if into.resolve() == folder.resolve():
-        raise UserError(f"--into {into} is the 16-bit folder itself. Name another one")
+    check_place(folder, into)
     config = read_folder(folder)
     layers, plain = linear_layers(config, folder)
     dtype = pretrained.stated_dtype(str(folder), config)
@@ -66,13 +66,30 @@ def quantize_folder(folder: Path, kind: str, into: Path | None = None) -> tuple[
         copy_rest(folder, partial, form.config())
         shutil.rmtree(into, ignore_errors=True)
         partial.rename(into)
-    except OSError as error:
-        raise UserError(f"cannot write the quantized model to {into}: {error.strerror}") from None
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or cli.one_line(str(error))
+        raise UserError(f"cannot write the quantized model to {into}: {reason}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     before, after = (sum(f.stat().st_size for f in place.glob("*.safetensors")) for place in (folder, into))
     errors = {"mean_weight_error": sum(form.errors) / len(form.errors), "largest_weight_error": max(form.errors)}
     return into, {"bytes_before": float(before), "bytes": float(after), **errors}
+
+
+def check_place(folder: Path, into: Path) -> None:
+    """Check that writing to `into` removes nothing but an earlier copy. Raises UserError."""
+    if into.resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise UserError(f"--into {into} is the 16-bit folder itself, or contains it. Name another one")
+    if into.exists() and not is_copy(into) and not (into.is_dir() and not any(into.iterdir())):
+        raise UserError(f"--into {into} exists and is no quantized copy. Name another one, or remove it")
+
+
+def is_copy(folder: Path) -> bool:
+    """Whether a folder has quantized weights, so that a new copy may replace it."""
+    try:
+        return "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf8"))
+    except (OSError, ValueError):
+        return False
 
 
 def read_folder(folder: Path) -> PretrainedConfig:
@@ -81,7 +98,7 @@ def read_folder(folder: Path) -> PretrainedConfig:
         raise UserError(f"{folder} is not a model folder: it has no config.json")
     if not list(folder.glob("*.safetensors")):
         raise UserError(f"{folder} has no *.safetensors files")
-
+    check_weights(str(folder), str(folder))
     try:
         config = pretrained.read_config(str(folder))
     except (OSError, ValueError) as error:

@@ -37,9 +37,12 @@ def data(run: RunConfig, summary: Summary, world_size: int) -> list[str]:
         f"Evaluated on {sizes['held_out']:,} examples"
         + (f" of `{shown(run.data.eval_data_path)}`." if run.data.eval_data_path else "."),
     ]
+    if run.pruning.score == "random":
+        return lines
     if run.pruning.one_shot:
-        examples = run.pruning.calibration_steps * batch
-        lines.append(f"Calibrated on {examples:,} training examples: their gradients scored what was removed.")
+        examples, path = run.pruning.calibration_steps * batch, run.data.calibration_path
+        kind = f"examples of `{shown(path)}`" if path else "training examples"
+        lines.append(f"Calibrated on {examples:,} {kind}: their gradients scored what was removed.")
     elif run.pruning.gradual:
         share = 100 * run.pruning.pruning_phase
         lines.append(f"The gradients of the first {share:g} % of the steps scored what was removed.")

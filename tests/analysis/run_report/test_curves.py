@@ -31,6 +31,10 @@ def test_a_loss_that_is_not_finite_is_a_gap_and_evaluations_are_markers() -> Non
     assert training["y"] == [2.0, None, 1.5, 1.0]
     assert (held_out["x"], held_out["y"]) == ([0, 4], [2.0, 2.5])
     assert len(loss(interrupted()).data) == 1
+    diverged = finished()
+    assert diverged.summary is not None
+    diverged.summary["after"]["held_out_loss"] = float("nan")
+    assert loss(diverged).data[1]["y"] == [2.0]
 
 
 def test_a_long_loss_has_a_running_mean() -> None:
