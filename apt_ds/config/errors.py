@@ -13,3 +13,11 @@ class RankError(RuntimeError):
 
 class LostRank(RuntimeError):  # noqa: N818 - what has happened, as the watchdog reports it
     """Another rank is gone, so that this one cannot go on."""
+
+
+class Stopped(Exception):  # noqa: N818 - no error: the user asked for it
+    """The run has left at a step boundary because of a signal; `status` is 128 plus its number."""
+
+    def __init__(self, number: int, text: str) -> None:
+        super().__init__(text)
+        self.status = 128 + number

@@ -116,11 +116,14 @@ class ArrowRows:
     """What `map` calls: a table of examples to a table of rows."""
 
     def __init__(self, maker: Maker, features: Any) -> None:
-        self.maker, self.features = maker, features
+        self.maker, self.features, self.process = maker, features, os.getpid()
 
     def __call__(self, table: Any) -> Any:
-        """The rows of a batch."""
+        """The rows of a batch. A worker ends if the process that started it has ended."""
         import pyarrow as pa
+
+        if self.process not in (os.getpid(), os.getppid()):
+            os._exit(1)
 
         rows, trained = self.maker(table.column(0).to_pylist(), table.column(1).to_pylist())
         schema = self.features.arrow_schema

@@ -13,9 +13,10 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -25,6 +26,7 @@ from typing import Any
 from apt_ds.config.errors import UserError
 
 META = "meta.json"
+LEFT = 24 * 3600  # seconds without a change after which an unfinished folder counts as left behind
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CHECKED = 64  # blocks of a file that its checksum covers
 _BLOCK = 1 << 20
@@ -82,9 +84,21 @@ def write_entry(root: Path, key: str, fill: Callable[[Path], dict[str, Any]], ov
         with _removed_on_error(partial, partial):
             _fill(partial, fill)
         return partial
+    _sweep(root)
     with _removed_on_error(partial, root):
+        if overwrite:
+            # before and not after: nodes that share the cache make the folder again at once
+            discard(root / key)
         _fill(partial, fill)
-        return _moved(partial, root / key, overwrite)
+        return _moved(partial, root / key)
+
+
+def _sweep(root: Path) -> None:
+    """Remove what processes have left that were killed while they wrote."""
+    for left in [*root.glob("*.tmp"), *root.glob("*.old")]:
+        with suppress(OSError):
+            if max(file.stat().st_mtime for file in [left, *left.iterdir()]) < time.time() - LEFT:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def is_temporary(folder: Path, root: Path) -> bool:
@@ -117,11 +131,9 @@ def _refuse_full(error: OSError, root: Path) -> None:
         ) from error
 
 
-def _moved(partial: Path, folder: Path, overwrite: bool) -> Path:
+def _moved(partial: Path, folder: Path) -> Path:
     """Give a folder its name. Another process may have made the same folder meanwhile."""
     partial.chmod(0o777 & ~_umask())  # other users of a shared cache may read it
-    if overwrite and folder.exists():
-        discard(folder)
     try:
         partial.rename(folder)
     except OSError as error:
@@ -139,9 +151,10 @@ def _umask() -> int:
 
 
 def discard(folder: Path) -> None:
-    """Remove a folder of the cache; a process that has mapped its files keeps them."""
+    """Remove a folder of the cache if it is there; a process that has mapped its files keeps them."""
     old = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".old", dir=folder.parent))
-    folder.rename(old / folder.name)
+    with suppress(FileNotFoundError):  # another process was first, or there was none
+        folder.rename(old / folder.name)
     shutil.rmtree(old, ignore_errors=True)
 
 

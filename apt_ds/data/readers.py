@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from apt_ds.config.errors import UserError
+from apt_ds.config.errors import Stopped, UserError
 from apt_ds.data.formats import READERS, Located, column_names, read_table
 from apt_ds.data.values import kind, leave_out, log, text_of, value_of
 
@@ -196,6 +196,8 @@ def load_hub(name: str, split: str, config: str = "", streaming: bool = False) -
         options["streaming"] = True
     try:
         return datasets.load_dataset(parts["name"], *([config] if config else []), split=split, **options)
+    except Stopped:
+        raise
     except Exception as error:  # the hub client has no common error class
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         message = f"{name} is neither a file nor a dataset whose split '{split}' can be loaded: {reason}"

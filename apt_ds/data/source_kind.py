@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from apt_ds.config.errors import UserError
+from apt_ds.data.formats import READERS
 from apt_ds.data.readers import find_source, read_file
 
 TEXT = "text"  # the column of plain text
@@ -43,9 +44,17 @@ def has_plain_text(columns: set[str]) -> bool:
 
 
 def text_files(path: Path) -> list[Path]:
-    """The .txt file, or those in a folder, in order."""
+    """The .txt file, or those in a folder, in order.
+
+    Raises:
+        UserError: the folder has files of records beside them. Such a text is often a licence.
+    """
     files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return [file for file in files if file.suffix.lower() == TEXT_ENDING and file.is_file()]
+    texts = [file for file in files if file.suffix.lower() == TEXT_ENDING and file.is_file()]
+    others = [file for file in files if file.suffix.lower() in READERS]
+    if texts and others:
+        raise UserError(f"{path} holds both {texts[0].name} and {others[0].name}; keep the files of one format")
+    return texts
 
 
 def _columns_of_file(path: Path) -> Sequence[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
+from http import HTTPStatus
 from http.client import HTTPException, HTTPResponse
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -35,7 +36,10 @@ class AddressShard(LineShard):
             UserError: the server refuses the address.
             OSError: the connection was dropped.
         """
-        with self._open({"Range": f"bytes={offset}-"} if offset else {}) as response:
+        response = self._open({"Range": f"bytes={offset}-"} if offset else {})
+        if response is None:
+            return
+        with response:
             if offset and response.status != 206:
                 _pass_over(response, offset)  # the server knows no ranges
             left = response.length
@@ -50,17 +54,24 @@ class AddressShard(LineShard):
     def facts(self) -> str:
         """What tells one content of the address from another, as far as the server says. Raises UserError."""
         try:
-            with self._open({}, "HEAD") as response:
+            response = self._open({}, "HEAD")
+            assert response is not None
+            with response:
                 told = [response.headers.get(name, "") for name in ("Content-Length", "ETag", "Last-Modified")]
         except self.retried as error:
             raise UserError(f"{self.label} cannot be read: {error}") from error
         return hashlib.sha256("\0".join([self.label, *told]).encode()).hexdigest()
 
-    def _open(self, headers: dict[str, str], method: str = "GET") -> HTTPResponse:
+    def _open(self, headers: dict[str, str], method: str = "GET") -> HTTPResponse | None:
+        """The answer of the server. None: the range begins where the content ends."""
         request = Request(self.label, headers={"Accept-Encoding": "identity", **headers}, method=method)
         try:
             response = urlopen(request, timeout=_SECONDS)
         except HTTPError as error:
+            offset = headers.get("Range", "").removeprefix("bytes=").removesuffix("-")
+            at_end = error.headers.get("Content-Range", "").endswith(f"*/{offset}")
+            if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and at_end:
+                return None
             if error.code < 500 and error.code not in _BUSY:
                 raise UserError(f"{self.label} cannot be read: {error.code} {error.reason}") from error
             raise

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from apt_ds.config.errors import UserError
+from apt_ds.config.errors import Stopped, UserError
 from apt_ds.data.formats import Located
 from apt_ds.data.stream_shards import Shard
 from apt_ds.data.values import log
@@ -131,7 +131,7 @@ class StreamPart:
                     failures = 0
                     yield located
                 return
-            except UserError:
+            except (UserError, Stopped):
                 raise
             except shard.retried as error:
                 self._wait(failures, shard, error)

@@ -15,18 +15,11 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
+from apt_ds.config.errors import Stopped
 from apt_ds.runtime import heartbeat
 
 ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 STOPPED_EARLY = "stopped before the first step, in {phase}: nothing was to be saved. Start again"
-
-
-class Stopped(Exception):  # noqa: N818 - no error: the user asked for it
-    """The run has left at a step boundary because of a signal; `status` is 128 plus its number."""
-
-    def __init__(self, number: int, text: str) -> None:
-        super().__init__(text)
-        self.status = 128 + number
 
 
 class StopSignals:

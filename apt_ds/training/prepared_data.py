@@ -35,9 +35,12 @@ class Part(Generic[E]):
 
     def tokenized(self) -> TokenizedSet:
         """The rows, whose fingerprint the first rank of every node computes. Collective."""
-        if self.data.folder is None:
-            return self.data.tokenized(self.numbers)
-        made = collectives.from_node(lambda: self.data.tokenized(self.numbers).fingerprint.encode())
+
+        def known() -> bytes:
+            return b"" if self.data.folder is None else self.data.tokenized(self.numbers).fingerprint.encode()
+
+        # on every node: one may have files where another has the same data in memory
+        made = collectives.from_node(known)
         return self.data.tokenized(self.numbers, made.decode())
 
 

@@ -68,7 +68,8 @@ class SourceReader:
             counts = self._apportioned(data.eval_size or HELD_OUT, sources)
             train = [self.part(s.name, "--data_path", held_out=n) for s, n in zip(sources, counts, strict=True)]
             parts = [part.held_out for part in train if part.held_out is not None]
-            examples = [example for part in train for example in part.examples()]
+            # a source whose share is 0 has set none aside
+            examples = [example for part in train if part.held_out is not None for example in part.examples()]
         return Sets(joined([part.train for part in train], sources), joined(parts), examples, None)
 
     def evaluation(self) -> tuple[Rows, list[Any]]:
@@ -79,7 +80,8 @@ class SourceReader:
     def _evaluation(self) -> tuple[list[Rows], list[Any]]:
         sources = parse_sources(self.run.data.eval_data_path, "--eval_data_path")
         most = self._apportioned(self.run.data.eval_size, sources)
-        parts = [self.part(s.name, "--eval_data_path", most=n) for s, n in zip(sources, most, strict=True)]
+        taken = [(s.name, n) for s, n in zip(sources, most, strict=True) if n or not self.run.data.eval_size]
+        parts = [self.part(name, "--eval_data_path", most=n) for name, n in taken]
         return [part.train for part in parts], [example for part in parts for example in part.examples()]
 
     def whole(self, path: str, flag: str) -> Rows:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,23 @@ def test_the_first_of_two_processes_wins_unless_told_to_overwrite(tmp_path: Path
     assert read_meta(write_entry(tmp_path, "key", meanwhile))["rows"] == 3
     assert read_meta(write_entry(tmp_path, "key", lambda partial: fill(partial) | {"rows": 5}, True))["rows"] == 5
     assert [file.name for file in tmp_path.iterdir()] == ["key"]
+
+
+def test_what_a_killed_process_left_is_removed_a_day_later(tmp_path: Path) -> None:
+    for name, age in (("a.1.tmp", 2 * cache.LEFT), ("b.2.old", 2 * cache.LEFT), ("c.3.tmp", 10)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rows.arrow").write_bytes(b"x")
+        for path in (tmp_path / name / "rows.arrow", tmp_path / name):
+            os.utime(path, (time.time() - age,) * 2)
+    write_entry(tmp_path, "key", fill)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.3.tmp", "key"]
+
+
+def test_a_folder_may_be_gone_before_it_is_made_again(tmp_path: Path) -> None:
+    write_entry(tmp_path, "key", fill)
+    cache.discard(tmp_path / "key")
+    cache.discard(tmp_path / "key")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("size", [10, 1001, 70_001])

@@ -9,6 +9,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from apt_ds.config.errors import UserError
 from apt_ds.data.source_kind import is_plain_text
 
 TEXT, ALPACA = {"text": "one two", "id": 3}, {"instruction": "say one", "output": "one", "text": "both"}
@@ -49,3 +50,11 @@ def test_text_files_and_folders(tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text('[{"text": ')
     for name in ("broken.json", "absent.txt", "absent.json"):
         assert not is_plain_text(str(tmp_path / name))
+
+
+def test_a_licence_beside_records_makes_no_text_of_them(tmp_path: Path) -> None:
+    (tmp_path / "LICENSE.txt").write_text("All rights reserved.")
+    assert is_plain_text(str(tmp_path))
+    (tmp_path / "train.jsonl").write_text(json.dumps({"instruction": "a", "output": "b"}))
+    with pytest.raises(UserError, match=r"holds both LICENSE\.txt and train\.jsonl; keep the files of one format"):
+        is_plain_text(str(tmp_path))

@@ -36,6 +36,20 @@ def test_a_dropped_download_goes_on(ranges: bool, tmp_path: Path) -> None:
             StreamPart("a", [AddressShard(f"{server.address}/a.jsonl")], retries=retries).read(1000)
 
 
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_shard_that_is_read_to_its_end_has_no_more_lines(ranges: bool, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"n": 1}\n')
+    with serving(tmp_path) as server:
+        server.ranges = ranges
+        shard = AddressShard(f"{server.address}/a.jsonl")
+        assert list(shard.lines(0)) == [path.read_bytes()] and list(shard.lines(path.stat().st_size)) == []
+        if ranges:
+            # the file has become shorter since the checkpoint
+            with pytest.raises(UserError, match="416"):
+                list(shard.lines(path.stat().st_size + 5))
+
+
 def test_a_refused_address_is_not_tried_again(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"n": 1}\n')
     with serving(tmp_path) as server:

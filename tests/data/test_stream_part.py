@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from apt_ds.config.errors import UserError
+from apt_ds.config.errors import Stopped, UserError
 from apt_ds.data.readers import read_file
 from apt_ds.data.stream_part import Retries, Start, StreamPart
 from apt_ds.data.stream_shards import HubShard, LineShard, Shard, shard_of_file
@@ -140,3 +140,15 @@ def test_a_dropped_connection_is_retried(tmp_path: Path, caplog: pytest.LogCaptu
     part = StreamPart("s", [Dropping(path, [40, 0, 0, 0, 0])], retries=retries)
     with pytest.raises(UserError, match=r"cannot be read after record 20: reset by peer \(3 new attempts failed\)"):
         everything(part)
+
+
+def test_a_signal_is_no_dropped_connection(tmp_path: Path) -> None:
+    """The client of the hub has no class of errors, so that reading goes on after any other."""
+
+    def records() -> Iterator[dict[str, int]]:
+        yield {"n": 1}
+        raise Stopped(2, "stopped")
+
+    part = StreamPart("hub", [HubShard("hub", records)], retries=Retries((0.0,), tell=lambda text: None))
+    with pytest.raises(Stopped):
+        part.read(5)

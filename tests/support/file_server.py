@@ -59,6 +59,13 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(404)
             return None
         content = path.read_bytes()[offset:]
+        if offset and not content:
+            # as servers with ranges answer where nothing is left
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{path.stat().st_size}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return None
         self.send_response(206 if offset else 200)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()

@@ -170,6 +170,18 @@ def shared_cache(folder: str, cache: str) -> list[list[Any]]:
     return collectives.gather_objects(found)
 
 
+def unlike_nodes(folder: str) -> list[str]:
+    """Fingerprints of the training data of two nodes, of which the second has more rows than fit into memory."""
+    os.environ["LOCAL_RANK"] = "0"
+    cache = str(Path(folder) / f"cache_{collectives.rank()}")
+    run = run_config(folder, 3, False, ["--data_cache_dir", cache])
+    zero.init_distributed()
+    if collectives.rank():
+        prepared.SMALL, prepared.SMALL_BYTES = 3, 10
+    data = datasets.read_data(run, loading.find_base(run.model.model_name_or_path))
+    return collectives.gather_objects(data.train.fingerprint)
+
+
 def clocks(folder: str, model: str, seconds: list[int]) -> list[list[str]]:
     """The first words of every rank's rows; each rank is a node of its own, whose clock stands at one of `seconds`."""
     os.environ["LOCAL_RANK"] = "0"

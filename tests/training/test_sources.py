@@ -81,6 +81,14 @@ def test_sources_without_weights_are_one_set(place: Place, sources: dict[str, st
     assert all(row["rows"] <= row["seen"] <= 2 * row["rows"] for row in figures)
 
 
+def test_a_source_without_a_share_is_not_evaluated(place: Place, sources: dict[str, str]) -> None:
+    mixture = f"{sources['rows']}:0.99,{sources['data']}:0.01"
+    aside = read(place, "--data_path", mixture, "--eval_size", "2")
+    assert (len(aside.held_out), aside.held_out_examples) == (2, [])
+    other = read(place, "--eval_data_path", mixture, "--eval_size", "2")
+    assert (len(other.held_out), other.held_out_examples) == (2, [])
+
+
 def test_evaluation_and_calibration_take_the_same_forms(place: Place, sources: dict[str, str]) -> None:
     flags = ["--eval_data_path", f"{sources['data']}:3,{sources['wiki']}:1", "--calibration_path", sources["rows"]]
     data = read(place, "--data_path", sources["data"], "--eval_size", "8", *flags, "--calibration_steps", "5")
