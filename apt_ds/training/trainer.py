@@ -13,7 +13,7 @@ from apt_ds.config.run_config import RunConfig
 from apt_ds.data.instructions import resolve_pad_id
 from apt_ds.eval.evaluator import Evaluator
 from apt_ds.losses.training_loss import TrainingLoss
-from apt_ds.models import adapter, fingerprint, loading, quantization
+from apt_ds.models import fingerprint, loading
 from apt_ds.models.base_config import decisive
 from apt_ds.models.export.write import Exported
 from apt_ds.models.initial_adapters import InitialAdapters
@@ -23,7 +23,7 @@ from apt_ds.pruning.surgery import Plan
 from apt_ds.runtime import heartbeat, profiler, zero
 from apt_ds.runtime.clock import seconds_after
 from apt_ds.runtime.signals import StopSignals
-from apt_ds.training import environment, rebuild
+from apt_ds.training import rebuild
 from apt_ds.training.checkpoint import Checkpoint
 from apt_ds.training.datasets import Data
 from apt_ds.training.early_end import EarlyEnd
@@ -32,19 +32,17 @@ from apt_ds.training.final_model import excluded_consumers, write_final_model
 from apt_ds.training.generators import Generators
 from apt_ds.training.meter import Meter
 from apt_ds.training.metrics import MetricsLogger
+from apt_ds.training.one_shot_cut import OneShotCut
 from apt_ds.training.repairing import Repairer
 from apt_ds.training.run_engine import RunEngine
+from apt_ds.training.run_figures import run_figures
 from apt_ds.training.run_state import Content, RunState, Stateful, saved_after_cut
 from apt_ds.training.saving import Saver
 from apt_ds.training.score_history import ScoreHistory
 from apt_ds.training.stream_batches import StreamBatches
 from apt_ds.training.summary_schema import (
-    VERSION,
     PhaseMemory,
-    ProfileFigures,
-    PruningFigures,
     Summary,
-    TrainingFigures,
     WrittenModel,
 )
 from apt_ds.training.trackers.layers import layers_of
@@ -86,6 +84,7 @@ class Trainer:
             run, data, pruner, self.training_loss, metrics_logger, self.meter, self.early_end, pad_id
         )
         self.run_engine = RunEngine(run, config, pruner, self.steps)
+        self.one_shot_cut = OneShotCut(run, self.steps, pruner, self.meter)
         self.repairer = Repairer(run, self.training_loss.task_loss, self.steps.calibration_batches, metrics_logger.warn)
         members: dict[str, Stateful] = {
             "random": self.generators,
@@ -235,29 +234,14 @@ class Trainer:
                 self.evaluate(self.done)
             self._keep()
 
-    def train_step(self, step: int, calibrating: bool = False) -> None:
+    def train_step(self, step: int) -> None:
         """Run one optimizer step over a global batch. Collective."""
-        self.steps.run(self.engine, step, calibrating)
+        self.steps.run(self.engine, step)
 
     def cut_at_once(self, step: int) -> None:
         """Score blocks at a learning rate of 0, cut them, and go on from `step` with a fresh optimizer. Collective."""
-        pruning, unscored = self.run_config.pruning, self.state.snapshot(self.engine)
-        if pruning.score == "taylor":
-            with self.meter.scoring(at_once=True):
-                self.score_by_weight_gradients()
-            self._keep(unscored)
-        elif pruning.score != "random":
-            for number in range(pruning.calibration_steps):
-                self.train_step(number, calibrating=True)
-                self._keep(unscored)
-        zero.release_gathered(self.engine)
-        with self.meter.scoring(at_once=True):
-            plan = self.pruner.cut_now(self.engine.module)
-        self.rebuild(step, plan, fresh=True)
-
-    def score_by_weight_gradients(self) -> None:
-        """Score blocks by the gradients of all weights. Collective."""
-        self.steps.score_by_weight_gradients(self.engine)
+        unscored = self.state.snapshot(self.engine)
+        self.rebuild(step, self.one_shot_cut.plan(self.engine, lambda: self._keep(unscored)), fresh=True)
 
     def adjust(self, step: int) -> None:
         """After `step` updates: move masks, let the teacher learn, and cut or grow where it is due. Collective."""
@@ -318,33 +302,18 @@ class Trainer:
         self.early_end.end(f"after step {self.done}")
 
     def _summary(self) -> Summary:
-        """The run's figures, all but the last evaluation. The engine must exist."""
-        figures, module = self.evaluations.figures, self.engine.module
-        pruning = self.pruner.summary() | quantization.summary(module) | self.repairer.summary()
-        more: dict[str, object] = {
-            "excluded": self._excluded(),
-            "ranks": adapter.ranks(module),
-            "rebuild_seconds": self.meter.rebuilds,
-            "rebuild_peak_bytes": self.meter.rebuild_peaks,
-        }
-        sizes = figures["data"]
-        if isinstance(self.steps.batches, StreamBatches):
-            # known once the stream was read
-            sizes = {**sizes, "dropped": self.steps.batches.dropped()}
-        summary: Summary = {
-            "version": VERSION,
-            "before": {**figures["before"], **self.meter.dense()},
-            "data": sizes,
-            "pruning": cast(PruningFigures, pruning | more),
-            "training": cast(TrainingFigures, {**self.meter.whole(), **self.score_history.summary()}),
-            "environment": environment.describe(),
-            "warnings": [],
-        }
-        if "after_cut" in figures:
-            summary["after_cut"] = figures["after_cut"]
-        if self.run_config.output.profile:
-            summary["profile"] = cast(dict[str, ProfileFigures], profiler.NOW.summary())
-        return summary
+        """The run's figures, all but the last evaluation. The engine must exist. Collective."""
+        return run_figures(
+            self.run_config,
+            self.engine.module,
+            self.pruner,
+            self.repairer,
+            self.evaluations,
+            self.meter,
+            self.score_history,
+            self.steps.batches,
+            self._excluded(),
+        )
 
     def finish(self) -> Exported:
         """Write the model, then free the engine's memory. Collective.
