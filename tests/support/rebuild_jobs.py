@@ -109,7 +109,7 @@ def rebuild_memory(folder: str, stages: list[tuple[int, bool]]) -> dict[str, dic
         pruner = Pruner(run, base.anatomy, 100, zero.device())
         metrics_logger = MetricsLogger(Path(folder), 0, quiet=True)
         made = trainer.Trainer.create(run, base, config, random_data(run, base, LAST_STEP), pruner, metrics_logger)
-        made.train_step(0, calibrating=True)
+        made.steps.run(made.engine, 0, calibrating=True)
         zero.release_gathered(made.engine)
         zero.free_memory()
         layer = sum(zero.full_numel(p) * p.element_size() for p in made.engine.module.model.layers[0].parameters())
