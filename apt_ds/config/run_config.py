@@ -24,7 +24,7 @@ from apt_ds.config.option_groups import (
     PruningOptions,
     SourceOptions,
 )
-from apt_ds.config.option_types import OneOf, Value, split_commas
+from apt_ds.config.option_types import OneOf, Value, spelled_out, split_commas
 from apt_ds.config.presets import METHODS, PRESETS, RECIPES
 from apt_ds.config.tasks import INSTRUCTIONS
 
@@ -58,6 +58,7 @@ class RunConfig:
         unknown = sorted(flags.keys() - PLACES.keys())
         if unknown:
             raise TypeError(f"RunConfig has no option {unknown[0]!r}{suggest(unknown[0], PLACES)}")
+        flags = {name: spelled_out(OPTIONS[name], value) if name in OPTIONS else value for name, value in flags.items()}
         flags = _implied(flags) | flags
         for group in fields(RunConfig):
             own = {
@@ -148,10 +149,17 @@ class RunConfig:
                 "--repair ls requires --pruning pretuning or posttuning (got gradual): masks have removed the blocks "
                 "before a gradual cut, and the model has learnt to do without them"
             )
-        if pruning.distill and pruning.mode != "gradual":
+        if pruning.self_distills and pruning.mode != "gradual":
             yield (
-                f"--distill requires --pruning gradual (got {pruning.mode}): "
-                "the teacher exists only during gradual pruning"
+                f"--distill layers requires --pruning gradual (got {pruning.mode}): its teacher exists only during "
+                "gradual pruning. Language models may give --distill logits"
+            )
+        if pruning.dense_teacher and data.task != INSTRUCTIONS:
+            yield f"--distill logits does not support --task {data.task}: give --task instructions, or --distill layers"
+        if pruning.dense_teacher and data.streaming:
+            yield (
+                "--distill logits does not support --streaming true: the dense model reads the training data before "
+                "the first step"
             )
         if pruning.mode == "posttuning" and pruning.score == "taylor":
             yield "--pruning posttuning does not support --score taylor: give --score fisher or salience"

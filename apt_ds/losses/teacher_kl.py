@@ -12,7 +12,9 @@ The loss of training is (1 - a) CE + a T^2 L (Hinton et al. 2015, "Distilling th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +28,8 @@ class TeacherTokens:
     """What a teacher says of some trained tokens.
 
     Attributes:
-        ids: int64 [n, k], its likeliest tokens.
-        log_probabilities: fp32 [n, k], their log-probabilities at `temperature`.
+        ids: int32 or int64 [n, k], its likeliest tokens.
+        log_probabilities: [n, k], their log-probabilities at `temperature`.
         weight: a, the part of the distance in the loss.
         temperature: T.
     """
@@ -41,37 +43,57 @@ class TeacherTokens:
         """The tokens from `start` to `stop`."""
         return replace(self, ids=self.ids[start:stop], log_probabilities=self.log_probabilities[start:stop])
 
+    def split(self, rows: int) -> Iterator[TeacherTokens]:
+        """All tokens in pieces of `rows`."""
+        return (self.rows(start, start + rows) for start in range(0, len(self.ids), rows))
 
-def mixed_loss(logits: Tensor, targets: Tensor, teacher: TeacherTokens) -> tuple[Tensor, Tensor]:
-    """(1 - a) CE + a T^2 L, summed over tokens, and its gradient by the logits.
+    def mix(self, cross_entropy: Tensor, distance: Tensor) -> Tensor:
+        """(1 - a) CE + a T^2 L."""
+        return (1 - self.weight) * cross_entropy + self.weight * self.temperature**2 * distance
+
+
+class MixedLoss(NamedTuple):
+    """The two terms of the loss, and the gradient of their mix.
+
+    Attributes:
+        cross_entropy: CE summed over tokens, in nats, [].
+        distance: L summed over tokens, in nats, [].
+        gradient: that of (1 - a) CE + a T^2 L by the logits, [n, classes].
+    """
+
+    cross_entropy: Tensor
+    distance: Tensor
+    gradient: Tensor
+
+
+def mixed_loss(logits: Tensor, targets: Tensor, teacher: TeacherTokens) -> MixedLoss:
+    """Both terms of the loss, and the gradient of their mix.
 
     Args:
         logits: fp32 or fp64 [n, classes], of the student.
         targets: int64 [n].
         teacher: of the same tokens.
-
-    Returns:
-        A scalar in nats, and [n, classes].
     """
     a, t = teacher.weight, teacher.temperature
-    log_probabilities = F.log_softmax(logits, -1)
-    loss = (1 - a) * F.nll_loss(log_probabilities, targets, reduction="sum")
-    gradient = log_probabilities.exp().scatter_add_(1, targets[:, None], -torch.ones_like(logits[:, :1])).mul_(1 - a)
-    distance, of_distance = _distance(logits / t, teacher)
-    return loss + a * t * t * distance, gradient.add_(of_distance, alpha=a * t)
-
-
-def _distance(scaled: Tensor, teacher: TeacherTokens) -> tuple[Tensor, Tensor]:
-    """L and its gradient by the scaled logits z / T, [n, classes]."""
-    q_log = teacher.log_probabilities.to(scaled.dtype)
+    log_p = F.log_softmax(logits, -1)
+    cross_entropy = F.nll_loss(log_p, targets, reduction="sum")
+    # one softmax serves both terms at temperature 1
+    scaled_log_p = log_p if t == 1 else F.log_softmax(logits / t, -1)
+    ids, q_log = teacher.ids.long(), teacher.log_probabilities.to(logits.dtype)
     q = q_log.exp()
     q_rest = (1 - q.sum(-1)).clamp(min=0)
-    probabilities = torch.softmax(scaled, -1)
-    p = probabilities.gather(1, teacher.ids)
+    p_log = scaled_log_p.gather(1, ids)
+    p = p_log.exp()
     p_rest = (1 - p.sum(-1)).clamp(min=SMALLEST)
-    p_log = F.log_softmax(scaled, -1).gather(1, teacher.ids)
     rest = q_rest * (q_rest.clamp(min=SMALLEST).log() - p_rest.log())
-    loss = (q * (q_log - p_log)).sum() + rest.sum()
-    # as if all tokens were of the rest, then the k tokens
-    gradient = probabilities * (1 - q_rest / p_rest)[:, None]
-    return loss, gradient.scatter_(1, teacher.ids, p - q)
+    distance = (q * (q_log - p_log)).sum() + rest.sum()
+    # the rest first, then the k tokens, then the target
+    of_rest = (a * t * (1 - q_rest / p_rest))[:, None]
+    if t == 1:
+        gradient = log_p.exp().mul_(of_rest + (1 - a))
+    else:
+        gradient = scaled_log_p.exp().mul_(of_rest).add_(log_p.exp(), alpha=1 - a)
+    of_known = a * t * (p - q) - of_rest * p
+    gradient.scatter_add_(1, ids, of_known)
+    gradient.scatter_add_(1, targets[:, None], torch.full_like(logits[:, :1], a - 1))
+    return MixedLoss(cross_entropy, distance, gradient)
