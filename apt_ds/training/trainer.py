@@ -11,6 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from apt_ds.config import schedules
 from apt_ds.config.run_config import RunConfig
 from apt_ds.data.instructions import resolve_pad_id
+from apt_ds.data.teacher_cache import TeacherCache
 from apt_ds.eval.evaluator import Evaluator
 from apt_ds.losses.training_loss import TrainingLoss
 from apt_ds.models import adapter, fingerprint, loading, quantization
@@ -23,7 +24,7 @@ from apt_ds.pruning.surgery import Plan
 from apt_ds.runtime import heartbeat, profiler, zero
 from apt_ds.runtime.clock import seconds_after
 from apt_ds.runtime.signals import StopSignals
-from apt_ds.training import environment, rebuild
+from apt_ds.training import dense_tokens, environment, rebuild
 from apt_ds.training.checkpoint import Checkpoint
 from apt_ds.training.datasets import Data
 from apt_ds.training.early_end import EarlyEnd
@@ -71,6 +72,7 @@ class Trainer:
         self.run_config, self.base, self.config, self.data = run, base, config, data
         self.pruner, self.metrics_logger = pruner, metrics_logger
         self.done = 0
+        self.teacher: TeacherCache | None = None
         pad_id = resolve_pad_id(base.tokenizer)
         self.written_dtype = loading.written_dtype(base, run)
         self.meter = Meter(zero.device())
@@ -177,6 +179,11 @@ class Trainer:
         del sharding
         self.generation: GenerationConfig | None = model.generation_config if model.can_generate() else None
         fingerprints = data.fingerprints() | {"model": fingerprint.fingerprint(model)}
+        if run.pruning.dense_teacher:
+            parts = run, self.base, self.config, data, model, fingerprints["model"], resolve_pad_id(self.base.tokenizer)
+            self.teacher = dense_tokens.make_or_find(*parts)
+            self.steps.batches.add_teacher(self.teacher)
+            fingerprints["teacher"] = self.teacher.digest
         self.saver = Saver(
             run, self.state, self.metrics_logger, self.meter, data.counts(), fingerprints, decisive(self.base.config)
         )
@@ -340,6 +347,8 @@ class Trainer:
             "environment": environment.describe(),
             "warnings": [],
         }
+        if self.teacher is not None:
+            summary["training"]["distill"] = dense_tokens.figures(self.teacher, self.training_loss.dense_teacher.distance)
         if "after_cut" in figures:
             summary["after_cut"] = figures["after_cut"]
         if self.run_config.output.profile:
