@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -36,6 +37,7 @@ from apt_ds.models.scope import check_experts
 from apt_ds.models.tensor_parallel import check_vocabulary
 from apt_ds.pruning.rules import mask_notice, rules_of
 from apt_ds.runtime import collectives, zero
+from apt_ds.training import dense_tokens
 from apt_ds.training.datasets import Data, read_data
 from apt_ds.training.micro_batches import layout_of
 from apt_ds.training.sampling import calibration_order, sampling
@@ -102,6 +104,8 @@ def dry_run(run: RunConfig, inputs: Callable[[RunConfig], tuple[Base, Data]] = f
     metrics.load(run.data.task)
     process = psutil.Process().memory_info().rss
     estimated = estimate_run(run, base, data, config, world, machine.on_cpu)
+    if run.pruning.dense_teacher:
+        print(teacher_room(run, base, data, world))
     print("\n".join(report(estimated, process, machine, world)), flush=True)
     if notice := mask_notice(run, data.total_steps):
         print(notice, file=sys.stderr, flush=True)
@@ -159,6 +163,20 @@ def estimate_run(run: RunConfig, base: Base, data: Data, config: zero.Config, wo
     return estimate(model, config, layout)
 
 
+def teacher_room(run: RunConfig, base: Base, data: Data, world: int) -> str:
+    """The line about the disk that the dense model's probabilities need."""
+    order, steps = sampling(run, data.train, data.sources, world)
+    layout = dense_tokens.layout_of(run, base, data.train, dense_tokens.rows_read(order, steps, len(data.train)))
+    folder = dense_tokens.parent_of(run)
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    short = "" if free >= layout.bytes else ". That is too little, unless an earlier run has left the cache there"
+    return (
+        f"--distill logits: {layout.tokens:,} trained tokens need {layout.bytes / 1e6:,.1f} MB of the disk of every node "
+        f"under {folder}, {free / 1e6:,.0f} MB are free{short}"
+    )
+
+
 def largest_rank(run: RunConfig) -> int:
     """The largest rank of an adapter while the model is whole."""
     if not run.adapter.grows or run.pruning.mode == "pretuning":
@@ -167,10 +185,14 @@ def largest_rank(run: RunConfig) -> int:
 
 
 def evaluation_batches(run: RunConfig, data: Data, kind: str) -> list[Shape]:
-    """Shapes that no evaluation batch exceeds: one for the held-out set, and one for the corpus if there is one."""
+    """Shapes that no evaluation batch exceeds: of the held-out set, of the dense teacher's pass, and of the corpus."""
     size = run.optim.per_device_eval_batch_size
     batches = [one_per_row(range(i, min(i + size, len(data.held_out)))) for i in range(0, len(data.held_out), size)]
     shapes = [bound(data.held_out, batches, kind)]
+    if run.pruning.dense_teacher:
+        # the pass before the first step takes the longest rows together
+        longest = (-data.train.lengths).argsort(kind="stable")[:size].tolist()
+        shapes.append(bound(data.train, [one_per_row(longest)], kind))
     if data.corpus is not None:
         blocks, length = max(1, size // 4), data.corpus.shape[1]
         shapes.append(Shape(blocks, length, 0, blocks * (length - 1)))

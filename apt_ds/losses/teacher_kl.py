@@ -90,9 +90,9 @@ def mixed_loss(logits: Tensor, targets: Tensor, teacher: TeacherTokens) -> Mixed
     # the rest first, then the k tokens, then the target
     of_rest = (a * t * (1 - q_rest / p_rest))[:, None]
     if t == 1:
-        gradient = log_p.exp().mul_(of_rest + (1 - a))
+        gradient = log_p.exp_().mul_(of_rest + (1 - a))
     else:
-        gradient = scaled_log_p.exp().mul_(of_rest).add_(log_p.exp(), alpha=1 - a)
+        gradient = scaled_log_p.exp_().mul_(of_rest).add_(log_p.exp_(), alpha=1 - a)
     of_known = a * t * (p - q) - of_rest * p
     gradient.scatter_add_(1, ids, of_known)
     gradient.scatter_add_(1, targets[:, None], torch.full_like(logits[:, :1], a - 1))

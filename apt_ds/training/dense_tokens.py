@@ -78,7 +78,13 @@ def figures(cache: TeacherCache, distance: float | None) -> DistillFigures:
 def folder_of(run: RunConfig, facts: Facts) -> Path:
     """Where the cache is, or will be."""
     own = run.pruning.teacher_cache
-    return Path(own).absolute() if own else CacheSettings(run.data.data_cache_dir).root().absolute() / name_of(facts)
+    return Path(own).absolute() if own else parent_of(run) / name_of(facts)
+
+
+def parent_of(run: RunConfig) -> Path:
+    """The folder that the cache is in."""
+    own = run.pruning.teacher_cache
+    return Path(own).absolute().parent if own else CacheSettings(run.data.data_cache_dir).root().absolute()
 
 
 def rows_read(order: Order, steps: int, count: int) -> np.ndarray:
