@@ -17,7 +17,7 @@ import torch
 
 from apt_ds.analysis.memory_estimate import MOMENTS_IN_8_BITS, Estimate, estimate
 from apt_ds.analysis.memory_trace import Shape, measure
-from apt_ds.analysis.sharding import MOMENTS, Layout
+from apt_ds.analysis.sharding import MOMENTS, Bytes, Layout
 from apt_ds.config.deepspeed_config import load_config
 from apt_ds.config.run_config import RunConfig
 from apt_ds.config.tasks import GENERATION, LANGUAGE_MODEL
@@ -104,7 +104,7 @@ def dry_run(run: RunConfig, inputs: Callable[[RunConfig], tuple[Base, Data]] = f
     metrics.load(run.data.task)
     process = psutil.Process().memory_info().rss
     estimated = estimate_run(run, base, data, config, world, machine.on_cpu)
-    if run.pruning.dense_teacher:
+    if run.pruning.dense_teacher and run.pruning.teacher_source == "cache":
         print(teacher_room(run, base, data, world))
     print("\n".join(report(estimated, process, machine, world)), flush=True)
     if notice := mask_notice(run, data.total_steps):
@@ -160,7 +160,18 @@ def estimate_run(run: RunConfig, base: Base, data: Data, config: zero.Config, wo
         moments=moments if trains_all or not trains_for_score else 0,
         on_cpu=on_cpu,
     )
-    return estimate(model, config, layout)
+    estimated = estimate(model, config, layout)
+    if not run.pruning.dense_teacher or run.pruning.teacher_source == "cache":
+        return estimated
+    # every rank keeps the whole dense model, which has no adapters
+    weights = [weight for weight in model.weights if ".lora_" not in weight.name]
+    return with_live_teacher(estimated, sum(weight.numel * layout.item + weight.scales for weight in weights))
+
+
+def with_live_teacher(estimated: Estimate, size: int) -> Estimate:
+    """The estimate with a model of `size` bytes on the device, which stays from the first load to the last step."""
+    phases = {name: bytes_.plus(Bytes(size)) for name, bytes_ in estimated.phases.items()}
+    return Estimate(estimated.parts | {"dense teacher": Bytes(size)}, phases)
 
 
 def teacher_room(run: RunConfig, base: Base, data: Data, world: int) -> str:
@@ -172,8 +183,8 @@ def teacher_room(run: RunConfig, base: Base, data: Data, world: int) -> str:
     free = shutil.disk_usage(existing).free
     short = "" if free >= layout.bytes else ". That is too little, unless an earlier run has left the cache there"
     return (
-        f"--distill logits: {layout.tokens:,} trained tokens need {layout.bytes / 1e6:,.1f} MB of the disk of every node "
-        f"under {folder}, {free / 1e6:,.0f} MB are free{short}"
+        f"--distill logits: {layout.tokens:,} trained tokens need {layout.bytes / 1e6:,.1f} MB of the disk of every "
+        f"node under {folder}, {free / 1e6:,.0f} MB are free{short}"
     )
 
 
@@ -189,7 +200,7 @@ def evaluation_batches(run: RunConfig, data: Data, kind: str) -> list[Shape]:
     size = run.optim.per_device_eval_batch_size
     batches = [one_per_row(range(i, min(i + size, len(data.held_out)))) for i in range(0, len(data.held_out), size)]
     shapes = [bound(data.held_out, batches, kind)]
-    if run.pruning.dense_teacher:
+    if run.pruning.dense_teacher and run.pruning.teacher_source == "cache":
         # the pass before the first step takes the longest rows together
         longest = (-data.train.lengths).argsort(kind="stable")[:size].tolist()
         shapes.append(bound(data.train, [one_per_row(longest)], kind))

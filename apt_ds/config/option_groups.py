@@ -219,14 +219,14 @@ class PruningOptions:
     )
     teacher: str = choice(
         "unpruned, shrinking",
-        "model that --distill layers learns from. unpruned: the teacher keeps every block. All cuts then wait until the "
-        "pruning phase ends, even with --defer_cuts false. The phase costs the time and memory of the full model. "
+        "model that --distill layers learns from. unpruned: the teacher keeps every block. All cuts then wait until "
+        "the pruning phase ends, even with --defer_cuts false. The phase costs the time and memory of the full model. "
         "shrinking: each cut removes its blocks from the teacher too, and later steps of the phase get cheaper",
     )
     layer_match: str = choice(
         "step, previous",
-        "how --distill layers picks the student layer for each teacher layer. step: the nearest one on the hidden states of "
-        "the same step. Gradient accumulation then needs a second forward pass of the student. previous: the nearest "
+        "how --distill layers picks the student layer for each teacher layer. step: the nearest one on the hidden "
+        "states of the same step. Gradient accumulation then needs a second forward pass of the student. previous: the nearest "
         "one on the step before, without a second pass",
     )
     repair: str = choice(
@@ -238,7 +238,9 @@ class PruningOptions:
         1, "GPUs that will share the served model: kept heads, key/value heads and neurons divide by it (vLLM)", COUNT
     )
     distill_weight: float = option(
-        0.5, "with --distill logits: part of the distance to the dense model in the loss; the data has the rest", UP_TO_ONE
+        0.5,
+        "with --distill logits: part of the distance to the dense model in the loss; the data has the rest",
+        UP_TO_ONE,
     )
     distill_temperature: float = option(
         1.0, "with --distill logits: temperature of both probability distributions", POSITIVE
@@ -248,6 +250,12 @@ class PruningOptions:
     )
     teacher_cache: str = option(
         "", "with --distill logits: folder of the dense model's probabilities; empty: one below data_cache_dir"
+    )
+    teacher_source: str = choice(
+        "cache, live",
+        "with --distill logits: where the dense model's probabilities come from. cache: computed once before the first "
+        "step, then read from the disk. live: every rank keeps the whole dense model in memory, in base_bits, and runs "
+        "it on every batch",
     )
 
     @property

@@ -156,11 +156,13 @@ class RunConfig:
             )
         if pruning.dense_teacher and data.task != INSTRUCTIONS:
             yield f"--distill logits does not support --task {data.task}: give --task instructions, or --distill layers"
-        if pruning.dense_teacher and data.streaming:
+        if pruning.dense_teacher and data.streaming and pruning.teacher_source == "cache":
             yield (
-                "--distill logits does not support --streaming true: the dense model reads the training data before "
-                "the first step"
+                "--distill logits with --teacher_source cache does not support --streaming true: the dense model reads "
+                "the training data before the first step. Give --teacher_source live"
             )
+        if pruning.teacher_cache and pruning.dense_teacher and pruning.teacher_source == "live":
+            yield "--teacher_cache requires --teacher_source cache (got live): a live teacher writes nothing"
         if pruning.mode == "posttuning" and pruning.score == "taylor":
             yield "--pruning posttuning does not support --score taylor: give --score fisher or salience"
         if data.packing and data.task != INSTRUCTIONS:

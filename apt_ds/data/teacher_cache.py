@@ -1,8 +1,8 @@
 """What a teacher says of the trained tokens of some rows, in files that are read by mapping.
 
-Tokens come row after row, rows by their number. For each trained token the files hold its k likeliest tokens (int32) and
-their log-probabilities (fp16): 6 k bytes, 384 for k = 64. A folder is whole or absent. `meta.json` has the facts that
-the content depends on, and checksums.
+Tokens come row after row, rows by their number. For each trained token the files have its k likeliest tokens (int32)
+and their log-probabilities (fp16): 6 k bytes, 384 for k = 64. A folder is whole or absent. `meta.json` has the facts
+that the content depends on, and checksums.
 """
 
 from __future__ import annotations
@@ -192,8 +192,8 @@ def usable(folder: Path, facts: Facts) -> bool:
     for name, label in LABELS.items():
         if then.get(name) != facts[name]:
             raise UserError(
-                f"--teacher_cache {str(folder)!r} was made from {label}. Give another folder, or --overwrite_cache true "
-                "to make it again"
+                f"--teacher_cache {str(folder)!r} was made from {label}. Give another folder, or --overwrite_cache "
+                "true to make it again"
             )
     return True
 

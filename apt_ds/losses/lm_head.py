@@ -137,7 +137,7 @@ def top_tokens_of(
         Their ids, int64 [count, k], and their log-probabilities at T, fp32 or fp64 [count, k].
     """
     head, transform = _lm_head(model), _transform_of(model)
-    if transform is None or head.bias is not None:
+    if transform is None or getattr(head, "bias", None) is not None:
         return _top(logits_of(model, inputs, positions, count), k, temperature)
     found: list[tuple[Tensor, Tensor]] = []
 

@@ -26,7 +26,6 @@ from apt_ds.models.base_config import decisive
 from apt_ds.models.loading import Base
 from apt_ds.runtime import collectives, heartbeat, notices, zero
 from apt_ds.training.datasets import Data
-from apt_ds.training.summary_schema import DistillFigures
 
 Payload = tuple[list[int], np.ndarray, np.ndarray]  # places of rows, int32 [tokens, k], fp16 [tokens, k]
 
@@ -67,12 +66,6 @@ def make_or_find(
     cache = TeacherCache(folder)
     collectives.agree("the cache of the dense model's probabilities", cache.digest)
     return cache
-
-
-def figures(cache: TeacherCache, distance: float | None) -> DistillFigures:
-    """What the summary says of the teacher. distance: of the last step, in nats."""
-    layout = cache.layout
-    return {"tokens": layout.tokens, "bytes": layout.bytes, "seconds": cache.seconds, "distance": distance}
 
 
 def folder_of(run: RunConfig, facts: Facts) -> Path:
@@ -135,7 +128,12 @@ def _make(folder: Path, layout: Layout, facts: Facts, dense: DensePass) -> None:
                 for payload in payloads:
                     writer.write(*payload)
         seconds = collectives.on_main(lambda: time.perf_counter() - start)
-        collectives.on_each_node(lambda: [writer.finish(facts, seconds) for writer in writers])
+
+        def finish() -> None:
+            for writer in writers:
+                writer.finish(facts, seconds)
+
+        collectives.on_each_node(finish)
     finally:
         for writer in writers:
             writer.discard()

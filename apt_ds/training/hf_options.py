@@ -18,7 +18,7 @@ from apt_ds.models.architectures import architecture_of
 REFUSED = {
     "pruning": "AptCallback prunes while the model trains: pruning is always gradual",
     **dict.fromkeys(
-        ("distill", "distill_weight", "distill_temperature", "distill_top_k", "teacher_cache"),
+        ("distill", "distill_weight", "distill_temperature", "distill_top_k", "teacher_cache", "teacher_source"),
         "AptCallback has no teacher: the loss is the Trainer's",
     ),
     **dict.fromkeys(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -48,10 +48,19 @@ class MicroBatches:
         self._prefetcher = Prefetcher(self._make, run.data.dataloader_num_workers)
         self._current: tuple[int, StepData] | None = None
         self._teacher: TeacherCache | None = None
+        self._live: Callable[[Batch], Batch] | None = None
 
     def add_teacher(self, teacher: TeacherCache) -> None:
         """Add what a teacher says of the trained tokens to every micro-batch. Call it before the first step."""
         self._teacher = teacher
+
+    def add_live_teacher(self, add: Callable[[Batch], Batch]) -> None:
+        """Let `add` add what a teacher says to every micro-batch on the device. Call it before the first step."""
+        self._live = add
+
+    def taught(self, batch: Batch) -> Batch:
+        """A micro-batch on this rank's device, with what a live teacher says of it, if there is one."""
+        return batch if self._live is None else self._live(batch)
 
     @profiler.timed("data")
     def step(self, step: int) -> StepData:

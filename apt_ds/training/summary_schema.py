@@ -225,18 +225,23 @@ class PhaseMemory(TypedDict, total=False):
     writing: int
 
 
-class DistillFigures(TypedDict):
+class _DistillFigures(TypedDict):
+    source: str
+    distance: float | None
+
+
+class DistillFigures(_DistillFigures, total=False):
     """What --distill logits did.
 
-    tokens: trained tokens whose probabilities the dense model gave. bytes: of its cache on the disk.
-    seconds: time that the cache took when it was made. distance: KL(dense || student) of the last step, mean over its
-    tokens in nats. None without a step.
+    source: cache or live.
+    distance: KL(dense || student) of the last step with a finite loss, mean over its tokens in nats. None without one.
+    tokens: trained tokens that the cache has. bytes: of the cache on the disk. seconds: time that it took when it was
+        made. All three are absent with --teacher_source live.
     """
 
     tokens: int
     bytes: int
     seconds: float
-    distance: float | None
 
 
 class _TrainingFigures(TypedDict):

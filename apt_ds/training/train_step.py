@@ -119,7 +119,7 @@ class TrainStep:
         for micro in range(batches.per_step):
             heartbeat.progress()
             on_host = batches.on_host(step, micro)
-            batch = batches.to_device(on_host)
+            batch = batches.taught(batches.to_device(on_host))
             if self.scoring:
                 decoder_mask = self.training_loss.task_loss.decoder_mask(on_host)
                 self.pruner.begin(on_host, self.dtype, batches.example_offset(micro), decoder_mask)

@@ -11,7 +11,6 @@ from transformers import GenerationConfig, PreTrainedModel
 from apt_ds.config import schedules
 from apt_ds.config.run_config import RunConfig
 from apt_ds.data.instructions import resolve_pad_id
-from apt_ds.data.teacher_cache import TeacherCache
 from apt_ds.eval.evaluator import Evaluator
 from apt_ds.losses.training_loss import TrainingLoss
 from apt_ds.models import adapter, fingerprint, loading, quantization
@@ -24,9 +23,10 @@ from apt_ds.pruning.surgery import Plan
 from apt_ds.runtime import heartbeat, profiler, zero
 from apt_ds.runtime.clock import seconds_after
 from apt_ds.runtime.signals import StopSignals
-from apt_ds.training import dense_tokens, environment, rebuild
+from apt_ds.training import environment, rebuild
 from apt_ds.training.checkpoint import Checkpoint
 from apt_ds.training.datasets import Data
+from apt_ds.training.dense_model import DenseModel
 from apt_ds.training.early_end import EarlyEnd
 from apt_ds.training.evaluations import Evaluations
 from apt_ds.training.final_model import excluded_consumers, write_final_model
@@ -72,7 +72,7 @@ class Trainer:
         self.run_config, self.base, self.config, self.data = run, base, config, data
         self.pruner, self.metrics_logger = pruner, metrics_logger
         self.done = 0
-        self.teacher: TeacherCache | None = None
+        self.teacher: DenseModel | None = None
         pad_id = resolve_pad_id(base.tokenizer)
         self.written_dtype = loading.written_dtype(base, run)
         self.meter = Meter(zero.device())
@@ -180,10 +180,8 @@ class Trainer:
         self.generation: GenerationConfig | None = model.generation_config if model.can_generate() else None
         fingerprints = data.fingerprints() | {"model": fingerprint.fingerprint(model)}
         if run.pruning.dense_teacher:
-            parts = run, self.base, self.config, data, model, fingerprints["model"], resolve_pad_id(self.base.tokenizer)
-            self.teacher = dense_tokens.make_or_find(*parts)
-            self.steps.batches.add_teacher(self.teacher)
-            fingerprints["teacher"] = self.teacher.digest
+            self.teacher = DenseModel(run, self.base, self.config, data, self.steps.batches)
+            fingerprints |= self.teacher.begin(model, fingerprints["model"])
         self.saver = Saver(
             run, self.state, self.metrics_logger, self.meter, data.counts(), fingerprints, decisive(self.base.config)
         )
@@ -348,7 +346,7 @@ class Trainer:
             "warnings": [],
         }
         if self.teacher is not None:
-            summary["training"]["distill"] = dense_tokens.figures(self.teacher, self.training_loss.dense_teacher.distance)
+            summary["training"]["distill"] = self.teacher.figures(self.training_loss.dense_teacher.distance)
         if "after_cut" in figures:
             summary["after_cut"] = figures["after_cut"]
         if self.run_config.output.profile:

@@ -79,7 +79,8 @@ def test_stated_flags_win_over_recipe_and_preset() -> None:
         ({"rank": 9, "max_rank": 8}, "--rank 9 is not allowed"),
         ({"distill": True, "pruning": "pretuning"}, "--distill layers requires --pruning gradual"),
         ({"distill": "logits", "task": "sst2"}, "--distill logits does not support --task sst2"),
-        ({"distill": "logits", "streaming": True, "max_steps": 3}, "--distill logits does not support --streaming"),
+        ({"distill": "logits", "streaming": True, "max_steps": 3}, "does not support --streaming true"),
+        ({"distill": "logits", "teacher_source": "live", "teacher_cache": "a"}, "--teacher_cache requires"),
     ],
 )
 def test_check_names_the_first_mistake(flags: dict[str, object], text: str) -> None:

@@ -53,7 +53,11 @@ def test_a_token_takes_384_bytes_with_64_likeliest_tokens() -> None:
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("model", "another base model"), ("data", "other training data"), ("temperature", "another --distill_temperature")],
+    [
+        ("model", "another base model"),
+        ("data", "other training data"),
+        ("temperature", "another --distill_temperature"),
+    ],
 )
 def test_a_cache_of_something_else_is_refused(name: str, text: str, tmp_path: Path) -> None:
     made(tmp_path / "cache")
@@ -94,5 +98,5 @@ def test_too_small_a_disk_is_named_before_anything_is_written(tmp_path: Path, mo
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf8")
-    with pytest.raises(UserError, match="which cannot be written .*--teacher_cache on another disk"):
+    with pytest.raises(UserError, match=r"which cannot be written .*--teacher_cache on another disk"):
         CacheWriter(tmp_path / "file" / "cache", LAYOUT)

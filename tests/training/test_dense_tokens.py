@@ -70,7 +70,10 @@ def test_the_numbers_are_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
             expected_ids.append(top.indices)
             expected.append(top.values)
         assert np.array_equal(ids, torch.cat(expected_ids).numpy()) and ids.dtype == np.int32
-        assert np.allclose(log_probabilities, torch.cat(expected).numpy(), rtol=2e-3) and log_probabilities.dtype == np.float16
+        assert (
+            np.allclose(log_probabilities, torch.cat(expected).numpy(), rtol=2e-3)
+            and log_probabilities.dtype == np.float16
+        )
 
 
 def test_the_folder_is_below_the_data_cache_unless_it_is_named(tmp_path: Path) -> None:
