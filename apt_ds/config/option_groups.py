@@ -226,8 +226,8 @@ class PruningOptions:
     layer_match: str = choice(
         "step, previous",
         "how --distill layers picks the student layer for each teacher layer. step: the nearest one on the hidden "
-        "states of the same step. Gradient accumulation then needs a second forward pass of the student. previous: the nearest "
-        "one on the step before, without a second pass",
+        "states of the same step. Gradient accumulation then needs a second forward pass of the student. previous: the "
+        "nearest one on the step before, without a second pass",
     )
     repair: str = choice(
         "none, ls",

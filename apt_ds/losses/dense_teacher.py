@@ -1,4 +1,4 @@
-"""The dense model as teacher of a language model (METHOD.md section 7): losses of micro-batches, distances of steps.
+"""The dense model as teacher of a language model (METHOD.md section 13): losses of micro-batches, distances of steps.
 
     L = (1 - a) CE + a T^2 KL(dense || student), over trained tokens
 

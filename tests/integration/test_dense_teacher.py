@@ -66,3 +66,15 @@ def test_the_run_is_the_same_for_any_world_and_layout(sharded: Runs, alone: Runs
         assert np.allclose(*values, rtol=5e-5), figure
     assert alone["alive"] == straight["alive"]
     assert alone["held_out"] == pytest.approx(straight["held_out"], rel=5e-5)
+
+
+def test_a_live_teacher_says_what_the_cache_says(folder: Path, sharded: Runs) -> None:
+    """On two ranks under ZeRO-3, up to the rounding of the cache to fp16."""
+    arguments = {"folder": str(folder), "name": "live", "stage": 3, "offload": False}
+    live = multiprocess.run(2, "whole", arguments | {"flags": [*FLAGS, "--teacher_source", "live"]})
+    straight = sharded["straight"]
+    for figure, tolerance in (("loss", 1e-3), ("teacher_distance", 2e-2)):
+        values = [[row[figure] for row in run["rows"]] for run in (straight, live)]
+        assert np.allclose(*values, rtol=tolerance), (figure, values)
+        assert values[0] != values[1]
+    assert live["alive"] == straight["alive"]
