@@ -217,6 +217,8 @@ class Trainer:
         self._keep()
         summary = self._summary()
         summary["after"] = {**after, **self.meter.final()}
+        if self.teacher is not None:
+            summary["training"]["distill"] = self.teacher.figures(self.training_loss.dense_teacher.distance)
         with self.meter.apart("writing"):
             summary["written"] = cast(WrittenModel, self.finish()._asdict())
         summary["training"]["memory_by_phase"] = cast(PhaseMemory, self.meter.memory_by_phase())
@@ -345,8 +347,6 @@ class Trainer:
             "environment": environment.describe(),
             "warnings": [],
         }
-        if self.teacher is not None:
-            summary["training"]["distill"] = self.teacher.figures(self.training_loss.dense_teacher.distance)
         if "after_cut" in figures:
             summary["after_cut"] = figures["after_cut"]
         if self.run_config.output.profile:
