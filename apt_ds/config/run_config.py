@@ -58,8 +58,8 @@ class RunConfig:
         unknown = sorted(flags.keys() - PLACES.keys())
         if unknown:
             raise TypeError(f"RunConfig has no option {unknown[0]!r}{suggest(unknown[0], PLACES)}")
-        flags = {name: spelled_out(OPTIONS[name], value) if name in OPTIONS else value for name, value in flags.items()}
         flags = _implied(flags) | flags
+        flags = {name: spelled_out(OPTIONS[name], value) if name in OPTIONS else value for name, value in flags.items()}
         for group in fields(RunConfig):
             own = {
                 place.name: flags[flag] for flag, place in PLACES.items() if place.group == group.name and flag in flags
@@ -93,7 +93,7 @@ class RunConfig:
         if preset and preset not in PRESETS:
             raise UserError(f"--preset {preset!r} is not allowed: give {OneOf(PRESETS)}{suggest(preset, PRESETS)}")
         for name, value in METHODS.get(method, {}).items():
-            if self.flag(name) != value:
+            if self.flag(name) != spelled_out(OPTIONS[name], value):
                 raise UserError(
                     f"--{name} {self.flag(name)} contradicts --method {method}, which means --{name} {value}"
                 )
