@@ -161,7 +161,9 @@ class RunConfig:
                 "--distill logits with --teacher_source cache does not support --streaming true: the dense model reads "
                 "the training data before the first step. Give --teacher_source live"
             )
-        if pruning.teacher_cache and pruning.dense_teacher and pruning.teacher_source == "live":
+        if pruning.teacher_cache and not pruning.dense_teacher:
+            yield f"--teacher_cache requires --distill logits (got {pruning.distill}): no other teacher has a cache"
+        if pruning.teacher_cache and pruning.teacher_source == "live":
             yield "--teacher_cache requires --teacher_source cache (got live): a live teacher writes nothing"
         if pruning.mode == "posttuning" and pruning.score == "taylor":
             yield "--pruning posttuning does not support --score taylor: give --score fisher or salience"

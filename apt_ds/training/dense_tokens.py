@@ -65,6 +65,7 @@ def make_or_find(
     collectives.barrier()
     cache = TeacherCache(folder)
     collectives.agree("the cache of the dense model's probabilities", cache.digest)
+    heartbeat.phase("loading", limited=False)
     return cache
 
 
@@ -192,5 +193,7 @@ def _inference(config: zero.Config) -> zero.Config:
     """DeepSpeed's configuration for forward passes alone."""
     sections: dict[str, Any] = {key: config[key] for key in ("bf16", "fp16") if key in config}
     stage: dict[str, Any] = config["zero_optimization"]
-    sections["zero_optimization"] = {key: value for key, value in stage.items() if key != "offload_optimizer"}
+    sections["zero_optimization"] = {
+        key: value for key, value in stage.items() if value != "auto" and key != "offload_optimizer"
+    }
     return sections | {"train_micro_batch_size_per_gpu": 1, "steps_per_print": 10**9}

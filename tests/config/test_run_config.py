@@ -81,6 +81,7 @@ def test_stated_flags_win_over_recipe_and_preset() -> None:
         ({"distill": "logits", "task": "sst2"}, "--distill logits does not support --task sst2"),
         ({"distill": "logits", "streaming": True, "max_steps": 3}, "does not support --streaming true"),
         ({"distill": "logits", "teacher_source": "live", "teacher_cache": "a"}, "--teacher_cache requires"),
+        ({"teacher_cache": "a"}, "--teacher_cache requires --distill logits (got none)"),
     ],
 )
 def test_check_names_the_first_mistake(flags: dict[str, object], text: str) -> None:
