@@ -161,3 +161,6 @@ def test_the_disk_of_a_dense_teacher_is_named(tmp_path: Path, capfd: pytest.Capt
         f"--distill logits: {tokens} trained tokens need {megabytes} MB of the disk of every node under {tmp_path}/deep"
     )
     assert line in capfd.readouterr().out and not (tmp_path / "deep").exists()
+    live = dry_run.dry_run(run.replace(teacher_source="live", teacher_cache=""), lambda _: (base, data))
+    assert live is not None and "MB of the disk" not in capfd.readouterr().out
+    assert live.parts["dense teacher"].device == 4 * sum(p.numel() for p in tiny.model().parameters())
