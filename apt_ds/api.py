@@ -23,7 +23,7 @@ PRUNE_ALONE: dict[str, Any] = {
     "method": "apt",
     "pruning": "pretuning",
     "rank_growth": "none",
-    "distill": False,
+    "distill": "none",
     "max_steps": 1,
     "warmup_steps": 1,
     "save_steps": 0,

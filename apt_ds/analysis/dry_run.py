@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -16,7 +17,7 @@ import torch
 
 from apt_ds.analysis.memory_estimate import MOMENTS_IN_8_BITS, Estimate, estimate
 from apt_ds.analysis.memory_trace import Shape, measure
-from apt_ds.analysis.sharding import MOMENTS, Layout
+from apt_ds.analysis.sharding import MOMENTS, Bytes, Layout
 from apt_ds.config.deepspeed_config import load_config
 from apt_ds.config.run_config import RunConfig
 from apt_ds.config.tasks import GENERATION, LANGUAGE_MODEL
@@ -36,6 +37,7 @@ from apt_ds.models.scope import check_experts
 from apt_ds.models.tensor_parallel import check_vocabulary
 from apt_ds.pruning.rules import mask_notice, rules_of
 from apt_ds.runtime import collectives, zero
+from apt_ds.training import dense_tokens
 from apt_ds.training.datasets import Data, read_data
 from apt_ds.training.micro_batches import layout_of
 from apt_ds.training.sampling import calibration_order, sampling
@@ -102,6 +104,8 @@ def dry_run(run: RunConfig, inputs: Callable[[RunConfig], tuple[Base, Data]] = f
     metrics.load(run.data.task)
     process = psutil.Process().memory_info().rss
     estimated = estimate_run(run, base, data, config, world, machine.on_cpu)
+    if run.pruning.dense_teacher and run.pruning.teacher_source == "cache":
+        print(teacher_room(run, base, data, world))
     print("\n".join(report(estimated, process, machine, world)), flush=True)
     if notice := mask_notice(run, data.total_steps):
         print(notice, file=sys.stderr, flush=True)
@@ -156,7 +160,32 @@ def estimate_run(run: RunConfig, base: Base, data: Data, config: zero.Config, wo
         moments=moments if trains_all or not trains_for_score else 0,
         on_cpu=on_cpu,
     )
-    return estimate(model, config, layout)
+    estimated = estimate(model, config, layout)
+    if not run.pruning.dense_teacher or run.pruning.teacher_source == "cache":
+        return estimated
+    # every rank keeps the whole dense model, which has no adapters
+    weights = [weight for weight in model.weights if ".lora_" not in weight.name]
+    return with_live_teacher(estimated, sum(weight.numel * layout.item + weight.scales for weight in weights))
+
+
+def with_live_teacher(estimated: Estimate, size: int) -> Estimate:
+    """The estimate with a model of `size` bytes on the device, which stays from the first load to the last step."""
+    phases = {name: bytes_.plus(Bytes(size)) for name, bytes_ in estimated.phases.items()}
+    return Estimate(estimated.parts | {"dense teacher": Bytes(size)}, phases)
+
+
+def teacher_room(run: RunConfig, base: Base, data: Data, world: int) -> str:
+    """The line about the disk that the dense model's probabilities need."""
+    order, steps = sampling(run, data.train, data.sources, world)
+    layout = dense_tokens.layout_of(run, base, data.train, dense_tokens.rows_read(order, steps, len(data.train)))
+    folder = dense_tokens.parent_of(run)
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    short = "" if free >= layout.bytes else ". That is too little, unless an earlier run has left the cache there"
+    return (
+        f"--distill logits: {layout.tokens:,} trained tokens need {layout.bytes / 1e6:,.1f} MB of the disk of every "
+        f"node under {folder}, {free / 1e6:,.0f} MB are free{short}"
+    )
 
 
 def largest_rank(run: RunConfig) -> int:
@@ -167,10 +196,14 @@ def largest_rank(run: RunConfig) -> int:
 
 
 def evaluation_batches(run: RunConfig, data: Data, kind: str) -> list[Shape]:
-    """Shapes that no evaluation batch exceeds: one for the held-out set, and one for the corpus if there is one."""
+    """Shapes that no evaluation batch exceeds: of the held-out set, of the dense teacher's pass, and of the corpus."""
     size = run.optim.per_device_eval_batch_size
     batches = [one_per_row(range(i, min(i + size, len(data.held_out)))) for i in range(0, len(data.held_out), size)]
     shapes = [bound(data.held_out, batches, kind)]
+    if run.pruning.dense_teacher and run.pruning.teacher_source == "cache":
+        # the pass before the first step takes the longest rows together
+        longest = (-data.train.lengths).argsort(kind="stable")[:size].tolist()
+        shapes.append(bound(data.train, [one_per_row(longest)], kind))
     if data.corpus is not None:
         blocks, length = max(1, size // 4), data.corpus.shape[1]
         shapes.append(Shape(blocks, length, 0, blocks * (length - 1)))

@@ -230,7 +230,7 @@ def micro_batch_loss(
     training_loss.task_loss = counted(training_loss.task_type, shape)
     training_loss.loss_denominator, training_loss.tokens_per_stack = 1, [1] * len(training_loss.matcher.stacks)
     training_loss.matcher.begin(0, measuring=training_loss.distilling)
-    batch = batch_of(training_loss.task_type, shape)
+    batch = with_teacher(batch_of(training_loss.task_type, shape), training_loss.run, shape)
     hooks.begin(batch.attention_mask, next(model.parameters()).dtype, 0, training_loss.task_loss.decoder_mask(batch))
     return training_loss.micro_batch_loss(model, batch, masks)[0]
 
@@ -255,6 +255,15 @@ def batch_of(kind: str, shape: Shape) -> Batch:
     labels = torch.zeros(shape.rows, shape.written, dtype=torch.int64) if kind == GENERATION else None
     targets = torch.zeros(shape.rows, OUTPUTS.get(kind, 1), dtype=torch.int64)
     return Batch(ids, torch.ones_like(ids), labels, targets=targets)
+
+
+def with_teacher(batch: Batch, run: RunConfig, shape: Shape) -> Batch:
+    """The batch with what the dense model says of its trained tokens, if it teaches. Call it inside `fake`."""
+    if not run.pruning.dense_teacher:
+        return batch
+    known = shape.trained, run.pruning.distill_top_k
+    ids, log_probabilities = torch.zeros(known, dtype=torch.int32), torch.zeros(known, dtype=torch.float16)
+    return replace(batch, teacher_ids=ids, teacher_log_probabilities=log_probabilities)
 
 
 class CountedTokens(TokenLoss):

@@ -210,20 +210,24 @@ class PruningOptions:
     )
     optimizer_state: str = choice("carry, reset", "Adam moments when shapes change")
     defer_cuts: bool = option(False, "gradual pruning only masks, and cuts once at the end of the pruning phase")
-    distill: bool = option(
-        False, "add self-distillation to gradual pruning. The teacher shares the frozen weights and runs without masks"
+    distill: str = choice(
+        "none, layers, logits",
+        "what the student learns from beside the data. layers: self-distillation while gradual pruning lasts. Its "
+        "teacher shares the frozen weights and runs without masks. logits: the dense model's next-token "
+        "probabilities, for --task instructions with any --pruning. true means layers, false none",
+        switch="layers",
     )
     teacher: str = choice(
         "unpruned, shrinking",
-        "model that --distill learns from. unpruned: the teacher keeps every block. All cuts then wait until the "
-        "pruning phase ends, even with --defer_cuts false. The phase costs the time and memory of the full model. "
+        "model that --distill layers learns from. unpruned: the teacher keeps every block. All cuts then wait until "
+        "the pruning phase ends, even with --defer_cuts false. The phase costs the time and memory of the full model. "
         "shrinking: each cut removes its blocks from the teacher too, and later steps of the phase get cheaper",
     )
     layer_match: str = choice(
         "step, previous",
-        "how --distill picks the student layer for each teacher layer. step: the nearest one on the hidden states of "
-        "the same step. Gradient accumulation then needs a second forward pass of the student. previous: the nearest "
-        "one on the step before, without a second pass",
+        "how --distill layers picks the student layer for each teacher layer. step: the nearest one on the hidden "
+        "states of the same step. Gradient accumulation then needs a second forward pass of the student. previous: the "
+        "nearest one on the step before, without a second pass",
     )
     repair: str = choice(
         "none, ls",
@@ -233,11 +237,41 @@ class PruningOptions:
     tensor_parallel: int = option(
         1, "GPUs that will share the served model: kept heads, key/value heads and neurons divide by it (vLLM)", COUNT
     )
+    distill_weight: float = option(
+        0.5,
+        "with --distill logits: part of the distance to the dense model in the loss; the data has the rest",
+        UP_TO_ONE,
+    )
+    distill_temperature: float = option(
+        1.0, "with --distill logits: temperature of both probability distributions", POSITIVE
+    )
+    distill_top_k: int = option(
+        64, "with --distill logits: tokens whose probability is known for each trained token; 6 bytes each", COUNT
+    )
+    teacher_cache: str = option(
+        "", "with --distill logits: folder of the dense model's probabilities; empty: one below data_cache_dir"
+    )
+    teacher_source: str = choice(
+        "cache, live",
+        "with --distill logits: where the dense model's probabilities come from. cache: computed once before the first "
+        "step, then read from the disk. live: every rank keeps the whole dense model in memory, in base_bits, and runs "
+        "it on every batch",
+    )
 
     @property
     def prunes(self) -> bool:
         """Whether any block is to be removed."""
         return self.mode != "none" and self.sparsity > 0
+
+    @property
+    def self_distills(self) -> bool:
+        """Whether gradual pruning has a teacher that shares the student's weights."""
+        return self.distill == "layers"
+
+    @property
+    def dense_teacher(self) -> bool:
+        """Whether the student learns the next-token probabilities of the dense model."""
+        return self.distill == "logits"
 
     @property
     def repairs(self) -> bool:
@@ -272,7 +306,7 @@ class PruningOptions:
 
         It takes precedence over `defer_cuts`.
         """
-        return self.defer_cuts or (self.distill and self.teacher == "unpruned")
+        return self.defer_cuts or (self.self_distills and self.teacher == "unpruned")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import field
+from dataclasses import Field, field
 from typing import Any, NamedTuple
 
 Value = str | int | float | bool
@@ -80,11 +80,26 @@ ZERO_TO_ONE = Range(0, 1)
 BITS = OneOf((16, 8, 4))
 
 
-def option(default: Value, help: str, allowed: Range | OrAutomatic | OneOf | None = None, flag: str = "") -> Any:
-    """A field that the user sets; its type is the type of `default`. flag: its name for users, if it has another."""
-    return field(default=default, metadata={"flag": flag, "help": help, "allowed": allowed})
+def option(
+    default: Value, help: str, allowed: Range | OrAutomatic | OneOf | None = None, flag: str = "", switch: str = ""
+) -> Any:
+    """A field that the user sets; its type is the type of `default`. flag: its name for users, if it has another.
+
+    switch: see `choice`.
+    """
+    return field(default=default, metadata={"flag": flag, "help": help, "allowed": allowed, "switch": switch})
 
 
-def choice(values: str, help: str, flag: str = "") -> Any:
-    """A field whose value is one of `values`, which are comma-separated; the first is the default."""
-    return option(split_commas(values)[0], help, OneOf(split_commas(values)), flag)
+def choice(values: str, help: str, flag: str = "", switch: str = "") -> Any:
+    """A field whose value is one of `values`, which are comma-separated; the first is the default.
+
+    switch: the value that true, or the flag alone, means. False then means the first value.
+    """
+    return option(split_commas(values)[0], help, OneOf(split_commas(values)), flag, switch)
+
+
+def spelled_out(spec: Field[Any], value: Any) -> Any:
+    """The value of an option, with the word that true or false means where the option has one."""
+    switch = spec.metadata.get("switch")
+    text = str(value).lower() if isinstance(value, bool | str) else ""
+    return {"true": switch, "false": spec.default}.get(text, value) if switch else value

@@ -10,14 +10,14 @@ Preset = dict[str, str | int | float | bool]
 # what a method means in options; the baselines share everything else with apt
 METHODS: dict[str, Preset] = {
     "apt": {},
-    "lora": {"pruning": "none", "rank_growth": "none", "distill": False},
-    "full": {"train": "all", "pruning": "none", "rank_growth": "none", "distill": False},
-    "lora_prune": {"pruning": "posttuning", "score": "fisher", "rank_growth": "none", "distill": False},
-    "prune_lora": {"pruning": "pretuning", "score": "taylor", "rank_growth": "none", "distill": False},
+    "lora": {"pruning": "none", "rank_growth": "none", "distill": "none"},
+    "full": {"train": "all", "pruning": "none", "rank_growth": "none", "distill": "none"},
+    "lora_prune": {"pruning": "posttuning", "score": "fisher", "rank_growth": "none", "distill": "none"},
+    "prune_lora": {"pruning": "pretuning", "score": "taylor", "rank_growth": "none", "distill": "none"},
     # apt with a part left out (the paper's Table 4)
-    "apt_unpruned": {"pruning": "none", "distill": False},
+    "apt_unpruned": {"pruning": "none", "distill": "none"},
     "apt_fixed_ranks": {"rank_growth": "none"},
-    "apt_undistilled": {"distill": False},
+    "apt_undistilled": {"distill": "none"},
     "apt_even_ranks": {"rank_growth": "even"},
 }
 
@@ -126,7 +126,7 @@ def _small() -> Preset:
     return {
         "sparsity": 0.6,
         "pruning": "gradual",
-        "distill": True,
+        "distill": "layers",
         "pruning_phase": 0.5,
         "structure": "adaptive",
         "learning_rate": 2e-4,

@@ -15,7 +15,7 @@ import yaml
 from apt_ds.config import cli
 from apt_ds.config.errors import UserError
 from apt_ds.config.nearest import suggest
-from apt_ds.config.option_types import SomeOf, Value
+from apt_ds.config.option_types import SomeOf, Value, spelled_out
 from apt_ds.config.run_config import OPTIONS, PLACES, RunConfig
 
 DEFAULT_PRESET = "quickstart"
@@ -65,8 +65,9 @@ def _read_command_line(argv: Sequence[str], also: Sequence[str]) -> dict[str, Va
         title, kind = PLACES[name].group, type(spec.default)
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
-        # a flag without a value switches a boolean on
-        arity: dict[str, Any] = {"nargs": "?", "const": "true"} if kind is bool else {}
+        # a flag without a value means true
+        switches = kind is bool or spec.metadata.get("switch")
+        arity: dict[str, Any] = {"nargs": "?", "const": "true"} if switches else {}
         groups[title].add_argument(f"--{name}", metavar=kind.__name__.upper(), help=_help(spec), **arity)
     known, unknown = parser.parse_known_args(list(argv))
     if unknown:
@@ -100,6 +101,7 @@ def _read_file(path: Path) -> dict[str, Value]:
 def _convert(label: str, spec: Field[Any], value: object) -> Value:
     """`value` in the type of the field; `label` says in an error where it came from."""
     kind: Any = type(spec.default)
+    value = spelled_out(spec, value)
     if isinstance(value, str | int | float) and type(value) is kind:
         return value
     if kind is float and type(value) is int:

@@ -24,7 +24,7 @@ from apt_ds.config.option_groups import (
     PruningOptions,
     SourceOptions,
 )
-from apt_ds.config.option_types import OneOf, Value, split_commas
+from apt_ds.config.option_types import OneOf, Value, spelled_out, split_commas
 from apt_ds.config.presets import METHODS, PRESETS, RECIPES
 from apt_ds.config.tasks import INSTRUCTIONS
 
@@ -59,6 +59,7 @@ class RunConfig:
         if unknown:
             raise TypeError(f"RunConfig has no option {unknown[0]!r}{suggest(unknown[0], PLACES)}")
         flags = _implied(flags) | flags
+        flags = {name: spelled_out(OPTIONS[name], value) if name in OPTIONS else value for name, value in flags.items()}
         for group in fields(RunConfig):
             own = {
                 place.name: flags[flag] for flag, place in PLACES.items() if place.group == group.name and flag in flags
@@ -92,7 +93,7 @@ class RunConfig:
         if preset and preset not in PRESETS:
             raise UserError(f"--preset {preset!r} is not allowed: give {OneOf(PRESETS)}{suggest(preset, PRESETS)}")
         for name, value in METHODS.get(method, {}).items():
-            if self.flag(name) != value:
+            if self.flag(name) != spelled_out(OPTIONS[name], value):
                 raise UserError(
                     f"--{name} {self.flag(name)} contradicts --method {method}, which means --{name} {value}"
                 )
@@ -148,11 +149,22 @@ class RunConfig:
                 "--repair ls requires --pruning pretuning or posttuning (got gradual): masks have removed the blocks "
                 "before a gradual cut, and the model has learnt to do without them"
             )
-        if pruning.distill and pruning.mode != "gradual":
+        if pruning.self_distills and pruning.mode != "gradual":
             yield (
-                f"--distill requires --pruning gradual (got {pruning.mode}): "
-                "the teacher exists only during gradual pruning"
+                f"--distill layers requires --pruning gradual (got {pruning.mode}): its teacher exists only during "
+                "gradual pruning. Language models may give --distill logits"
             )
+        if pruning.dense_teacher and data.task != INSTRUCTIONS:
+            yield f"--distill logits does not support --task {data.task}: give --task instructions, or --distill layers"
+        if pruning.dense_teacher and data.streaming and pruning.teacher_source == "cache":
+            yield (
+                "--distill logits with --teacher_source cache does not support --streaming true: the dense model reads "
+                "the training data before the first step. Give --teacher_source live"
+            )
+        if pruning.teacher_cache and not pruning.dense_teacher:
+            yield f"--teacher_cache requires --distill logits (got {pruning.distill}): no other teacher has a cache"
+        if pruning.teacher_cache and pruning.teacher_source == "live":
+            yield "--teacher_cache requires --teacher_source cache (got live): a live teacher writes nothing"
         if pruning.mode == "posttuning" and pruning.score == "taylor":
             yield "--pruning posttuning does not support --score taylor: give --score fisher or salience"
         if data.packing and data.task != INSTRUCTIONS:

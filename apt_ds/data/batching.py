@@ -30,7 +30,8 @@ class Batch:
     last token of the answer (int64). padded: whether attention_mask has a 0. packed: whether position_ids restart
     inside a row. Both tell the host what it would else ask the device, None if unknown. Of packed rows: position_ids
     [B, L], which restart at every example; starts, the first token of every example in the rows one after the other,
-    and their end, int32 [examples + 1]; longest, tokens of the longest example.
+    and their end, int32 [examples + 1]; longest, tokens of the longest example. With a teacher, for each trained token:
+    teacher_ids, its k likeliest tokens, int32 [tokens, k]; teacher_log_probabilities, of those, fp16 [tokens, k].
     """
 
     input_ids: Tensor
@@ -43,6 +44,8 @@ class Batch:
     longest: int = 0
     padded: bool | None = None
     packed: bool | None = None
+    teacher_ids: Tensor | None = None
+    teacher_log_probabilities: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """A copy of the batch on `device`. Sent from pinned memory, so that a GPU at work is not waited for."""

@@ -90,7 +90,7 @@ def write_entry(root: Path, key: str, fill: Callable[[Path], dict[str, Any]], ov
             # before and not after: nodes that share the cache make the folder again at once
             discard(root / key)
         _fill(partial, fill)
-        return _moved(partial, root / key)
+        return moved(partial, root / key)
 
 
 def _sweep(root: Path) -> None:
@@ -107,7 +107,11 @@ def is_temporary(folder: Path, root: Path) -> bool:
 
 
 def _fill(folder: Path, fill: Callable[[Path], dict[str, Any]]) -> None:
-    facts = fill(folder)
+    write_meta(folder, fill(folder))
+
+
+def write_meta(folder: Path, facts: dict[str, Any]) -> None:
+    """Write facts about a folder to `meta.json`, with the checksums of all files that it has."""
     files = {file.name: _checksum(file) for file in sorted(folder.iterdir())}
     (folder / META).write_text(json.dumps(facts | {"files": files}, ensure_ascii=False), "utf-8")
 
@@ -131,7 +135,7 @@ def _refuse_full(error: OSError, root: Path) -> None:
         ) from error
 
 
-def _moved(partial: Path, folder: Path) -> Path:
+def moved(partial: Path, folder: Path) -> Path:
     """Give a folder its name. Another process may have made the same folder meanwhile."""
     partial.chmod(0o777 & ~_umask())  # other users of a shared cache may read it
     try:

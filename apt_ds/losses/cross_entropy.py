@@ -59,8 +59,8 @@ class _OfLogits(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
         ctx.save_for_backward(logits, targets)
-        total = _zero(logits)
-        for chunk, chunk_targets in _chunks(_fp32_rows(logits), logits, targets):
+        total = zero_like(logits)
+        for chunk, chunk_targets in chunks(fp32_rows(logits), logits, targets):
             log_probabilities = F.log_softmax(chunk, -1, dtype=total.dtype)
             total += F.nll_loss(log_probabilities, chunk_targets, reduction="sum")
         return total
@@ -70,7 +70,7 @@ class _OfLogits(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
         logits, targets = ctx.saved_tensors
         gradient = torch.empty_like(logits)
-        for chunk, chunk_targets, chunk_gradient in _chunks(_fp32_rows(logits), logits, targets, gradient):
+        for chunk, chunk_targets, chunk_gradient in chunks(fp32_rows(logits), logits, targets, gradient):
             scaled = torch.softmax(chunk, -1, dtype=upstream.dtype).mul_(upstream)
             minus_upstream = -upstream.expand(len(chunk_targets), 1)
             chunk_gradient.copy_(scaled.scatter_add_(1, chunk_targets[:, None], minus_upstream))
@@ -95,8 +95,8 @@ class _OfHidden(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, transform: LogitTransform) -> Tensor:
         needs_gradient = ctx.needs_input_grad[0]
         gradient = torch.zeros_like(hidden) if needs_gradient else None
-        total = _zero(hidden)
-        rows = max(1, _sizes(hidden).logits // len(weight))
+        total = zero_like(hidden)
+        rows = max(1, chunk_sizes(hidden).logits // len(weight))
         for number, chunk in enumerate(hidden.split(rows)):
             start = number * rows
             logits = F.linear(chunk, weight)
@@ -156,8 +156,8 @@ def _loss_of_chunk(logits: Tensor, targets: Tensor, needs_gradient: bool, transf
         needs_gradient: Whether to overwrite the logits.
         transform: What the family does after the LM head.
     """
-    total = _zero(logits)
-    for chunk, chunk_targets in _chunks(_fp32_rows(logits), logits[: len(targets)], targets):
+    total = zero_like(logits)
+    for chunk, chunk_targets in chunks(fp32_rows(logits), logits[: len(targets)], targets):
         transformed = chunk if transform.is_identity else transform.apply(chunk.to(total.dtype))
         log_probabilities = F.log_softmax(transformed, -1, dtype=total.dtype)
         total += F.nll_loss(log_probabilities, chunk_targets, reduction="sum")
@@ -169,19 +169,21 @@ def _loss_of_chunk(logits: Tensor, targets: Tensor, needs_gradient: bool, transf
     return total
 
 
-def _sizes(tensor: Tensor) -> ChunkSizes:
+def chunk_sizes(tensor: Tensor) -> ChunkSizes:
+    """Elements of a chunk on the device of a tensor."""
     return CHUNK_SIZES.get(_ASSUMED.get() or tensor.device.type, OTHER_DEVICES)
 
 
-def _fp32_rows(logits: Tensor) -> int:
+def fp32_rows(logits: Tensor) -> int:
     """Rows of the logits that are in fp32 at the same time."""
-    return max(1, _sizes(logits).fp32 // logits.shape[-1])
+    return max(1, chunk_sizes(logits).fp32 // logits.shape[-1])
 
 
-def _chunks(rows: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def chunks(rows: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The tensors, split along their first dimension into chunks of `rows`."""
     return zip(*(tensor.split(rows) for tensor in tensors), strict=True) if len(tensors[0]) else iter(())
 
 
-def _zero(like: Tensor) -> Tensor:
+def zero_like(like: Tensor) -> Tensor:
+    """A scalar 0 on the device of a tensor, in fp32 or its wider dtype."""
     return torch.zeros((), dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)

@@ -10,13 +10,17 @@ Shapes: B rows, L tokens a row, d hidden dimensions, n trained tokens, m >= n po
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apt_ds.data.batching import round_up
-from apt_ds.losses import cross_entropy, liger
+from apt_ds.losses import cross_entropy, distilled_cross_entropy, liger
+from apt_ds.losses.distilled_cross_entropy import DistilledLoss
+from apt_ds.losses.teacher_kl import TeacherTokens
 from apt_ds.models.architectures import find_architecture
 from apt_ds.models.logit_transform import LogitTransform
 from apt_ds.models.unwrap import pretrained_model
@@ -78,14 +82,106 @@ def loss_of(model: nn.Module, inputs: dict[str, Any], positions: Tensor, targets
         Scalar in nats, in fp32 or the wider dtype of the logits.
     """
     head, transform = _lm_head(model), _transform_of(model)
-    has_bias = getattr(head, "bias", None) is not None
-    if head.weight.requires_grad or has_bias or head.weight.dtype == torch.float16 or transform is None:
+    if transform is None or not _at_head(head):
         return cross_entropy.of_logits(logits_of(model, inputs, positions, len(targets)), targets)
-    losses: list[Tensor] = []
+
+    def loss(hidden: Tensor) -> Tensor:
+        selected = hidden.flatten(0, -2).index_select(0, positions)
+        return liger.of_hidden(selected, head.weight, targets, transform)
+
+    return _computed_at_head(model, inputs, transform, loss)
+
+
+def distilled_loss_of(
+    model: nn.Module, inputs: dict[str, Any], positions: Tensor, targets: Tensor, teacher: TeacherTokens
+) -> DistilledLoss:
+    """`loss_of` with a teacher: (1 - a) CE + a T^2 L of selected tokens, summed (`teacher_kl.py`).
+
+    Args:
+        model: A model with an LM head, or an engine around it.
+        inputs: Arguments of the model's forward.
+        positions: int64 [m] on the model's device, see `logits_of`.
+        targets: int64 [n] on the model's device, the labels of the first n positions.
+        teacher: of the same n tokens, on the model's device.
+    """
+    head, transform = _lm_head(model), _transform_of(model)
+    if transform is None or not _at_head(head):
+        own = logits_of(model, inputs, positions, len(targets))
+        return distilled_cross_entropy.of_logits(own, targets, teacher)
+    losses: list[DistilledLoss] = []
+
+    def loss(hidden: Tensor) -> Tensor:
+        selected = hidden.flatten(0, -2).index_select(0, positions)
+        losses.append(distilled_cross_entropy.of_hidden(selected, head.weight, targets, teacher, transform))
+        return losses[0].loss
+
+    total = _computed_at_head(model, inputs, transform, loss)
+    return losses[0]._replace(loss=total)
+
+
+@torch.no_grad()
+def top_tokens_of(
+    model: nn.Module, inputs: dict[str, Any], positions: Tensor, count: int, k: int, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """The k likeliest tokens at selected positions, chunk by chunk where the logits are the head's own.
+
+    Args:
+        model: A model with an LM head, or an engine around it.
+        inputs: Arguments of the model's forward.
+        positions: int64 [m] on the model's device, see `logits_of`.
+        count: How many of the first positions to return.
+        k: at most the vocabulary.
+        temperature: T.
+
+    Returns:
+        Their ids, int64 [count, k], and their log-probabilities at T, fp32 or fp64 [count, k].
+    """
+    head, transform = _lm_head(model), _transform_of(model)
+    if transform is None or getattr(head, "bias", None) is not None:
+        return _top(logits_of(model, inputs, positions, count), k, temperature)
+    found: list[tuple[Tensor, Tensor]] = []
+
+    def take(hidden: Tensor) -> Tensor:
+        selected = hidden.flatten(0, -2).index_select(0, positions[:count])
+        rows = max(1, cross_entropy.chunk_sizes(selected).logits // len(head.weight))
+        for chunk in selected.split(rows):
+            logits = F.linear(chunk, head.weight)
+            found.append(_top(transform.apply(logits.to(cross_entropy.zero_like(logits).dtype)), k, temperature))
+        return hidden.new_zeros(())
+
+    _computed_at_head(model, inputs, transform, take)
+    ids, log_probabilities = zip(*found, strict=True)
+    return torch.cat(ids), torch.cat(log_probabilities)
+
+
+def _top(logits: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor]:
+    """The k largest of each row: their places, and their log-probabilities."""
+    scaled = logits.to(cross_entropy.zero_like(logits).dtype) / temperature
+    top = scaled.topk(k)
+    return top.indices, top.values - scaled.logsumexp(-1, keepdim=True)
+
+
+def _at_head(head: nn.Linear) -> bool:
+    """Whether the loss can be computed from the hidden states and the head's weight, with their gradient."""
+    has_bias = getattr(head, "bias", None) is not None
+    return not (head.weight.requires_grad or has_bias or head.weight.dtype == torch.float16)
+
+
+def _computed_at_head(
+    model: nn.Module, inputs: dict[str, Any], transform: LogitTransform, loss: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """What `loss` makes of the head's input, in one forward pass.
+
+    Args:
+        model: A model with an LM head, or an engine around it.
+        inputs: Arguments of the model's forward.
+        transform: What the family does after the head.
+        loss: from the hidden states, [B, L, d], to a scalar.
+    """
+    head, losses = _lm_head(model), list[Tensor]()
 
     def loss_forward(hidden: Tensor) -> Tensor:
-        selected = hidden.flatten(0, -2).index_select(0, positions)
-        losses.append(liger.of_hidden(selected, head.weight, targets, transform))
+        losses.append(loss(hidden))
         # the family's transform must not change the loss: it gets a zero with the same graph
         return losses[0] if transform.is_identity else losses[0] * 0
 

@@ -17,7 +17,16 @@ from apt_ds.config.tasks import ANSWERS, CLASSIFICATION, GENERATION, LANGUAGE_MO
 from apt_ds.data.batching import Batch
 from apt_ds.data.tokenized import IGNORED, Row
 from apt_ds.losses import cross_entropy
-from apt_ds.losses.lm_head import check_transform, logits_of, loss_of, pad_positions
+from apt_ds.losses.distilled_cross_entropy import DistilledLoss
+from apt_ds.losses.lm_head import (
+    check_transform,
+    distilled_loss_of,
+    logits_of,
+    loss_of,
+    pad_positions,
+    top_tokens_of,
+)
+from apt_ds.losses.teacher_kl import TeacherTokens
 from apt_ds.models.mask_checks import known_rows
 from apt_ds.models.packed_attention import packed_inputs
 from apt_ds.models.unwrap import pretrained_model
@@ -148,6 +157,19 @@ class TokenLoss(TaskLoss):
         """Sum over labelled tokens. A frozen LM head never holds all logits (`lm_head.loss_of`)."""
         with known_rows(batch.packed, batch.padded):
             return loss_of(model, self.inputs(model, batch), *self.labelled_tokens(batch))
+
+    def distilled_loss(self, model: nn.Module, batch: Batch, weight: float, temperature: float) -> DistilledLoss:
+        """Sum over labelled tokens, under the teacher whose tokens the batch has (`lm_head.distilled_loss_of`)."""
+        assert batch.teacher_ids is not None and batch.teacher_log_probabilities is not None
+        teacher = TeacherTokens(batch.teacher_ids, batch.teacher_log_probabilities, weight, temperature)
+        with known_rows(batch.packed, batch.padded):
+            return distilled_loss_of(model, self.inputs(model, batch), *self.labelled_tokens(batch), teacher)
+
+    def top_tokens(self, model: nn.Module, batch: Batch, k: int, temperature: float) -> tuple[Tensor, Tensor]:
+        """The k likeliest tokens for every labelled token, see `lm_head.top_tokens_of`."""
+        positions, targets = self.labelled_tokens(batch)
+        with known_rows(batch.packed, batch.padded):
+            return top_tokens_of(model, self.inputs(model, batch), positions, len(targets), k, temperature)
 
     def check(self, model: nn.Module, device: torch.device) -> bool:
         """Compare a few tokens' logits with what the spec says of them, see `lm_head.check_transform`. Collective."""

@@ -27,6 +27,7 @@ from apt_ds.config.run_config import RunConfig
 from apt_ds.data.batching import Batch
 from apt_ds.data.tokenized import IGNORED, Row
 from apt_ds.losses import distillation
+from apt_ds.losses.dense_teacher import DenseTeacher, has_teacher
 from apt_ds.losses.layer_matching import LayerMatcher
 from apt_ds.losses.router_loss import RouterLoss
 from apt_ds.losses.self_teacher import (
@@ -61,6 +62,7 @@ class TrainingLoss:
         teacher: The earlier values of the student.
         recorder: Hooks that record the outputs of layers.
         matcher: The layer mapping.
+        dense_teacher: The loss of batches that know what the dense model says of their tokens.
         routers: The auxiliary loss of routers, if the model's configuration asks for it.
         best_score: The student's score at the teacher's last snapshot.
         mu: The share of L_distill in this step.
@@ -73,8 +75,9 @@ class TrainingLoss:
     ) -> None:
         self.run, self.task_type, self.device = run, task_type, device
         self.task_loss: TaskLoss = TASK_LOSSES[task_type]
-        self.distilling = run.pruning.distill
-        self.distill_steps = pruning_steps if run.pruning.distill else 0
+        self.distilling = run.pruning.self_distills
+        self.distill_steps = pruning_steps if self.distilling else 0
+        self.dense_teacher = DenseTeacher(run.pruning.distill_weight, run.pruning.distill_temperature)
         self.teacher, self.recorder = Teacher(), LayerRecorder(anatomy)
         self.matcher = LayerMatcher(anatomy, run.optim.seed, run.pruning.layer_match == "step", device)
         self.routers = RouterLoss(anatomy)
@@ -174,6 +177,7 @@ class TrainingLoss:
         self.mu = schedules.distill_weight(step, self.distill_steps) if self.distilling else 0.0
         self.matcher.begin(step, measuring=self.distilling)
         self._previewed.clear()
+        self.dense_teacher.begin()
         self.loss_denominator = sum(self.task_loss.loss_denominator(row) for row in rows)
         self.tokens_per_stack = [sum(len(row["input_ids"]) for row in rows)]
         if len(self.matcher.stacks) > 1:
@@ -225,6 +229,9 @@ class TrainingLoss:
 
     def _micro_batch_loss(self, engine: nn.Module, batch: Batch, masks: Masks) -> tuple[Tensor, Tensor]:
         """As `micro_batch_loss`, without the routers' loss."""
+        if has_teacher(batch):
+            mixed = self.dense_teacher.loss(self.task_loss, engine, batch)
+            return mixed.loss / self.loss_denominator, mixed.cross_entropy
         if not self.distilling:
             loss = self.task_loss.summed_loss(engine, batch)
             return loss / self.loss_denominator, loss.detach()
@@ -284,11 +291,14 @@ class TrainingLoss:
 
     def pending(self) -> Tensor:
         """Distances that the caller sums over ranks at the end of a step, see `LayerMatcher.pending`."""
-        return self.matcher.pending()
+        distance = self.dense_teacher.pending()
+        return self.matcher.pending() if distance is None else distance
 
     def observe(self, summed: Tensor) -> None:
         """Take `pending`, summed over ranks, of a step with a finite loss. Pass a CPU tensor: its values are read."""
-        self.matcher.observe(summed)
+        self.dense_teacher.observe(summed, self.loss_denominator)
+        if self.distilling:
+            self.matcher.observe(summed)
 
     # State
 
@@ -296,6 +306,7 @@ class TrainingLoss:
         """The state as (JSON values, tensors by parameter name), for `load_state_dict`."""
         best = None if self.best_score == -math.inf else self.best_score
         values = {"match": list(self.matcher.mapping.items()), "best": best, "over": not self.distilling}
+        values["distance"] = self.dense_teacher.distance
         return values, dict(self.teacher.snapshot)
 
     def load_state_dict(self, values: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -303,6 +314,8 @@ class TrainingLoss:
         self.matcher.mapping = {int(layer): int(student) for layer, student in values["match"]}
         self.best_score = -math.inf if values["best"] is None else values["best"]
         self.distilling = not values["over"]
+        # absent from checkpoints of earlier versions
+        self.dense_teacher.distance = values.get("distance")
         # fresh allocations, aligned as before the restart: kernels round differently on other alignments
         self.teacher.snapshot = {name: tensor.to(self.device).clone() for name, tensor in tensors.items()}
 

@@ -17,7 +17,10 @@ from apt_ds.models.architectures import architecture_of
 # what a callback cannot do inside another loop, beside what is left out of `FLAGS`
 REFUSED = {
     "pruning": "AptCallback prunes while the model trains: pruning is always gradual",
-    "distill": "AptCallback has no teacher: the loss is the Trainer's",
+    **dict.fromkeys(
+        ("distill", "distill_weight", "distill_temperature", "distill_top_k", "teacher_cache", "teacher_source"),
+        "AptCallback has no teacher: the loss is the Trainer's",
+    ),
     **dict.fromkeys(
         ("repair", "repair_examples"),
         "AptCallback has no calibration data to repair with: use apt_ds.train with repair",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -13,6 +13,7 @@ from apt_ds.data.length_order import Order
 from apt_ds.data.packing import pack_groups
 from apt_ds.data.rows import Rows
 from apt_ds.data.step_layout import StepLayout
+from apt_ds.data.teacher_cache import TeacherCache
 from apt_ds.data.tokenized import Row
 from apt_ds.runtime import collectives, heartbeat, profiler
 from apt_ds.training.prefetch import Prefetcher
@@ -26,11 +27,13 @@ class StepData:
         rows: all examples of the global batch, in the order of the step.
         layout: how ranks, micro-batches and rows share them.
         batches: this rank's micro-batches on the CPU, as far as they are made.
+        indices: numbers of the rows in the set. Empty for a stream.
     """
 
     rows: list[Row]
     layout: StepLayout
     batches: list[Batch] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)
 
 
 class MicroBatches:
@@ -44,6 +47,20 @@ class MicroBatches:
         self._rank, self._world = collectives.rank(), collectives.world_size()
         self._prefetcher = Prefetcher(self._make, run.data.dataloader_num_workers)
         self._current: tuple[int, StepData] | None = None
+        self._teacher: TeacherCache | None = None
+        self._live: Callable[[Batch], Batch] | None = None
+
+    def add_teacher(self, teacher: TeacherCache) -> None:
+        """Add what a teacher says of the trained tokens to every micro-batch. Call it before the first step."""
+        self._teacher = teacher
+
+    def add_live_teacher(self, add: Callable[[Batch], Batch]) -> None:
+        """Let `add` add what a teacher says to every micro-batch on the device. Call it before the first step."""
+        self._live = add
+
+    def taught(self, batch: Batch) -> Batch:
+        """A micro-batch on this rank's device, with what a live teacher says of it, if there is one."""
+        return batch if self._live is None else self._live(batch)
 
     @profiler.timed("data")
     def step(self, step: int) -> StepData:
@@ -91,9 +108,8 @@ class MicroBatches:
     def _make(self, step: int) -> StepData:
         """A step's data. With threads its micro-batches too, in pinned memory for a GPU."""
         indices = self.order.indices(step)
-        data = StepData(
-            [self.set[index] for index in indices], layout_of(self.run_config, self.set, indices, self.slots)
-        )
+        rows = [self.set[index] for index in indices]
+        data = StepData(rows, layout_of(self.run_config, self.set, indices, self.slots), indices=indices)
         if self._prefetcher.workers:
             batches = [self._collate(data, micro) for micro in range(self.per_step)]
             data.batches = [batch.pinned() for batch in batches] if self.device.type == "cuda" else batches
@@ -106,9 +122,18 @@ class MicroBatches:
 
     def _collate(self, data: StepData, micro: int) -> Batch:
         groups = data.layout.slots[self._slot(micro)]
+        members = [i for group in groups for i in group]
         if self.run_config.data.packing:
-            return pack_groups(data.rows, groups, self.pad_id)
-        return collate([data.rows[i] for group in groups for i in group], self.pad_id)
+            batch = pack_groups(data.rows, groups, self.pad_id)
+        else:
+            batch = collate([data.rows[i] for i in members], self.pad_id)
+        if self._teacher is None:
+            return batch
+        # trained tokens of a batch come row after row, and example after example in a packed row
+        ids, log_probabilities = self._teacher.tokens_of([data.indices[i] for i in members])
+        return replace(
+            batch, teacher_ids=torch.from_numpy(ids), teacher_log_probabilities=torch.from_numpy(log_probabilities)
+        )
 
 
 def layout_of(run: RunConfig, rows: Rows, indices: list[int], slots: int) -> StepLayout:

@@ -25,7 +25,7 @@ from apt_ds.runtime import collectives, zero
 PACKAGES = ("torch", "deepspeed", "transformers", "numpy")
 # paths may differ by node: their content is compared
 PATHS = (
-    *("deepspeed", "model_name_or_path", "output_dir", "mmlu_path", "init_adapters"),
+    *("deepspeed", "model_name_or_path", "output_dir", "mmlu_path", "init_adapters", "teacher_cache"),
     *("data_path", "eval_data_path", "perplexity_path", "calibration_path"),
 )
 IGNORED = (*PATHS, *SECRETS, "logging_dir")

@@ -225,6 +225,25 @@ class PhaseMemory(TypedDict, total=False):
     writing: int
 
 
+class _DistillFigures(TypedDict):
+    source: str
+    distance: float | None
+
+
+class DistillFigures(_DistillFigures, total=False):
+    """What --distill logits did.
+
+    source: cache or live.
+    distance: KL(dense || student) of the last step with a finite loss, mean over its tokens in nats. None without one.
+    tokens: trained tokens that the cache has. bytes: of the cache on the disk. seconds: time that it took when it was
+        made. All three are absent with --teacher_source live.
+    """
+
+    tokens: int
+    bytes: int
+    seconds: float
+
+
 class _TrainingFigures(TypedDict):
     seconds: float
     steps_seconds: float
@@ -249,11 +268,13 @@ class TrainingFigures(_TrainingFigures, total=False):
     non_padding: fraction of the training batches' tokens that is not padding. None without a step.
     history: scores at --eval_steps and at adjustments with a teacher.
     reference_score, reached_97_percent, reached_97_percent_pruned: with --reference_score.
+    distill: what --distill logits did. Absent without it.
     """
 
     reference_score: float
     reached_97_percent: Evaluated | None
     reached_97_percent_pruned: Evaluated | None
+    distill: DistillFigures
 
 
 class ProfileFigures(TypedDict):
@@ -401,8 +422,11 @@ class MetricsLine(_MetricsLine, total=False):
     sizes_before: sizes of the base model. On the first line.
     sizes: sizes of every layer. On the first line, and on the first line after a rebuild.
     warnings: printed during training since the line before. Absent without one.
+    teacher_distance: with --distill logits: KL(dense || student), mean over the trained tokens of the last step with a
+        finite loss, in nats.
     """
 
     sizes_before: LayerSizes
     sizes: LayerSizes
     warnings: list[str]
+    teacher_distance: float

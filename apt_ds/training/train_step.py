@@ -50,8 +50,8 @@ class TrainStep:
         self.device, self.dtype = zero.device(), loading.run_dtype(run)
         self.batches = self._batches(pad_id)
         self.calibration_batches = self.batches
-        if data.calibration is None and data.stream is not None:
-            # it begins at the first step, whatever step the training is at
+        if data.calibration is None and (data.stream is not None or run.pruning.dense_teacher):
+            # A stream begins at the first step, whatever step the training is at. Scores are of the task's loss.
             self.calibration_batches = self._batches(pad_id)
         elif data.calibration is not None:
             self.calibration_batches = MicroBatches(
@@ -119,7 +119,7 @@ class TrainStep:
         for micro in range(batches.per_step):
             heartbeat.progress()
             on_host = batches.on_host(step, micro)
-            batch = batches.to_device(on_host)
+            batch = batches.taught(batches.to_device(on_host))
             if self.scoring:
                 decoder_mask = self.training_loss.task_loss.decoder_mask(on_host)
                 self.pruner.begin(on_host, self.dtype, batches.example_offset(micro), decoder_mask)
@@ -236,4 +236,6 @@ class TrainStep:
             line["sizes_before"] = cast(LayerSizes, self.pruner.layers_before())
         if is_first or rebuild_seconds:
             line["sizes"] = cast(LayerSizes, self.pruner.layers())
+        if (distance := self.training_loss.dense_teacher.distance) is not None:
+            line["teacher_distance"] = distance
         self.metrics_logger.step(line)

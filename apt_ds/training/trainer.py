@@ -26,6 +26,7 @@ from apt_ds.runtime.signals import StopSignals
 from apt_ds.training import rebuild
 from apt_ds.training.checkpoint import Checkpoint
 from apt_ds.training.datasets import Data
+from apt_ds.training.dense_model import DenseModel
 from apt_ds.training.early_end import EarlyEnd
 from apt_ds.training.evaluations import Evaluations
 from apt_ds.training.final_model import excluded_consumers, write_final_model
@@ -69,6 +70,7 @@ class Trainer:
         self.run_config, self.base, self.config, self.data = run, base, config, data
         self.pruner, self.metrics_logger = pruner, metrics_logger
         self.done = 0
+        self.teacher: DenseModel | None = None
         pad_id = resolve_pad_id(base.tokenizer)
         self.written_dtype = loading.written_dtype(base, run)
         self.meter = Meter(zero.device())
@@ -176,6 +178,9 @@ class Trainer:
         del sharding
         self.generation: GenerationConfig | None = model.generation_config if model.can_generate() else None
         fingerprints = data.fingerprints() | {"model": fingerprint.fingerprint(model)}
+        if run.pruning.dense_teacher:
+            self.teacher = DenseModel(run, self.base, self.config, data, self.steps.batches)
+            fingerprints |= self.teacher.begin(model, fingerprints["model"])
         self.saver = Saver(
             run, self.state, self.metrics_logger, self.meter, data.counts(), fingerprints, decisive(self.base.config)
         )
@@ -211,6 +216,8 @@ class Trainer:
         self._keep()
         summary = self._summary()
         summary["after"] = {**after, **self.meter.final()}
+        if self.teacher is not None:
+            summary["training"]["distill"] = self.teacher.figures(self.training_loss.dense_teacher.distance)
         with self.meter.apart("writing"):
             summary["written"] = cast(WrittenModel, self.finish()._asdict())
         summary["training"]["memory_by_phase"] = cast(PhaseMemory, self.meter.memory_by_phase())

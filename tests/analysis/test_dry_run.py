@@ -138,3 +138,29 @@ def test_a_stream_counts_as_full_rows(tmp_path: Path, capfd: pytest.CaptureFixtu
     # the examples of the file are shorter than 60 tokens
     assert estimates[1].total() > estimates[0].total()
     assert "fits: the host" in capfd.readouterr().out
+
+
+def test_the_disk_of_a_dense_teacher_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    tiny.save_model(tmp_path / "model")
+    tiny.save_data(tmp_path / "data.json")
+    words = ["--model_name_or_path", str(tmp_path / "model"), "--data_path", str(tmp_path / "data.json"), "--dry_run"]
+    words += ["--eval_size", "4", "--max_steps", "2", "--output_dir", str(tmp_path / "out"), "--distill", "logits"]
+    words += [
+        "--deepspeed",
+        str(ROOT / "ds_configs" / "zero2.json"),
+        "--teacher_cache",
+        str(tmp_path / "deep" / "cache"),
+    ]
+    run = resolve(words)
+    base, data = dry_run.files(run)
+    read = dry_run.dense_tokens.rows_read(data.order, 2, len(data.train))
+    tokens = sum(label != -100 for number in read for label in data.train[int(number)]["labels"][1:])
+    assert len(read) == 8 and dry_run.dry_run(run, lambda _: (base, data)) is not None
+    megabytes = f"{(384 * tokens + 16 * 8) / 1e6:,.1f}"
+    line = (
+        f"--distill logits: {tokens} trained tokens need {megabytes} MB of the disk of every node under {tmp_path}/deep"
+    )
+    assert line in capfd.readouterr().out and not (tmp_path / "deep").exists()
+    live = dry_run.dry_run(run.replace(teacher_source="live", teacher_cache=""), lambda _: (base, data))
+    assert live is not None and "MB of the disk" not in capfd.readouterr().out
+    assert live.parts["dense teacher"].device == 4 * sum(p.numel() for p in tiny.model().parameters())

@@ -31,6 +31,9 @@ def test_a_longer_batch_and_no_checkpointing_need_more(tmp_path: Path) -> None:
     assert 1.9 < activations(128) / plain < 2.3
     assert activations(64, "--gradient_checkpointing") < plain
     assert 0.5 < activations(64, "--bf16") / plain < 1
+    # what the dense model says of the trained tokens is there while the loss is made
+    known = 2 * 64 * 64 * 6
+    assert plain + known < activations(64, "--distill", "logits") < plain + 12 * known
 
 
 def test_what_fisher_holds_until_the_cut_counts(tmp_path: Path) -> None:

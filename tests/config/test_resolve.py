@@ -92,6 +92,25 @@ def test_booleans(words: list[str], value: bool, named: list[str]) -> None:
     assert resolve([*words, *named]).optim.bf16 is value
 
 
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        ([], "none"),
+        (["--distill"], "layers"),
+        (["--distill", "true"], "layers"),
+        (["--distill", "False"], "none"),
+        (["--distill", "logits"], "logits"),
+    ],
+)
+def test_a_choice_with_a_switch(words: list[str], value: str, named: list[str]) -> None:
+    assert resolve([*named, "--pruning", "gradual", *words]).pruning.distill == value
+
+
+def test_a_file_may_switch_a_choice_on(named: list[str], tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("pruning: gradual\ndistill: true\n", encoding="utf8")
+    assert resolve([*named, "--config", str(tmp_path / "run.yaml")]).pruning.distill == "layers"
+
+
 def test_launcher_rank_is_taken(named: list[str]) -> None:
     assert resolve(["--local_rank=3", *named]).distributed.local_rank == 3
 

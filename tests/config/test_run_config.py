@@ -77,7 +77,11 @@ def test_stated_flags_win_over_recipe_and_preset() -> None:
         ({"deepspeed": "absent.json"}, "'absent.json' is not a file"),
         ({"data_path": ""}, "--data_path is missing"),
         ({"rank": 9, "max_rank": 8}, "--rank 9 is not allowed"),
-        ({"distill": True, "pruning": "pretuning"}, "--distill requires --pruning gradual"),
+        ({"distill": True, "pruning": "pretuning"}, "--distill layers requires --pruning gradual"),
+        ({"distill": "logits", "task": "sst2"}, "--distill logits does not support --task sst2"),
+        ({"distill": "logits", "streaming": True, "max_steps": 3}, "does not support --streaming true"),
+        ({"distill": "logits", "teacher_source": "live", "teacher_cache": "a"}, "--teacher_cache requires"),
+        ({"teacher_cache": "a"}, "--teacher_cache requires --distill logits (got none)"),
     ],
 )
 def test_check_names_the_first_mistake(flags: dict[str, object], text: str) -> None:
@@ -123,3 +127,10 @@ def test_a_saved_configuration_is_read_back(tmp_path: Path) -> None:
     run = complete(method="prune_lora", recipe="paper", learning_rate=3e-4, output_dir=str(tmp_path))
     run.save(tmp_path / "config.yaml")
     assert resolve(["--config", str(tmp_path / "config.yaml")]) == run
+
+
+@pytest.mark.parametrize(
+    ("given", "value"), [(True, "layers"), (False, "none"), ("true", "layers"), ("False", "none"), ("logits", "logits")]
+)
+def test_distill_is_a_word_that_true_and_false_stand_for(given: object, value: str) -> None:
+    assert RunConfig(distill=given).pruning.distill == value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from apt_ds.data.length_order import LengthOrder, Order
 from apt_ds.data.mixture_order import MixtureOrder
 from apt_ds.data.plain_text import TokenBlocks
 from apt_ds.data.rows import Joined
+from apt_ds.data.teacher_cache import CacheWriter, Layout, TeacherCache
 from apt_ds.data.tokenized import IGNORED, TokenizedSet
 from apt_ds.runtime import collectives
 from apt_ds.training.micro_batches import MicroBatches
@@ -121,3 +123,24 @@ def test_a_single_source_has_todays_order(monkeypatch: pytest.MonkeyPatch) -> No
     permutation = np.random.default_rng([128, 0]).permutation(60)
     assert made.rows(3) == [SET[int(i)] for i in permutation[12:16]]
     assert [ids[0] for ids in examples(made.on_host(3, 0))] == [100 + int(i) for i in permutation[12:16]]
+
+
+@pytest.mark.parametrize("mode", list(FLAGS))
+def test_a_teacher_speaks_of_the_same_trained_tokens(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache names each trained token itself, so that it must equal the labels of the batch in their order."""
+    labels = [np.array(SET[number]["labels"][1:]) for number in range(len(SET))]
+    trained = [own[own != IGNORED] for own in labels]
+    writer = CacheWriter(tmp_path / "cache", Layout(np.arange(len(SET)), np.array([*map(len, trained)]), 1))
+    ids = np.concatenate(trained).astype(np.int32)[:, None]
+    writer.write(range(len(SET)), ids, -ids.astype(np.float16))
+    writer.finish({}, 0.0)
+    for batches in ranks(mode, 2, 2, 0, monkeypatch):
+        batches.add_teacher(TeacherCache(tmp_path / "cache"))
+        for step in range(3):
+            for micro in range(2):
+                batch = batches.on_host(step, micro)
+                targets = batch.labels[:, 1:]
+                assert torch.equal(batch.teacher_ids[:, 0].long(), targets[targets != IGNORED])
+                assert torch.equal(batch.teacher_log_probabilities, -batch.teacher_ids.half())

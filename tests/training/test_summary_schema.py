@@ -69,9 +69,16 @@ def check(output: Path) -> dict[str, Any]:
 
 def test_a_run_on_instructions(place: Place, tmp_path: Path, run: Run) -> None:
     words = place.words(tmp_path / "out", *PRETUNING, "--max_steps", "3", "--report", "true", "--profile")
+    words += ["--distill", "logits", "--teacher_cache", str(tmp_path / "teacher")]
     ended = run(words)
     assert ended.status == 0, ended.err
     summary = check(tmp_path / "out")
+    distill = summary["training"]["distill"]
+    files = sum(path.stat().st_size for path in (tmp_path / "teacher").iterdir())
+    assert distill["tokens"] > 0 and 0.8 * files < distill["bytes"] < files and distill["distance"] > 0
+    refused = run([*words, "--distill_temperature", "2", "--overwrite_output_dir"])
+    assert refused.status == 2 and len(refused.mistakes) == 1, refused.err
+    assert "was made from another --distill_temperature" in refused.mistakes[0]
     assert {"before", "after_cut", "after", "profile", "samples"} <= summary.keys()
     assert {"held_out_perplexity", "generated_tokens_per_second", "step_seconds"} <= summary["after"].keys()
 

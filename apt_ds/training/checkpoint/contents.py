@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from apt_ds.config.errors import UserError
+from apt_ds.config.option_types import spelled_out
 from apt_ds.config.run_config import OPTIONS, RunConfig
 from apt_ds.models.base_config import first_difference
 
@@ -22,7 +23,7 @@ FREE_OPTIONS = {
     "export_quantization",
     *("save_steps", "save_total_limit", "resume_from_checkpoint", "timeout", "eval_steps", "reference_score"),
     *("run_report", "mmlu_path", "mmlu_limit"),
-    *("data_cache_dir", "overwrite_cache", "preprocessing_num_workers"),
+    *("teacher_cache", "data_cache_dir", "overwrite_cache", "preprocessing_num_workers"),
     *("trust_remote_code", "deterministic", "dry_run", "world_size", "device_memory", "host_memory"),
     *("export_adapters", "export_format"),
     *("report_to", "run_name", "logging_dir", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_token"),
@@ -38,6 +39,7 @@ FINGERPRINTED = {
     "corpus": "the text of --perplexity_path",
     "calibration": "the data of --calibration_path",
     "model": "the base model",
+    "teacher": "the cache of the dense model's probabilities",
 }
 
 
@@ -84,7 +86,7 @@ class Checkpoint:
             UserError: an option, a count or a fingerprint differs. The message names the first one.
         """
         for name, spec in OPTIONS.items():
-            then, now = self.run.get(name, spec.default), run.flag(name)
+            then, now = spelled_out(spec, self.run.get(name, spec.default)), run.flag(name)
             if name not in FREE_OPTIONS and then != now:
                 raise UserError(f"{self.path} was made with --{name} {then!r}, this run says {now!r}: use the former")
         for name, label in COUNTS.items():
