@@ -11,7 +11,6 @@ import math
 import shutil
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -163,7 +162,9 @@ class Rewriter:
             places.append(self.settings.root() / key)
 
         collectives.on_each_node(look)
-        found = first and not self.settings.overwrite and _whole(places[0])
+        # a folder that is there and not used is damaged, or is to be made again
+        replaces = first and places[0].is_dir()
+        found = replaces and not self.settings.overwrite and _whole(places[0])
         states = collectives.gather_objects((first, found))
         lacking = [rank for rank, (is_first, there) in enumerate(states) if is_first and not there]
         if not lacking:
@@ -181,7 +182,7 @@ class Rewriter:
 
         def keep() -> None:
             if not found:
-                places[0] = cache.write_entry(self.settings.root(), places[0].name, fill, self.settings.overwrite)
+                places[0] = cache.write_entry(self.settings.root(), places[0].name, fill, replaces)
 
         collectives.on_each_node(keep)
         return places[0] if first else Path()
@@ -211,10 +212,12 @@ class Rewriter:
 
 
 def _whole(folder: Path) -> bool:
-    """Whether a folder of the cache has answers as they were written."""
-    with suppress(cache.DamagedError):
+    """Whether a folder of the cache has answers as they were written. Warns if not."""
+    try:
         return "figures" in cache.read_meta(folder)
-    return False
+    except cache.DamagedError as error:
+        notices.warn(f"the cached answers {folder} are damaged ({error}): they are written again")
+        return False
 
 
 def _content(folder: Path) -> tuple[str, dict[str, Any]]:

@@ -20,7 +20,17 @@ def shared(folder: str, output: str, stage: int) -> dict[str, Any]:
     """
     os.environ["LOCAL_RANK"] = "0"
     cache = Path(output) / f"node_{collectives.rank()}"
-    flags = ["--max_steps", "8", "--rewrite_answers", "--rewrite_max_new_tokens", "12", "--data_cache_dir", str(cache)]
+    flags = [
+        "--max_steps",
+        "8",
+        "--calibration_steps",
+        "3",
+        "--rewrite_answers",
+        "--rewrite_max_new_tokens",
+        "12",
+        "--data_cache_dir",
+        str(cache),
+    ]
     run = run_config(folder, stage, False, flags)
     zero.init_distributed()
     loaded = 0

@@ -51,7 +51,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 def options(place: Place, cache: Path, *flags: str) -> RunConfig:
-    return resolve(place.words(cache.parent / "none", *REWRITE, "--data_cache_dir", str(cache), *flags))
+    return resolve(place.words(cache.parent / "none", *REWRITE, *PRETUNING, "--data_cache_dir", str(cache), *flags))
 
 
 def both(config: RunConfig) -> tuple[Data, Data]:
@@ -137,7 +137,7 @@ def test_plain_text_of_a_mixture_stays(alone: None, place: Place, tmp_path: Path
         (GlobalOrder(40, 4, 1), ["--max_steps", "10"], None),
         (GlobalOrder(40, 4, 1), ["--max_steps", "3", "--pruning", "none"], 12),
         (GlobalOrder(40, 4, 1), ["--max_steps", "3", "--calibration_steps", "5"], 20),
-        (GlobalOrder(40, 4, 1), ["--max_steps", "3", "--repair", "ls", "--repair_examples", "21"], None),
+        (GlobalOrder(40, 4, 1), ["--max_steps", "3", "--repair", "ls", "--repair_examples", "21"], 24),
         (GlobalOrder(90, 4, 1), ["--max_steps", "3", "--repair", "ls", "--repair_examples", "49"], 52),
         (LengthOrder(GlobalOrder(40, 4, 1), np.arange(40), 1, 3), ["--max_steps", "3", "--pruning", "none"], 12),
         (MixtureOrder((30, 10), (1.0, 1.0), 4, 1), ["--max_steps", "8", "--pruning", "none"], 26),
