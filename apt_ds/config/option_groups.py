@@ -244,6 +244,12 @@ class PruningOptions:
     tensor_parallel: int = option(
         1, "GPUs that will share the served model: kept heads, key/value heads and neurons divide by it (vLLM)", COUNT
     )
+    pruning_start: float = option(
+        0.0,
+        "fraction of all steps that gradual pruning waits, so that the task is learnt first. Masks, growing ranks and "
+        "the teacher begin then, and pruning_phase counts from there",
+        BELOW_ONE,
+    )
 
     @property
     def prunes(self) -> bool:

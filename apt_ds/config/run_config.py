@@ -153,6 +153,11 @@ class RunConfig:
                 f"--distill requires --pruning gradual (got {pruning.mode}): "
                 "the teacher exists only during gradual pruning"
             )
+        if pruning.mode == "gradual" and pruning.pruning_start + pruning.pruning_phase > 1 + 1e-9:
+            yield (
+                f"--pruning_start {pruning.pruning_start:g} and --pruning_phase {pruning.pruning_phase:g} exceed the "
+                "run: give at most 1 together"
+            )
         if pruning.mode == "posttuning" and pruning.score == "taylor":
             yield "--pruning posttuning does not support --score taylor: give --score fisher or salience"
         if data.packing and data.task != INSTRUCTIONS:

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from apt_ds.config import schedules
 from apt_ds.config.run_config import RunConfig
 from apt_ds.data.instructions import resolve_pad_id
 from apt_ds.eval.evaluator import Evaluator
@@ -81,7 +80,7 @@ class Trainer:
         )
         self.score_history = ScoreHistory(run.output.reference_score)
         self.evaluations = Evaluations(evaluator, self.score_history, self.meter, metrics_logger, self.early_end)
-        self.training_loss = TrainingLoss(run, base.kind, pruner.anatomy, pruner.phase, zero.device())
+        self.training_loss = TrainingLoss(run, base.kind, pruner.anatomy, pruner.phase, zero.device(), pruner.start)
         self.steps = TrainStep(
             run, data, pruner, self.training_loss, metrics_logger, self.meter, self.early_end, pad_id
         )
@@ -264,8 +263,7 @@ class Trainer:
         with self.meter.scoring():
             self.pruner.advance(step)
             plan = self.pruner.plan(step, self.data.total_steps, self.engine.module)
-        every = self.run_config.pruning.prune_every
-        if self.training_loss.distilling and schedules.is_adjustment(step, every, self.training_loss.distill_steps):
+        if self.training_loss.teacher_due(step):
             score = self.evaluate(step)
             with self.meter.scoring():
                 self.training_loss.update_teacher(score, self.engine.module)

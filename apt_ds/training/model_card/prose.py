@@ -44,6 +44,7 @@ def data(run: RunConfig, summary: Summary, world_size: int) -> list[str]:
         kind = f"examples of `{shown(path)}`" if path else "training examples"
         lines.append(f"Calibrated on {examples:,} {kind}: their gradients scored what was removed.")
     elif run.pruning.gradual:
-        share = 100 * run.pruning.pruning_phase
-        lines.append(f"The gradients of the first {share:g} % of the steps scored what was removed.")
+        share, before = 100 * run.pruning.pruning_phase, 100 * run.pruning.pruning_start
+        steps = f"{share:g} % of the steps, after {before:g} % without pruning," if before else ""
+        lines.append(f"The gradients of {steps or f'the first {share:g} % of the steps'} scored what was removed.")
     return lines
