@@ -153,7 +153,8 @@ def run_rewrite(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"--model {args.model!r} gives no text to any prompt: give another model")
     collectives.on_main(lambda: write_text(Path(args.output), json_lines(made)))
     if collectives.is_main():
-        if warning := figures.warning("--max_new_tokens and --max_seq_length"):
+        template = bool(loaded.tokenizer.chat_template)
+        if warning := figures.warning("--max_new_tokens and --max_seq_length", template):
             notices.warn(warning)
         print(f"{args.output}: {figures.describe()}", flush=True)
     return asdict(figures)

@@ -50,14 +50,19 @@ class RewritingFigures:
             f"answer, {self.seconds:,.1f} s"
         )
 
-    def warning(self, limit: str) -> str:
-        """One line where most answers have no end, else ''. limit: the options that limit answers."""
+    def warning(self, limit: str, has_template: bool) -> str:
+        """One line where most answers have no end, else ''.
+
+        Args:
+            limit: the options that limit answers.
+            has_template: whether the tokenizer has a chat template.
+        """
         if 2 * self.unfinished <= self.rewritten + self.dropped:
             return ""
+        model = "A model without chat template often never ends: give an instruction-tuned model, or"
         return (
             f"{self.unfinished:,} of {self.rewritten + self.dropped:,} answers did not end at the limit of {limit}. "
-            "Their text is trained without an end of turn. A base model without chat template often never ends: give "
-            "an instruction-tuned model, or a higher limit"
+            f"Their text is trained without an end of turn. {'Give' if has_template else model} a higher limit"
         )
 
 

@@ -148,7 +148,7 @@ class Rewriter:
         self.figures += figures
         if collectives.is_main():
             print(f"{name}: {figures.describe()}", file=sys.stderr, flush=True)
-            if warning := figures.warning(LIMIT):
+            if warning := figures.warning(LIMIT, bool(self.base.tokenizer.chat_template)):
                 notices.warn(f"--rewrite_answers: {name}: {warning}")
         made.dropped += part.dropped + figures.dropped
         return made

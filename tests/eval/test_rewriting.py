@@ -39,6 +39,9 @@ def test_empty_answers_are_dropped_and_others_counted() -> None:
 
 
 def test_a_warning_names_answers_without_end() -> None:
-    assert RewritingFigures(rewritten=10, unfinished=5).warning("--max") == ""
-    warning = RewritingFigures(rewritten=10, unfinished=6).warning("--max")
+    assert RewritingFigures(rewritten=10, unfinished=5).warning("--max", False) == ""
+    warning = RewritingFigures(rewritten=10, unfinished=6).warning("--max", has_template=False)
     assert warning.startswith("6 of 10 answers did not end at the limit of --max") and "\n" not in warning
+    assert "without chat template" in warning
+    other = RewritingFigures(rewritten=10, unfinished=6).warning("--max", has_template=True)
+    assert "without chat template" not in other and other.endswith("Give a higher limit")
