@@ -13,13 +13,14 @@ from apt_ds.training import datasets, dense_model, rewriting
 from tests.support.jobs import run_config
 
 
-def shared(folder: str, output: str, stage: int) -> dict[str, Any]:
-    """Fingerprints of the training data of two nodes at three starts, and how often each loaded the model.
+def shared(folder: str, output: str, stage: int, nodes: int) -> dict[str, Any]:
+    """Fingerprints of the training data of two ranks at three starts, and how often each loaded the model.
 
-    Each node has a cache of its own. The second start finds both files, the third only one of them.
+    Each node has a cache of its own. The second start finds all files, the third lacks that of a second node.
     """
-    os.environ["LOCAL_RANK"] = "0"
-    cache = Path(output) / f"node_{collectives.rank()}"
+    node = collectives.rank() % nodes
+    os.environ["LOCAL_RANK"] = str(collectives.rank() // nodes)
+    cache = Path(output) / f"node_{node}"
     flags = [
         "--max_steps",
         "8",
@@ -45,7 +46,7 @@ def shared(folder: str, output: str, stage: int) -> dict[str, Any]:
     base = loading.find_base(run.model.model_name_or_path)
     prints = []
     for start in range(3):
-        if start == 2 and collectives.rank():
+        if start == 2 and node:
             shutil.rmtree(cache)
         data = rewriting.with_own_answers(run, base, datasets.read_data(run, base))
         prints.append(data.fingerprints()["train"])

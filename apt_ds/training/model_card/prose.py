@@ -37,6 +37,8 @@ def data(run: RunConfig, summary: Summary, world_size: int) -> list[str]:
         f"Evaluated on {sizes['held_out']:,} examples"
         + (f" of `{shown(run.data.eval_data_path)}`." if run.data.eval_data_path else "."),
     ]
+    if "rewritten" in sizes:
+        lines.append(f"The base model wrote {sizes['rewritten']['rewritten']:,} of the training answers itself.")
     if run.pruning.score == "random":
         return lines
     if run.pruning.one_shot:
