@@ -122,6 +122,17 @@ class DataOptions:
     shuffle_buffer_size: int = option(
         1000, "with --streaming: examples of a source that a process reads and shuffles at once; 1: no shuffling", COUNT
     )
+    rewrite_answers: bool = option(
+        False,
+        "train on the dense model's own answers, written once and kept in the data cache. It writes the last answer of "
+        "each conversation that the run trains. Earlier answers are then context. Plain text and evaluation data stay",
+    )
+    rewrite_max_new_tokens: int = option(
+        256, "with --rewrite_answers: tokens of an answer. A longer one is cut and trains no end of turn", COUNT
+    )
+    rewrite_temperature: float = option(
+        0.0, "with --rewrite_answers: 0 takes the most probable token each time, above 0 samples", NOT_NEGATIVE
+    )
 
 
 @dataclass(frozen=True)
@@ -256,6 +267,12 @@ class PruningOptions:
         "with --distill logits: where the dense model's probabilities come from. cache: computed once before the first "
         "step, then read from the disk. live: every rank keeps the whole dense model in memory, in base_bits, and runs "
         "it on every batch",
+    )
+    pruning_start: float = option(
+        0.0,
+        "fraction of all steps that gradual pruning waits, so that the task is learnt first. Masks, growing ranks and "
+        "the teacher begin then, and pruning_phase counts from there",
+        BELOW_ONE,
     )
 
     @property

@@ -165,6 +165,11 @@ class RunConfig:
             yield f"--teacher_cache requires --distill logits (got {pruning.distill}): no other teacher has a cache"
         if pruning.teacher_cache and pruning.teacher_source == "live":
             yield "--teacher_cache requires --teacher_source cache (got live): a live teacher writes nothing"
+        if pruning.mode == "gradual" and pruning.pruning_start + pruning.pruning_phase > 1 + 1e-9:
+            yield (
+                f"--pruning_start {pruning.pruning_start:g} and --pruning_phase {pruning.pruning_phase:g} exceed the "
+                "run: give at most 1 together"
+            )
         if pruning.mode == "posttuning" and pruning.score == "taylor":
             yield "--pruning posttuning does not support --score taylor: give --score fisher or salience"
         if data.packing and data.task != INSTRUCTIONS:
@@ -181,6 +186,12 @@ class RunConfig:
             yield f"--streaming true requires --max_steps of at least 1 (got {optim.max_steps}): a stream has no length"
         if data.streaming and data.group_by_length:
             yield "--streaming true does not support --group_by_length true: lengths are unknown; give --packing true"
+        if data.rewrite_answers and data.task != INSTRUCTIONS:
+            yield f"--rewrite_answers does not support --task {data.task}: only language models write answers"
+        if data.rewrite_answers and data.streaming:
+            yield "--rewrite_answers does not support --streaming: it needs the examples before training starts"
+        if data.rewrite_answers and adapter.init_adapters:
+            yield "--rewrite_answers does not support --init_adapters: answers come from the base without adapters"
         if data.calibration_path and not pruning.one_shot:
             yield (
                 f"--calibration_path requires --pruning pretuning or posttuning (got {pruning.mode}): "

@@ -24,10 +24,21 @@ def pruning_phase(total: int, ratio: float) -> int:
     return max(1, round(ratio * total))
 
 
+def pruning_start(total: int, ratio: float) -> int:
+    """Steps before the pruning phase: `ratio` of `total` steps, fewer than all."""
+    return min(round(ratio * total), total - 1)
+
+
+def pruning_end(total: int, start: float, phase: float) -> int:
+    """The step after which the pruning phase ends. start, phase: fractions of `total` steps."""
+    return min(total, pruning_start(total, start) + pruning_phase(total, phase))
+
+
 def mask_step(asked: float, total: int, phase: int) -> float:
     """Change of a mask per step.
 
-    `asked` is exact. 0 chooses 0.01, or more, so that masks arrive in half of the steps after `phase`.
+    `asked` is exact. 0 chooses 0.01, or more, so that masks arrive in half of the steps after `phase`, where the
+    pruning phase ends.
     """
     return asked or min(1.0, max(0.01, 2.0 / max(1, total - phase)))
 
@@ -39,7 +50,10 @@ def mask_moves(step_size: float) -> int:
 
 
 def mask_notice(asked: float, total: int, phase: int) -> str:
-    """One line for a run in which masks cannot reach 0 and 1 after the last decision, else ''."""
+    """One line for a run in which masks cannot reach 0 and 1 after the last decision, else ''.
+
+    total: steps of the run. phase: the step after which the pruning phase ends.
+    """
     needed, there = mask_moves(mask_step(asked, total, phase)), total - phase + 1
     if needed <= there:
         return ""
@@ -81,12 +95,12 @@ def distill_weight(step: int, total: int) -> float:
     return _progress(step, total)
 
 
-def is_adjustment(step: int, every: int, last: int) -> bool:
+def is_adjustment(step: int, every: int, last: int, start: int = 0) -> bool:
     """True when blocks are cut and ranks grow after `step` updates (method.md 4 and 5).
 
-    Every `every` steps up to `last`, and at `last` itself, so that the phase ends on its target.
+    Every `every` steps after `start` and up to `last`, and at `last` itself, so that the phase ends on its target.
     """
-    return 0 < step <= last and (step % every == 0 or step == last)
+    return start < step <= last and (step % every == 0 or step == last)
 
 
 def _progress(step: int, total: int) -> float:

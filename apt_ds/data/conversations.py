@@ -29,8 +29,10 @@ from apt_ds.data.turns import (
 BUILTIN = "builtin:instructions"
 EMPTY = "the output is empty"
 UNTRAINED = "every answer has weight 0, so that none is trained"
+# as servers of language models report how an answer ended
+FINISH_REASON, STOP, LENGTH = "finish_reason", "stop", "length"
 
-_SHARED = ("system", "tools", "functions")
+_SHARED = ("system", "tools", "functions", FINISH_REASON)
 _ALPACA = ("instruction", "input", "output", "history", *_SHARED)
 
 
@@ -43,6 +45,7 @@ class Example:
 
     tools: the functions the assistant may call, as chat templates take them.
     untrained: indices of answers that are context only.
+    unfinished: the last answer was cut where its generation reached a limit. No end of turn is trained after it.
     where: the file and the record, for messages.
     """
 
@@ -52,6 +55,7 @@ class Example:
     tools: tuple[dict[str, Any], ...] = ()
     untrained: frozenset[int] = frozenset()
     where: str = field(default="", compare=False)
+    unfinished: bool = False
 
     @classmethod
     def from_instruction(cls, instruction: str, input: str = "", output: str = "") -> Example:
@@ -89,7 +93,8 @@ def load_examples(data_path: str | Path, split: str = "train") -> list[Example]:
 
     Records are in Alpaca format (instruction, optional input, output) or chat format (messages with role
     and content, or conversations with from and value). A record may also have a system prompt, earlier pairs of
-    question and answer (`history`), and tools. One warning names the columns that are not used.
+    question and answer (`history`), tools, and `finish_reason` ("length": the last answer was cut and has no end).
+    One warning names the columns that are not used.
     `split` names the part of a hub dataset; a file is one split.
     UserError names the file and the line or record of whatever cannot be used.
     """
@@ -150,11 +155,12 @@ def parse_record(record: Any, where: str, unused: Unused) -> Example:
         raise UserError(f"{where}: a record must be an object, not {kind(record)}")
     refuse_unsupported(record, MEDIA, where)
     tools = read_tools(record, where)
+    unfinished = record.get(FINISH_REASON) == LENGTH
     for form in (MESSAGES, SHAREGPT):
         if form.column in record:
             turns = _with_system(read_turns(record[form.column], form, where, unused), record, where)
             unused.note(record, (form.column, *_SHARED), where)
-            return Example(tuple(turns.messages), tools=tools, untrained=turns.untrained, where=where)
+            return Example(tuple(turns.messages), "", "", tools, turns.untrained, where, unfinished)
     instruction, output = text_of(record, ("instruction",), where), text_of(record, ("output",), where)
     if not instruction.strip():
         raise UserError(f"{where}: the instruction is empty; fill it in or remove the record")
@@ -163,8 +169,8 @@ def parse_record(record: Any, where: str, unused: Unused) -> Example:
     example = Example.from_instruction(instruction, input, output)
     turns = _with_system(Turns([*_history(record, where), *example.messages], frozenset()), record, where)
     if len(turns.messages) > len(example.messages):
-        return Example(tuple(turns.messages), tools=tools, where=where)
-    return Example(example.messages, instruction, input, tools, where=where)
+        return Example(tuple(turns.messages), tools=tools, where=where, unfinished=unfinished)
+    return Example(example.messages, instruction, input, tools, where=where, unfinished=unfinished)
 
 
 def _history(record: dict[str, Any], where: str) -> list[Message]:

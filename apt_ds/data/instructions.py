@@ -80,14 +80,14 @@ def instruction_recipe(
 
 def dump_example(example: Example) -> tuple[Any, str]:
     """An example as JSON can write it, and its place."""
-    parts = [example.messages, example.instruction, example.input, example.tools, sorted(example.untrained)]
-    return parts, example.where
+    texts = [example.messages, example.instruction, example.input, example.tools]
+    return [*texts, sorted(example.untrained), example.unfinished], example.where
 
 
 def load_example(parts: Any, where: str) -> Example:
     """The example of what `dump_example` gave."""
-    messages, instruction, input, tools, untrained = parts
-    return Example(tuple(messages), instruction, input, tuple(tools), frozenset(untrained), where)
+    messages, instruction, input, tools, untrained, unfinished = parts
+    return Example(tuple(messages), instruction, input, tuple(tools), frozenset(untrained), where, unfinished)
 
 
 def split_held_out(examples: Sequence[Example], n: int, seed: int) -> tuple[list[Example], list[Example]]:
@@ -120,7 +120,7 @@ def encode_many(
     """Token ids and labels of examples, both of the same length, at most `max_length`.
 
     Cut from the right; when the answer lies wholly beyond the cut every label is -100. Answers of
-    `Example.untrained` have labels of -100 too.
+    `Example.untrained` have labels of -100 too. No end of turn follows the last answer of `Example.unfinished`.
     """
     return InstructionEncoder(tokenizer, max_length, now)(examples)
 
@@ -210,12 +210,14 @@ def _plain_segments(example: Example, eos: str) -> list[Segment]:
         prompt = PREAMBLE_WITH_INPUT if example.input else PREAMBLE
         prompt += SECTIONS["user"].format(example.instruction)
         prompt += SECTIONS["tool"].format(example.input) if example.input else ""
-        return [(prompt + RESPONSE, None), (example.output + eos, len(example.messages) - 1)]
+        end = "" if example.unfinished else eos
+        return [(prompt + RESPONSE, None), (example.output + end, len(example.messages) - 1)]
     segments: list[Segment] = []
     prompt = "" if example.messages[0]["role"] == "system" else PREAMBLE
     for i, message in enumerate(example.messages):
         if message["role"] == "assistant":
-            segments += [(prompt + RESPONSE, None), (message["content"] + eos, i)]
+            end = "" if example.unfinished and i == len(example.messages) - 1 else eos
+            segments += [(prompt + RESPONSE, None), (message["content"] + end, i)]
             prompt = "\n\n"
         else:
             prompt += SECTIONS[message["role"]].format(message["content"])
@@ -238,6 +240,8 @@ def _chat_segments(
         if i == 0 or message["role"] != "assistant":
             continue
         prompt = templates.render(example, tokenizer, now, upto=i, ask=True)
+        if i == last and example.unfinished:
+            return [*_before(prompt, segments, whole[:done]), (message["content"], i)]
         turn = whole if i == last else templates.render(example, tokenizer, now, upto=i + 1)
         if turn.startswith(prompt) and whole.startswith(turn):
             end = len(turn.rstrip())  # generation stops before the blanks after the end-of-turn token
@@ -249,3 +253,8 @@ def _chat_segments(
     if not templates.ends_turn(example.messages[-1], whole[:done], tokenizer):
         segments.append((eos, last))  # a template without an end of turn would never learn to stop
     return segments
+
+
+def _before(prompt: str, segments: list[Segment], done: str) -> list[Segment]:
+    """The segments of `prompt`, of which `segments` covers the beginning `done` where the template writes it so."""
+    return [*segments, (prompt[len(done) :], None)] if prompt.startswith(done) else [(prompt, None)]

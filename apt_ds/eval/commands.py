@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import sys
 import time
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from apt_ds.config.errors import UserError
+from apt_ds.config.tasks import LANGUAGE_MODEL
 from apt_ds.data import mmlu as mmlu_data
-from apt_ds.eval import loading, mmlu
+from apt_ds.data.conversations import load_examples
+from apt_ds.data.rewritten import json_lines
+from apt_ds.data.source_kind import is_plain_text
+from apt_ds.eval import loading, mmlu, rewriting
+from apt_ds.eval.generated_answers import GenerationOptions
 from apt_ds.eval.resume_file import ResumeFile
-from apt_ds.runtime import collectives
-from apt_ds.runtime.files import write_json
+from apt_ds.runtime import collectives, notices
+from apt_ds.runtime.files import write_json, write_text
 
 
 def run_mmlu(args: argparse.Namespace) -> dict[str, Any]:
@@ -111,3 +119,42 @@ def run_efficiency(args: argparse.Namespace) -> dict[str, Any]:
     figures = inference_cost.measure(sources, args.bf16, plan, args.trust_remote_code)
     publish({"plan": asdict(plan), "models": figures}, inference_cost.render(figures, plan, protocol), args.json)
     return figures
+
+
+def run_rewrite(args: argparse.Namespace) -> dict[str, Any]:
+    """Rewrite the last answers of a data set by a model. Writes JSON lines. Collective.
+
+    Raises:
+        UserError: a mistake in the options, the model or the data, or every new answer is empty.
+    """
+    check_writable(args.output)
+    loading.start_ranks(bool(args.deepspeed))
+    if not collectives.is_main():
+        # rank 0 warns of the same files
+        logging.getLogger("apt_ds.data").setLevel(logging.ERROR)
+    if is_plain_text(args.data_path):
+        raise UserError(f"--data_path {args.data_path!r} holds plain text, which has no answers: give conversations")
+    examples = load_examples(args.data_path)[: args.limit or None]
+    loaded = loading.load(args.model, args.bf16, args.deepspeed, trust=args.trust_remote_code)
+    if loading.task_type_of(loaded.model.config) != LANGUAGE_MODEL:
+        raise UserError(f"--model {args.model!r} is no language model: only language models write answers")
+    context = getattr(loaded.model.config, "max_position_embeddings", None) or args.max_seq_length
+    if args.max_seq_length > context:
+        raise UserError(
+            f"--max_seq_length {args.max_seq_length} is longer than the model's context of {context} tokens"
+        )
+    options = GenerationOptions(args.max_new_tokens, args.temperature, args.seed, args.per_device_eval_batch_size)
+    now = collectives.on_main(datetime.now)
+    plan = rewriting.plan_of(examples, loaded.tokenizer, args.max_seq_length, options, now)
+    if collectives.is_main():
+        print(plan.describe(options), file=sys.stderr, flush=True)
+    made, figures = rewriting.rewrite(loaded.runner, loaded.tokenizer, plan, options)
+    if not made:
+        raise UserError(f"--model {args.model!r} gives no text to any prompt: give another model")
+    collectives.on_main(lambda: write_text(Path(args.output), json_lines(made)))
+    if collectives.is_main():
+        template = bool(loaded.tokenizer.chat_template)
+        if warning := figures.warning("--max_new_tokens and --max_seq_length", template):
+            notices.warn(warning)
+        print(f"{args.output}: {figures.describe()}", flush=True)
+    return asdict(figures)

@@ -2,8 +2,8 @@
 
     L = mu L_distill + (1 - mu) L_task
 
-mu rises from 0 to 1 over the pruning phase. After that phase the task's loss remains alone. Every term is a sum over a
-micro-batch, divided by a count of the whole global batch. So no split of that batch changes the loss.
+mu rises from 0 to 1 over the pruning phase. Before and after that phase the task's loss is alone. Every term is a sum
+over a micro-batch, divided by a count of the whole global batch. So no split of that batch changes the loss.
 
 `--layer_match step` needs all distances of the global batch before the first layer loss. The first micro-batch gives
 its distances in its ordinary forward pass. The other micro-batches get a pass without gradients beforehand
@@ -58,7 +58,9 @@ class TrainingLoss:
     Attributes:
         task_loss: The loss of the run's task type.
         distilling: Whether there is a teacher now.
-        distill_steps: Optimizer steps with a teacher, 0 without distillation.
+        distill_steps: The step that ends the teacher's phase, 0 without distillation.
+        distill_start: Optimizer steps before that phase.
+        waiting: Whether this step comes before that phase.
         teacher: The earlier values of the student.
         recorder: Hooks that record the outputs of layers.
         matcher: The layer mapping.
@@ -71,13 +73,20 @@ class TrainingLoss:
     """
 
     def __init__(
-        self, run: RunConfig, task_type: str, anatomy: Anatomy, pruning_steps: int, device: torch.device
+        self,
+        run: RunConfig,
+        task_type: str,
+        anatomy: Anatomy,
+        pruning_steps: int,
+        device: torch.device,
+        pruning_start: int = 0,
     ) -> None:
         self.run, self.task_type, self.device = run, task_type, device
         self.task_loss: TaskLoss = TASK_LOSSES[task_type]
         self.distilling = run.pruning.self_distills
         self.distill_steps = pruning_steps if self.distilling else 0
         self.dense_teacher = DenseTeacher(run.pruning.distill_weight, run.pruning.distill_temperature)
+        self.distill_start, self.waiting = pruning_start, False
         self.teacher, self.recorder = Teacher(), LayerRecorder(anatomy)
         self.matcher = LayerMatcher(anatomy, run.optim.seed, run.pruning.layer_match == "step", device)
         self.routers = RouterLoss(anatomy)
@@ -112,6 +121,14 @@ class TrainingLoss:
         detach(model)
         self.distilling, self.teacher = False, Teacher()
         return replace(anatomy, slots=tuple(s for s in anatomy.slots if s.path != TRANSFORM))
+
+    def teacher_due(self, step: int) -> bool:
+        """Whether the teacher may take a new snapshot after `step` updates: as its phase begins, and at adjustments."""
+        if not self.distilling:
+            return False
+        begins = step == self.distill_start > 0
+        every = self.run.pruning.prune_every
+        return begins or schedules.is_adjustment(step, every, self.distill_steps, self.distill_start)
 
     def due(self, step: int) -> bool:
         """Whether the phase ends after `step` updates."""
@@ -174,8 +191,10 @@ class TrainingLoss:
             step: Optimizer step, from 0.
             rows: All examples of the global batch.
         """
-        self.mu = schedules.distill_weight(step, self.distill_steps) if self.distilling else 0.0
-        self.matcher.begin(step, measuring=self.distilling)
+        self.waiting = self.distilling and step < self.distill_start
+        done, phase = step - self.distill_start, self.distill_steps - self.distill_start
+        self.mu = schedules.distill_weight(done, phase) if self.distilling else 0.0
+        self.matcher.begin(step, measuring=self.distilling and not self.waiting)
         self._previewed.clear()
         self.dense_teacher.begin()
         self.loss_denominator = sum(self.task_loss.loss_denominator(row) for row in rows)
@@ -186,7 +205,7 @@ class TrainingLoss:
     @property
     def previews(self) -> bool:
         """Whether `preview` must see all micro-batches of a step but the first."""
-        return self.matcher.same_step and self.distilling
+        return self.matcher.same_step and self.distilling and not self.waiting
 
     @timed("forward")
     def preview(self, engine: nn.Module, batches: Iterable[Batch], masks: Masks) -> None:
@@ -235,6 +254,9 @@ class TrainingLoss:
         if not self.distilling:
             loss = self.task_loss.summed_loss(engine, batch)
             return loss / self.loss_denominator, loss.detach()
+        if self.waiting:
+            loss = self.task_loss.summed_loss(engine, batch)
+            return loss / self.loss_denominator + self._zero(zero.unwrap(engine)), loss.detach()
         if self.matcher.same_step and self.matcher.matched:
             teacher, random = self._previewed.popleft()
             with replayed(random, self.device):
@@ -248,6 +270,13 @@ class TrainingLoss:
         loss = self.task_loss.loss(student.logits, batch)
         distill_loss = self._distill(zero.unwrap(engine), batch, masks, student, teacher)
         return (1 - self.mu) * loss / self.loss_denominator + self.mu * distill_loss, loss.detach()
+
+    def _zero(self, model: nn.Module) -> Tensor:
+        """0 that depends on Tr. An engine expects a gradient of every weight that it trains."""
+        transform = model.get_submodule(TRANSFORM)
+        weight = next(transform.parameters())
+        width = zero.full_shape(weight)[-1]
+        return 0.0 * transform(torch.zeros(1, 1, width, device=self.device, dtype=weight.dtype)).float().sum()
 
     def teacher_outputs(self, engine: nn.Module, batch: Batch, masks: Masks) -> ForwardOutputs:
         """The teacher's logits and the states that this step needs, without gradients."""

@@ -4,13 +4,14 @@ A policy knows the options of a run and its number of steps. It never sees a mod
 the number of optimizer updates done.
 
 `Never` prunes nothing. `OneShot` cuts once, before update `cut_step`. `Gradual` decides again after every update of the
-pruning phase while masks follow the decision. It cuts fully masked blocks every `prune_every` updates. Its last cut
-waits until every mask is exactly 0 or 1, so that removing the masks changes no output.
+pruning phase while masks follow the decision. Before that phase it does nothing. It cuts fully masked blocks every
+`prune_every` updates. Its last cut waits until every mask is exactly 0 or 1, so that removing the masks changes no
+output.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
@@ -41,10 +42,12 @@ class CutAction(Enum):
 class Policy:
     """What `Pruner` asks. All answers are the same on all ranks. The base class orders nothing.
 
-    phase: updates of the pruning phase. Ranks grow during the phase, even where nothing is pruned.
+    phase: the update that ends the pruning phase. Ranks grow during the phase, even where nothing is pruned.
+    start: updates before the phase.
     """
 
     phase: int
+    start: int = field(default=0, kw_only=True)
 
     @property
     def cut_step(self) -> int | None:
@@ -138,23 +141,25 @@ class Gradual(Policy):
     cuts_wait: bool = False
 
     def kept_fraction(self, step: int, cut_done: bool) -> float:
-        """1 - gamma_t of METHOD.md section 4: cubic from 1 at step 0 to 1 - sparsity at the end of the phase."""
-        return schedules.kept_fraction(step, self.phase, self.sparsity)
+        """1 - gamma_t of METHOD.md section 4: cubic from 1 at the phase's start to 1 - sparsity at its end."""
+        return schedules.kept_fraction(step - self.start, self.phase - self.start, self.sparsity)
 
     def scores_in(self, step: int) -> bool:
         """True in the pruning phase."""
-        return step < self.phase
+        return self.start <= step < self.phase
 
     def refreshes_scores(self, step: int) -> bool:
         """True at every adjustment, since weights have moved whether or not blocks are cut."""
-        return schedules.is_adjustment(step, self.prune_every, self.phase)
+        return schedules.is_adjustment(step, self.prune_every, self.phase, self.start)
 
     def decides(self, step: int) -> bool:
         """True in the pruning phase and at its end."""
-        return step <= self.phase
+        return self.start < step <= self.phase
 
     def mask_action(self, step: int, scored: bool) -> MaskAction:
-        """Masks wait for the first finite step. Before it no score tells blocks apart."""
+        """Masks wait for the first finite step of the phase. Before it no score tells blocks apart."""
+        if step <= self.start:
+            return MaskAction.NONE
         if not self.decides(step):
             return MaskAction.MOVE
         if scored:
@@ -162,12 +167,14 @@ class Gradual(Policy):
         if step < self.phase:
             return MaskAction.NONE
         raise UserError(
-            f"no step of the pruning phase of {self.phase} steps had a finite loss and gradient, so that no score "
-            "tells blocks apart. Give a higher --pruning_phase or, with fp16, a lower initial_scale_power"
+            f"no step of the pruning phase of {self.phase - self.start} steps had a finite loss and gradient, so that "
+            "no score tells blocks apart. Give a higher --pruning_phase or, with fp16, a lower initial_scale_power"
         )
 
     def cut_action(self, step: int, last_step: int, masks: np.ndarray, decision: np.ndarray) -> CutAction:
         """The last cut waits for all masks, or for the last step. Cuts before it take fully masked blocks."""
+        if step <= self.start:
+            return CutAction.NONE
         if step >= self.phase and (step >= last_step or (masks == decision).all()):
             return CutAction.FINISH if decision.all() else CutAction.DECISION
         return CutAction.NONE if step % self.prune_every or self.cuts_wait else CutAction.FULLY_MASKED
@@ -179,9 +186,11 @@ class Gradual(Policy):
 
 def policy_of(options: PruningOptions, total_steps: int) -> Policy:
     """The policy of a run of `total_steps` updates."""
-    phase = schedules.pruning_phase(total_steps, options.pruning_phase)
     if options.gradual:
-        return Gradual(phase, options.sparsity, options.prune_every, options.cuts_wait)
+        start = schedules.pruning_start(total_steps, options.pruning_start)
+        phase = schedules.pruning_end(total_steps, options.pruning_start, options.pruning_phase)
+        return Gradual(phase, options.sparsity, options.prune_every, options.cuts_wait, start=start)
+    phase = schedules.pruning_phase(total_steps, options.pruning_phase)
     if options.one_shot:
         return OneShot(phase, 0 if options.mode == "pretuning" else min(phase, total_steps - 1), options.sparsity)
     return Never(phase)

@@ -51,7 +51,7 @@ class Pruner(StepObserver):
         self.anatomy = anatomy
         self.rules = rules_of(run, anatomy, writable)
         self.original_sizes, self.original = anatomy.sizes, anatomy.num_parameters(anatomy.sizes)
-        self.phase, self.cut_step = self.policy.phase, self.policy.cut_step
+        self.phase, self.start, self.cut_step = self.policy.phase, self.policy.start, self.policy.cut_step
         self.mask_step = schedules.mask_step(run.pruning.mask_step, total_steps, self.phase)
         self.masks = Masks(anatomy)
         self.decision = np.ones(anatomy.sizes.total(), dtype=bool)

@@ -31,8 +31,17 @@ class RankGrowth:
     before `begin`.
     """
 
-    def __init__(self, options: AdapterOptions, decay: float, phase: int, every: int) -> None:
-        self.options, self.decay, self.phase, self.every = options, decay, phase, every
+    def __init__(self, options: AdapterOptions, decay: float, phase: int, every: int, start: int = 0) -> None:
+        """Grow nothing yet.
+
+        Args:
+            options: which adapters grow.
+            decay: weight of the past in the moving average.
+            phase: the update that ends the pruning phase.
+            every: updates between two adjustments.
+            start: updates before the pruning phase.
+        """
+        self.options, self.decay, self.phase, self.every, self.start = options, decay, phase, every, start
         self.importance: Tensor | None = None
         self.initial_parameters = 0
         self.paths: list[str] = []
@@ -48,7 +57,7 @@ class RankGrowth:
 
     def observes_in(self, step: int) -> bool:
         """Whether the update that follows `step` updates also observes importance."""
-        return self.options.grows and step < self.phase
+        return self.options.grows and self.start <= step < self.phase
 
     @torch.no_grad()
     def observe(self, engine: zero.Engine) -> Tensor:
@@ -62,10 +71,11 @@ class RankGrowth:
 
     def plan(self, step: int, model: nn.Module) -> dict[str, int]:
         """The new rank of each adapter that grows after `step` updates, by path."""
-        due = self.options.grows and schedules.is_adjustment(step, self.every, self.phase)
+        due = self.options.grows and schedules.is_adjustment(step, self.every, self.phase, self.start)
         if not due or self.importance is None:
             return {}
-        budget = schedules.rank_budget(step, self.phase, self.initial_parameters, self.options.rank_budget)
+        grown, length = step - self.start, self.phase - self.start
+        budget = schedules.rank_budget(grown, length, self.initial_parameters, self.options.rank_budget)
         sizes = adapter_sizes(model)
         if self.options.rank_growth == "even":
             return even(sizes, budget, self.options.max_rank)

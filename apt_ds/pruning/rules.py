@@ -62,6 +62,5 @@ def mask_notice(run: RunConfig, total_steps: int) -> str:
     """One line if masks of gradual pruning must jump at the end of a run of `total_steps`, else ''."""
     if not run.pruning.gradual:
         return ""
-    return schedules.mask_notice(
-        run.pruning.mask_step, total_steps, schedules.pruning_phase(total_steps, run.pruning.pruning_phase)
-    )
+    end = schedules.pruning_end(total_steps, run.pruning.pruning_start, run.pruning.pruning_phase)
+    return schedules.mask_notice(run.pruning.mask_step, total_steps, end)

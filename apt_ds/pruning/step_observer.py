@@ -31,7 +31,9 @@ class StepObserver:
         self.run = run
         self.policy = policy_of(run.pruning, total_steps)
         self.scorer = make_scorer(run, anatomy, device)
-        self.growth = RankGrowth(run.adapter, run.pruning.salience_decay, self.policy.phase, run.pruning.prune_every)
+        self.growth = RankGrowth(
+            run.adapter, run.pruning.salience_decay, self.policy.phase, run.pruning.prune_every, self.policy.start
+        )
         self.cut_done = False
         self.seconds = {"salience": 0.0, "search": 0.0}
 

@@ -35,7 +35,7 @@ from apt_ds.training.prepared_data import Part, prepared_on_node, split, train_a
 from apt_ds.training.sampling import Sampled, calibration_order, sampling
 from apt_ds.training.sources import Sets, SourcePart, SourceReader
 from apt_ds.training.streaming import Stream, StreamOrder, open_stream
-from apt_ds.training.summary_schema import DataSizes, SourceFigures
+from apt_ds.training.summary_schema import DataSizes, RewrittenAnswers, SourceFigures
 
 HELD_ARTICLES = 0.2  # fraction of the questions to hold out, by whole articles
 
@@ -58,6 +58,7 @@ class Data:
         calibration: what scores before a one-shot cut. None: the training data.
         calibration_figures: its sources, for the summary. None: no data is scored at once.
         stream: the training data of --streaming. `train` is then empty.
+        rewritten: what --rewrite_answers did. None without it.
     """
 
     train: Rows
@@ -73,6 +74,7 @@ class Data:
     calibration: Sampled | None = None
     calibration_figures: list[SourceFigures] | None = None
     stream: Stream | None = None
+    rewritten: RewrittenAnswers | None = None
 
     def counts(self) -> dict[str, int]:
         """Numbers that a resumed run must share (see `checkpoint.contents.COUNTS`)."""
@@ -110,6 +112,8 @@ class Data:
             sizes["sources"] = self.figures(self.total_steps)
         if self.calibration_figures is not None:
             sizes["calibration"] = self.calibration_figures
+        if self.rewritten is not None:
+            sizes["rewritten"] = self.rewritten
         return sizes
 
 
@@ -145,9 +149,15 @@ def read_data(run: RunConfig, base: Base, now: datetime | None = None) -> Data:
     data = Data(sets.train, sets.held_out, sets.examples, order, steps, corpus, sets.task_evaluator, now)
     data.mmlu = read_mmlu(run, base) if run.data.mmlu_path else None
     data.sources, data.calibration, data.stream = sources, calibration, stream
-    if run.pruning.one_shot and run.pruning.score != "random":
-        data.calibration_figures = data.figures(run.pruning.calibration_steps, calibration)
+    data.calibration_figures = scored_sources(run, data)
     return data
+
+
+def scored_sources(run: RunConfig, data: Data) -> list[SourceFigures] | None:
+    """The sources of the data that scores before a one-shot cut. None where no data does."""
+    if not run.pruning.one_shot or run.pruning.score == "random":
+        return None
+    return data.figures(run.pruning.calibration_steps, data.calibration)
 
 
 def read_mmlu(run: RunConfig, base: Base) -> MmluEvaluator:

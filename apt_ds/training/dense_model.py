@@ -1,54 +1,48 @@
-"""The dense model of a run with --distill logits: from its cache or live, and what the summary says of it."""
+"""The base model of a run as it is before training, for forward passes: no adapters, no cut."""
 
 from __future__ import annotations
 
 from torch import nn
 
 from apt_ds.config.run_config import RunConfig
-from apt_ds.data.instructions import resolve_pad_id
-from apt_ds.data.teacher_cache import TeacherCache
+from apt_ds.eval.loading import inference_config
+from apt_ds.models import loading
 from apt_ds.models.loading import Base
 from apt_ds.runtime import zero
-from apt_ds.training.datasets import Data
-from apt_ds.training.dense_tokens import make_or_find
-from apt_ds.training.live_teacher import LiveTeacher
-from apt_ds.training.micro_batches import MicroBatches
-from apt_ds.training.summary_schema import DistillFigures
 
 
 class DenseModel:
-    """Gives a run's micro-batches what the dense model says of their trained tokens."""
+    """Loads the base once it is needed. Under ZeRO-3 an engine shards it, else every rank has the whole model."""
 
-    def __init__(self, run: RunConfig, base: Base, config: zero.Config, data: Data, batches: MicroBatches) -> None:
-        self.run_config, self.base, self.config, self.data, self.batches = run, base, config, data, batches
-        self._cache: TeacherCache | None = None
+    def __init__(self, run: RunConfig, base: Base) -> None:
+        # no kernel of packed rows, and no pass that recomputes
+        self.run = run.replace(attn_implementation="sdpa", packing=False, gradient_checkpointing=False)
+        self.base = base
+        self._runner: nn.Module | None = None
 
-    def begin(self, model: nn.Module, fingerprint: str) -> dict[str, str]:
-        """Find or make the cache, or load the live model, before the first step. Collective.
+    def runner(self) -> nn.Module:
+        """What to call for a forward pass: the model, or the engine that shards it. Collective."""
+        if self._runner is None:
+            self._runner = self._load()
+        return self._runner
 
-        Args:
-            model: the base model as it was loaded: without adapters, masks and an engine.
-            fingerprint: that of its weights.
+    def _load(self) -> nn.Module:
+        config = inference_config(self.run.distributed.deepspeed, self.run.optim.bf16)
+        run = self.run
+        if zero.stage(config) == 3 and run.optim.fp16:
+            # an engine without loss scaling computes in bfloat16 or float32
+            run = run.replace(fp16=False)
+        sharding = zero.shard_while_loading(config) if run.model.base_bits == 16 else None
+        model = loading.load_model(self.base, run).eval()
+        runner: nn.Module = model
+        if sharding is not None:
+            runner = zero.build_for_inference(model, config)
+        del sharding
+        return runner
 
-        Returns:
-            What a resumed run must share, by the keys of `checkpoint.contents.FINGERPRINTED`.
-
-        Raises:
-            UserError: --teacher_cache holds something else, or the disk has not enough room.
-        """
-        run = self.run_config
-        if run.pruning.teacher_source == "live":
-            self.batches.add_live_teacher(LiveTeacher(run, self.base).add)
-            return {}
-        pad_id = resolve_pad_id(self.base.tokenizer)
-        self._cache = make_or_find(run, self.base, self.config, self.data, model, fingerprint, pad_id)
-        self.batches.add_teacher(self._cache)
-        return {"teacher": self._cache.digest}
-
-    def figures(self, distance: float | None) -> DistillFigures:
-        """For the summary. distance: of the last step, in nats."""
-        figures: DistillFigures = {"source": self.run_config.pruning.teacher_source, "distance": distance}
-        if self._cache is None:
-            return figures
-        layout = self._cache.layout
-        return {**figures, "tokens": layout.tokens, "bytes": layout.bytes, "seconds": self._cache.seconds}
+    def close(self) -> None:
+        """Free the model."""
+        if self._runner is not None and zero.unwrap(self._runner) is not self._runner:
+            zero.destroy(self._runner)
+        self._runner = None
+        zero.free_memory()

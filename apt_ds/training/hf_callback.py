@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
+from apt_ds.config import schedules
 from apt_ds.config.errors import UserError
 from apt_ds.models import adapter, task_heads
 from apt_ds.models.architectures import anatomy_of, architecture_of
@@ -156,9 +157,9 @@ class AptCallback(TrainerCallback):
         plan = pruner.plan(step, self._last_step, self.model)
         if self.cuts_while_training and plan:
             self._carry_out(plan, step, hf_optimizer.plain(kwargs["optimizer"]))
-        if self._scores and not pruner.needs_scores(step):
-            pruner.scorer.remove()
-            self._scores = False
+        if self._scores != pruner.needs_scores(step):
+            self._scores = not self._scores
+            pruner.scorer.install(self.model) if self._scores else pruner.scorer.remove()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End the pruning: masks are 0 or 1, and a plain process cuts what they remove. Collective."""
@@ -216,8 +217,12 @@ class AptCallback(TrainerCallback):
     # Parts of a step
 
     def _set_phase(self, total: int) -> None:
-        if self.prune_steps > total:
-            raise UserError(f"prune_steps {self.prune_steps} is more than the {total} steps of the training")
+        start = schedules.pruning_start(total, self.run.pruning.pruning_start)
+        if self.prune_steps > total - start:
+            after = f" after pruning_start {self.run.pruning.pruning_start:g}" if start else ""
+            raise UserError(
+                f"prune_steps {self.prune_steps} is more than the {total - start} steps of the training{after}"
+            )
         if self.prune_steps:
             self.run = self.run.replace(pruning_phase=self.prune_steps / total)
 

@@ -33,6 +33,7 @@ from apt_ds.training.datasets import Data, read_data
 from apt_ds.training.metrics import MetricsLogger
 from apt_ds.training.output_folder import check_output, discard_output, prepare_output
 from apt_ds.training.quantized_export import write_quantized
+from apt_ds.training.rewriting import with_own_answers
 from apt_ds.training.summary_schema import Summary
 from apt_ds.training.trackers import Trackers, check_installed
 from apt_ds.training.trackers.tracker import Ended
@@ -133,6 +134,11 @@ def prepare(run: RunConfig, stop_signals: StopSignals | None = None) -> Trainer:
     config = _check_model(run, base)
     data = read_data(run, base, saved.started if saved is not None else None)
     _check_data(run, base, config, data)
+    if run.data.rewrite_answers:
+        # writing answers takes long, so that a mistake should show before
+        check_output(run, resumes=saved is not None)
+        data = with_own_answers(run, base, data)
+        _check_data(run, base, config, data)
     resolved = attention.resolve(run, base.config, loading.run_dtype(run), zero.device())
     pruner = Pruner(run, base.anatomy, data.total_steps, zero.device(), writable_sizes(base.config))
     if collectives.is_main() and (notice := mask_notice(run, data.total_steps)):

@@ -89,6 +89,22 @@ class SourceFigures(TypedDict):
     seen: int
 
 
+class RewrittenAnswers(TypedDict):
+    """What --rewrite_answers did.
+
+    rewritten: training examples with an answer of the dense model. unfinished: those of them that were cut at a limit.
+    kept: examples of conversations that stay as they were: calls of tools, no trained last answer, or no room for one.
+    dropped: examples whose new answer is empty. mean_tokens: of a new answer. seconds: of writing them, once.
+    """
+
+    rewritten: int
+    unfinished: int
+    kept: int
+    dropped: int
+    mean_tokens: float
+    seconds: float
+
+
 class _DataSizes(TypedDict):
     train: int
     held_out: int
@@ -104,10 +120,12 @@ class DataSizes(_DataSizes, total=False):
     steps: optimizer steps of the run.
     sources: of the training data, seen in all steps.
     calibration: of the data that scores before a one-shot cut, seen in --calibration_steps.
+    rewritten: with --rewrite_answers. Sizes then count the examples that the run trains, with --max_steps.
     """
 
     sources: list[SourceFigures]
     calibration: list[SourceFigures]
+    rewritten: RewrittenAnswers
 
 
 class Sizes(TypedDict):

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from apt_ds.config import schedules
 from apt_ds.config.run_config import RunConfig
 from apt_ds.data.instructions import resolve_pad_id
 from apt_ds.eval.evaluator import Evaluator
@@ -26,7 +25,7 @@ from apt_ds.runtime.signals import StopSignals
 from apt_ds.training import rebuild
 from apt_ds.training.checkpoint import Checkpoint
 from apt_ds.training.datasets import Data
-from apt_ds.training.dense_model import DenseModel
+from apt_ds.training.dense_distillation import DenseDistillation
 from apt_ds.training.early_end import EarlyEnd
 from apt_ds.training.evaluations import Evaluations
 from apt_ds.training.final_model import excluded_consumers, write_final_model
@@ -81,7 +80,7 @@ class Trainer:
         )
         self.score_history = ScoreHistory(run.output.reference_score)
         self.evaluations = Evaluations(evaluator, self.score_history, self.meter, metrics_logger, self.early_end)
-        self.training_loss = TrainingLoss(run, base.kind, pruner.anatomy, pruner.phase, zero.device())
+        self.training_loss = TrainingLoss(run, base.kind, pruner.anatomy, pruner.phase, zero.device(), pruner.start)
         self.steps = TrainStep(
             run, data, pruner, self.training_loss, metrics_logger, self.meter, self.early_end, pad_id
         )
@@ -179,7 +178,7 @@ class Trainer:
         self.generation: GenerationConfig | None = model.generation_config if model.can_generate() else None
         fingerprints = data.fingerprints() | {"model": fingerprint.fingerprint(model)}
         if run.pruning.dense_teacher:
-            self.teacher = DenseModel(run, self.base, self.config, data, self.steps.batches)
+            self.teacher = DenseDistillation(run, self.base, self.config, data, self.steps.batches)
             fingerprints |= self.teacher.begin(model, fingerprints["model"])
         self.saver = Saver(
             run, self.state, self.metrics_logger, self.meter, data.counts(), fingerprints, decisive(self.base.config)
@@ -255,8 +254,7 @@ class Trainer:
         with self.meter.scoring():
             self.pruner.advance(step)
             plan = self.pruner.plan(step, self.data.total_steps, self.engine.module)
-        every = self.run_config.pruning.prune_every
-        if self.training_loss.distilling and schedules.is_adjustment(step, every, self.training_loss.distill_steps):
+        if self.training_loss.teacher_due(step):
             score = self.evaluate(step)
             with self.meter.scoring():
                 self.training_loss.update_teacher(score, self.engine.module)

@@ -84,3 +84,22 @@ def test_adjustments_end_on_the_last_step() -> None:
     assert [step for step in range(60) if schedules.is_adjustment(step, 20, 50)] == [20, 40, 50]
     assert [step for step in range(60) if schedules.is_adjustment(step, 20, 40)] == [20, 40]
     assert not any(schedules.is_adjustment(step, 20, 0) for step in range(60))
+
+
+def test_adjustments_begin_after_the_start() -> None:
+    assert [step for step in range(60) if schedules.is_adjustment(step, 20, 50, 20)] == [40, 50]
+    assert [step for step in range(60) if schedules.is_adjustment(step, 20, 50, 15)] == [20, 40, 50]
+
+
+@pytest.mark.parametrize(
+    ("total", "start", "phase", "expected"),
+    [
+        *[(100, 0.0, 0.5, (0, 50)), (100, 0.3, 0.5, (30, 80)), (100, 0.5, 0.5, (50, 100))],
+        # rounding leaves at least one step to the phase, and ends it inside the run
+        *[(7, 0.5, 0.5, (4, 7)), (1, 0.9, 0.1, (0, 1)), (3, 0.9, 0.1, (2, 3)), (10, 0.0, 0.01, (0, 1))],
+    ],
+)
+def test_the_pruning_phase_lies_inside_the_run(
+    total: int, start: float, phase: float, expected: tuple[int, int]
+) -> None:
+    assert (schedules.pruning_start(total, start), schedules.pruning_end(total, start, phase)) == expected

@@ -49,6 +49,7 @@ MORE = [
     ("streamed3", 3, False, STREAMED, [1, 2, 3, 4, 5, 6, 7, 8]),
     ("scored2", 2, False, SCORED, [1, 3, 5]),
     ("gradual0", 0, False, MODES["gradual"], [3]),
+    ("started3", 3, False, [*MODES["gradual"], "--pruning_start", "0.25"], [1, 2, 3, 5]),
 ]
 
 

@@ -90,6 +90,7 @@ def test_a_comparison_from_the_wheel(installed: Path) -> None:
 
 def test_console_scripts_start_and_help(wheel: Path, installed: Path) -> None:
     names = {"apt-ds-train", "apt-ds-evaluate", "apt-ds-mmlu", "apt-ds-compare", "apt-ds-benchmark", "apt-ds-push"}
+    names |= {"apt-ds-rewrite"}
     scripts = {path.name for path in (installed / "site" / "bin").iterdir()}
     assert names <= scripts
     entries = configparser.ConfigParser()

@@ -150,6 +150,30 @@ def test_the_first_adjustment_must_not_be_worse_than_the_start() -> None:
     assert student.training_loss.update_teacher(0.0, student.model)
 
 
+@pytest.mark.parametrize("match", ["step", "previous"])
+def test_a_teacher_that_waits_leaves_the_loss_to_the_task(match: str) -> None:
+    """Before its phase the loss is the task's. From the phase on it is that of a phase without a wait."""
+    kind, parts = "bert-classes", [slice(0, 2), slice(2, 4)]
+    student, early = started(kind, "--layer_match", match), started(kind, "--layer_match", match)
+    loss = student.training_loss
+    loss.distill_start, loss.distill_steps = 3, 13
+    for module in (student.model, early.model):
+        module.get_submodule(TRANSFORM).lora_B.data.fill_(0.01)
+    total, gradients, _ = step_of(student, kind, parts, 2)
+    assert loss.waiting and loss.mu == 0.0 and not loss.previews and not loss.pending().numel()
+    without_teacher = step_of(early, kind, parts, 0)
+    assert total == pytest.approx(without_teacher[0], rel=1e-6)
+    # an engine expects a gradient of Tr
+    assert all(torch.allclose(gradients[name], without_teacher[1][name], atol=1e-7) for name in gradients)
+    assert not any(gradients[f"{TRANSFORM}.{name}"].any() for name in ("lora_A", "lora_B"))
+    for step in (3, 8):
+        loss.begin(step, rows(kind))
+        assert not loss.waiting and loss.mu == (step - 3) / 10 and loss.previews == (match == "step")
+    assert [step for step in range(20) if loss.teacher_due(step)] == [3, 13]
+    loss.distill_start = 0
+    assert not loss.teacher_due(0)
+
+
 def test_the_state_survives_a_round_trip() -> None:
     student = started("t5-gated")
     student.training_loss.set_initial_score({"score": 50.0, "held_out_loss": 3.0})

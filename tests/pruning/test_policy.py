@@ -30,6 +30,10 @@ def gradual(cuts_wait: bool = False) -> Gradual:
         ({"pruning": "gradual", "sparsity": 0.4, "prune_every": 3}, Gradual(10, 0.4, 3, False)),
         ({"pruning": "gradual", "sparsity": 0.4, "prune_every": 3, "defer_cuts": True}, Gradual(10, 0.4, 3, True)),
         ({"pruning": "gradual", "sparsity": 0.4, "prune_every": 3, "distill": True}, Gradual(10, 0.4, 3, True)),
+        ({"pruning": "gradual", "sparsity": 0.4, "pruning_start": 0.3}, Gradual(16, 0.4, 20, start=6)),
+        ({"pruning": "gradual", "sparsity": 0.4, "pruning_start": 0.5}, Gradual(20, 0.4, 20, start=10)),
+        ({"pruning": "gradual", "sparsity": 0.0, "pruning_start": 0.3}, Never(10)),
+        ({"pruning": "pretuning", "sparsity": 0.4, "pruning_start": 0.3}, OneShot(10, 0, 0.4)),
     ],
 )
 def test_options_choose_the_policy(flags: dict[str, object], policy: object) -> None:
@@ -124,3 +128,32 @@ def test_pruning_is_finished_after_the_phase_with_all_masks_at_1() -> None:
     policy = gradual()
     assert not policy.finished(19, np.ones(2)) and policy.finished(20, np.ones(2))
     assert not policy.finished(20, np.array([1.0, 0.99]))
+
+
+@pytest.mark.parametrize("cuts_wait", [False, True])
+def test_a_phase_that_starts_later_is_the_same_phase_moved(cuts_wait: bool) -> None:
+    """Cuts come at the multiples of `prune_every`. The start here is one of them."""
+    wait, early = 16, gradual(cuts_wait)
+    late = Gradual(phase=20 + wait, sparsity=0.4, prune_every=8, cuts_wait=cuts_wait, start=wait)
+    for step in range(1, 60):
+        for scored in (True, False):
+            if step != 20 or scored:
+                assert late.mask_action(step + wait, scored) is early.mask_action(step, scored)
+        assert late.scores_in(step + wait) == early.scores_in(step)
+        assert late.refreshes_scores(step + wait) == early.refreshes_scores(step)
+        assert late.decides(step + wait) == early.decides(step)
+        assert late.kept_fraction(step + wait, False) == early.kept_fraction(step, False)
+        for masks in (ARRIVED, np.array([1.0, 0.9, 0.0, 0.1])):
+            arguments = LAST, masks, DECISION
+            assert late.cut_action(step + wait, *arguments) is early.cut_action(step, *arguments)
+        assert late.finished(step + wait, np.ones(2)) == early.finished(step, np.ones(2))
+
+
+def test_nothing_happens_before_the_phase() -> None:
+    policy = Gradual(phase=36, sparsity=0.4, prune_every=8, start=16)
+    for step in range(17):
+        assert policy.scores_in(step) == (step == 16)
+        assert not policy.refreshes_scores(step) and not policy.decides(step)
+        assert policy.mask_action(step, scored=True) is MaskAction.NONE
+        assert policy.cut_action(step, LAST, ARRIVED, DECISION) is CutAction.NONE
+        assert policy.kept_fraction(step, False) == 1.0

@@ -64,6 +64,13 @@ def test_the_model_shrinks_and_its_adapters_grow_while_the_loss_falls(plain: Any
     assert weight.shape[1] < 48
 
 
+def test_pruning_may_start_later(tmp_path: Path) -> None:
+    _, callback, watch = train(tmp_path, {"pruning_start": 0.4, "prune_steps": hf_jobs.STEPS // 2})
+    wait = callback.pruner.start
+    assert wait == round(0.4 * hf_jobs.STEPS) and watch.kept[:wait] == [1.0] * wait and watch.kept[-1] <= 0.6
+    assert max(callback.summary()["ranks"].values()) > 2  # type: ignore[attr-defined]
+
+
 def test_the_optimizer_trains_what_remains(plain: Any) -> None:
     _, made, _, _ = plain
     trained = {id(p) for group in made.optimizer.param_groups for p in group["params"]}

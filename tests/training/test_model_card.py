@@ -136,7 +136,7 @@ def test_the_command_states_the_method(method: str) -> None:
 
 
 def test_the_card_names_what_scored() -> None:
-    sizes = {"train": 10, "held_out": 2, "dropped": 0, "steps": 3}
+    sizes: dict[str, Any] = {"train": 10, "held_out": 2, "dropped": 0, "steps": 3}
 
     def text(*more: str) -> str:
         given = ["--deepspeed", ZERO2, "--model_name_or_path", "m", "--data_path", "d.json", *more]
@@ -145,6 +145,12 @@ def test_the_card_names_what_scored() -> None:
     assert "training examples: their gradients scored" in text()
     assert "examples of `texts.txt`: their gradients scored" in text("--calibration_path", "/home/someone/texts.txt")
     assert "scored" not in text("--score", "random")
+    assert "The gradients of the first 50 % of the steps scored" in text("--pruning", "gradual")
+    later = text("--pruning", "gradual", "--pruning_start", "0.3")
+    assert "The gradients of 50 % of the steps, after 30 % without pruning, scored" in later
+    assert "wrote" not in later
+    sizes["rewritten"] = {"rewritten": 1234}
+    assert "The base model wrote 1,234 of the training answers itself." in text()
 
 
 def test_folders_are_not_shown() -> None:

@@ -37,6 +37,8 @@ def data(run: RunConfig, summary: Summary, world_size: int) -> list[str]:
         f"Evaluated on {sizes['held_out']:,} examples"
         + (f" of `{shown(run.data.eval_data_path)}`." if run.data.eval_data_path else "."),
     ]
+    if "rewritten" in sizes:
+        lines.append(f"The base model wrote {sizes['rewritten']['rewritten']:,} of the training answers itself.")
     if run.pruning.score == "random":
         return lines
     if run.pruning.one_shot:
@@ -44,6 +46,7 @@ def data(run: RunConfig, summary: Summary, world_size: int) -> list[str]:
         kind = f"examples of `{shown(path)}`" if path else "training examples"
         lines.append(f"Calibrated on {examples:,} {kind}: their gradients scored what was removed.")
     elif run.pruning.gradual:
-        share = 100 * run.pruning.pruning_phase
-        lines.append(f"The gradients of the first {share:g} % of the steps scored what was removed.")
+        share, before = 100 * run.pruning.pruning_phase, 100 * run.pruning.pruning_start
+        steps = f"{share:g} % of the steps, after {before:g} % without pruning," if before else ""
+        lines.append(f"The gradients of {steps or f'the first {share:g} % of the steps'} scored what was removed.")
     return lines

@@ -16,7 +16,7 @@ from apt_ds.models import fingerprint, loading
 from apt_ds.models.loading import Base
 from apt_ds.training.checkpoint import Checkpoint
 from apt_ds.training.datasets import Data
-from apt_ds.training.dense_model import DenseModel
+from apt_ds.training.dense_distillation import DenseDistillation
 from apt_ds.training.micro_batches import MicroBatches
 from tests.support import tiny
 
@@ -33,7 +33,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
 
 def begun(
     base: Base, data: TokenizedSet, folder: Path, **flags: object
-) -> tuple[DenseModel, MicroBatches, dict[str, str]]:
+) -> tuple[DenseDistillation, MicroBatches, dict[str, str]]:
     """A run of three steps of two rows, after `begin`."""
     run = RunConfig(
         model_name_or_path=base.source,
@@ -43,7 +43,7 @@ def begun(
         **flags,
     )
     batches = MicroBatches(run, data, ORDER, 0, torch.device("cpu"))
-    dense = DenseModel(run, base, {}, Data(data, data, [], ORDER, 3, None), batches)
+    dense = DenseDistillation(run, base, {}, Data(data, data, [], ORDER, 3, None), batches)
     model = loading.load_model(base, run)
     return dense, batches, dense.begin(model, fingerprint.fingerprint(model))
 
