@@ -167,12 +167,12 @@ def largest_rank(run: RunConfig) -> int:
 
 
 def evaluation_batches(run: RunConfig, data: Data, kind: str) -> list[Shape]:
-    """Shapes that no evaluation batch exceeds: one for the held-out set, and one for the corpus if there is one."""
+    """Shapes that no evaluation batch exceeds: one for the held-out set, and one for the perplexity if there is one."""
     size = run.optim.per_device_eval_batch_size
     batches = [one_per_row(range(i, min(i + size, len(data.held_out)))) for i in range(0, len(data.held_out), size)]
     shapes = [bound(data.held_out, batches, kind)]
-    if data.corpus is not None:
-        blocks, length = max(1, size // 4), data.corpus.shape[1]
+    for tokens in list(data.texts.values())[:1]:  # all texts have blocks of one length
+        blocks, length = max(1, size // 4), tokens.shape[1]
         shapes.append(Shape(blocks, length, 0, blocks * (length - 1)))
     return shapes
 

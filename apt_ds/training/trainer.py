@@ -77,7 +77,7 @@ class Trainer:
         self.generators = Generators(run.optim.seed)
         self.early_end = EarlyEnd(run, stop_signals or StopSignals(), metrics_logger)
         evaluator = Evaluator(
-            run, base.kind, data.held_out, data.task_evaluator, data.corpus, pad_id, self.written_dtype, data.mmlu
+            run, base.kind, data.held_out, data.task_evaluator, data.texts, pad_id, self.written_dtype, data.mmlu
         )
         self.score_history = ScoreHistory(run.output.reference_score)
         self.evaluations = Evaluations(evaluator, self.score_history, self.meter, metrics_logger, self.early_end)
