@@ -9,6 +9,7 @@ interleaved in one process.
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import os
 import signal
@@ -23,26 +24,27 @@ from typing import Any, NoReturn
 
 import psutil
 
-from apt_ds.analysis.compare_table import Trial, tabulate
+from apt_ds.analysis.compare_table import LOCAL_FILE, Trial, tabulate
 from apt_ds.analysis.result_table import publish
+from apt_ds.analysis.variants import OWN, Variant
 from apt_ds.config.errors import UserError
-from apt_ds.config.presets import METHODS, RECIPE_FULL_EPOCHS, RECIPE_INFERENCE_BATCHES
+from apt_ds.config.presets import RECIPE_FULL_EPOCHS, RECIPE_INFERENCE_BATCHES
 from apt_ds.config.resolve import resolve
 from apt_ds.config.run_config import OPTIONS, RunConfig
 from apt_ds.config.tasks import GLUE_TASKS, INSTRUCTIONS, SQUADS, TEXTS
+from apt_ds.data import choice_questions
 from apt_ds.runtime import collectives
 from apt_ds.runtime.signals import Stopped
 from apt_ds.training.checkpoint import LAST, MANIFEST
 
-UNPRUNED = ("lora", "full", "apt_unpruned")
-# given by other options of the comparison
-OWN = ("method", "sparsity", "seed", "output_dir")
 # what a folder may differ in and still be the same run
 INCIDENTAL = (
     *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "deepspeed", "trust_remote_code"),
     *("logging_steps", "report", "report_samples", "report_to", "run_name", "logging_dir"),
     *("push_to_hub", "hub_model_id", "hub_private_repo", "hub_token"),
 )
+TRAIN, MMLU, EVALUATE = "apt_ds.training.run", "apt_ds.eval.mmlu_script", "apt_ds.commands.evaluate"
+SCRIPTS = {TRAIN: "train.py", MMLU: "eval_mmlu.py", EVALUATE: "evaluate.py"}
 # what asks the comparison to stop
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -52,7 +54,7 @@ class Comparison:
     """What to compare.
 
     Attributes:
-        methods: names of methods.
+        methods: methods, each with options of its own.
         sparsities: removed fractions.
         seeds: a row of the table is the mean over them.
         processes: of each run.
@@ -63,9 +65,11 @@ class Comparison:
         vary: names of options of train.py, each with its values. All combinations are run.
         full_num_train_epochs: of full fine-tuning. 0: as long as the other runs.
         inference_batch_size: batch size of inference. 0: the usual one for the kind of model.
+        local_data: a folder of the data of the suite `local`. Empty: the suite is not run.
+        local_limit: questions of each of its tasks. 0: all.
     """
 
-    methods: tuple[str, ...]
+    methods: tuple[Variant, ...]
     sparsities: tuple[float, ...]
     seeds: tuple[int, ...]
     processes: int
@@ -76,12 +80,11 @@ class Comparison:
     vary: tuple[tuple[str, ...], ...] = ()
     full_num_train_epochs: float = 0.0
     inference_batch_size: int = 0
+    local_data: str = ""
+    local_limit: int = 0
 
     def check(self) -> None:
         """Raise UserError for a value that is not allowed."""
-        for name in self.methods:
-            if name not in METHODS:
-                raise UserError(f"--methods {name!r} is not allowed: give some of {', '.join(METHODS)}")
         for value in self.sparsities:
             if not 0 < value < 1:
                 raise UserError(f"--sparsity {value} is not allowed: give numbers above 0 and below 1")
@@ -98,10 +101,15 @@ class Comparison:
             raise UserError("--inference_batch_size requires --efficiency, which measures inference")
         if self.mmlu_data and not Path(self.mmlu_data).is_dir():
             raise UserError(f"--mmlu_data {self.mmlu_data!r} is not a folder: give one with dev/ and test/")
+        if self.local_limit < 0:
+            raise UserError(f"--local_limit {self.local_limit} is not allowed: give at least 1, or 0 for all questions")
+        if self.local_data:
+            choice_questions.load(self.local_data, self.local_limit)
         for words in self.vary:
             if len(words) < 2 or len(set(words)) < len(words):
                 raise UserError(f"--vary {' '.join(words)}: give the name of an option and its values, nothing twice")
-            if words[0] in OWN or [other[0] for other in self.vary].count(words[0]) > 1:
+            methods = any(words[0] in dict(variant.options) for variant in self.methods)
+            if words[0] in OWN or methods or [other[0] for other in self.vary].count(words[0]) > 1:
                 raise UserError(f"--vary {words[0]} is not allowed: it is given elsewhere on this command line")
 
     def settings(self) -> list[tuple[tuple[str, str], ...]]:
@@ -136,6 +144,8 @@ def compare(comparison: Comparison, words: Sequence[str]) -> list[dict[str, Any]
             train(comparison, trial, config)
         if comparison.mmlu_data and not (trial.folder / "mmlu.json").exists():
             judge(comparison, trial, config.model.trust_remote_code)
+        if comparison.local_data and not answered(comparison, trial):
+            ask(comparison, trial, config.model.trust_remote_code)
     speeds = infer(trials, shared, comparison.inference_batch_size) if comparison.efficiency else {}
     about = {"metric": score_name(shared.data.task), "inference_batch_size": comparison.inference_batch_size or None}
     rows = tabulate(trials, speeds, about)
@@ -162,10 +172,11 @@ def plan(comparison: Comparison, output: Path) -> list[Trial]:
     found = []
     for seed in comparison.seeds:
         for method in comparison.methods:
-            for sparsity in (0.0,) if method in UNPRUNED else comparison.sparsities:
+            for sparsity in comparison.sparsities if method.prunes else (0.0,):
                 for setting in comparison.settings():
-                    name = "-".join([method, f"{100 * sparsity:g}", str(seed), *(f"{n}={v}" for n, v in setting)])
-                    found.append(Trial(method, sparsity, seed, output / name.replace("/", "_"), setting))
+                    words = [method.folder, f"{100 * sparsity:g}", str(seed), *(f"{n}={v}" for n, v in setting)]
+                    folder = output / "-".join(words).replace("/", "_")
+                    found.append(Trial(method.method, sparsity, seed, folder, setting, method.options))
     return found
 
 
@@ -176,7 +187,7 @@ def configure(comparison: Comparison, trial: Trial, words: Sequence[str]) -> Run
         own += ["--learning_rate", str(comparison.full_learning_rate)]
         if comparison.full_num_train_epochs:
             own += ["--num_train_epochs", str(comparison.full_num_train_epochs), "--max_steps", "-1"]
-    own += [word for name, value in trial.setting for word in (f"--{name}", value)]
+    own += [word for name, value in (*trial.options, *trial.setting) for word in (f"--{name}", value)]
     return resolve(own).replace(output_dir=str(trial.folder), overwrite_output_dir=True, report=False, run_report=False)
 
 
@@ -208,7 +219,7 @@ def train(comparison: Comparison, trial: Trial, config: RunConfig) -> None:
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "warning"]
     # the launcher's own port is fixed: two comparisons on a machine would meet there
     launcher += ["--num_accelerators", str(comparison.processes), "--master_port", str(collectives.free_port())]
-    run(trial, [*launcher, "--module", "apt_ds.training.run", "--config", str(file)])
+    run(trial, [*launcher, "--module", TRAIN, "--config", str(file)])
     file.unlink()
 
 
@@ -217,7 +228,24 @@ def judge(comparison: Comparison, trial: Trial, trust: bool) -> None:
     words = ["--model", str(trial.folder / "model"), "--data_dir", comparison.mmlu_data]
     words += ["--sample", str(comparison.mmlu_sample), "--json", str(trial.folder / "mmlu.json"), "--bf16"]
     words += ["--trust_remote_code"] if trust else []
-    run(trial, [sys.executable, "-m", "apt_ds.eval.mmlu_script", *words])
+    run(trial, [sys.executable, "-m", MMLU, *words])
+
+
+def answered(comparison: Comparison, trial: Trial) -> bool:
+    """Whether a run has the answers to these questions of the suite `local`."""
+    file = trial.folder / LOCAL_FILE
+    if not file.exists():
+        return False
+    questions = collectives.digest(choice_questions.load(comparison.local_data, comparison.local_limit))
+    return bool(json.loads(file.read_text(encoding="utf8"))["questions"] == questions)
+
+
+def ask(comparison: Comparison, trial: Trial, trust: bool) -> None:
+    """Run evaluate.py with the suite `local` on what a run has left."""
+    words = ["--model", str(trial.folder / "model"), "--suite", "local", "--data_dir", comparison.local_data, "--bf16"]
+    words += ["--limit", str(comparison.local_limit), "--json", str(trial.folder / LOCAL_FILE)]
+    words += ["--trust_remote_code"] if trust else []
+    run(trial, [sys.executable, "-m", EVALUATE, *words])
 
 
 def run(trial: Trial, words: list[str]) -> None:
@@ -227,7 +255,8 @@ def run(trial: Trial, words: list[str]) -> None:
         UserError: it failed.
         Stopped: a signal has ended it and the comparison.
     """
-    print(f"{trial.folder.name}: {'train.py' if 'apt_ds.training.run' in words else 'eval_mmlu.py'}", flush=True)
+    script = next(name for module, name in SCRIPTS.items() if module in words)
+    print(f"{trial.folder.name}: {script}", flush=True)
     package = str(Path(__file__).resolve().parents[2])
     paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
     process = subprocess.Popen(words, env=os.environ | {"PYTHONPATH": paths})
