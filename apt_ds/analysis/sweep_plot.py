@@ -1,4 +1,4 @@
-"""The picture of a sweep: quality against kept size, one panel for each figure, one line with a band for each method."""
+"""The picture of a sweep: quality against kept size, a panel for each figure, a line with a band for each method."""
 
 from __future__ import annotations
 

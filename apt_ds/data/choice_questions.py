@@ -66,7 +66,7 @@ def load(data_dir: str, limit: int = 0) -> list[Task]:
     """The tasks of a data folder.
 
     Args:
-        data_dir: It has sst2/, rte/, plain/wikipedia.txt and wikitext2/validation.txt.
+        data_dir: It has sst2/, plain/wikipedia.txt and wikitext2/validation.txt.
         limit: Questions of a task. 0: all.
 
     Raises:
@@ -97,21 +97,6 @@ SENTIMENTS = (" negative", " positive")
 
 def _review(pair: glue.Pair) -> str:
     return f"Review: {pair.first.strip()}\nSentiment:"
-
-
-def entailment(folder: Path) -> list[Question]:
-    """RTE: a text and a statement, true or not."""
-    shots = balanced("rte", folder / "rte", 0)
-    solved = "".join(f"{_statement(pair)}{TRUTHS[int(pair.label)]}\n\n" for pair in shots)
-    pairs = glue.read("rte", str(folder / "rte"), "validation")
-    return [Question(solved + _statement(pair), TRUTHS, int(pair.label)) for pair in pairs]
-
-
-TRUTHS = (" True", " False")
-
-
-def _statement(pair: glue.Pair) -> str:
-    return f"{pair.first.strip()}\nQuestion: {pair.second.strip()} True or False?\nAnswer:"
 
 
 def balanced(task: str, folder: Path, count: int) -> list[glue.Pair]:
@@ -173,7 +158,6 @@ def detokenized(text: str) -> str:
 
 TASKS: dict[str, tuple[Callable[[Path], list[Question]], bool]] = {
     "sst2": (sentiment, False),
-    "rte": (entailment, False),
     "next_sentence": (next_sentence, True),
     "last_word": (last_word, False),
 }
