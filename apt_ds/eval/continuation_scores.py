@@ -61,13 +61,13 @@ def continuation_scores(
     scores = torch.zeros(len(rows), 2)
     # long rows first: a batch that exceeds the memory fails at once, and similar rows need little padding
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i].ids))
-    # a prefix that the shortest row's own text continues
-    prefix = min(shared_length([row.ids for row in rows]), *(len(row.ids) - row.targets - 1 for row in rows), 10**9)
-    cache = run_prefix(runner, rows[0].ids[:prefix], device) if prefix > 0 else []
+    # of a row at least the token before the continuation is outside the prefix
+    prefix = max(0, min(shared_length([row.ids for row in rows]), *(len(row.ids) - row.targets - 1 for row in rows)))
+    cache = run_prefix(runner, rows[0].ids[:prefix], device) if prefix else []
     for places in rank_batches(len(rows), batch_size):
         own = [order[i] for i in places]
         # a rank without rows left repeats one, because sharded weights need every rank
-        batch = [rows[i]._replace(ids=rows[i].ids[max(0, prefix) :]) for i in own or [order[-1]]]
+        batch = [rows[i]._replace(ids=rows[i].ids[prefix:]) for i in own or [order[-1]]]
         found = _batch_scores(runner, batch, cache, device)
         if own:
             scores[own] = found
@@ -80,18 +80,21 @@ def _batch_scores(runner: nn.Module, batch: list[Continuation], prefix: PrefixCa
     inputs = torch.zeros(len(batch), max(len(row.ids) for row in batch), dtype=torch.long)
     for number, row in enumerate(batch):
         inputs[number, : len(row.ids)] = torch.tensor(row.ids)
-    starts = [len(row.ids) - row.targets - 1 for row in batch]
-    # logits only at positions that predict some continuation
-    kept = torch.arange(min(starts), inputs.shape[1] - 1, device=device)
+    ends = [len(row.ids) - 1 for row in batch]
+    # logits only at positions that predict a token of some continuation
+    kept = sorted({place for row, end in zip(batch, ends, strict=True) for place in range(end - row.targets, end)})
     cache = with_prefix(prefix, len(batch))
     output = runner(
-        input_ids=inputs.to(device), past_key_values=cache, use_cache=cache is not None, logits_to_keep=kept
+        input_ids=inputs.to(device),
+        past_key_values=cache,
+        use_cache=cache is not None,
+        logits_to_keep=torch.tensor(kept, device=device),
     )
-    result = torch.zeros(len(batch), 2)
-    for number, (row, start) in enumerate(zip(batch, starts, strict=True)):
-        own = slice(start - min(starts), start - min(starts) + row.targets)
-        logits = output.logits[number, own].float()
-        targets = inputs[number, start + 1 : start + 1 + row.targets].to(device)
-        likelihood = torch.log_softmax(logits, dim=-1).gather(1, targets[:, None]).sum()
-        result[number] = torch.stack([likelihood, (logits.argmax(dim=-1) == targets).all().float()]).cpu()
-    return result
+    found = []
+    for number, (row, end) in enumerate(zip(batch, ends, strict=True)):
+        first = kept.index(end - row.targets)
+        log_probs = torch.log_softmax(output.logits[number, first : first + row.targets].float(), dim=-1)
+        targets = inputs[number, end + 1 - row.targets : end + 1].to(device)
+        greedy = (log_probs.argmax(dim=-1) == targets).all()
+        found.append(torch.stack([log_probs.gather(1, targets[:, None]).sum(), greedy.float()]))
+    return torch.stack(found).cpu()

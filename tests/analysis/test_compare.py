@@ -14,16 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from apt_ds.analysis import compare
-from apt_ds.analysis.compare import Comparison, answered, ask, complete, configure, plan
-from apt_ds.analysis.compare_table import Trial, normalize, tabulate
+from apt_ds.analysis.compare import Comparison, complete, configure, plan
+from apt_ds.analysis.compare_table import Trial, normalize
 from apt_ds.analysis.result_table import markdown
 from apt_ds.analysis.variants import parse_variants
-from apt_ds.commands import evaluate
 from apt_ds.config.errors import UserError
 from apt_ds.config.resolve import resolve
 from tests.support import multiprocess, tiny
-from tests.support.local_tasks import write_folder
 from tests.support.paths import ROOT
 
 SHARED = Comparison(parse_variants("lora,apt,full"), (0.3, 0.5), (1, 2), 1, 1e-5, "", 10, False)
@@ -77,51 +74,6 @@ def test_a_method_has_options_and_rows_of_its_own(tmp_path: Path) -> None:
     ) and not unpruned.pruning.prunes
     with pytest.raises(UserError, match="--vary score is not allowed: it is given elsewhere"):
         replace(varied, vary=(("score", "salience"),)).check()
-
-
-def test_local_tasks_are_asked_once_for_the_same_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = write_folder(tmp_path / "data")
-    own = replace(
-        SHARED, methods=parse_variants("apt[align=8]"), sparsities=(0.3,), local_data=str(data), local_limit=4
-    )
-    own.check()
-    trials = plan(own, tmp_path)
-    started: list[list[str]] = []
-
-    def run_here(trial: Trial, words: list[str]) -> None:
-        """Runs the command in this process."""
-        assert words[:3] == [sys.executable, "-m", "apt_ds.commands.evaluate"]
-        started.append(words)
-        monkeypatch.setattr(sys, "argv", words[2:])
-        evaluate.main()
-
-    monkeypatch.setattr(compare, "run", run_here)
-    for number, trial in enumerate(trials):
-        tiny.save_model(trial.folder / "model", seed=number, max_position_embeddings=512)
-        assert not answered(own, trial)
-        ask(own, trial, False)
-        assert answered(own, trial) and not answered(replace(own, local_limit=5), trial)
-        texts = {"a.txt": 9.0 + number, "b.txt[50%:]": 19.0 + number}
-        evaluation = {"corpus_perplexity": texts["a.txt"], "corpus_perplexities": texts, "step_seconds": 1.0}
-        training = dict.fromkeys(
-            [f"{part}seconds" for part in ("", "steps_", "scoring_", "rebuilds_", "evaluation_")], 1
-        )
-        summary = {"pruning": {"kept": 0.7}, "training": training | {"peak_memory_bytes": 1, "history": []}}
-        summary |= {"after": evaluation | {"peak_memory_bytes": 1}, "after_cut": evaluation}
-        (trial.folder / "summary.json").write_text(json.dumps(summary), encoding="utf8")
-    assert len(started) == 2
-    (row,) = tabulate(trials, {})
-    assert row["method"] == "apt[align=8]" and (row["perplexity:b.txt[50%:]"], row["perplexity"]) == (19.5, 9.5)
-    answers = [json.loads((trial.folder / "local.json").read_text(encoding="utf8"))["tasks"] for trial in trials]
-    assert row["local:mean"] == pytest.approx(sum(tasks["mean"]["accuracy"] for tasks in answers) / 2)
-    head, _, line = markdown([row]).splitlines()
-    cells = dict(zip(head.strip("| ").split(" | "), line.strip("| ").split(" | "), strict=True))
-    assert list(cells)[:6] == [
-        *("method", "parameters removed, %", "perplexity of a.txt after the cut"),
-        *("perplexity of b.txt[50%:] after the cut", "perplexity of a.txt", "perplexity of b.txt[50%:]"),
-    ]
-    assert cells["perplexity of b.txt[50%:]"] == "19.5 ± 0.7" and "next sentence accuracy, % (chance 25)" in cells
-    assert float(cells["last word log-likelihood"].split(" ")[0]) < 0
 
 
 def test_the_papers_recipe_completes_a_comparison(tmp_path: Path) -> None:
