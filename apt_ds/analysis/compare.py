@@ -87,6 +87,9 @@ class Comparison:
             raise UserError(f"--mmlu_data {self.mmlu_data!r} is not a folder: give one with dev/ and test/")
         if self.local_limit < 0:
             raise UserError(f"--local_limit {self.local_limit} is not allowed: give at least 1, or 0 for all questions")
+        if self.local_data and not Path(self.local_data).is_dir():
+            text = "give one with sst2/, plain/ and wikitext2/"
+            raise UserError(f"--local_suite {self.local_data!r} is not a folder: {text}")
         if self.local_data:
             questions_of(self.local_data, self.local_limit)
         for words in self.vary:
@@ -118,6 +121,10 @@ def compare(comparison: Comparison, words: Sequence[str]) -> list[dict[str, Any]
     shared = resolve(words)
     if shared.output.push_to_hub:
         raise UserError("--push_to_hub does not support a comparison: upload one of its models later with apt-ds-push")
+    if comparison.local_data and shared.data.task != INSTRUCTIONS:
+        raise UserError(
+            f"--local_suite requires --task {INSTRUCTIONS} (got {shared.data.task}): it asks language models"
+        )
     comparison = complete(comparison, shared)
     trials = plan(comparison, Path(shared.output.output_dir))
     configs = [configure(comparison, trial, words) for trial in trials]

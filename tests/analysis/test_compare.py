@@ -106,7 +106,7 @@ def test_only_known_tables_are_made() -> None:
         (["magic", "a", "b"], "error: magic is not a table"),
         (["sst2"], "Usage: bash launchers/results"),
         # all its options are known
-        (["sweep", "nowhere", "out"], "error: --data_dir 'nowhere' is not a folder"),
+        (["sweep", "nowhere", "out"], "error: --local_suite 'nowhere' is not a folder"),
     ):
         done = subprocess.run([*script, *words], capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 2 and part in done.stderr
@@ -209,7 +209,7 @@ def test_a_run_whose_last_cut_is_after_its_last_step_is_compared(tmp_path: Path)
         (["--vary", "kurtoss", "off"], "--kurtoss is an unknown option (did you mean --kurtosis"),
         (["--vary", "kurtosis"], "--vary kurtosis: give the name of an option and its values, nothing twice"),
         (["--vary", "sparsity", "0.3"], "--vary sparsity is not allowed: it is given elsewhere"),
-        (["--local_suite", "nowhere"], "--data_dir 'nowhere' is not a folder"),
+        (["--local_suite", "nowhere"], "--local_suite 'nowhere' is not a folder"),
         (["--seeds"], "argument --seeds: expected one argument"),
         (["--full_num_train_epochs", "-1"], "--full_num_train_epochs -1.0 is not allowed: give a number above 0"),
         (["--full_num_train_epochs", "1,2"], "--full_num_train_epochs '1,2' is not allowed: give one number"),
