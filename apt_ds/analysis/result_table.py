@@ -102,20 +102,26 @@ NAMED: dict[str, tuple[str, Form, str]] = {
 
 def with_names(rows: list[Row]) -> dict[str, tuple[str, Form]]:
     """`COLUMNS` with one more for each further text and each task, behind the columns that these are like."""
-    keys = list(dict.fromkeys(key for row in rows for key in row if not key.endswith("_std")))
+    keys = dict.fromkeys(key for row in rows for key in row if not key.endswith("_std"))
+    named = [(kind, name) for kind, colon, name in (key.partition(":") for key in keys) if colon and kind in NAMED]
     every: dict[str, tuple[str, Form]] = {}
     for column, shown in COLUMNS.items():
         every[column] = shown
-        for key in keys:
-            kind, colon, name = key.partition(":")
-            if colon and kind in NAMED and NAMED[kind][2] == column:
-                header, form, _ = NAMED[kind]
-                chance = next((row[f"chance:{name}"] for row in rows if row.get(f"chance:{name}") is not None), None)
-                at = f" (chance {100 * chance:.0f})" if kind == "local" and chance is not None else ""
-                # the name may hold braces, which headers fill in
-                plain = header.format(name=name.replace("_", " ")) if kind != "perplexity" else header.format(name=name)
-                every[key] = ((plain + at).replace("{", "{{").replace("}", "}}"), form)
+        for kind, name in named:
+            if NAMED[kind][2] == column:
+                # the name of a text may hold braces, which headers fill in
+                header = named_header(rows, kind, name).replace("{", "{{").replace("}", "}}")
+                every[f"{kind}:{name}"] = (header, NAMED[kind][1])
     return every
+
+
+def named_header(rows: list[Row], kind: str, name: str) -> str:
+    """The header of the column `kind:name`. That of a task says what chance is."""
+    if kind not in ("local", "likelihood"):
+        return NAMED[kind][0].format(name=name)
+    header = NAMED[kind][0].format(name=name.replace("_", " "))
+    chance = next((row[f"chance:{name}"] for row in rows if row.get(f"chance:{name}") is not None), None)
+    return header if kind == "likelihood" or chance is None else f"{header} (chance {100 * chance:.0f})"
 
 
 def fillings(rows: list[Row]) -> dict[str, Any]:

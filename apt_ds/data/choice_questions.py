@@ -20,6 +20,7 @@ SEED = 0
 FLAG = "--data_dir"
 CANDIDATES = 4  # of the next sentence
 WIKIPEDIA_HALF = TextPart(Path("plain/wikipedia.txt"), "50%")  # the first half is free for calibration
+SST2 = Path("sst2")  # train.tsv and validation.tsv
 WIKITEXT = Path("wikitext2/validation.txt")
 _SENTENCE_END = re.compile(r"(?<=[a-z\d)]{3}[.!?]) (?=[A-Z])")  # after three letters: `St. Vincent` has none
 _WORD = re.compile(r"(.*\S)( [A-Za-z]{3,})[.!?]", re.DOTALL)
@@ -74,6 +75,8 @@ def load(data_dir: str, limit: int = 0) -> list[Task]:
     """
     if not Path(data_dir).is_dir():
         raise UserError(f"{FLAG} {data_dir!r} is not a folder: give one with sst2/, plain/ and wikitext2/")
+    if missing := [path for path in (SST2, WIKIPEDIA_HALF.path, WIKITEXT) if not (Path(data_dir) / path).exists()]:
+        raise UserError(f"{FLAG} {data_dir!r} lacks {missing[0]}, which the suite asks from")
     tasks = []
     for name, (read, by_length) in TASKS.items():
         questions = read(Path(data_dir))
@@ -86,9 +89,9 @@ def load(data_dir: str, limit: int = 0) -> list[Task]:
 
 def sentiment(folder: Path) -> list[Question]:
     """SST-2: reviews with the word of their class, after solved ones."""
-    shots = balanced("sst2", folder / "sst2", 4)
+    shots = balanced("sst2", folder / SST2, 4)
     solved = "".join(f"{_review(pair)}{SENTIMENTS[int(pair.label)]}\n\n" for pair in shots)
-    pairs = glue.read("sst2", str(folder / "sst2"), "validation")
+    pairs = glue.read("sst2", str(folder / SST2), "validation")
     return [Question(solved + _review(pair), SENTIMENTS, int(pair.label)) for pair in pairs]
 
 
@@ -100,10 +103,16 @@ def _review(pair: glue.Pair) -> str:
 
 
 def balanced(task: str, folder: Path, count: int) -> list[glue.Pair]:
-    """Solved examples of a GLUE task, `count` in all, with the classes in turn."""
+    """Solved examples of a GLUE task, `count` in all, with the classes in turn.
+
+    Raises:
+        UserError: A class has too few examples.
+    """
     pairs = glue.read(task, str(folder), "train")
     random.Random(SEED).shuffle(pairs)
     classes = [[pair for pair in pairs if pair.label == label] for label in range(len(glue.labels_of(task)))]
+    if min(map(len, classes)) < -(-count // len(classes)):
+        raise UserError(f"{folder} has too few training examples of a class: give at least {count} of each")
     return [classes[i % len(classes)][i // len(classes)] for i in range(count)]
 
 
@@ -143,7 +152,9 @@ def last_word(folder: Path) -> list[Question]:
         sentences = _SENTENCE_END.split(detokenized(paragraph))
         for count in range(2, len(sentences) + 1):
             found = _WORD.fullmatch(" ".join(sentences[:count]))
-            if found and 100 <= len(found[1]) <= 800 and found[1].count("<unk>") <= 3 and found[2] in found[1]:
+            if found is None or not 100 <= len(found[1]) <= 800 or found[1].count("<unk>") > 3:
+                continue
+            if re.search(rf"{found[2]}\b", found[1]):
                 questions.append(Question(found[1], (found[2],)))
                 break
     return questions

@@ -80,5 +80,7 @@ def test_missing_data_is_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no question for next_sentence"):
         load(str(tmp_path / "few"))
     (tmp_path / "few" / "plain" / "wikipedia.txt").unlink()
-    with pytest.raises(UserError, match=r"^--data_dir: .*wikipedia\.txt cannot be read: No such file"):
+    with pytest.raises(UserError, match=r"^--data_dir '.*few' lacks plain/wikipedia\.txt, which the suite asks from"):
         load(str(tmp_path / "few"))
+    with pytest.raises(UserError, match="too few training examples of a class: give at least 14 of each"):
+        choice_questions.balanced("sst2", tmp_path / "few" / "sst2", 14)
