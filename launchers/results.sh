@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Make one table of launchers/RESULTS.md again: train all methods, judge them, write the table into its place.
 # Usage: bash launchers/results.sh NAME DATA OUTPUT [OPTIONS of compare.py]
-# NAME: smollm2, sst2 or rte. DATA: folder with the data that RESULTS.md lists. OUTPUT: folder for all runs.
+# NAME: smollm2, sweep, sst2 or rte. DATA: folder with the data that RESULTS.md lists. OUTPUT: folder for all runs.
 # A second start trains only what is missing in OUTPUT. APT_DS_RESULTS names another document than RESULTS.md.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -13,17 +13,29 @@ fi
 name=$1 data=$2 output=$3
 shift 3
 
+document=${APT_DS_RESULTS:-$here/RESULTS.md}
+# the setting of SmolLM2 in the README
+smollm2=(
+    --bf16 --attn_implementation eager --model_name_or_path builtin:smollm2
+    --data_path "$data/alpaca/alpaca_gpt4_train.json" --eval_size 48
+    --perplexity_path "$data/wikitext2/validation.txt" --perplexity_length 512 --perplexity_blocks 16
+    --max_steps 60 --per_device_train_batch_size 8 --max_seq_length 128 --learning_rate 1e-3
+    --calibration_steps 12 --structure adaptive --prune_blocks neurons --adapter_targets q,v,down --save_steps 0
+    --seeds 128,1,2
+)
 small=(--preset minilm-sst2 --sparsity 0.6 --save_steps 0 --logging_steps 20 --efficiency)
 case $name in
 smollm2)
     options=(
-        --bf16 --attn_implementation eager --model_name_or_path builtin:smollm2
-        --data_path "$data/alpaca/alpaca_gpt4_train.json" --eval_size 48
-        --perplexity_path "$data/wikitext2/validation.txt" --perplexity_length 512 --perplexity_blocks 16
-        --max_steps 60 --per_device_train_batch_size 8 --max_seq_length 128 --learning_rate 1e-3
-        --calibration_steps 12 --structure adaptive --prune_blocks neurons --adapter_targets q,v,down --save_steps 0
-        --methods apt,prune_lora,lora_prune,lora,full --sparsity 0.3,0.5 --seeds 128,1,2
+        "${smollm2[@]}" --methods apt,prune_lora,lora_prune,lora,full --sparsity 0.3,0.5
         --mmlu_data "$data/mmlu" --mmlu_sample 1000 --efficiency --inference_batch_size 4
+    )
+    ;;
+sweep)
+    # every method that prunes, against LoRA that does not. The texts are those that nobody calibrates on
+    options=(
+        "${smollm2[@]}" --methods pruning,lora --sparsity 0.2,0.3,0.4,0.5,0.6
+        --perplexity_path "$data/wikitext2/validation.txt,$data/plain/c4.txt[50%:]" --local_suite "$data"
     )
     ;;
 sst2)
@@ -39,10 +51,17 @@ rte)
     )
     ;;
 *)
-    echo "error: $name is not a table: give smollm2, sst2 or rte" >&2
+    echo "error: $name is not a table: give smollm2, sweep, sst2 or rte" >&2
     exit 2
     ;;
 esac
 
 python "$here/compare.py" --deepspeed "$here/../ds_configs/zero2.json" "${options[@]}" --output_dir "$output" "$@"
-exec python -m apt_ds.analysis.compare_table --folder "$output" --into "${APT_DS_RESULTS:-$here/RESULTS.md}" --section "$name"
+if [[ $name == sweep ]]; then
+    pictures=$(dirname "$document")/results
+    mkdir -p "$pictures"
+    cp "$output/table.json" "$pictures/sweep.json"
+    python -m apt_ds.analysis.plots --table "$pictures/sweep.json" --picture "$pictures/sweep.png" --sweep \
+        --title "SmolLM2-135M after pruning, mean and deviation over seeds"
+fi
+exec python -m apt_ds.analysis.compare_table --folder "$output" --into "$document" --section "$name"

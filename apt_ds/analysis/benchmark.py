@@ -116,7 +116,7 @@ def inputs(run: RunConfig) -> tuple[Base, Data]:
     base = loading.find_base(run.model.model_name_or_path, trust=run.model.trust_remote_code)
     rows = build_dataset(load_examples(run.data.data_path), base.tokenizer, run.data.max_seq_length)
     batch = run.optim.global_batch(collectives.world_size())
-    return base, Data(rows, rows, [], GlobalOrder(len(rows), batch, run.optim.seed), LAST_STEP, None)
+    return base, Data(rows, rows, [], GlobalOrder(len(rows), batch, run.optim.seed), LAST_STEP, {})
 
 
 def load_of(run: RunConfig, data: Data, steps: int) -> Load:

@@ -10,41 +10,27 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
-import psutil
-
+from apt_ds.analysis.compare_jobs import answered, ask, judge, questions_of, train
 from apt_ds.analysis.compare_table import Trial, tabulate
 from apt_ds.analysis.result_table import publish
+from apt_ds.analysis.variants import OWN, Variant
 from apt_ds.config.errors import UserError
-from apt_ds.config.presets import METHODS, RECIPE_FULL_EPOCHS, RECIPE_INFERENCE_BATCHES
+from apt_ds.config.presets import RECIPE_FULL_EPOCHS, RECIPE_INFERENCE_BATCHES
 from apt_ds.config.resolve import resolve
 from apt_ds.config.run_config import OPTIONS, RunConfig
 from apt_ds.config.tasks import GLUE_TASKS, INSTRUCTIONS, SQUADS, TEXTS
-from apt_ds.runtime import collectives
-from apt_ds.runtime.signals import Stopped
-from apt_ds.training.checkpoint import LAST, MANIFEST
 
-UNPRUNED = ("lora", "full", "apt_unpruned")
-# given by other options of the comparison
-OWN = ("method", "sparsity", "seed", "output_dir")
 # what a folder may differ in and still be the same run
 INCIDENTAL = (
     *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "deepspeed", "trust_remote_code"),
     *("logging_steps", "report", "report_samples", "report_to", "run_name", "logging_dir"),
     *("push_to_hub", "hub_model_id", "hub_private_repo", "hub_token"),
 )
-# what asks the comparison to stop
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -52,7 +38,7 @@ class Comparison:
     """What to compare.
 
     Attributes:
-        methods: names of methods.
+        methods: methods, each with options of its own.
         sparsities: removed fractions.
         seeds: a row of the table is the mean over them.
         processes: of each run.
@@ -63,9 +49,11 @@ class Comparison:
         vary: names of options of train.py, each with its values. All combinations are run.
         full_num_train_epochs: of full fine-tuning. 0: as long as the other runs.
         inference_batch_size: batch size of inference. 0: the usual one for the kind of model.
+        local_data: a folder of the data of the suite `local`. Empty: the suite is not run.
+        local_limit: questions of each of its tasks. 0: all.
     """
 
-    methods: tuple[str, ...]
+    methods: tuple[Variant, ...]
     sparsities: tuple[float, ...]
     seeds: tuple[int, ...]
     processes: int
@@ -76,12 +64,11 @@ class Comparison:
     vary: tuple[tuple[str, ...], ...] = ()
     full_num_train_epochs: float = 0.0
     inference_batch_size: int = 0
+    local_data: str = ""
+    local_limit: int = 0
 
     def check(self) -> None:
         """Raise UserError for a value that is not allowed."""
-        for name in self.methods:
-            if name not in METHODS:
-                raise UserError(f"--methods {name!r} is not allowed: give some of {', '.join(METHODS)}")
         for value in self.sparsities:
             if not 0 < value < 1:
                 raise UserError(f"--sparsity {value} is not allowed: give numbers above 0 and below 1")
@@ -98,10 +85,18 @@ class Comparison:
             raise UserError("--inference_batch_size requires --efficiency, which measures inference")
         if self.mmlu_data and not Path(self.mmlu_data).is_dir():
             raise UserError(f"--mmlu_data {self.mmlu_data!r} is not a folder: give one with dev/ and test/")
+        if self.local_limit < 0:
+            raise UserError(f"--local_limit {self.local_limit} is not allowed: give at least 1, or 0 for all questions")
+        if self.local_data and not Path(self.local_data).is_dir():
+            text = "give one with sst2/, plain/ and wikitext2/"
+            raise UserError(f"--local_suite {self.local_data!r} is not a folder: {text}")
+        if self.local_data:
+            questions_of(self.local_data, self.local_limit)
         for words in self.vary:
             if len(words) < 2 or len(set(words)) < len(words):
                 raise UserError(f"--vary {' '.join(words)}: give the name of an option and its values, nothing twice")
-            if words[0] in OWN or [other[0] for other in self.vary].count(words[0]) > 1:
+            methods = any(words[0] in dict(variant.options) for variant in self.methods)
+            if words[0] in OWN or methods or [other[0] for other in self.vary].count(words[0]) > 1:
                 raise UserError(f"--vary {words[0]} is not allowed: it is given elsewhere on this command line")
 
     def settings(self) -> list[tuple[tuple[str, str], ...]]:
@@ -126,6 +121,10 @@ def compare(comparison: Comparison, words: Sequence[str]) -> list[dict[str, Any]
     shared = resolve(words)
     if shared.output.push_to_hub:
         raise UserError("--push_to_hub does not support a comparison: upload one of its models later with apt-ds-push")
+    if comparison.local_data and shared.data.task != INSTRUCTIONS:
+        raise UserError(
+            f"--local_suite requires --task {INSTRUCTIONS} (got {shared.data.task}): it asks language models"
+        )
     comparison = complete(comparison, shared)
     trials = plan(comparison, Path(shared.output.output_dir))
     configs = [configure(comparison, trial, words) for trial in trials]
@@ -136,6 +135,8 @@ def compare(comparison: Comparison, words: Sequence[str]) -> list[dict[str, Any]
             train(comparison, trial, config)
         if comparison.mmlu_data and not (trial.folder / "mmlu.json").exists():
             judge(comparison, trial, config.model.trust_remote_code)
+        if comparison.local_data and not answered(comparison, trial):
+            ask(comparison, trial, config.model.trust_remote_code)
     speeds = infer(trials, shared, comparison.inference_batch_size) if comparison.efficiency else {}
     about = {"metric": score_name(shared.data.task), "inference_batch_size": comparison.inference_batch_size or None}
     rows = tabulate(trials, speeds, about)
@@ -162,10 +163,11 @@ def plan(comparison: Comparison, output: Path) -> list[Trial]:
     found = []
     for seed in comparison.seeds:
         for method in comparison.methods:
-            for sparsity in (0.0,) if method in UNPRUNED else comparison.sparsities:
+            for sparsity in comparison.sparsities if method.prunes else (0.0,):
                 for setting in comparison.settings():
-                    name = "-".join([method, f"{100 * sparsity:g}", str(seed), *(f"{n}={v}" for n, v in setting)])
-                    found.append(Trial(method, sparsity, seed, output / name.replace("/", "_"), setting))
+                    words = [method.folder, f"{100 * sparsity:g}", str(seed), *(f"{n}={v}" for n, v in setting)]
+                    folder = output / "-".join(words).replace("/", "_")
+                    found.append(Trial(method.method, sparsity, seed, folder, setting, method.options))
     return found
 
 
@@ -176,7 +178,7 @@ def configure(comparison: Comparison, trial: Trial, words: Sequence[str]) -> Run
         own += ["--learning_rate", str(comparison.full_learning_rate)]
         if comparison.full_num_train_epochs:
             own += ["--num_train_epochs", str(comparison.full_num_train_epochs), "--max_steps", "-1"]
-    own += [word for name, value in trial.setting for word in (f"--{name}", value)]
+    own += [word for name, value in (*trial.options, *trial.setting) for word in (f"--{name}", value)]
     return resolve(own).replace(output_dir=str(trial.folder), overwrite_output_dir=True, report=False, run_report=False)
 
 
@@ -196,74 +198,6 @@ def check_finished(trial: Trial, config: RunConfig) -> None:
                 f"{trial.folder} holds a run with --{name} {there.flag(name)}, not {config.flag(name)}; "
                 "choose another --output_dir or remove the folder"
             )
-
-
-def train(comparison: Comparison, trial: Trial, config: RunConfig) -> None:
-    """Run train.py under the deepspeed launcher, from the last checkpoint of an interrupted run if there is one."""
-    if any(trial.folder.glob(f"checkpoint-*/{MANIFEST}")):
-        config = config.replace(resume_from_checkpoint=LAST)
-    file = trial.folder.with_name(f"{trial.folder.name}.yaml")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    config.save(file)
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "warning"]
-    # the launcher's own port is fixed: two comparisons on a machine would meet there
-    launcher += ["--num_accelerators", str(comparison.processes), "--master_port", str(collectives.free_port())]
-    run(trial, [*launcher, "--module", "apt_ds.training.run", "--config", str(file)])
-    file.unlink()
-
-
-def judge(comparison: Comparison, trial: Trial, trust: bool) -> None:
-    """Run eval_mmlu.py on what a run has left."""
-    words = ["--model", str(trial.folder / "model"), "--data_dir", comparison.mmlu_data]
-    words += ["--sample", str(comparison.mmlu_sample), "--json", str(trial.folder / "mmlu.json"), "--bf16"]
-    words += ["--trust_remote_code"] if trust else []
-    run(trial, [sys.executable, "-m", "apt_ds.eval.mmlu_script", *words])
-
-
-def run(trial: Trial, words: list[str]) -> None:
-    """Start a process and wait; it speaks for itself on the terminal.
-
-    Raises:
-        UserError: it failed.
-        Stopped: a signal has ended it and the comparison.
-    """
-    print(f"{trial.folder.name}: {'train.py' if 'apt_ds.training.run' in words else 'eval_mmlu.py'}", flush=True)
-    package = str(Path(__file__).resolve().parents[2])
-    paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
-    process = subprocess.Popen(words, env=os.environ | {"PYTHONPATH": paths})
-    # nohup ignores SIGHUP, and so does this
-    heard = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, stop) for number in heard}
-    try:
-        status = process.wait()
-    except Stopped:
-        end(process)
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if status:
-        raise UserError(f"{trial.folder.name} ended with status {status}; run again to go on with what is missing")
-
-
-def stop(number: int, frame: FrameType | None) -> NoReturn:
-    """Handle a signal: leave the wait for a run."""
-    raise Stopped(number, "stopped; run again to go on with what is missing")
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End a run with the launcher and ranks it has started; a rank saves a checkpoint first."""
-    for number in STOPPING:
-        signal.signal(number, signal.SIG_IGN)
-    with suppress(psutil.NoSuchProcess):
-        started = psutil.Process(process.pid).children(recursive=True)
-        # the ranks alone: a launcher that is asked to end kills its ranks at once
-        ranks = [one for one in started if not one.children()]
-        for one in ranks or [psutil.Process(process.pid)]:
-            with suppress(psutil.NoSuchProcess):
-                one.terminate()
-        psutil.wait_procs(started)
-    process.wait()
 
 
 def infer(trials: list[Trial], shared: RunConfig, batch: int = 0) -> dict[str, Any]:

@@ -14,9 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from apt_ds.analysis.variants import Setting, Variant
 from apt_ds.training.score_history import NEAR
 
 Row = dict[str, Any]
+
+LOCAL_FILE = "local.json"  # in the folder of a run: its answers to the suite `local`
+BY_TEXT = "corpus_perplexities"  # key of an evaluation with several texts
 
 # column: where summary.json has it
 QUALITY = {
@@ -49,18 +53,24 @@ LANGUAGE_MODEL_RATIOS = {"relative_score": "mmlu"}
 
 @dataclass(frozen=True)
 class Trial:
-    """One run: a method at a sparsity with a seed and its own options, and its folder."""
+    """One run: a method at a sparsity with a seed, and its folder.
+
+    Attributes:
+        setting: the values of the options that the comparison varies.
+        options: the method's own options, which belong to its name.
+    """
 
     method: str
     sparsity: float
     seed: int
     folder: Path
-    setting: tuple[tuple[str, str], ...] = ()
+    setting: Setting = ()
+    options: Setting = ()
 
     @property
     def row(self) -> tuple[object, ...]:
         """What runs of one row of the table have in common: all but the seed."""
-        return self.method, self.sparsity, self.setting
+        return self.method, self.options, self.sparsity, self.setting
 
 
 def tabulate(trials: list[Trial], speeds: dict[str, Any], about: Row | None = None) -> list[Row]:
@@ -86,13 +96,12 @@ def tabulate(trials: list[Trial], speeds: dict[str, Any], about: Row | None = No
 def make_row(members: list[Trial], summaries: list[Row]) -> Row:
     """Quality as mean over seeds with its deviation; times as median and memory as maximum over seeds."""
     first = members[0]
-    row: Row = {"method": first.method, "removed": 1 - summaries[0]["pruning"]["kept"]}
+    row: Row = {"method": Variant(first.method, first.options).label, "removed": 1 - summaries[0]["pruning"]["kept"]}
     row |= dict(first.setting) | {"seeds": len(members)}
     for name, (when, key) in QUALITY.items():
         put(row, name, [summary.get(when, {}).get(key) for summary in summaries])
-    marks = [t.folder / "mmlu.json" for t in members]
-    if all(mark.exists() for mark in marks):
-        put(row, "mmlu", [json.loads(mark.read_text(encoding="utf8"))["accuracy"] for mark in marks])
+    add_texts(row, summaries)
+    add_tasks(row, members)
     training, after = [s["training"] for s in summaries], [s["after"] for s in summaries]
     for part in ("", "steps_", "scoring_", "rebuilds_", "evaluation_"):
         name = f"{part}seconds"
@@ -101,6 +110,32 @@ def make_row(members: list[Trial], summaries: list[Row]) -> Row:
     row["step_seconds"] = combine(statistics.median, [a["step_seconds"] for a in after])
     row["final_bytes"] = combine(max, [a["peak_memory_bytes"] for a in after])
     return row
+
+
+def add_texts(row: Row, summaries: list[Row]) -> None:
+    """Add the perplexities of the texts after the first, and the first one's name as `text`. One text has no name."""
+    texts = list(summaries[0]["after"].get(BY_TEXT, {}))
+    if not texts:
+        return
+    row["text"] = texts[0]
+    for column, when in (("perplexity_cut", "after_cut"), ("perplexity", "after")):
+        for text in texts[1:]:
+            put(row, f"{column}:{text}", [summary.get(when, {}).get(BY_TEXT, {}).get(text) for summary in summaries])
+
+
+def add_tasks(row: Row, members: list[Trial]) -> None:
+    """Add the accuracy on MMLU and on each task of the suite `local`, where all runs have it."""
+    marks = [t.folder / "mmlu.json" for t in members]
+    if all(mark.exists() for mark in marks):
+        put(row, "mmlu", [json.loads(mark.read_text(encoding="utf8"))["accuracy"] for mark in marks])
+    files = [t.folder / LOCAL_FILE for t in members]
+    if all(file.exists() for file in files):
+        runs = [json.loads(file.read_text(encoding="utf8"))["tasks"] for file in files]
+        for task in runs[0]:
+            put(row, f"local:{task}", [tasks.get(task, {}).get("accuracy") for tasks in runs])
+            if "log_likelihood" in runs[0][task]:
+                put(row, f"likelihood:{task}", [tasks.get(task, {}).get("log_likelihood") for tasks in runs])
+            row[f"chance:{task}"] = runs[0][task]["chance"]
 
 
 def combine(how: Callable[[list[float]], float], values: list[float | None]) -> float | None:

@@ -196,7 +196,7 @@ def largest_rank(run: RunConfig) -> int:
 
 
 def evaluation_batches(run: RunConfig, data: Data, kind: str) -> list[Shape]:
-    """Shapes that no evaluation batch exceeds: of the held-out set, of the dense teacher's pass, and of the corpus."""
+    """Shapes that no evaluation batch exceeds: of the held-out set, the dense teacher's pass, and the perplexity."""
     size = run.optim.per_device_eval_batch_size
     batches = [one_per_row(range(i, min(i + size, len(data.held_out)))) for i in range(0, len(data.held_out), size)]
     shapes = [bound(data.held_out, batches, kind)]
@@ -204,8 +204,8 @@ def evaluation_batches(run: RunConfig, data: Data, kind: str) -> list[Shape]:
         # the pass before the first step takes the longest rows together
         longest = (-data.train.lengths).argsort(kind="stable")[:size].tolist()
         shapes.append(bound(data.train, [one_per_row(longest)], kind))
-    if data.corpus is not None:
-        blocks, length = max(1, size // 4), data.corpus.shape[1]
+    for tokens in list(data.texts.values())[:1]:  # all texts have blocks of one length
+        blocks, length = max(1, size // 4), tokens.shape[1]
         shapes.append(Shape(blocks, length, 0, blocks * (length - 1)))
     return shapes
 

@@ -1,7 +1,7 @@
 """Pictures of a comparison. Requires matplotlib (the extra [eval]).
 
 `python -m apt_ds.analysis.plots --table FILE --picture FILE` draws perplexity against the size of the model, from the
-`table.json` of a comparison.
+`table.json` of a comparison. `--sweep` draws all figures of quality.
 """
 
 from __future__ import annotations
@@ -96,10 +96,12 @@ def quality_against_size(lines: dict[str, list[tuple[float, float, float]]], pat
 
 def parser() -> cli.Parser:
     """The options of the command."""
-    options = cli.Parser("python -m apt_ds.analysis.plots --table FILE --picture FILE [--title TEXT]")
+    options = cli.Parser("python -m apt_ds.analysis.plots --table FILE --picture FILE [--sweep] [--title TEXT]")
     options.add_argument("--table", required=True, help="table.json of a finished comparison")
     options.add_argument("--picture", required=True, help="the PNG file to write")
-    options.add_argument("--title", default="Perplexity after pruning", help="title of the picture")
+    options.add_argument("--title", default="", help="title of the picture")
+    sweep = "a panel for each figure of quality, each with a line and a band over seeds for each method"
+    options.add_argument("--sweep", action="store_true", help=sweep)
     return options
 
 
@@ -110,9 +112,13 @@ def main() -> None:
         rows = json.loads(Path(own.table).read_text(encoding="utf8"))
     except (OSError, ValueError) as error:
         raise UserError(f"--table {own.table!r} cannot be read: {error}; give the table.json of compare.py") from None
-    lines = lines_of(rows, own.table)
     try:
-        quality_against_size(lines, Path(own.picture), own.title)
+        if own.sweep:
+            from apt_ds.analysis import sweep_plot
+
+            sweep_plot.draw(rows, Path(own.picture), own.title or "Quality after pruning")
+        else:
+            quality_against_size(lines_of(rows, own.table), Path(own.picture), own.title or "Perplexity after pruning")
     except ModuleNotFoundError as error:
         raise UserError(f"--picture requires {error.name}: pip install 'apt_ds[eval]'") from None
 

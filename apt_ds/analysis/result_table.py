@@ -33,9 +33,9 @@ def fixed(digits: int, scale: float = 1.0) -> Form:
 COLUMNS: dict[str, tuple[str, Form]] = {
     "method": ("method", str),
     "removed": ("parameters removed, %", fixed(1, 100)),
-    "perplexity_cut": ("perplexity after the cut", fixed(1)),
+    "perplexity_cut": ("perplexity{text} after the cut", fixed(1)),
     "held_out_loss_cut": ("held-out loss after the cut", fixed(3)),
-    "perplexity": ("perplexity", fixed(1)),
+    "perplexity": ("perplexity{text}", fixed(1)),
     "held_out_loss": ("held-out loss", fixed(3)),
     "relative_perplexity": ("perplexity, % of {ref}", fixed(1, 100)),
     "mmlu": ("MMLU accuracy, %", fixed(1, 100)),
@@ -84,17 +84,52 @@ def varied(row: Row) -> list[str]:
 def columns(rows: list[Row]) -> dict[str, tuple[str, Form]]:
     """The columns that some row fills, by name, with their headers filled in."""
     reference = rows[0].get("reference")
-    every = COLUMNS | ({} if reference else ABSOLUTE)
+    every = with_names(rows) | ({} if reference else ABSOLUTE)
     shown = [name for name in every if any(row.get(name) is not None for row in rows)]
     shown[2:2] = dict.fromkeys(name for row in rows for name in varied(row))
     words = fillings(rows)
     return {n: (every[n][0].format(**words), every[n][1]) if n in every else (n, str) for n in shown}
 
 
+# what a column of rows with names begins with: header, format, and the column that it follows
+NAMED: dict[str, tuple[str, Form, str]] = {
+    "perplexity_cut": ("perplexity of {name} after the cut", fixed(1), "perplexity_cut"),
+    "perplexity": ("perplexity of {name}", fixed(1), "perplexity"),
+    "local": ("{name} accuracy, %", fixed(1, 100), "mmlu"),
+    "likelihood": ("{name} log-likelihood", fixed(2), "mmlu"),
+}
+
+
+def with_names(rows: list[Row]) -> dict[str, tuple[str, Form]]:
+    """`COLUMNS` with one more for each further text and each task, behind the columns that these are like."""
+    keys = dict.fromkeys(key for row in rows for key in row if not key.endswith("_std"))
+    named = [(kind, name) for kind, colon, name in (key.partition(":") for key in keys) if colon and kind in NAMED]
+    every: dict[str, tuple[str, Form]] = {}
+    for column, shown in COLUMNS.items():
+        every[column] = shown
+        for kind, name in named:
+            if NAMED[kind][2] == column:
+                # the name of a text may hold braces, which headers fill in
+                header = named_header(rows, kind, name).replace("{", "{{").replace("}", "}}")
+                every[f"{kind}:{name}"] = (header, NAMED[kind][1])
+    return every
+
+
+def named_header(rows: list[Row], kind: str, name: str) -> str:
+    """The header of the column `kind:name`. That of a task says what chance is."""
+    if kind not in ("local", "likelihood"):
+        return NAMED[kind][0].format(name=name)
+    header = NAMED[kind][0].format(name=name.replace("_", " "))
+    chance = next((row[f"chance:{name}"] for row in rows if row.get(f"chance:{name}") is not None), None)
+    return header if kind == "likelihood" or chance is None else f"{header} (chance {100 * chance:.0f})"
+
+
 def fillings(rows: list[Row]) -> dict[str, Any]:
     """What headers name: the reference, the score and the batch size of inference."""
     metric = rows[0].get("metric") or ("MMLU accuracy" if rows[0].get("mmlu") is not None else "score")
-    return {"ref": rows[0].get("reference"), "metric": metric, "batch": rows[0].get("inference_batch_size")}
+    text = f" of {rows[0]['text']}" if rows[0].get("text") else ""
+    words = {"ref": rows[0].get("reference"), "metric": metric, "batch": rows[0].get("inference_batch_size")}
+    return words | {"text": text}
 
 
 def cell(row: Row, name: str, form: Form) -> str:

@@ -38,7 +38,8 @@ def parser() -> cli.Parser:
     """The comparison's own options."""
     arguments = cli.Parser(USAGE)
     arguments.epilog = "All other options are those of train.py and go to every run."
-    arguments.add_argument("--methods", default=",".join(METHODS), help="comma-separated; default: all")
+    methods = "comma-separated, each with options of its own: apt,apt[repair=ls]. pruning: all that prune"
+    arguments.add_argument("--methods", default=",".join(METHODS), help=f"{methods}; default: all")
     arguments.add_argument("--sparsity", default="0.3,0.5", help="removed fractions, comma-separated; default 0.3,0.5")
     arguments.add_argument("--seeds", default="128", help="comma-separated; a row of the table is their mean")
     vary = "an option of train.py and the values to try; may be given again: all combinations are run"
@@ -49,6 +50,9 @@ def parser() -> cli.Parser:
     arguments.add_argument("--full_num_train_epochs", default="0", help=epochs)
     arguments.add_argument("--mmlu_data", default="", help="a folder of MMLU's CSV files; empty: no MMLU")
     arguments.add_argument("--mmlu_sample", default="1000", help="questions to ask; default 1000")
+    local = "a folder of data for the suite local of evaluate.py; empty: it is not run"
+    arguments.add_argument("--local_suite", default="", metavar="DATA", help=local)
+    arguments.add_argument("--local_limit", default="200", help="questions of each of its tasks; 0: all; default 200")
     arguments.add_argument("--efficiency", action="store_true", help="measure inference, all models in turn")
     batch = "sequences per pass of --efficiency. Language models run at batch 1 too (the paper: 32 for 7B, 4 for 13B)"
     arguments.add_argument(
@@ -62,9 +66,10 @@ def main() -> None:
     arguments = parser()
     own, rest = arguments.parse_known_args(sys.argv[1:])
     from apt_ds.analysis.compare import Comparison, compare
+    from apt_ds.analysis.variants import parse_variants
 
     comparison = Comparison(
-        listed("--methods", own.methods, str),
+        parse_variants(own.methods),
         listed("--sparsity", own.sparsity, float),
         listed("--seeds", own.seeds, int),
         single("--processes", own.processes, int),
@@ -75,6 +80,8 @@ def main() -> None:
         tuple(map(tuple, own.vary)),
         single("--full_num_train_epochs", own.full_num_train_epochs, float),
         single("--inference_batch_size", own.inference_batch_size, int),
+        own.local_suite,
+        single("--local_limit", own.local_limit, int),
     )
     comparison.check()
     resolve(rest, arguments.names())

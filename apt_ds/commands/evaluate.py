@@ -28,12 +28,15 @@ def parser() -> cli.Parser:
     )
     arguments.add_argument("--batch_size", type=count, default=8, help="sequences per device and pass; default 8")
     arguments.add_argument("--json", default="", help="a file for the figures")
-    suite = arguments.add_argument_group("lm-evaluation-harness")
-    suite.add_argument("--suite", default="", help="open-llm: ARC 25, HellaSwag 10, MMLU 5, TruthfulQA mc2 0 shots")
+    suite = arguments.add_argument_group("tasks, of lm-evaluation-harness but for the suite local")
+    open_llm, local = "ARC 25, HellaSwag 10, MMLU 5, TruthfulQA mc2 0 shots", "tasks for small models from --data_dir"
+    suite.add_argument("--suite", default="", help=f"open-llm: {open_llm}. local: {local}")
     suite.add_argument("--tasks", type=cli.split_commas, default=[], help="comma-separated names of any of its tasks")
     suite.add_argument("--num_fewshot", type=number, default=None, help="shots of --tasks; default: as the task says")
     suite.add_argument("--limit", type=number, default=0, help="questions per task (MMLU: per subject); 0: all")
-    suite.add_argument("--data_dir", default="", help="folder of data sets: mmlu (CSV), ai2_arc/ARC-Challenge, ...")
+    suite.add_argument(
+        "--data_dir", default="", help="folder of data sets: mmlu (CSV), ai2_arc/ARC-Challenge, sst2, ..."
+    )
     corpus = arguments.add_argument_group("perplexity")
     corpus.add_argument("--perplexity", default="", help="a text file, or a data set with --subset --split --column")
     corpus.add_argument("--subset", default="", help="configuration of the data set")

@@ -94,9 +94,11 @@ class DataOptions:
     max_target_length: int = option(128, "maximum tokens of a written answer (T5)", Range(2))
     doc_stride: int = option(128, "tokens that windows of a long context share (SQuAD)", COUNT)
     packing: bool = option(False, "put several examples of a step into one row; changes speed, not results")
-    perplexity_path: str = option("", "a text file to measure perplexity on, before and after")
-    perplexity_length: int = option(1024, "tokens per block of that file", Range(2))
-    perplexity_blocks: int = option(0, "blocks to use, spread over the file; 0: all", NOT_NEGATIVE)
+    perplexity_path: str = option(
+        "", "text files to measure perplexity on, before and after: a.txt,b.txt, or a slice of lines: c.txt[50%:]"
+    )
+    perplexity_length: int = option(1024, "tokens per block of these texts", Range(2))
+    perplexity_blocks: int = option(0, "blocks of each text to use, spread over it; 0: all", NOT_NEGATIVE)
     calibration_path: str = option(
         "",
         "data that scores before a one-shot cut and --repair read, in the forms of data_path; empty: the training data",

@@ -21,6 +21,11 @@ METHODS: dict[str, Preset] = {
     "apt_even_ranks": {"rank_growth": "even"},
 }
 
+# the methods of a sweep over sizes: all that prune, without the variants of apt
+PRUNING_METHODS = tuple(
+    name for name, options in METHODS.items() if options.get("pruning") != "none" and not name.startswith("apt_")
+)
+
 # what a recipe means in options, for every architecture; a preset keeps the settings of its task
 RECIPES: dict[str, Preset] = {
     "default": {},

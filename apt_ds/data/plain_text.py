@@ -20,7 +20,7 @@ import numpy as np
 from apt_ds.config.errors import UserError
 from apt_ds.data.readers import find_source, text_of
 from apt_ds.data.source_kind import TEXT, text_files
-from apt_ds.data.text import read_pieces
+from apt_ds.data.text_slices import text_part
 from apt_ds.data.tokenized import Row
 
 if TYPE_CHECKING:
@@ -86,16 +86,18 @@ def documents(name: str, flag: str, split: str = "train") -> Iterator[Document]:
     """The documents of a source, each in pieces.
 
     Args:
-        name: a .txt file or a folder of them, or a file, a folder of shards or a hub data set with a column `text`.
+        name: a .txt file, a slice of one, or a folder of them. Or a file, a folder of shards or a hub data set with a
+            column `text`.
         flag: the option that named it, for messages.
         split: a split of a data set of the hub.
 
     Raises:
         UserError: the source cannot be read, or a text is not text. The message names file and record.
     """
-    if texts := text_files(Path(name)):
+    part = text_part(name, flag)
+    if texts := text_files(part.path):
         for path in texts:
-            yield read_pieces(path, flag)
+            yield part._replace(path=path).pieces(flag)
         return
     for where, record in find_source(name, (split,), hub=(name, split, "")).records():
         yield (text_of(record, (TEXT,), where),)

@@ -12,6 +12,7 @@ from typing import Any
 from apt_ds.config.errors import UserError
 from apt_ds.data.formats import READERS
 from apt_ds.data.readers import find_source, read_file
+from apt_ds.data.text_slices import text_part
 
 TEXT = "text"  # the column of plain text
 TEXT_ENDING = ".txt"
@@ -25,10 +26,16 @@ def is_plain_text(name: str, split: str = "train") -> bool:
     A source that cannot be read counts as conversations: their reader says what is wrong with it.
 
     Args:
-        name: a file, a folder of files, or a data set of the hub.
+        name: a file, a slice of one, a folder of files, or a data set of the hub.
         split: a split of a data set of the hub.
+
+    Raises:
+        UserError: a slice of anything but .txt files.
     """
-    if text_files(Path(name)):
+    part = text_part(name)
+    if not part.whole and not (part.path.is_file() and text_files(part.path)):
+        raise UserError(f"{name}: a slice requires one {TEXT_ENDING} file; give the name of the whole source")
+    if text_files(part.path):
         return True
     try:
         source = find_source(name, (split,), hub=(name, split, ""))

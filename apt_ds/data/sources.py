@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from apt_ds.config.errors import UserError
+from apt_ds.data.text_slices import text_part
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
@@ -74,7 +75,7 @@ def _items(text: str) -> Iterator[str]:
         end = start + 1
         for last in range(len(pieces), start + 1, -1):
             joint = ",".join(pieces[start:last]).strip()
-            if Path(joint).exists() or Path(_cut(joint)[0]).exists():
+            if any(text_part(name).path.exists() for name in (joint, _cut(joint)[0])):
                 end = last
                 break
         yield ",".join(pieces[start:end])

@@ -15,6 +15,7 @@ from apt_ds.data.source_kind import has_plain_text, text_files
 from apt_ds.data.stream_address import AddressShard, is_address
 from apt_ds.data.stream_part import Retries, Start, StreamPart
 from apt_ds.data.stream_shards import HubShard, Shard, columns_of_record, shard_of_file
+from apt_ds.data.text_slices import text_part
 
 _EDGE = 1 << 16  # bytes of both ends of a file that tell it from another
 
@@ -62,6 +63,8 @@ def stream_source(name: str, retries: Retries | None = None) -> StreamSource:
 
 def _found(name: str) -> tuple[Callable[[], list[Shard]], str]:
     """How to make the shards of a source, and its identity."""
+    if not text_part(name).whole:
+        raise UserError(f"{name}: --streaming does not support a slice, as it reads a file once; give the whole file")
     if is_address(name):
         return (lambda: [AddressShard(name)]), AddressShard(name).facts()
     files = tuple(text_files(Path(name)))

@@ -83,7 +83,7 @@ def choice_scores(
     scores = torch.zeros(len(rows), len(choice_ids))
     # long rows first: a batch that exceeds the memory fails at once, and similar rows need little padding
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    cache = _run_prefix(runner, rows[0][:prefix], device) if prefix else []
+    cache = run_prefix(runner, rows[0][:prefix], device) if prefix else []
     for places in rank_batches(len(rows), batch_size):
         own = [order[i] for i in places]
         # a rank without rows left repeats one, because sharded weights need every rank
@@ -94,10 +94,18 @@ def choice_scores(
     return collectives.all_reduce_sum(scores.to(device)).cpu()
 
 
-def _run_prefix(runner: nn.Module, ids: TokenIds, device: torch.device) -> PrefixCache:
+def run_prefix(runner: nn.Module, ids: TokenIds, device: torch.device) -> PrefixCache:
+    """Keys and values of the tokens that all rows share."""
     inputs = torch.tensor([ids], device=device)
     cache = runner(input_ids=inputs, use_cache=True, past_key_values=DynamicCache(), logits_to_keep=1).past_key_values
     return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def with_prefix(prefix: PrefixCache, count: int) -> DynamicCache | None:
+    """A cache that has the shared prefix for `count` rows. None without a prefix."""
+    if not prefix:
+        return None
+    return DynamicCache([tuple(part.expand(count, -1, -1, -1) for part in layer) for layer in prefix])
 
 
 def _last_scores(runner: nn.Module, batch: list[TokenIds], prefix: PrefixCache, device: torch.device) -> Tensor:
@@ -108,9 +116,7 @@ def _last_scores(runner: nn.Module, batch: list[TokenIds], prefix: PrefixCache, 
         inputs[number, : len(row)] = torch.tensor(row)
     # logits only at positions where some row ends
     ends, end_of_row = torch.unique(lengths - 1, return_inverse=True)
-    cache = None
-    if prefix:
-        cache = DynamicCache([tuple(part.expand(len(batch), -1, -1, -1) for part in layer) for layer in prefix])
+    cache = with_prefix(prefix, len(batch))
     output = runner(
         input_ids=inputs.to(device), past_key_values=cache, use_cache=cache is not None, logits_to_keep=ends
     )

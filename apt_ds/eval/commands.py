@@ -13,6 +13,7 @@ from typing import Any
 
 from apt_ds.config.errors import UserError
 from apt_ds.config.tasks import LANGUAGE_MODEL
+from apt_ds.data import choice_questions
 from apt_ds.data import mmlu as mmlu_data
 from apt_ds.data.conversations import load_examples
 from apt_ds.data.rewritten import json_lines
@@ -22,6 +23,8 @@ from apt_ds.eval.generated_answers import GenerationOptions
 from apt_ds.eval.resume_file import ResumeFile
 from apt_ds.runtime import collectives, notices
 from apt_ds.runtime.files import write_json, write_text
+
+LOCAL = "local"  # the suite that needs no lm-evaluation-harness
 
 
 def run_mmlu(args: argparse.Namespace) -> dict[str, Any]:
@@ -71,15 +74,38 @@ def check_writable(*paths: str) -> None:
             raise UserError(f"{path!r} cannot be written: its folder {str(Path(path).parent)!r} does not exist")
 
 
+def run_local_suite(args: argparse.Namespace) -> dict[str, Any]:
+    """The suite `local`. Writes a table and JSON. Collective."""
+    from apt_ds.eval import local_suite
+
+    check_writable(args.json)
+    if args.tasks or args.num_fewshot is not None:
+        raise UserError(f"--suite {LOCAL} has tasks and shots of its own: leave --tasks and --num_fewshot out")
+    if not args.data_dir:
+        raise UserError(f"--suite {LOCAL} requires --data_dir: a folder with sst2/, plain/ and wikitext2/")
+    loading.start_ranks(bool(args.deepspeed))
+    tasks = collectives.on_main(lambda: choice_questions.load(args.data_dir, args.limit))
+    loaded = loading.load(args.model, args.bf16, args.deepspeed, trust=args.trust_remote_code)
+    start = time.perf_counter()
+    results = local_suite.evaluate(loaded, tasks, args.batch_size)
+    figures = {"model": args.model, "limit": args.limit, "questions": collectives.digest(tasks), "bf16": args.bf16}
+    figures |= {"seconds": time.perf_counter() - start, "tasks": results}
+    publish(figures, local_suite.render(results), args.json)
+    return figures
+
+
 def run_suite(args: argparse.Namespace) -> dict[str, Any]:
     """Tasks of lm-evaluation-harness. Writes a table and JSON. Collective."""
+    if args.suite == LOCAL:
+        return run_local_suite(args)
     try:
         from apt_ds.eval import lm_eval_harness
     except ModuleNotFoundError as error:
         raise UserError(f"--suite and --tasks need {error.name}: pip install 'apt_ds[eval]'") from None
     check_writable(args.json)
     if args.suite and args.suite not in lm_eval_harness.SUITES:
-        raise UserError(f"--suite {args.suite!r} is not allowed: give one of {', '.join(lm_eval_harness.SUITES)}")
+        names = ", ".join([*lm_eval_harness.SUITES, LOCAL])
+        raise UserError(f"--suite {args.suite!r} is not allowed: give one of {names}")
     if args.data_dir and not Path(args.data_dir).is_dir():
         raise UserError(f"--data_dir {args.data_dir!r} is not a folder")
     tasks = dict(lm_eval_harness.SUITES[args.suite]) if args.suite else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from apt_ds.config.errors import UserError
-from apt_ds.data.text import read_plain
+from apt_ds.data.sources import parse_sources
+from apt_ds.data.text_slices import short_names, text_part
 from apt_ds.eval.held_out import perplexity
 from apt_ds.eval.loading import LoadedModel
 from apt_ds.runtime import zero
@@ -24,7 +24,7 @@ class Corpus:
     """A text file, or a column of a data set.
 
     Attributes:
-        name: A text file, a data set of the hub, or a folder that holds one.
+        name: A text file or a slice of one, a data set of the hub, or a folder that holds one.
         subset: Configuration of the data set.
         split: Split of the data set.
         column: Column of the data set.
@@ -41,9 +41,9 @@ class Corpus:
         Raises:
             UserError: The corpus cannot be read.
         """
-        path = Path(self.name)
-        if path.is_file():
-            return read_plain(path, "--perplexity")
+        part = text_part(self.name, "--perplexity")
+        if part.path.is_file():
+            return part.read("--perplexity")
         return SEPARATOR.join(self._rows())
 
     def _rows(self) -> list[str]:
@@ -92,6 +92,34 @@ def token_blocks(
     if bos:
         blocks = torch.cat([blocks.new_full((len(blocks), 1), bos_id), blocks], dim=1)
     return blocks if not limit else blocks[torch.linspace(0, len(blocks) - 1, min(limit, len(blocks))).long()]
+
+
+def text_blocks(
+    paths: str, tokenizer: PreTrainedTokenizerBase, length: int, *, flag: str, bos: bool = False, limit: int = 0
+) -> dict[str, Tensor]:
+    """Blocks of the texts that an option names, by short names. See `token_blocks`.
+
+    Args:
+        paths: Text files, or slices of them, comma-separated.
+        tokenizer: It adds no special token.
+        length: Tokens of a block.
+        flag: The option that an error names.
+        bos: Whether each block begins with the BOS token.
+        limit: At most this many blocks of each text. 0 keeps all.
+
+    Raises:
+        UserError: A text cannot be read or has less than one block, or two names mean the same text.
+    """
+    sources = parse_sources(paths, flag)
+    if weighted := next((source for source in sources if source.weight is not None), None):
+        raise UserError(f"{flag}: {weighted.name!r} has a weight: each text is measured alone, give no weights")
+    names = [source.name for source in sources]
+    return {
+        short: token_blocks(
+            text_part(name, flag).read(flag), tokenizer, length, source=f"{flag} {name!r}", bos=bos, limit=limit
+        )
+        for short, name in zip(short_names(names), names, strict=True)
+    }
 
 
 def evaluate(

@@ -1,8 +1,9 @@
-"""Evaluates a model during training: loss and score on the evaluation set, perplexity of a corpus, sizes."""
+"""Evaluates a model during training: loss and score on the evaluation set, perplexity of texts, sizes."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ class Evaluator:
         task_type: A key of `TASK_LOSSES`.
         held_out: The evaluation set.
         task_evaluator: The metrics of the task. None where a task has loss and perplexity only.
-        corpus: Token blocks of `--perplexity_path`, int64 [n, length], or None.
+        texts: Token blocks of each text of `--perplexity_path`, int64 [n, length], by short names.
         export_dtype: The dtype of the exported model. None means the parameters' own.
         mmlu: Measures MMLU. None without `--mmlu_path`.
     """
@@ -36,13 +37,13 @@ class Evaluator:
         task_type: str,
         held_out: Rows,
         task_evaluator: TaskEvaluator | None,
-        corpus: torch.Tensor | None,
+        texts: Mapping[str, torch.Tensor],
         pad_id: int,
         export_dtype: torch.dtype | None = None,
         mmlu: MmluEvaluator | None = None,
     ) -> None:
         self.task_type, self.held_out, self.task_evaluator = task_type, held_out, task_evaluator
-        self.corpus, self.pad_id, self.mmlu = corpus, pad_id, mmlu
+        self.texts, self.pad_id, self.mmlu = texts, pad_id, mmlu
         self.export_bits, self.export_dtype = run.model.export_bits, export_dtype
         self.per_device, self.device = run.optim.per_device_eval_batch_size, zero.device()
 
@@ -65,11 +66,19 @@ class Evaluator:
         else:
             metrics |= self.task_evaluator.evaluate(engine, self.per_device, self.pad_id)
         metrics |= self.sizes(engine)
-        if self.corpus is not None:
-            metrics["corpus_perplexity"] = perplexity(engine, self.corpus, max(1, self.per_device // 4), self.device)
+        metrics |= self.perplexities(engine)
         if self.mmlu is not None:
             metrics["mmlu"] = self.mmlu.accuracy(engine)
         return metrics
+
+    def perplexities(self, engine: nn.Module) -> dict[str, Any]:
+        """`corpus_perplexity` of the first text, and with several texts `corpus_perplexities` by name. Collective."""
+        size = max(1, self.per_device // 4)
+        values = {name: perplexity(engine, blocks, size, self.device) for name, blocks in self.texts.items()}
+        if not values:
+            return {}
+        first = {"corpus_perplexity": next(iter(values.values()))}
+        return first if len(values) == 1 else first | {"corpus_perplexities": values}
 
     def sizes(self, engine: nn.Module) -> dict[str, int]:
         """Parameters and bytes of the model as the export will write it."""

@@ -1,4 +1,4 @@
-"""What a run reads: training and evaluation sets, the order of samples, and the corpus of the perplexity."""
+"""What a run reads: training and evaluation sets, the order of samples, and the texts of the perplexity."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ from apt_ds.data.mmlu import SUBJECTS, Mmlu
 from apt_ds.data.mmlu import load as load_mmlu
 from apt_ds.data.rows import Rows
 from apt_ds.data.sources import WeightedSource, parse_sources
-from apt_ds.data.text import read_plain
 from apt_ds.data.tokenized import TokenizedSet
-from apt_ds.eval.corpus_perplexity import token_blocks
+from apt_ds.eval.corpus_perplexity import text_blocks
 from apt_ds.eval.mmlu import MmluEvaluator
 from apt_ds.eval.task_evaluators import ClassEvaluator, SpanEvaluator, TaskEvaluator, TextEvaluator
 from apt_ds.models.architectures import architecture_of
@@ -50,7 +49,7 @@ class Data:
         held_out_examples: the examples behind `held_out`.
         order: which examples each step takes.
         total_steps: optimizer steps of the run.
-        corpus: token blocks for the perplexity, [blocks, tokens]. None without --perplexity_path.
+        texts: token blocks of each text of --perplexity_path, int64 [blocks, tokens], by short names.
         task_evaluator: measures the task's metrics. None if loss and perplexity say all.
         now: the time that chat templates write. Ranks and resumed runs share it.
         mmlu: measures MMLU. None without --mmlu_path.
@@ -66,7 +65,7 @@ class Data:
     held_out_examples: list[Any]
     order: Order
     total_steps: int
-    corpus: torch.Tensor | None
+    texts: dict[str, torch.Tensor]
     task_evaluator: TaskEvaluator | None = None
     now: datetime | None = None
     mmlu: MmluEvaluator | None = None
@@ -89,7 +88,8 @@ class Data:
 
     def fingerprints(self) -> dict[str, str]:
         """Hashes of all token ids and labels, by data set."""
-        corpus = "" if self.corpus is None else collectives.digest(self.corpus)
+        blocks = list(self.texts.values())
+        corpus = collectives.digest(blocks[0] if len(blocks) == 1 else blocks) if blocks else ""
         calibration = "" if self.calibration is None else self.calibration.rows.fingerprint
         own = {"train": self.train.fingerprint, "held_out": self.held_out.fingerprint}
         return own | {"corpus": corpus, "calibration": calibration}
@@ -139,14 +139,8 @@ def read_data(run: RunConfig, base: Base, now: datetime | None = None) -> Data:
         sets = READERS[base.kind](run, base, now)
         order, steps = sampling(run, sets.train, sources, collectives.world_size())
     calibration = read_calibration(run, base, now)
-    corpus = None
-    if run.data.perplexity_path:
-        flag, path = "--perplexity_path", run.data.perplexity_path
-        text, source = read_plain(Path(path), flag), f"{flag} {path!r}"
-        length, limit = run.data.perplexity_length, run.data.perplexity_blocks
-        bos = architecture_of(base.config).begins_with_bos and base.tokenizer.bos_token_id is not None
-        corpus = token_blocks(text, base.tokenizer, length, source=source, bos=bos, limit=limit)
-    data = Data(sets.train, sets.held_out, sets.examples, order, steps, corpus, sets.task_evaluator, now)
+    texts = read_perplexity_texts(run, base)
+    data = Data(sets.train, sets.held_out, sets.examples, order, steps, texts, sets.task_evaluator, now)
     data.mmlu = read_mmlu(run, base) if run.data.mmlu_path else None
     data.sources, data.calibration, data.stream = sources, calibration, stream
     data.calibration_figures = scored_sources(run, data)
@@ -158,6 +152,22 @@ def scored_sources(run: RunConfig, data: Data) -> list[SourceFigures] | None:
     if not run.pruning.one_shot or run.pruning.score == "random":
         return None
     return data.figures(run.pruning.calibration_steps, data.calibration)
+
+
+def read_perplexity_texts(run: RunConfig, base: Base) -> dict[str, torch.Tensor]:
+    """The token blocks of each text of --perplexity_path, by short names. {} without the option."""
+    data = run.data
+    if not data.perplexity_path:
+        return {}
+    bos = architecture_of(base.config).begins_with_bos and base.tokenizer.bos_token_id is not None
+    return text_blocks(
+        data.perplexity_path,
+        base.tokenizer,
+        data.perplexity_length,
+        flag="--perplexity_path",
+        bos=bos,
+        limit=data.perplexity_blocks,
+    )
 
 
 def read_mmlu(run: RunConfig, base: Base) -> MmluEvaluator:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -66,6 +66,7 @@ FIGURES = (
     Figure(COST, "peak_added_bytes", "peak memory, MB", "{:,.0f}", 1e-6),
     Figure(COST, "peak_reserved_bytes", "the same, reserved, MB", "{:,.0f}", 1e-6),
 )
+TEXTS = "corpus_perplexities"  # key of an evaluation with several texts
 NO_ROW = {"generated_tokens_per_second", "peak_memory_bytes"}  # other rows have their parts
 
 
@@ -76,14 +77,26 @@ def columns(summary: Summary) -> list[Column]:
 
 def rows(summary: Summary) -> Iterator[Row]:
     """The rows that have a value, by group. Metrics of a task come first in their group."""
-    evaluations: list[dict[str, Any]] = [dict(summary[name]) for name in columns(summary)]
+    evaluations = [flat(summary[name]) for name in columns(summary)]
     known = {figure.key for figure in FIGURES} | NO_ROW
-    metrics = [Figure(WORSE, key, key.replace("_", " "), "{:.4f}") for key in evaluations[-1] if key not in known]
+    texts = [key for key in evaluations[-1] if key.startswith(f"{TEXTS}.")]
+    named = [Figure(WORSE, key, f"perplexity, {key.removeprefix(f'{TEXTS}.')}", "{:,.2f}") for key in texts]
+    metrics = [key for key in evaluations[-1] if key not in known and key not in texts]
+    more = [*(Figure(WORSE, key, key.replace("_", " "), "{:.4f}") for key in metrics), *FIGURES, *named]
     for group in GROUPS:
-        for figure in (*metrics, *FIGURES):
+        for figure in more:
             values = [evaluation.get(figure.key) for evaluation in evaluations]
             if figure.group == group and any(value is not None for value in values):
                 yield make_row(figure, values)
+
+
+def flat(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """An evaluation where each of several texts has a key of its own, in place of `corpus_perplexity`."""
+    by_text = evaluation.get(TEXTS)
+    if by_text is None:
+        return dict(evaluation)
+    others = {key: value for key, value in evaluation.items() if key not in (TEXTS, "corpus_perplexity")}
+    return others | {f"{TEXTS}.{name}": value for name, value in by_text.items()}
 
 
 def make_row(figure: Figure, values: list[float | None]) -> Row:

@@ -46,7 +46,8 @@ class ModelFigures(Metrics, total=False):
 
     held_out_loss: mean loss on the evaluation set, in nats.
     held_out_perplexity: its exponential, for language models.
-    corpus_perplexity: perplexity of --perplexity_path.
+    corpus_perplexity: perplexity of --perplexity_path, of the first text where it names several.
+    corpus_perplexities: perplexity of each text of --perplexity_path, by file name and slice. Only with several texts.
     mmlu: accuracy on --mmlu_path, in percent.
     parameters, parameters_without_embeddings: adapters merged.
     checkpoint_bytes: size of the weights as they are written.
@@ -61,6 +62,7 @@ class ModelFigures(Metrics, total=False):
     held_out_loss: float
     held_out_perplexity: float
     corpus_perplexity: float
+    corpus_perplexities: dict[str, float]
     mmlu: float
     parameters: int
     parameters_without_embeddings: int

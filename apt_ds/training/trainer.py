@@ -69,14 +69,14 @@ class Trainer:
         self.run_config, self.base, self.config, self.data = run, base, config, data
         self.pruner, self.metrics_logger = pruner, metrics_logger
         self.done = 0
-        self.teacher: DenseModel | None = None
+        self.teacher: DenseDistillation | None = None
         pad_id = resolve_pad_id(base.tokenizer)
         self.written_dtype = loading.written_dtype(base, run)
         self.meter = Meter(zero.device())
         self.generators = Generators(run.optim.seed)
         self.early_end = EarlyEnd(run, stop_signals or StopSignals(), metrics_logger)
         evaluator = Evaluator(
-            run, base.kind, data.held_out, data.task_evaluator, data.corpus, pad_id, self.written_dtype, data.mmlu
+            run, base.kind, data.held_out, data.task_evaluator, data.texts, pad_id, self.written_dtype, data.mmlu
         )
         self.score_history = ScoreHistory(run.output.reference_score)
         self.evaluations = Evaluations(evaluator, self.score_history, self.meter, metrics_logger, self.early_end)

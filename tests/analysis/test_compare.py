@@ -17,11 +17,13 @@ import pytest
 from apt_ds.analysis.compare import Comparison, complete, configure, plan
 from apt_ds.analysis.compare_table import Trial, normalize
 from apt_ds.analysis.result_table import markdown
+from apt_ds.analysis.variants import parse_variants
+from apt_ds.config.errors import UserError
 from apt_ds.config.resolve import resolve
 from tests.support import multiprocess, tiny
 from tests.support.paths import ROOT
 
-SHARED = Comparison(("lora", "apt", "full"), (0.3, 0.5), (1, 2), 1, 1e-5, "", 10, False)
+SHARED = Comparison(parse_variants("lora,apt,full"), (0.3, 0.5), (1, 2), 1, 1e-5, "", 10, False)
 
 
 def test_what_prunes_nothing_runs_once_a_seed(tmp_path: Path) -> None:
@@ -53,6 +55,27 @@ def test_varied_options_are_crossed_and_have_columns(tmp_path: Path) -> None:
     ]
 
 
+def test_a_method_has_options_and_rows_of_its_own(tmp_path: Path) -> None:
+    methods = parse_variants("apt,apt[score=random,adapter_targets=q,v],apt[pruning=none]")
+    varied = replace(SHARED, methods=methods, sparsities=(0.3,), seeds=(1,), vary=(("align", "8"),))
+    varied.check()
+    trials = plan(varied, tmp_path)
+    assert [trial.folder.name for trial in trials] == [
+        *("apt-30-1-align=8", "apt-score=random-adapter_targets=q,v-30-1-align=8", "apt-pruning=none-0-1-align=8"),
+    ]
+    assert len({trial.row for trial in trials}) == 3
+    (tmp_path / "ds.json").write_text("{}", encoding="utf8")
+    words = ["--deepspeed", str(tmp_path / "ds.json"), "--preset", "quickstart", "--score", "salience"]
+    plain, own, unpruned = (configure(varied, trial, words) for trial in trials)
+    assert (plain.pruning.score, own.pruning.score, own.pruning.align) == ("salience", "random", 8)
+    assert (own.flag("adapter_targets"), plain.flag("adapter_targets")) == (
+        "q,v",
+        "q,v,down",
+    ) and not unpruned.pruning.prunes
+    with pytest.raises(UserError, match="--vary score is not allowed: it is given elsewhere"):
+        replace(varied, vary=(("score", "salience"),)).check()
+
+
 def test_the_papers_recipe_completes_a_comparison(tmp_path: Path) -> None:
     (tmp_path / "ds.json").write_text("{}", encoding="utf8")
     tiny.save_model(tmp_path / "model")
@@ -82,6 +105,8 @@ def test_only_known_tables_are_made() -> None:
     for words, part in (
         (["magic", "a", "b"], "error: magic is not a table"),
         (["sst2"], "Usage: bash launchers/results"),
+        # all its options are known
+        (["sweep", "nowhere", "out"], "error: --local_suite 'nowhere' is not a folder"),
     ):
         done = subprocess.run([*script, *words], capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 2 and part in done.stderr
@@ -184,6 +209,7 @@ def test_a_run_whose_last_cut_is_after_its_last_step_is_compared(tmp_path: Path)
         (["--vary", "kurtoss", "off"], "--kurtoss is an unknown option (did you mean --kurtosis"),
         (["--vary", "kurtosis"], "--vary kurtosis: give the name of an option and its values, nothing twice"),
         (["--vary", "sparsity", "0.3"], "--vary sparsity is not allowed: it is given elsewhere"),
+        (["--local_suite", "nowhere"], "--local_suite 'nowhere' is not a folder"),
         (["--seeds"], "argument --seeds: expected one argument"),
         (["--full_num_train_epochs", "-1"], "--full_num_train_epochs -1.0 is not allowed: give a number above 0"),
         (["--full_num_train_epochs", "1,2"], "--full_num_train_epochs '1,2' is not allowed: give one number"),

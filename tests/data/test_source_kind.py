@@ -52,6 +52,15 @@ def test_text_files_and_folders(tmp_path: Path) -> None:
         assert not is_plain_text(str(tmp_path / name))
 
 
+def test_a_slice_is_of_one_text_file(tmp_path: Path) -> None:
+    for name in ("a.txt", "a.jsonl"):
+        (tmp_path / name).write_text(json.dumps(TEXT) + "\n")
+    assert is_plain_text(f"{tmp_path / 'a.txt'}[50%:]")
+    for name in (tmp_path, tmp_path / "a.jsonl", "owner/set"):
+        with pytest.raises(UserError, match=r"a slice requires one \.txt file"):
+            is_plain_text(f"{name}[50%:]")
+
+
 def test_a_licence_beside_records_makes_no_text_of_them(tmp_path: Path) -> None:
     (tmp_path / "LICENSE.txt").write_text("All rights reserved.")
     assert is_plain_text(str(tmp_path))

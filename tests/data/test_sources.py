@@ -28,6 +28,8 @@ from apt_ds.data.sources import apportion, parse_sources
             [Named("builtin:instructions", 2), Named("wiki.txt", 1)],
         ),
         ("a.json,b.json", [Named("a.json"), Named("b.json")]),
+        ("c.txt[50%:]", [Named("c.txt[50%:]")]),
+        ("c.txt[:50%]:0.5,c.txt[50%:]:2", [Named("c.txt[:50%]", 0.5), Named("c.txt[50%:]", 2)]),
     ],
 )
 def test_names_and_weights(text: str, expected: list[Named]) -> None:
@@ -40,6 +42,7 @@ def test_an_existing_file_keeps_its_commas_and_colons(tmp_path: Path, monkeypatc
         Path(name).touch()
     assert parse_sources("a,b.json", "--data_path") == [Named("a,b.json")]
     assert parse_sources("c:2", "--data_path") == [Named("c:2")]
+    assert parse_sources("a,b.json[1:]:2,d:1", "--data_path") == [Named("a,b.json[1:]", 2), Named("d", 1)]
     assert parse_sources("d:1,a,b.json:2,c:2:3", "--data_path") == [
         Named("d", 1),
         Named("a,b.json", 2),

@@ -27,6 +27,8 @@ def test_the_first_record_says_what_a_source_holds(tmp_path: Path) -> None:
     source = stream_source(str(tmp_path / "c.txt"))
     assert source.plain_text and isinstance(source.make()[0], TextShard)
     assert not stream_source("builtin:instructions").plain_text
+    with pytest.raises(UserError, match="--streaming does not support a slice"):
+        stream_source(f"{tmp_path / 'c.txt'}[50%:]")
     for content, problem in (("", "holds no records"), ("[1]\n", "a record must be an object, not list")):
         (tmp_path / "d.jsonl").write_text(content)
         with pytest.raises(UserError, match=problem):

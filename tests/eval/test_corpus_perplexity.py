@@ -34,6 +34,11 @@ def test_perplexity_is_that_of_its_definition(bos: bool, llamas: Path) -> None:
     assert f"{len(losses)} tokens predicted" in shown and ("begins with BOS" in shown) == bos
 
 
+def test_a_corpus_may_be_a_slice(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\ntwo\nthree\nfour\n", encoding="utf8")
+    assert corpus_perplexity.Corpus(f"{tmp_path / 'a.txt'}[50%:]").text() == "three\nfour\n"
+
+
 def test_a_corpus_may_be_a_data_set(llamas: Path, tmp_path: Path) -> None:
     rows = [{"body": "the cat"}, {"body": "sees"}]
     (tmp_path / "set").mkdir()

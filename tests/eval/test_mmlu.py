@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from apt_ds.config.errors import UserError
 from apt_ds.data import mmlu as data
 from apt_ds.data.mmlu import Mmlu, Question
 from apt_ds.eval import mmlu
 from apt_ds.eval.choice_scores import Encoder
+from apt_ds.eval.continuation_scores import continuation_scores
 from apt_ds.eval.resume_file import ResumeFile
 from tests.eval.test_choice_scores import whole_scores
 from tests.support import multiprocess
+from tests.support.eval_jobs import continuations
 from tests.support.mmlu_fixtures import SUBJECTS, model, planted, small_set, tokenizer, write_exam
 
 EXPECTED = """The following are multiple choice questions (with answers) about college physics.
@@ -194,4 +197,7 @@ def test_ranks_and_shards_agree_with_one_process(place: Path) -> None:
             2, "eval_jobs.mmlu_choices", {"folder": str(place), "limit": 7, "max_length": dropping}
         )
         assert found["plain"] == found["sharded"] == expected
+        scores, greedy = continuation_scores(model(), continuations(), 2, torch.device("cpu"))
+        for name in ("plain_scores", "sharded_scores"):
+            assert found[name][0] == pytest.approx(scores.tolist(), abs=1e-4) and found[name][1] == greedy.tolist()
         assert found["held"] < 0.6 * found["total"]

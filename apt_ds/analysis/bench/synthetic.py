@@ -91,7 +91,7 @@ def random_data(run: RunConfig, base: Base, last_step: int) -> Data:
     rows: tuple[Row, ...] = tuple({"input_ids": row, "labels": row} for row in ids)
     tokenized = TokenizedSet.of(rows)
     batch = run.optim.global_batch(collectives.world_size())
-    return Data(tokenized, tokenized, [], GlobalOrder(ROWS, batch, run.optim.seed), last_step, None)
+    return Data(tokenized, tokenized, [], GlobalOrder(ROWS, batch, run.optim.seed), last_step, {})
 
 
 def shape_of(base: Base, anatomy: Anatomy, run: RunConfig) -> Shape:

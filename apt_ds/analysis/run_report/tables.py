@@ -79,8 +79,10 @@ def before_after(content: Content) -> Table:
         figure = row.figure
         cells = [Cell(figure.group, repeats=figure.group == group), Cell(figure.label)]
         for name, text, value in zip(names, row.texts(), row.values, strict=True):
-            raw = cast(Json, summary[name]).get(figure.key)
-            cells.append(Cell(text or "-", raw if value is not None else None, f"{name}.{figure.key}" if text else ""))
+            raw = end_table.flat(cast(Json, summary[name])).get(figure.key)
+            # the name of a text may hold dots, which no key has
+            key = f"{name}.{figure.key}" if text and "." not in figure.key else ""
+            cells.append(Cell(text or "-", raw if value is not None else None, key))
         rows.append([*cells, ratio_cell(row.ratio)])
         group = figure.group
     return Table("before and after", ["question", "figure", *(n.replace("_", " ") for n in names), "ratio"], rows, 2)

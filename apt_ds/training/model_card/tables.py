@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from apt_ds.training import end_table
+
 COLUMNS = {"before": "base model", "after_cut": "after the cut", "after": "this model"}
 # key of an evaluation: label, format, what to divide by. Other keys are the task's metrics
 LABELS: dict[str, tuple[str, str, float]] = {
@@ -27,11 +29,14 @@ LABELS: dict[str, tuple[str, str, float]] = {
 def evaluations(summary: Mapping[str, Any]) -> list[list[str]]:
     """Rows of quality, size and speed, the header first. A row without a number is left out."""
     present = {key: label for key, label in COLUMNS.items() if key in summary}
-    metrics = [key for key in summary["after"] if key not in LABELS]
+    flat = {column: end_table.flat(summary[column]) for column in present}
+    texts = [key for key in flat["after"] if key.startswith(f"{end_table.TEXTS}.")]
+    labels = LABELS | {key: (f"perplexity of {key.partition('.')[2]}", "{:.3f}", 1) for key in texts}
+    metrics = [key for key in flat["after"] if key not in labels]
     rows = [["", *present.values(), "ratio"]]
-    for key in (*metrics, *LABELS):
-        label, form, unit = LABELS.get(key, (key.replace("_", " "), "{:.4f}", 1))
-        cells = [summary[column].get(key) for column in present]
+    for key in (*metrics, *labels):
+        label, form, unit = labels.get(key, (key.replace("_", " "), "{:.4f}", 1))
+        cells = [flat[column].get(key) for column in present]
         if not any(isinstance(cell, int | float) for cell in cells):
             continue
         first, last = cells[0], cells[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -139,6 +140,8 @@ def flatten(values: Mapping[str, Any], prefix: str, depth: int = 9) -> dict[str,
     """
     numbers: dict[str, float] = {}
     for key, value in values.items():
+        # MLflow refuses the brackets and per cent signs that the name of a text may have
+        key = re.sub(r"[^\w./ :-]", "_", key)
         path = f"{prefix}/{key}" if prefix else key
         if isinstance(value, Mapping):
             numbers |= flatten(value, path, depth - 1) if depth > 1 else {}

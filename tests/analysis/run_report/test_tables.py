@@ -25,6 +25,17 @@ def test_the_first_table_has_the_figures_of_the_summary() -> None:
     assert [cell.repeats for cell in (row[0] for row in table.rows)][:3] == [False, True, False]
 
 
+def test_several_texts_have_a_row_each_and_no_key() -> None:
+    content = finished()
+    assert content.summary is not None
+    values = {"before": 10.0, "after": 12.5}
+    texts_of = {when: {"corpus_perplexities": {"a.txt[50%:]": value}} for when, value in values.items()}
+    changed = {when: content.summary[when] | more for when, more in texts_of.items()}  # type: ignore[literal-required]
+    table = tables.before_after(replace(content, summary=content.summary | changed))
+    (row,) = [row for row in table.rows if row[1].text == "perplexity, a.txt[50%:]"]
+    assert [(cell.text, cell.value, cell.key) for cell in row[2:4]] == [("10.00", 10.0, ""), ("12.50", 12.5, "")]
+
+
 def test_an_unfinished_run_shows_how_far_it_came() -> None:
     table = tables.before_after(interrupted())
     assert table.columns == ["figure", "step 1", "step 4", "ratio"]

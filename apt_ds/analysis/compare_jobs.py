@@ -1,0 +1,124 @@
+"""The processes of a comparison: training, MMLU and the suite `local`, each as a user would start it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+import psutil
+
+from apt_ds.analysis.compare_table import LOCAL_FILE, Trial
+from apt_ds.config.errors import UserError
+from apt_ds.config.run_config import RunConfig
+from apt_ds.data import choice_questions
+from apt_ds.runtime import collectives
+from apt_ds.runtime.signals import Stopped
+from apt_ds.training.checkpoint import LAST, MANIFEST
+
+if TYPE_CHECKING:
+    from apt_ds.analysis.compare import Comparison
+
+TRAIN, MMLU, EVALUATE = "apt_ds.training.run", "apt_ds.eval.mmlu_script", "apt_ds.commands.evaluate"
+SCRIPTS = {TRAIN: "train.py", MMLU: "eval_mmlu.py", EVALUATE: "evaluate.py"}
+# what asks the comparison to stop
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def train(comparison: Comparison, trial: Trial, config: RunConfig) -> None:
+    """Run train.py under the deepspeed launcher, from the last checkpoint of an interrupted run if there is one."""
+    if any(trial.folder.glob(f"checkpoint-*/{MANIFEST}")):
+        config = config.replace(resume_from_checkpoint=LAST)
+    file = trial.folder.with_name(f"{trial.folder.name}.yaml")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    config.save(file)
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "warning"]
+    # the launcher's own port is fixed: two comparisons on a machine would meet there
+    launcher += ["--num_accelerators", str(comparison.processes), "--master_port", str(collectives.free_port())]
+    run(trial, [*launcher, "--module", TRAIN, "--config", str(file)])
+    file.unlink()
+
+
+def judge(comparison: Comparison, trial: Trial, trust: bool) -> None:
+    """Run eval_mmlu.py on what a run has left."""
+    words = ["--model", str(trial.folder / "model"), "--data_dir", comparison.mmlu_data]
+    words += ["--sample", str(comparison.mmlu_sample), "--json", str(trial.folder / "mmlu.json"), "--bf16"]
+    words += ["--trust_remote_code"] if trust else []
+    run(trial, [sys.executable, "-m", MMLU, *words])
+
+
+def answered(comparison: Comparison, trial: Trial) -> bool:
+    """Whether a run has the answers to these questions of the suite `local`."""
+    file = trial.folder / LOCAL_FILE
+    if not file.exists():
+        return False
+    questions = questions_of(comparison.local_data, comparison.local_limit)
+    return bool(json.loads(file.read_text(encoding="utf8"))["questions"] == questions)
+
+
+@cache
+def questions_of(data: str, limit: int) -> str:
+    """A hash of the questions of the suite `local`, which are read once."""
+    return collectives.digest(choice_questions.load(data, limit))
+
+
+def ask(comparison: Comparison, trial: Trial, trust: bool) -> None:
+    """Run evaluate.py with the suite `local` on what a run has left."""
+    words = ["--model", str(trial.folder / "model"), "--suite", "local", "--data_dir", comparison.local_data, "--bf16"]
+    words += ["--limit", str(comparison.local_limit), "--json", str(trial.folder / LOCAL_FILE)]
+    words += ["--trust_remote_code"] if trust else []
+    run(trial, [sys.executable, "-m", EVALUATE, *words])
+
+
+def run(trial: Trial, words: list[str]) -> None:
+    """Start a process and wait; it speaks for itself on the terminal.
+
+    Raises:
+        UserError: it failed.
+        Stopped: a signal has ended it and the comparison.
+    """
+    script = next(name for module, name in SCRIPTS.items() if module in words)
+    print(f"{trial.folder.name}: {script}", flush=True)
+    package = str(Path(__file__).resolve().parents[2])
+    paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
+    process = subprocess.Popen(words, env=os.environ | {"PYTHONPATH": paths})
+    # nohup ignores SIGHUP, and so does this
+    heard = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in heard}
+    try:
+        status = process.wait()
+    except Stopped:
+        end(process)
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if status:
+        raise UserError(f"{trial.folder.name} ended with status {status}; run again to go on with what is missing")
+
+
+def stop(number: int, frame: FrameType | None) -> NoReturn:
+    """Handle a signal: leave the wait for a run."""
+    raise Stopped(number, "stopped; run again to go on with what is missing")
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a run with the launcher and ranks it has started; a rank saves a checkpoint first."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+    with suppress(psutil.NoSuchProcess):
+        started = psutil.Process(process.pid).children(recursive=True)
+        # the ranks alone: a launcher that is asked to end kills its ranks at once
+        ranks = [one for one in started if not one.children()]
+        for one in ranks or [psutil.Process(process.pid)]:
+            with suppress(psutil.NoSuchProcess):
+                one.terminate()
+        psutil.wait_procs(started)
+    process.wait()

@@ -1,0 +1,65 @@
+"""What a comparison starts for a trained model. `test_compare.py` has the runs and their signals."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from apt_ds.analysis import compare_jobs
+from apt_ds.analysis.compare import Comparison, plan
+from apt_ds.analysis.compare_jobs import answered, ask
+from apt_ds.analysis.compare_table import Trial, tabulate
+from apt_ds.analysis.result_table import markdown
+from apt_ds.analysis.variants import parse_variants
+from apt_ds.commands import evaluate
+from tests.support import tiny
+from tests.support.local_tasks import write_folder
+
+SHARED = Comparison(parse_variants("apt[align=8]"), (0.3,), (1, 2), 1, 1e-5, "", 10, False)
+
+
+def test_local_tasks_are_asked_once_for_the_same_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_folder(tmp_path / "data")
+    own = replace(SHARED, local_data=str(data), local_limit=4)
+    own.check()
+    trials = plan(own, tmp_path)
+    started: list[list[str]] = []
+
+    def run_here(trial: Trial, words: list[str]) -> None:
+        """Runs the command in this process."""
+        assert words[:3] == [sys.executable, "-m", "apt_ds.commands.evaluate"]
+        started.append(words)
+        monkeypatch.setattr(sys, "argv", words[2:])
+        evaluate.main()
+
+    monkeypatch.setattr(compare_jobs, "run", run_here)
+    for number, trial in enumerate(trials):
+        tiny.save_model(trial.folder / "model", seed=number, max_position_embeddings=512)
+        assert not answered(own, trial)
+        ask(own, trial, False)
+        assert answered(own, trial) and not answered(replace(own, local_limit=5), trial)
+        texts = {"a.txt": 9.0 + number, "b.txt[50%:]": 19.0 + number}
+        evaluation = {"corpus_perplexity": texts["a.txt"], "corpus_perplexities": texts, "step_seconds": 1.0}
+        training = dict.fromkeys(
+            [f"{part}seconds" for part in ("", "steps_", "scoring_", "rebuilds_", "evaluation_")], 1
+        )
+        summary = {"pruning": {"kept": 0.7}, "training": training | {"peak_memory_bytes": 1, "history": []}}
+        summary |= {"after": evaluation | {"peak_memory_bytes": 1}, "after_cut": evaluation}
+        (trial.folder / "summary.json").write_text(json.dumps(summary), encoding="utf8")
+    assert len(started) == 2
+    (row,) = tabulate(trials, {})
+    assert row["method"] == "apt[align=8]" and (row["perplexity:b.txt[50%:]"], row["perplexity"]) == (19.5, 9.5)
+    answers = [json.loads((trial.folder / "local.json").read_text(encoding="utf8"))["tasks"] for trial in trials]
+    assert row["local:mean"] == pytest.approx(sum(tasks["mean"]["accuracy"] for tasks in answers) / 2)
+    head, _, line = markdown([row]).splitlines()
+    cells = dict(zip(head.strip("| ").split(" | "), line.strip("| ").split(" | "), strict=True))
+    assert list(cells)[:6] == [
+        *("method", "parameters removed, %", "perplexity of a.txt after the cut"),
+        *("perplexity of b.txt[50%:] after the cut", "perplexity of a.txt", "perplexity of b.txt[50%:]"),
+    ]
+    assert cells["perplexity of b.txt[50%:]"] == "19.5 ± 0.7" and "next sentence accuracy, % (chance 25)" in cells
+    assert float(cells["last word log-likelihood"].split(" ")[0]) < 0
