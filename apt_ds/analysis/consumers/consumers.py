@@ -141,7 +141,7 @@ class LlamaCpp(Consumer):
         if done.returncode:
             return Entry("fails", reason=(done.stderr.strip().splitlines() or ["the converter failed"])[-1])
         job = super().prepare(case, place, number)
-        return job | {"gguf": str(file)} if isinstance(job, dict) else job
+        return job | {"gguf": str(file), "context": 128} if isinstance(job, dict) else job
 
 
 CONSUMERS: tuple[Consumer, ...] = (
