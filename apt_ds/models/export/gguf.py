@@ -69,7 +69,7 @@ def name_of(folder: Path) -> str:
     llama.cpp changes four tokens of a model whose name contains phi3 or phi-3, and loads no such file without them.
     """
     name, tokenizer = folder.resolve().name, json.loads((folder / "tokenizer.json").read_text(encoding="utf8"))
-    if PHI_3_TOKENS <= {token["content"] for token in tokenizer.get("added_tokens", ())}:
+    if {token["content"] for token in tokenizer.get("added_tokens", ())} >= PHI_3_TOKENS:
         return name
     return re.sub("(phi)-?3", r"\1 3", name, flags=re.IGNORECASE)
 
