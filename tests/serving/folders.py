@@ -50,7 +50,7 @@ def model_of(family: str) -> PreTrainedModel:
             special |= GEMMA_3
         if family == "phi4":
             # A factor for each pair of the dimensions of a head that turn. Texts are short: transformers takes the long
-            # factors for a long text, vLLM and llama.cpp for a server of long texts. llama.cpp's has 256 tokens or more.
+            # factors for a long text, vLLM and llama.cpp for a server of long texts. That of llama.cpp has 256 tokens.
             rope = tiny_families.config(family).rope_parameters
             pairs = int(32 * rope["partial_rotary_factor"]) // 2
             rope |= {"short_factor": [1.5] * pairs, "long_factor": [2.0] * pairs}
