@@ -1,8 +1,8 @@
 """Token ids of texts from those of their words, each of which the tokenizer sees once.
 
 A tokenizer over bytes splits a text at its added tokens, then into words by regular expressions. It makes the tokens of
-each word alone. So the ids of a text are those of its words, and most words of a data set occur in many rows. Only
-ASCII texts are split here: what a letter is does not depend on a version of Unicode there.
+each word alone. So the ids of a text are those of its words, and most words of a data set occur in many rows. Texts are
+split here if they have only ASCII, letters of Latin-1 and common punctuation: no version of Unicode changes those.
 """
 
 from __future__ import annotations
@@ -19,21 +19,29 @@ if TYPE_CHECKING:
 
 # the expression of `ByteLevel` in the package tokenizers, which is GPT-2's
 GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# what classes of characters are in ASCII. Texts with other control characters are not split here
-CLASSES = {r"\s": r"\t\n\r ", r"\p{L}": "A-Za-z", r"\p{N}": "0-9", r"\p{Lu}": "A-Z", r"\p{Ll}": "a-z"}
+UPPER, LOWER = "A-Z\u00c0-\u00d6\u00d8-\u00de", "a-z\u00df-\u00f6\u00f8-\u00ff"
+# dashes, quotation marks, bullet, ellipsis and degree
+PUNCTUATION = (
+    "\u2013\u2014\u2018\u2019\u201c\u201d\u2022\u2026\u00b0"
+)
+# classes of characters, of those that `OTHER` leaves
+CLASSES = {r"\s": r"\t\n\r ", r"\p{L}": UPPER + LOWER, r"\p{N}": "0-9", r"\p{Lu}": UPPER, r"\p{Ll}": LOWER}
 CLASSES |= dict.fromkeys((r"\p{Lt}", r"\p{Lm}", r"\p{Lo}", r"\p{M}"), "")
-OTHER = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-UNCHANGED = ("NFC", "NFD", "NFKC", "NFKD")  # forms of Unicode that leave ASCII as it is
+NO_BLANK = r"\S"
+OTHER = re.compile(rf"[^\t\n\r -~{UPPER}{LOWER}{PUNCTUATION}]")
 MOST = 1 << 17  # words that are remembered
 
 _SIGN = re.compile(r"\\p\{\w+\}|\\.|[\[\]]|[^\\\[\]]+", re.DOTALL)
-_PROBE = [*"abcxyzABCXYZ0123456789 \n\t.,;:!?'\"()[]{}<>|_-/\\#@$%&*+=~`^", "  ", "\n\n", "'s", "'LL", " the", "\r\n"]
+_PROBE = [
+    *"abcxyzABCXYZ0123456789 \n\t.,;:!?'\"()[]{}<>|_-/\\#@$%&*+=~`^",
+    *("  ", "\n\n", "\r\n", "'s", "'LL", " the", "\u00e9", "\u00c4", "\u00df", *PUNCTUATION),
+]
 
 Patterns = list[re.Pattern[str]]
 
 
 class WordIds:
-    """Makes token ids of ASCII texts. Keep it for many calls: it remembers words.
+    """Makes token ids of texts. Keep it for many calls: it remembers words.
 
     Args:
         tokenizer: The tokenizer.
@@ -69,7 +77,7 @@ class WordIds:
 
     def _words_of(self, text: str) -> list[str] | None:
         """The words and added tokens of a text. None: it is not split here."""
-        if not text.isascii() or OTHER.search(text):
+        if OTHER.search(text):
             return None
         words: list[str] = []
         for number, part in enumerate(self.added.split(text) if self.added else [text]):
@@ -111,12 +119,12 @@ def plain_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list
 
 
 def word_patterns(tokenizer: PreTrainedTokenizerBase) -> Patterns | None:
-    """Expressions that split an ASCII text into words, one after another. None: this module cannot split it."""
+    """Expressions that split a text into words, one after another. None: this module cannot split it."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or not tokenizer.is_fast or getattr(backend.model, "dropout", None):
         return None
     normalizer = _described(backend.normalizer)
-    if normalizer and normalizer["type"] not in UNCHANGED:
+    if normalizer and normalizer["type"] != "NFC":  # which leaves these characters as they are
         return None
     splitter = _described(backend.pre_tokenizer)
     steps = splitter.get("pretokenizers", [splitter]) if splitter else []
@@ -137,36 +145,31 @@ def _described(part: Any) -> dict[str, Any]:
 
 
 def _expression(step: dict[str, Any]) -> str | None:
-    """The expression of a step for ASCII. '': it splits nothing. None: it is not known here."""
+    """The expression of a step. '': it splits nothing. None: it is not known here."""
     if step["type"] == "ByteLevel":
-        return in_ascii(GPT_2) if step.get("use_regex", True) else ""
+        return spelled_out(GPT_2) if step.get("use_regex", True) else ""
     if step["type"] == "Digits":
         return "[0-9]|[^0-9]+" if step["individual_digits"] else "[0-9]+|[^0-9]+"
-    if step["type"] == "Split" and "Regex" in step["pattern"]:
-        if (step["behavior"], step["invert"]) in (("Isolated", False), ("Removed", True)):
-            return in_ascii(step["pattern"]["Regex"])
+    isolated = (step.get("behavior"), step.get("invert")) in (("Isolated", False), ("Removed", True))
+    if step["type"] == "Split" and isolated and "Regex" in step["pattern"]:
+        return spelled_out(step["pattern"]["Regex"])
     return None
 
 
-def in_ascii(expression: str) -> str | None:
-    """An expression with `CLASSES` written out. None: it has others."""
+def spelled_out(expression: str) -> str | None:
+    """An expression with `CLASSES` written out, without groups that capture. None: it has other classes."""
     found, inside = [], False
     for sign in _SIGN.findall(expression):
-        if sign in CLASSES or sign == r"\S":
-            if sign == r"\S" and inside:
+        characters = CLASSES.get(sign.replace("S", "s"))
+        if characters is not None:
+            if (sign == NO_BLANK and inside) or (not characters and not inside):
                 return None
-            characters = CLASSES[r"\s" if sign == r"\S" else sign]
-            if not inside and not characters:
-                return None
-            found.append(characters if inside else f"[{'^' if sign == chr(92) + 'S' else ''}{characters}]")
-            continue
-        if sign[0] == "\\" and (len(sign) > 2 or (sign[1].isalnum() and sign[1] not in "rnt")):
+            found.append(characters if inside else f"[{'^' if sign == NO_BLANK else ''}{characters}]")
+        elif sign[0] == "\\" and (len(sign) > 2 or (sign[1].isalnum() and sign[1] not in "rnt")):
             return None
-        if sign in "[]":
-            if inside == (sign == "["):
-                return None  # a class in a class
-            inside = sign == "["
-        elif "(" in sign and not inside and re.search(r"\((?!\?)", sign):
-            sign = re.sub(r"\((?!\?)", "(?:", sign)
-        found.append(sign)
+        elif sign in "[]" and inside == (sign == "["):
+            return None  # a class in a class
+        else:
+            inside = sign == "[" if sign in "[]" else inside
+            found.append(sign if inside else re.sub(r"\((?!\?)", "(?:", sign))
     return "".join(found)
