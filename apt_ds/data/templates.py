@@ -75,7 +75,7 @@ def _clock(template: str, now: datetime | None) -> Iterator[None]:
     transformers caches compiled templates, and replaces functions among the variables of a template by their names.
     So the function must be set in the compiled template.
     """
-    if now is None:
+    if now is None or "strftime_now" not in template:
         yield
         return
     names = chat_template_utils._compile_jinja_template(template).globals

@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 UPPER, LOWER = "A-Z\u00c0-\u00d6\u00d8-\u00de", "a-z\u00df-\u00f6\u00f8-\u00ff"
 # dashes, quotation marks, bullet, ellipsis and degree
-PUNCTUATION = (
-    "\u2013\u2014\u2018\u2019\u201c\u201d\u2022\u2026\u00b0"
-)
+PUNCTUATION = "\u2013\u2014\u2018\u2019\u201c\u201d\u2022\u2026\u00b0"
 # classes of characters, of those that `OTHER` leaves
 CLASSES = {r"\s": r"\t\n\r ", r"\p{L}": UPPER + LOWER, r"\p{N}": "0-9", r"\p{Lu}": UPPER, r"\p{Ll}": LOWER}
 CLASSES |= dict.fromkeys((r"\p{Lt}", r"\p{Lm}", r"\p{Lo}", r"\p{M}"), "")

@@ -44,6 +44,11 @@ class Part(Generic[E]):
         return self.data.tokenized(self.numbers, made.decode())
 
 
+def cache_settings(run: RunConfig) -> CacheSettings:
+    """Where the options keep tokenized data."""
+    return CacheSettings(run.data.data_cache_dir, run.data.overwrite_cache, run.data.preprocessing_num_workers)
+
+
 def prepared_on_node(run: RunConfig, find: Callable[[], Source], recipe: Recipe[E]) -> Prepared[E]:
     """Read and tokenize on the first rank of every node. Its other ranks open the result. Collective.
 
@@ -52,7 +57,7 @@ def prepared_on_node(run: RunConfig, find: Callable[[], Source], recipe: Recipe[
         find: finds the source of the records.
         recipe: how they become rows.
     """
-    settings = CacheSettings(run.data.data_cache_dir, run.data.overwrite_cache, run.data.preprocessing_num_workers)
+    settings = cache_settings(run)
     own: list[Prepared[E]] = []
 
     def make() -> bytes:
