@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # the expression of `ByteLevel` in the package tokenizers, which is GPT-2's
-GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+GPT_2 = r"'(?:[stmd]|re|ve|ll)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 UPPER, LOWER = "A-Z\u00c0-\u00d6\u00d8-\u00de", "a-z\u00df-\u00f6\u00f8-\u00ff"
 # dashes, quotation marks, bullet, ellipsis and degree
 PUNCTUATION = "\u2013\u2014\u2018\u2019\u201c\u201d\u2022\u2026\u00b0"
@@ -27,6 +27,7 @@ CLASSES = {r"\s": r"\t\n\r ", r"\p{L}": UPPER + LOWER, r"\p{N}": "0-9", r"\p{Lu}
 CLASSES |= dict.fromkeys((r"\p{Lt}", r"\p{Lm}", r"\p{Lo}", r"\p{M}"), "")
 NO_BLANK = r"\S"
 OTHER = re.compile(rf"[^\t\n\r -~{UPPER}{LOWER}{PUNCTUATION}]")
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # those of ASCII
 MOST = 1 << 17  # words that are remembered
 
 _SIGN = re.compile(r"\\p\{\w+\}|\\.|[\[\]]|[^\\\[\]]+", re.DOTALL)
@@ -69,13 +70,13 @@ class WordIds:
 
     def _joined(self, words: list[str]) -> list[int] | None:
         try:
-            return list(chain.from_iterable([self.known[word] for word in words]))
+            return list(chain.from_iterable(map(self.known.__getitem__, words)))
         except KeyError:
             return None
 
     def _words_of(self, text: str) -> list[str] | None:
         """The words and added tokens of a text. None: it is not split here."""
-        if OTHER.search(text):
+        if (CONTROL if text.isascii() else OTHER).search(text):
             return None
         words: list[str] = []
         for number, part in enumerate(self.added.split(text) if self.added else [text]):
