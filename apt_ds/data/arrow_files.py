@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
@@ -135,6 +135,24 @@ class ArrowRows:
             values = np.fromiter(chain.from_iterable(row[name] for row in rows), dtype, count=int(borders[-1]))
             arrays.append(pa.ListArray.from_arrays(borders, values, type=kind))
         return pa.Table.from_arrays([*arrays, pa.array(trained)], names=schema.names)
+
+
+def write_columns(folder: Path, columns: Mapping[str, Column]) -> None:
+    """Write rows that are in memory, for `rows_of`."""
+    import pyarrow as pa
+
+    types = {name: pa.float32() if column.floating else pa.int32() for name, column in columns.items()}
+    schema = pa.schema({name: pa.list_(kind) for name, kind in types.items()})
+    with pa.OSFile(str(folder / f"{_ROWS}.arrow"), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        count = len(next(iter(columns.values())))
+        for start in range(0, count, _WRITTEN):
+            arrays = []
+            for name, column in columns.items():
+                rows = [column[row] for row in range(start, min(start + _WRITTEN, count))]
+                borders = np.cumsum([0, *map(len, rows)], dtype=np.int32)
+                values = np.concatenate(rows).astype(types[name].to_pandas_dtype())
+                arrays.append(pa.ListArray.from_arrays(borders, values, type=schema.field(name).type))
+            writer.write_batch(pa.record_batch(arrays, schema=schema))
 
 
 def rows_of(folder: Path) -> dict[str, Column]:

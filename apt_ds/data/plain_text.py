@@ -186,7 +186,8 @@ def write_tokens(pieces: Iterable[np.ndarray], path: Path, source: str) -> int:
                 count += len(ids)
     except OSError as error:
         raise UserError(
-            f"the tokens of {source} cannot be written to {path.parent} ({error.strerror}); free space or set TMPDIR"
+            f"the tokens of {source} cannot be written to {path.parent} ({error.strerror}); "
+            "free space, or set TMPDIR or --data_cache_dir"
         ) from error
     if count < 2:
         raise UserError(f"{source} holds no text; it needs at least one document")

@@ -130,7 +130,7 @@ def prepare(source: Source, recipe: Recipe[E], settings: CacheSettings) -> Prepa
             log.warning("the cached data %s is damaged (%s): it is made again", folder, error)
             again = True
         else:
-            _repeat_notices(folder)
+            repeat_notices(folder)
             return found
     with collected_warnings() as notices:
         examples = recipe.read(source.records(), source.name)
@@ -211,6 +211,7 @@ def collected_warnings() -> Iterator[list[str]]:
         logger.removeHandler(collector)
 
 
-def _repeat_notices(folder: Path) -> None:
+def repeat_notices(folder: Path) -> None:
+    """Warn of what the readers warned of when a folder of the cache was made."""
     for message in json.loads((folder / cache.META).read_text("utf-8")).get("notices", []):
         log.warning("%s", message)

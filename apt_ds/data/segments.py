@@ -3,7 +3,8 @@
 A row is its segments, each tokenized in the context of the text before it. Most rows need a single tokenization: that
 of the whole text, if it begins with the ids of the text before each border. This module checks that for many rows at
 once. Fast tokenizers split a text at their added tokens before anything else. So the ids of a text are those of its
-parts that begin at such tokens, and a border concerns one part alone. Equal parts of many rows are tokenized once.
+parts that begin at such tokens, and a border concerns one part alone. Equal parts of many rows are tokenized once, and
+so are equal words where `word_ids.py` can split a part.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from itertools import accumulate, chain
 from typing import TYPE_CHECKING
 
 from apt_ds.data.tokenized import IGNORED
+from apt_ds.data.word_ids import WordIds, plain_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,6 +37,7 @@ class SegmentTokenizer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, lead: Sequence[int] = ()) -> None:
         self.tokenizer, self.lead = tokenizer, list(lead)
         self._known = splitting_tokens(tokenizer)
+        self._words = WordIds(tokenizer, self._known)
         template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
         # any selection of them is right; hundreds of them would take long to look for
         self._split_at({token for token in self._known if token in template})
@@ -61,10 +64,10 @@ class SegmentTokenizer:
         return made
 
     def _plain(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        found = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        return found["input_ids"]
+        found = self._words(texts)
+        whole = [text for text, ids in zip(texts, found, strict=True) if ids is None]
+        rest = iter(plain_ids(self.tokenizer, whole) if whole else [])
+        return [next(rest) if ids is None else ids for ids in found]
 
     def _labelled(self, row: Sequence[Piece], ids: list[int], borders: list[int]) -> Ids:
         shift = len(self.lead)

@@ -64,8 +64,13 @@ def _is_plain(messages: list[Message]) -> bool:
 
 def _rendered(template: str, messages: list[Message], tokenizer: PreTrainedTokenizerBase, ask: bool) -> str:
     """What `apply_chat_template` returns for plain messages, without its work on every call."""
-    variables: dict[str, Any] = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": ask}
-    return chat_template_utils._compile_jinja_template(template).render(variables, **tokenizer.special_tokens_map)
+    compiled, names = chat_template_utils._compile_jinja_template(template), {}
+    # `render` does this through a chain of dictionaries, which takes a third of its time
+    for functions in reversed(getattr(compiled.globals, "maps", [compiled.globals])):
+        names.update(functions)
+    names |= {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": ask}
+    context = compiled.new_context(names | tokenizer.special_tokens_map, shared=True)
+    return "".join(compiled.root_render_func(context))
 
 
 @contextmanager
@@ -75,7 +80,7 @@ def _clock(template: str, now: datetime | None) -> Iterator[None]:
     transformers caches compiled templates, and replaces functions among the variables of a template by their names.
     So the function must be set in the compiled template.
     """
-    if now is None:
+    if now is None or "strftime_now" not in template:
         yield
         return
     names = chat_template_utils._compile_jinja_template(template).globals

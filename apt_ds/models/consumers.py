@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PretrainedConfig
 
 from apt_ds.models.blocks import Anatomy
+from apt_ds.models.export.gguf_rules import window_of
 from apt_ds.models.tensor_parallel import VOCABULARY, heads_divide
 
 # vLLM's file with the attention of each class, and whether it reads `head_dim`. Otherwise a head has hidden size /
@@ -123,3 +125,21 @@ def vllm_problems(config: PretrainedConfig, gpus: int = 1) -> list[str]:
     if -(-config.vocab_size // VOCABULARY) * VOCABULARY % gpus:
         problems.append(f"vLLM: the padded vocabulary does not divide between {gpus} GPUs")
     return problems
+
+
+def llama_cpp_problems(config: dict[str, Any], tokens: int) -> list[str]:
+    """Why llama.cpp answers a text otherwise than a written decoder that it loads, one line each.
+
+    `export/gguf_rules.py` refuses the decoders that it cannot load.
+
+    Args:
+        config: the written config.json.
+        tokens: length of the text and the answer.
+    """
+    name = str(config["architectures"][0])
+    longest = window_of(config, name.removeprefix("Apt"))
+    if not 0 < longest < tokens:
+        return []
+    if (config.get("rope_parameters") or {}).get("rope_type") == "longrope":
+        return [f"llama.cpp: {name} has the factors of longrope for at most {longest} tokens"]
+    return [f"llama.cpp: {name} has no sliding window, so that answers are the model's up to {longest} tokens"]

@@ -14,7 +14,7 @@ import torch
 from apt_ds.config.errors import UserError
 from apt_ds.config.run_config import RunConfig
 from apt_ds.config.tasks import ANSWERS, CLASSIFICATION, GENERATION, LANGUAGE_MODEL, TEXTS
-from apt_ds.data import glue, seq2seq, squad
+from apt_ds.data import glue, seq2seq
 from apt_ds.data.conversations import Example, example_source
 from apt_ds.data.instructions import every_answer_cut, instruction_recipe
 from apt_ds.data.length_order import Order
@@ -25,18 +25,17 @@ from apt_ds.data.sources import WeightedSource, parse_sources
 from apt_ds.data.tokenized import TokenizedSet
 from apt_ds.eval.corpus_perplexity import text_blocks
 from apt_ds.eval.mmlu import MmluEvaluator
-from apt_ds.eval.task_evaluators import ClassEvaluator, SpanEvaluator, TaskEvaluator, TextEvaluator
+from apt_ds.eval.task_evaluators import ClassEvaluator, TaskEvaluator, TextEvaluator
 from apt_ds.models.architectures import architecture_of
 from apt_ds.models.loading import Base
 from apt_ds.runtime import collectives
 from apt_ds.training.checkpoint.contents import PARTS
 from apt_ds.training.prepared_data import Part, prepared_on_node, split, train_and_held_out, whole
+from apt_ds.training.questions import read_spans
 from apt_ds.training.sampling import Sampled, calibration_order, sampling
 from apt_ds.training.sources import Sets, SourcePart, SourceReader
 from apt_ds.training.streaming import Stream, StreamOrder, open_stream
 from apt_ds.training.summary_schema import DataSizes, RewrittenAnswers, SourceFigures
-
-HELD_ARTICLES = 0.2  # fraction of the questions to hold out, by whole articles
 
 
 @dataclass
@@ -216,11 +215,6 @@ def read_calibration(run: RunConfig, base: Base, now: datetime) -> Sampled | Non
     return Sampled(rows, calibration_order(run, rows, sources, collectives.world_size()), sources)
 
 
-def tokenized_on_node(tokenize: Callable[[], TokenizedSet]) -> TokenizedSet:
-    """Tokenize on the first rank of every node. Its other ranks read the result. Collective."""
-    return TokenizedSet.from_bytes(collectives.from_node(lambda: tokenize().to_bytes()))
-
-
 def read_language(run: RunConfig, base: Base, now: datetime) -> Sets:
     """Conversations and plain text. Loss and perplexity evaluate them."""
     return SourceReader(run, base, now, instruction_reader(run, base, now)).sets()
@@ -263,25 +257,6 @@ def read_classes(run: RunConfig, base: Base, _: datetime) -> Sets:
     train, held_out = train_and_held_out(run, lambda path, part: glue.find(run.data.task, path, part), recipe)
     train_set, held_out_set = train.tokenized(), held_out.tokenized()
     return Sets(train_set, held_out_set, held_out.examples(), ClassEvaluator(run.data.task, held_out_set))
-
-
-def read_spans(run: RunConfig, base: Base, _: datetime) -> Sets:
-    """SQuAD. A single file is split by articles, so that training shares no context with evaluation."""
-    if not run.data.eval_data_path and Path(run.data.data_path).is_file():
-        questions = squad.read(run.data.data_path, "train")
-        train, held_out = squad.split_by_article(questions, HELD_ARTICLES, run.optim.seed)
-        held_out = held_out[: run.data.eval_size or None]
-    else:
-        held_out = squad.read(run.data.eval_data_path or run.data.data_path, "validation")[: run.data.eval_size or None]
-        train = squad.read(run.data.data_path, "train")
-    lengths = run.data.max_seq_length, run.data.doc_stride
-
-    def tokenized(part: Sequence[squad.Question]) -> TokenizedSet:
-        return tokenized_on_node(lambda: squad.encode(part, base.tokenizer, *lengths))
-
-    train_set, held_out_set = tokenized(train), tokenized(held_out)
-    windows = squad.windows(held_out, base.tokenizer, *lengths)
-    return Sets(train_set, held_out_set, held_out, SpanEvaluator(held_out, windows))
 
 
 def read_texts(run: RunConfig, base: Base, _: datetime) -> Sets:

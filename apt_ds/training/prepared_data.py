@@ -45,7 +45,7 @@ class Part(Generic[E]):
 
 
 def cache_settings(run: RunConfig) -> CacheSettings:
-    """Where a run keeps its data."""
+    """Where the options keep tokenized data."""
     return CacheSettings(run.data.data_cache_dir, run.data.overwrite_cache, run.data.preprocessing_num_workers)
 
 

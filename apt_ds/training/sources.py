@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from apt_ds.config.run_config import RunConfig
-from apt_ds.data import plain_text
+from apt_ds.data.kept import Kept, blocks_of, kept_tokens
 from apt_ds.data.plain_text import TokenBlocks
 from apt_ds.data.rows import Joined, Rows, split_rows
 from apt_ds.data.source_kind import is_plain_text
@@ -21,7 +18,7 @@ from apt_ds.eval.task_evaluators import TaskEvaluator
 from apt_ds.models.architectures import architecture_of
 from apt_ds.models.loading import Base
 from apt_ds.runtime import collectives
-from apt_ds.training.prepared_data import HELD_OUT
+from apt_ds.training.prepared_data import HELD_OUT, cache_settings
 
 
 class Sets(NamedTuple):
@@ -107,29 +104,30 @@ class SourceReader:
         return SourcePart(train, aside if held_out else None, list)
 
     def _blocks(self, name: str, flag: str) -> TokenBlocks:
-        """Plain text, tokenized by the first rank of every node into a file that all its ranks map into memory."""
+        """Plain text, tokenized by the first rank of every node into a file that all its ranks map into memory.
+
+        The file is in the cache unless the text is small.
+        """
         tokenizer, length = self.base.tokenizer, self.run.data.max_seq_length
         begins = architecture_of(self.base.config).begins_with_bos
         bos_id = tokenizer.bos_token_id if begins else None
 
-        def write() -> bytes:
-            with tempfile.NamedTemporaryFile(prefix="apt_ds_tokens_", delete=False) as file:
-                path = Path(file.name)
+        def make() -> bytes:
+            found = kept_tokens(name, flag, tokenizer, cache_settings(self.run))
             try:
-                pieces = plain_text.token_pieces(plain_text.documents(name, flag), tokenizer)
-                plain_text.write_tokens(pieces, path, name)
-                made = TokenBlocks(np.memmap(path, np.int32, "r"), length, bos_id)
+                made = blocks_of(found.folder, length, bos_id)
             except BaseException:
-                path.unlink()
+                found.remove_temporary()
                 raise
-            return json.dumps([str(path), made.fingerprint]).encode()
+            return json.dumps([str(found.folder), found.temporary, made.fingerprint]).encode()
 
-        place, fingerprint = json.loads(collectives.from_node(write))
-        blocks = TokenBlocks(np.memmap(place, np.int32, "r"), length, bos_id, fingerprint)
+        place, temporary, fingerprint = json.loads(collectives.from_node(make))
+        found = Kept(Path(place), temporary)
+        blocks = blocks_of(found.folder, length, bos_id, fingerprint)
         collectives.barrier()
         if collectives.local_rank() == 0:
             # what is mapped stays readable, and goes with the last process
-            Path(place).unlink()
+            found.remove_temporary()
         return blocks
 
     def _apportioned(self, total: int, sources: Sequence[WeightedSource]) -> list[int]:

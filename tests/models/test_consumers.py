@@ -24,6 +24,7 @@ from apt_ds.models.consumers import (
     VLLM_CPU_HEADS,
     VLLM_GPU_HEADS,
     excluded,
+    llama_cpp_problems,
     vllm_problems,
 )
 from apt_ds.models.export.configs import written
@@ -211,3 +212,14 @@ def test_vllm_has_no_window_in_some_layers_of_a_qwen2() -> None:
     assert "config.max_window_layers == config.num_hidden_layers" in assertions(
         tree_of("model_executor/models/qwen2.py")
     )
+
+
+def test_llama_cpp_has_no_window_for_some_classes_and_one_set_of_longrope_factors() -> None:
+    sizes = {"max_position_embeddings": 512, "sliding_window": 6}
+    (line,) = llama_cpp_problems({"architectures": ["Phi3ForCausalLM"], **sizes}, 7)
+    assert line == "llama.cpp: Phi3ForCausalLM has no sliding window, so that answers are the model's up to 6 tokens"
+    assert llama_cpp_problems({"architectures": ["Phi3ForCausalLM"], **sizes}, 6) == []
+    assert llama_cpp_problems({"architectures": ["Gemma3ForCausalLM"], **sizes}, 7) == []
+    rope = {"rope_type": "longrope", "original_max_position_embeddings": 256}
+    (line,) = llama_cpp_problems({"architectures": ["Phi3ForCausalLM"], "rope_parameters": rope}, 257)
+    assert "factors of longrope for at most 256 tokens" in line

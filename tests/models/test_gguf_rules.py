@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from apt_ds.config.errors import UserError
 from apt_ds.models.export import gguf_rules
-from apt_ds.models.export.gguf import write_gguf
+from apt_ds.models.export.gguf import PHI_3_TOKENS, name_of, write_gguf
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -103,6 +103,15 @@ def test_layers_of_a_folder_are_taken_over(tmp_path: Path) -> None:
 )
 def test_the_context_in_which_answers_agree(changes: dict[str, object], context: int, tmp_path: Path) -> None:
     assert gguf_rules.plan_of(folder_of(tmp_path / "model", **changes), "f16").context == context
+
+
+def test_a_name_that_llama_cpp_would_read_as_phi_3(tmp_path: Path) -> None:
+    """It changes four tokens of such a model, and fails without them."""
+    place = folder_of(tmp_path / "Phi-3-cut")
+    assert name_of(place) == "Phi 3-cut" and name_of(folder_of(tmp_path / "llama-3")) == "llama-3"
+    added = {"added_tokens": [{"content": token} for token in PHI_3_TOKENS]}
+    (place / "tokenizer.json").write_text(json.dumps(added), encoding="utf8")
+    assert name_of(place) == "Phi-3-cut"
 
 
 def test_gemmas_scale_of_attention(tmp_path: Path) -> None:

@@ -50,12 +50,12 @@ def model_of(family: str) -> PreTrainedModel:
             special |= GEMMA_3
         if family == "phi4":
             # A factor for each pair of the dimensions of a head that turn. Texts are short: transformers takes the long
-            # factors for a long text, vLLM for a server of long texts.
+            # factors for a long text, vLLM and llama.cpp for a server of long texts. That of llama.cpp has 256 tokens.
             rope = tiny_families.config(family).rope_parameters
             pairs = int(32 * rope["partial_rotary_factor"]) // 2
             rope |= {"short_factor": [1.5] * pairs, "long_factor": [2.0] * pairs}
-            rope["original_max_position_embeddings"] = special["original_max_position_embeddings"] = 64
-            special["rope_parameters"] = rope
+            rope["original_max_position_embeddings"] = special["original_max_position_embeddings"] = 256
+            special |= {"rope_parameters": rope, "max_position_embeddings": 512}
         model = tiny_families.model(family, **LARGE, head_dim=32, **special)
     architecture_of(model.config).prepare(model, anatomy_of(model.config))
     return model.eval()

@@ -36,10 +36,18 @@ def answers(file: Path, count: int = 8, prompt: list[int] | str = PROMPT, contex
     return result
 
 
-def worst_difference(file: Path, folder: Path, count: int = 8, prompt: list[int] | None = None) -> float:
-    """Largest difference of log-probabilities to transformers. The greedy tokens must be equal."""
+def worst_difference(
+    file: Path, folder: Path, count: int = 8, prompt: list[int] | None = None, rounded: bool = False
+) -> float:
+    """Largest difference of log-probabilities to transformers. The greedy tokens must be equal.
+
+    rounded: transformers rounds the inputs of its products to 16 bits, as llama.cpp does for weights of 16 bits.
+    """
     prompt = prompt or PROMPT
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+    for module in model.modules() if rounded else ():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(lambda _, inputs: (inputs[0].half().float(),))
     tokens, worst = torch.tensor([prompt]), 0.0
     for token in answers(file, count, prompt):
         with torch.no_grad():

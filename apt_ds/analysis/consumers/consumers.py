@@ -12,15 +12,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from apt_ds.analysis.consumers import probes
 from apt_ds.analysis.consumers.entry import Case, Entry, Expected, compare
+from apt_ds.models.consumers import llama_cpp_problems
+from apt_ds.models.export import gguf_rules
 
 FULL, SIXTEEN, QUANTIZED = 2e-3, 2e-2, 0.25  # largest difference of log-probabilities: fp32, 16 bits, NF4 in bf16
 CONVERTER = "apt_ds.models.export.gguf"
+CONTEXT = 256  # tokens; llama.cpp rounds shorter contexts up to it
 
 
 @dataclass(frozen=True)
@@ -140,8 +143,24 @@ class LlamaCpp(Consumer):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             return Entry("fails", reason=(done.stderr.strip().splitlines() or ["the converter failed"])[-1])
+        # llama.cpp chooses the factors of longrope by its context
+        context = gguf_rules.plan_of(case.folder, "f32").context
         job = super().prepare(case, place, number)
-        return job | {"gguf": str(file)} if isinstance(job, dict) else job
+        length = len(case.expected.prompt) + len(case.expected.tokens)
+        longest = {"gguf": str(file), "context": context if context > length else CONTEXT}
+        return job | longest if isinstance(job, dict) else job
+
+    def _entry(self, answer: Mapping[str, Any], case: Case) -> Entry:
+        """The entry, with the rule that explains a difference."""
+        entry = super()._entry(answer, case)
+        problems = self.problems(case)
+        return replace(entry, reason=problems[0]) if problems and entry.status == "differs" else entry
+
+    @staticmethod
+    def problems(case: Case) -> list[str]:
+        """Why its answers must differ."""
+        length = len(case.expected.prompt) + len(case.expected.tokens)
+        return llama_cpp_problems(gguf_rules.read_config(case.folder), length)
 
 
 CONSUMERS: tuple[Consumer, ...] = (

@@ -184,12 +184,19 @@ import xllamacpp as llama
 
 def answer(case):
     params = llama.CommonParams()
-    params.model.path, params.n_ctx, params.n_parallel, params.warmup = case["gguf"], 128, 1, False
+    params.model.path, params.n_ctx, params.n_parallel, params.warmup = case["gguf"], case["context"], 1, False
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     params.cache_type_k = params.cache_type_v = llama.ggml_type.GGML_TYPE_F32
     params.flash_attn_type = llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    request = {"prompt": case["prompt"], "n_predict": len(case["tokens"]), "temperature": 0.0, "n_probs": 1}
-    request |= {"samplers": ["temperature"], "cache_prompt": False, "ignore_eos": True}
-    content = llama.Server(params).handle_completions(request)["choices"][0]["logprobs"]["content"]
-    return [token["id"] for token in content], [token["logprob"] for token in content]
+    server, tokens, values = llama.Server(params), list(case["prompt"]), []
+    # The server reports no token whose bytes end inside a character. So each step asks for a token that it reports. The
+    # likeliest token beside it has the log-probability of the unchanged logits. Earlier tokens are in the cache.
+    request = {"n_predict": 1, "temperature": 0.0, "n_probs": 1, "samplers": ["temperature"], "cache_prompt": True}
+    request["logit_bias"] = [[case["prompt"][0], 1e6]]
+    for _ in case["tokens"]:
+        found = server.handle_completions(request | {"prompt": tokens})["choices"][0]["logprobs"]["content"][0]
+        best = found["top_logprobs"][0]
+        tokens.append(best["id"])
+        values.append(best["logprob"])
+    return tokens[len(case["prompt"]):], values
 """

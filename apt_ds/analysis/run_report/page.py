@@ -51,6 +51,7 @@ def sections(content: Content) -> list[Section]:
         _before_after(content),
         _training(content),
         _kept(content),
+        _consumers(content),
         _time(content),
         _memory(content),
         Section(
@@ -99,6 +100,19 @@ def _kept(content: Content) -> Section:
         blocks=[*heat_maps.heat_maps(content)],
         folded=[table] if table else [],
     )
+
+
+def _consumers(content: Content) -> Section:
+    """Programs that cannot load the kept sizes although they load those of the base model."""
+    excluded = (content.summary or {}).get("pruning", {}).get("excluded")
+    note = "No consumer of the base model is excluded by the kept sizes."
+    if excluded:
+        note = "The kept sizes exclude these consumers of the base model:"
+    elif content.summary is None:
+        note = "The written sizes exist once a run has finished."
+    elif excluded is None:
+        note = "A run of an earlier version did not record the consumers that its sizes exclude."
+    return Section("consumers", "Consumers of the written model", [note], items=excluded or [])
 
 
 def _time(content: Content) -> Section:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import sys
 from collections import Counter, defaultdict
@@ -15,6 +16,7 @@ from apt_ds.models.export import gguf_converter, gguf_quantizer, gguf_rules, oll
 
 USAGE = "python -m apt_ds.models.export.gguf DIR [--outtype f16|bf16|f32|q8_0|q4_k_m] [--into FILE]"
 PLAIN = ("F32", "F16", "BF16")
+PHI_3_TOKENS = {"<unk>", "<s>", "</s>", "<|endoftext|>"}
 
 
 def write_gguf(folder: Path, outtype: str = "f16", into: Path | None = None) -> Path:
@@ -42,7 +44,7 @@ def write_gguf(folder: Path, outtype: str = "f16", into: Path | None = None) -> 
         gguf_quantizer.check_quantizer()
     partial, plain = (into.with_name(f"{into.name}.{ending}") for ending in ("tmp", "16bit.tmp"))
     first = plain if outtype == "q4_k_m" else partial
-    job = {"folder": str(folder.resolve()), "into": str(first.resolve()), "name": folder.resolve().name} | asdict(plan)
+    job = {"folder": str(folder.resolve()), "into": str(first.resolve()), "name": name_of(folder)} | asdict(plan)
     job["outtype"] = outtype if outtype != "q4_k_m" else "bf16" if dtype_of(folder) == "bfloat16" else "f16"
     try:
         into.parent.mkdir(parents=True, exist_ok=True)
@@ -59,6 +61,17 @@ def write_gguf(folder: Path, outtype: str = "f16", into: Path | None = None) -> 
             file.unlink(missing_ok=True)
     report(into, outtype, plan, notes)
     return into
+
+
+def name_of(folder: Path) -> str:
+    """The name of the model in the file: that of its folder.
+
+    llama.cpp changes four tokens of a model whose name contains phi3 or phi-3, and loads no such file without them.
+    """
+    name, tokenizer = folder.resolve().name, json.loads((folder / "tokenizer.json").read_text(encoding="utf8"))
+    if {token["content"] for token in tokenizer.get("added_tokens", ())} >= PHI_3_TOKENS:
+        return name
+    return re.sub("(phi)-?3", r"\1 3", name, flags=re.IGNORECASE)
 
 
 def dtype_of(folder: Path) -> str:

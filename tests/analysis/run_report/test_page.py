@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from apt_ds.analysis.run_report.spec import Figure
 from apt_ds.analysis.run_report.writing import write
 from apt_ds.config.resolve import resolve
 from apt_ds.training import run
+from tests.support import report_content
 from tests.support.browser import probe
 from tests.support.launcher import GRADUAL, Place, own_world
 
@@ -48,6 +50,7 @@ LOOK = """() => {
     focused: document.activeElement.tagName,
     wide: document.documentElement.scrollWidth > window.innerWidth,
     samples: [...document.querySelectorAll(".sample h3, .sample dd")].map((each) => each.textContent),
+    excluded: [...document.querySelectorAll("#consumers li")].map((each) => each.textContent),
     headings: [...document.querySelectorAll("h2")].map((each) => each.textContent),
     ink: getComputedStyle(document.body).color, font: plots[0].layout.font.color,
   };
@@ -137,10 +140,36 @@ def test_answers_are_text_whatever_they_hold(seen: dict[str, Any], summary: dict
 
 def test_sections_come_in_the_order_in_which_people_ask(seen: dict[str, Any]) -> None:
     assert seen["headings"] == [
-        *("Before and after", "Training", "Kept blocks and ranks by layer", "Time", "Memory"),
-        *("Samples before and after", "Configuration", "Warnings"),
+        *("Before and after", "Training", "Kept blocks and ranks by layer", "Consumers of the written model"),
+        *("Time", "Memory", "Samples before and after", "Configuration", "Warnings"),
     ]
     assert not seen["wide"] and seen["ink"] == "rgb(28, 33, 40)" and seen["font"] == "#1c2128"
+
+
+def test_consumers_that_the_kept_sizes_exclude(seen: dict[str, Any], summary: dict[str, Any]) -> None:
+    assert seen["excluded"] == summary["pruning"]["excluded"]
+    assert any("sizes by layer are not supported" in line for line in seen["excluded"])
+    notes = []
+    for content in (
+        report_content.finished(),
+        replace(report_content.finished(), summary=with_excluded([])),
+        report_content.interrupted(),
+    ):
+        (section,) = [section for section in page.sections(content) if section.id == "consumers"]
+        assert section.items == []
+        notes += section.notes
+    assert notes == [
+        "A run of an earlier version did not record the consumers that its sizes exclude.",
+        "No consumer of the base model is excluded by the kept sizes.",
+        "The written sizes exist once a run has finished.",
+    ]
+
+
+def with_excluded(lines: list[str]) -> dict[str, Any]:
+    """A summary with the consumers that the kept sizes exclude."""
+    found = report_content.summary()
+    found["pruning"]["excluded"] = lines
+    return found
 
 
 def test_an_unfinished_run_in_the_dark_and_on_paper(folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,133 @@
+"""Rows and tokens that later starts read from folders of the cache."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from apt_ds.config.errors import UserError
+from apt_ds.data import kept, plain_text
+from apt_ds.data.cache import META, CacheSettings
+from apt_ds.data.kept import TOKENS, blocks_of, kept_rows, kept_tokens, opened_rows
+from apt_ds.data.plain_text import TokenBlocks
+from apt_ds.data.tokenized import Row, TokenizedSet
+from tests.support import tiny
+
+FLAG = "--data_path"
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CacheSettings:
+    """A cache that small sources use too."""
+    monkeypatch.setattr(kept, "SMALL_BYTES", 0)
+    return CacheSettings(str(tmp_path / "cache"))
+
+
+def rows(count: int) -> list[Row]:
+    return [{"input_ids": [*range(n % 7 + 1)], "scores": [n / 3], "targets": [n, 0]} for n in range(count)]
+
+
+def test_rows_are_made_once(settings: CacheSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("apt_ds.data.arrow_files._WRITTEN", 10)
+    made, calls = TokenizedSet.of(rows(25), dropped=3), []
+
+    def make() -> TokenizedSet:
+        calls.append(1)
+        logging.getLogger("apt_ds.data.squad").warning("left out 3")
+        return made
+
+    first = opened_rows(kept_rows(["a"], settings, make).folder)
+    assert first == made and first.rows == made.rows and first.dropped == 3 and first.fingerprint == made.fingerprint
+    assert opened_rows(kept_rows(["a"], settings, make).folder) == made and len(calls) == 1
+    kept_rows(["b"], settings, make)
+    kept_rows(["a"], CacheSettings(settings.folder, overwrite=True), make)
+    assert len(calls) == 3
+
+
+def test_a_later_start_warns_again_and_damage_is_mended(
+    settings: CacheSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    def make() -> TokenizedSet:
+        logging.getLogger("apt_ds.data.squad").warning("left out 3")
+        return TokenizedSet.of(rows(5))
+
+    place = kept_rows(["a"], settings, make).folder
+    caplog.clear()
+    kept_rows(["a"], settings, make)
+    assert [record.message for record in caplog.records] == ["left out 3"]
+    (place / "rows.arrow").write_bytes(b"x")
+    assert opened_rows(kept_rows(["a"], settings, make).folder) == TokenizedSet.of(rows(5))
+    assert "is damaged (rows.arrow is not what was written): it is made again" in caplog.text
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    place = tmp_path / "texts"
+    place.mkdir()
+    for name in ("a", "b"):
+        (place / f"{name}.txt").write_text(" ".join(tiny.WORDS) + name, encoding="utf8")
+    return place
+
+
+def expected(place: Path) -> np.ndarray:
+    return np.concatenate([*plain_text.token_pieces(plain_text.documents(str(place), FLAG), tiny.tokenizer())])
+
+
+def test_tokens_are_made_once(texts: Path, settings: CacheSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, tokens = tiny.tokenizer(), expected(texts)
+    found = kept_tokens(str(texts), FLAG, tokenizer, settings)
+    blocks, whole = blocks_of(found.folder, 8, 1), TokenBlocks(tokens, 8, 1)
+    assert not found.temporary and [*blocks.ids] == [*tokens] and blocks.fingerprint == whole.fingerprint
+    monkeypatch.setattr(plain_text, "documents", lambda *_: pytest.fail("the texts were read again"))
+    monkeypatch.setattr(TokenBlocks, "_fingerprint", lambda _: pytest.fail("the tokens were read again"))
+    again = kept_tokens(str(texts), FLAG, tokenizer, settings)
+    assert again == found and blocks_of(again.folder, 8, 1).fingerprint == whole.fingerprint
+
+
+def test_other_texts_tokens_and_lengths_are_others(texts: Path, settings: CacheSettings) -> None:
+    tokenizer = tiny.tokenizer()
+    found = kept_tokens(str(texts), FLAG, tokenizer, settings)
+    assert blocks_of(found.folder, 8, None).fingerprint != blocks_of(found.folder, 9, None).fingerprint
+    rows_file = texts.parent / "rows.jsonl"
+    rows_file.write_text(json.dumps({"text": "the cat"}) + "\n", encoding="utf8")
+    assert [*np.memmap(kept_tokens(str(rows_file), FLAG, tokenizer, settings).folder / TOKENS, np.int32)] == [
+        *expected(rows_file)
+    ]
+    tokenizer.add_tokens(["<new>"])
+    (texts / "b.txt").write_text("the cat", encoding="utf8")
+    folders = {found.folder, kept_tokens(str(texts), FLAG, tiny.tokenizer(), settings).folder}
+    folders.add(kept_tokens(str(texts), FLAG, tokenizer, settings).folder)
+    assert len(folders) == 3 and all((folder / META).is_file() for folder in folders)
+
+
+def test_small_texts_and_an_unwritable_cache_have_temporary_folders(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    blocked = tmp_path / "file"
+    blocked.write_text("", encoding="utf8")
+    for small, cache in ((1 << 20, tmp_path / "cache"), (0, blocked)):
+        monkeypatch.setattr(kept, "SMALL_BYTES", small)
+        found = kept_tokens(str(texts), FLAG, tiny.tokenizer(), CacheSettings(str(cache)))
+        blocks = blocks_of(found.folder, 8, None)
+        assert found.temporary and found.folder.parent == tmp_path and [*blocks.ids] == [*expected(texts)]
+        found.remove_temporary()
+        assert not found.folder.exists() and len(blocks[0]["input_ids"]) == 8
+
+
+@pytest.mark.parametrize("small", [0, 1 << 20])
+def test_a_bad_text_leaves_nothing(small: int, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "SMALL_BYTES", small)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (texts / "b.txt").write_bytes(b"\xff")
+    before = {*os.listdir(tmp_path), "cache"}
+    with pytest.raises(UserError, match="not UTF-8") as error:
+        kept_tokens(str(texts), FLAG, tiny.tokenizer(), CacheSettings(str(tmp_path / "cache")))
+    assert "\n" not in str(error.value)
+    assert {*os.listdir(tmp_path)} <= before and not list((tmp_path / "cache").glob("*"))

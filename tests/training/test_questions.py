@@ -1,0 +1,94 @@
+"""The sets of a run over SQuAD: the same rows from the cache as in memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from apt_ds.config.run_config import RunConfig
+from apt_ds.data import squad
+from apt_ds.models.loading import Base
+from apt_ds.training import datasets, questions
+from apt_ds.training.datasets import Sets
+from tests.support.launcher import own_world
+from tests.support.text_fixtures import pair_tokenizer
+
+WORDS = "the big cat sees a red dog on the tree "
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone() -> Iterator[None]:
+    """This process is a world of its own."""
+    with own_world():
+        yield
+
+
+def folder_of(place: Path) -> Path:
+    """Training questions of four articles, and fewer to evaluate, with long contexts."""
+    place.mkdir()
+    for name, articles in (("train", 4), ("dev", 2)):
+        records = [
+            {
+                "id": f"{name}{article}{number}",
+                "title": f"article {article}",
+                "context": WORDS * (2 + number) + WORDS.split()[article],
+                "question": "the cat sees",
+                "answers": [{"text": "red dog", "answer_start": 19}],
+            }
+            for article in range(articles)
+            for number in range(3)
+        ]
+        text = "\n".join(json.dumps(record) for record in records)
+        (place / f"{name}.jsonl").write_text(text, encoding="utf8")
+    return place
+
+
+def read(data: Path, cache: Path, **options: object) -> Sets:
+    given = {
+        "data_path": str(data),
+        "data_cache_dir": str(cache),
+        "max_seq_length": 32,
+        "doc_stride": 4,
+        "eval_size": 5,
+    }
+    run = RunConfig().replace(**given | options)
+    base = cast(Base, SimpleNamespace(tokenizer=pair_tokenizer()))
+    return datasets.read_spans(run, base, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_rows_of_the_cache_are_those_in_memory(single: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, cache = folder_of(tmp_path / "data"), tmp_path / "cache"
+    data = place / "train.jsonl" if single else place
+    memory = read(data, cache)
+    assert not cache.exists() and len(memory.train) > 12 > len(memory.examples) > 0
+    monkeypatch.setattr(questions, "SMALL_BYTES", 0)
+    first = read(data, cache)
+    calls: list[int] = []
+    monkeypatch.setattr(squad, "encode", lambda *_: calls.append(1))
+    second = read(data, cache)
+    assert calls == [] and len([*cache.iterdir()]) == 2
+    for sets in (first, second):
+        assert sets.train == memory.train and sets.held_out == memory.held_out and sets.examples == memory.examples
+        assert [*sets.train] == [*memory.train]
+
+
+def test_other_options_have_other_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, cache = folder_of(tmp_path / "data"), tmp_path / "cache"
+    monkeypatch.setattr(questions, "SMALL_BYTES", 0)
+    file = place / "train.jsonl"
+    sets = [
+        read(file, cache),
+        read(file, cache, seed=3),
+        read(file, cache, doc_stride=5),
+        read(file, cache, eval_size=2),
+    ]
+    prints = [(one.train.fingerprint, one.held_out.fingerprint) for one in sets]
+    assert len({train for train, _ in prints}) == 3 and prints[0][0] == prints[3][0] and prints[0][1] != prints[3][1]
+    for one, options in zip(sets, ({}, {"seed": 3}, {"doc_stride": 5}, {"eval_size": 2}), strict=True):
+        assert read(file, tmp_path / "other", **options).train == one.train
