@@ -12,15 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from apt_ds.config.run_config import RunConfig
-from apt_ds.data.batching import Batch
 from apt_ds.losses.task_losses import TaskLoss
 from apt_ds.models.blocks import Anatomy
-from apt_ds.models.mask_checks import known_rows
 from apt_ds.pruning.layer_walk import WalkBatch
 from apt_ds.pruning.repair import repair, repairable
 from apt_ds.runtime import collectives, zero
 from apt_ds.runtime.clock import seconds_after
 from apt_ds.training.micro_batches import MicroBatches
+from apt_ds.training.walk_batches import walk_batches
 
 
 class Repairer:
@@ -56,7 +55,7 @@ class Repairer:
         if not self.run_config.pruning.repairs or keep is None or not any(repairable(anatomy, keep)):
             return
         start = seconds_after(zero.device())
-        batches = self._walk_batches(model)
+        batches = walk_batches(self.run_config, self.task_loss, self.batches, model)
         self.tokens = self._tokens(batches)
         self._warn_of_few(anatomy, keep)
         for site in repair(model, anatomy, keep, batches, state):
@@ -65,28 +64,6 @@ class Repairer:
             # JSON has no infinity
             self.sites[path] = values | {"ridge": None if math.isinf(site.ridge) else site.ridge}
         self.seconds += seconds_after(zero.device()) - start
-
-    def _walk_batches(self, model: nn.Module) -> list[WalkBatch]:
-        """This rank's calibration batches. Rows go to the two halves in turn."""
-        world, rank = collectives.world_size(), collectives.rank()
-        steps = -(-self.run_config.pruning.repair_examples // self.run_config.optim.global_batch(world))
-        made = []
-        for step in range(steps):
-            for micro in range(self.batches.per_step):
-                number = (step * self.batches.per_step + micro) * world + rank
-                made.append(self._walk_batch(model, self.batches.on_device(step, micro), number))
-        return made
-
-    def _walk_batch(self, model: nn.Module, batch: Batch, number: int) -> WalkBatch:
-        rows, length = batch.input_ids.shape
-        inputs = self.task_loss.base_inputs(model, batch)
-
-        def run(base: nn.Module) -> None:
-            with known_rows(batch.packed, batch.padded):
-                base(**inputs)
-
-        half = (torch.arange(rows, device=batch.input_ids.device) + number) % 2
-        return WalkBatch(run, batch.attention_mask.flatten() > 0, half.repeat_interleave(length))
 
     @staticmethod
     def _tokens(batches: list[WalkBatch]) -> int:

@@ -1,0 +1,38 @@
+"""The calibration batches of a walk through the layers (`pruning/layer_walk.py`)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from apt_ds.config.run_config import RunConfig
+from apt_ds.data.batching import Batch
+from apt_ds.losses.task_losses import TaskLoss
+from apt_ds.models.mask_checks import known_rows
+from apt_ds.pruning.layer_walk import WalkBatch
+from apt_ds.runtime import collectives
+from apt_ds.training.micro_batches import MicroBatches
+
+
+def walk_batches(run: RunConfig, task_loss: TaskLoss, batches: MicroBatches, model: nn.Module) -> list[WalkBatch]:
+    """This rank's batches of the first `--repair_examples` calibration examples. Rows go to the two halves in turn."""
+    world, rank = collectives.world_size(), collectives.rank()
+    steps = -(-run.pruning.repair_examples // run.optim.global_batch(world))
+    made = []
+    for step in range(steps):
+        for micro in range(batches.per_step):
+            number = (step * batches.per_step + micro) * world + rank
+            made.append(_walk_batch(task_loss, model, batches.on_device(step, micro), number))
+    return made
+
+
+def _walk_batch(task_loss: TaskLoss, model: nn.Module, batch: Batch, number: int) -> WalkBatch:
+    rows, length = batch.input_ids.shape
+    inputs = task_loss.base_inputs(model, batch)
+
+    def run(base: nn.Module) -> None:
+        with known_rows(batch.packed, batch.padded):
+            base(**inputs)
+
+    half = (torch.arange(rows, device=batch.input_ids.device) + number) % 2
+    return WalkBatch(run, batch.attention_mask.flatten() > 0, half.repeat_interleave(length))
