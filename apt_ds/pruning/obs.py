@@ -16,7 +16,7 @@ from apt_ds.config.errors import UserError
 from apt_ds.models.blocks import ALL_KINDS, Anatomy, block_slices
 from apt_ds.pruning.activation_hooks import ActivationHooks, Observer, output_hook
 from apt_ds.pruning.kurtosis import effective_weight
-from apt_ds.pruning.layer_walk import LayerWalk, WalkBatch
+from apt_ds.pruning.layer_walk import LayerWalk, WalkBatch, WalkTokens
 from apt_ds.pruning.removal_costs import removal_costs
 from apt_ds.runtime import collectives, heartbeat, zero
 
@@ -73,7 +73,7 @@ class Obs(ActivationHooks):
         training = model.training
         model.eval()
         try:
-            walk = LayerWalk(model, self.anatomy.layers, batches)
+            walk = LayerWalk(model, self.anatomy, batches)
             for number, layer in enumerate(self.anatomy.layers):
                 for site in self._scored():
                     if self.anatomy.sites[site].consumer.startswith(f"{layer}."):
@@ -117,8 +117,8 @@ def mean_gram(walk: LayerWalk, layer: int, consumer: nn.Module, width: int) -> T
     """Mean of x x^T over the counted tokens of all ranks, fp32 [width, width]. Collective."""
     gram, count = torch.zeros(width, width, device=zero.device()), torch.zeros(1, device=zero.device())
 
-    def add(x: Tensor, batch: WalkBatch) -> None:
-        rows = x[batch.counted].float()
+    def add(x: Tensor, tokens: WalkTokens) -> None:
+        rows = x[tokens.counted].float()
         gram.addmm_(rows.T, rows)
         count.add_(len(rows))
 

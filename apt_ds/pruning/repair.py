@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from apt_ds.models import quantization
 from apt_ds.models.blocks import Anatomy, Axis, block_slices
 from apt_ds.pruning.kurtosis import effective_weight
-from apt_ds.pruning.layer_walk import LayerWalk, WalkBatch
+from apt_ds.pruning.layer_walk import LayerWalk, WalkBatch, WalkTokens
 from apt_ds.pruning.least_squares import Fit, repaired
 from apt_ds.pruning.masks import Masks
 from apt_ds.runtime import collectives, heartbeat, zero
@@ -62,7 +62,7 @@ def repair(
     model.eval()
     sites: list[RepairedSite] = []
     try:
-        walk = LayerWalk(model, anatomy.layers, batches)
+        walk = LayerWalk(model, anatomy, batches)
         for number, layer in enumerate(anatomy.layers):
             for site in repairable(anatomy, keep, layer):
                 sites.append(_repair_site(walk, number, anatomy, site, keep, state))
@@ -116,9 +116,9 @@ def _grams(walk: LayerWalk, layer: int, consumer: nn.Module, width: int) -> Tens
     """Sums of x x^T over both halves of the tokens of all ranks, fp32 [2, width, width]. Collective."""
     grams = torch.zeros(2, width, width, device=zero.device())
 
-    def add(x: Tensor, batch: WalkBatch) -> None:
+    def add(x: Tensor, tokens: WalkTokens) -> None:
         for half in range(2):
-            rows = x[batch.counted & (batch.half == half)].float()
+            rows = x[tokens.counted & (tokens.half == half)].float()
             grams[half].addmm_(rows.T, rows)
 
     walk.inputs_of(layer, consumer, add)

@@ -27,7 +27,7 @@ class Repairer:
 
     Attributes:
         seconds: time that all repairs took.
-        tokens: those that the last repair read, over all ranks.
+        tokens: those that the last repair read, over all ranks. With a decoder, those of the side that has fewer.
         sites: figures of the last repair of each layer, by path.
     """
 
@@ -67,9 +67,10 @@ class Repairer:
 
     @staticmethod
     def _tokens(batches: list[WalkBatch]) -> int:
-        """Tokens that count, over all ranks. Collective."""
-        counts = torch.stack([batch.counted.sum() for batch in batches]).sum().reshape(1).float()
-        return int(collectives.all_reduce_sum(counts))
+        """Tokens that count, over all ranks. With a decoder, those of the side that has fewer. Collective."""
+        sides = [[batch.tokens for batch in batches], [batch.second for batch in batches if batch.second is not None]]
+        counts = [torch.stack([tokens.counted.sum() for tokens in side]).sum().float() for side in sides if side]
+        return int(collectives.all_reduce_sum(torch.stack(counts)).min())
 
     def _warn_of_few(self, anatomy: Anatomy, keep: np.ndarray) -> None:
         widest = max(anatomy.sites[number].unit * anatomy.sizes.counts[number] for number in repairable(anatomy, keep))

@@ -83,7 +83,7 @@ def test_costs_are_those_of_the_dense_models_inputs() -> None:
     assert model.training and not any(module._forward_pre_hooks for module in model.modules())
     spans = dict(block_slices(anatomy.sizes))
     for number, site in enumerate(anatomy.sites):
-        x = torch.cat([x[batch.counted] for x, batch in zip(inputs[site.consumer], given, strict=True)])
+        x = torch.cat([x[batch.tokens.counted] for x, batch in zip(inputs[site.consumer], given, strict=True)])
         with effective_weight(model.get_submodule(site.consumer)) as weight:
             costs = removal_costs(weight, obs.squares[number], x.T @ x / len(x), site.unit)
         assert np.allclose(obs.scores()[spans[number]], costs / 2, rtol=1e-3)
