@@ -161,6 +161,11 @@ class LayerWalk:
         assert batch.second is not None, "a decoder has tokens of its own"
         return batch.second
 
+    def run_once(self, number: int) -> None:
+        """Run layer `number` over the first batch, for hooks."""
+        with self._gathered(number):
+            self._run(number, 0)
+
     def advance(self, number: int) -> None:
         """Replace the inputs of layer `number` by those of the next layer."""
         with self._gathered(number):

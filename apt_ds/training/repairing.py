@@ -15,7 +15,7 @@ from apt_ds.config.run_config import RunConfig
 from apt_ds.losses.task_losses import TaskLoss
 from apt_ds.models.blocks import Anatomy
 from apt_ds.pruning.layer_walk import WalkBatch
-from apt_ds.pruning.repair import repair, repairable
+from apt_ds.pruning.repair import repair, repairable, repairs_anything
 from apt_ds.runtime import collectives, zero
 from apt_ds.runtime.clock import seconds_after
 from apt_ds.training.micro_batches import MicroBatches
@@ -52,7 +52,7 @@ class Repairer:
             keep: bool [blocks], the blocks that remain. None: nothing is cut.
             state: the state of what the engine trained.
         """
-        if not self.run_config.pruning.repairs or keep is None or not any(repairable(anatomy, keep)):
+        if not self.run_config.pruning.repairs or keep is None or not repairs_anything(anatomy, keep):
             return
         start = seconds_after(zero.device())
         batches = walk_batches(self.run_config, self.task_loss, self.batches, model)
@@ -73,7 +73,8 @@ class Repairer:
         return int(collectives.all_reduce_sum(torch.stack(counts)).min())
 
     def _warn_of_few(self, anatomy: Anatomy, keep: np.ndarray) -> None:
-        widest = max(anatomy.sites[number].unit * anatomy.sizes.counts[number] for number in repairable(anatomy, keep))
+        sites = repairable(anatomy, keep)
+        widest = max((anatomy.sites[n].unit * anatomy.sizes.counts[n] for n in sites), default=anatomy.sizes.hidden)
         if self.tokens < 2 * widest:
             self.warn(
                 f"--repair ls reads {self.tokens} tokens, and a layer has {widest} inputs: its halves cannot tell them "

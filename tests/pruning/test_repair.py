@@ -41,7 +41,10 @@ def test_a_repaired_model_under_masks_equals_the_cut_one(hidden: bool) -> None:
     keep = keep if hidden else without_hidden(anatomy, keep)
     before = copy.deepcopy(model)
     sites = repair(model, anatomy, keep, batches())
-    assert [site.path for site in sites] == [anatomy.sites[n].consumer for n in repairable(anatomy, keep)]
+    repaired = [site.path for site in sites]
+    consumers = [anatomy.sites[n].consumer for n in repairable(anatomy, keep)]
+    assert [path for path in repaired if path in consumers] == consumers
+    assert {*repaired} == {*consumers, *(anatomy.readers if hidden else ())} and len({*repaired}) == len(repaired)
     assert any(site.error_repaired < site.error_cut for site in sites)
     masks, cut = Masks(anatomy), copy.deepcopy(model)
     masks.install(model)
