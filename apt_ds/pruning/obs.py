@@ -1,4 +1,4 @@
-"""What removing a block costs after a repair: the score of `--score obs` (METHOD.md section 13).
+"""What removing a block costs after a repair: the score of `--score obs` (METHOD.md section 12).
 
 Calibration steps sum the squared gradients at the output of every consumer: the weight s of each output's error, as the
 diagonal of the empirical Fisher information. A walk through the layers then collects G, the mean of x x^T over tokens,

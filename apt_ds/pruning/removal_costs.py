@@ -1,4 +1,4 @@
-"""What it costs to remove blocks of a layer's inputs after least squares have refitted the rest (METHOD.md section 13).
+"""What it costs to remove blocks of a layer's inputs after least squares have refitted the rest (METHOD.md section 12).
 
 A layer y = W x with G = sum of x x^T and a weight s_i for the squared error of output i loses the inputs of block b.
 The other columns follow by least squares. The weighted squared error is then
