@@ -171,13 +171,6 @@ class Anatomy:
     weighted_norms: tuple[str, ...] = ()
     layer_outputs: int = 1
 
-    @property
-    def pre_norm(self) -> bool:
-        """Whether each layer reads the residual stream through RMSNorms alone."""
-        return not self.layer_norm and all(
-            any(norm.startswith(f"{layer}.") for norm in self.norms) for layer in self.layers
-        )
-
     def num_parameters(self, sizes: Sizes) -> int:
         """Model size C(n) in parameters (section 2): d_m times the sum over sites."""
         return sizes.hidden * self.width(sizes)

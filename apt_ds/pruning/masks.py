@@ -89,8 +89,8 @@ class Masks:
 
         Args:
             model: has no hooks of masks.
-            at_norms: mask hidden dimensions where norms read the stream instead of where it is written. A `pre_norm`
-                model computes the same. Its stream keeps the removed dimensions.
+            at_norms: mask hidden dimensions where norms read the stream instead of where it is written. A model
+                that reads its stream through RMSNorms alone computes the same. The stream keeps the removed dimensions.
         """
         assert not self._handles
         nested = {mixture.neuron_site: mixture for mixture in self.anatomy.experts}

@@ -36,6 +36,10 @@ class ReaderGroup:
     norm: str
     readers: tuple[str, ...]
 
+    def without(self, prefixes: tuple[str, ...]) -> ReaderGroup:
+        """The readers whose paths begin with none of `prefixes`."""
+        return ReaderGroup(self.norm, tuple(path for path in self.readers if not path.startswith(prefixes)))
+
 
 def kept_hidden(anatomy: Anatomy, keep: np.ndarray) -> np.ndarray:
     """The hidden dimensions that remain, bool [d_m]."""
@@ -43,8 +47,19 @@ def kept_hidden(anatomy: Anatomy, keep: np.ndarray) -> np.ndarray:
 
 
 def repairs_readers(anatomy: Anatomy, keep: np.ndarray) -> bool:
-    """Whether a cut removes hidden dimensions of a model whose readers can be repaired."""
-    return anatomy.pre_norm and not kept_hidden(anatomy, keep).all()
+    """Whether a cut removes hidden dimensions of a model whose layers read the stream through RMSNorms alone."""
+    pre_norm = not anatomy.layer_norm and all(
+        any(norm.startswith(f"{layer}.") for norm in anatomy.norms) for layer in anatomy.layers
+    )
+    return pre_norm and not kept_hidden(anatomy, keep).all()
+
+
+def emptied(anatomy: Anatomy, keep: np.ndarray) -> tuple[str, ...]:
+    """What the paths begin with of modules that a cut removes whole, with all blocks of their sublayer."""
+    spans = dict(block_slices(anatomy.sizes))
+    return tuple(
+        f"{site.module}." for number, site in enumerate(anatomy.sites) if site.module and not keep[spans[number]].any()
+    )
 
 
 def repair_order(walk: LayerWalk, layer: int, anatomy: Anatomy, readers: bool) -> list[str | ReaderGroup]:

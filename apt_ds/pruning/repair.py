@@ -22,6 +22,7 @@ from apt_ds.pruning.least_squares import Fit, repaired
 from apt_ds.pruning.masks import Masks
 from apt_ds.pruning.reader_repair import (
     ReaderGroup,
+    emptied,
     features_of,
     kept_hidden,
     reader_problem,
@@ -77,7 +78,8 @@ def repair(
         for number in range(len(anatomy.layers)):
             for item in repair_order(walk, number, anatomy, readers):
                 if isinstance(item, ReaderGroup):
-                    sites += _repair_readers(walk, number, masks, item, kept_hidden(anatomy, keep), state)
+                    group = item.without(emptied(anatomy, keep))
+                    sites += _repair_readers(walk, number, masks, group, kept_hidden(anatomy, keep), state)
                 elif item in numbers:
                     sites.append(_repair_site(walk, number, anatomy, numbers[item], keep, state))
             if number + 1 < len(anatomy.layers):
@@ -126,6 +128,8 @@ def _repair_readers(
     walk: LayerWalk, layer: int, masks: Masks, group: ReaderGroup, kept: np.ndarray, state: zero.EngineState | None
 ) -> Iterator[RepairedSite]:
     """Collect the Gram matrices of readers with the same input, and repair each."""
+    if not group.readers:
+        return
     heartbeat.phase(f"repairing what reads {group.norm}", limited=False)
     norm, dimensions = walk.model.get_submodule(group.norm), torch.from_numpy(kept).to(zero.device())
     grams = _grams(walk, layer, norm, len(kept) + int(kept.sum()), features_of(masks, norm, dimensions))

@@ -78,6 +78,15 @@ def test_repaired_readers_equal_those_of_the_cut_model(kind: str) -> None:
     assert torch.allclose(tiny.answer(model), tiny.answer(cut), atol=5e-5)
 
 
+def test_readers_of_a_sublayer_that_goes_whole_are_left() -> None:
+    model, anatomy = with_adapters("gqa")
+    keep, spans = only_hidden(anatomy), dict(block_slices(anatomy.sizes))
+    keep[spans[0]] = keep[spans[3]] = False
+    repaired = {site.path for site in repair(model, anatomy, keep, batches(anatomy, 1))}
+    gone = ("model.layers.0.self_attn.", "model.layers.1.mlp.")
+    assert repaired == {path for path in anatomy.readers if not path.startswith(gone)}
+
+
 def test_a_layer_is_repaired_in_the_order_of_its_forward_pass() -> None:
     model, anatomy = with_adapters("gqa")
     with torch.no_grad():
