@@ -8,8 +8,10 @@ import torch
 from transformers import LlamaForCausalLM
 
 from apt_ds.config.errors import UserError
+from apt_ds.config.run_config import RunConfig
 from apt_ds.data.batching import collate
 from apt_ds.losses.task_losses import summed_loss
+from apt_ds.models.architectures import anatomy_of
 from apt_ds.models.blocks import ALL_KINDS, HIDDEN, Anatomy, block_slices
 from apt_ds.pruning.activation_hooks import input_hook, output_hook
 from apt_ds.pruning.kurtosis import effective_weight
@@ -116,10 +118,21 @@ def test_nothing_is_scored_without_a_finite_step_and_by_inputs_that_are_not_fini
         obs.score_layer_inputs(model, batches(1))
 
 
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        ({"pruning": "gradual"}, "--pruning gradual does not support --score obs: give --score salience or random"),
+        ({"prune_blocks": "neurons,hidden"}, "--score obs does not support --prune_blocks neurons,hidden"),
+    ],
+)
+def test_what_has_no_such_costs_is_refused(flags: dict[str, str], problem: str) -> None:
+    run = RunConfig(score="obs", sparsity=0.3, **flags)
+    with pytest.raises(UserError, match=problem):
+        run.check_options()
+
+
 def test_a_decoder_counts_its_own_tokens() -> None:
     model = tiny.small("t5")
-    from apt_ds.models.architectures import anatomy_of
-
     obs = Obs(anatomy_of(model.config, tiny.TASKS["t5"]), CPU)
     obs.install(model)
     read, write = torch.tensor([[1] * 9, [1] * 6 + [0] * 3]), torch.tensor([[1] * 4, [1] * 3 + [0]])
