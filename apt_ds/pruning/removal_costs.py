@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-RIDGE = 0.01  # of the mean diagonal of G: added to its diagonal
+RIDGE = 0.1  # by which the diagonal of G grows, relative to each entry
 ROUNDS = 64  # in which all blocks of a layer are removed
 RISE = 1e-9  # by which the score of a block exceeds that of the block before it, so that their order stays
 
@@ -51,10 +51,16 @@ def removal_costs(weight: Tensor, error_weights: Tensor, gram: Tensor, unit: int
 
 
 def ridged(gram: Tensor, ridge: float = RIDGE) -> Tensor:
-    """G plus `ridge` times its mean diagonal on the diagonal, float64."""
+    """G with a diagonal that is larger by the fraction `ridge`, float64.
+
+    It is relative to each input, so that scaling an input and dividing its column by as much changes no cost. Some
+    layers have an input that is far larger than all others. A ridge of the mean would make the others look expensive.
+    """
     result = gram.double().clone()
     diagonal = result.diagonal()
-    diagonal += ridge * diagonal.mean()
+    least = 1e-12 * diagonal.mean()  # an input that is always zero must not make G singular
+    diagonal *= 1 + ridge
+    diagonal.clamp_(min=least)
     return result
 
 

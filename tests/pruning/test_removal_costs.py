@@ -22,8 +22,7 @@ def drawn() -> tuple[Tensor, Tensor, Tensor]:
 
 def refitted_error(x: Tensor, weight: Tensor, error_weights: Tensor, removed: list[int]) -> float:
     """Weighted squared error without some inputs, the rest refitted to the output. The ridge is rows of x."""
-    ridge = 0.01 * x.square().sum(0).mean()
-    x = torch.cat([x, ridge.sqrt() * torch.eye(INPUTS, dtype=x.dtype)])
+    x = torch.cat([x, torch.diag((0.1 * x.square().sum(0)).sqrt())])
     kept = [number for number in range(INPUTS) if number not in removed]
     target = x @ weight.T
     fit = torch.linalg.lstsq(x[:, kept], target).solution if kept else torch.zeros(0, OUTPUTS, dtype=x.dtype)
@@ -82,6 +81,18 @@ def test_scores_keep_the_order_of_elimination_and_follow_the_errors_weights() ->
     assert np.allclose(removal_costs(weight, 9 * error_weights, 2 * gram, 1), 18 * costs, rtol=1e-6)
     # outputs whose errors do not matter have no say
     assert not removal_costs(weight, torch.zeros(OUTPUTS), gram, 1).any()
+
+
+def test_scaling_an_input_changes_no_cost() -> None:
+    """An input far larger than all others, such as a massive activation, leaves their costs as they are."""
+    x, weight, error_weights = drawn()
+    scale = torch.ones(INPUTS, dtype=x.dtype)
+    scale[4] = 1000.0
+    costs = removal_costs(weight, error_weights, x.T @ x, 1)
+    scaled = x * scale
+    assert np.allclose(removal_costs(weight / scale, error_weights, scaled.T @ scaled, 1), costs, rtol=1e-5)
+    scaled[:, 4] = 0
+    assert removal_costs(weight, error_weights, scaled.T @ scaled, 1)[4] < 1e-6 * costs.min()
 
 
 def test_inputs_that_are_always_zero_cost_nothing_and_others_must_be_finite() -> None:
