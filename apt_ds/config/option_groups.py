@@ -209,7 +209,10 @@ class PruningOptions:
         0.0, "change of a mask per step; 0: 0.01, or more where the steps after pruning require", ZERO_TO_ONE
     )
     prune_every: int = option(20, "optimizer steps between cuts and rank growth", COUNT)
-    score: str = choice("salience, fisher, taylor, random", "how blocks are ranked; random is the control")
+    score: str = choice(
+        "salience, fisher, taylor, random, obs",
+        "how blocks are ranked; obs: by what removal costs after a repair; random is the control",
+    )
     salience_product: str = choice(
         "per_example, batch", "activations times gradients: per example, or each summed over the batch first"
     )
@@ -246,7 +249,7 @@ class PruningOptions:
         "none, ls",
         "ls: at a cut, least squares set the weights that read what is removed so that outputs change the least",
     )
-    repair_examples: int = option(256, "calibration examples that --repair reads", COUNT)
+    repair_examples: int = option(256, "calibration examples that --repair and --score obs read", COUNT)
     tensor_parallel: int = option(
         1, "GPUs that will share the served model: kept heads, key/value heads and neurons divide by it (vLLM)", COUNT
     )

@@ -138,8 +138,13 @@ class RunConfig:
                 "--init_adapters does not support --score taylor, which scores before the adapters exist: "
                 "give --score salience"
             )
-        if pruning.mode == "gradual" and pruning.score in ("fisher", "taylor"):
+        if pruning.mode == "gradual" and pruning.score in ("fisher", "taylor", "obs"):
             yield f"--pruning gradual does not support --score {pruning.score}: give --score salience or random"
+        if pruning.prunes and pruning.score == "obs" and "hidden" in pruning.block_kinds:
+            yield (
+                f"--score obs does not support --prune_blocks {pruning.prune_blocks}, as it scores heads and neurons "
+                "only: leave hidden out, or give --score salience"
+            )
         if pruning.allow_empty_layers and pruning.structure != "adaptive":
             yield f"--allow_empty_layers requires --structure adaptive (got {pruning.structure}), as layers then differ"
         if pruning.repairs and pruning.score == "fisher":

@@ -148,7 +148,8 @@ class Anatomy:
         second: prefix of the modules that see the tokens of a second sequence, the decoder's. '': there is none.
         weighted_norms: RMSNorms whose input carries no mask: over the output of a sublayer, or over all heads of a
             projection. The mask of the blocks that index the norm's weight weights its statistics.
-        chained: every layer returns one tensor, which the next layer reads, and needs nothing else of other layers.
+        layer_outputs: values that a layer returns. The first is what the next layer reads. Others may be arguments of
+            the next layer. 1: a tensor and no tuple.
     """
 
     sites: tuple[Sublayer, ...]
@@ -168,7 +169,7 @@ class Anatomy:
     router_loss: float = 0.0
     second: str = ""
     weighted_norms: tuple[str, ...] = ()
-    chained: bool = True
+    layer_outputs: int = 1
 
     def num_parameters(self, sizes: Sizes) -> int:
         """Model size C(n) in parameters (section 2): d_m times the sum over sites."""

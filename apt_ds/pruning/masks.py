@@ -84,8 +84,14 @@ class Masks:
         """Blocks whose mask has reached 0, bool [blocks]."""
         return self.values == 0.0
 
-    def install(self, model: nn.Module) -> None:
-        """Put the hooks on `model`. Masks that are all 1 cost nothing."""
+    def install(self, model: nn.Module, at_norms: bool = False) -> None:
+        """Put the hooks on `model`. Masks that are all 1 cost nothing.
+
+        Args:
+            model: has no hooks of masks.
+            at_norms: mask hidden dimensions where norms read the stream instead of where it is written. A model
+                that reads its stream through RMSNorms alone computes the same. The stream keeps the removed dimensions.
+        """
         assert not self._handles
         nested = {mixture.neuron_site: mixture for mixture in self.anatomy.experts}
         for number, site in enumerate(self.anatomy.sites):
@@ -99,6 +105,8 @@ class Masks:
         # a norm may write the stream: its statistics first, then its mask
         for path in self.anatomy.norms:
             norm = model.get_submodule(path)
+            if at_norms:
+                self._handles.append(norm.register_forward_pre_hook(self._on_input(HIDDEN, 1)))
             if self.anatomy.layer_norm:
                 self._handles.append(norm.register_forward_hook(self._on_layer_norm))
             else:
@@ -109,7 +117,7 @@ class Masks:
             axis = axes[path]
             assert axis is not None, f"{path} is no norm over blocks"
             self._handles.append(model.get_submodule(path).register_forward_hook(self._on_weighted_norm(axis)))
-        for path in (*self.anatomy.writers, *self.anatomy.stream_wide):
+        for path in () if at_norms else (*self.anatomy.writers, *self.anatomy.stream_wide):
             self._handles.append(model.get_submodule(path).register_forward_hook(self._on_output))
         self.set(self.values)
 
@@ -133,6 +141,14 @@ class Masks:
             self._disabled = False
             for norm, epsilon in self._epsilons:
                 setattr(norm, self.anatomy.epsilon, epsilon * self._kept_fraction)
+
+    def norm_before_and_after(self, norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The output of an RMSNorm over the stream x without masks, and under masks of hidden dimensions."""
+        with self.disabled():
+            before: Tensor = norm.forward(x)
+        mask = self.mask_for(HIDDEN, x)
+        masked = norm.forward(x if mask is None else x * mask)
+        return before, masked * math.sqrt(self._kept_fraction)
 
     def mask_for(self, site: int, like: Tensor, unit: int = 1) -> Tensor | None:
         """The mask of a site's columns.

@@ -37,8 +37,6 @@ def rules_of(run: RunConfig, anatomy: Anatomy, writable: Writable = EVERY_SIZE) 
         )
     if run.pruning.allow_empty_layers and not all(site.module for site in anatomy.sites):
         raise UserError("--allow_empty_layers is not supported for this architecture: leave it out")
-    if run.pruning.repairs and not anatomy.chained:
-        raise UserError(f"--repair {run.pruning.repair} is not supported for this architecture: give --repair none")
     split = split_of(anatomy, run.pruning.tensor_parallel)
     check_whole(split, anatomy, kinds if run.pruning.prunes else ())
     rules = Rules(kinds, run.pruning.structure, 1, 1, writable, run.pruning.allow_empty_layers, split)

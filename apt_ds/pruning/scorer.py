@@ -1,7 +1,8 @@
 """The interface of a score: what ranks blocks (METHOD.md section 3 and the baselines).
 
 `Salience` and `Fisher` observe activations through hooks (`activation_hooks.py`). `Taylor` reads weight gradients.
-`Random` reads nothing. `scorer_registry.py` makes the one that a run asks for.
+`Obs` observes gradients and then the inputs of layers. `Random` reads nothing. `scorer_registry.py` makes the one that
+a run asks for.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from apt_ds.models.blocks import Anatomy
+from apt_ds.pruning.layer_walk import WalkBatch
 from apt_ds.runtime import zero
 
 
@@ -22,11 +24,13 @@ class Scorer:
     abs_sums: fp32, what this rank's micro-batches of a step sum up. The caller adds all ranks' before `update`.
     uses_hooks: whether steps observe activations through hooks.
     uses_weight_gradients: whether `score_weight_gradients` gives the scores. All weights must then be trainable.
+    reads_layer_inputs: whether `score_layer_inputs` completes the scores before a cut at once.
     stale: whether `measure_outliers` is due before the next `update`.
     """
 
     uses_hooks = False
     uses_weight_gradients = False
+    reads_layer_inputs = False
     stale = False
     abs_sums: Tensor
 
@@ -86,6 +90,15 @@ class Scorer:
 
     def score_weight_gradients(self, engine: zero.Engine) -> None:
         """Score by the weight gradients that an engine has after a boundary's backward. Collective."""
+        raise NotImplementedError
+
+    def score_layer_inputs(self, model: nn.Module, batches: list[WalkBatch]) -> None:
+        """Complete the scores of calibration steps by what layers read. Collective.
+
+        Args:
+            model: without an engine and without hooks.
+            batches: this rank's calibration batches. All ranks have as many.
+        """
         raise NotImplementedError
 
     def conclude(self, model: nn.Module) -> None:

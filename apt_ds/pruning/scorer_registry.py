@@ -10,6 +10,7 @@ from apt_ds.config.run_config import RunConfig
 from apt_ds.models.blocks import Anatomy
 from apt_ds.models.scope import competing_kinds
 from apt_ds.pruning.fisher import Fisher
+from apt_ds.pruning.obs import Obs
 from apt_ds.pruning.random_scores import Random
 from apt_ds.pruning.salience import Salience
 from apt_ds.pruning.scorer import Scorer
@@ -34,6 +35,7 @@ MAKERS: dict[str, Callable[[RunConfig, Anatomy, torch.device], Scorer]] = {
     "salience": make_salience,
     "fisher": make_fisher,
     "taylor": lambda run, anatomy, device: Taylor(anatomy, device),
+    "obs": lambda run, anatomy, device: Obs(anatomy, device, competing_kinds(run, anatomy)),
     "random": lambda run, anatomy, device: Random(anatomy, device, run.optim.seed),
 }
 

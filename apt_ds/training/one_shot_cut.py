@@ -9,7 +9,10 @@ from apt_ds.pruning.pruner import Pruner
 from apt_ds.pruning.surgery import Plan
 from apt_ds.runtime import zero
 from apt_ds.training.meter import Meter
+from apt_ds.training.rebuild import engine_removed
+from apt_ds.training.run_engine import RunEngine
 from apt_ds.training.train_step import TrainStep
+from apt_ds.training.walk_batches import walk_batches
 
 
 class OneShotCut:
@@ -21,14 +24,17 @@ class OneShotCut:
     def __init__(self, run: RunConfig, steps: TrainStep, pruner: Pruner, meter: Meter) -> None:
         self.run, self.steps, self.pruner, self.meter = run, steps, pruner, meter
 
-    def plan(self, engine: zero.Engine, keep: Callable[[], None]) -> Plan:
+    def plan(self, run_engine: RunEngine, keep: Callable[[], None]) -> Plan:
         """The plan of the cut. Collective.
 
         Args:
-            engine: trains the whole model. Its weights do not change.
+            run_engine: its engine trains the whole model. The weights do not change. The engine may.
             keep: saves and ends the run where that is due. Called after each scored step.
         """
-        self._score(engine, keep)
+        self._score(run_engine.engine, keep)
+        if self.pruner.scorer.reads_layer_inputs:
+            self._score_layer_inputs(run_engine)
+        engine = run_engine.engine
         zero.release_gathered(engine)
         with self.meter.scoring(at_once=True):
             return self.pruner.cut_now(engine.module)
@@ -44,3 +50,9 @@ class OneShotCut:
             for number in range(pruning.calibration_steps):
                 self.steps.run(engine, number, calibrating=True)
                 keep()
+
+    def _score_layer_inputs(self, run_engine: RunEngine) -> None:
+        """Complete the scores between two engines: a walk needs a model without one. Collective."""
+        with self.meter.scoring(at_once=True), engine_removed(run_engine, False, False) as (model, _):
+            batches = walk_batches(self.run, self.steps.training_loss.task_loss, self.steps.calibration_batches, model)
+            self.pruner.scorer.score_layer_inputs(model, batches)

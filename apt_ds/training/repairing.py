@@ -12,15 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from apt_ds.config.run_config import RunConfig
-from apt_ds.data.batching import Batch
 from apt_ds.losses.task_losses import TaskLoss
 from apt_ds.models.blocks import Anatomy
-from apt_ds.models.mask_checks import known_rows
 from apt_ds.pruning.layer_walk import WalkBatch
-from apt_ds.pruning.repair import repair, repairable
+from apt_ds.pruning.repair import repair, repairable, repairs_anything
 from apt_ds.runtime import collectives, zero
 from apt_ds.runtime.clock import seconds_after
 from apt_ds.training.micro_batches import MicroBatches
+from apt_ds.training.walk_batches import walk_batches
 
 
 class Repairer:
@@ -28,7 +27,7 @@ class Repairer:
 
     Attributes:
         seconds: time that all repairs took.
-        tokens: those that the last repair read, over all ranks.
+        tokens: those that the last repair read, over all ranks. With a decoder, those of the side that has fewer.
         sites: figures of the last repair of each layer, by path.
     """
 
@@ -53,10 +52,10 @@ class Repairer:
             keep: bool [blocks], the blocks that remain. None: nothing is cut.
             state: the state of what the engine trained.
         """
-        if not self.run_config.pruning.repairs or keep is None or not any(repairable(anatomy, keep)):
+        if not self.run_config.pruning.repairs or keep is None or not repairs_anything(anatomy, keep):
             return
         start = seconds_after(zero.device())
-        batches = self._walk_batches(model)
+        batches = walk_batches(self.run_config, self.task_loss, self.batches, model)
         self.tokens = self._tokens(batches)
         self._warn_of_few(anatomy, keep)
         for site in repair(model, anatomy, keep, batches, state):
@@ -66,36 +65,16 @@ class Repairer:
             self.sites[path] = values | {"ridge": None if math.isinf(site.ridge) else site.ridge}
         self.seconds += seconds_after(zero.device()) - start
 
-    def _walk_batches(self, model: nn.Module) -> list[WalkBatch]:
-        """This rank's calibration batches. Rows go to the two halves in turn."""
-        world, rank = collectives.world_size(), collectives.rank()
-        steps = -(-self.run_config.pruning.repair_examples // self.run_config.optim.global_batch(world))
-        made = []
-        for step in range(steps):
-            for micro in range(self.batches.per_step):
-                number = (step * self.batches.per_step + micro) * world + rank
-                made.append(self._walk_batch(model, self.batches.on_device(step, micro), number))
-        return made
-
-    def _walk_batch(self, model: nn.Module, batch: Batch, number: int) -> WalkBatch:
-        rows, length = batch.input_ids.shape
-        inputs = self.task_loss.base_inputs(model, batch)
-
-        def run(base: nn.Module) -> None:
-            with known_rows(batch.packed, batch.padded):
-                base(**inputs)
-
-        half = (torch.arange(rows, device=batch.input_ids.device) + number) % 2
-        return WalkBatch(run, batch.attention_mask.flatten() > 0, half.repeat_interleave(length))
-
     @staticmethod
     def _tokens(batches: list[WalkBatch]) -> int:
-        """Tokens that count, over all ranks. Collective."""
-        counts = torch.stack([batch.counted.sum() for batch in batches]).sum().reshape(1).float()
-        return int(collectives.all_reduce_sum(counts))
+        """Tokens that count, over all ranks. With a decoder, those of the side that has fewer. Collective."""
+        sides = [[batch.tokens for batch in batches], [batch.second for batch in batches if batch.second is not None]]
+        counts = [torch.stack([tokens.counted.sum() for tokens in side]).sum().float() for side in sides if side]
+        return int(collectives.all_reduce_sum(torch.stack(counts)).min())
 
     def _warn_of_few(self, anatomy: Anatomy, keep: np.ndarray) -> None:
-        widest = max(anatomy.sites[number].unit * anatomy.sizes.counts[number] for number in repairable(anatomy, keep))
+        sites = repairable(anatomy, keep)
+        widest = max((anatomy.sites[n].unit * anatomy.sizes.counts[n] for n in sites), default=anatomy.sizes.hidden)
         if self.tokens < 2 * widest:
             self.warn(
                 f"--repair ls reads {self.tokens} tokens, and a layer has {widest} inputs: its halves cannot tell them "

@@ -247,7 +247,7 @@ class Trainer:
     def cut_at_once(self, step: int) -> None:
         """Score blocks at a learning rate of 0, cut them, and go on from `step` with a fresh optimizer. Collective."""
         unscored = self.state.snapshot(self.engine)
-        self.rebuild(step, self.one_shot_cut.plan(self.engine, lambda: self._keep(unscored)), fresh=True)
+        self.rebuild(step, self.one_shot_cut.plan(self.run_engine, lambda: self._keep(unscored)), fresh=True)
 
     def adjust(self, step: int) -> None:
         """After `step` updates: move masks, let the teacher learn, and cut or grow where it is due. Collective."""

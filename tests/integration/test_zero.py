@@ -181,17 +181,30 @@ def test_loss_scale_and_counters_continue(folder: Path) -> None:
 
 
 def test_repairs_are_the_same_on_any_ranks_and_stages(folder: Path) -> None:
-    modes = {"repaired": [*MODES["pretuning"], "--max_steps", "4", "--repair", "ls", "--repair_examples", "16"]}
-    found: dict[str, dict[str, Any]] = {}
+    """Of consumers and readers, of T5, and of DeBERTa, whose layers read a weight of the whole model. So are scores."""
+    repaired = ["--repair", "ls", "--repair_examples", "16"]
+    modes = {
+        "repaired": [*MODES["pretuning"], "--max_steps", "4", *repaired, "--prune_blocks", "heads,neurons,hidden"],
+        "obs": [*MODES["pretuning"], "--max_steps", "4", *repaired, "--score", "obs", "--pruning", "posttuning"],
+    }
+    for kind, score in (("t5", "obs"), ("deberta-answers", "salience")):
+        words = ["--max_steps", "2", "--calibration_steps", "2", "--prune_blocks", "heads,neurons", "--score", score]
+        words += ["--structure", "adaptive", "--sparsity", "0.4", "--align", "4", *repaired]
+        modes[kind] = [*tiny.save_task(folder / kind, kind), *words]
+    found: dict[str, list[dict[str, Any]]] = {mode: [] for mode in modes}
     for world, stages in ((1, [(2, False)]), (2, [(3, False), (0, False)])):
         runs = multiprocess.run(world, "runs", {"folder": str(folder), "stages": stages, "modes": modes})
-        found |= {f"{world} {name}": run for name, run in runs.items()}
-    first, *others = found.values()
-    assert first["repair"] and any(site["ridge"] for site in first["repair"]["sites"])
-    for run in others:
-        assert run["alive"] == first["alive"]
-        assert np.allclose(run["losses"], first["losses"], rtol=1e-4)
-        for own, expected in zip(run["repair"]["sites"], first["repair"]["sites"], strict=True):
-            assert own["path"] == expected["path"] and own["ridge"] == expected["ridge"]
-            assert own["error_repaired"] == pytest.approx(expected["error_repaired"], rel=1e-2)
-            assert own["error_cut"] == pytest.approx(expected["error_cut"], rel=1e-2)
+        for name, run in runs.items():
+            found[name.split()[1]].append(run)
+    for mode, (first, *others) in found.items():
+        assert first["repair"] and any(site["ridge"] for site in first["repair"]["sites"]), mode
+        for run in others:
+            assert run["alive"] == first["alive"], mode
+            assert np.allclose(run["scores"], first["scores"], rtol=1e-3), mode
+            assert np.allclose(run["losses"], first["losses"], rtol=1e-4), mode
+            for own, expected in zip(run["repair"]["sites"], first["repair"]["sites"], strict=True):
+                assert own["path"] == expected["path"] and own["ridge"] == expected["ridge"], mode
+                assert own["error_repaired"] == pytest.approx(expected["error_repaired"], rel=1e-2), mode
+                assert own["error_cut"] == pytest.approx(expected["error_cut"], rel=1e-2), mode
+    assert any("q_proj" in site["path"] for site in found["repaired"][0]["repair"]["sites"])
+    assert found["obs"][0]["alive"] != found["repaired"][0]["alive"] and any(found["obs"][0]["scores"])

@@ -89,7 +89,7 @@ def test_taylor_importance_is_that_of_plain_pytorch(folder: Path) -> None:
         assert np.allclose(importance, plain, rtol=1e-3), name
 
 
-@pytest.mark.parametrize("score", ["salience", "fisher"])
+@pytest.mark.parametrize("score", ["salience", "fisher", "obs"])
 def test_a_cut_that_nothing_was_scored_for_is_refused(score: str) -> None:
     model = tiny.model()
     run = RunConfig(sparsity=0.4, align=4, score=score, rank_growth="none")

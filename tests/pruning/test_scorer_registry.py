@@ -11,6 +11,7 @@ from apt_ds.config.run_config import RunConfig
 from apt_ds.models.architectures import anatomy_of
 from apt_ds.models.blocks import Anatomy, kept_sizes
 from apt_ds.pruning.fisher import Fisher
+from apt_ds.pruning.obs import Obs
 from apt_ds.pruning.products import BatchProduct, PerExampleProduct
 from apt_ds.pruning.random_scores import Random
 from apt_ds.pruning.salience import Salience
@@ -33,7 +34,7 @@ def scorer(**flags: object) -> Scorer:
 def test_every_value_of_the_option_has_a_scorer() -> None:
     field = PruningOptions.__dataclass_fields__["score"]
     assert set(field.metadata["allowed"]) == set(MAKERS)
-    kinds = {"salience": Salience, "fisher": Fisher, "taylor": Taylor, "random": Random}
+    kinds = {"salience": Salience, "fisher": Fisher, "taylor": Taylor, "random": Random, "obs": Obs}
     assert {score: type(scorer(score=score)) for score in MAKERS} == kinds
 
 
@@ -76,6 +77,16 @@ def test_random_densities_follow_the_seed_and_their_blocks() -> None:
     assert np.array_equal(first, scorer(score="random", seed=1).scores())
     assert not np.array_equal(first, scorer(score="random", seed=2).scores())
     assert ((first / prices >= 0) & (first / prices < 1)).all()
+
+
+def test_costs_of_removal_follow_their_blocks() -> None:
+    made, table = scorer(score="obs"), anatomy()
+    assert isinstance(made, Obs) and made.kinds == ("heads", "neurons") and not made.scores().any()
+    made.costs = np.arange(table.sizes.total(), dtype=np.float64)
+    keep = np.ones(table.sizes.total(), dtype=bool)
+    keep[:2] = False
+    made.after_cut(table.with_sizes(kept_sizes(table.sizes, keep)), keep)
+    assert np.array_equal(made.scores(), np.arange(2, len(keep)))
 
 
 def test_weights_at_rest_keep_their_taylor_importance_over_a_cut() -> None:

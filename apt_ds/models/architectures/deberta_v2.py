@@ -112,7 +112,7 @@ def blocks(config: PretrainedConfig, task: str) -> Anatomy:
             norms, wide = (*norms, TABLE_NORM), [*wide, TABLE_NORM]
         else:
             wide += [f"{layer}.attention.self.pos_dropout" for layer in anatomy.layers]
-    return replace(anatomy, slots=tuple(slots), norms=norms, stream_wide=tuple(wide), chained=False)
+    return replace(anatomy, slots=tuple(slots), norms=norms, stream_wide=tuple(wide), layer_outputs=2)
 
 
 class Attention(DisentangledSelfAttention):

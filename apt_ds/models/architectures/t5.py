@@ -74,7 +74,7 @@ def blocks(config: PretrainedConfig, task: str) -> Anatomy:
         layers=tuple(layers),
         sizes=Sizes(tuple(numbers), config.d_model),
         second="decoder.",
-        chained=False,
+        layer_outputs=3,
     )
 
 
