@@ -39,6 +39,9 @@ def rules_of(run: RunConfig, anatomy: Anatomy, writable: Writable = EVERY_SIZE) 
         raise UserError("--allow_empty_layers is not supported for this architecture: leave it out")
     if run.pruning.repairs and not anatomy.chained:
         raise UserError(f"--repair {run.pruning.repair} is not supported for this architecture: give --repair none")
+    for flag, given in (("--allocate kl", run.pruning.allocates), ("--scale_steps", run.pruning.scales)):
+        if given and anatomy.experts:
+            raise UserError(f"{flag} does not support a mixture of experts: leave it out")
     split = split_of(anatomy, run.pruning.tensor_parallel)
     check_whole(split, anatomy, kinds if run.pruning.prunes else ())
     rules = Rules(kinds, run.pruning.structure, 1, 1, writable, run.pruning.allow_empty_layers, split)
