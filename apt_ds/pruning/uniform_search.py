@@ -81,7 +81,7 @@ class TripleSearch:
             accepted = levels[self._accepts(np.array(head), levels, np.array(hidden))]
             if len(accepted):
                 triple = head, int(accepted[-1]), hidden
-                found.append((-float(self._values(*map(np.array, triple))), triple))
+                found.append((-float(self._values(*map(np.array, (head, hidden, triple[1])))), triple))
         return [triple for _, triple in sorted(found)]
 
     def _ranges(self) -> tuple[np.ndarray, np.ndarray]:
