@@ -10,8 +10,8 @@ import torch
 
 from apt_ds.config.schedules import mask_moves
 from apt_ds.config.tasks import LANGUAGE_MODEL
-from apt_ds.models import adapter, position_bias
-from apt_ds.models.architectures import anatomy_of
+from apt_ds.models import adapter
+from apt_ds.models.architectures import anatomy_of, architecture_of
 from apt_ds.models.blocks import HIDDEN, Anatomy, block_slices
 from apt_ds.pruning.masks import Masks
 from apt_ds.pruning.surgery import Plan, apply_plan
@@ -62,7 +62,7 @@ def test_masked_with_factors_equals_cut_with_factors(family: str) -> None:
     else:
         model = tiny.small(family) if family in tiny.SMALL else tiny_families.model(family)
         anatomy = anatomy_of(model.config, tiny.TASKS.get(family, LANGUAGE_MODEL))
-        position_bias.number_heads(model, anatomy)
+        architecture_of(model.config).prepare(model, anatomy)
     keep = random_keep(anatomy, 0)
     # a site that loses nothing has no factors
     first = dict(block_slices(anatomy.sizes))[0]

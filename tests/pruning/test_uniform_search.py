@@ -102,6 +102,6 @@ def test_the_frontier_has_the_largest_triple_of_every_pair(writable: Writable) -
     found = uniform_frontier(values, table, rules, budget)
     kinds = [site.kind for site in table.sites]
     triples = {(one.counts[kinds.index("head")], one.hidden): one.counts[kinds.index("neuron")] for one in found}
-    assert triples == expected and len(found) == len(expected) > 3
+    assert triples == expected and len(found) == len(expected) > (3 if writable is EVERY_SIZE else 0)
     kept = [values[best_of_each(values, table, one)].sum() for one in found]
     assert kept == sorted(kept, reverse=True)
