@@ -83,6 +83,7 @@ def test_a_language_model(place: Place, tmp_path: Path, run: Run) -> None:
 @pytest.mark.parametrize("kind", ["bert-classes", "bert-answers", "t5"])
 def test_other_tasks(kind: str, tmp_path: Path, run: Run) -> None:
     words = tiny.save_task(tmp_path / "task", kind)
-    figures = searched(Place(tmp_path), tmp_path / "out", run, *words, "--scale_steps", "1")
+    words += ["--scale_steps", "1", "--allocate_evaluations", "24"]
+    figures = searched(Place(tmp_path), tmp_path / "out", run, *words)
     found = figures["allocation"]
     assert 0 < found["kl_after"] <= found["kl_before"] and figures["scales"]["last_loss"] > 0
