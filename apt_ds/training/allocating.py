@@ -163,6 +163,16 @@ class Allocator:
         )
         return found.keep
 
+    def line(self) -> str:
+        """The result in one line."""
+        found = self.figures
+        assert found is not None
+        before, after = (math.inf if value is None else value for value in (found.kl_before, found.kl_after))
+        return (
+            f"divergence from the dense model {before:.4f} -> {after:.4f} after {found.moves} moves "
+            f"({found.evaluations} evaluations)"
+        )
+
     def summary(self) -> dict[str, Any]:
         """Figures for the summary. {} without a search."""
         return {"allocation": asdict(self.figures)} if self.figures else {}

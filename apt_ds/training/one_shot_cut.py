@@ -56,7 +56,9 @@ class OneShotCut:
 
         def improve(scores: np.ndarray, start: np.ndarray) -> np.ndarray:
             self.steps.set_scoring(engine, False)
-            return self.allocator.improve(engine, scores, start, self._listening(keep))
+            decision = self.allocator.improve(engine, scores, start, self._listening(keep))
+            self.steps.metrics_logger.say(self.allocator.line())
+            return decision
 
         return improve
 
