@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from apt_ds.data.batching import Batch
 from apt_ds.eval.held_out import evaluation_mode
-from apt_ds.losses.dense_predictions import divergence, short_form
-from apt_ds.losses.task_losses import TaskLoss
+from apt_ds.losses.dense_predictions import Prediction, divergence, short_form
+from apt_ds.losses.task_losses import Logits, TaskLoss
 from apt_ds.models.blocks import HIDDEN, Anatomy, block_slices
 from apt_ds.pruning.masks import Masks
 from apt_ds.runtime import collectives, heartbeat, zero
@@ -21,6 +22,7 @@ from apt_ds.training.dense_divergence import predictions
 from apt_ds.training.micro_batches import MicroBatches
 
 LEARNING_RATE = 1e-2
+CHECKED = 1 / 4  # of the steps: how many further ones compare the factors with 1
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class ScaleFigures:
     """What the steps did, as in `summary_schema.ScaleFigures`."""
 
     steps: int
-    first_loss: float
-    last_loss: float
+    loss_before: float
+    loss_after: float
     smallest: float
     largest: float
     seconds: float
@@ -39,7 +41,7 @@ class ScaleLearner:
     """Minimises cross-entropy plus divergence from the dense model over the factors alone.
 
     The factors multiply the masks of a decision. Adam changes them at a learning rate that falls to 0. The engine's own
-    step has a learning rate of 0.
+    step has a learning rate of 0. Factors that do not lower the loss on further calibration steps are dropped.
 
     Attributes:
         figures: of the steps. None without any.
@@ -63,36 +65,54 @@ class ScaleLearner:
         scale = torch.ones(len(keep), device=zero.device(), requires_grad=True)
         optimizer = torch.optim.Adam([scale], lr=LEARNING_RATE)
         zero.set_learning_rate(engine, 0.0)
-        losses = []
         for step in range(self.steps):
             heartbeat.phase(f"scale step {step + 1}")
             optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / self.steps)
-            loss, gradient = self._gradient(engine, scale, step)
-            losses.append(loss)
+            gradient = self._gradient(engine, scale, step)
             if torch.isfinite(gradient).all():
                 scale.grad = torch.where(learnt, gradient, 0.0)
                 optimizer.step()
             after()
-        zero.release_gathered(engine)
         # devices may differ in the last bit
-        values = collectives.from_main(scale.detach().clamp(min=0.0)).double().cpu().numpy()
-        chosen = values[learnt.cpu().numpy()] if learnt.any() else np.ones(1)
+        scale = collectives.from_main(scale.detach().clamp(min=0.0))
+        before, found = self._checked(engine, torch.ones_like(scale), scale)
+        values = scale.double().cpu().numpy() if found < before else np.ones(len(keep))
+        chosen = values[keep]
+        seconds = seconds_after(zero.device()) - begin
         self.figures = ScaleFigures(
-            self.steps,
-            losses[0],
-            losses[-1],
-            float(chosen.min()),
-            float(chosen.max()),
-            seconds_after(zero.device()) - begin,
+            self.steps, before, min(before, found), float(chosen.min()), float(chosen.max()), seconds
         )
         return values
 
-    def _gradient(self, engine: zero.Engine, scale: Tensor, step: int) -> tuple[float, Tensor]:
-        """The mean loss of a calibration step, and its gradient by the factors, fp32 [blocks]. Collective."""
+    @torch.no_grad()
+    def _checked(self, engine: zero.Engine, *scales: Tensor) -> list[float]:
+        """The mean loss of each of some factors, over calibration steps after those that learn. Collective."""
+        sums = torch.zeros(len(scales), dtype=torch.float64, device=zero.device())
+        count, masks = 0, self._masks()
+        heartbeat.phase("comparison of factors")
+        with evaluation_mode(engine):
+            for step in range(self.steps, self.steps + max(1, int(CHECKED * self.steps))):
+                count += predictions(self.batches.rows(step), self.task_loss)
+                for micro in range(self.batches.per_step):
+                    heartbeat.progress()
+                    batch = self.batches.on_device(step, micro)
+                    with masks.disabled():
+                        dense = short_form(self.task_loss.logits(engine, batch))
+                    for number, scale in enumerate(scales):
+                        with masks.scaled(scale):
+                            sums[number] += self._loss(self.task_loss.logits(engine, batch), batch, dense)
+        zero.release_gathered(engine)
+        return [value / count for value in collectives.all_reduce_sum(sums).tolist()]
+
+    def _loss(self, logits: Logits, batch: Batch, dense: list[Prediction]) -> Tensor:
+        """Cross-entropy plus divergence, summed over predictions, fp64 []."""
+        return self.task_loss.loss(logits, batch) + divergence(logits, dense)
+
+    def _gradient(self, engine: zero.Engine, scale: Tensor, step: int) -> Tensor:
+        """The gradient of a calibration step's mean loss by the factors, fp32 [blocks]. Collective."""
         count = predictions(self.batches.rows(step), self.task_loss)
         # as in `TrainStep.accumulate`: the engine divides by the micro-batches
         factor = collectives.world_size() * self.batches.per_step / count
-        total = torch.zeros((), dtype=torch.float64, device=zero.device())
         scale.grad = torch.zeros_like(scale)
         loss_scale = zero.loss_scale(engine)
         for micro in range(self.batches.per_step):
@@ -102,16 +122,13 @@ class ScaleLearner:
                 dense = short_form(self.task_loss.logits(engine, batch))
             with masks.scaled(scale):
                 logits = self.task_loss.logits(engine, batch)
-                loss = self.task_loss.loss(logits, batch) + divergence(logits, dense)
                 # recomputation in backward needs the factors too
-                engine.backward(loss.float() * factor)
-            total += loss.detach()
+                engine.backward(self._loss(logits, batch, dense).float() * factor)
             if micro + 1 < self.batches.per_step:
                 engine.step()
         gradient = collectives.all_reduce_sum(scale.grad) / (loss_scale * collectives.world_size())
-        mean = float(collectives.all_reduce_sum(total)) / count
         zero.step(engine)
-        return mean, gradient
+        return gradient
 
     def summary(self) -> dict[str, Any]:
         """Figures for the summary. {} without steps."""

@@ -199,13 +199,13 @@ class AllocationFigures(TypedDict):
 class ScaleFigures(TypedDict):
     """What --scale_steps did.
 
-    first_loss, last_loss: cross-entropy plus divergence of the first and the last step, each on its own examples.
-    smallest, largest: factor that was learnt.
+    loss_before, loss_after: cross-entropy plus divergence, without and with the factors, on steps that did not learn.
+    smallest, largest: factor of the blocks that remain. Both are 1 where the factors were dropped.
     """
 
     steps: int
-    first_loss: float
-    last_loss: float
+    loss_before: float
+    loss_after: float
     smallest: float
     largest: float
     seconds: float

@@ -73,11 +73,13 @@ def searched(place: Place, output: Path, run: Run, *flags: str) -> dict[str, Any
 
 def test_a_language_model(place: Place, tmp_path: Path, run: Run) -> None:
     """Random scores tell nothing of layers, so that the search finds better sizes."""
-    figures = searched(place, tmp_path / "out", run, "--scale_steps", "2")
+    figures = searched(place, tmp_path / "out", run, "--scale_steps", "8")
     found = figures["allocation"]
     assert 0 < found["kl_after"] < 0.99 * found["kl_before"] and found["moves"] > 0 < found["accepted"]
     assert all(count % 4 == 0 for count in figures["layers"]["after"]["neurons"])
-    assert figures["scales"]["steps"] == 2 and figures["scales"]["smallest"] < 1 < figures["scales"]["largest"]
+    scales = figures["scales"]
+    assert scales["steps"] == 8 and scales["smallest"] < 1 < scales["largest"]
+    assert scales["loss_after"] < scales["loss_before"]
 
 
 @pytest.mark.parametrize("kind", ["bert-classes", "bert-answers", "t5"])
@@ -86,4 +88,4 @@ def test_other_tasks(kind: str, tmp_path: Path, run: Run) -> None:
     words += ["--scale_steps", "1", "--allocate_evaluations", "24"]
     figures = searched(Place(tmp_path), tmp_path / "out", run, *words)
     found = figures["allocation"]
-    assert 0 < found["kl_after"] <= found["kl_before"] and figures["scales"]["last_loss"] > 0
+    assert 0 < found["kl_after"] <= found["kl_before"] and figures["scales"]["loss_after"] > 0
