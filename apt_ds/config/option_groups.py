@@ -101,7 +101,8 @@ class DataOptions:
     perplexity_blocks: int = option(0, "blocks of each text to use, spread over it; 0: all", NOT_NEGATIVE)
     calibration_path: str = option(
         "",
-        "data that scores before a one-shot cut and --repair read, in the forms of data_path; empty: the training data",
+        "data that scores before a one-shot cut, --repair, --allocate kl and --scale_steps read, in the forms of "
+        "data_path; empty: the training data",
     )
     group_by_length: bool = option(False, "give a step examples of similar length, so that less of it is padding")
     dataloader_num_workers: int = option(
@@ -279,6 +280,17 @@ class PruningOptions:
         "the teacher begin then, and pruning_phase counts from there",
         BELOW_ONE,
     )
+    allocate: str = choice(
+        "score, kl",
+        "kl: before a one-shot cut, change the sizes that the score gives as long as the masked model's predictions "
+        "come nearer to the dense model's on calibration data",
+    )
+    allocate_evaluations: int = option(
+        300, "forward passes over 2,048 calibration tokens that --allocate kl may take", Range(20)
+    )
+    scale_steps: int = option(
+        0, "steps that learn a factor of every kept head and neuron before a one-shot cut; 0: none", NOT_NEGATIVE
+    )
 
     @property
     def prunes(self) -> bool:
@@ -299,6 +311,16 @@ class PruningOptions:
     def repairs(self) -> bool:
         """Whether cuts repair the weights that read what they remove."""
         return self.prunes and self.repair != "none"
+
+    @property
+    def allocates(self) -> bool:
+        """Whether the sizes of a cut are searched by the divergence from the dense model."""
+        return self.prunes and self.allocate == "kl"
+
+    @property
+    def scales(self) -> bool:
+        """Whether factors of the kept blocks are learnt."""
+        return self.prunes and self.scale_steps > 0
 
     @property
     def gradual(self) -> bool:

@@ -154,6 +154,17 @@ class RunConfig:
                 "--repair ls requires --pruning pretuning or posttuning (got gradual): masks have removed the blocks "
                 "before a gradual cut, and the model has learnt to do without them"
             )
+        for flag, given in (("--allocate kl", pruning.allocates), ("--scale_steps", pruning.scales)):
+            if given and not pruning.one_shot:
+                yield f"{flag} requires --pruning pretuning or posttuning (got {pruning.mode}): others have no one cut"
+        if pruning.scales and pruning.score in ("fisher", "taylor"):
+            reason = "fits factors of its own" if pruning.score == "fisher" else "trains every weight before the cut"
+            yield f"--scale_steps does not support --score {pruning.score}, which {reason}: give --scale_steps 0"
+        if pruning.scales and pruning.repairs:
+            yield (
+                f"--scale_steps does not support --repair {pruning.repair}, which changes the weights after the "
+                "factors are learnt: give --scale_steps 0 or --repair none"
+            )
         if pruning.self_distills and pruning.mode != "gradual":
             yield (
                 f"--distill layers requires --pruning gradual (got {pruning.mode}): its teacher exists only during "
@@ -202,8 +213,12 @@ class RunConfig:
                 f"--calibration_path requires --pruning pretuning or posttuning (got {pruning.mode}): "
                 "other runs score their training steps, or nothing"
             )
-        if data.calibration_path and pruning.score == "random" and not pruning.repairs:
-            yield "--calibration_path requires a score of data (got --score random), or --repair"
+        reads = pruning.repairs or pruning.allocates or pruning.scales
+        if data.calibration_path and pruning.score == "random" and not reads:
+            yield (
+                "--calibration_path requires a score of data (got --score random), or --repair, --allocate kl or "
+                "--scale_steps"
+            )
         if self.output.export_format == STOCK and pruning.prunes and pruning.structure == "adaptive":
             yield (
                 "--export_format stock does not support --structure adaptive, as layers then differ; give "

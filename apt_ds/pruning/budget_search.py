@@ -30,7 +30,7 @@ from apt_ds.pruning import expert_search
 from apt_ds.pruning.adaptive_search import Counts, DensityOrder, filled
 from apt_ds.pruning.layer_sizes import by_layer
 from apt_ds.pruning.ranking import Ranking
-from apt_ds.pruning.uniform_search import SLACK, uniform_counts
+from apt_ds.pruning.uniform_search import SLACK, frontier, uniform_counts
 
 
 @dataclass(frozen=True)
@@ -240,6 +240,25 @@ def _sizes(numbers: np.ndarray) -> Sizes:
 
 def _uniform(sites: list[Ranking], anatomy: Anatomy, rules: Rules, budget: float) -> Sizes:
     """The best numbers of heads, neurons and hidden dimensions, the same at every site of a kind."""
+    found = uniform_counts(*_uniform_choices(sites, anatomy, rules), budget, rules.writable, rules.slack)
+    if found is None:
+        raise UserError(
+            f"no model of at most {budget:,.0f} prunable parameters can be written: {rules.writable.reason}. Change "
+            "--align or --sparsity, allow more in --prune_blocks, or give --structure adaptive"
+        )
+    return _same_everywhere(found, anatomy)
+
+
+def uniform_frontier(scores: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float) -> list[Sizes]:
+    """The largest uniform sizes that fit, see `uniform_search.frontier`. Those that keep most salience come first."""
+    choices = _uniform_choices(rankings(scores, anatomy), anatomy, rules)
+    return [_same_everywhere(counts, anatomy) for counts in frontier(*choices, budget, rules.writable, rules.slack)]
+
+
+def _uniform_choices(
+    sites: list[Ranking], anatomy: Anatomy, rules: Rules
+) -> tuple[dict[str, list[Ranking]], dict[str, np.ndarray], dict[str, int]]:
+    """By kind: the sites, the numbers of blocks that each may keep, and the parameters of a block at every site."""
     members: dict[str, list[Ranking]] = {kind: [] for kind in KINDS}
     for ranking, (kind, _) in zip(sites, _kinds_and_counts(anatomy), strict=True):
         members[kind].append(ranking)
@@ -249,13 +268,12 @@ def _uniform(sites: list[Ranking], anatomy: Anatomy, rules: Rules, budget: float
         assert len(count) == 1, f"uniform structure needs the same number of {kind}s everywhere, got {count}"
         choices[kind] = np.array(rules.levels(kind, count.pop()))
     weights = {kind: sum(site.weight for site in anatomy.sites if site.kind == kind) for kind in KINDS[:2]}
-    found = uniform_counts(members, choices, weights | {"hidden": 1}, budget, rules.writable, rules.slack)
-    if found is None:
-        raise UserError(
-            f"no model of at most {budget:,.0f} prunable parameters can be written: {rules.writable.reason}. Change "
-            "--align or --sparsity, allow more in --prune_blocks, or give --structure adaptive"
-        )
-    return Sizes(tuple(found[site.kind] for site in anatomy.sites), found["hidden"])
+    return members, choices, weights | {"hidden": 1}
+
+
+def _same_everywhere(counts: dict[str, int], anatomy: Anatomy) -> Sizes:
+    """Sizes from the number of blocks of each kind."""
+    return Sizes(tuple(counts[site.kind] for site in anatomy.sites), counts["hidden"])
 
 
 def describe(anatomy: Anatomy, sizes: Sizes) -> dict[str, object]:

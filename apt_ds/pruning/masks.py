@@ -44,6 +44,7 @@ class Masks:
         self._epsilons: list[tuple[nn.Module, float]] = []
         self._handles: list[RemovableHandle] = []
         self._disabled = False
+        self._scale: Tensor | None = None
 
     def move_towards(self, keep: np.ndarray, step: float) -> None:
         """Move by `step` towards 1 where `keep` (bool [blocks]), towards 0 elsewhere. Masks reach both ends exactly."""
@@ -150,6 +151,18 @@ class Masks:
         masked = norm.forward(x if mask is None else x * mask)
         return before, masked * math.sqrt(self._kept_fraction)
 
+    @contextmanager
+    def scaled(self, scale: Tensor) -> Iterator[None]:
+        """Inside, max(scale, 0) multiplies what consumers read at sites that lose blocks, as `Plan.scale` does.
+
+        scale: fp32 [blocks], on the device. It gets gradients if it requires them.
+        """
+        self._scale = scale
+        try:
+            yield
+        finally:
+            self._scale = None
+
     def mask_for(self, site: int, like: Tensor, unit: int = 1) -> Tensor | None:
         """The mask of a site's columns.
 
@@ -184,7 +197,13 @@ class Masks:
     def _on_input(self, site: int, unit: int) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
             mask = self.mask_for(site, args[0], unit)
-            return None if mask is None else (args[0] * mask, *args[1:])
+            if mask is None:
+                return None
+            if self._scale is not None:
+                # made from the leaf in every pass, so that recomputation in backward finds it
+                factor = torch.relu(self._scale[self._places[site]]).repeat_interleave(unit)
+                mask = (mask * factor).to(mask.dtype)
+            return (args[0] * mask, *args[1:])
 
         return hook
 

@@ -7,6 +7,7 @@ The policy says when (`policy.py`), the scorer says what matters (`scorer.py`), 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ from apt_ds.pruning.rules import rules_of
 from apt_ds.pruning.step_observer import StepObserver
 from apt_ds.pruning.surgery import Plan
 from apt_ds.runtime import collectives, profiler
+
+Allocate = Callable[[np.ndarray, np.ndarray], np.ndarray]  # scores and a decision to a decision
 
 
 class Pruner(StepObserver):
@@ -130,8 +133,12 @@ class Pruner(StepObserver):
         self.seconds["search"] += time.perf_counter() - start
         return keep
 
-    def cut_now(self, model: nn.Module) -> Plan:
+    def cut_now(self, model: nn.Module, allocate: Allocate | None = None) -> Plan:
         """The plan of a cut of all blocks at once. Collective. The engine on `model` must hold no gathered weight.
+
+        Args:
+            model: the model before the cut.
+            allocate: improves the sizes of the decision. It must leave no gathered weight either.
 
         Raises:
             UserError: no step was finite, so that no block has a score.
@@ -143,7 +150,10 @@ class Pruner(StepObserver):
                 "no step before the cut had a finite loss and gradient, so that no score tells blocks apart. Give more "
                 "--calibration_steps or, with fp16, a lower initial_scale_power, or look for what is not finite"
             )
-        self.decision, scale = self.scorer.refine(model, self.decide(scores, self.run.pruning.sparsity))
+        keep = self.decide(scores, self.run.pruning.sparsity)
+        if allocate is not None:
+            keep = allocate(scores, keep)
+        self.decision, scale = self.scorer.refine(model, keep)
         self.masks.set(self.decision.astype(float))
         self.cut_done = True
         return Plan(keep=self.decision, scale=scale)

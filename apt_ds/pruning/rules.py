@@ -37,6 +37,9 @@ def rules_of(run: RunConfig, anatomy: Anatomy, writable: Writable = EVERY_SIZE) 
         )
     if run.pruning.allow_empty_layers and not all(site.module for site in anatomy.sites):
         raise UserError("--allow_empty_layers is not supported for this architecture: leave it out")
+    for flag, given in (("--allocate kl", run.pruning.allocates), ("--scale_steps", run.pruning.scales)):
+        if given and anatomy.experts:
+            raise UserError(f"{flag} does not support a mixture of experts: leave it out")
     split = split_of(anatomy, run.pruning.tensor_parallel)
     check_whole(split, anatomy, kinds if run.pruning.prunes else ())
     rules = Rules(kinds, run.pruning.structure, 1, 1, writable, run.pruning.allow_empty_layers, split)

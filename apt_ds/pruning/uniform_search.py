@@ -68,6 +68,22 @@ class TripleSearch:
         best = self._best_value(value, first, last)
         return self._dearest() if best is None else self._first_of(best, value, first, last)
 
+    def frontier(self) -> list[tuple[int, int, int]]:
+        """For each pair of heads and hidden dimensions the most neurons that fit and can be written.
+
+        Triples that keep most salience come first. Pairs without a triple that uses the budget up to `slack` are left
+        out.
+        """
+        first, last = self._ranges()
+        found: list[tuple[float, tuple[int, int, int]]] = []
+        for head, hidden in np.argwhere(first <= last).tolist():
+            levels = np.arange(first[head, hidden], last[head, hidden] + 1)
+            accepted = levels[self._accepts(np.array(head), levels, np.array(hidden))]
+            if len(accepted):
+                triple = head, int(accepted[-1]), hidden
+                found.append((-float(self._values(*map(np.array, (head, hidden, triple[1])))), triple))
+        return [triple for _, triple in sorted(found)]
+
     def _ranges(self) -> tuple[np.ndarray, np.ndarray]:
         """The first and the last level of neurons that use the budget up to `slack`, int64 [heads, hidden] each."""
         others = self.heads.counts[:, None] * self.heads.weight
@@ -190,6 +206,25 @@ def uniform_counts(
     else:
         levels = _find_near(find, neurons, counts["neuron"])
     return levels and {kind: int(counts[kind][level]) for kind, level in zip(KINDS, levels, strict=True)}
+
+
+def frontier(
+    sites: dict[str, list[Ranking]],
+    counts: dict[str, np.ndarray],
+    weights: dict[str, int],
+    budget: float,
+    writable: Writable,
+    slack: float = SLACK,
+) -> list[dict[str, int]]:
+    """Blocks of each kind that every site keeps, of all triples of `TripleSearch.frontier`. Sorts all sites.
+
+    The arguments are those of `uniform_counts`.
+    """
+    heads, neurons, hidden = (
+        Choices(counts[kind], total_gain(sites[kind], counts[kind]), weights[kind]) for kind in KINDS
+    )
+    triples = TripleSearch(heads, neurons, hidden, budget, writable, slack).frontier()
+    return [{kind: int(counts[kind][level]) for kind, level in zip(KINDS, levels, strict=True)} for levels in triples]
 
 
 def _find_near(

@@ -25,6 +25,10 @@ REFUSED = {
         ("repair", "repair_examples"),
         "AptCallback has no calibration data to repair with: use apt_ds.train with repair",
     ),
+    **dict.fromkeys(
+        ("allocate", "allocate_evaluations", "scale_steps"),
+        "AptCallback has no calibration data to search or learn with: use apt_ds.train with it",
+    ),
     "init_adapters": "AptCallback starts new adapters: use apt_ds.train with init_adapters",
 }
 FLAGS = {

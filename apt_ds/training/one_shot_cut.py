@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
 
 from apt_ds.config.run_config import RunConfig
-from apt_ds.pruning.pruner import Pruner
+from apt_ds.pruning.pruner import Allocate, Pruner
 from apt_ds.pruning.surgery import Plan
 from apt_ds.runtime import zero
+from apt_ds.training.allocating import Allocator
 from apt_ds.training.meter import Meter
 from apt_ds.training.rebuild import engine_removed
 from apt_ds.training.run_engine import RunEngine
+from apt_ds.training.scale_learning import ScaleLearner
 from apt_ds.training.train_step import TrainStep
 from apt_ds.training.walk_batches import walk_batches
 
@@ -18,11 +25,15 @@ from apt_ds.training.walk_batches import walk_batches
 class OneShotCut:
     """Scores blocks on the calibration data and plans the one cut of a run.
 
-    run: the options; steps: runs a step; pruner: takes scores and decides; meter: measures the time.
+    run: the options; steps: runs a step; pruner: takes scores and decides; meter: measures the time; allocator:
+    searches sizes; scales: learns factors.
     """
 
     def __init__(self, run: RunConfig, steps: TrainStep, pruner: Pruner, meter: Meter) -> None:
         self.run, self.steps, self.pruner, self.meter = run, steps, pruner, meter
+        task_loss, batches = steps.training_loss.task_loss, steps.calibration_batches
+        self.allocator = Allocator(pruner, task_loss, batches, run.pruning.allocate_evaluations)
+        self.scales = ScaleLearner(run.pruning.scale_steps, lambda: pruner.masks, task_loss, batches)
 
     def plan(self, run_engine: RunEngine, keep: Callable[[], None]) -> Plan:
         """The plan of the cut. Collective.
@@ -37,7 +48,34 @@ class OneShotCut:
         engine = run_engine.engine
         zero.release_gathered(engine)
         with self.meter.scoring(at_once=True):
-            return self.pruner.cut_now(engine.module)
+            plan = self.pruner.cut_now(engine.module, self._allocate(engine, keep))
+            if not self.run.pruning.scales or plan.keep is None or plan.keep.all():
+                return plan
+            self.steps.set_scoring(engine, False)
+            found = self.scales.learn(engine, self.pruner.anatomy, plan.keep, self._listening(keep))
+            return replace(plan, scale=found)
+
+    def _allocate(self, engine: zero.Engine, keep: Callable[[], None]) -> Allocate | None:
+        """What searches the sizes of the decision, if the options ask for it."""
+        if not self.run.pruning.allocates:
+            return None
+
+        def improve(scores: np.ndarray, start: np.ndarray) -> np.ndarray:
+            self.steps.set_scoring(engine, False)
+            decision = self.allocator.improve(engine, scores, start, self._listening(keep))
+            self.steps.metrics_logger.say(self.allocator.line())
+            return decision
+
+        return improve
+
+    def _listening(self, keep: Callable[[], None]) -> Callable[[], None]:
+        """`keep`, after the ranks have heard of each other's signals."""
+
+        def after() -> None:
+            self.steps.early_end.listen()
+            keep()
+
+        return after
 
     def _score(self, engine: zero.Engine, keep: Callable[[], None]) -> None:
         """Give the pruner the scores of all blocks. Collective."""
@@ -56,3 +94,16 @@ class OneShotCut:
         with self.meter.scoring(at_once=True), engine_removed(run_engine, False, False) as (model, _):
             batches = walk_batches(self.run, self.steps.training_loss.task_loss, self.steps.calibration_batches, model)
             self.pruner.scorer.score_layer_inputs(model, batches)
+
+    def summary(self) -> dict[str, Any]:
+        """Figures for the summary. {} where scores alone decide."""
+        return self.allocator.summary() | self.scales.summary()
+
+    def state_dict(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The figures and no tensors."""
+        return self.summary(), {}
+
+    def load_state_dict(self, values: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Take over `state_dict`."""
+        self.allocator.load(values.get("allocation"))
+        self.scales.load(values.get("scales"))

@@ -14,6 +14,7 @@ from apt_ds.training import environment
 from apt_ds.training.evaluations import Evaluations
 from apt_ds.training.meter import Meter
 from apt_ds.training.micro_batches import MicroBatches
+from apt_ds.training.one_shot_cut import OneShotCut
 from apt_ds.training.repairing import Repairer
 from apt_ds.training.score_history import ScoreHistory
 from apt_ds.training.stream_batches import StreamBatches
@@ -25,6 +26,7 @@ def run_figures(
     model: nn.Module,
     pruner: Pruner,
     repairer: Repairer,
+    one_shot_cut: OneShotCut,
     evaluations: Evaluations,
     meter: Meter,
     score_history: ScoreHistory,
@@ -38,6 +40,7 @@ def run_figures(
         model: what the run trained, with its engine.
         pruner: knows what was removed.
         repairer: knows what was repaired.
+        one_shot_cut: knows what its searches found.
         evaluations: those so far.
         meter: time and memory.
         score_history: the scores that were reached, and when.
@@ -45,7 +48,7 @@ def run_figures(
         excluded: consumers that the kept sizes exclude.
     """
     figures = evaluations.figures
-    pruning = pruner.summary() | quantization.summary(model) | repairer.summary()
+    pruning = pruner.summary() | quantization.summary(model) | repairer.summary() | one_shot_cut.summary()
     more: dict[str, object] = {
         "excluded": excluded,
         "ranks": adapter.ranks(model),

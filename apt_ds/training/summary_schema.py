@@ -197,6 +197,40 @@ class RepairFigures(TypedDict):
     sites: list[RepairedSite]
 
 
+class AllocationFigures(TypedDict):
+    """What --allocate kl did.
+
+    kl_before, kl_after: mean divergence from the dense model in nats over the tokens that judged last, with the sizes
+    of the score and with those of the search. None if it was not finite.
+    evaluations: forward passes in units of 2,048 predictions, those of the dense model included.
+    tokens: predictions that the search read. Each counts once.
+    moves: groups of blocks that left a layer for another. accepted: candidates that won.
+    """
+
+    kl_before: float | None
+    kl_after: float | None
+    evaluations: int
+    tokens: int
+    seconds: float
+    moves: int
+    accepted: int
+
+
+class ScaleFigures(TypedDict):
+    """What --scale_steps did.
+
+    loss_before, loss_after: cross-entropy plus divergence, without and with the factors, on steps that did not learn.
+    smallest, largest: factor of the blocks that remain. Both are 1 where the factors were dropped.
+    """
+
+    steps: int
+    loss_before: float
+    loss_after: float
+    smallest: float
+    largest: float
+    seconds: float
+
+
 class PruningFigures(_PruningFigures, total=False):
     """What pruning did.
 
@@ -209,11 +243,15 @@ class PruningFigures(_PruningFigures, total=False):
     rebuild_seconds, rebuild_peak_bytes: of each rebuild.
     requantization_error_mean, requantization_error_max: relative error of quantizing cut weights again.
     repair: what --repair did. Absent without it.
+    allocation: what --allocate kl did. Absent without it.
+    scales: what --scale_steps did. Absent without it.
     """
 
     requantization_error_mean: float
     requantization_error_max: float
     repair: RepairFigures
+    allocation: AllocationFigures
+    scales: ScaleFigures
 
 
 class Evaluated(TypedDict):

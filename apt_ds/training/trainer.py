@@ -94,6 +94,7 @@ class Trainer:
             "figures": self.evaluations,
             "nonfinite_steps": self.early_end,
             "metrics": metrics_logger,
+            "one_shot_cut": self.one_shot_cut,
         }
         if isinstance(self.steps.batches, StreamBatches):
             members["stream"] = self.steps.batches
@@ -313,6 +314,7 @@ class Trainer:
             self.engine.module,
             self.pruner,
             self.repairer,
+            self.one_shot_cut,
             self.evaluations,
             self.meter,
             self.score_history,

@@ -106,6 +106,8 @@ MISTAKES = {
     "at least 2 experts in every layer": ["--prune_blocks", "experts", "--sparsity", "0.8"],
     "--adapter_targets gate,down: the experts of this model have no adapters": ["--adapter_targets", "q,gate,down"],
     "--align 4: transformers computes experts of sizes that are multiples of 8": ["--align", "4"],
+    "--allocate kl does not support a mixture": ["--allocate", "kl"],
+    "--scale_steps does not support a mixture": ["--scale_steps", "2"],
     "--score fisher does not support a mixture": ["--method", "lora_prune"],
     "--base_bits 8: bitsandbytes quantizes linear layers only": ["--base_bits", "8"],
 }

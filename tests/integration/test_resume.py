@@ -23,6 +23,9 @@ MODES = {
 }
 BF16 = {mode: [*flags, "--bf16"] for mode, flags in MODES.items()}
 EMPTY = [*MODES["gradual"], "--sparsity", "0.75", "--align", "16", "--allow_empty_layers"]
+SEARCH = ["--allocate", "kl", "--allocate_evaluations", "60"]
+# scores that tell nothing, so that the search finds better sizes
+RANDOM = [*SEARCH, "--structure", "adaptive", "--score", "random", "--scale_steps", "8"]
 REPAIR = ["--repair", "ls", "--repair_examples", "16"]
 # instructions and plain text, packed, with batches made ahead; HERE: the folder of the data
 MIXED = [*MODES["gradual"], "--data_path", "HERE/data.json:0.4,HERE/text.txt:0.6", "--eval_size", "5"]
@@ -34,7 +37,7 @@ SCORED = [*MODES["pretuning"], *STREAMED[len(MODES["gradual"]) :], "--packing", 
 # name, stage, offload, flags, checkpoints: before, at and after a cut or a growth
 CASES = [
     ("gradual3", 3, False, MODES["gradual"], [1, 2, 5]),
-    ("repaired2o", 2, True, [*BF16["pretuning"], *REPAIR], [1, 3]),
+    ("repaired2o", 2, True, [*BF16["pretuning"], *REPAIR, *SEARCH], [1, 3]),
     ("emptied3", 3, False, EMPTY, [3, 5]),
     ("mixed2", 2, False, MIXED, [3]),
     ("streamed2", 2, False, STREAMED, [3]),
@@ -42,6 +45,7 @@ CASES = [
 MORE = [
     ("pretuning2o", 2, True, BF16["pretuning"], [1, 3]),
     ("repaired3", 3, False, [*MODES["pretuning"], *REPAIR], [1, 3]),
+    ("searched3", 3, False, [*MODES["pretuning"], *RANDOM], [1, 3]),
     ("gradual2", 2, False, BF16["gradual"], [1, 2, 3, 5]),
     ("pretuning2", 2, False, MODES["pretuning"], [1, 2, 4]),
     ("gradual3o", 3, True, MODES["gradual"], [1, 2, 3, 5, 8]),

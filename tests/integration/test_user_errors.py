@@ -100,6 +100,20 @@ MISTAKES: dict[str, tuple[Spoil, list[str]]] = {
     "unknown flag": (flags("--sparsty", "0.3"), ["--sparsty is an unknown option", "did you mean --sparsity"]),
     "heads alone": (flags("--prune_blocks", "heads", "--sparsity", "0.9"), ["cannot be met", "--sparsity"]),
     "alignment": (flags("--align", "48", "--sparsity", "0.9"), ["cannot be met", "alignment 48"]),
+    "sizes by divergence of gradual cuts": (
+        flags("--allocate", "kl", "--pruning", "gradual"),
+        ["--allocate kl requires --pruning pretuning or posttuning"],
+    ),
+    "factors of gradual cuts": (flags("--scale_steps", "3", "--pruning", "gradual"), ["--scale_steps requires"]),
+    "factors before a repair": (
+        flags("--scale_steps", "3", "--repair", "ls"),
+        ["--scale_steps does not support --repair ls"],
+    ),
+    "factors of a score that fits some": (
+        flags("--scale_steps", "3", "--score", "fisher"),
+        ["--scale_steps does not support --score fisher"],
+    ),
+    "too few evaluations": (flags("--allocate_evaluations", "3"), ["--allocate_evaluations 3 is not allowed"]),
     "a repair of gradual cuts": (flags("--repair", "ls", "--pruning", "gradual"), ["--repair ls requires --pruning"]),
     "heads on 8 GPUs": (flags("--tensor_parallel", "8"), ["--tensor_parallel 8", "no number of heads", "divisor of 4"]),
     "a budget for 4 GPUs": (

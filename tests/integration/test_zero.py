@@ -180,6 +180,25 @@ def test_loss_scale_and_counters_continue(folder: Path) -> None:
         assert before["counters"]["global_steps"] == 4 and before["scaler"]["cur_iter"] == 4, name
 
 
+def test_searched_sizes_and_factors_are_the_same_on_any_ranks_and_stages(folder: Path) -> None:
+    flags = ["--max_steps", "2", "--score", "random", "--structure", "adaptive", "--sparsity", "0.4", "--align", "4"]
+    modes = {"searched": [*flags, "--allocate", "kl", "--allocate_evaluations", "120", "--scale_steps", "8"]}
+    found: dict[str, dict[str, Any]] = {}
+    for world, stages in ((1, [(2, False)]), (2, [(3, False), (0, False)])):
+        runs = multiprocess.run(world, "runs", {"folder": str(folder), "stages": stages, "modes": modes})
+        found |= {f"{world} {name}": run for name, run in runs.items()}
+    first, *others = found.values()
+    assert first["allocation"]["kl_after"] < 0.99 * first["allocation"]["kl_before"]
+    assert first["allocation"]["evaluations"] <= 120 and first["allocation"]["moves"] > 0
+    assert first["scales"]["smallest"] < 1 < first["scales"]["largest"] and max(first["kept"]) <= 0.6
+    for run in others:
+        assert run["alive"] == first["alive"]
+        assert np.allclose(run["losses"], first["losses"], rtol=1e-4)
+        for part in ("allocation", "scales"):
+            expected = first[part] | {"seconds": run[part]["seconds"]}
+            assert run[part] == pytest.approx(expected, rel=1e-3), part
+
+
 def test_repairs_are_the_same_on_any_ranks_and_stages(folder: Path) -> None:
     """Of consumers and readers, of T5, and of DeBERTa, whose layers read a weight of the whole model. So are scores."""
     repaired = ["--repair", "ls", "--repair_examples", "16"]

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from apt_ds.config.schedules import mask_moves
+from apt_ds.config.tasks import LANGUAGE_MODEL
 from apt_ds.models import adapter
-from apt_ds.models.architectures import anatomy_of
+from apt_ds.models.architectures import anatomy_of, architecture_of
 from apt_ds.models.blocks import HIDDEN, Anatomy, block_slices
 from apt_ds.pruning.masks import Masks
 from apt_ds.pruning.surgery import Plan, apply_plan
@@ -51,6 +52,35 @@ def test_masked_equals_cut(kind: str, seed: int) -> None:
     assert not torch.allclose(a, model(tiny.ids()).logits, atol=1e-2)
     counted = sum(p.numel() for n, p in cut.named_parameters() if "_proj.weight" in n)
     assert smaller.num_parameters(smaller.sizes) == counted
+
+
+@pytest.mark.parametrize("family", ["gqa", "olmo2", "phi3", "t5-gated", "bert-classes"])
+def test_masked_with_factors_equals_cut_with_factors(family: str) -> None:
+    """Factors multiply what consumers read, and change no statistics of a norm."""
+    if family == "gqa":
+        model, anatomy = with_adapters(family)
+    else:
+        model = tiny.small(family) if family in tiny.SMALL else tiny_families.model(family)
+        anatomy = anatomy_of(model.config, tiny.TASKS.get(family, LANGUAGE_MODEL))
+        architecture_of(model.config).prepare(model, anatomy)
+    keep = random_keep(anatomy, 0)
+    # a site that loses nothing has no factors
+    first = dict(block_slices(anatomy.sizes))[0]
+    keep[first] = True
+    scale = np.random.default_rng(1).uniform(0.5, 1.5, len(keep)).astype(np.float32).astype(np.float64)
+    cut, masks = copy.deepcopy(model), Masks(anatomy)
+    masks.install(model)
+    masks.set(keep.astype(float))
+    apply_plan(cut, anatomy, Plan(keep=keep, scale=scale), None, torch.Generator())
+    factors = torch.from_numpy(scale).float().requires_grad_()
+    with masks.scaled(factors):
+        found = tiny.answer(model)
+    assert torch.allclose(found, tiny.answer(cut), atol=3e-5)
+    assert not torch.allclose(found, tiny.answer(model), atol=1e-2)
+    found.square().sum().backward()
+    spans = [span for site, span in block_slices(anatomy.sizes) if site not in (0, HIDDEN)]
+    assert all(factors.grad[span][keep[span]].all() and not factors.grad[span][~keep[span]].any() for span in spans)
+    assert not factors.grad[first].any()
 
 
 def test_norms_follow_the_kept_fraction_without_a_jump() -> None:

@@ -11,7 +11,7 @@ import pytest
 from apt_ds.config.errors import UserError
 from apt_ds.models.blocks import Anatomy
 from apt_ds.models.writable_sizes import EVERY_SIZE, Writable
-from apt_ds.pruning.budget_search import Rules, search
+from apt_ds.pruning.budget_search import Rules, best_of_each, search, uniform_frontier
 from tests.support import drawn_scores, search_reference
 
 DIVISIBLE = Writable(lambda heads, neurons, hidden: (hidden % heads == 0) & (neurons > 0), "hidden % heads")
@@ -85,3 +85,23 @@ def test_the_grid_is_never_stored() -> None:
         assert tracemalloc.get_traced_memory()[1] < 8 << 20
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("writable", [EVERY_SIZE, RARE], ids=["every", "rare"])
+def test_the_frontier_has_the_largest_triple_of_every_pair(writable: Writable) -> None:
+    table = drawn_scores.anatomy(neurons=40)
+    values, budget = drawn_scores.scores("continuous", table, 3), 0.6 * table.num_parameters(table.sizes)
+    rules = Rules(KINDS[0], "uniform", 2, 4, writable, slack=0.05)
+    expected: dict[tuple[int, int], int] = {}
+    levels = [rules.levels(kind, count) for kind, count in (("head", 4), ("neuron", 40), ("hidden", 32))]
+    sizes = {kind: [site.weight for site in table.sites if site.kind == kind] for kind in ("head", "neuron")}
+    for heads, neurons, hidden in itertools.product(*levels):
+        price = hidden * (heads * sum(sizes["head"]) + neurons * sum(sizes["neuron"]))
+        if 0.95 * budget <= price <= budget and writable.accepts(*map(np.array, (heads, neurons, hidden))):
+            expected[heads, hidden] = max(neurons, expected.get((heads, hidden), 0))
+    found = uniform_frontier(values, table, rules, budget)
+    kinds = [site.kind for site in table.sites]
+    triples = {(one.counts[kinds.index("head")], one.hidden): one.counts[kinds.index("neuron")] for one in found}
+    assert triples == expected and len(found) == len(expected) > (3 if writable is EVERY_SIZE else 0)
+    kept = [values[best_of_each(values, table, one)].sum() for one in found]
+    assert kept == sorted(kept, reverse=True)

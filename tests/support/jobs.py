@@ -77,6 +77,8 @@ def facts(made: trainer.Trainer, figures: dict[str, Any]) -> dict[str, Any]:
         "score": figures["after"].get("score"),
         "rebuilds": len(figures["pruning"]["rebuild_seconds"]),
         "repair": figures["pruning"].get("repair"),
+        "allocation": figures["pruning"].get("allocation"),
+        "scales": figures["pruning"].get("scales"),
     }
 
 
@@ -241,6 +243,10 @@ def told(made: trainer.Trainer, figures: dict[str, Any]) -> dict[str, Any]:
         "scores": made.pruner.scorer.scores().tolist(),
         "held_out": figures["after"]["held_out_loss"],
         "score": figures["after"].get("score"),
+        "searched": [
+            {key: value for key, value in figures["pruning"].get(name, {}).items() if key != "seconds"}
+            for name in ("allocation", "scales")
+        ],
     }
 
 

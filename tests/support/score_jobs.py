@@ -76,7 +76,7 @@ def taylor(folder: str, stages: list[tuple[int, bool]]) -> dict[str, list[float]
     found = {}
     for stage, offload in stages:
         made = run.prepare(run_config(folder, stage, offload, TAYLOR))
-        made.score_by_weight_gradients()
+        made.steps.score_by_weight_gradients(made.engine)
         found[f"{stage}{'o' if offload else ''}"] = made.pruner.scores().tolist()
         zero.destroy(made.engine)
         made.metrics_logger.close()

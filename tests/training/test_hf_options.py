@@ -21,6 +21,7 @@ from tests.support import tiny, tiny_families
         ({"pruning": "pretuning"}, "pruning is always gradual"),
         ({"distill": True}, "AptCallback has no teacher"),
         ({"repair": "ls"}, "AptCallback has no calibration data"),
+        ({"allocate": "kl"}, "AptCallback has no calibration data"),
         ({"learning_rate": 1e-3}, "AptCallback has no option 'learning_rate': give some of adapter_targets"),
         ({"score": "taylor"}, "--pruning gradual does not support --score taylor"),
         ({"rank": 0}, "--rank 0 is not allowed"),

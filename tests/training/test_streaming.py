@@ -73,9 +73,12 @@ def test_a_run_over_a_mixture_says_what_it_saw(place: Place, sources: dict[str, 
         "--dataloader_num_workers",
         "2",
     ]
-    ended = run(place.words(tmp_path / "out", *PRETUNING, *STREAMING, *flags, "--repair", "ls", "--max_steps", "3"))
+    flags += ["--repair", "ls", "--allocate", "kl", "--allocate_evaluations", "20"]
+    ended = run(place.words(tmp_path / "out", *PRETUNING, *STREAMING, *flags, "--max_steps", "3"))
     assert ended.status == 0, ended.err
-    data = check(tmp_path / "out")["data"]
+    summary = check(tmp_path / "out")
+    data = summary["data"]
+    assert summary["pruning"]["allocation"]["tokens"] > 0
     assert (data["train"], data["held_out"], data["dropped"], data["steps"]) == (6, 4, 0, 3)
     assert [row["seen"] for row in data["sources"]] == [3, 3] and [row["rows"] for row in data["sources"]] == [0, 0]
     assert [row["seen"] for row in data["calibration"]] == [3, 3]

@@ -11,7 +11,7 @@ from typing import Any
 from apt_ds.config.errors import UserError
 from apt_ds.training.checkpoint.contents import Checkpoint
 
-FORMAT = 6
+FORMAT = 7
 MANIFEST, STATE, METRICS = "manifest.json", "state.json", "metrics.jsonl"
 # The run adds this file after the last step's evaluation. The file has a checksum of its own.
 EVALUATION = "evaluation.json"

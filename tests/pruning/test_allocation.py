@@ -1,0 +1,150 @@
+"""The search of sizes, on divergences that are known functions of what is removed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from apt_ds.models.blocks import Anatomy, block_slices, kept_sizes
+from apt_ds.models.tensor_parallel import Split
+from apt_ds.pruning.allocation import Allocated, allocate
+from apt_ds.pruning.budget_search import Rules, best_of_each, search
+from tests.support import drawn_scores
+
+TABLE = drawn_scores.anatomy(neurons=96, layers=4, heads=4)
+
+
+class KnownDivergence:
+    """What each removed block costs is known. A stage adds noise to it that shrinks with the tokens.
+
+    spent: evaluations so far.
+    """
+
+    stages = 3
+
+    def __init__(self, costs: np.ndarray, limit: int, noise: float = 0.0) -> None:
+        self.costs, self.limit, self.spent = costs, limit, 0
+        draw = np.random.default_rng(5)
+        self.wrong = [np.exp(noise / (1 + 2 * n) * draw.normal(size=len(costs))) for n in range(4)]
+
+    @property
+    def left(self) -> int:
+        return self.limit - self.spent
+
+    def cost(self, stage: int) -> int:
+        return (1, 4, 8)[stage]
+
+    def probe_cost(self, number: int) -> int:
+        return 1
+
+    def divergence(self, keep: np.ndarray, stage: int) -> float:
+        self.spent += self.cost(stage)
+        return float((self.costs * self.wrong[1 + stage])[~keep].sum())
+
+    def probe(self, keep: np.ndarray, number: int) -> float:
+        self.spent += 1
+        return float((self.costs * self.wrong[0])[~keep].sum())
+
+
+def misled(table: Anatomy, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(costs, scores): scores that order the blocks of each site rightly, and compare sites wrongly."""
+    costs = drawn_scores.scores("continuous", table, seed)
+    draw, scores = np.random.default_rng(seed + 1), costs.copy()
+    for _, span in block_slices(table.sizes):
+        scores[span] *= np.exp(0.8 * draw.normal())
+    return costs, scores
+
+
+def searched(rules: Rules, noise: float = 0.0, limit: int = 200) -> tuple[Allocated, np.ndarray, KnownDivergence]:
+    """The result, the scores' decision and the judge, at 60 % of the parameters."""
+    costs, scores = misled(TABLE)
+    budget = 0.6 * TABLE.num_parameters(TABLE.sizes)
+    judge = KnownDivergence(costs, limit, noise)
+    start = search(scores, TABLE, rules, budget)
+    found = allocate(scores, start, TABLE, rules, budget, judge)
+    assert TABLE.num_parameters(kept_sizes(TABLE.sizes, found.keep)) <= budget
+    sizes = kept_sizes(TABLE.sizes, found.keep)
+    # inside a site the scores choose
+    assert np.array_equal(found.keep, best_of_each(scores, TABLE, sizes))
+    for site, count in zip(TABLE.sites, sizes.counts, strict=True):
+        assert count in rules.levels(site.kind, 96 if site.kind == "neuron" else 4)
+    return found, start, judge
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+@pytest.mark.parametrize("kinds", [("heads", "neurons"), ("neurons",), ("heads", "neurons", "hidden")])
+def test_the_divergence_falls_most_of_the_way(kinds: tuple[str, ...], noise: float) -> None:
+    rules = Rules(kinds, "adaptive", align_neurons=4, align_hidden=4)
+    found, start, judge = searched(rules, noise)
+    assert found.before == judge.divergence(start, 2) and found.after == judge.divergence(found.keep, 2)
+    best = judge.divergence(search(judge.costs, TABLE, rules, 0.6 * TABLE.num_parameters(TABLE.sizes)), 2)
+    assert found.accepted > 0 and found.moves > 0
+    assert found.before - found.after > 0.6 * (found.before - best) > 0
+    kept = dict(block_slices(TABLE.sizes))
+    assert "hidden" in kinds or found.keep[kept[-1]].all()
+
+
+@pytest.mark.parametrize("limit", [30, 47, 80])
+def test_evaluations_have_a_limit(limit: int) -> None:
+    rules = Rules(("heads", "neurons"), "adaptive", align_neurons=8)
+    *_, judge = searched(rules, limit=limit)
+    assert judge.spent <= limit
+
+
+def test_sizes_of_several_gpus_and_empty_sublayers() -> None:
+    """`searched` checks the sizes."""
+    for split, empty in ((Split(gpus=2, heads=2, neurons=2), False), (Split(), True)):
+        found, *_ = searched(Rules(("heads", "neurons"), "adaptive", align_neurons=8, empty=empty, split=split))
+        assert found.accepted > 0
+
+
+def test_right_scores_stay() -> None:
+    """No candidate is better, so that the decision of the scores remains."""
+    rules = Rules(("neurons",), "adaptive", align_neurons=4)
+    costs, _ = misled(TABLE)
+    budget = 0.6 * TABLE.num_parameters(TABLE.sizes)
+    start = search(costs, TABLE, rules, budget)
+    found = allocate(costs, start, TABLE, rules, budget, KnownDivergence(costs, 200))
+    assert np.array_equal(found.keep, start) and (found.accepted, found.moves) == (0, 0)
+    assert found.before == found.after
+
+
+def test_a_candidate_must_win_at_every_stage() -> None:
+    """The last stage disagrees with the others: nothing is accepted."""
+    rules = Rules(("neurons",), "adaptive", align_neurons=4)
+    costs, scores = misled(TABLE)
+    budget = 0.6 * TABLE.num_parameters(TABLE.sizes)
+    start = search(scores, TABLE, rules, budget)
+
+    class Disagreeing(KnownDivergence):
+        def divergence(self, keep: np.ndarray, stage: int) -> float:
+            value = super().divergence(keep, stage)
+            return -value if stage == 2 else value
+
+    found = allocate(scores, start, TABLE, rules, budget, Disagreeing(costs, 300))
+    assert np.array_equal(found.keep, start) and found.accepted == 0
+
+
+def test_divergences_that_are_not_finite_decide_nothing() -> None:
+    rules = Rules(("neurons",), "adaptive", align_neurons=4)
+    costs, scores = misled(TABLE)
+    budget = 0.6 * TABLE.num_parameters(TABLE.sizes)
+    start = search(scores, TABLE, rules, budget)
+    found = allocate(scores, start, TABLE, rules, budget, KnownDivergence(costs * np.inf, 300))
+    assert np.array_equal(found.keep, start) and found.accepted == 0
+
+
+def test_uniform_sizes_are_chosen_among_the_largest_that_fit() -> None:
+    """Heads cost nothing here, so that the sizes with the fewest heads win."""
+    rules = Rules(("heads", "neurons"), "uniform", align_neurons=4, slack=0.02)
+    _, scores = misled(TABLE)
+    costs = np.repeat([*(float(site.kind == "neuron") for site in TABLE.sites), 1.0], [*TABLE.sizes.counts, 32])
+    budget = 0.6 * TABLE.num_parameters(TABLE.sizes)
+    start = search(np.where(costs > 0, scores, 1e6 * scores), TABLE, rules, budget)
+    judge = KnownDivergence(costs, 100)
+    found = allocate(scores, start, TABLE, rules, budget, judge)
+    sizes, before = (kept_sizes(TABLE.sizes, keep) for keep in (found.keep, start))
+    assert len(set(sizes.counts[::2])) == len(set(sizes.counts[1::2])) == 1
+    heads = dict(zip((site.kind for site in TABLE.sites), sizes.counts, strict=True))
+    assert heads["head"] == 1 < before.counts[0] and heads["neuron"] > before.counts[1]
+    assert 0.98 * budget <= TABLE.num_parameters(sizes) <= budget and judge.spent <= 100
