@@ -47,7 +47,8 @@ class SourceOptions:
     method: str = choice(
         ", ".join(METHODS),
         "apt: adaptive pruning and tuning. Baselines: lora; full: full fine-tuning; lora_prune: LoRA, then pruning by "
-        "Fisher information; prune_lora: pruning by first-order Taylor, then LoRA. apt_*: apt without one part",
+        "Fisher information; prune_lora: pruning by first-order Taylor, then LoRA; flap, wanda_sp: pruning by FLAP or "
+        "structured Wanda, then LoRA. apt_*: apt without one part",
     )
     recipe: str = choice(
         ", ".join(RECIPES),
@@ -196,7 +197,9 @@ class PruningOptions:
         0.0, "change of a mask per step; 0: 0.01, or more where the steps after pruning require", ZERO_TO_ONE
     )
     prune_every: int = option(20, "optimizer steps between cuts and rank growth", COUNT)
-    score: str = choice("salience, fisher, taylor, random", "how blocks are ranked; random is the control")
+    score: str = choice(
+        "salience, fisher, taylor, random, flap, wanda_sp", "how blocks are ranked; random is the control"
+    )
     salience_product: str = choice(
         "per_example, batch", "activations times gradients: per example, or each summed over the batch first"
     )
@@ -256,8 +259,17 @@ class PruningOptions:
 
     @property
     def block_kinds(self) -> tuple[str, ...]:
-        """The kinds of block that may be removed: some of heads, neurons, hidden, experts, in this order."""
-        return tuple(kind for kind in BLOCKS if kind in split_commas(self.prune_blocks))
+        """The kinds of block that may be removed: some of heads, neurons, hidden, experts, in this order.
+
+        Scores of inputs know no hidden dimensions, so that all of them remain.
+        """
+        kinds = tuple(kind for kind in BLOCKS if kind in split_commas(self.prune_blocks))
+        return tuple(kind for kind in kinds if kind != "hidden") if self.scores_inputs else kinds
+
+    @property
+    def scores_inputs(self) -> bool:
+        """Whether scores read only what layers read, of heads and neurons (`pruning/input_moments.py`)."""
+        return self.score in ("flap", "wanda_sp")
 
     @property
     def kurtosis_factor(self) -> float:

@@ -14,6 +14,14 @@ METHODS: dict[str, Preset] = {
     "full": {"train": "all", "pruning": "none", "rank_growth": "none", "distill": False},
     "lora_prune": {"pruning": "posttuning", "score": "fisher", "rank_growth": "none", "distill": False},
     "prune_lora": {"pruning": "pretuning", "score": "taylor", "rank_growth": "none", "distill": False},
+    "flap": {"pruning": "pretuning", "score": "flap", "repair": "none", "rank_growth": "none", "distill": False},
+    "wanda_sp": {
+        "pruning": "pretuning",
+        "score": "wanda_sp",
+        "repair": "none",
+        "rank_growth": "none",
+        "distill": False,
+    },
     # apt with a part left out (the paper's Table 4)
     "apt_unpruned": {"pruning": "none", "distill": False},
     "apt_fixed_ranks": {"rank_growth": "none"},

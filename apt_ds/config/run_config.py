@@ -137,7 +137,7 @@ class RunConfig:
                 "--init_adapters does not support --score taylor, which scores before the adapters exist: "
                 "give --score salience"
             )
-        if pruning.mode == "gradual" and pruning.score in ("fisher", "taylor"):
+        if pruning.mode == "gradual" and (pruning.score in ("fisher", "taylor") or pruning.scores_inputs):
             yield f"--pruning gradual does not support --score {pruning.score}: give --score salience or random"
         if pruning.allow_empty_layers and pruning.structure != "adaptive":
             yield f"--allow_empty_layers requires --structure adaptive (got {pruning.structure}), as layers then differ"
@@ -161,6 +161,8 @@ class RunConfig:
             yield "--packing true does not support --score fisher, which needs one row per example"
         if "none" in split_commas(self.output.report_to) and self.output.trackers:
             yield f"--report_to {self.output.report_to} is not allowed: give none, or the names of trackers"
+        if pruning.prunes and not pruning.block_kinds:
+            yield f"--prune_blocks hidden does not support --score {pruning.score}, which scores heads and neurons only"
         if data.packing and data.group_by_length:
             yield "--group_by_length requires --packing false: packing fills rows with examples of any length"
         if data.streaming and data.task != INSTRUCTIONS:

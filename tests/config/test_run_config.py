@@ -78,6 +78,8 @@ def test_stated_flags_win_over_recipe_and_preset() -> None:
         ({"data_path": ""}, "--data_path is missing"),
         ({"rank": 9, "max_rank": 8}, "--rank 9 is not allowed"),
         ({"distill": True, "pruning": "pretuning"}, "--distill requires --pruning gradual"),
+        ({"score": "flap", "pruning": "gradual"}, "--pruning gradual does not support --score flap: give --score sal"),
+        ({"score": "wanda_sp", "prune_blocks": "hidden"}, "--prune_blocks hidden does not support --score wanda_sp"),
     ],
 )
 def test_check_names_the_first_mistake(flags: dict[str, object], text: str) -> None:
