@@ -56,7 +56,7 @@ class Comparison:
         sparsities: removed fractions.
         seeds: a row of the table is the mean over them.
         processes: of each run.
-        full_learning_rate: of full fine-tuning.
+        full_learning_rate: of methods that train all weights.
         mmlu_data: a folder of MMLU's CSV files. Empty: MMLU is not measured.
         mmlu_sample: number of questions.
         efficiency: whether inference is measured.
@@ -172,9 +172,9 @@ def plan(comparison: Comparison, output: Path) -> list[Trial]:
 def configure(comparison: Comparison, trial: Trial, words: Sequence[str]) -> RunConfig:
     """The configuration of one run."""
     own = [*words, "--method", trial.method, "--sparsity", str(trial.sparsity), "--seed", str(trial.seed)]
-    if trial.method == "full":
+    if METHODS[trial.method].get("train") == "all":
         own += ["--learning_rate", str(comparison.full_learning_rate)]
-        if comparison.full_num_train_epochs:
+        if trial.method == "full" and comparison.full_num_train_epochs:
             own += ["--num_train_epochs", str(comparison.full_num_train_epochs), "--max_steps", "-1"]
     own += [word for name, value in trial.setting for word in (f"--{name}", value)]
     return resolve(own).replace(output_dir=str(trial.folder), overwrite_output_dir=True, report=False, run_report=False)

@@ -48,7 +48,8 @@ class SourceOptions:
         ", ".join(METHODS),
         "apt: adaptive pruning and tuning. Baselines: lora; full: full fine-tuning; lora_prune: LoRA, then pruning by "
         "Fisher information; prune_lora: pruning by first-order Taylor, then LoRA; flap, wanda_sp: pruning by FLAP or "
-        "structured Wanda, then LoRA. apt_*: apt without one part",
+        "structured Wanda, then LoRA; mask_tuning: full fine-tuning, then pruning by Fisher information. apt_*: apt "
+        "without one part",
     )
     recipe: str = choice(
         ", ".join(RECIPES),

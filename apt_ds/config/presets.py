@@ -22,6 +22,16 @@ METHODS: dict[str, Preset] = {
         "rank_growth": "none",
         "distill": False,
     },
+    # cut before the last step: Kwon et al. tune no weight after it
+    "mask_tuning": {
+        "train": "all",
+        "pruning": "posttuning",
+        "pruning_phase": 1.0,
+        "score": "fisher",
+        "repair": "none",
+        "rank_growth": "none",
+        "distill": False,
+    },
     # apt with a part left out (the paper's Table 4)
     "apt_unpruned": {"pruning": "none", "distill": False},
     "apt_fixed_ranks": {"rank_growth": "none"},

@@ -74,10 +74,12 @@ def test_every_method_is_the_same_run_in_every_stage(folder: Path) -> None:
             assert (other["alive"], other["kept"]) == (first["alive"], first["kept"]), method
     kept = {method: run[0]["kept"] for method, run in found.items()}
     assert set(kept["lora"]) == set(kept["full"]) == {1.0}
-    assert set(kept["prune_lora"]) == {0.6}
+    assert set(kept["prune_lora"]) == set(kept["flap"]) == set(kept["wanda_sp"]) == {0.6}
+    assert kept["mask_tuning"] == [1.0] * 7 + [0.6]
     assert kept["lora_prune"] == [1.0] * 4 + [0.6] * 4
     assert found["full"][0]["losses"][-1] < found["lora"][0]["losses"][-1]
-    assert found["prune_lora"][0]["alive"] != found["lora_prune"][0]["alive"]
+    pruned = ("prune_lora", "lora_prune", "flap", "wanda_sp", "mask_tuning")
+    assert len({str(found[method][0]["alive"]) for method in pruned}) == len(pruned)
 
 
 @pytest.mark.dist
