@@ -273,6 +273,11 @@ class PruningOptions:
         return self.score in ("flap", "wanda_sp")
 
     @property
+    def compensates(self) -> bool:
+        """Whether biases take over the mean of what a cut removes (`pruning/bias_compensation.py`)."""
+        return self.prunes and self.score == "flap" and not self.repairs
+
+    @property
     def kurtosis_factor(self) -> float:
         """The factor of the kurtosis term: `kurtosis_weight`, or the default of `kurtosis`."""
         if self.kurtosis_weight >= 0:

@@ -149,6 +149,7 @@ class Anatomy:
         weighted_norms: RMSNorms whose input carries no mask: over the output of a sublayer, or over all heads of a
             projection. The mask of the blocks that index the norm's weight weights its statistics.
         chained: every layer returns one tensor, which the next layer reads, and needs nothing else of other layers.
+        new_biases: the export can write a bias at every consumer, even where the base model has none.
     """
 
     sites: tuple[Sublayer, ...]
@@ -169,6 +170,7 @@ class Anatomy:
     second: str = ""
     weighted_norms: tuple[str, ...] = ()
     chained: bool = True
+    new_biases: bool = False
 
     def num_parameters(self, sizes: Sizes) -> int:
         """Model size C(n) in parameters (section 2): d_m times the sum over sites."""

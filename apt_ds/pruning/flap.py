@@ -34,6 +34,10 @@ class Flap(InputMoments):
         standard = (channels - channels.mean()) / spread if spread > 0 else np.zeros_like(channels)
         return standard.mean(axis=1)
 
+    def removed_means(self) -> dict[int, np.ndarray]:
+        """The mean of every input channel. See `Scorer.removed_means`."""
+        return {number: self.means[self.places[number]] for number, _ in self.observed()}
+
     def comparable(self, densities: np.ndarray) -> np.ndarray:
         """Shift all by the same amount, so that the lowest is 1. The order stays."""
         spans = [span for _, span in self.observed()]
