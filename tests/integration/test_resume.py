@@ -27,6 +27,7 @@ EMPTY = [*MODES["gradual"], "--sparsity", "0.75", "--align", "16", "--allow_empt
 WHOLE = ["--train", "all", "--rank_growth", "none", "--prune_blocks", "heads,neurons,hidden"]
 GRADUAL_WHOLE = [*MODES["gradual"], *WHOLE]
 LATE_WHOLE = [*MODES["pretuning"], "--pruning", "posttuning", *WHOLE]
+FLAP = [*MODES["pretuning"], "--score", "flap"]
 REPAIR = ["--repair", "ls", "--repair_examples", "16"]
 # instructions and plain text, packed, with batches made ahead; HERE: the folder of the data
 MIXED = [*MODES["gradual"], "--data_path", "HERE/data.json:0.4,HERE/text.txt:0.6", "--eval_size", "5"]
@@ -62,6 +63,9 @@ MORE = [
     ("streamed3", 3, False, STREAMED, [1, 2, 3, 4, 5, 6, 7, 8]),
     ("scored2", 2, False, SCORED, [1, 3, 5]),
     ("gradual0", 0, False, MODES["gradual"], [3]),
+    # the cut gives the model biases that the base lacks
+    ("flap3", 3, False, FLAP, [1, 3]),
+    ("flap2", 2, False, [*FLAP, "--bf16", "--adapter_targets", "q,v,down"], [2]),
 ]
 
 
