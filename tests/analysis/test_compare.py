@@ -81,7 +81,12 @@ def test_every_method_that_trains_all_weights_has_the_rate_of_full_tuning(tmp_pa
     (tmp_path / "ds.json").write_text("{}", encoding="utf8")
     words = ["--deepspeed", str(tmp_path / "ds.json"), "--preset", "quickstart"]
     own = replace(
-        SHARED, methods=("mask_tuning", "flap"), seeds=(1,), full_learning_rate=2e-5, full_num_train_epochs=9.0
+        SHARED,
+        methods=("mask_tuning", "flap"),
+        sparsities=(0.3,),
+        seeds=(1,),
+        full_learning_rate=2e-5,
+        full_num_train_epochs=9.0,
     )
     tuned, flap = (configure(own, trial, words) for trial in plan(own, tmp_path))
     assert (tuned.optim.learning_rate, flap.optim.learning_rate) == (2e-5, 1e-3)
