@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.dist
 def test_every_method_is_the_same_run_in_every_stage(folder: Path) -> None:
     modes = {method: ["--method", method, *SIZES] for method in METHODS if method != "apt"}
+    modes["flap"] += ["--output_dir", str(folder / "flap")]
     stages = {1: [(0, False), (3, False)], 2: [(2, False), (3, False)]}
     found: dict[str, list[dict[str, Any]]] = {method: [] for method in modes}
     for world, own in stages.items():
@@ -79,6 +81,8 @@ def test_every_method_is_the_same_run_in_every_stage(folder: Path) -> None:
     assert kept["lora_prune"] == [1.0] * 4 + [0.6] * 4
     assert found["full"][0]["losses"][-1] < found["lora"][0]["losses"][-1]
     pruned = ("prune_lora", "lora_prune", "flap", "wanda_sp", "mask_tuning")
+    written = json.loads((folder / "flap" / "model" / "config.json").read_text(encoding="utf8"))
+    assert written["attention_bias"] and written["mlp_bias"]
     assert len({str(found[method][0]["alive"]) for method in pruned}) == len(pruned)
 
 
