@@ -82,7 +82,7 @@ def test_every_method_is_the_same_run_in_every_stage(folder: Path) -> None:
     assert found["full"][0]["losses"][-1] < found["lora"][0]["losses"][-1]
     pruned = ("prune_lora", "lora_prune", "flap", "wanda_sp", "mask_tuning")
     written = json.loads((folder / "flap" / "model" / "config.json").read_text(encoding="utf8"))
-    assert written["attention_bias"] and written["mlp_bias"]
+    assert written["mlp_bias"]
     assert len({str(found[method][0]["alive"]) for method in pruned}) == len(pruned)
 
 
