@@ -11,8 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from apt_ds.config.tasks import LANGUAGE_MODEL
+from apt_ds.models import quantization
 from apt_ds.models.architectures import anatomy_of
-from apt_ds.models.blocks import HIDDEN, Anatomy, block_slices
+from apt_ds.models.blocks import HIDDEN, Anatomy, Sublayer, block_slices
 from apt_ds.models.export import write
 from apt_ds.pruning.bias_compensation import compensate, lacks_biases
 from apt_ds.pruning.surgery import Plan, apply_plan
@@ -80,7 +81,22 @@ def test_masters_follow_and_layers_that_lose_nothing_stay() -> None:
     assert torch.equal(state.tensors[f"{path}.bias"]["master"], model.get_submodule(path).bias)
 
 
-def _sites(anatomy: Anatomy) -> list[tuple[object, int]]:
+def test_a_base_of_4_bits_gets_biases_of_the_run_s_dtype() -> None:
+    pytest.importorskip("bitsandbytes")
+    model = tiny.model(hidden_size=64, intermediate_size=256, num_attention_heads=4)
+    anatomy = anatomy_of(model.config)
+    paths = [site.consumer for site in anatomy.sites]
+    quantization.hold(model, paths, 4, torch.float32)
+    keep, means = without_hidden(anatomy, 3), {n: np.full(s.unit * k, 0.3) for n, (s, k) in enumerate(_sites(anatomy))}
+    assert compensate(model, anatomy, keep, means) == paths
+    spans = dict(block_slices(anatomy.sizes))
+    for number, site in enumerate(anatomy.sites):
+        consumer, gone = model.get_submodule(site.consumer), torch.from_numpy(~keep[spans[number]].repeat(site.unit))
+        expected = 0.3 * quantization.dense(consumer.weight)[:, gone].sum(1)
+        assert torch.allclose(consumer.bias, expected, atol=1e-5) and not consumer.bias.requires_grad
+
+
+def _sites(anatomy: Anatomy) -> list[tuple[Sublayer, int]]:
     return list(zip(anatomy.sites, anatomy.sizes.counts, strict=True))
 
 
