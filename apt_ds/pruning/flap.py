@@ -9,8 +9,8 @@ divides by the price.
 
 With `--structure adaptive` this is the paper's structure AL-AM. `bias_compensation.py` makes up for the removed means.
 
-Departures: `budget_search` gives budget and alignment. The released code squares the metric of heads' channels. The
-paper does not, and neither does this module.
+Departures: `budget_search` gives budget and alignment. The released code also squares the metric of heads'
+channels. The formula of WIFV has no square, and neither has this module.
 """
 
 from __future__ import annotations
