@@ -20,7 +20,7 @@ from apt_ds.analysis.compare_table import Trial, tabulate
 from apt_ds.analysis.result_table import publish
 from apt_ds.analysis.variants import OWN, Variant
 from apt_ds.config.errors import UserError
-from apt_ds.config.presets import RECIPE_FULL_EPOCHS, RECIPE_INFERENCE_BATCHES
+from apt_ds.config.presets import METHODS, RECIPE_FULL_EPOCHS, RECIPE_INFERENCE_BATCHES
 from apt_ds.config.resolve import resolve
 from apt_ds.config.run_config import OPTIONS, RunConfig
 from apt_ds.config.tasks import GLUE_TASKS, INSTRUCTIONS, SQUADS, TEXTS
@@ -42,7 +42,7 @@ class Comparison:
         sparsities: removed fractions.
         seeds: a row of the table is the mean over them.
         processes: of each run.
-        full_learning_rate: of full fine-tuning.
+        full_learning_rate: of methods that train all weights.
         mmlu_data: a folder of MMLU's CSV files. Empty: MMLU is not measured.
         mmlu_sample: number of questions.
         efficiency: whether inference is measured.
@@ -174,9 +174,9 @@ def plan(comparison: Comparison, output: Path) -> list[Trial]:
 def configure(comparison: Comparison, trial: Trial, words: Sequence[str]) -> RunConfig:
     """The configuration of one run."""
     own = [*words, "--method", trial.method, "--sparsity", str(trial.sparsity), "--seed", str(trial.seed)]
-    if trial.method == "full":
+    if METHODS[trial.method].get("train") == "all":
         own += ["--learning_rate", str(comparison.full_learning_rate)]
-        if comparison.full_num_train_epochs:
+        if trial.method == "full" and comparison.full_num_train_epochs:
             own += ["--num_train_epochs", str(comparison.full_num_train_epochs), "--max_steps", "-1"]
     own += [word for name, value in (*trial.options, *trial.setting) for word in (f"--{name}", value)]
     return resolve(own).replace(output_dir=str(trial.folder), overwrite_output_dir=True, report=False, run_report=False)

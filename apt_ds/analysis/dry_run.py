@@ -100,7 +100,7 @@ def dry_run(run: RunConfig, inputs: Callable[[RunConfig], tuple[Base, Data]] = f
     quantization_checks.check(run, base.anatomy, None if run.distributed.device_memory else zero.device())
     check_vocabulary(base.config.vocab_size, run.pruning.tensor_parallel)
     form_checks.check(run, base.config, base.anatomy, loading.written_dtype(base, run))
-    rules_of(run, base.anatomy, writable_sizes(base.config))
+    rules_of(run, base.anatomy, writable_sizes(base.config, base.anatomy.new_biases and run.pruning.compensates))
     metrics.load(run.data.task)
     process = psutil.Process().memory_info().rss
     estimated = estimate_run(run, base, data, config, world, machine.on_cpu)

@@ -148,7 +148,7 @@ def measure(
         training_loss.prepare(model, base.anatomy)
         masks.install(model.train())
         hooks.abs_sums = torch.zeros_like(hooks.abs_sums)
-        if run.pruning.mode != "none" and run.pruning.score in ("salience", "fisher"):
+        if run.pruning.mode != "none" and run.pruning.score not in ("taylor", "random"):
             hooks.install(model)
         training_loss.install_hooks(model)
         snapshot = sum(tensor.nbytes for tensor in training_loss.teacher.snapshot.values())
@@ -210,8 +210,12 @@ def half_masked(base: Base, run: RunConfig) -> Masks:
 
 
 def scoring_hooks(base: Base, run: RunConfig) -> Salience:
-    """The hooks of the run's score. Of Fisher's hooks, all but `grams`. Call it outside `fake`."""
-    product = "per_example" if run.pruning.score == "fisher" else run.pruning.salience_product
+    """The hooks of the run's score. Of Fisher's hooks, all but `grams`. Call it outside `fake`.
+
+    Scores of input moments keep no activation, as the product of batch sums.
+    """
+    products = {"fisher": "per_example", "flap": "batch", "wanda_sp": "batch"}
+    product = products.get(run.pruning.score, run.pruning.salience_product)
     kinds = competing_kinds(run, base.anatomy)
     return UnpaddedSalience(base.anatomy, run.pruning.salience_decay, "off", 0.0, CPU, product, kinds=kinds)
 

@@ -47,7 +47,9 @@ class SourceOptions:
     method: str = choice(
         ", ".join(METHODS),
         "apt: adaptive pruning and tuning. Baselines: lora; full: full fine-tuning; lora_prune: LoRA, then pruning by "
-        "Fisher information; prune_lora: pruning by first-order Taylor, then LoRA. apt_*: apt without one part",
+        "Fisher information; prune_lora: pruning by first-order Taylor, then LoRA; flap, wanda_sp: pruning by FLAP or "
+        "structured Wanda, then LoRA; mask_tuning: full fine-tuning, then pruning by Fisher information. apt_*: apt "
+        "without one part",
     )
     recipe: str = choice(
         ", ".join(RECIPES),
@@ -142,7 +144,7 @@ class DataOptions:
 class OptimOptions:
     """How the weights are trained."""
 
-    trainable: str = choice("adapters, all", "what is trained; all weights require --pruning none", flag="train")
+    trainable: str = choice("adapters, all", "what is trained: low-rank adapters, or all weights", flag="train")
     learning_rate: float = option(1e-4, "peak learning rate", POSITIVE)
     per_device_train_batch_size: int = option(4, "examples per device and micro-batch", COUNT)
     per_device_eval_batch_size: int = option(8, "examples per device when evaluating", COUNT)
@@ -211,7 +213,7 @@ class PruningOptions:
     )
     prune_every: int = option(20, "optimizer steps between cuts and rank growth", COUNT)
     score: str = choice(
-        "salience, fisher, taylor, random, obs",
+        "salience, fisher, taylor, random, flap, wanda_sp, obs",
         "how blocks are ranked; obs: by what removal costs after a repair; random is the control",
     )
     salience_product: str = choice(
@@ -334,8 +336,22 @@ class PruningOptions:
 
     @property
     def block_kinds(self) -> tuple[str, ...]:
-        """The kinds of block that may be removed: some of heads, neurons, hidden, experts, in this order."""
-        return tuple(kind for kind in BLOCKS if kind in split_commas(self.prune_blocks))
+        """The kinds of block that may be removed: some of heads, neurons, hidden, experts, in this order.
+
+        Scores of inputs know no hidden dimensions, so that all of them remain.
+        """
+        kinds = tuple(kind for kind in BLOCKS if kind in split_commas(self.prune_blocks))
+        return tuple(kind for kind in kinds if kind != "hidden") if self.scores_inputs else kinds
+
+    @property
+    def scores_inputs(self) -> bool:
+        """Whether scores read only what layers read, of heads and neurons (`pruning/input_moments.py`)."""
+        return self.score in ("flap", "wanda_sp")
+
+    @property
+    def compensates(self) -> bool:
+        """Whether biases take over the mean of what a cut removes (`pruning/bias_compensation.py`)."""
+        return self.prunes and self.score == "flap" and not self.repairs
 
     @property
     def kurtosis_factor(self) -> float:

@@ -14,6 +14,24 @@ METHODS: dict[str, Preset] = {
     "full": {"train": "all", "pruning": "none", "rank_growth": "none", "distill": "none"},
     "lora_prune": {"pruning": "posttuning", "score": "fisher", "rank_growth": "none", "distill": "none"},
     "prune_lora": {"pruning": "pretuning", "score": "taylor", "rank_growth": "none", "distill": "none"},
+    "flap": {"pruning": "pretuning", "score": "flap", "repair": "none", "rank_growth": "none", "distill": "none"},
+    "wanda_sp": {
+        "pruning": "pretuning",
+        "score": "wanda_sp",
+        "repair": "none",
+        "rank_growth": "none",
+        "distill": "none",
+    },
+    # cut before the last step: Kwon et al. tune no weight after it
+    "mask_tuning": {
+        "train": "all",
+        "pruning": "posttuning",
+        "pruning_phase": 1.0,
+        "score": "fisher",
+        "repair": "none",
+        "rank_growth": "none",
+        "distill": "none",
+    },
     # apt with a part left out (the paper's Table 4)
     "apt_unpruned": {"pruning": "none", "distill": "none"},
     "apt_fixed_ranks": {"rank_growth": "none"},

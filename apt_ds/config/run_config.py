@@ -128,8 +128,13 @@ class RunConfig:
             yield "--max_steps 0 is not allowed: give at least 1, or -1 for --num_train_epochs"
         if optim.bf16 and optim.fp16:
             yield "--bf16 true and --fp16 true exclude each other: give at most one"
-        if optim.trainable == "all" and (pruning.mode != "none" or adapter.grows):
-            yield "--train all requires --pruning none and --rank_growth none: --method full says all three"
+        if optim.trainable == "all" and adapter.grows:
+            yield (
+                f"--train all requires --rank_growth none (got {adapter.rank_growth}), as the run has no adapters: "
+                "--method full says both"
+            )
+        if optim.trainable == "all" and pruning.distill:
+            yield "--distill requires --train adapters (got all): the teacher shares the frozen weights"
         if optim.trainable == "all" and (self.output.export_adapters or adapter.init_adapters):
             name = "export_adapters" if self.output.export_adapters else "init_adapters"
             yield f"--{name} requires --train adapters (got all): the run has no adapters"
@@ -138,7 +143,7 @@ class RunConfig:
                 "--init_adapters does not support --score taylor, which scores before the adapters exist: "
                 "give --score salience"
             )
-        if pruning.mode == "gradual" and pruning.score in ("fisher", "taylor", "obs"):
+        if pruning.mode == "gradual" and (pruning.score in ("fisher", "taylor", "obs") or pruning.scores_inputs):
             yield f"--pruning gradual does not support --score {pruning.score}: give --score salience or random"
         if pruning.prunes and pruning.score == "obs" and "hidden" in pruning.block_kinds:
             yield (
@@ -194,6 +199,8 @@ class RunConfig:
             yield "--packing true does not support --score fisher, which needs one row per example"
         if "none" in split_commas(self.output.report_to) and self.output.trackers:
             yield f"--report_to {self.output.report_to} is not allowed: give none, or the names of trackers"
+        if pruning.prunes and not pruning.block_kinds:
+            yield f"--prune_blocks hidden does not support --score {pruning.score}, which scores heads and neurons only"
         if data.packing and data.group_by_length:
             yield "--group_by_length requires --packing false: packing fills rows with examples of any length"
         if data.streaming and data.task != INSTRUCTIONS:

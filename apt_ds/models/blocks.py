@@ -150,6 +150,7 @@ class Anatomy:
             projection. The mask of the blocks that index the norm's weight weights its statistics.
         layer_outputs: values that a layer returns. The first is what the next layer reads. Others may be arguments of
             the next layer. 1: a tensor and no tuple.
+        new_biases: the export can write a bias at every consumer, even where the base model has none.
     """
 
     sites: tuple[Sublayer, ...]
@@ -170,6 +171,7 @@ class Anatomy:
     second: str = ""
     weighted_norms: tuple[str, ...] = ()
     layer_outputs: int = 1
+    new_biases: bool = False
 
     def num_parameters(self, sizes: Sizes) -> int:
         """Model size C(n) in parameters (section 2): d_m times the sum over sites."""

@@ -19,6 +19,7 @@ from apt_ds.config.errors import UserError
 from apt_ds.config.run_config import RunConfig
 from apt_ds.models.blocks import Anatomy
 from apt_ds.models.writable_sizes import EVERY_SIZE, Writable
+from apt_ds.pruning.bias_compensation import compensate
 from apt_ds.pruning.block_history import BlockHistory
 from apt_ds.pruning.budget_search import cuttable, describe, search
 from apt_ds.pruning.layer_sizes import by_layer
@@ -27,7 +28,7 @@ from apt_ds.pruning.policy import CutAction, MaskAction
 from apt_ds.pruning.rules import rules_of
 from apt_ds.pruning.step_observer import StepObserver
 from apt_ds.pruning.surgery import Plan
-from apt_ds.runtime import collectives, profiler
+from apt_ds.runtime import collectives, profiler, zero
 
 Allocate = Callable[[np.ndarray, np.ndarray], np.ndarray]  # scores and a decision to a decision
 
@@ -36,7 +37,7 @@ class Pruner(StepObserver):
     """Masks, scores and decisions of a run. Everything on it is the same on all ranks.
 
     decision: bool [blocks], the blocks to keep; blocks: the history of all cuts; pruning_finished: whether masks are
-    off for good.
+    off for good; compensated: paths of the layers whose bias a cut has changed. A checkpoint holds these biases.
 
     Raises:
         UserError: no model that the options allow meets the budget.
@@ -60,6 +61,7 @@ class Pruner(StepObserver):
         self.decision = np.ones(anatomy.sizes.total(), dtype=bool)
         self.blocks = BlockHistory(anatomy.sizes.total())
         self.pruning_finished = not run.pruning.prunes
+        self.compensated: list[str] = []
         if run.pruning.prunes:
             # a budget that cannot be met ends the run here
             search(self.scores(), anatomy, self.rules, self.budget(run.pruning.sparsity))
@@ -214,6 +216,15 @@ class Pruner(StepObserver):
             collectives.digest(keep, plan.scale, sorted(plan.grow.items()), self.masks.values),
         )
 
+    def compensate(self, model: nn.Module, keep: np.ndarray | None, state: zero.EngineState | None) -> None:
+        """Let biases take over means that a cut at once removes, if the score says so. Collective.
+
+        A repair fits the weights to all that is removed, and replaces this. Arguments as of `compensate`.
+        """
+        means = self.scorer.removed_means() if keep is not None and not self.run.pruning.repairs else {}
+        if keep is not None and means:
+            self.compensated = compensate(model, self.anatomy, keep, means, state)
+
     def follow(self, plan: Plan, anatomy: Anatomy, step: int) -> None:
         """Take over the anatomy after a cut. Hooks must be off."""
         if plan.keep is None or plan.keep.all():
@@ -235,7 +246,7 @@ class Pruner(StepObserver):
         for own_values, own_tensors in (self.scorer.state_dict(), self.growth.state_dict()):
             values |= own_values
             tensors |= own_tensors
-        return values | {"seconds": self.seconds}, tensors
+        return values | {"seconds": self.seconds, "compensated": self.compensated}, tensors
 
     def load_state_dict(self, anatomy: Anatomy, values: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Take over `state_dict` of a run.
@@ -253,4 +264,4 @@ class Pruner(StepObserver):
         self.scorer.load_state_dict(self.blocks.kept_ids, values, tensors)
         self.growth.load_state_dict(values, tensors, self.scorer.device)
         self.pruning_finished, self.cut_done = values["pruning_finished"], values["cut_done"]
-        self.seconds = dict(values["seconds"])
+        self.seconds, self.compensated = dict(values["seconds"]), list(values.get("compensated", []))

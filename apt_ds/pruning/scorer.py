@@ -117,6 +117,10 @@ class Scorer:
         """
         return keep, None
 
+    def removed_means(self) -> dict[int, np.ndarray]:
+        """Means that biases take over at a cut at once (`bias_compensation.py`), by site, float64 [channels]."""
+        return {}
+
     def state_dict(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """(values, tensors) of a checkpoint. A resumed run scores again for a cut at once."""
         return {}, {}

@@ -10,11 +10,13 @@ from apt_ds.config.run_config import RunConfig
 from apt_ds.models.blocks import Anatomy
 from apt_ds.models.scope import competing_kinds
 from apt_ds.pruning.fisher import Fisher
+from apt_ds.pruning.flap import Flap
 from apt_ds.pruning.obs import Obs
 from apt_ds.pruning.random_scores import Random
 from apt_ds.pruning.salience import Salience
 from apt_ds.pruning.scorer import Scorer
 from apt_ds.pruning.taylor import Taylor
+from apt_ds.pruning.wanda import WandaSp
 from apt_ds.runtime import collectives
 
 
@@ -37,6 +39,8 @@ MAKERS: dict[str, Callable[[RunConfig, Anatomy, torch.device], Scorer]] = {
     "taylor": lambda run, anatomy, device: Taylor(anatomy, device),
     "obs": lambda run, anatomy, device: Obs(anatomy, device, competing_kinds(run, anatomy)),
     "random": lambda run, anatomy, device: Random(anatomy, device, run.optim.seed),
+    "flap": lambda run, anatomy, device: Flap(anatomy, device, competing_kinds(run, anatomy)),
+    "wanda_sp": lambda run, anatomy, device: WandaSp(anatomy, device, competing_kinds(run, anatomy)),
 }
 
 

@@ -71,6 +71,7 @@ def rebuild(
         if fresh:
             state.counters = dict.fromkeys(state.counters, 0)
         repairer.before_cut(model, pruner.anatomy, plan.keep, state)
+        pruner.compensate(model, plan.keep, state)
         with training_loss.teacher_follows_surgery(state):
             anatomy = surgery.apply_plan(model, pruner.anatomy, plan, state, generator)
         pruner.follow(plan, anatomy, step)

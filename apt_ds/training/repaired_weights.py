@@ -9,6 +9,7 @@ from apt_ds.runtime import zero
 from apt_ds.training.checkpoint import ShardWriter
 
 GROUP = "repaired"
+BIAS = "bias"
 
 
 def add(model: nn.Module, paths: list[str], shards: ShardWriter | None) -> None:
@@ -30,6 +31,19 @@ def add(model: nn.Module, paths: list[str], shards: ShardWriter | None) -> None:
                     shards.add(GROUP, f"{key}:{path}", value.cpu().clone())
 
 
+def add_biases(model: nn.Module, paths: list[str], shards: ShardWriter | None) -> None:
+    """Write the biases of modules, trained ones too. A resumed run makes those that the base model lacks. Collective.
+
+    Arguments are those of `add`.
+    """
+    for path in paths:
+        bias = model.get_submodule(path).bias
+        assert isinstance(bias, nn.Parameter)
+        with zero.gathered([bias]):
+            if shards is not None:
+                shards.add(GROUP, f"{BIAS}:{path}", bias.detach().cpu().clone())
+
+
 def load(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Replace the weights of a cut model by those of a checkpoint. Collective.
 
@@ -43,6 +57,10 @@ def load(model: nn.Module, tensors: dict[str, Tensor]) -> None:
         entries.setdefault(path, {})[key] = value
     for path, entry in entries.items():
         module = model.get_submodule(path)
+        if BIAS in entry:
+            _load_bias(module, entry.pop(BIAS))
+        if not entry:
+            continue
         old = module.weight
         assert isinstance(old, nn.Parameter)
         with zero.gathered([old]):
@@ -50,3 +68,13 @@ def load(model: nn.Module, tensors: dict[str, Tensor]) -> None:
         zero.shard([new], like=old)
         module.weight = new
         zero.release(old)
+
+
+def _load_bias(module: nn.Module, values: Tensor) -> None:
+    """Give a linear layer, or what is left of one without columns, a saved bias. Collective."""
+    like = module.bias if isinstance(module.bias, nn.Parameter) else module.weight
+    assert isinstance(like, nn.Parameter)
+    # memory of its own: a mapped file has another alignment
+    new = nn.Parameter(values.to(like.device, copy=True), requires_grad=like.requires_grad)
+    zero.shard([new], like=like)
+    module.bias = new

@@ -140,7 +140,8 @@ def prepare(run: RunConfig, stop_signals: StopSignals | None = None) -> Trainer:
         data = with_own_answers(run, base, data)
         _check_data(run, base, config, data)
     resolved = attention.resolve(run, base.config, loading.run_dtype(run), zero.device())
-    pruner = Pruner(run, base.anatomy, data.total_steps, zero.device(), writable_sizes(base.config))
+    sizes = writable_sizes(base.config, base.anatomy.new_biases and run.pruning.compensates)
+    pruner = Pruner(run, base.anatomy, data.total_steps, zero.device(), sizes)
     if collectives.is_main() and (notice := mask_notice(run, data.total_steps)):
         notices.warn(notice)
     if saved is not None:

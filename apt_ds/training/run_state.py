@@ -97,6 +97,7 @@ class RunState:
         """Add trained and repaired weights to what `capture` returned at this step boundary. Collective."""
         content.values["engine"] = engine_checkpoint.add_trained(engine, shards)
         repaired_weights.add(engine.module, self.repairer.paths, shards)
+        repaired_weights.add_biases(engine.module, self.pruner.compensated, shards)
 
     def load_training_loss(self, saved: Checkpoint) -> None:
         """Restore the training loss, before the model gets its trainable weights."""

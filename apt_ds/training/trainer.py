@@ -17,6 +17,7 @@ from apt_ds.models.base_config import decisive
 from apt_ds.models.export.write import Exported
 from apt_ds.models.initial_adapters import InitialAdapters
 from apt_ds.models.loading import Base
+from apt_ds.pruning.bias_compensation import NO_BIAS, lacks_biases
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.pruning.surgery import Plan
 from apt_ds.runtime import heartbeat, profiler, zero
@@ -248,6 +249,8 @@ class Trainer:
     def cut_at_once(self, step: int) -> None:
         """Score blocks at a learning rate of 0, cut them, and go on from `step` with a fresh optimizer. Collective."""
         unscored = self.state.snapshot(self.engine)
+        if self.run_config.pruning.compensates and lacks_biases(self.engine.module, self.pruner.anatomy):
+            self.metrics_logger.warn(NO_BIAS)
         self.rebuild(step, self.one_shot_cut.plan(self.run_engine, lambda: self._keep(unscored)), fresh=True)
 
     def adjust(self, step: int) -> None:

@@ -100,6 +100,22 @@ def test_full_tuning_has_its_own_rate_and_epochs(tmp_path: Path) -> None:
         assert (other.optim.num_train_epochs, other.optim.max_steps) == (3.0, 80)
 
 
+def test_every_method_that_trains_all_weights_has_the_rate_of_full_tuning(tmp_path: Path) -> None:
+    (tmp_path / "ds.json").write_text("{}", encoding="utf8")
+    words = ["--deepspeed", str(tmp_path / "ds.json"), "--preset", "quickstart"]
+    own = replace(
+        SHARED,
+        methods=("mask_tuning", "flap"),
+        sparsities=(0.3,),
+        seeds=(1,),
+        full_learning_rate=2e-5,
+        full_num_train_epochs=9.0,
+    )
+    tuned, flap = (configure(own, trial, words) for trial in plan(own, tmp_path))
+    assert (tuned.optim.learning_rate, flap.optim.learning_rate) == (2e-5, 1e-3)
+    assert {(run.optim.num_train_epochs, run.optim.max_steps) for run in (tuned, flap)} == {(3.0, 80)}
+
+
 def test_only_known_tables_are_made() -> None:
     script = ["bash", str(ROOT / "launchers" / "results.sh")]
     for words, part in (

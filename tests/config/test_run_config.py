@@ -82,6 +82,9 @@ def test_stated_flags_win_over_recipe_and_preset() -> None:
         ({"distill": "logits", "streaming": True, "max_steps": 3}, "does not support --streaming true"),
         ({"distill": "logits", "teacher_source": "live", "teacher_cache": "a"}, "--teacher_cache requires"),
         ({"teacher_cache": "a"}, "--teacher_cache requires --distill logits (got none)"),
+        ({"score": "flap", "pruning": "gradual"}, "--pruning gradual does not support --score flap: give --score sal"),
+        ({"score": "wanda_sp", "prune_blocks": "hidden"}, "--prune_blocks hidden does not support --score wanda_sp"),
+        ({"train": "all"}, "--train all requires --rank_growth none (got importance)"),
     ],
 )
 def test_check_names_the_first_mistake(flags: dict[str, object], text: str) -> None:

@@ -27,6 +27,12 @@ def test_blocks_that_the_run_keeps_never_compete() -> None:
     assert competing_kinds(run.replace(adapter_targets="q,v"), anatomy_of(tiny.config())) == ()
 
 
+@pytest.mark.parametrize("score", ["flap", "wanda_sp"])
+def test_scores_of_inputs_keep_hidden_dimensions(score: str) -> None:
+    run = RunConfig(model_name_or_path="m", data_path="d", prune_blocks="heads,neurons,hidden", score=score)
+    assert competing_kinds(run, anatomy_of(tiny.config())) == ("heads", "neurons")
+
+
 def test_experts_have_no_adapters_and_compete_only_in_the_widest_scope() -> None:
     run = RunConfig(model_name_or_path="m", data_path="d", prune_blocks="heads,neurons,experts", adapter_targets="q,v")
     anatomy = anatomy_of(tiny_experts.model("mixtral").config)
@@ -41,6 +47,7 @@ def test_experts_have_no_adapters_and_compete_only_in_the_widest_scope() -> None
         ({"align": 12}, "--align 12: .* give a multiple of 8, or 0"),
         ({"score": "fisher"}, "--score fisher does not support a mixture of experts; give salience, taylor or random"),
         ({"score": "obs"}, "--score obs does not support a mixture of experts; give salience, taylor or random"),
+        ({"score": "flap"}, "--score flap does not support a mixture of experts; give salience, taylor or random"),
         ({"base_bits": 4}, "--base_bits 4: bitsandbytes quantizes linear layers only, .* give --base_bits 16"),
     ],
 )

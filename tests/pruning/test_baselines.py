@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.dist
 def test_every_method_is_the_same_run_in_every_stage(folder: Path) -> None:
     modes = {method: ["--method", method, *SIZES] for method in METHODS if method != "apt"}
+    modes["flap"] += ["--output_dir", str(folder / "flap")]
     stages = {1: [(0, False), (3, False)], 2: [(2, False), (3, False)]}
     found: dict[str, list[dict[str, Any]]] = {method: [] for method in modes}
     for world, own in stages.items():
@@ -74,10 +76,14 @@ def test_every_method_is_the_same_run_in_every_stage(folder: Path) -> None:
             assert (other["alive"], other["kept"]) == (first["alive"], first["kept"]), method
     kept = {method: run[0]["kept"] for method, run in found.items()}
     assert set(kept["lora"]) == set(kept["full"]) == {1.0}
-    assert set(kept["prune_lora"]) == {0.6}
+    assert set(kept["prune_lora"]) == set(kept["flap"]) == set(kept["wanda_sp"]) == {0.6}
+    assert kept["mask_tuning"] == [1.0] * 7 + [0.6]
     assert kept["lora_prune"] == [1.0] * 4 + [0.6] * 4
     assert found["full"][0]["losses"][-1] < found["lora"][0]["losses"][-1]
-    assert found["prune_lora"][0]["alive"] != found["lora_prune"][0]["alive"]
+    pruned = ("prune_lora", "lora_prune", "flap", "wanda_sp", "mask_tuning")
+    written = json.loads((folder / "flap" / "model" / "config.json").read_text(encoding="utf8"))
+    assert written["mlp_bias"]
+    assert len({str(found[method][0]["alive"]) for method in pruned}) == len(pruned)
 
 
 @pytest.mark.dist

@@ -11,6 +11,7 @@ from apt_ds.config.run_config import RunConfig
 from apt_ds.models.architectures import anatomy_of
 from apt_ds.models.blocks import Anatomy, kept_sizes
 from apt_ds.pruning.fisher import Fisher
+from apt_ds.pruning.flap import Flap
 from apt_ds.pruning.obs import Obs
 from apt_ds.pruning.products import BatchProduct, PerExampleProduct
 from apt_ds.pruning.random_scores import Random
@@ -18,6 +19,7 @@ from apt_ds.pruning.salience import Salience
 from apt_ds.pruning.scorer import Scorer
 from apt_ds.pruning.scorer_registry import MAKERS, make_scorer
 from apt_ds.pruning.taylor import Taylor
+from apt_ds.pruning.wanda import WandaSp
 from tests.support import tiny
 
 CPU = torch.device("cpu")
@@ -35,6 +37,7 @@ def test_every_value_of_the_option_has_a_scorer() -> None:
     field = PruningOptions.__dataclass_fields__["score"]
     assert set(field.metadata["allowed"]) == set(MAKERS)
     kinds = {"salience": Salience, "fisher": Fisher, "taylor": Taylor, "random": Random, "obs": Obs}
+    kinds |= {"flap": Flap, "wanda_sp": WandaSp}
     assert {score: type(scorer(score=score)) for score in MAKERS} == kinds
 
 

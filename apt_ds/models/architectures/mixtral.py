@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from apt_ds.config.errors import UserError
 from apt_ds.config.tasks import INSTRUCTIONS, LANGUAGE_MODEL
 from apt_ds.models import experts
-from apt_ds.models.architectures import llama
+from apt_ds.models.architectures import decoder
 from apt_ds.models.architectures.spec import Architecture
 from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, FusedExperts, IndexedModule, Sizes, Sublayer
 from apt_ds.models.export import apt_emptied_sublayers, apt_expert_sizes, apt_layer_sizes, modeling_apt_mixtral
@@ -42,7 +42,7 @@ def mixture_blocks(config: PretrainedConfig, neurons: int, norms_of_heads: str =
             f"architecture '{config.model_type}' with a sliding window of {config.sliding_window} tokens is not "
             "supported; where no text is longer, set sliding_window to null in the config.json of the model"
         )
-    dense = llama.ARCHITECTURE.blocks(config, LANGUAGE_MODEL)
+    dense = decoder.blocks(config, LANGUAGE_MODEL)
     mixtures = [
         FusedExperts(f"{layer}.mlp.experts", f"{layer}.mlp.gate", 3 * i + 1, 3 * i + 2)
         for i, layer in enumerate(dense.layers)

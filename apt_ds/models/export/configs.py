@@ -88,6 +88,12 @@ def auto_map(modeling: ModuleType, config_class: type[PretrainedConfig]) -> dict
     return {auto: f"{file}.{name}" for auto, name in names.items()}
 
 
-def writable_sizes(config: PretrainedConfig) -> Writable:
-    """The uniform sizes that a run may choose for a model with this configuration."""
+def writable_sizes(config: PretrainedConfig, new_biases: bool = False) -> Writable:
+    """The uniform sizes that a run may choose for a model with this configuration.
+
+    new_biases: whether a cut gives biases to the consumers of a family that can write them.
+    """
+    if new_biases:
+        config = copy.deepcopy(config)
+        config.attention_bias = config.mlp_bias = True
     return architecture_of(config).writable(config)
