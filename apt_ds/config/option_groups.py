@@ -128,7 +128,7 @@ class DataOptions:
 class OptimOptions:
     """How the weights are trained."""
 
-    trainable: str = choice("adapters, all", "what is trained; all weights require --pruning none", flag="train")
+    trainable: str = choice("adapters, all", "what is trained: low-rank adapters, or all weights", flag="train")
     learning_rate: float = option(1e-4, "peak learning rate", POSITIVE)
     per_device_train_batch_size: int = option(4, "examples per device and micro-batch", COUNT)
     per_device_eval_batch_size: int = option(8, "examples per device when evaluating", COUNT)

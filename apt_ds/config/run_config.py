@@ -127,8 +127,13 @@ class RunConfig:
             yield "--max_steps 0 is not allowed: give at least 1, or -1 for --num_train_epochs"
         if optim.bf16 and optim.fp16:
             yield "--bf16 true and --fp16 true exclude each other: give at most one"
-        if optim.trainable == "all" and (pruning.mode != "none" or adapter.grows):
-            yield "--train all requires --pruning none and --rank_growth none: --method full says all three"
+        if optim.trainable == "all" and adapter.grows:
+            yield (
+                f"--train all requires --rank_growth none (got {adapter.rank_growth}), as the run has no adapters: "
+                "--method full says both"
+            )
+        if optim.trainable == "all" and pruning.distill:
+            yield "--distill requires --train adapters (got all): the teacher shares the frozen weights"
         if optim.trainable == "all" and (self.output.export_adapters or adapter.init_adapters):
             name = "export_adapters" if self.output.export_adapters else "init_adapters"
             yield f"--{name} requires --train adapters (got all): the run has no adapters"

@@ -23,6 +23,10 @@ MODES = {
 }
 BF16 = {mode: [*flags, "--bf16"] for mode, flags in MODES.items()}
 EMPTY = [*MODES["gradual"], "--sparsity", "0.75", "--align", "16", "--allow_empty_layers"]
+# all weights are trained: none is frozen, and every moment follows the cuts
+WHOLE = ["--train", "all", "--rank_growth", "none", "--prune_blocks", "heads,neurons,hidden"]
+GRADUAL_WHOLE = [*MODES["gradual"], *WHOLE]
+LATE_WHOLE = [*MODES["pretuning"], "--pruning", "posttuning", *WHOLE]
 REPAIR = ["--repair", "ls", "--repair_examples", "16"]
 # instructions and plain text, packed, with batches made ahead; HERE: the folder of the data
 MIXED = [*MODES["gradual"], "--data_path", "HERE/data.json:0.4,HERE/text.txt:0.6", "--eval_size", "5"]
@@ -38,6 +42,15 @@ CASES = [
     ("emptied3", 3, False, EMPTY, [3, 5]),
     ("mixed2", 2, False, MIXED, [3]),
     ("streamed2", 2, False, STREAMED, [3]),
+]
+# all weights: before and after a cut
+WHOLE_CASES = [("gradual_whole3", 3, False, GRADUAL_WHOLE, [1, 5]), ("late_whole2", 2, False, LATE_WHOLE, [2, 4])]
+MORE_WHOLE = [
+    ("gradual_whole2o", 2, True, [*GRADUAL_WHOLE, "--bf16"], [1, 2, 3, 5]),
+    ("gradual_whole3o", 3, True, GRADUAL_WHOLE, [1, 2, 3, 5, 8]),
+    ("late_whole0", 0, False, LATE_WHOLE, [1, 3, 4]),
+    ("late_whole3", 3, False, [*LATE_WHOLE, *REPAIR, "--bf16"], [2, 3, 4]),
+    ("emptied_whole3", 3, False, [*EMPTY, *WHOLE], [3, 5]),
 ]
 MORE = [
     ("pretuning2o", 2, True, BF16["pretuning"], [1, 3]),
@@ -74,7 +87,7 @@ Runs = dict[str, dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def some(folder: Path) -> Runs:
-    cases = [(*case[:3], at(folder, case[3]), case[4]) for case in CASES]
+    cases = [(*case[:3], at(folder, case[3]), case[4]) for case in (*CASES, *WHOLE_CASES)]
     return multiprocess.run(2, "resumed", {"folder": str(folder), "cases": cases})
 
 
@@ -83,6 +96,20 @@ def same(runs: dict[str, Any]) -> None:
     straight = runs["straight"]
     assert straight["rebuilds"] >= 2 and straight["rows"][-1]["kept"] < 0.62
     assert straight["rows"][-1]["ranks"]["max"] > 2
+    equal(runs)
+
+
+def same_whole(runs: dict[str, Any]) -> None:
+    """As `same`, for runs without adapters."""
+    straight = runs["straight"]
+    assert straight["rebuilds"] >= 1 and straight["rows"][-1]["kept"] < 0.62
+    assert straight["rows"][-1]["ranks"]["max"] == 0
+    equal(runs)
+
+
+def equal(runs: dict[str, Any]) -> None:
+    """All of a case's runs told the same."""
+    straight = runs["straight"]
     for when, run in runs.items():
         differing = [key for key in straight if run[key] != straight[key]]
         assert not differing, (when, differing)
@@ -92,6 +119,12 @@ def same(runs: dict[str, Any]) -> None:
 def test_resuming_is_bit_identical_to_never_having_stopped(case: tuple[Any, ...], some: Runs) -> None:
     assert len(some[case[0]]) == 2 + len(case[4])
     same(some[case[0]])
+
+
+@pytest.mark.parametrize("case", WHOLE_CASES, ids=lambda case: case[0])
+def test_a_run_that_trains_all_weights_resumes_across_its_cuts(case: tuple[Any, ...], some: Runs) -> None:
+    assert len(some[case[0]]) == 2 + len(case[4])
+    same_whole(some[case[0]])
 
 
 def test_a_sublayer_was_emptied(some: Runs) -> None:
@@ -106,6 +139,13 @@ def test_a_sublayer_was_emptied(some: Runs) -> None:
 def test_resuming_is_bit_identical_in_every_mode(case: tuple[Any, ...], folder: Path) -> None:
     cases = [(*case[:3], at(folder, case[3]), case[4])]
     same(multiprocess.run(2, "resumed", {"folder": str(folder), "cases": cases})[case[0]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", MORE_WHOLE, ids=lambda case: case[0])
+def test_a_run_that_trains_all_weights_resumes_in_every_mode(case: tuple[Any, ...], folder: Path) -> None:
+    cases = [(*case[:3], at(folder, case[3]), case[4])]
+    same_whole(multiprocess.run(2, "resumed", {"folder": str(folder), "cases": cases})[case[0]])
 
 
 @pytest.mark.slow
@@ -141,8 +181,10 @@ def test_other_ranks_and_stages_go_on_alike(world: int, folder: Path, some: Runs
     sources = {str(folder / "gradual3" / "checkpoint-3"): MODES["gradual"]}
     if world == 1:
         sources[str(folder / "mixed2" / "checkpoint-3")] = at(folder, MIXED)
+        sources[str(folder / "gradual_whole3" / "checkpoint-1")] = GRADUAL_WHOLE
     stages = [(2, False), (3, True)] if world == 1 else [(0, False), (2, False), (3, False)]
     found = multiprocess.run(world, "continued", {"folder": str(folder), "sources": sources, "stages": stages})
     assert len(found) == len(sources) * len(stages)
     for name, run in found.items():
-        alike(run, some["mixed2" if "mixed2" in name else "gradual3"]["straight"])
+        case = next(case for case in ("mixed2", "gradual_whole3", "gradual3") if case in name)
+        alike(run, some[case]["straight"])

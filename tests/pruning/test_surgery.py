@@ -79,6 +79,27 @@ def test_moments_follow_their_index(kind: str) -> None:
         assert torch.equal(state.tensors[name]["master"], parameter)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_moments_of_trained_base_weights_follow_their_index(tied: bool) -> None:
+    """The same where no adapter exists and every weight is trained. Tied embeddings have one entry."""
+    model = tiny.model(tie_word_embeddings=tied)
+    anatomy = anatomy_of(model.config)
+    state = moments(model)
+    before = {name: dict(entry) for name, entry in state.tensors.items()}
+    assert ("lm_head.weight" in before) is not tied
+    keep = random_keep(anatomy, 0)
+    apply_plan(model, anatomy, Plan(keep=keep), state, torch.Generator())
+    slots = {slot.path: slot for slot in anatomy.slots}
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == before.keys()
+    for name, parameter in model.named_parameters():
+        slot = slots[name.rpartition(".")[0]]
+        rows, columns = (element_index(axis, keep, anatomy) for axis in (slot.rows, slot.columns))
+        for key, value in state.tensors[name].items():
+            assert torch.equal(value, surgery.take(before[name][key], rows, columns)), (name, key)
+        assert torch.equal(state.tensors[name]["master"], parameter)
+        assert parameter.shape != before[name]["master"].shape
+
+
 def test_merged_equals_unmerged() -> None:
     model, _ = with_adapters("gqa")
     expected = model(tiny.ids()).logits
