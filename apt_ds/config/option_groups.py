@@ -47,7 +47,8 @@ class SourceOptions:
     method: str = choice(
         ", ".join(METHODS),
         "apt: adaptive pruning and tuning. Baselines: lora; full: full fine-tuning; lora_prune: LoRA, then pruning by "
-        "Fisher information; prune_lora: pruning by first-order Taylor, then LoRA. apt_*: apt without one part",
+        "Fisher information; prune_lora: pruning by first-order Taylor, then LoRA; prune_distill: gates, all weights and "
+        "distillation (CoFi); lora_prune_distill: the same with adapters. apt_*: apt without one part",
     )
     recipe: str = choice(
         ", ".join(RECIPES),
@@ -196,7 +197,10 @@ class PruningOptions:
         0.0, "change of a mask per step; 0: 0.01, or more where the steps after pruning require", ZERO_TO_ONE
     )
     prune_every: int = option(20, "optimizer steps between cuts and rank growth", COUNT)
-    score: str = choice("salience, fisher, taylor, random", "how blocks are ranked; random is the control")
+    score: str = choice(
+        "salience, fisher, taylor, random, l0",
+        "how blocks are ranked; random is the control. l0: gates that gradual pruning trains (CoFi)",
+    )
     salience_product: str = choice(
         "per_example, batch", "activations times gradients: per example, or each summed over the batch first"
     )
@@ -234,6 +238,10 @@ class PruningOptions:
         1, "GPUs that will share the served model: kept heads, key/value heads and neurons divide by it (vLLM)", COUNT
     )
 
+    gate_learning_rate: float = option(
+        0.0, "learning rate of the gates of --score l0; 0: 0.1, or more in a short pruning phase", NOT_NEGATIVE
+    )
+
     @property
     def prunes(self) -> bool:
         """Whether any block is to be removed."""
@@ -248,6 +256,11 @@ class PruningOptions:
     def gradual(self) -> bool:
         """Whether blocks are removed while the model tunes."""
         return self.prunes and self.mode == "gradual"
+
+    @property
+    def learns_gates(self) -> bool:
+        """Whether the pruning phase trains gates that decide at its end."""
+        return self.gradual and self.score == "l0"
 
     @property
     def one_shot(self) -> bool:

@@ -14,6 +14,21 @@ METHODS: dict[str, Preset] = {
     "full": {"train": "all", "pruning": "none", "rank_growth": "none", "distill": False},
     "lora_prune": {"pruning": "posttuning", "score": "fisher", "rank_growth": "none", "distill": False},
     "prune_lora": {"pruning": "pretuning", "score": "taylor", "rank_growth": "none", "distill": False},
+    "prune_distill": {
+        "train": "all",
+        "pruning": "gradual",
+        "score": "l0",
+        "rank_growth": "none",
+        "distill": True,
+        "teacher": "unpruned",
+    },
+    "lora_prune_distill": {
+        "pruning": "gradual",
+        "score": "l0",
+        "rank_growth": "none",
+        "distill": True,
+        "teacher": "unpruned",
+    },
     # apt with a part left out (the paper's Table 4)
     "apt_unpruned": {"pruning": "none", "distill": False},
     "apt_fixed_ranks": {"rank_growth": "none"},

@@ -144,6 +144,8 @@ class RunConfig:
             )
         if pruning.mode == "gradual" and pruning.score in ("fisher", "taylor"):
             yield f"--pruning gradual does not support --score {pruning.score}: give --score salience or random"
+        if pruning.score == "l0" and pruning.mode not in ("gradual", "none"):
+            yield f"--score l0 requires --pruning gradual (got {pruning.mode}): the gates are trained with the model"
         if pruning.allow_empty_layers and pruning.structure != "adaptive":
             yield f"--allow_empty_layers requires --structure adaptive (got {pruning.structure}), as layers then differ"
         if pruning.repairs and pruning.score == "fisher":

@@ -20,13 +20,14 @@ from apt_ds.models.blocks import Anatomy
 from apt_ds.models.writable_sizes import EVERY_SIZE, Writable
 from apt_ds.pruning.block_history import BlockHistory
 from apt_ds.pruning.budget_search import cuttable, describe, search
+from apt_ds.pruning.l0_gates import L0Gates
 from apt_ds.pruning.layer_sizes import by_layer
 from apt_ds.pruning.masks import Masks
 from apt_ds.pruning.policy import CutAction, MaskAction
 from apt_ds.pruning.rules import rules_of
 from apt_ds.pruning.step_observer import StepObserver
 from apt_ds.pruning.surgery import Plan
-from apt_ds.runtime import collectives, profiler
+from apt_ds.runtime import collectives, notices, profiler
 
 
 class Pruner(StepObserver):
@@ -53,7 +54,6 @@ class Pruner(StepObserver):
         self.original_sizes, self.original = anatomy.sizes, anatomy.num_parameters(anatomy.sizes)
         self.phase, self.cut_step = self.policy.phase, self.policy.cut_step
         self.mask_step = schedules.mask_step(run.pruning.mask_step, total_steps, self.phase)
-        self.masks = Masks(anatomy)
         self.decision = np.ones(anatomy.sizes.total(), dtype=bool)
         self.blocks = BlockHistory(anatomy.sizes.total())
         self.pruning_finished = not run.pruning.prunes
@@ -156,6 +156,8 @@ class Pruner(StepObserver):
         """
         if self.pruning_finished:
             return
+        if isinstance(self.scorer, L0Gates):
+            self.masks.set(self.scorer.gates())
         if self.policy.refreshes_scores(step):
             self.scorer.refresh()
         # the scores are copied from the device once: every copy waits for it
@@ -163,9 +165,18 @@ class Pruner(StepObserver):
         action = self.policy.mask_action(step, scored=bool(scores.any()))
         if action is MaskAction.NONE:
             return
-        if action is MaskAction.DECIDE_AND_MOVE:
+        if action is not MaskAction.MOVE:
             self.decision = self.decide(scores, 1.0 - self.policy.kept_fraction(step, self.cut_done))
+        if action is MaskAction.DECIDE:
+            self._report_gates()
+            return
         self.masks.move_towards(self.decision, self.mask_step)
+
+    def _report_gates(self) -> None:
+        """Warn if learned gates have not reached the budget."""
+        if isinstance(self.scorer, L0Gates) and collectives.is_main():
+            if notice := self.scorer.notice(self.run.pruning.sparsity):
+                notices.warn(notice)
 
     def plan(self, step: int, last_step: int, model: nn.Module) -> Plan:
         """What to do after update number `step`: blocks to cut and adapters to grow.

@@ -10,6 +10,7 @@ from apt_ds.config.run_config import RunConfig
 from apt_ds.models.blocks import Anatomy
 from apt_ds.models.scope import competing_kinds
 from apt_ds.pruning.fisher import Fisher
+from apt_ds.pruning.l0_gates import L0Gates
 from apt_ds.pruning.random_scores import Random
 from apt_ds.pruning.salience import Salience
 from apt_ds.pruning.scorer import Scorer
@@ -30,11 +31,17 @@ def make_fisher(run: RunConfig, anatomy: Anatomy, device: torch.device) -> Fishe
     return Fisher(anatomy, run.optim.global_batch(collectives.world_size()), device, competing_kinds(run, anatomy))
 
 
+def make_gates(run: RunConfig, anatomy: Anatomy, device: torch.device) -> L0Gates:
+    """Learned gates on the kinds of block that compete."""
+    return L0Gates(anatomy, device, competing_kinds(run, anatomy), run.pruning.allow_empty_layers, run.optim.seed)
+
+
 MAKERS: dict[str, Callable[[RunConfig, Anatomy, torch.device], Scorer]] = {
     "salience": make_salience,
     "fisher": make_fisher,
     "taylor": lambda run, anatomy, device: Taylor(anatomy, device),
     "random": lambda run, anatomy, device: Random(anatomy, device, run.optim.seed),
+    "l0": make_gates,
 }
 
 
