@@ -132,8 +132,6 @@ class RunConfig:
                 f"--train all requires --rank_growth none (got {adapter.rank_growth}), as the run has no adapters: "
                 "--method full says both"
             )
-        if optim.trainable == "all" and pruning.distill:
-            yield "--distill requires --train adapters (got all): the teacher shares the frozen weights"
         if optim.trainable == "all" and (self.output.export_adapters or adapter.init_adapters):
             name = "export_adapters" if self.output.export_adapters else "init_adapters"
             yield f"--{name} requires --train adapters (got all): the run has no adapters"

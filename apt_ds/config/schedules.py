@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 
 GATE_WARMUP = 0.5  # fraction of the pruning phase after which the target of learned gates is reached
+GATE_RATE = 0.1  # CoFi's learning rate
 GATE_TRAVEL = 12.0  # change of log alpha that takes a gate from open to closed, with room to return
+MULTIPLIER_TRAVEL = 100.0  # the size at which multipliers outweigh the noise of a gate's gradient
 SNAP = 1e-3  # fraction of a mask's step, below which a mask has arrived
 
 
@@ -34,7 +36,12 @@ def gate_rate(asked: float, phase: int) -> float:
 
     `asked` is exact. 0 chooses CoFi's 0.1, or more in a short phase, so that log alpha may travel `GATE_TRAVEL`.
     """
-    return asked or max(0.1, GATE_TRAVEL / phase)
+    return asked or max(GATE_RATE, GATE_TRAVEL / phase)
+
+
+def multiplier_rate(phase: int) -> float:
+    """Adam's learning rate of the Lagrangian's multipliers: as `gate_rate`, for `MULTIPLIER_TRAVEL`."""
+    return max(GATE_RATE, MULTIPLIER_TRAVEL / phase)
 
 
 def pruning_phase(total: int, ratio: float) -> int:

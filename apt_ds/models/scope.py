@@ -46,8 +46,9 @@ def check_experts(run: RunConfig, anatomy: Anatomy) -> None:
             f"--align {run.pruning.align}: transformers computes experts of sizes that are multiples of {ALIGNED} "
             f"only; give a multiple of {ALIGNED}, or 0"
         )
-    if run.pruning.prunes and run.pruning.score == "fisher":
-        raise UserError("--score fisher does not support a mixture of experts; give salience, taylor or random")
+    if run.pruning.prunes and run.pruning.score in ("fisher", "l0"):
+        score = run.pruning.score
+        raise UserError(f"--score {score} does not support a mixture of experts; give salience, taylor or random")
     if run.model.base_bits != 16:
         raise UserError(
             f"--base_bits {run.model.base_bits}: bitsandbytes quantizes linear layers only, and the experts of this "

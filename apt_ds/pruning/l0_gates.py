@@ -90,17 +90,18 @@ class L0Gates(Scorer):
 
     # What a step asks
 
-    def draw(self, step: int, target: float, rate: float) -> np.ndarray:
+    def draw(self, step: int, target: float, rate: float, multiplier_rate: float) -> np.ndarray:
         """The sampled gates of a step, float64 [blocks], 0 to 1. The same on all ranks.
 
         Args:
             step: optimizer updates done. Step and seed decide the noise.
             target: the removed fraction t that the Lagrangian asks for in this step.
-            rate: the learning rate of gates and multipliers.
+            rate: the learning rate of the gates.
+            multiplier_rate: the learning rate of the multipliers.
         """
         self.target = target
-        for optimizer in self._optimizers.values():
-            optimizer.param_groups[0]["lr"] = rate
+        for name, value in (("gates", rate), ("multipliers", multiplier_rate)):
+            self._optimizers[name].param_groups[0]["lr"] = value
         noise = np.random.default_rng([self.seed, 1, step]).random(len(self.log_alpha))
         self._noise = torch.from_numpy(noise)
         with torch.no_grad():
@@ -138,7 +139,7 @@ class L0Gates(Scorer):
 
     def notice(self, sparsity: float) -> str:
         """One line if the Lagrangian has not reached the budget at the end of the phase, else ''."""
-        removed = float(self.expected_removed())
+        removed = float(self.expected_removed().detach())
         if abs(removed - sparsity) <= MISSED:
             return ""
         return (

@@ -35,7 +35,6 @@ class StepObserver:
         self.policy = policy_of(run.pruning, total_steps)
         self.scorer = make_scorer(run, anatomy, device)
         self.masks = Masks(anatomy)
-        self._gate_rate = schedules.gate_rate(run.pruning.gate_learning_rate, self.policy.phase)
         self.growth = RankGrowth(run.adapter, run.pruning.salience_decay, self.policy.phase, run.pruning.prune_every)
         self.cut_done = False
         self.seconds = {"salience": 0.0, "search": 0.0}
@@ -60,7 +59,8 @@ class StepObserver:
         """Before the update that follows `step` updates: draw the gates if the update trains them."""
         if isinstance(self.scorer, L0Gates) and self.needs_scores(step):
             target = 1.0 - self.policy.kept_fraction(step, self.cut_done)
-            self.masks.learn(self.scorer.draw(step, target, self._gate_rate))
+            rate = schedules.gate_rate(self.run.pruning.gate_learning_rate, self.policy.phase)
+            self.masks.learn(self.scorer.draw(step, target, rate, schedules.multiplier_rate(self.policy.phase)))
 
     def begin(self, batch: Batch, dtype: torch.dtype, example_offset: int, decoder_mask: Tensor | None = None) -> None:
         """Announce a forward pass that counts for the scores.

@@ -22,6 +22,7 @@ from tests.support import tiny, tiny_families
         ({"distill": True}, "AptCallback has no teacher"),
         ({"repair": "ls"}, "AptCallback has no calibration data"),
         ({"learning_rate": 1e-3}, "AptCallback has no option 'learning_rate': give some of adapter_targets"),
+        ({"score": "l0"}, "AptCallback does not support score='l0'"),
         ({"score": "taylor"}, "--pruning gradual does not support --score taylor"),
         ({"rank": 0}, "--rank 0 is not allowed"),
         ({"structure": "even"}, "--structure 'even' is not allowed"),
