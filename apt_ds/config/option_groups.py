@@ -47,8 +47,9 @@ class SourceOptions:
     method: str = choice(
         ", ".join(METHODS),
         "apt: adaptive pruning and tuning. Baselines: lora; full: full fine-tuning; lora_prune: LoRA, then pruning by "
-        "Fisher information; prune_lora: pruning by first-order Taylor, then LoRA; prune_distill: gates, all weights and "
-        "distillation (CoFi); lora_prune_distill: the same with adapters. apt_*: apt without one part",
+        "Fisher information; prune_lora: pruning by first-order Taylor, then LoRA; prune_distill: learned gates and "
+        "distillation, all weights trained (CoFi); lora_prune_distill: the same with adapters. apt_*: apt without one "
+        "part",
     )
     recipe: str = choice(
         ", ".join(RECIPES),

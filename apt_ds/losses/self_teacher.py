@@ -1,6 +1,7 @@
 """The teacher of self-distillation (METHOD.md section 7): the student's frozen weights, unmasked, with older adapters.
 
-The teacher costs one copy of the trained values, on every rank, and the outputs of its layers while a micro-batch lasts.
+The teacher costs one whole copy of the trained values on every rank, and the outputs of its layers while a micro-batch
+lasts.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""The hard concrete distribution of a gate (Louizos, Welling, Kingma, ICLR 2018, "Learning Sparse Neural Networks
-through L0 Regularization"). Pure functions, elementwise, in the dtype of their input.
+"""The hard concrete distribution of a gate. Pure functions, elementwise, in the dtype of their input.
+
+C. Louizos, M. Welling, D. Kingma, "Learning Sparse Neural Networks through L0 Regularization", ICLR 2018:
 
     s = sigmoid((log u - log(1 - u) + log alpha) / beta),   u uniform on (0, 1)
     z = min(1, max(0, s (zeta - gamma) + gamma))

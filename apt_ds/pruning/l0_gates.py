@@ -144,8 +144,8 @@ class L0Gates(Scorer):
             return ""
         return (
             f"--score l0: at the end of the pruning phase the gates expect to remove {removed:.1%} of the prunable "
-            f"parameters, and --sparsity is {sparsity:.1%}. The order of the gates decides the rest, of which the model "
-            "has learnt nothing. Give more steps, a higher --pruning_phase or a higher --gate_learning_rate"
+            f"parameters, and --sparsity is {sparsity:.1%}. The order of the gates decides the rest, to which the "
+            "model has not adapted. Give more steps, a higher --pruning_phase or a higher --gate_learning_rate"
         )
 
     def scores(self) -> np.ndarray:

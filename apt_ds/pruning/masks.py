@@ -32,7 +32,7 @@ from apt_ds.runtime.transfer import sent
 
 
 def _times(x: Tensor, mask: Tensor) -> Tensor:
-    """x times a mask, in the dtype of x."""
+    """The product with a mask, in the dtype of `x`."""
     return (x * mask).to(x.dtype)
 
 

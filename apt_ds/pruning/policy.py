@@ -3,9 +3,10 @@
 A policy knows the options of a run and its number of steps. It never sees a model, a score or another rank. A step is
 the number of optimizer updates done.
 
-`Never` prunes nothing. `Learned` trains gates in the pruning phase, and cuts once at its end. `OneShot` cuts once, before update `cut_step`. `Gradual` decides again after every update of the
+`Never` prunes nothing. `OneShot` cuts once, before update `cut_step`. `Gradual` decides again after every update of the
 pruning phase while masks follow the decision. It cuts fully masked blocks every `prune_every` updates. Its last cut
-waits until every mask is exactly 0 or 1, so that removing the masks changes no output.
+waits until every mask is exactly 0 or 1, so that removing the masks changes no output. `Learned` trains gates in the
+pruning phase, and cuts once at its end.
 """
 
 from __future__ import annotations

@@ -174,9 +174,9 @@ class Pruner(StepObserver):
 
     def _report_gates(self) -> None:
         """Warn if learned gates have not reached the budget."""
-        if isinstance(self.scorer, L0Gates) and collectives.is_main():
-            if notice := self.scorer.notice(self.run.pruning.sparsity):
-                notices.warn(notice)
+        notice = self.scorer.notice(self.run.pruning.sparsity) if isinstance(self.scorer, L0Gates) else ""
+        if notice and collectives.is_main():
+            notices.warn(notice)
 
     def plan(self, step: int, last_step: int, model: nn.Module) -> Plan:
         """What to do after update number `step`: blocks to cut and adapters to grow.

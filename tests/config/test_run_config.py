@@ -78,6 +78,7 @@ def test_stated_flags_win_over_recipe_and_preset() -> None:
         ({"data_path": ""}, "--data_path is missing"),
         ({"rank": 9, "max_rank": 8}, "--rank 9 is not allowed"),
         ({"distill": True, "pruning": "pretuning"}, "--distill requires --pruning gradual"),
+        ({"score": "l0", "pruning": "posttuning"}, "--score l0 requires --pruning gradual (got posttuning)"),
         ({"train": "all"}, "--train all requires --rank_growth none (got importance)"),
     ],
 )

@@ -76,6 +76,8 @@ def test_every_method_is_the_same_run_in_every_stage(folder: Path) -> None:
     assert set(kept["lora"]) == set(kept["full"]) == {1.0}
     assert set(kept["prune_lora"]) == {0.6}
     assert kept["lora_prune"] == [1.0] * 4 + [0.6] * 4
+    for method in ("prune_distill", "lora_prune_distill"):
+        assert kept[method] == [1.0] * 4 + [0.6] * 4
     assert found["full"][0]["losses"][-1] < found["lora"][0]["losses"][-1]
     assert found["prune_lora"][0]["alive"] != found["lora_prune"][0]["alive"]
 

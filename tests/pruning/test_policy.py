@@ -7,7 +7,7 @@ import pytest
 
 from apt_ds.config.errors import UserError
 from apt_ds.config.run_config import RunConfig
-from apt_ds.pruning.policy import CutAction, Gradual, MaskAction, Never, OneShot, policy_of
+from apt_ds.pruning.policy import CutAction, Gradual, Learned, MaskAction, Never, OneShot, policy_of
 
 DECISION = np.array([True, True, False, False])
 ARRIVED = np.array([1.0, 1.0, 0.0, 0.0])
@@ -30,6 +30,7 @@ def gradual(cuts_wait: bool = False) -> Gradual:
         ({"pruning": "gradual", "sparsity": 0.4, "prune_every": 3}, Gradual(10, 0.4, 3, False)),
         ({"pruning": "gradual", "sparsity": 0.4, "prune_every": 3, "defer_cuts": True}, Gradual(10, 0.4, 3, True)),
         ({"pruning": "gradual", "sparsity": 0.4, "prune_every": 3, "distill": True}, Gradual(10, 0.4, 3, True)),
+        ({"pruning": "gradual", "sparsity": 0.4, "score": "l0"}, Learned(10, 0.4)),
     ],
 )
 def test_options_choose_the_policy(flags: dict[str, object], policy: object) -> None:
@@ -124,3 +125,18 @@ def test_pruning_is_finished_after_the_phase_with_all_masks_at_1() -> None:
     policy = gradual()
     assert not policy.finished(19, np.ones(2)) and policy.finished(20, np.ones(2))
     assert not policy.finished(20, np.array([1.0, 0.99]))
+
+
+def test_learned_gates_decide_and_cut_once_at_the_end_of_their_phase() -> None:
+    policy = Learned(phase=20, sparsity=0.4)
+    kept = [policy.kept_fraction(step, False) for step in (0, 5, 10, 19, 20, 30)]
+    assert kept == pytest.approx([1.0, 0.8, 0.6, 0.6, 0.6, 0.6])
+    for step in range(1, 20):
+        assert policy.scores_in(step) and policy.mask_action(step, scored=True) is MaskAction.NONE
+        assert policy.cut_action(step, LAST, ARRIVED, DECISION) is CutAction.NONE
+    assert policy.mask_action(20, scored=True) is MaskAction.DECIDE and not policy.scores_in(20)
+    assert policy.cut_action(20, LAST, ARRIVED, DECISION) is CutAction.DECISION
+    assert policy.cut_action(20, LAST, ARRIVED, np.ones(4, dtype=bool)) is CutAction.FINISH
+    assert policy.finished(20, np.ones(2))
+    with pytest.raises(UserError, match="no step of the pruning phase of 20 steps"):
+        policy.mask_action(20, scored=False)

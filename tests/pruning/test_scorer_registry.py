@@ -11,6 +11,7 @@ from apt_ds.config.run_config import RunConfig
 from apt_ds.models.architectures import anatomy_of
 from apt_ds.models.blocks import Anatomy, kept_sizes
 from apt_ds.pruning.fisher import Fisher
+from apt_ds.pruning.l0_gates import L0Gates
 from apt_ds.pruning.products import BatchProduct, PerExampleProduct
 from apt_ds.pruning.random_scores import Random
 from apt_ds.pruning.salience import Salience
@@ -33,7 +34,7 @@ def scorer(**flags: object) -> Scorer:
 def test_every_value_of_the_option_has_a_scorer() -> None:
     field = PruningOptions.__dataclass_fields__["score"]
     assert set(field.metadata["allowed"]) == set(MAKERS)
-    kinds = {"salience": Salience, "fisher": Fisher, "taylor": Taylor, "random": Random}
+    kinds = {"salience": Salience, "fisher": Fisher, "taylor": Taylor, "random": Random, "l0": L0Gates}
     assert {score: type(scorer(score=score)) for score in MAKERS} == kinds
 
 
