@@ -125,7 +125,7 @@ def test_the_lagrangian_reaches_its_target_and_keeps_what_the_loss_needs() -> No
     assert made.notice(0.4) == ""
     density = made.scores() / anatomy.params_per_block(anatomy.sizes)
     gated, useful = made.gated.numpy(), np.arange(len(density)) % 2 == 0
-    assert density[gated & useful].min() > density[gated & ~useful].max()
+    assert density[gated & useful].min() > 0.9 and density[gated & ~useful].min() < 0.1
 
 
 def test_a_restored_state_goes_on_bit_for_bit() -> None:

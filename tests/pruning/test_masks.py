@@ -118,7 +118,7 @@ def test_masks_that_learn_have_the_gradient_of_the_loss(kind: str) -> None:
         loss().backward()
     gradients = masks.gradients(torch.device("cpu")).double() / 2
     assert gradients.shape == values.shape
-    scale = gradients.abs().max()
+    scale = float(gradients.abs().max())
     for _, span in block_slices(anatomy.sizes):
         for block in (span.start + 1, span.stop - 1):
             ends = []
@@ -128,7 +128,7 @@ def test_masks_that_learn_have_the_gradient_of_the_loss(kind: str) -> None:
                 masks.set(moved)
                 with torch.no_grad():
                     ends.append(loss())
-            assert gradients[block] == pytest.approx(float(ends[0] - ends[1]) / 0.02, rel=0.03, abs=2e-3 * scale)
+            assert float(gradients[block]) == pytest.approx(float(ends[0] - ends[1]) / 0.02, rel=0.03, abs=2e-3 * scale)
     # they were set again, so that nothing is collected any more
     assert not masks.gradients(torch.device("cpu")).any()
 
