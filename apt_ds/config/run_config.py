@@ -132,6 +132,8 @@ class RunConfig:
                 f"--train all requires --rank_growth none (got {adapter.rank_growth}), as the run has no adapters: "
                 "--method full says both"
             )
+        if optim.trainable == "all" and pruning.prunes and pruning.prune_scope == "adapted":
+            yield "--prune_scope adapted requires --train adapters (got all): the run has no adapters"
         if optim.trainable == "all" and (self.output.export_adapters or adapter.init_adapters):
             name = "export_adapters" if self.output.export_adapters else "init_adapters"
             yield f"--{name} requires --train adapters (got all): the run has no adapters"

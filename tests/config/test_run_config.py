@@ -79,6 +79,10 @@ def test_stated_flags_win_over_recipe_and_preset() -> None:
         ({"rank": 9, "max_rank": 8}, "--rank 9 is not allowed"),
         ({"distill": True, "pruning": "pretuning"}, "--distill requires --pruning gradual"),
         ({"score": "l0", "pruning": "posttuning"}, "--score l0 requires --pruning gradual (got posttuning)"),
+        (
+            {"train": "all", "rank_growth": "none", "prune_scope": "adapted"},
+            "--prune_scope adapted requires --train adapters (got all)",
+        ),
         ({"train": "all"}, "--train all requires --rank_growth none (got importance)"),
     ],
 )
