@@ -147,6 +147,8 @@ def measure(
         masks = half_masked(base, run)
         training_loss.prepare(model, base.anatomy)
         masks.install(model.train())
+        if run.pruning.learns_gates:
+            masks.learn(masks.values)
         hooks.abs_sums = torch.zeros_like(hooks.abs_sums)
         if run.pruning.mode != "none" and run.pruning.score not in ("taylor", "random"):
             hooks.install(model)

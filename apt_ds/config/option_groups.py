@@ -48,8 +48,9 @@ class SourceOptions:
         ", ".join(METHODS),
         "apt: adaptive pruning and tuning. Baselines: lora; full: full fine-tuning; lora_prune: LoRA, then pruning by "
         "Fisher information; prune_lora: pruning by first-order Taylor, then LoRA; flap, wanda_sp: pruning by FLAP or "
-        "structured Wanda, then LoRA; mask_tuning: full fine-tuning, then pruning by Fisher information. apt_*: apt "
-        "without one part",
+        "structured Wanda, then LoRA; mask_tuning: full fine-tuning, then pruning by Fisher information; "
+        "prune_distill: learned gates and distillation, all weights trained (CoFi); lora_prune_distill: the same with adapters. "
+        "apt_*: apt without one part",
     )
     recipe: str = choice(
         ", ".join(RECIPES),
@@ -213,8 +214,9 @@ class PruningOptions:
     )
     prune_every: int = option(20, "optimizer steps between cuts and rank growth", COUNT)
     score: str = choice(
-        "salience, fisher, taylor, random, flap, wanda_sp, obs",
-        "how blocks are ranked; obs: by what removal costs after a repair; random is the control",
+        "salience, fisher, taylor, random, flap, wanda_sp, obs, l0",
+        "how blocks are ranked; obs: by what removal costs after a repair; random is the control. l0: gates that "
+        "gradual pruning trains (CoFi)",
     )
     salience_product: str = choice(
         "per_example, batch", "activations times gradients: per example, or each summed over the batch first"
@@ -294,6 +296,10 @@ class PruningOptions:
         0, "steps that learn a factor of every kept head and neuron before a one-shot cut; 0: none", NOT_NEGATIVE
     )
 
+    gate_learning_rate: float = option(
+        0.0, "learning rate of the gates of --score l0; 0: 0.1, or more in a short pruning phase", NOT_NEGATIVE
+    )
+
     @property
     def prunes(self) -> bool:
         """Whether any block is to be removed."""
@@ -328,6 +334,11 @@ class PruningOptions:
     def gradual(self) -> bool:
         """Whether blocks are removed while the model tunes."""
         return self.prunes and self.mode == "gradual"
+
+    @property
+    def learns_gates(self) -> bool:
+        """Whether the pruning phase trains gates that decide at its end."""
+        return self.gradual and self.score == "l0"
 
     @property
     def one_shot(self) -> bool:

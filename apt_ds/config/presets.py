@@ -7,31 +7,24 @@ from collections.abc import Callable
 
 Preset = dict[str, str | int | float | bool]
 
+# what every baseline leaves out of apt
+WITHOUT: Preset = {"rank_growth": "none", "distill": "none", "repair": "none", "allocate": "score", "scale_steps": 0}
+# how the gates of CoFi are learnt
+GATES: Preset = {**WITHOUT, "pruning": "gradual", "score": "l0", "distill": "layers", "teacher": "unpruned"}
+
 # what a method means in options; the baselines share everything else with apt
 METHODS: dict[str, Preset] = {
     "apt": {},
-    "lora": {"pruning": "none", "rank_growth": "none", "distill": "none"},
-    "full": {"train": "all", "pruning": "none", "rank_growth": "none", "distill": "none"},
-    "lora_prune": {"pruning": "posttuning", "score": "fisher", "rank_growth": "none", "distill": "none"},
-    "prune_lora": {"pruning": "pretuning", "score": "taylor", "rank_growth": "none", "distill": "none"},
-    "flap": {"pruning": "pretuning", "score": "flap", "repair": "none", "rank_growth": "none", "distill": "none"},
-    "wanda_sp": {
-        "pruning": "pretuning",
-        "score": "wanda_sp",
-        "repair": "none",
-        "rank_growth": "none",
-        "distill": "none",
-    },
+    "lora": {**WITHOUT, "pruning": "none"},
+    "full": {**WITHOUT, "pruning": "none", "train": "all"},
+    "lora_prune": {**WITHOUT, "pruning": "posttuning", "score": "fisher"},
+    "prune_lora": {**WITHOUT, "pruning": "pretuning", "score": "taylor"},
+    "flap": {**WITHOUT, "pruning": "pretuning", "score": "flap"},
+    "wanda_sp": {**WITHOUT, "pruning": "pretuning", "score": "wanda_sp"},
     # cut before the last step: Kwon et al. tune no weight after it
-    "mask_tuning": {
-        "train": "all",
-        "pruning": "posttuning",
-        "pruning_phase": 1.0,
-        "score": "fisher",
-        "repair": "none",
-        "rank_growth": "none",
-        "distill": "none",
-    },
+    "mask_tuning": {**WITHOUT, "pruning": "posttuning", "pruning_phase": 1.0, "score": "fisher", "train": "all"},
+    "prune_distill": {**GATES, "train": "all"},
+    "lora_prune_distill": GATES,
     # apt with a part left out (the paper's Table 4)
     "apt_unpruned": {"pruning": "none", "distill": "none"},
     "apt_fixed_ranks": {"rank_growth": "none"},

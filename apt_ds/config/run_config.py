@@ -133,8 +133,8 @@ class RunConfig:
                 f"--train all requires --rank_growth none (got {adapter.rank_growth}), as the run has no adapters: "
                 "--method full says both"
             )
-        if optim.trainable == "all" and pruning.distill:
-            yield "--distill requires --train adapters (got all): the teacher shares the frozen weights"
+        if optim.trainable == "all" and pruning.prunes and pruning.prune_scope == "adapted":
+            yield "--prune_scope adapted requires --train adapters (got all): the run has no adapters"
         if optim.trainable == "all" and (self.output.export_adapters or adapter.init_adapters):
             name = "export_adapters" if self.output.export_adapters else "init_adapters"
             yield f"--{name} requires --train adapters (got all): the run has no adapters"
@@ -150,6 +150,10 @@ class RunConfig:
                 f"--score obs does not support --prune_blocks {pruning.prune_blocks}, as it scores heads and neurons "
                 "only: leave hidden out, or give --score salience"
             )
+        if pruning.score == "l0" and pruning.mode not in ("gradual", "none"):
+            yield f"--score l0 requires --pruning gradual (got {pruning.mode}): the gates are trained with the model"
+        if pruning.learns_gates and pruning.pruning_start:
+            yield f"--score l0 does not support --pruning_start {pruning.pruning_start:g}: leave it out"
         if pruning.allow_empty_layers and pruning.structure != "adaptive":
             yield f"--allow_empty_layers requires --structure adaptive (got {pruning.structure}), as layers then differ"
         if pruning.repairs and pruning.score == "fisher":

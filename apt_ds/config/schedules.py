@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import math
 
+GATE_WARMUP = 0.5  # fraction of the pruning phase after which the target of learned gates is reached
+GATE_RATE = 0.1  # CoFi's learning rate
+GATE_TRAVEL = 12.0  # change of log alpha that takes a gate from open to closed, with room to return
+MULTIPLIER_TRAVEL = 100.0  # the size at which multipliers outweigh the noise of a gate's gradient
 SNAP = 1e-3  # fraction of a mask's step, below which a mask has arrived
 
 
@@ -17,6 +21,27 @@ def kept_fraction(step: int, total: int, sparsity: float) -> float:
     kept = 1 - gamma_t, gamma_t = gamma_T - gamma_T (1 - t/T)^3: 1 at step 0, 1 - sparsity from `total` on.
     """
     return 1.0 - sparsity * (1.0 - (1.0 - _progress(step, total)) ** 3)
+
+
+def gate_target(step: int, phase: int, sparsity: float) -> float:
+    """The removed fraction t that the Lagrangian of learned gates asks for (CoFi, METHOD.md 13).
+
+    Linear from 0 at step 0 to `sparsity` after `GATE_WARMUP` of the phase, then constant.
+    """
+    return sparsity * _progress(step, math.ceil(GATE_WARMUP * phase))
+
+
+def gate_rate(asked: float, phase: int) -> float:
+    """Adam's learning rate of learned gates.
+
+    `asked` is exact. 0 chooses CoFi's 0.1, or more in a short phase, so that log alpha may travel `GATE_TRAVEL`.
+    """
+    return asked or max(GATE_RATE, GATE_TRAVEL / phase)
+
+
+def multiplier_rate(phase: int) -> float:
+    """Adam's learning rate of the Lagrangian's multipliers: as `gate_rate`, for `MULTIPLIER_TRAVEL`."""
+    return max(GATE_RATE, MULTIPLIER_TRAVEL / phase)
 
 
 def pruning_phase(total: int, ratio: float) -> int:

@@ -1,6 +1,7 @@
 """The teacher of self-distillation (METHOD.md section 7): the student's frozen weights, unmasked, with older adapters.
 
-The teacher costs one copy of the trained values, and the outputs of its layers while a micro-batch lasts.
+The teacher costs one whole copy of the trained values on every rank, and the outputs of its layers while a micro-batch
+lasts.
 """
 
 from __future__ import annotations
@@ -71,19 +72,33 @@ class ForwardOutputs:
     states: dict[int, Tensor]
 
 
+def trained_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """(name, parameter) of all that is trained, in module order. Tr is left out."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not name.startswith(f"{TRANSFORM}."):
+            yield name, parameter
+
+
 class Teacher:
     """The student's model with the trained values of an earlier step.
 
     Attributes:
+        whole: Whether every weight is trained. Otherwise adapters and task heads are.
         snapshot: Those values by parameter name, unsharded, on the device.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, whole: bool = False) -> None:
+        self.whole = whole
         self.snapshot: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def take_snapshot(self, model: nn.Module) -> None:
         """Copy the student's trained values. Collective."""
+        if self.whole:
+            for name, parameter in trained_weights(model):
+                with zero.gathered([parameter]):
+                    self.snapshot[name] = parameter.detach().clone()
+            return
         for path, module, names in trained_modules(model):
             parameters = [getattr(module, name) for name in names]
             with zero.gathered(parameters):
@@ -91,19 +106,36 @@ class Teacher:
                     self.snapshot[f"{path}.{name}"] = parameter.detach().clone()
 
     @contextmanager
-    def as_teacher(self, model: nn.Module, masks: Masks) -> Iterator[None]:
-        """Inside the context the model is the teacher: without gradients, dropout and masks."""
+    def as_teacher(self, engine: nn.Module, masks: Masks) -> Iterator[None]:
+        """Inside the context the model is the teacher: without gradients, dropout and masks. Collective.
+
+        engine: The engine, or a plain model.
+        """
+        if self.whole:
+            with zero.values_replaced(engine, self.snapshot), _unmasked(zero.unwrap(engine), masks):
+                yield
+            return
+        model = zero.unwrap(engine)
         modules = list(trained_modules(model))
         for path, module, names in modules:
             module.past = {name: self.snapshot[f"{path}.{name}"] for name in names}
-        model.eval()
         try:
-            with torch.no_grad(), masks.disabled():
+            with _unmasked(model, masks):
                 yield
         finally:
-            model.train()
             for _, module, _ in modules:
                 module.past = {}
+
+
+@contextmanager
+def _unmasked(model: nn.Module, masks: Masks) -> Iterator[None]:
+    """Inside the context the model runs without gradients, dropout and masks."""
+    model.eval()
+    try:
+        with torch.no_grad(), masks.disabled():
+            yield
+    finally:
+        model.train()
 
 
 class LayerRecorder:

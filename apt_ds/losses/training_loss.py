@@ -87,7 +87,7 @@ class TrainingLoss:
         self.distill_steps = pruning_steps if self.distilling else 0
         self.dense_teacher = DenseTeacher(run.pruning.distill_weight, run.pruning.distill_temperature)
         self.distill_start, self.waiting = pruning_start, False
-        self.teacher, self.recorder = Teacher(), LayerRecorder(anatomy)
+        self.teacher, self.recorder = Teacher(run.optim.trainable == "all"), LayerRecorder(anatomy)
         self.matcher = LayerMatcher(anatomy, run.optim.seed, run.pruning.layer_match == "step", device)
         self.routers = RouterLoss(anatomy)
         self.best_score = -math.inf
@@ -281,7 +281,7 @@ class TrainingLoss:
     def teacher_outputs(self, engine: nn.Module, batch: Batch, masks: Masks) -> ForwardOutputs:
         """The teacher's logits and the states that this step needs, without gradients."""
         layers = {*self.matcher.teacher_layers, *self.matcher.measured_layers}
-        with self.teacher.as_teacher(zero.unwrap(engine), masks), self.recorder.recording(layers) as states:
+        with self.teacher.as_teacher(engine, masks), self.recorder.recording(layers) as states:
             logits = self.task_loss.logits(engine, batch)
         return ForwardOutputs(logits, states)
 

@@ -46,7 +46,7 @@ def check_experts(run: RunConfig, anatomy: Anatomy) -> None:
             f"--align {run.pruning.align}: transformers computes experts of sizes that are multiples of {ALIGNED} "
             f"only; give a multiple of {ALIGNED}, or 0"
         )
-    if run.pruning.prunes and (run.pruning.score in ("fisher", "obs") or run.pruning.scores_inputs):
+    if run.pruning.prunes and (run.pruning.score in ("fisher", "obs", "l0") or run.pruning.scores_inputs):
         raise UserError(
             f"--score {run.pruning.score} does not support a mixture of experts; give salience, taylor or random"
         )

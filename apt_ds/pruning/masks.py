@@ -8,6 +8,9 @@ the way to it.
 
 The mask m of an expert adds log(m) to its logit in the router, so that the other experts share what it loses. The
 masks of its neurons act on the slots that the router gives it. Only the choice of experts can jump on the way.
+
+Masks that `learn` are leaves of the graph. Every backward pass adds to their gradients. The leaves and their products
+are fp32, so that no gradient overflows or rounds in half precision.
 """
 
 from __future__ import annotations
@@ -28,6 +31,11 @@ from apt_ds.models.experts import route
 from apt_ds.runtime.transfer import sent
 
 
+def _times(x: Tensor, mask: Tensor) -> Tensor:
+    """The product with a mask, in the dtype of `x`."""
+    return (x * mask).to(x.dtype)
+
+
 class Masks:
     """The mask of every block.
 
@@ -45,6 +53,7 @@ class Masks:
         self._handles: list[RemovableHandle] = []
         self._disabled = False
         self._scale: Tensor | None = None
+        self._leaves: dict[int, Tensor] | None = None  # while masks learn, by site
 
     def move_towards(self, keep: np.ndarray, step: float) -> None:
         """Move by `step` towards 1 where `keep` (bool [blocks]), towards 0 elsewhere. Masks reach both ends exactly."""
@@ -62,8 +71,24 @@ class Masks:
         """Set all masks. values: float64 [blocks], 0 to 1."""
         self._take(values.copy())
 
+    def learn(self, values: np.ndarray) -> None:
+        """Set all masks, and collect their gradients until they are set again. values: float64 [blocks], 0 to 1."""
+        self._take(values.copy())
+        self._leaves = {}
+
+    def gradients(self, device: torch.device) -> Tensor:
+        """The sum of the gradients of this rank's backward passes since `learn`, fp32 [blocks].
+
+        0 where every mask of a site is 1, and for blocks that no backward pass has reached.
+        """
+        gradients = torch.zeros(len(self.values), device=device)
+        for site, leaf in (self._leaves or {}).items():
+            if leaf.grad is not None:
+                gradients[self._places[site]] = leaf.grad
+        return gradients
+
     def _take(self, values: np.ndarray) -> None:
-        self.values = values
+        self.values, self._leaves = values, None
         self._cached.clear()
         self._sent.clear()
         self._kept_fraction = float(self._values_of(HIDDEN).mean())
@@ -172,10 +197,14 @@ class Masks:
             unit: columns per block.
 
         Returns:
-            [blocks * unit], None where all are 1 or masks are disabled.
+            [blocks * unit], None where all are 1 or masks are disabled. fp32 while masks learn.
         """
         if self._disabled:
             return None
+        if self._leaves is not None:
+            leaf = self._leaf(self._leaves, site, like.device)
+            # an expanded view sums its gradient in a fixed order
+            return leaf if leaf is None or unit == 1 else leaf.unsqueeze(-1).expand(-1, unit).reshape(-1)
         if (site, unit) not in self._cached:
             place = self._places[site]
             if (self.values[place] == 1.0).all():
@@ -184,6 +213,13 @@ class Masks:
                 mask = self._all_on(like.device, like.dtype).narrow(0, place.start, place.stop - place.start)
                 self._cached[site, unit] = mask if unit == 1 else mask.repeat_interleave(unit)
         return self._cached[site, unit]
+
+    def _leaf(self, leaves: dict[int, Tensor], site: int, device: torch.device) -> Tensor | None:
+        """The leaf of a site, fp32 [blocks]. None where all masks are 1."""
+        values = self._values_of(site)
+        if site not in leaves and not (values == 1.0).all():
+            leaves[site] = sent(torch.from_numpy(values).float(), device).requires_grad_()
+        return leaves.get(site)
 
     def _all_on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """All masks on a device, [blocks]: one copy for all sites."""
@@ -203,7 +239,7 @@ class Masks:
                 # made from the leaf in every pass, so that recomputation in backward finds it
                 factor = torch.relu(self._scale[self._places[site]]).repeat_interleave(unit)
                 mask = (mask * factor).to(mask.dtype)
-            return (args[0] * mask, *args[1:])
+            return (_times(args[0], mask), *args[1:])
 
         return hook
 
@@ -230,10 +266,14 @@ class Masks:
 
     def _on_output(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         mask = self.mask_for(HIDDEN, output)
-        return None if mask is None else output * mask
+        return None if mask is None else _times(output, mask)
 
     def _on_norm(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        return None if self._kept_fraction == 1.0 or self._disabled else output * math.sqrt(self._kept_fraction)
+        if self._kept_fraction == 1.0 or self._disabled:
+            return None
+        if self._leaves is not None and (leaf := self._leaf(self._leaves, HIDDEN, output.device)) is not None:
+            return _times(output, leaf.mean().sqrt())
+        return output * math.sqrt(self._kept_fraction)
 
     def _on_weighted_norm(self, axis: Axis) -> Any:
         """The hook that turns the mean of x^2 over d entries into the mean over the mask's total K.

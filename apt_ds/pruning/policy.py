@@ -6,7 +6,7 @@ the number of optimizer updates done.
 `Never` prunes nothing. `OneShot` cuts once, before update `cut_step`. `Gradual` decides again after every update of the
 pruning phase while masks follow the decision. Before that phase it does nothing. It cuts fully masked blocks every
 `prune_every` updates. Its last cut waits until every mask is exactly 0 or 1, so that removing the masks changes no
-output.
+output. `Learned` trains gates in the pruning phase, and cuts once at its end.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class MaskAction(Enum):
     """What happens to decision and masks after an update."""
 
     NONE = "leave both as they are"
+    DECIDE = "decide, and leave the masks: a cut at once sets them"
     MOVE = "move the masks towards the decision"
     DECIDE_AND_MOVE = "decide again, then move the masks towards the decision"
 
@@ -166,10 +167,7 @@ class Gradual(Policy):
             return MaskAction.DECIDE_AND_MOVE
         if step < self.phase:
             return MaskAction.NONE
-        raise UserError(
-            f"no step of the pruning phase of {self.phase - self.start} steps had a finite loss and gradient, so that "
-            "no score tells blocks apart. Give a higher --pruning_phase or, with fp16, a lower initial_scale_power"
-        )
+        raise no_finite_step(self.phase - self.start)
 
     def cut_action(self, step: int, last_step: int, masks: np.ndarray, decision: np.ndarray) -> CutAction:
         """The last cut waits for all masks, or for the last step. Cuts before it take fully masked blocks."""
@@ -184,8 +182,54 @@ class Gradual(Policy):
         return step >= self.phase and bool((masks == 1.0).all())
 
 
+@dataclass(frozen=True)
+class Learned(Policy):
+    """Removes all blocks at once at the end of a phase that learns gates (`l0_gates.py`).
+
+    sparsity: the fraction of the prunable parameters to remove.
+    """
+
+    sparsity: float
+
+    def kept_fraction(self, step: int, cut_done: bool) -> float:
+        """1 - t, where t is the target of the Lagrangian. 1 - sparsity at the end of the phase."""
+        return 1.0 - schedules.gate_target(step, self.phase, self.sparsity)
+
+    def scores_in(self, step: int) -> bool:
+        """True in the pruning phase: its steps train the gates."""
+        return step < self.phase
+
+    def decides(self, step: int) -> bool:
+        """True at the end of the phase only."""
+        return step == self.phase
+
+    def mask_action(self, step: int, scored: bool) -> MaskAction:
+        """The gates decide once."""
+        if not self.decides(step):
+            return MaskAction.NONE
+        if not scored:
+            raise no_finite_step(self.phase)
+        return MaskAction.DECIDE
+
+    def cut_action(self, step: int, last_step: int, masks: np.ndarray, decision: np.ndarray) -> CutAction:
+        """Everything that the decision removes, at the end of the phase."""
+        if step < self.phase:
+            return CutAction.NONE
+        return CutAction.FINISH if decision.all() else CutAction.DECISION
+
+
+def no_finite_step(phase: int) -> UserError:
+    """The error of a phase that ends without a score."""
+    return UserError(
+        f"no step of the pruning phase of {phase} steps had a finite loss and gradient, so that no score "
+        "tells blocks apart. Give a higher --pruning_phase or, with fp16, a lower initial_scale_power"
+    )
+
+
 def policy_of(options: PruningOptions, total_steps: int) -> Policy:
     """The policy of a run of `total_steps` updates."""
+    if options.learns_gates:
+        return Learned(schedules.pruning_phase(total_steps, options.pruning_phase), options.sparsity)
     if options.gradual:
         start = schedules.pruning_start(total_steps, options.pruning_start)
         phase = schedules.pruning_end(total_steps, options.pruning_start, options.pruning_phase)

@@ -22,13 +22,14 @@ from apt_ds.models.writable_sizes import EVERY_SIZE, Writable
 from apt_ds.pruning.bias_compensation import compensate
 from apt_ds.pruning.block_history import BlockHistory
 from apt_ds.pruning.budget_search import cuttable, describe, search
+from apt_ds.pruning.l0_gates import L0Gates
 from apt_ds.pruning.layer_sizes import by_layer
 from apt_ds.pruning.masks import Masks
 from apt_ds.pruning.policy import CutAction, MaskAction
 from apt_ds.pruning.rules import rules_of
 from apt_ds.pruning.step_observer import StepObserver
 from apt_ds.pruning.surgery import Plan
-from apt_ds.runtime import collectives, profiler, zero
+from apt_ds.runtime import collectives, notices, profiler, zero
 
 Allocate = Callable[[np.ndarray, np.ndarray], np.ndarray]  # scores and a decision to a decision
 
@@ -57,7 +58,6 @@ class Pruner(StepObserver):
         self.original_sizes, self.original = anatomy.sizes, anatomy.num_parameters(anatomy.sizes)
         self.phase, self.start, self.cut_step = self.policy.phase, self.policy.start, self.policy.cut_step
         self.mask_step = schedules.mask_step(run.pruning.mask_step, total_steps, self.phase)
-        self.masks = Masks(anatomy)
         self.decision = np.ones(anatomy.sizes.total(), dtype=bool)
         self.blocks = BlockHistory(anatomy.sizes.total())
         self.pruning_finished = not run.pruning.prunes
@@ -168,6 +168,8 @@ class Pruner(StepObserver):
         """
         if self.pruning_finished:
             return
+        if isinstance(self.scorer, L0Gates):
+            self.masks.set(self.scorer.gates())
         if self.policy.refreshes_scores(step):
             self.scorer.refresh()
         # the scores are copied from the device once: every copy waits for it
@@ -175,9 +177,18 @@ class Pruner(StepObserver):
         action = self.policy.mask_action(step, scored=bool(scores.any()))
         if action is MaskAction.NONE:
             return
-        if action is MaskAction.DECIDE_AND_MOVE:
+        if action is not MaskAction.MOVE:
             self.decision = self.decide(scores, 1.0 - self.policy.kept_fraction(step, self.cut_done))
+        if action is MaskAction.DECIDE:
+            self._report_gates()
+            return
         self.masks.move_towards(self.decision, self.mask_step)
+
+    def _report_gates(self) -> None:
+        """Warn if learned gates have not reached the budget."""
+        notice = self.scorer.notice(self.run.pruning.sparsity) if isinstance(self.scorer, L0Gates) else ""
+        if notice and collectives.is_main():
+            notices.warn(notice)
 
     def plan(self, step: int, last_step: int, model: nn.Module) -> Plan:
         """What to do after update number `step`: blocks to cut and adapters to grow.

@@ -11,6 +11,7 @@ from apt_ds.models.blocks import Anatomy
 from apt_ds.models.scope import competing_kinds
 from apt_ds.pruning.fisher import Fisher
 from apt_ds.pruning.flap import Flap
+from apt_ds.pruning.l0_gates import L0Gates
 from apt_ds.pruning.obs import Obs
 from apt_ds.pruning.random_scores import Random
 from apt_ds.pruning.salience import Salience
@@ -33,6 +34,11 @@ def make_fisher(run: RunConfig, anatomy: Anatomy, device: torch.device) -> Fishe
     return Fisher(anatomy, run.optim.global_batch(collectives.world_size()), device, competing_kinds(run, anatomy))
 
 
+def make_gates(run: RunConfig, anatomy: Anatomy, device: torch.device) -> L0Gates:
+    """Learned gates on the kinds of block that compete."""
+    return L0Gates(anatomy, device, competing_kinds(run, anatomy), run.pruning.allow_empty_layers, run.optim.seed)
+
+
 MAKERS: dict[str, Callable[[RunConfig, Anatomy, torch.device], Scorer]] = {
     "salience": make_salience,
     "fisher": make_fisher,
@@ -41,6 +47,7 @@ MAKERS: dict[str, Callable[[RunConfig, Anatomy, torch.device], Scorer]] = {
     "random": lambda run, anatomy, device: Random(anatomy, device, run.optim.seed),
     "flap": lambda run, anatomy, device: Flap(anatomy, device, competing_kinds(run, anatomy)),
     "wanda_sp": lambda run, anatomy, device: WandaSp(anatomy, device, competing_kinds(run, anatomy)),
+    "l0": make_gates,
 }
 
 

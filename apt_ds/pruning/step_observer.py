@@ -11,9 +11,12 @@ import time
 import torch
 from torch import Tensor
 
+from apt_ds.config import schedules
 from apt_ds.config.run_config import RunConfig
 from apt_ds.data.batching import Batch
 from apt_ds.models.blocks import Anatomy
+from apt_ds.pruning.l0_gates import L0Gates
+from apt_ds.pruning.masks import Masks
 from apt_ds.pruning.policy import policy_of
 from apt_ds.pruning.rank_growth import RankGrowth
 from apt_ds.pruning.scorer_registry import make_scorer
@@ -21,7 +24,7 @@ from apt_ds.runtime import collectives, profiler, zero
 
 
 class StepObserver:
-    """The scorer and the adapters' importance of a run.
+    """The scorer, the masks and the adapters' importance of a run.
 
     policy: says which steps score blocks; cut_done: whether a cut of all blocks at once has happened; seconds: spent on
     scores at step boundaries and on searches since the last `take_seconds`.
@@ -31,6 +34,7 @@ class StepObserver:
         self.run = run
         self.policy = policy_of(run.pruning, total_steps)
         self.scorer = make_scorer(run, anatomy, device)
+        self.masks = Masks(anatomy)
         self.growth = RankGrowth(
             run.adapter, run.pruning.salience_decay, self.policy.phase, run.pruning.prune_every, self.policy.start
         )
@@ -53,6 +57,13 @@ class StepObserver:
         """Score by the weight gradients that an engine has after a boundary's backward. Collective."""
         self.scorer.score_weight_gradients(engine)
 
+    def begin_step(self, step: int) -> None:
+        """Before the update that follows `step` updates: draw the gates if the update trains them."""
+        if isinstance(self.scorer, L0Gates) and self.needs_scores(step):
+            target = 1.0 - self.policy.kept_fraction(step, self.cut_done)
+            rate = schedules.gate_rate(self.run.pruning.gate_learning_rate, self.policy.phase)
+            self.masks.learn(self.scorer.draw(step, target, rate, schedules.multiplier_rate(self.policy.phase)))
+
     def begin(self, batch: Batch, dtype: torch.dtype, example_offset: int, decoder_mask: Tensor | None = None) -> None:
         """Announce a forward pass that counts for the scores.
 
@@ -73,6 +84,8 @@ class StepObserver:
     def observations(self, engine: zero.Engine, scoring: bool, importance: bool) -> Tensor:
         """This rank's sums and importances of the step, fp32, flat. One all-reduce sums them over ranks."""
         parts = [torch.zeros(0, device=self.scorer.device)]
+        if scoring and isinstance(self.scorer, L0Gates):
+            self.scorer.abs_sums = self.masks.gradients(self.scorer.device)
         if scoring:
             parts.append(self.scorer.abs_sums.flatten())
         if importance:

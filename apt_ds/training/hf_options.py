@@ -29,6 +29,7 @@ REFUSED = {
         ("allocate", "allocate_evaluations", "scale_steps"),
         "AptCallback has no calibration data to search or learn with: use apt_ds.train with it",
     ),
+    "gate_learning_rate": "AptCallback trains no gates: use apt_ds.train with score='l0'",
     "init_adapters": "AptCallback starts new adapters: use apt_ds.train with init_adapters",
 }
 FLAGS = {
@@ -52,6 +53,10 @@ def options(sparsity: float, flags: dict[str, Any]) -> RunConfig:
             raise UserError(f"AptCallback has no option {name!r}: give some of {', '.join(sorted(FLAGS - {*REFUSED}))}")
     run = RunConfig(**(flags | {"sparsity": sparsity, "pruning": "gradual"}))
     run.check_options()
+    if run.pruning.learns_gates:
+        raise UserError(
+            "AptCallback does not support score='l0', whose gates are trained with the model: use apt_ds.train"
+        )
     return run
 
 

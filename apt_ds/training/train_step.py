@@ -83,6 +83,8 @@ class TrainStep:
         zero.set_learning_rate(engine, rate)
         batches = self.calibration_batches if calibrating else self.batches
         self.training_loss.begin(step, batches.rows(step))
+        if not calibrating:
+            self.pruner.begin_step(step)
         loss = self.accumulate(engine, step, batches)
 
         heartbeat.phase(f"{name}: update")

@@ -54,6 +54,23 @@ def test_what_fisher_holds_until_the_cut_counts(tmp_path: Path) -> None:
     assert len(fisher._grams) == len(place.anatomy.sites) and found["fisher"] - found["salience"] == held > 0
 
 
+def test_gates_and_a_teacher_of_all_weights_count(tmp_path: Path) -> None:
+    """A learned gate keeps what it multiplies. A teacher of a run that trains all weights is a copy of them."""
+    tiny.save_model(tmp_path / "model")
+    words = ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), "--data_path", "none", "--pruning", "gradual"]
+    words += ["--model_name_or_path", str(tmp_path / "model"), "--rank_growth", "none"]
+    base, shape = loading.find_base(str(tmp_path / "model")), Shape(2, 64, 0, 128)
+
+    def footprint(*more: str) -> memory_trace.Footprint:
+        run = resolve([*words, *more])
+        return memory_trace.measure(base, run, shape, [shape], 2, run.optim.trainable == "all")
+
+    assert footprint("--score", "l0").activations > footprint("--score", "random").activations
+    plain, taught = (footprint("--train", "all", "--score", "l0", *more) for more in ([], ["--distill"]))
+    weights = sum(4 * weight.numel for weight in plain.weights)
+    assert taught.evaluation - plain.evaluation == pytest.approx(weights, rel=0.01)
+
+
 def test_bits_of_the_base_count(tmp_path: Path) -> None:
     tiny.save_model(tmp_path / "model", hidden_size=128, intermediate_size=256)
     words = ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), "--data_path", "none", "--bf16"]

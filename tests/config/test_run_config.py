@@ -84,6 +84,11 @@ def test_stated_flags_win_over_recipe_and_preset() -> None:
         ({"teacher_cache": "a"}, "--teacher_cache requires --distill logits (got none)"),
         ({"score": "flap", "pruning": "gradual"}, "--pruning gradual does not support --score flap: give --score sal"),
         ({"score": "wanda_sp", "prune_blocks": "hidden"}, "--prune_blocks hidden does not support --score wanda_sp"),
+        ({"score": "l0", "pruning": "posttuning"}, "--score l0 requires --pruning gradual (got posttuning)"),
+        (
+            {"train": "all", "rank_growth": "none", "prune_scope": "adapted"},
+            "--prune_scope adapted requires --train adapters (got all)",
+        ),
         ({"train": "all"}, "--train all requires --rank_growth none (got importance)"),
     ],
 )

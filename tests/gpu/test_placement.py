@@ -80,6 +80,8 @@ MODES = {
     "fisher": ["--method", "lora_prune", "--calibration_steps", "1"],
     "taylor": ["--method", "prune_lora", "--calibration_steps", "1", "--bf16"],
     "all weights": ["--method", "full", "--bf16"],
+    "gates": ["--method", "lora_prune_distill", "--gradient_checkpointing", "--bf16"],
+    "gates, all weights": ["--method", "prune_distill", "--prune_blocks", "heads,neurons,hidden", "--bf16"],
 }
 LANGUAGE_MODES = {
     "packing": [*GRADUAL, "--packing", "--salience_product", "per_example", "--bf16"],
@@ -211,7 +213,10 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[OneDevice]:
 FAMILIES = [(name, task) for name, spec in sorted(REGISTRY.items()) for task in spec.stock_classes]
 ALL_MODES = [
     *(("llama", LANGUAGE_MODEL, mode) for mode in (*MODES, *LANGUAGE_MODES)),
-    *(("bert", CLASSIFICATION, mode) for mode in ("distill, step", "examples", "fisher", "taylor", "all weights")),
+    *(
+        ("bert", CLASSIFICATION, mode)
+        for mode in ("distill, step", "examples", "fisher", "taylor", "all weights", "gates")
+    ),
     *(("t5", GENERATION, mode) for mode in ("distill, step", "examples", "fp16", "fisher")),
 ]
 

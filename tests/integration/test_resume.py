@@ -56,6 +56,14 @@ MORE_WHOLE = [
     ("late_whole3", 3, False, [*LATE_WHOLE, *REPAIR, "--bf16"], [2, 3, 4]),
     ("emptied_whole3", 3, False, [*EMPTY, *WHOLE], [3, 5]),
 ]
+# learned gates and a teacher: in their phase, at its end, and after the cut
+GATES = ["--max_steps", "8", "--sparsity", "0.5", "--align", "4", "--prune_every", "2", "--structure", "adaptive"]
+GATE_CASES = [("gates3", 3, False, ["--method", "lora_prune_distill", *GATES], [3, 5])]
+MORE_GATES = [
+    ("gates2o", 2, True, ["--method", "lora_prune_distill", "--bf16", "--allow_empty_layers", *GATES], [1, 2, 4, 5]),
+    ("gates_whole3", 3, False, ["--method", "prune_distill", *GATES], [1, 2, 3, 4, 5]),
+    ("gates_whole0", 0, False, ["--method", "prune_distill", *GATES], [2, 3]),
+]
 MORE = [
     ("pretuning2o", 2, True, BF16["pretuning"], [1, 3]),
     ("repaired3", 3, False, [*MODES["pretuning"], *REPAIR], [1, 3]),
@@ -96,7 +104,7 @@ Runs = dict[str, dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def some(folder: Path) -> Runs:
-    cases = [(*case[:3], at(folder, case[3]), case[4]) for case in (*CASES, *WHOLE_CASES)]
+    cases = [(*case[:3], at(folder, case[3]), case[4]) for case in (*CASES, *WHOLE_CASES, *GATE_CASES)]
     return multiprocess.run(2, "resumed", {"folder": str(folder), "cases": cases})
 
 
@@ -136,6 +144,19 @@ def test_a_run_that_trains_all_weights_resumes_across_its_cuts(case: tuple[Any, 
     same_whole(some[case[0]])
 
 
+@pytest.mark.parametrize("case", GATE_CASES, ids=lambda case: case[0])
+def test_learned_gates_and_their_teacher_resume(case: tuple[Any, ...], some: Runs) -> None:
+    same_gates(some[case[0]])
+
+
+def same_gates(runs: dict[str, Any]) -> None:
+    """All of a case's runs told the same, and cut once."""
+    straight = runs["straight"]
+    assert straight["rebuilds"] == 1 and [row["kept"] for row in straight["rows"]][:4] == [1.0] * 4
+    assert straight["rows"][-1]["kept"] <= 0.5
+    equal(runs)
+
+
 def test_a_sublayer_was_emptied(some: Runs) -> None:
     sizes = anatomy_of(tiny.config()).sizes
     alive = np.isin(np.arange(sizes.total()), some["emptied3"]["straight"]["alive"])
@@ -155,6 +176,13 @@ def test_resuming_is_bit_identical_in_every_mode(case: tuple[Any, ...], folder: 
 def test_a_run_that_trains_all_weights_resumes_in_every_mode(case: tuple[Any, ...], folder: Path) -> None:
     cases = [(*case[:3], at(folder, case[3]), case[4])]
     same_whole(multiprocess.run(2, "resumed", {"folder": str(folder), "cases": cases})[case[0]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", MORE_GATES, ids=lambda case: case[0])
+def test_learned_gates_resume_in_every_mode(case: tuple[Any, ...], folder: Path) -> None:
+    cases = [(*case[:3], at(folder, case[3]), case[4])]
+    same_gates(multiprocess.run(2, "resumed", {"folder": str(folder), "cases": cases})[case[0]])
 
 
 @pytest.mark.slow

@@ -11,13 +11,15 @@ import pytest
 import torch
 
 from apt_ds.data.batching import collate
+from apt_ds.losses.self_teacher import Teacher
 from apt_ds.models import adapter
+from apt_ds.models.architectures import anatomy_of, architecture_of
 from apt_ds.models.blocks import block_slices
 from apt_ds.pruning.masks import Masks
 from apt_ds.pruning.surgery import Plan, apply_plan
 from apt_ds.runtime.zero import EngineState
 from tests.losses.students import KINDS, logits_of, rows, started
-from tests.support import multiprocess
+from tests.support import multiprocess, tiny
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -38,6 +40,31 @@ def test_the_teacher_is_the_unmasked_model_at_its_snapshot(kind: str) -> None:
     assert not all(
         torch.allclose(a, b, atol=1e-3) for a, b in zip(teacher, logits_of(expected, kind, batch), strict=True)
     )
+
+
+@pytest.mark.parametrize("kind", KINDS[:3])
+def test_the_teacher_of_a_run_that_trains_all_weights_is_the_whole_model_at_its_snapshot(kind: str) -> None:
+    batch = collate(rows(kind), 0)
+    model = tiny.small(kind)
+    anatomy = anatomy_of(model.config, tiny.TASKS[kind])
+    architecture_of(model.config).prepare(model, anatomy)
+    expected, teacher, masks = logits_of(copy.deepcopy(model), kind, batch), Teacher(whole=True), Masks(anatomy)
+    teacher.take_snapshot(model)
+    assert teacher.snapshot.keys() == {name for name, _ in model.named_parameters()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.2)
+    masks.install(model)
+    masks.set(np.linspace(0.2, 1.0, anatomy.sizes.total()))
+    places = [parameter.data_ptr() for parameter in model.parameters()]
+    before = logits_of(model, kind, batch)
+    with teacher.as_teacher(model, masks):
+        assert not model.training
+        assert all(torch.equal(a, b) for a, b in zip(logits_of(model, kind, batch), expected, strict=True))
+    assert [parameter.data_ptr() for parameter in model.parameters()] == places and model.training
+    after = logits_of(model, kind, batch)
+    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+    assert not all(torch.allclose(a, b, atol=1e-3) for a, b in zip(after, expected, strict=True))
 
 
 @pytest.mark.parametrize("kind", KINDS)

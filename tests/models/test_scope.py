@@ -45,6 +45,7 @@ def test_experts_have_no_adapters_and_compete_only_in_the_widest_scope() -> None
     [
         ({"adapter_targets": "q,up"}, "--adapter_targets up: the experts .* give some of q,k,v,o"),
         ({"align": 12}, "--align 12: .* give a multiple of 8, or 0"),
+        ({"score": "l0", "pruning": "gradual"}, "--score l0 does not support a mixture of experts"),
         ({"score": "fisher"}, "--score fisher does not support a mixture of experts; give salience, taylor or random"),
         ({"score": "obs"}, "--score obs does not support a mixture of experts; give salience, taylor or random"),
         ({"score": "flap"}, "--score flap does not support a mixture of experts; give salience, taylor or random"),

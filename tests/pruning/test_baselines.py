@@ -79,6 +79,8 @@ def test_every_method_is_the_same_run_in_every_stage(folder: Path) -> None:
     assert set(kept["prune_lora"]) == set(kept["flap"]) == set(kept["wanda_sp"]) == {0.6}
     assert kept["mask_tuning"] == [1.0] * 7 + [0.6]
     assert kept["lora_prune"] == [1.0] * 4 + [0.6] * 4
+    for method in ("prune_distill", "lora_prune_distill"):
+        assert kept[method] == [1.0] * 4 + [0.6] * 4
     assert found["full"][0]["losses"][-1] < found["lora"][0]["losses"][-1]
     pruned = ("prune_lora", "lora_prune", "flap", "wanda_sp", "mask_tuning")
     written = json.loads((folder / "flap" / "model" / "config.json").read_text(encoding="utf8"))

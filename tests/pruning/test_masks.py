@@ -130,6 +130,47 @@ def test_a_sublayer_without_heads_computes_finite_numbers() -> None:
     assert model(tiny.ids()).logits.isfinite().all()
 
 
+@pytest.mark.parametrize("kind", ["gqa", "bert-classes", "gemma2", "olmo2"])
+def test_masks_that_learn_have_the_gradient_of_the_loss(kind: str) -> None:
+    """Against differences of the loss, summed over two micro-batches, for blocks of every site and for norms."""
+    model, anatomy = family(kind)
+    masks = Masks(anatomy)
+    masks.install(model)
+    draw = np.random.default_rng(2)
+    values = draw.uniform(0.3, 0.9, anatomy.sizes.total())
+    values[:1] = 1.0
+
+    def loss() -> torch.Tensor:
+        return tiny.answer(model).double().square().mean()
+
+    masks.learn(values)
+    for _ in range(2):
+        loss().backward()
+    gradients = masks.gradients(torch.device("cpu")).double() / 2
+    assert gradients.shape == values.shape
+    scale = float(gradients.abs().max())
+    for _, span in block_slices(anatomy.sizes):
+        for block in (span.start + 1, span.stop - 1):
+            ends = []
+            for sign in (1, -1):
+                moved = values.copy()
+                moved[block] += sign * 0.01
+                masks.set(moved)
+                with torch.no_grad():
+                    ends.append(loss())
+            assert float(gradients[block]) == pytest.approx(float(ends[0] - ends[1]) / 0.02, rel=0.03, abs=2e-3 * scale)
+    # they were set again, so that nothing is collected any more
+    assert not masks.gradients(torch.device("cpu")).any()
+
+
+def family(kind: str) -> tuple[torch.nn.Module, Anatomy]:
+    if kind in tiny.TASKS:
+        model = tiny.model(kind) if kind in tiny.KINDS else tiny.small(kind)
+        return model, anatomy_of(model.config, tiny.TASKS[kind])
+    model = tiny_families.model(kind)
+    return model, anatomy_of(model.config)
+
+
 def test_removing_hooks_restores_the_model() -> None:
     model, anatomy = with_adapters("gqa")
     before = model(tiny.ids()).logits

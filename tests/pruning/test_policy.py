@@ -7,7 +7,7 @@ import pytest
 
 from apt_ds.config.errors import UserError
 from apt_ds.config.run_config import RunConfig
-from apt_ds.pruning.policy import CutAction, Gradual, MaskAction, Never, OneShot, policy_of
+from apt_ds.pruning.policy import CutAction, Gradual, Learned, MaskAction, Never, OneShot, policy_of
 
 DECISION = np.array([True, True, False, False])
 ARRIVED = np.array([1.0, 1.0, 0.0, 0.0])
@@ -34,6 +34,7 @@ def gradual(cuts_wait: bool = False) -> Gradual:
         ({"pruning": "gradual", "sparsity": 0.4, "pruning_start": 0.5}, Gradual(20, 0.4, 20, start=10)),
         ({"pruning": "gradual", "sparsity": 0.0, "pruning_start": 0.3}, Never(10)),
         ({"pruning": "pretuning", "sparsity": 0.4, "pruning_start": 0.3}, OneShot(10, 0, 0.4)),
+        ({"pruning": "gradual", "sparsity": 0.4, "score": "l0"}, Learned(10, 0.4)),
     ],
 )
 def test_options_choose_the_policy(flags: dict[str, object], policy: object) -> None:
@@ -157,3 +158,18 @@ def test_nothing_happens_before_the_phase() -> None:
         assert policy.mask_action(step, scored=True) is MaskAction.NONE
         assert policy.cut_action(step, LAST, ARRIVED, DECISION) is CutAction.NONE
         assert policy.kept_fraction(step, False) == 1.0
+
+
+def test_learned_gates_decide_and_cut_once_at_the_end_of_their_phase() -> None:
+    policy = Learned(phase=20, sparsity=0.4)
+    kept = [policy.kept_fraction(step, False) for step in (0, 5, 10, 19, 20, 30)]
+    assert kept == pytest.approx([1.0, 0.8, 0.6, 0.6, 0.6, 0.6])
+    for step in range(1, 20):
+        assert policy.scores_in(step) and policy.mask_action(step, scored=True) is MaskAction.NONE
+        assert policy.cut_action(step, LAST, ARRIVED, DECISION) is CutAction.NONE
+    assert policy.mask_action(20, scored=True) is MaskAction.DECIDE and not policy.scores_in(20)
+    assert policy.cut_action(20, LAST, ARRIVED, DECISION) is CutAction.DECISION
+    assert policy.cut_action(20, LAST, ARRIVED, np.ones(4, dtype=bool)) is CutAction.FINISH
+    assert policy.finished(20, np.ones(2))
+    with pytest.raises(UserError, match="no step of the pruning phase of 20 steps"):
+        policy.mask_action(20, scored=False)

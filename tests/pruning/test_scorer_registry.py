@@ -12,6 +12,7 @@ from apt_ds.models.architectures import anatomy_of
 from apt_ds.models.blocks import Anatomy, kept_sizes
 from apt_ds.pruning.fisher import Fisher
 from apt_ds.pruning.flap import Flap
+from apt_ds.pruning.l0_gates import L0Gates
 from apt_ds.pruning.obs import Obs
 from apt_ds.pruning.products import BatchProduct, PerExampleProduct
 from apt_ds.pruning.random_scores import Random
@@ -37,7 +38,7 @@ def test_every_value_of_the_option_has_a_scorer() -> None:
     field = PruningOptions.__dataclass_fields__["score"]
     assert set(field.metadata["allowed"]) == set(MAKERS)
     kinds = {"salience": Salience, "fisher": Fisher, "taylor": Taylor, "random": Random, "obs": Obs}
-    kinds |= {"flap": Flap, "wanda_sp": WandaSp}
+    kinds |= {"flap": Flap, "wanda_sp": WandaSp, "l0": L0Gates}
     assert {score: type(scorer(score=score)) for score in MAKERS} == kinds
 
 

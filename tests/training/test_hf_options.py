@@ -23,6 +23,7 @@ from tests.support import tiny, tiny_families
         ({"repair": "ls"}, "AptCallback has no calibration data"),
         ({"allocate": "kl"}, "AptCallback has no calibration data"),
         ({"learning_rate": 1e-3}, "AptCallback has no option 'learning_rate': give some of adapter_targets"),
+        ({"score": "l0"}, "AptCallback does not support score='l0'"),
         ({"score": "taylor"}, "--pruning gradual does not support --score taylor"),
         ({"rank": 0}, "--rank 0 is not allowed"),
         ({"structure": "even"}, "--structure 'even' is not allowed"),

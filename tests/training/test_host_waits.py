@@ -89,6 +89,16 @@ def test_layers_matched_in_the_same_step_wait_once_more(place: Place, monkeypatc
     assert own(device) == ["distillation.py", "step_sums.py"]
 
 
+def test_gates_copy_their_gradients_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are on the host. The copy follows the step's wait, so that the device has no work then."""
+    made = prepared(place, *GRADUAL, "--score", "l0", "--gate_learning_rate", "2")
+    with watched(monkeypatch, made.engine.module, [made.pruner.scorer.abs_sums]) as device:
+        made.train_step(2)
+    assert own(device) == ["step_sums.py", "l0_gates.py"]
+    made.finish()
+    made.metrics_logger.close()
+
+
 def test_a_decision_copies_the_scores_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     made = prepared(place, *MODES["scoring"])
     made.train_step(2)

@@ -36,6 +36,7 @@ from apt_ds.runtime.zero.optimizer_state import (
     take_state,
     unstepped_state,
 )
+from apt_ds.runtime.zero.replaced import values_replaced
 from apt_ds.runtime.zero.sections import check_sections
 from apt_ds.runtime.zero.world import init_distributed, launched, temporary_world
 
@@ -75,6 +76,7 @@ __all__ = [
     "temporary_world",
     "unstepped_state",
     "unwrap",
+    "values_replaced",
     "weight_times_gradient",
     "whole_while_making",
 ]
