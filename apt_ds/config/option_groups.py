@@ -49,8 +49,8 @@ class SourceOptions:
         "apt: adaptive pruning and tuning. Baselines: lora; full: full fine-tuning; lora_prune: LoRA, then pruning by "
         "Fisher information; prune_lora: pruning by first-order Taylor, then LoRA; flap, wanda_sp: pruning by FLAP or "
         "structured Wanda, then LoRA; mask_tuning: full fine-tuning, then pruning by Fisher information; "
-        "prune_distill: learned gates and distillation, all weights trained (CoFi); lora_prune_distill: the same with adapters. "
-        "apt_*: apt without one part",
+        "prune_distill: learned gates and distillation, all weights trained (CoFi); lora_prune_distill: the same with "
+        "adapters. apt_*: apt without one part",
     )
     recipe: str = choice(
         ", ".join(RECIPES),
