@@ -9,7 +9,8 @@ import json
 import os
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -18,15 +19,17 @@ from apt_ds.config.deepspeed_config import load_config
 from apt_ds.config.errors import UserError
 from apt_ds.config.resolve import resolve
 from apt_ds.config.run_config import RunConfig
-from apt_ds.data import prepared
+from apt_ds.data import kept, plain_text, prepared
 from apt_ds.losses import task_losses
 from apt_ds.models import adapter, loading
+from apt_ds.models.loading import Base
 from apt_ds.pruning.surgery import Plan
 from apt_ds.runtime import collectives, zero
 from apt_ds.runtime.packed import QuantizedParameter
-from apt_ds.training import datasets, preflight, prepared_data, trainer
+from apt_ds.training import datasets, preflight, prepared_data, questions, trainer
 from apt_ds.training import run as training_run
 from apt_ds.training.summary_schema import ModelFigures
+from tests.support.text_fixtures import pair_tokenizer
 
 # weights stay sharded between uses only with these; a tiny model would be held whole otherwise
 STRICT = {
@@ -170,6 +173,25 @@ def shared_cache(folder: str, cache: str) -> list[list[Any]]:
     examples = [example.where.rpartition("/")[2] for example in data.held_out_examples]
     found = [len(calls), sorted(data.fingerprints().values()), mapped, data.train[0], data.held_out[0], examples]
     return collectives.gather_objects(found)
+
+
+def kept_sets(folder: str, questions_path: str, text: str, cache: str) -> list[list[Any]]:
+    """What each of two ranks of a node gets of SQuAD and of plain text: made here or not, fingerprints, rows."""
+    os.environ["LOCAL_RANK"] = str(collectives.rank())
+    flags = ["--data_cache_dir", cache, "--data_path", text, "--eval_size", "2"]
+    run = run_config(folder, 3, False, flags)
+    zero.init_distributed()
+    questions.SMALL_BYTES = kept.SMALL_BYTES = 0
+    calls: list[str] = []
+    originals = kept.write_columns, plain_text.write_tokens
+    kept.write_columns = lambda *given: calls.append("rows") or originals[0](*given)  # type: ignore[func-returns-value]
+    plain_text.write_tokens = lambda *given: calls.append("tokens") or originals[1](*given)  # type: ignore[func-returns-value]
+    data = datasets.read_data(run, loading.find_base(run.model.model_name_or_path))
+    asked = run.replace(data_path=questions_path, max_seq_length=32, doc_stride=4, eval_size=5)
+    base = cast(Base, SimpleNamespace(tokenizer=pair_tokenizer()))
+    sets = questions.read_spans(asked, base, datetime.now())
+    prints = [*sorted(data.fingerprints().values()), sets.train.fingerprint, sets.held_out.fingerprint]
+    return collectives.gather_objects([calls, prints, data.train[0], sets.train[0], sets.held_out[0]])
 
 
 def unlike_nodes(folder: str) -> list[str]:

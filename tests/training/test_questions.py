@@ -15,7 +15,8 @@ from apt_ds.data import squad
 from apt_ds.models.loading import Base
 from apt_ds.training import datasets, questions
 from apt_ds.training.datasets import Sets
-from tests.support.launcher import own_world
+from tests.support import multiprocess
+from tests.support.launcher import Place, own_world
 from tests.support.text_fixtures import pair_tokenizer
 
 WORDS = "the big cat sees a red dog on the tree "
@@ -92,3 +93,15 @@ def test_other_options_have_other_rows(tmp_path: Path, monkeypatch: pytest.Monke
     assert len({train for train, _ in prints}) == 3 and prints[0][0] == prints[3][0] and prints[0][1] != prints[3][1]
     for one, options in zip(sets, ({}, {"seed": 3}, {"doc_stride": 5}, {"eval_size": 2}), strict=True):
         assert read(file, tmp_path / "other", **options).train == one.train
+
+
+@pytest.mark.dist
+def test_ranks_of_a_node_open_what_the_first_made(place: Place, tmp_path: Path) -> None:
+    text = place.spoiled("wiki.txt", WORDS * 60)
+    (tmp_path / "file").write_text("no folder", "utf-8")
+    given = {"folder": str(place.folder), "questions_path": str(folder_of(tmp_path / "data")), "text": text}
+    first, second = multiprocess.run(2, "kept_sets", given | {"cache": str(tmp_path / "cache")}, timeout=120)
+    assert (first[0], second[0]) == (["tokens", "rows", "rows"], []) and first[1:] == second[1:]
+    # a cache that cannot be written
+    other = multiprocess.run(2, "kept_sets", given | {"cache": str(tmp_path / "file")}, timeout=120)
+    assert [len(rank[0]) for rank in other] == [3, 0] and other[0][1:] == other[1][1:] == first[1:]
