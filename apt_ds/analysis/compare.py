@@ -20,7 +20,7 @@ from apt_ds.analysis.compare_table import Trial, tabulate
 from apt_ds.analysis.result_table import publish
 from apt_ds.analysis.variants import OWN, Variant
 from apt_ds.config.errors import UserError
-from apt_ds.config.presets import METHODS, RECIPE_FULL_EPOCHS, RECIPE_INFERENCE_BATCHES
+from apt_ds.config.methods import METHODS, RECIPE_FULL_EPOCHS, RECIPE_INFERENCE_BATCHES
 from apt_ds.config.resolve import resolve
 from apt_ds.config.run_config import OPTIONS, RunConfig
 from apt_ds.config.tasks import GLUE_TASKS, INSTRUCTIONS, SQUADS, TEXTS

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from apt_ds.config.errors import UserError
+from apt_ds.config.methods import METHODS, PRUNING_METHODS
 from apt_ds.config.nearest import suggest
-from apt_ds.config.presets import METHODS, PRUNING_METHODS
 from apt_ds.config.run_config import OPTIONS
 
 FLAG = "--methods"

@@ -11,7 +11,7 @@ from typing import Any
 
 from apt_ds.config import cli
 from apt_ds.config.errors import UserError
-from apt_ds.config.presets import METHODS
+from apt_ds.config.methods import METHODS
 from apt_ds.config.resolve import resolve
 from apt_ds.runtime import exit_status
 

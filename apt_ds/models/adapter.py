@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apt_ds.config.errors import UserError
-from apt_ds.config.option_groups import PROJECTIONS
+from apt_ds.config.pruning_options import PROJECTIONS
 from apt_ds.models import quantization
 from apt_ds.models.blocks import Anatomy
 from apt_ds.models.modules import linear_at, replace_module

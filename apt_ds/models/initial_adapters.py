@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from apt_ds.config.errors import UserError
-from apt_ds.config.option_groups import AUTO, PROJECTIONS
+from apt_ds.config.pruning_options import AUTO, PROJECTIONS
 from apt_ds.config.run_config import RunConfig
 from apt_ds.models.adapter import SCALE, adapters
 from apt_ds.models.architectures import architecture_of

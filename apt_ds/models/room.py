@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from apt_ds.config.option_groups import PADDED
+from apt_ds.config.output_options import PADDED
 from apt_ds.config.run_config import RunConfig
 from apt_ds.models import quantization
 from apt_ds.models.base import Base

@@ -9,7 +9,7 @@ from apt_ds.models.experts import ALIGNED
 
 
 def competing_kinds(run: RunConfig, anatomy: Anatomy) -> tuple[str, ...]:
-    """The kinds of block that a run may remove: some of `BLOCKS` of `config.option_groups`, in this order.
+    """The kinds of block that a run may remove: some of `BLOCKS` of `config.pruning_options`, in this order.
 
     With `--prune_scope adapted`, all but hidden dimensions compete only if their sublayers have an adapter. All layers
     have the same adapter targets, so the answer depends on the kind only.

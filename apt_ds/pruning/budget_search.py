@@ -37,7 +37,7 @@ from apt_ds.pruning.uniform_search import SLACK, frontier, uniform_counts
 class Rules:
     """What a plan must respect.
 
-    kinds: kinds of block that may be removed, some of `option_groups.BLOCKS`; structure: 'uniform' or 'adaptive';
+    kinds: kinds of block that may be removed, some of `pruning_options.BLOCKS`; structure: 'uniform' or 'adaptive';
     align_neurons, align_hidden: kept counts are multiples of these, or the full count; writable: the sizes that a
     uniform plan may end in. Every adaptive plan is writable; empty: whether a sublayer may lose all its blocks;
     split: how kept heads and neurons divide between the GPUs that share the served model; slack: fraction of the

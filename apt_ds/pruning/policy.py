@@ -18,7 +18,7 @@ import numpy as np
 
 from apt_ds.config import schedules
 from apt_ds.config.errors import UserError
-from apt_ds.config.option_groups import PruningOptions
+from apt_ds.config.pruning_options import PruningOptions
 
 
 class MaskAction(Enum):

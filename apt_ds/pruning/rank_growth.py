@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from apt_ds.config import schedules
-from apt_ds.config.option_groups import AdapterOptions
+from apt_ds.config.pruning_options import AdapterOptions
 from apt_ds.models.adapter import adapters
 from apt_ds.runtime import zero
 

@@ -27,7 +27,7 @@ PROBES = 3  # parts of `UNIT` predictions that propose candidates
 
 @dataclass(frozen=True)
 class AllocationFigures:
-    """What a search did, as in `summary_schema.AllocationFigures`."""
+    """What a search did, as in `pruning_figures.AllocationFigures`."""
 
     kl_before: float | None
     kl_after: float | None

@@ -13,7 +13,7 @@ from apt_ds.training.datasets import Data
 from apt_ds.training.dense_tokens import make_or_find
 from apt_ds.training.live_teacher import LiveTeacher
 from apt_ds.training.micro_batches import MicroBatches
-from apt_ds.training.summary_schema import DistillFigures
+from apt_ds.training.training_figures import DistillFigures
 
 
 class DenseDistillation:

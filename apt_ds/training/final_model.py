@@ -10,7 +10,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from apt_ds.config.errors import UserError
-from apt_ds.config.option_groups import PADDED
+from apt_ds.config.output_options import PADDED
 from apt_ds.config.run_config import RunConfig
 from apt_ds.config.tasks import LANGUAGE_MODEL
 from apt_ds.models import adapter, consumers

@@ -10,7 +10,7 @@ from accelerate.utils import DistributedType
 from transformers import PreTrainedModel
 
 from apt_ds.config.errors import UserError
-from apt_ds.config.option_groups import AdapterOptions, PruningOptions
+from apt_ds.config.pruning_options import AdapterOptions, PruningOptions
 from apt_ds.config.run_config import RunConfig
 from apt_ds.models.architectures import architecture_of
 

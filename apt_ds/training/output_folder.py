@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from apt_ds.config.errors import UserError
-from apt_ds.config.option_groups import QUANTIZATIONS
+from apt_ds.config.output_options import QUANTIZATIONS
 from apt_ds.config.run_config import RunConfig
 from apt_ds.runtime import collectives
 from apt_ds.training import checkpoint

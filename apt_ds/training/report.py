@@ -15,7 +15,8 @@ from apt_ds.training import end_table, quantized_export
 from apt_ds.training.datasets import Data
 from apt_ds.training.final_model import describe
 from apt_ds.training.plain_models import compare_plain
-from apt_ds.training.summary_schema import Summary, TrainingFigures
+from apt_ds.training.summary_schema import Summary
+from apt_ds.training.training_figures import TrainingFigures
 
 
 def report(run: RunConfig, base: Base, data: Data, summary: Summary, output: Path) -> Summary:

@@ -15,10 +15,12 @@ from apt_ds.training.evaluations import Evaluations
 from apt_ds.training.meter import Meter
 from apt_ds.training.micro_batches import MicroBatches
 from apt_ds.training.one_shot_cut import OneShotCut
+from apt_ds.training.pruning_figures import PruningFigures
 from apt_ds.training.repairing import Repairer
 from apt_ds.training.score_history import ScoreHistory
 from apt_ds.training.stream_batches import StreamBatches
-from apt_ds.training.summary_schema import VERSION, ProfileFigures, PruningFigures, Summary, TrainingFigures
+from apt_ds.training.summary_schema import VERSION, ProfileFigures, Summary
+from apt_ds.training.training_figures import TrainingFigures
 
 
 def run_figures(

@@ -27,7 +27,7 @@ CHECKED = 1 / 4  # of the steps: how many further ones compare the factors with 
 
 @dataclass(frozen=True)
 class ScaleFigures:
-    """What the steps did, as in `summary_schema.ScaleFigures`."""
+    """What the steps did, as in `pruning_figures.ScaleFigures`."""
 
     steps: int
     loss_before: float

@@ -6,7 +6,7 @@ from typing import Any, TypedDict
 
 from torch import Tensor
 
-from apt_ds.training.summary_schema import Evaluated
+from apt_ds.training.training_figures import Evaluated
 
 NEAR = 0.97  # fraction of the reference that counts as near it
 

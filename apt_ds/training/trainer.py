@@ -41,13 +41,10 @@ from apt_ds.training.run_state import Content, RunState, Stateful, saved_after_c
 from apt_ds.training.saving import Saver
 from apt_ds.training.score_history import ScoreHistory
 from apt_ds.training.stream_batches import StreamBatches
-from apt_ds.training.summary_schema import (
-    PhaseMemory,
-    Summary,
-    WrittenModel,
-)
+from apt_ds.training.summary_schema import Summary, WrittenModel
 from apt_ds.training.trackers.layers import layers_of
 from apt_ds.training.train_step import TrainStep
+from apt_ds.training.training_figures import PhaseMemory
 
 
 class Trainer:

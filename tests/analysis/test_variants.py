@@ -6,7 +6,7 @@ import pytest
 
 from apt_ds.analysis.variants import Variant, parse_variants
 from apt_ds.config.errors import UserError
-from apt_ds.config.presets import METHODS, PRUNING_METHODS
+from apt_ds.config.methods import METHODS, PRUNING_METHODS
 
 
 def test_a_method_may_have_options_of_its_own() -> None:

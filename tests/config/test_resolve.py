@@ -11,7 +11,8 @@ import yaml
 from deepspeed.launcher.runner import parse_args
 
 from apt_ds.config.errors import UserError
-from apt_ds.config.presets import METHODS, PRESETS
+from apt_ds.config.methods import METHODS
+from apt_ds.config.presets import PRESETS
 from apt_ds.config.resolve import resolve
 from apt_ds.config.run_config import OPTIONS, RunConfig
 

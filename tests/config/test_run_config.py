@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from apt_ds.config.errors import UserError
-from apt_ds.config.presets import METHODS, PRESETS, RECIPES
+from apt_ds.config.methods import METHODS, RECIPES
+from apt_ds.config.presets import PRESETS
 from apt_ds.config.resolve import resolve
 from apt_ds.config.run_config import GROUPS, OPTIONS, PLACES, RunConfig
 from tests.support.paths import ROOT

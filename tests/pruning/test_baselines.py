@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import linear
 
 from apt_ds.config.errors import UserError
-from apt_ds.config.presets import METHODS
+from apt_ds.config.methods import METHODS
 from apt_ds.config.resolve import resolve
 from apt_ds.config.run_config import RunConfig
 from apt_ds.models.architectures import anatomy_of

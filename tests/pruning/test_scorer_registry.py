@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from apt_ds.config.option_groups import PruningOptions
+from apt_ds.config.pruning_options import PruningOptions
 from apt_ds.config.run_config import RunConfig
 from apt_ds.models.architectures import anatomy_of
 from apt_ds.models.blocks import Anatomy, kept_sizes

@@ -12,7 +12,7 @@ import pytest
 from apt_ds.config.tasks import LANGUAGE_MODEL
 from apt_ds.losses.task_losses import TASK_LOSSES
 from apt_ds.training.allocating import UNIT, divided, part_sizes
-from apt_ds.training.summary_schema import PruningFigures
+from apt_ds.training.pruning_figures import PruningFigures
 from tests.support import tiny
 from tests.support.launcher import Place, Run, caller, own_world
 from tests.training.test_summary_schema import mismatches

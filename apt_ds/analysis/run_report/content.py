@@ -12,7 +12,7 @@ import yaml
 from apt_ds.config.errors import UserError
 from apt_ds.training.checkpoint import MANIFEST
 from apt_ds.training.output_folder import COMMAND
-from apt_ds.training.summary_schema import LayerSizes
+from apt_ds.training.pruning_figures import LayerSizes
 
 Json = dict[str, Any]
 

@@ -9,8 +9,8 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from apt_ds.config.errors import UserError
-from apt_ds.config.option_groups import ADAPTIVE, NOT_STOCK, PADDED, STOCK
-from apt_ds.config.option_groups import AUTO_FORM as AUTO
+from apt_ds.config.output_options import ADAPTIVE, NOT_STOCK, PADDED, STOCK
+from apt_ds.config.output_options import AUTO_FORM as AUTO
 from apt_ds.config.tasks import CLASSIFICATION
 from apt_ds.models.architectures import anatomy_of, architecture_of
 from apt_ds.models.blocks import Anatomy

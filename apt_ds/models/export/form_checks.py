@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from apt_ds.config.errors import UserError
-from apt_ds.config.option_groups import PADDED, STOCK
+from apt_ds.config.output_options import PADDED, STOCK
 from apt_ds.config.run_config import RunConfig
 from apt_ds.models.architectures import architecture_of
 from apt_ds.models.blocks import HIDDEN, Anatomy, Sizes

@@ -21,7 +21,7 @@ from transformers import PretrainedConfig
 
 from apt_ds.config import cli
 from apt_ds.config.errors import UserError
-from apt_ds.config.option_groups import QUANTIZATIONS
+from apt_ds.config.output_options import QUANTIZATIONS
 from apt_ds.models import pretrained
 from apt_ds.models.export import quantize_formats
 from apt_ds.models.export.configs import AUTO_NAMES

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from apt_ds.config.errors import UserError
-from apt_ds.config.option_groups import QUANTIZATIONS
+from apt_ds.config.output_options import QUANTIZATIONS
 from apt_ds.models import quantization
 from apt_ds.runtime.bnb import library
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from apt_ds.config.errors import UserError
-from apt_ds.config.option_groups import ADAPTIVE, AUTO_FORM, PADDED, STOCK
+from apt_ds.config.output_options import ADAPTIVE, AUTO_FORM, PADDED, STOCK
 from apt_ds.config.tasks import LANGUAGE_MODEL
 from apt_ds.models import quantization
 from apt_ds.models.blocks import Anatomy
