@@ -24,7 +24,7 @@ def kept_fraction(step: int, total: int, sparsity: float) -> float:
 
 
 def gate_target(step: int, phase: int, sparsity: float) -> float:
-    """The removed fraction t that the Lagrangian of learned gates asks for (CoFi, METHOD.md 13).
+    """The removed fraction t that the Lagrangian of learned gates asks for (CoFi, METHOD.md 16).
 
     Linear from 0 at step 0 to `sparsity` after `GATE_WARMUP` of the phase, then constant.
     """

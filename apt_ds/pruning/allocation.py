@@ -1,4 +1,4 @@
-"""Sizes by the divergence from the dense model (METHOD.md section 13): which sites keep how many blocks.
+"""Sizes by the divergence from the dense model (METHOD.md section 14): which sites keep how many blocks.
 
 The search starts from a decision of the scores. Every candidate is again a decision of `budget_search.search`, so that
 it obeys budget and rules. Inside a site the scores alone choose the blocks.
