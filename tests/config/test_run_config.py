@@ -52,9 +52,9 @@ def test_replace_changes_the_named_flags_alone() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_implies_its_flags_as_on_the_command_line(method: str) -> None:
-    run = complete(method=method, pruning_phase=0.25)
+    run = complete(method=method, salience_decay=0.25)
     words = ["--model_name_or_path", "m", "--data_path", "d", "--deepspeed", run.distributed.deepspeed]
-    assert run == resolve([*words, "--method", method, "--pruning_phase", "0.25"])
+    assert run == resolve([*words, "--method", method, "--salience_decay", "0.25"])
     run.check()
 
 
