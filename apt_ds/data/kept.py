@@ -27,6 +27,7 @@ from apt_ds.data.plain_text import TokenBlocks
 from apt_ds.data.prepared import SMALL_BYTES, collected_warnings, repeat_notices
 from apt_ds.data.readers import find_source
 from apt_ds.data.source_kind import text_files
+from apt_ds.data.text_slices import text_part
 from apt_ds.data.tokenized import TokenizedSet
 from apt_ds.data.tokenizer_identity import tokenizer_identity
 
@@ -156,13 +157,14 @@ def _blocks(path: Path, flag: str) -> Iterator[bytes]:
 
 
 class TextSource:
-    """A source of plain text: text files, or records with a column `text`.
+    """A source of plain text: text files, a slice of one, or records with a column `text`.
 
     flag: the option that named it, for messages.
     """
 
     def __init__(self, name: str, flag: str) -> None:
-        self.flag, self.files = flag, text_files(Path(name))
+        self.flag, self.part = flag, text_part(name, flag)
+        self.files = text_files(self.part.path)
         self.records = None if self.files else find_source(name, ("train",))
 
     def is_small(self) -> bool:
@@ -175,7 +177,7 @@ class TextSource:
         """A hash of the texts."""
         if self.records is not None:
             return self.records.identity()
-        hasher = hashlib.sha256()
+        hasher = hashlib.sha256(f"{self.part.start}:{self.part.end}\0".encode())
         for path in self.files:
             hasher.update(f"{path.stat().st_size}\0".encode())
             for block in _blocks(path, self.flag):

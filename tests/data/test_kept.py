@@ -131,3 +131,14 @@ def test_a_bad_text_leaves_nothing(small: int, texts: Path, tmp_path: Path, monk
         kept_tokens(str(texts), FLAG, tiny.tokenizer(), CacheSettings(str(tmp_path / "cache")))
     assert "\n" not in str(error.value)
     assert {*os.listdir(tmp_path)} <= before and not list((tmp_path / "cache").glob("*"))
+
+
+def test_slices_of_a_text_have_tokens_of_their_own(settings: CacheSettings, tmp_path: Path) -> None:
+    text = tmp_path / "wiki.txt"
+    text.write_text("".join(f"line {n} of the text\n" for n in range(40)), "utf-8")
+    names = [f"{text}[:50%]", f"{text}[50%:]", str(text)]
+    found = [kept_tokens(name, FLAG, tiny.tokenizer(), settings).folder for name in names]
+    counts = [len(blocks_of(folder, 8, None).ids) for folder in found]
+    assert len(set(found)) == 3
+    # every part ends with an end token of its own
+    assert counts[0] + counts[1] == counts[2] + 1
