@@ -105,7 +105,7 @@ def test_every_method_that_trains_all_weights_has_the_rate_of_full_tuning(tmp_pa
     words = ["--deepspeed", str(tmp_path / "ds.json"), "--preset", "quickstart"]
     own = replace(
         SHARED,
-        methods=("mask_tuning", "flap"),
+        methods=(Variant("mask_tuning"), Variant("flap")),
         sparsities=(0.3,),
         seeds=(1,),
         full_learning_rate=2e-5,
