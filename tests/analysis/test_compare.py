@@ -17,7 +17,7 @@ import pytest
 from apt_ds.analysis.compare import Comparison, complete, configure, plan
 from apt_ds.analysis.compare_table import Trial, normalize
 from apt_ds.analysis.result_table import markdown
-from apt_ds.analysis.variants import parse_variants
+from apt_ds.analysis.variants import Variant, parse_variants
 from apt_ds.config.errors import UserError
 from apt_ds.config.resolve import resolve
 from tests.support import multiprocess, tiny
