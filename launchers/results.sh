@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Make one table of launchers/RESULTS.md again: train all methods, judge them, write the table into its place.
 # Usage: bash launchers/results.sh NAME DATA OUTPUT [OPTIONS of compare.py]
-# NAME: smollm2, sweep, sst2 or rte. DATA: folder with the data that RESULTS.md lists. OUTPUT: folder for all runs.
+# NAME: smollm2, sweep, parts, sst2 or rte. DATA: folder with the data that RESULTS.md lists. OUTPUT: folder for all runs.
 # A second start trains only what is missing in OUTPUT. APT_DS_RESULTS names another document than RESULTS.md.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -23,6 +23,12 @@ smollm2=(
     --calibration_steps 12 --structure adaptive --prune_blocks neurons --adapter_targets q,v,down --save_steps 0
     --seeds 128,1,2
 )
+# instructions and plain text to train on and to calibrate with, and texts and tasks that nobody calibrates on
+broad=(
+    --data_path "$data/alpaca/alpaca_gpt4_train.json:0.5,$data/plain/wikipedia.txt[:50%]:0.25,$data/plain/c4.txt[:50%]:0.25"
+    --eval_data_path "$data/alpaca/alpaca_validation.json" --local_suite "$data" --local_limit 100
+    --perplexity_path "$data/wikitext2/validation.txt,$data/plain/c4.txt[50%:]"
+)
 small=(--preset minilm-sst2 --sparsity 0.6 --save_steps 0 --logging_steps 20 --efficiency)
 case $name in
 smollm2)
@@ -32,11 +38,16 @@ smollm2)
     )
     ;;
 sweep)
-    # every method that prunes, against LoRA that does not. The texts are those that nobody calibrates on
-    options=(
-        "${smollm2[@]}" --methods pruning,lora --sparsity 0.2,0.3,0.4,0.5,0.6
-        --perplexity_path "$data/wikitext2/validation.txt,$data/plain/c4.txt[50%:]" --local_suite "$data"
-    )
+    # every method that prunes, against LoRA that does not
+    options=("${smollm2[@]}" "${broad[@]}" --methods pruning,lora --sparsity 0.2,0.3,0.4,0.5,0.6 --full_learning_rate 5e-5)
+    ;;
+parts)
+    # the best setting for language models, and each of its parts left out or exchanged
+    variants=apt,apt[repair=none],apt[distill=none],apt[repair=none,distill=none]
+    variants+=",apt[data_path=$data/alpaca/alpaca_gpt4_train.json],apt[calibration_average=moving],apt[allocate=kl]"
+    variants+=",apt[score=obs],apt[rewrite_answers=true],apt[structure=uniform]"
+    variants+=",apt[structure=uniform,allocate=kl],apt[structure=uniform,repair=none,distill=none]"
+    options=("${smollm2[@]}" "${broad[@]}" --methods "$variants" --sparsity 0.3,0.5 --repair ls --distill logits)
     ;;
 sst2)
     options=(
@@ -51,7 +62,7 @@ rte)
     )
     ;;
 *)
-    echo "error: $name is not a table: give smollm2, sweep, sst2 or rte" >&2
+    echo "error: $name is not a table: give smollm2, sweep, parts, sst2 or rte" >&2
     exit 2
     ;;
 esac
