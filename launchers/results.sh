@@ -68,6 +68,7 @@ rte)
 esac
 
 python "$here/compare.py" --deepspeed "$here/../ds_configs/zero2.json" "${options[@]}" --output_dir "$output" "$@"
+python -m apt_ds.analysis.compare_table --folder "$output" --into "$document" --section "$name"
 if [[ $name == sweep ]]; then
     pictures=$(dirname "$document")/results
     mkdir -p "$pictures"
@@ -75,4 +76,3 @@ if [[ $name == sweep ]]; then
     python -m apt_ds.analysis.plots --table "$pictures/sweep.json" --picture "$pictures/sweep.png" --sweep \
         --title "SmolLM2-135M after pruning, mean and deviation over seeds"
 fi
-exec python -m apt_ds.analysis.compare_table --folder "$output" --into "$document" --section "$name"

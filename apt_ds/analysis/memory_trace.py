@@ -150,7 +150,7 @@ def measure(
         if run.pruning.learns_gates:
             masks.learn(masks.values)
         hooks.abs_sums = torch.zeros_like(hooks.abs_sums)
-        if run.pruning.mode != "none" and run.pruning.score not in ("taylor", "random"):
+        if run.pruning.mode != "none" and run.pruning.score not in ("taylor", "random", "l0"):
             hooks.install(model)
         training_loss.install_hooks(model)
         snapshot = sum(tensor.nbytes for tensor in training_loss.teacher.snapshot.values())

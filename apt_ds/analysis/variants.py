@@ -10,6 +10,7 @@ from apt_ds.config.errors import UserError
 from apt_ds.config.methods import METHODS, PRUNING_METHODS
 from apt_ds.config.nearest import suggest
 from apt_ds.config.run_config import OPTIONS
+from apt_ds.training.model_card.command import shown
 
 FLAG = "--methods"
 PRUNING = "pruning"  # the name of all methods that prune
@@ -33,8 +34,8 @@ class Variant(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The name of its rows, in the form in which users write it."""
-        text = ",".join(f"{name}={value}" for name, value in self.options)
+        """The name of its rows, as users write it, but without the folders of absolute paths."""
+        text = ",".join(f"{name}={shown(value)}" for name, value in self.options)
         return f"{self.method}[{text}]" if self.options else self.method
 
     @property

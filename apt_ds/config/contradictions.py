@@ -84,8 +84,12 @@ def _of_cuts(run: RunConfig) -> Iterator[str]:
     for flag, given in (("--allocate kl", pruning.allocates), ("--scale_steps", pruning.scales)):
         if given and not pruning.one_shot:
             yield f"{flag} requires --pruning pretuning or posttuning (got {pruning.mode}): others have no one cut"
-    if pruning.scales and pruning.score in ("fisher", "taylor"):
-        reason = "fits factors of its own" if pruning.score == "fisher" else "trains every weight before the cut"
+    reasons = {
+        "fisher": "fits factors of its own",
+        "taylor": "trains every weight before the cut",
+        "flap": "changes biases after the factors are learnt",
+    }
+    if pruning.scales and (reason := reasons.get(pruning.score)):
         yield f"--scale_steps does not support --score {pruning.score}, which {reason}: give --scale_steps 0"
     if pruning.scales and pruning.repairs:
         yield (

@@ -30,9 +30,11 @@ def is_plain_text(name: str, split: str = "train") -> bool:
         split: a split of a data set of the hub.
 
     Raises:
-        UserError: a slice of anything but .txt files.
+        UserError: a slice of anything but a .txt file, or of one that does not exist.
     """
     part = text_part(name)
+    if not part.whole and part.path.suffix.lower() == TEXT_ENDING and not part.path.exists():
+        raise UserError(f"no such data file or folder: {part.path}")
     if not part.whole and not (part.path.is_file() and text_files(part.path)):
         raise UserError(f"{name}: a slice requires one {TEXT_ENDING} file; give the name of the whole source")
     if text_files(part.path):

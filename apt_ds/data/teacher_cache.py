@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from apt_ds.config.errors import UserError
-from apt_ds.data.cache import META, DamagedError, discard, moved, read_meta, write_meta
+from apt_ds.data.cache import META, discard, moved, read_meta, write_meta
 
 FORMAT = 1
 ROWS, COUNTS, IDS, LOG_PROBABILITIES = "rows.npy", "counts.npy", "ids.int32", "log_probabilities.fp16"
@@ -82,12 +82,12 @@ class CacheWriter:
             folder.parent.mkdir(parents=True, exist_ok=True)
             if (free := shutil.disk_usage(folder.parent).free) < layout.bytes:
                 raise UserError(f"{_needs(layout, folder)}, and {free / 1e6:,.1f} MB are free. {_ADVICE}")
-            self._partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".tmp", dir=folder.parent))
+            self.partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".tmp", dir=folder.parent))
         except OSError as error:
             raise UserError(f"{_needs(layout, folder)}, which {_reason(error)}. {_ADVICE}") from error
         try:
-            np.save(self._partial / ROWS, layout.rows)
-            np.save(self._partial / COUNTS, layout.counts)
+            np.save(self.partial / ROWS, layout.rows)
+            np.save(self.partial / COUNTS, layout.counts)
             self._ids = self._reserve(IDS, np.int32)
             self._log_probabilities = self._reserve(LOG_PROBABILITIES, np.float16)
         except OSError as error:
@@ -95,7 +95,7 @@ class CacheWriter:
             raise UserError(f"{_needs(layout, folder)}, which {_reason(error)}. {_ADVICE}") from error
 
     def _reserve(self, name: str, dtype: type[np.generic]) -> np.memmap[Any, Any]:
-        path, shape = self._partial / name, (self.layout.tokens, self.layout.k)
+        path, shape = self.partial / name, (self.layout.tokens, self.layout.k)
         with path.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, shape[0] * shape[1] * np.dtype(dtype).itemsize)
         return np.memmap(path, dtype, "r+", shape=shape)
@@ -127,12 +127,12 @@ class CacheWriter:
         self._ids.flush()
         self._log_probabilities.flush()
         tokens, k = self.layout.tokens, self.layout.k
-        write_meta(self._partial, {"format": FORMAT, "facts": facts, "tokens": tokens, "k": k, "seconds": seconds})
-        moved(self._partial, self.folder)
+        write_meta(self.partial, {"format": FORMAT, "facts": facts, "tokens": tokens, "k": k, "seconds": seconds})
+        moved(self.partial, self.folder)
 
     def discard(self) -> None:
         """Remove what was written."""
-        shutil.rmtree(self._partial, ignore_errors=True)
+        shutil.rmtree(self.partial, ignore_errors=True)
 
 
 class TeacherCache:
@@ -198,6 +198,12 @@ def usable(folder: Path, facts: Facts) -> bool:
     return True
 
 
+def refuse_other(folder: Path) -> None:
+    """Raise UserError where something else is in the folder's place, which `CacheWriter.finish` could not replace."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"--teacher_cache {str(folder)!r} is not a cache of probabilities: give a folder that is empty")
+
+
 def remove(folder: Path) -> None:
     """Remove a folder, so that it can be made again. Only a folder of probabilities is removed."""
     if (folder / ROWS).is_file():
@@ -216,6 +222,3 @@ def _needs(layout: Layout, folder: Path) -> str:
 
 def _reason(error: OSError) -> str:
     return f"cannot be written ({error.strerror})"
-
-
-__all__ = ["CacheWriter", "DamagedError", "Facts", "Layout", "TeacherCache", "name_of", "remove", "usable"]

@@ -168,6 +168,8 @@ def spelled_out(expression: str) -> str | None:
             return None
         elif sign in "[]" and inside == (sign == "["):
             return None  # a class in a class
+        elif not inside and re.search(r"[$^]|\}\+", sign):
+            return None  # tokenizers has these at every line, and reads `{1,3}+` as any number of times
         else:
             inside = sign == "[" if sign in "[]" else inside
             found.append(sign if inside else re.sub(r"\((?!\?)", "(?:", sign))

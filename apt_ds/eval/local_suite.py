@@ -10,7 +10,7 @@ from apt_ds.eval.continuation_scores import continuation_scores, encode
 from apt_ds.eval.held_out import evaluation_mode
 from apt_ds.eval.loading import LoadedModel
 from apt_ds.eval.mmlu import max_prompt_tokens
-from apt_ds.models.architectures import architecture_of
+from apt_ds.models.architectures import find_architecture
 
 Z_95 = 1.959964  # of the normal distribution, both sides
 MEAN = "mean"
@@ -46,7 +46,8 @@ def evaluate(loaded: LoadedModel, tasks: list[Task], batch_size: int) -> dict[st
 def _answer(loaded: LoadedModel, task: Task, batch_size: int) -> dict[str, Any]:
     """The figures of one task. Collective."""
     config, tokenizer = loaded.model.config, loaded.tokenizer
-    begin = tokenizer.bos_token_id if architecture_of(config).begins_with_bos else None
+    spec = find_architecture(config)
+    begin = tokenizer.bos_token_id if spec is not None and spec.begins_with_bos else None
     pairs = [(question.context, text) for question in task.questions for text in question.choices]
     rows = encode(tokenizer, pairs, max_prompt_tokens(config, 0), begin)
     scores, greedy = continuation_scores(loaded.runner, rows, batch_size, loaded.device)

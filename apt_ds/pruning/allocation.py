@@ -95,7 +95,8 @@ def allocate(
     funnel = Funnel(judge, start)
     if rules.structure == "uniform":
         sizes = uniform_frontier(scores, anatomy, rules, budget)
-        funnel.offer([best_of_each(scores, anatomy, each) for each in sizes])
+        # the start may be among them
+        funnel.offer([best_of_each(scores, anatomy, each) for each in sizes[: max(0, judge.left) + 1]])
     else:
         _Factors(scores, anatomy, rules, budget, funnel).search()
     return Allocated(
@@ -140,7 +141,7 @@ class Funnel:
                 numbers.append(number)
         values: dict[int, list[float]] = {number: [] for number in numbers}
         for stage, most in zip(range(self.judge.stages), SURVIVORS, strict=False):
-            numbers = numbers[: min(most, self.judge.left // self.judge.cost(stage))]
+            numbers = numbers[: min(most, max(0, self.judge.left) // self.judge.cost(stage))]
             for number in numbers:
                 values[number].append(self.judge.divergence(candidates[number], stage))
             limit = self.values[stage] * (1 - MARGIN)

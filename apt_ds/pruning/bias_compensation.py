@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, block_slices
+from apt_ds.models.blocks import Anatomy, Axis, block_slices
 from apt_ds.pruning.kurtosis import effective_weight
 from apt_ds.runtime import collectives, zero
 
@@ -45,12 +45,14 @@ def compensate(
         The paths of the consumers whose bias has changed.
     """
     changed = []
-    for number, span in block_slices(anatomy.sizes):
-        if number == HIDDEN or number not in means or keep[span].all():
-            continue
+    spans = {number: span for number, span in block_slices(anatomy.sizes) if number in means}
+    lose = {anatomy.kind(number) for number, span in spans.items() if not keep[span].all()}
+    for number, span in spans.items():
         site = anatomy.sites[number]
         consumer = model.get_submodule(site.consumer)
-        if getattr(consumer, "bias", None) is None and not anatomy.new_biases:
+        # families that write new biases have them in all layers of a kind or in none: others get zeros
+        new = getattr(consumer, "bias", None) is None
+        if (new and not anatomy.new_biases) or (keep[span].all() and not (new and site.kind in lose)):
             continue
         kept = keep[span][Axis(number, site.unit).owners(len(keep[span]))]
         removed = torch.from_numpy(np.where(kept, 0.0, means[number])).float()

@@ -238,7 +238,7 @@ class Masks:
             if self._scale is not None:
                 # made from the leaf in every pass, so that recomputation in backward finds it
                 factor = torch.relu(self._scale[self._places[site]]).repeat_interleave(unit)
-                mask = (mask * factor).to(mask.dtype)
+                mask = mask * factor  # fp32, so that its gradient neither overflows nor rounds
             return (_times(args[0], mask), *args[1:])
 
         return hook

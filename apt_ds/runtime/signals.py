@@ -7,11 +7,13 @@ even while this process waits inside a collective. Once the model is being writt
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -20,6 +22,8 @@ from apt_ds.runtime import heartbeat
 
 ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 STOPPED_EARLY = "stopped before the first step, in {phase}: nothing was to be saved. Start again"
+
+UNFINISHED: set[Path] = set()  # large folders that this process is writing before the first step
 
 
 class StopSignals:
@@ -110,4 +114,6 @@ class StopSignals:
         if os.environ.get("RANK", "0") == "0":
             print(STOPPED_EARLY.format(phase=heartbeat.CURRENT.phase), file=sys.stderr, flush=True)
         self.discard()
+        for folder in list(UNFINISHED):
+            shutil.rmtree(folder, ignore_errors=True)
         os._exit(128 + number)

@@ -16,7 +16,7 @@ from apt_ds.pruning.allocation import allocate
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.runtime import heartbeat, zero
 from apt_ds.runtime.clock import seconds_after
-from apt_ds.training.dense_divergence import DenseDivergence, Part, calibration_rows, predictions
+from apt_ds.training.dense_divergence import DenseDivergence, Part, calibration_rows, finite, predictions
 from apt_ds.training.micro_batches import MicroBatches
 
 UNIT = 2048  # predictions of one evaluation, and of the first stage
@@ -153,8 +153,8 @@ class Allocator:
         judge = FunnelJudge(divergence, self.evaluations, steps)
         found = allocate(scores, start, pruner.anatomy, pruner.rules, pruner.budget(pruner.run.pruning.sparsity), judge)
         self.figures = AllocationFigures(
-            _finite(found.before),
-            _finite(found.after),
+            finite(found.before),
+            finite(found.after),
             divergence.evaluations,
             divergence.tokens,
             seconds_after(zero.device()) - begin,
@@ -180,8 +180,3 @@ class Allocator:
     def load(self, values: dict[str, Any] | None) -> None:
         """Take over the figures of a run, as `summary` has them."""
         self.figures = AllocationFigures(**values) if values else None
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no infinity."""
-    return value if math.isfinite(value) else None

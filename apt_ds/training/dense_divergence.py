@@ -131,3 +131,8 @@ class DenseDivergence:
         zero.release_gathered(self.engine)
         self.evaluations += self.cost(part)
         self.after()
+
+
+def finite(value: float) -> float | None:
+    """The value, or None: JSON has neither infinity nor NaN."""
+    return value if math.isfinite(value) else None

@@ -16,15 +16,24 @@ from torch import nn
 from apt_ds.config.run_config import RunConfig
 from apt_ds.config.tasks import LANGUAGE_MODEL
 from apt_ds.data.batching import collate
-from apt_ds.data.cache import CacheSettings
+from apt_ds.data.cache import CacheSettings, DamagedError
 from apt_ds.data.length_order import Order
 from apt_ds.data.rows import Rows
-from apt_ds.data.teacher_cache import CacheWriter, DamagedError, Facts, Layout, TeacherCache, name_of, remove, usable
+from apt_ds.data.teacher_cache import (
+    CacheWriter,
+    Facts,
+    Layout,
+    TeacherCache,
+    name_of,
+    refuse_other,
+    remove,
+    usable,
+)
 from apt_ds.losses.task_losses import TASK_LOSSES, TokenLoss
 from apt_ds.models import loading
 from apt_ds.models.base_config import decisive
 from apt_ds.models.loading import Base
-from apt_ds.runtime import collectives, heartbeat, notices, zero
+from apt_ds.runtime import collectives, heartbeat, notices, signals, zero
 from apt_ds.training.datasets import Data
 
 Payload = tuple[list[int], np.ndarray, np.ndarray]  # places of rows, int32 [tokens, k], fp16 [tokens, k]
@@ -120,7 +129,9 @@ def _make(folder: Path, layout: Layout, facts: Facts, dense: DensePass) -> None:
 
     def begin() -> None:
         remove(folder)
+        refuse_other(folder)
         writers.append(CacheWriter(folder, layout))
+        signals.UNFINISHED.add(writers[0].partial)
 
     try:
         collectives.on_each_node(begin)
@@ -138,6 +149,7 @@ def _make(folder: Path, layout: Layout, facts: Facts, dense: DensePass) -> None:
     finally:
         for writer in writers:
             writer.discard()
+            signals.UNFINISHED.discard(writer.partial)
 
 
 class DensePass:

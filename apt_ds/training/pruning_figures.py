@@ -95,12 +95,13 @@ class ScaleFigures(TypedDict):
     """What --scale_steps did.
 
     loss_before, loss_after: cross-entropy plus divergence, without and with the factors, on steps that did not learn.
+        None if it was not finite.
     smallest, largest: factor of the blocks that remain. Both are 1 where the factors were dropped.
     """
 
     steps: int
-    loss_before: float
-    loss_after: float
+    loss_before: float | None
+    loss_after: float | None
     smallest: float
     largest: float
     seconds: float

@@ -18,7 +18,7 @@ from apt_ds.models.blocks import HIDDEN, Anatomy, block_slices
 from apt_ds.pruning.masks import Masks
 from apt_ds.runtime import collectives, heartbeat, zero
 from apt_ds.runtime.clock import seconds_after
-from apt_ds.training.dense_divergence import predictions
+from apt_ds.training.dense_divergence import finite, predictions
 from apt_ds.training.micro_batches import MicroBatches
 
 LEARNING_RATE = 1e-2
@@ -30,8 +30,8 @@ class ScaleFigures:
     """What the steps did, as in `pruning_figures.ScaleFigures`."""
 
     steps: int
-    loss_before: float
-    loss_after: float
+    loss_before: float | None
+    loss_after: float | None
     smallest: float
     largest: float
     seconds: float
@@ -68,7 +68,7 @@ class ScaleLearner:
         for step in range(self.steps):
             heartbeat.phase(f"scale step {step + 1}")
             optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / self.steps)
-            gradient = self._gradient(engine, scale, step)
+            gradient = self._gradient(engine, scale, step % self._parts()[0])
             if torch.isfinite(gradient).all():
                 scale.grad = torch.where(learnt, gradient, 0.0)
                 optimizer.step()
@@ -80,7 +80,12 @@ class ScaleLearner:
         chosen = values[keep]
         seconds = seconds_after(zero.device()) - begin
         self.figures = ScaleFigures(
-            self.steps, before, min(before, found), float(chosen.min()), float(chosen.max()), seconds
+            self.steps,
+            finite(before),
+            finite(min(before, found)),
+            float(chosen.min()),
+            float(chosen.max()),
+            seconds,
         )
         return values
 
@@ -91,7 +96,8 @@ class ScaleLearner:
         count, masks = 0, self._masks()
         heartbeat.phase("comparison of factors")
         with evaluation_mode(engine):
-            for step in range(self.steps, self.steps + max(1, int(CHECKED * self.steps))):
+            learning, checks = self._parts()
+            for step in range(learning, learning + checks):
                 count += predictions(self.batches.rows(step), self.task_loss)
                 for micro in range(self.batches.per_step):
                     heartbeat.progress()
@@ -103,6 +109,11 @@ class ScaleLearner:
                             sums[number] += self._loss(self.task_loss.logits(engine, batch), batch, dense)
         zero.release_gathered(engine)
         return [value / count for value in collectives.all_reduce_sum(sums).tolist()]
+
+    def _parts(self) -> tuple[int, int]:
+        """Steps of the data that learn, and those after them that compare. Small data has fewer than `steps`."""
+        learning = min(self.steps, max(1, int(self.batches.order.steps(1.0) / (1 + CHECKED))))
+        return learning, max(1, int(CHECKED * learning))
 
     def _loss(self, logits: Logits, batch: Batch, dense: list[Prediction]) -> Tensor:
         """Cross-entropy plus divergence, summed over predictions, fp64 []."""

@@ -11,7 +11,7 @@ import pytest
 
 from apt_ds.config.errors import UserError
 from apt_ds.data.cache import DamagedError
-from apt_ds.data.teacher_cache import IDS, CacheWriter, Layout, TeacherCache, name_of, remove, usable
+from apt_ds.data.teacher_cache import IDS, CacheWriter, Layout, TeacherCache, name_of, refuse_other, remove, usable
 
 FACTS = {
     "model": "a", "config": "b", "data": "c", "rows": "d", "dtype": "torch.float32", "temperature": 1.0, "top_k": 3,
@@ -73,6 +73,10 @@ def test_a_folder_of_other_files_is_refused_and_stays(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a cache of probabilities"):
         usable(tmp_path, FACTS)
     remove(tmp_path)
+    # also where the cache is to be made again
+    with pytest.raises(UserError, match="is not a cache of probabilities"):
+        refuse_other(tmp_path)
+    refuse_other(tmp_path / "absent")
     assert (tmp_path / "notes.txt").is_file()
 
 

@@ -112,4 +112,5 @@ def test_a_tokenizer_that_answers_otherwise_is_left_alone(texts: list[str], monk
 
 def test_classes_are_spelled_out() -> None:
     assert spelled_out(r"[^\s\p{N}]+(a|\p{N})\S") == r"[^\t\n\r 0-9]+(?:a|[0-9])[^\t\n\r ]"
-    assert [spelled_out(wrong) for wrong in (r"\d", r"[[a]]", r"[\S]", r"\p{M}", r"\bx")] == [None] * 5
+    unlike = (r"\d", r"[[a]]", r"[\S]", r"\p{M}", r"\bx", r"\p{N}{1,3}+", r"\s+$")
+    assert [spelled_out(wrong) for wrong in unlike] == [None] * 7

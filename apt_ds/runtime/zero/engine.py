@@ -45,10 +45,12 @@ class PartitionedParameter(nn.Parameter):
     """What DeepSpeed adds to a parameter under ZeRO stage 3. Only for type checks: DeepSpeed sets attributes.
 
     ds_shape, ds_numel: of the whole parameter. ds_tensor: this rank's share, flat and padded to the largest share.
+    ds_secondary_tensor: a second share, which ZeRO++ gathers from within a node. None without it.
     """
 
     ds_shape: tuple[int, ...]
     ds_numel: int
+    ds_secondary_tensor: torch.Tensor | None
     ds_tensor: torch.Tensor
     ds_process_group: Any
     convert_to_zero_parameters: Any

@@ -28,6 +28,7 @@ def values_replaced(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[
         if name in values:
             target = parameter.ds_tensor if is_zero_param(parameter) else parameter
             kept.append((target, target.data))
+            _forget_secondary(parameter)
             value = _own_share(parameter, values[name]) if is_zero_param(parameter) else values[name]
             target.data = value.to(target.device)
     try:
@@ -36,6 +37,15 @@ def values_replaced(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[
         _release(model)
         for target, data in kept:
             target.data = data
+        for name, parameter in unwrap(model).named_parameters():
+            if name in values:
+                _forget_secondary(parameter)
+
+
+def _forget_secondary(parameter: nn.Parameter) -> None:
+    """Drop the copy of a share that ZeRO++'s hpZ gathers from: it has the values of its time."""
+    if is_zero_param(parameter):
+        parameter.ds_secondary_tensor = None
 
 
 def _release(model: nn.Module) -> None:
