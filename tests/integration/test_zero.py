@@ -199,20 +199,24 @@ def test_searched_sizes_and_factors_are_the_same_on_any_ranks_and_stages(folder:
             assert run[part] == pytest.approx(expected, rel=1e-3), part
 
 
-def test_repairs_are_the_same_on_any_ranks_and_stages(folder: Path) -> None:
-    """Of consumers and readers, of T5, and of DeBERTa, whose layers read a weight of the whole model. So are scores."""
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_repairs_are_the_same_on_any_ranks_and_stages(whole: bool, folder: Path) -> None:
+    """Of consumers and readers, of T5, and of DeBERTa, whose layers read a weight of the whole model. So are scores.
+
+    whole: every stage, and the encoders too.
+    """
     repaired = ["--repair", "ls", "--repair_examples", "16"]
     modes = {
         "repaired": [*MODES["pretuning"], "--max_steps", "4", *repaired],
         "readers": [*MODES["pretuning"], "--max_steps", "2", *repaired, "--prune_blocks", "hidden"],
         "obs": [*MODES["pretuning"], "--max_steps", "4", *repaired, "--score", "obs", "--pruning", "posttuning"],
     }
-    for kind, score in (("t5", "obs"), ("deberta-answers", "salience")):
+    for kind, score in (("t5", "obs"), ("deberta-answers", "salience")) if whole else ():
         words = ["--max_steps", "2", "--calibration_steps", "2", "--prune_blocks", "heads,neurons", "--score", score]
         words += ["--structure", "adaptive", "--sparsity", "0.4", "--align", "4", *repaired]
         modes[kind] = [*tiny.save_task(folder / kind, kind), *words]
     found: dict[str, list[dict[str, Any]]] = {mode: [] for mode in modes}
-    for world, stages in ((1, [(2, False)]), (2, [(3, False), (0, False)])):
+    for world, stages in ((1, [(2, False)]), (2, [(3, False), (0, False)] if whole else [(3, False)])):
         runs = multiprocess.run(world, "runs", {"folder": str(folder), "stages": stages, "modes": modes})
         for name, run in runs.items():
             found[name.split()[1]].append(run)
