@@ -14,7 +14,9 @@ from tests.support.devices import gpus, hide_gpus, on_cpu
 from tests.support.paths import ROOT
 
 if TYPE_CHECKING:
-    from tests.support.launcher import Place
+    from collections.abc import Iterator
+
+    from tests.support.launcher import Place, Run
 
 hide_gpus()
 # DeepSpeed compiles with the ninja it finds first: let it be this environment's, or every switch compiles anew
@@ -27,6 +29,23 @@ def pytest_collection_finish() -> None:
     """Let collections during the tests skip the libraries' objects."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[None]:
+    """This process is a world of its own."""
+    from tests.support.launcher import own_world
+
+    with own_world():
+        yield
+
+
+@pytest.fixture
+def run(alone: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """What `launchers/train.py` does, in this process."""
+    from tests.support.launcher import caller
+
+    return caller(capfd, monkeypatch)
 
 
 @pytest.fixture(scope="session")

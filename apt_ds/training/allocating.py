@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -18,24 +17,12 @@ from apt_ds.runtime import heartbeat, zero
 from apt_ds.runtime.clock import seconds_after
 from apt_ds.training.dense_divergence import DenseDivergence, Part, calibration_rows, finite, predictions
 from apt_ds.training.micro_batches import MicroBatches
+from apt_ds.training.pruning_figures import AllocationFigures
 
 UNIT = 2048  # predictions of one evaluation, and of the first stage
 LATER = (8 * UNIT, 64 * UNIT)  # of the later stages
 SHARE = 1 / 16  # of all evaluations: the most that one pass over a stage may cost
 PROBES = 3  # parts of `UNIT` predictions that propose candidates
-
-
-@dataclass(frozen=True)
-class AllocationFigures:
-    """What a search did, as in `pruning_figures.AllocationFigures`."""
-
-    kl_before: float | None
-    kl_after: float | None
-    evaluations: int
-    tokens: int
-    seconds: float
-    moves: int
-    accepted: int
 
 
 class FunnelJudge:
@@ -153,13 +140,13 @@ class Allocator:
         judge = FunnelJudge(divergence, self.evaluations, steps)
         found = allocate(scores, start, pruner.anatomy, pruner.rules, pruner.budget(pruner.run.pruning.sparsity), judge)
         self.figures = AllocationFigures(
-            finite(found.before),
-            finite(found.after),
-            divergence.evaluations,
-            divergence.tokens,
-            seconds_after(zero.device()) - begin,
-            found.moves,
-            found.accepted,
+            kl_before=finite(found.before),
+            kl_after=finite(found.after),
+            evaluations=divergence.evaluations,
+            tokens=divergence.tokens,
+            seconds=seconds_after(zero.device()) - begin,
+            moves=found.moves,
+            accepted=found.accepted,
         )
         return found.keep
 
@@ -167,16 +154,16 @@ class Allocator:
         """The result in one line."""
         found = self.figures
         assert found is not None
-        before, after = (math.inf if value is None else value for value in (found.kl_before, found.kl_after))
+        before, after = (math.inf if value is None else value for value in (found["kl_before"], found["kl_after"]))
         return (
-            f"divergence from the dense model {before:.4f} -> {after:.4f} after {found.moves} moves "
-            f"({found.evaluations} evaluations)"
+            f"divergence from the dense model {before:.4f} -> {after:.4f} after {found['moves']} moves "
+            f"({found['evaluations']} evaluations)"
         )
 
     def summary(self) -> dict[str, Any]:
         """Figures for the summary. {} without a search."""
-        return {"allocation": asdict(self.figures)} if self.figures else {}
+        return {"allocation": self.figures} if self.figures else {}
 
-    def load(self, values: dict[str, Any] | None) -> None:
+    def load(self, values: AllocationFigures | None) -> None:
         """Take over the figures of a run, as `summary` has them."""
-        self.figures = AllocationFigures(**values) if values else None
+        self.figures = values

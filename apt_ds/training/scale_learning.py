@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -20,21 +19,10 @@ from apt_ds.runtime import collectives, heartbeat, zero
 from apt_ds.runtime.clock import seconds_after
 from apt_ds.training.dense_divergence import finite, predictions
 from apt_ds.training.micro_batches import MicroBatches
+from apt_ds.training.pruning_figures import ScaleFigures
 
 LEARNING_RATE = 1e-2
 CHECKED = 1 / 4  # of the steps: how many further ones compare the factors with 1
-
-
-@dataclass(frozen=True)
-class ScaleFigures:
-    """What the steps did, as in `pruning_figures.ScaleFigures`."""
-
-    steps: int
-    loss_before: float | None
-    loss_after: float | None
-    smallest: float
-    largest: float
-    seconds: float
 
 
 class ScaleLearner:
@@ -80,12 +68,12 @@ class ScaleLearner:
         chosen = values[keep]
         seconds = seconds_after(zero.device()) - begin
         self.figures = ScaleFigures(
-            self.steps,
-            finite(before),
-            finite(min(before, found)),
-            float(chosen.min()),
-            float(chosen.max()),
-            seconds,
+            steps=self.steps,
+            loss_before=finite(before),
+            loss_after=finite(min(before, found)),
+            smallest=float(chosen.min()),
+            largest=float(chosen.max()),
+            seconds=seconds,
         )
         return values
 
@@ -143,11 +131,11 @@ class ScaleLearner:
 
     def summary(self) -> dict[str, Any]:
         """Figures for the summary. {} without steps."""
-        return {"scales": asdict(self.figures)} if self.figures else {}
+        return {"scales": self.figures} if self.figures else {}
 
-    def load(self, values: dict[str, Any] | None) -> None:
+    def load(self, values: ScaleFigures | None) -> None:
         """Take over the figures of a run, as `summary` has them."""
-        self.figures = ScaleFigures(**values) if values else None
+        self.figures = values
 
 
 def _learnt(anatomy: Anatomy, keep: np.ndarray) -> np.ndarray:

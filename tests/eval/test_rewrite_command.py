@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,14 +11,7 @@ from apt_ds.commands import rewrite
 from apt_ds.config.errors import UserError
 from apt_ds.data.conversations import load_examples
 from tests.support import tiny
-from tests.support.launcher import Place, own_world
-
-
-@pytest.fixture(scope="module")
-def alone() -> Iterator[None]:
-    """This process is a world of its own."""
-    with own_world():
-        yield
+from tests.support.launcher import Place
 
 
 def words(place: Place, output: Path, *more: str) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from apt_ds.models import loading
 from apt_ds.training import checkpoint, datasets
 from apt_ds.training import run as training_run
 from tests.support import multiprocess, tiny
-from tests.support.launcher import Place, Run, caller, own_world
+from tests.support.launcher import Place, Run
 
 # the tiny tokenizer has a word for each of w100 to w159
 DATED = (
@@ -35,19 +34,6 @@ CALLING = {
         {"role": "assistant", "content": "sees"},
     ]
 }
-
-
-@pytest.fixture(scope="module")
-def alone() -> Iterator[None]:
-    """This process is a world of its own."""
-    with own_world():
-        yield
-
-
-@pytest.fixture
-def run(alone: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """What `launchers/train.py` does, in this process."""
-    return caller(capfd, monkeypatch)
 
 
 MISTAKES: dict[str, tuple[object, list[str], list[str]]] = {

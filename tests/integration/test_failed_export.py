@@ -17,7 +17,7 @@ from apt_ds.training import checkpoint
 from apt_ds.training.checkpoint import folder as checkpoint_folder
 from apt_ds.training.train_step import TrainStep
 from tests.support import multiprocess, tiny
-from tests.support.launcher import Place, Run, caller, own_world
+from tests.support.launcher import Place, Run
 
 MEASURED = (
     *("step_seconds", "peak_memory_bytes", "generated_tokens_per_second", "rebuild_seconds", "rebuild_peak_bytes"),
@@ -30,19 +30,6 @@ FLAGS = [
     *("--pruning", "gradual", "--structure", "adaptive", "--max_steps", "4", "--sparsity", "0.4", "--align", "4"),
     *("--mask_step", "0.5", "--rank", "2", "--prune_every", "2", "--save_steps", "0", "--timeout", "20"),
 ]
-
-
-@pytest.fixture(scope="module")
-def alone() -> Iterator[None]:
-    """This process is a world of its own."""
-    with own_world():
-        yield
-
-
-@pytest.fixture
-def run(alone: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """What `launchers/train.py` does, in this process."""
-    return caller(capfd, monkeypatch)
 
 
 def names(output: Path) -> list[str]:

@@ -6,7 +6,6 @@ import builtins
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from apt_ds.models.adapter import AptLinear
 from apt_ds.models.export import write
 from tests.models.test_export import cut_model
 from tests.support import multiprocess, tiny
-from tests.support.launcher import Place, Run, caller, own_world
+from tests.support.launcher import Place, Run
 from tests.support.paths import ROOT
 
 SHORT = ["--max_steps", "1", "--calibration_steps", "1", "--save_steps", "0"]
@@ -36,19 +35,6 @@ class OwnConfig(LlamaConfig): model_type = {kind!r}
 class Own(LlamaForCausalLM): config_class = OwnConfig
 class OwnTokenizer(PreTrainedTokenizerFast): pass
 """
-
-
-@pytest.fixture(scope="module")
-def alone() -> Iterator[None]:
-    """This process is a world of its own."""
-    with own_world():
-        yield
-
-
-@pytest.fixture
-def run(alone: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """What `launchers/train.py` does, in this process."""
-    return caller(capfd, monkeypatch)
 
 
 def change(path: Path, **values: Any) -> None:

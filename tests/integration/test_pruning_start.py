@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 from apt_ds.config.errors import UserError
 from apt_ds.config.resolve import resolve
 from tests.support import tiny
-from tests.support.launcher import Place, Run, caller, own_world
+from tests.support.launcher import Place, Run
 from tests.support.paths import ROOT
 
 WAIT = 3
@@ -21,19 +20,6 @@ FLAGS = [
     *["--max_steps", "10", "--prune_every", "2", "--pruning_phase", "0.4", "--rank", "2", "--learning_rate", "1e-2"],
     *["--save_steps", "2", "--run_report", "false", "--report", "false", "--per_device_train_batch_size", "4"],
 ]
-
-
-@pytest.fixture(scope="module")
-def alone() -> Iterator[None]:
-    """This process is a world of its own."""
-    with own_world():
-        yield
-
-
-@pytest.fixture
-def run(alone: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """What `launchers/train.py` does, in this process."""
-    return caller(capfd, monkeypatch)
 
 
 @pytest.fixture(scope="module")

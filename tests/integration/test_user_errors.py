@@ -8,7 +8,7 @@ import math
 import re
 import resource
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -24,22 +24,8 @@ from apt_ds.runtime import zero
 from apt_ds.training import run as training_run
 from apt_ds.training.evaluations import Evaluations
 from tests.support import tiny
-from tests.support.launcher import GRADUAL, PRETUNING, Place, Run, caller, own_world
+from tests.support.launcher import GRADUAL, PRETUNING, Place, Run
 from tests.support.paths import ROOT
-
-
-@pytest.fixture(scope="module")
-def alone() -> Iterator[None]:
-    """This process is a world of its own."""
-    with own_world():
-        yield
-
-
-@pytest.fixture
-def run(alone: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """What `launchers/train.py` does, in this process."""
-    return caller(capfd, monkeypatch)
-
 
 Spoil = Callable[[Place], list[str]]
 

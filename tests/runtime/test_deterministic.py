@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from apt_ds.config.resolve import resolve
 from apt_ds.runtime import zero
 from apt_ds.runtime.deterministic import CUBLAS, FLASH, _settings, deterministic
 from apt_ds.training import run as training_run
-from tests.support.launcher import Place, Run, caller, own_world
+from tests.support.launcher import Place, Run, caller
 
 
 @pytest.fixture(autouse=True)
@@ -86,13 +85,6 @@ def test_it_is_set_before_the_processes_meet(place: Place, tmp_path: Path, monke
     monkeypatch.setattr(zero, "init_distributed", meet)
     with pytest.raises(MeetError):
         training_run.train(resolve(place.words(tmp_path / "out", "--deterministic")))
-
-
-@pytest.fixture(scope="module")
-def alone() -> Iterator[None]:
-    """This process is a world of its own."""
-    with own_world():
-        yield
 
 
 def test_a_run_with_it_is_the_run_without_it_on_the_cpu(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,8 @@ from apt_ds.losses.task_losses import TASK_LOSSES
 from apt_ds.training.allocating import UNIT, divided, part_sizes
 from apt_ds.training.pruning_figures import PruningFigures
 from tests.support import tiny
-from tests.support.launcher import Place, Run, caller, own_world
+from tests.support.launcher import Place, Run, caller
 from tests.training.test_summary_schema import mismatches
-
-
-@pytest.fixture(scope="module")
-def alone() -> Iterator[None]:
-    """This process is a world of its own."""
-    with own_world():
-        yield
 
 
 @pytest.fixture

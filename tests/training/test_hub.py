@@ -16,20 +16,7 @@ from apt_ds.config.errors import UserError
 from apt_ds.training import hub as uploading
 from apt_ds.training.hub import Destination, check_destination, upload
 from tests.support.hub_server import READ_TOKEN, TOKEN, USER, Hub, hub_server
-from tests.support.launcher import GRADUAL, Place, Run, caller, own_world
-
-
-@pytest.fixture(scope="module")
-def alone() -> Iterator[None]:
-    """This process is a world of its own."""
-    with own_world():
-        yield
-
-
-@pytest.fixture
-def run(alone: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """What `launchers/train.py` does, in this process."""
-    return caller(capfd, monkeypatch)
+from tests.support.launcher import GRADUAL, Place, Run
 
 
 @pytest.fixture

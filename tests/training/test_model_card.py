@@ -6,7 +6,6 @@ import getpass
 import json
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,24 +20,11 @@ from apt_ds.training.model_card import prose, tables
 from apt_ds.training.model_card.card import title_of
 from apt_ds.training.model_card.command import command_of, shown
 from apt_ds.training.model_card.loading import form_of
-from tests.support.launcher import GRADUAL, Place, Run, caller, inputs, own_world
+from tests.support.launcher import GRADUAL, Place, Run, inputs
 from tests.support.paths import ROOT
 
 LICENCE = "LLAMA 3.1 COMMUNITY LICENSE AGREEMENT\n"
 ZERO2 = str(ROOT / "ds_configs" / "zero2.json")
-
-
-@pytest.fixture(scope="module")
-def alone() -> Iterator[None]:
-    """This process is a world of its own."""
-    with own_world():
-        yield
-
-
-@pytest.fixture
-def run(alone: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """What `launchers/train.py` does, in this process."""
-    return caller(capfd, monkeypatch)
 
 
 @pytest.fixture(scope="module")

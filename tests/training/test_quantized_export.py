@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,25 +11,12 @@ from transformers import AutoModelForCausalLM
 
 from apt_ds.training.summary_schema import Summary
 from tests.support import tiny
-from tests.support.launcher import PRETUNING, Place, Run, caller, launch, own_world
+from tests.support.launcher import PRETUNING, Place, Run, launch
 from tests.support.paths import ROOT
 from tests.training.test_summary_schema import mismatches
 
 pytest.importorskip("compressed_tensors")
 NEURONS = ["--prune_blocks", "neurons", "--max_steps", "3", "--report", "false"]
-
-
-@pytest.fixture(scope="module")
-def alone() -> Iterator[None]:
-    """This process is a world of its own."""
-    with own_world():
-        yield
-
-
-@pytest.fixture
-def run(alone: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """What `launchers/train.py` does, in this process."""
-    return caller(capfd, monkeypatch)
 
 
 def test_the_copy_is_measured_beside_the_model(place: Place, tmp_path: Path, run: Run) -> None:

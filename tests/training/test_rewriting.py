@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +21,10 @@ from apt_ds.models import loading
 from apt_ds.training import datasets, dense_model, rewriting
 from apt_ds.training.datasets import Data
 from tests.support import multiprocess, tiny
-from tests.support.launcher import PRETUNING, Place, Run, caller, inputs, own_world
+from tests.support.launcher import PRETUNING, Place, Run, inputs
 from tests.training.test_summary_schema import check
 
 REWRITE = ["--rewrite_answers", "--rewrite_max_new_tokens", "12"]
-
-
-@pytest.fixture(scope="module")
-def alone() -> Iterator[None]:
-    """This process is a world of its own."""
-    with own_world():
-        yield
-
-
-@pytest.fixture
-def run(alone: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """What `launchers/train.py` does, in this process."""
-    return caller(capfd, monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,21 +16,8 @@ from apt_ds.runtime import collectives
 from apt_ds.training import datasets
 from apt_ds.training.datasets import Data
 from tests.support import tiny
-from tests.support.launcher import PRETUNING, Place, Run, caller, own_world
+from tests.support.launcher import PRETUNING, Place, Run
 from tests.training.test_summary_schema import check
-
-
-@pytest.fixture(scope="module")
-def alone() -> Iterator[None]:
-    """This process is a world of its own."""
-    with own_world():
-        yield
-
-
-@pytest.fixture
-def run(alone: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """What `launchers/train.py` does, in this process."""
-    return caller(capfd, monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -18,23 +18,10 @@ from apt_ds.training.checkpoint import find
 from apt_ds.training.datasets import Data
 from tests.support import tiny
 from tests.support.file_server import Server, serving
-from tests.support.launcher import PRETUNING, Place, Run, caller, own_world
+from tests.support.launcher import PRETUNING, Place, Run
 from tests.training.test_summary_schema import check
 
 STREAMING = ["--streaming", "--shuffle_buffer_size", "8", "--eval_size", "4"]
-
-
-@pytest.fixture(scope="module")
-def alone() -> Iterator[None]:
-    """This process is a world of its own."""
-    with own_world():
-        yield
-
-
-@pytest.fixture
-def run(alone: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """What `launchers/train.py` does, in this process."""
-    return caller(capfd, monkeypatch)
 
 
 @pytest.fixture(scope="module")

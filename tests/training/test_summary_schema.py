@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints, is_typeddict
 
@@ -14,21 +13,8 @@ import pytest
 from apt_ds.models.export.facts import read_facts
 from apt_ds.training.summary_schema import VERSION, MetricsLine, ModelFigures, Summary
 from tests.support import tiny
-from tests.support.launcher import PRETUNING, Place, Run, caller, own_world
+from tests.support.launcher import PRETUNING, Place, Run
 from tests.support.paths import ROOT
-
-
-@pytest.fixture(scope="module")
-def alone() -> Iterator[None]:
-    """This process is a world of its own."""
-    with own_world():
-        yield
-
-
-@pytest.fixture
-def run(alone: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """What `launchers/train.py` does, in this process."""
-    return caller(capfd, monkeypatch)
 
 
 def mismatches(value: Any, schema: Any, where: str = "") -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -21,23 +21,10 @@ from apt_ds.training.trackers.background import Background
 from apt_ds.training.trackers.collection import flatten
 from apt_ds.training.trackers.tensorboard_events import TensorBoardTracker
 from tests.support import wandb_file
-from tests.support.launcher import GRADUAL, Place, Run, caller, own_world
+from tests.support.launcher import GRADUAL, Place, Run
 from tests.support.paths import ROOT
 
 STEPS = 4
-
-
-@pytest.fixture(scope="module")
-def alone() -> Iterator[None]:
-    """This process is a world of its own."""
-    with own_world():
-        yield
-
-
-@pytest.fixture
-def run(alone: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """What `launchers/train.py` does, in this process."""
-    return caller(capfd, monkeypatch)
 
 
 def events(folder: Path) -> Any:
