@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
+
+from apt_ds.config.tasks import INSTRUCTIONS
 
 Preset = dict[str, str | int | float | bool]
 
@@ -53,6 +57,20 @@ RECIPES: dict[str, Preset] = {
         "layer_match": "step",
     },
 }
+
+
+def language_model_cut(value: Callable[[str], Any]) -> Preset:
+    """What the default recipe adds for a language model that is cut before it tunes (METHOD.md, section 12).
+
+    {} for all other runs, and where another option of the run does not support it.
+
+    Args:
+        value: the value of a flag, stated or not.
+    """
+    cut_first = value("task") == INSTRUCTIONS and value("pruning") == "pretuning" and value("sparsity")
+    supported = value("score") != "fisher" and not value("scale_steps")
+    return {"repair": "ls"} if cut_first and supported else {}
+
 
 # what a recipe means in a comparison: epochs of full fine-tuning (0: as long as the other runs)
 RECIPE_FULL_EPOCHS = {"default": 0.0, "paper": 10.0}

@@ -97,7 +97,8 @@ class PruningOptions:
     )
     repair: str = choice(
         "none, ls",
-        "ls: at a cut, least squares set the weights that read what is removed so that outputs change the least",
+        "ls: at a cut, least squares set the weights that read what is removed so that outputs change the least. "
+        "--recipe default chooses ls for language models with --pruning pretuning",
     )
     repair_examples: int = option(256, "calibration examples that --repair and --score obs read", COUNT)
     tensor_parallel: int = option(

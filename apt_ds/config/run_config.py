@@ -10,7 +10,7 @@ import yaml
 
 from apt_ds.config.contradictions import contradictions
 from apt_ds.config.errors import UserError
-from apt_ds.config.methods import METHODS, RECIPES
+from apt_ds.config.methods import METHODS, RECIPES, language_model_cut
 from apt_ds.config.nearest import suggest
 from apt_ds.config.option_groups import DataOptions, DistributedOptions, ModelOptions, OptimOptions, SourceOptions
 from apt_ds.config.option_types import OneOf, Value, spelled_out, split_commas
@@ -125,7 +125,11 @@ def _implied(flags: dict[str, Any]) -> dict[str, Value]:
     """The values that the preset, the recipe and the method among `flags` imply. A later one takes precedence."""
     preset = PRESETS.get(flags.get("preset", ""))
     recipe, method = (flags.get(name, default) for name, default in (("recipe", "default"), ("method", "apt")))
-    return (preset() if preset else {}) | RECIPES.get(recipe, {}) | METHODS.get(method, {})
+    implied = (preset() if preset else {}) | RECIPES.get(recipe, {}) | METHODS.get(method, {})
+    if recipe != "default":
+        return implied
+    known = implied | flags
+    return language_model_cut(lambda name: known.get(name, OPTIONS[name].default)) | implied
 
 
 class Place(NamedTuple):

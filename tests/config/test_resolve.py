@@ -178,20 +178,49 @@ PAPER = {
     "mask_step": 0.01,
     "optimizer_state": "reset",
 }
+# what the default recipe adds for language models that are cut before they tune, and the paper does not have
+ADDED = {"repair": ("ls", "none")}
+
+
+def as_in_the_paper(options: dict[str, object]) -> dict[str, object]:
+    """What the paper's recipe makes of the options of the default one."""
+    removed = {name: without for name, (added, without) in ADDED.items() if options[name] == added}
+    return options | PAPER | removed | {"recipe": "paper"}
 
 
 @pytest.mark.parametrize("preset", ["", *PRESETS])
 def test_the_papers_recipe_sets_its_choices_and_nothing_else(preset: str, named: list[str]) -> None:
     words = [*named[:2], "--preset", preset] if preset else named
     plain = table(resolve(words))
-    assert table(resolve([*words, "--recipe", "paper"])) == plain | PAPER | {"recipe": "paper"}
+    assert table(resolve([*words, "--recipe", "paper"])) == as_in_the_paper(plain)
     assert table(resolve([*words, "--recipe", "default"])) == plain
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_recipe_and_any_method_agree(name: str, named: list[str]) -> None:
     words = [*named, "--method", name]
-    assert table(resolve([*words, "--recipe", "paper"])) == table(resolve(words)) | PAPER | {"recipe": "paper"}
+    assert table(resolve([*words, "--recipe", "paper"])) == as_in_the_paper(table(resolve(words)))
+
+
+@pytest.mark.parametrize(
+    ("words", "repair"),
+    [
+        ([], "ls"),
+        (["--method", "apt_fixed_ranks"], "ls"),
+        (["--repair", "none"], "none"),
+        (["--recipe", "paper"], "none"),
+        (["--pruning", "gradual"], "none"),
+        (["--pruning", "posttuning"], "none"),
+        (["--sparsity", "0"], "none"),
+        (["--task", "sst2"], "none"),
+        (["--method", "lora_prune"], "none"),
+        # a repair would contradict the options
+        (["--score", "fisher"], "none"),
+        (["--scale_steps", "4"], "none"),
+    ],
+)
+def test_a_language_model_that_is_cut_first_is_repaired(words: list[str], repair: str, named: list[str]) -> None:
+    assert resolve([*named, *words]).pruning.repair == repair
 
 
 @pytest.mark.parametrize("source", ["command line", "file"])

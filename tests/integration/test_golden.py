@@ -1,4 +1,4 @@
-"""Six short runs give the figures that are recorded in `golden.json`."""
+"""Seven short runs give the figures that are recorded in `golden.json`."""
 
 from __future__ import annotations
 

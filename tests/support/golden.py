@@ -1,4 +1,4 @@
-"""Figures that six short runs gave once. `python -m tests.support.golden` records them again in `golden.json`.
+"""Figures that seven short runs gave once. `python -m tests.support.golden` records them again in `golden.json`.
 
 A change of structure must not change them: the same losses, the same decisions, the same bytes of the written model.
 They hold for one platform, which the file names; elsewhere kernels round differently.
@@ -18,14 +18,14 @@ from typing import Any, NamedTuple
 import torch
 
 from tests.support import tiny
-from tests.support.launcher import GRADUAL, PRETUNING, inputs, launch
+from tests.support.launcher import GRADUAL, PLAIN, PRETUNING, inputs, launch
 from tests.support.paths import ROOT
 
 FILE = Path(__file__).with_name("golden.json")
 
 
 class Short(NamedTuple):
-    """One of the six runs: which inputs, which DeepSpeed file, how many processes, what else is typed."""
+    """One of the runs: which inputs, which DeepSpeed file, how many processes, what else is typed."""
 
     inputs: str
     deepspeed: str
@@ -35,9 +35,10 @@ class Short(NamedTuple):
 
 RUNS = {
     "llama-zero3-gradual-two-ranks": Short("llama", "zero3", 2, GRADUAL),
-    "llama-zero2-bf16-pretuning": Short("llama", "zero2", 1, [*PRETUNING, "--bf16"]),
-    "llama-zero3-offload": Short("llama", "zero3_offload", 1, PRETUNING),
-    "llama-4-bits": Short("blocks", "zero2", 1, [*PRETUNING, "--base_bits", "4", "--bf16", "--align", "64"]),
+    "llama-zero2-bf16-pretuning": Short("llama", "zero2", 1, [*PRETUNING, *PLAIN, "--bf16"]),
+    "llama-zero3-offload": Short("llama", "zero3_offload", 1, [*PRETUNING, *PLAIN]),
+    "llama-4-bits": Short("blocks", "zero2", 1, [*PRETUNING, *PLAIN, "--base_bits", "4", "--bf16", "--align", "64"]),
+    "llama-repaired": Short("llama", "zero3", 1, PRETUNING),
     "bert-distilled": Short("bert-classes", "zero2", 1, [*GRADUAL, "--distill", "--structure", "adaptive"]),
     "t5": Short("t5", "zero2", 1, [*GRADUAL, "--structure", "adaptive"]),
 }

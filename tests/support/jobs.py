@@ -29,6 +29,7 @@ from apt_ds.runtime.packed import QuantizedParameter
 from apt_ds.training import datasets, preflight, prepared_data, questions, trainer
 from apt_ds.training import run as training_run
 from apt_ds.training.summary_schema import ModelFigures
+from tests.support.launcher import PLAIN
 from tests.support.text_fixtures import pair_tokenizer
 
 # weights stay sharded between uses only with these; a tiny model would be held whole otherwise
@@ -61,7 +62,7 @@ def run_config(folder: str, stage: int, offload: bool, flags: list[str]) -> RunC
             *["--data_path", str(place / "data.json"), "--output_dir", str(place / f"out_{collectives.world_size()}")],
             *["--overwrite_output_dir", "--eval_size", "4", "--max_seq_length", "64", "--report", "false"],
             *["--per_device_train_batch_size", "1", "--learning_rate", "1e-2"],
-            *["--gradient_accumulation_steps", str(4 // collectives.world_size()), *flags],
+            *["--gradient_accumulation_steps", str(4 // collectives.world_size()), *PLAIN, *flags],
         ]
     )
 

@@ -23,6 +23,8 @@ from tests.support.paths import ROOT
 
 STEPS = 8
 PRETUNING = ["--calibration_steps", "3"]
+# a cut that only removes
+PLAIN = ["--repair", "none"]
 GRADUAL = ["--pruning", "gradual", "--structure", "uniform", "--mask_step", "0.25"]
 
 
