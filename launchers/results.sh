@@ -42,12 +42,12 @@ sweep)
     options=("${smollm2[@]}" "${broad[@]}" --methods pruning,lora --sparsity 0.2,0.3,0.4,0.5,0.6 --full_learning_rate 5e-5)
     ;;
 parts)
-    # the best setting for language models, and each of its parts left out or exchanged
-    variants=apt,apt[repair=none],apt[distill=none],apt[repair=none,distill=none]
+    # the default for language models, and each of its parts left out or exchanged
+    variants=apt,apt[repair=none],apt[distill=logits],apt[distill=logits,distill_weight=0.2]
     variants+=",apt[data_path=$data/alpaca/alpaca_gpt4_train.json],apt[calibration_average=moving],apt[allocate=kl]"
     variants+=",apt[score=obs],apt[rewrite_answers=true],apt[structure=uniform]"
-    variants+=",apt[structure=uniform,allocate=kl],apt[structure=uniform,repair=none,distill=none]"
-    options=("${smollm2[@]}" "${broad[@]}" --methods "$variants" --sparsity 0.3,0.5 --repair ls --distill logits)
+    variants+=",apt[structure=uniform,allocate=kl],apt[structure=uniform,repair=none]"
+    options=("${smollm2[@]}" "${broad[@]}" --methods "$variants" --sparsity 0.3,0.5)
     ;;
 sst2)
     options=(
