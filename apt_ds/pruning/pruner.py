@@ -21,9 +21,9 @@ from apt_ds.models.blocks import Anatomy
 from apt_ds.models.writable_sizes import EVERY_SIZE, Writable
 from apt_ds.pruning.bias_compensation import compensate
 from apt_ds.pruning.block_history import BlockHistory
-from apt_ds.pruning.budget_search import cuttable, describe, search
+from apt_ds.pruning.budget_search import cuttable, search
 from apt_ds.pruning.l0_gates import L0Gates
-from apt_ds.pruning.layer_sizes import by_layer
+from apt_ds.pruning.layer_sizes import by_layer, describe
 from apt_ds.pruning.masks import Masks
 from apt_ds.pruning.policy import CutAction, MaskAction
 from apt_ds.pruning.rules import rules_of
