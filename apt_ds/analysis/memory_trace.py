@@ -143,9 +143,9 @@ def measure(
             task_heads.attach(model, base.anatomy)
         training_loss = TrainingLoss(run, base.kind, base.anatomy, 1, CPU)
         same_step = run.pruning.layer_match == "step"
-        training_loss.matcher = UnmatchedLayers(base.anatomy, run.optim.seed, same_step, CPU)
+        training_loss.distillation.matcher = UnmatchedLayers(base.anatomy, run.optim.seed, same_step, CPU)
         masks = half_masked(base, run)
-        training_loss.prepare(model, base.anatomy)
+        training_loss.phase.prepare(model, base.anatomy)
         masks.install(model.train())
         if run.pruning.learns_gates:
             masks.learn(masks.values)
@@ -153,7 +153,7 @@ def measure(
         if run.pruning.mode != "none" and run.pruning.score not in ("taylor", "random", "l0"):
             hooks.install(model)
         training_loss.install_hooks(model)
-        snapshot = sum(tensor.nbytes for tensor in training_loss.teacher.snapshot.values())
+        snapshot = sum(tensor.nbytes for tensor in training_loss.phase.teacher.snapshot.values())
         waiting = teacher_outputs(training_loss, model, masks, batch) * (run.optim.gradient_accumulation_steps - 1)
         forward = partial(micro_batch_loss, training_loss, model, masks, hooks, batch)
         activations = snapshot + waiting + peak_bytes(model, forward, backward=True) + grams(base, run)
@@ -233,9 +233,10 @@ def micro_batch_loss(
     training_loss: TrainingLoss, model: nn.Module, masks: Masks, hooks: Salience, shape: Shape
 ) -> Tensor:
     """The loss of a training micro-batch."""
-    training_loss.task_loss = counted(training_loss.task_type, shape)
-    training_loss.loss_denominator, training_loss.tokens_per_stack = 1, [1] * len(training_loss.matcher.stacks)
-    training_loss.matcher.begin(0, measuring=training_loss.distilling)
+    training_loss.task_loss = training_loss.distillation.task_loss = counted(training_loss.task_type, shape)
+    matcher = training_loss.distillation.matcher
+    training_loss.loss_denominator, training_loss.tokens_per_stack = 1, [1] * len(matcher.stacks)
+    matcher.begin(0, measuring=training_loss.phase.active)
     batch = with_teacher(batch_of(training_loss.task_type, shape), training_loss.run, shape)
     hooks.begin(batch.attention_mask, next(model.parameters()).dtype, 0, training_loss.task_loss.decoder_mask(batch))
     return training_loss.micro_batch_loss(model, batch, masks)[0]
@@ -243,10 +244,10 @@ def micro_batch_loss(
 
 def teacher_outputs(training_loss: TrainingLoss, model: nn.Module, masks: Masks, shape: Shape) -> int:
     """Bytes of the teacher's outputs of one micro-batch. A second pass over the micro-batches keeps them, else 0."""
-    if not training_loss.previews:
+    if not training_loss.distillation.previews:
         return 0
-    training_loss.task_loss = counted(training_loss.task_type, shape)
-    outputs = training_loss.teacher_outputs(model, batch_of(training_loss.task_type, shape), masks)
+    training_loss.distillation.task_loss = counted(training_loss.task_type, shape)
+    outputs = training_loss.distillation.teacher_outputs(model, batch_of(training_loss.task_type, shape), masks)
     return sum(tensor.nbytes for tensor in (*outputs.logits, *outputs.states.values()))
 
 

@@ -117,8 +117,8 @@ class TrainStep:
         total = torch.zeros((), device=self.device)
         # The engine averages over ranks and micro-batches. The loss is already a mean over the global batch.
         scale = collectives.world_size() * batches.per_step
-        if self.training_loss.previews:
-            self.training_loss.preview(engine, batches.after_first(step), self.pruner.masks)
+        if self.training_loss.distillation.previews:
+            self.training_loss.distillation.preview(engine, batches.after_first(step), self.pruner.masks)
         for micro in range(batches.per_step):
             heartbeat.progress()
             on_host = batches.on_host(step, micro)

@@ -191,7 +191,7 @@ class Trainer:
         self.run_engine.attach_trainables(model, scores_by_weight_gradients)
         if initial is not None:
             initial.load(model)
-        self.pruner.anatomy = self.training_loss.prepare(model, self.pruner.anatomy)
+        self.pruner.anatomy = self.training_loss.phase.prepare(model, self.pruner.anatomy)
 
     def _build(self, model: nn.Module) -> None:
         model.train()
@@ -224,7 +224,7 @@ class Trainer:
     def train_loop(self) -> None:
         """Run all steps that are not done yet. Collective."""
         if "before" not in self.evaluations.figures:
-            self.training_loss.set_initial_score(dict(self.evaluations.before(self.engine, self.data.describe())))
+            self.training_loss.phase.set_initial_score(dict(self.evaluations.before(self.engine, self.data.describe())))
         self.early_end.begin()
         self._report_layers(self.done)
         for step in range(self.done, self.data.total_steps):
@@ -255,11 +255,11 @@ class Trainer:
         with self.meter.scoring():
             self.pruner.advance(step)
             plan = self.pruner.plan(step, self.data.total_steps, self.engine.module)
-        if self.training_loss.teacher_due(step):
+        if self.training_loss.phase.teacher_due(step):
             score = self.evaluate(step)
             with self.meter.scoring():
-                self.training_loss.update_teacher(score, self.engine.module)
-        if plan or self.training_loss.due(step):
+                self.training_loss.phase.update_teacher(score, self.engine.module)
+        if plan or self.training_loss.phase.due(step):
             self.rebuild(step, plan)
 
     def rebuild(self, step: int, plan: Plan, fresh: bool = False) -> None:
@@ -277,7 +277,7 @@ class Trainer:
         rebuild.rebuild(
             self.run_engine,
             self.pruner,
-            self.training_loss,
+            self.training_loss.phase,
             self.repairer,
             plan,
             step,
