@@ -30,12 +30,12 @@ from apt_ds.models.architectures import architecture_of
 from apt_ds.models.loading import Base
 from apt_ds.runtime import collectives
 from apt_ds.training.checkpoint.contents import PARTS
+from apt_ds.training.data_figures import DataSizes, RewrittenAnswers, SourceFigures
 from apt_ds.training.prepared_data import Part, prepared_on_node, split, train_and_held_out, whole
 from apt_ds.training.questions import read_spans
 from apt_ds.training.sampling import Sampled, calibration_order, sampling
 from apt_ds.training.sources import Sets, SourcePart, SourceReader
 from apt_ds.training.streaming import Stream, StreamOrder, open_stream
-from apt_ds.training.summary_schema import DataSizes, RewrittenAnswers, SourceFigures
 
 
 @dataclass

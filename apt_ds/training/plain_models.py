@@ -21,7 +21,8 @@ from apt_ds.models.loading import Base
 from apt_ds.models.weights import device_map
 from apt_ds.runtime import zero
 from apt_ds.training.datasets import Data
-from apt_ds.training.summary_schema import ModelFigures, Sample, Summary
+from apt_ds.training.model_figures import ModelFigures
+from apt_ds.training.summary_schema import Sample, Summary
 
 NEW_TOKENS = 48
 REPEATS = 3

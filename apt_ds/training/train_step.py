@@ -19,11 +19,11 @@ from apt_ds.training.datasets import Data
 from apt_ds.training.early_end import EarlyEnd
 from apt_ds.training.meter import Meter
 from apt_ds.training.metrics import MetricsLogger
+from apt_ds.training.metrics_schema import MetricsLine
 from apt_ds.training.micro_batches import MicroBatches
 from apt_ds.training.pruning_figures import LayerSizes
 from apt_ds.training.step_sums import StepSums
 from apt_ds.training.stream_batches import StreamBatches
-from apt_ds.training.summary_schema import MetricsLine
 
 
 class TrainStep:
