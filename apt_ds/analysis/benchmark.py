@@ -28,7 +28,7 @@ from apt_ds.config.run_config import RunConfig
 from apt_ds.data.batching import GlobalOrder
 from apt_ds.data.conversations import load_examples
 from apt_ds.data.instructions import build_dataset
-from apt_ds.losses.task_losses import trained_tokens
+from apt_ds.losses.token_losses import trained_tokens
 from apt_ds.models import attention, loading
 from apt_ds.models.loading import Base
 from apt_ds.runtime import collectives, zero

@@ -26,7 +26,9 @@ from apt_ds.data.tokenized import Row
 from apt_ds.losses import cross_entropy
 from apt_ds.losses.layer_matching import LayerMatcher
 from apt_ds.losses.lm_head import pad_positions
-from apt_ds.losses.task_losses import TASK_LOSSES, Inputs, LabelledTokens, TaskLoss, TokenLoss
+from apt_ds.losses.task_loss import Inputs, TaskLoss
+from apt_ds.losses.task_losses import TASK_LOSSES
+from apt_ds.losses.token_losses import LabelledTokens, TokenLoss
 from apt_ds.losses.training_loss import TrainingLoss
 from apt_ds.models import adapter, loading, quantization, task_heads
 from apt_ds.models.architectures import architecture_of

@@ -18,7 +18,7 @@ from apt_ds.data.batching import Batch
 from apt_ds.losses import distillation
 from apt_ds.losses.layer_matching import LayerMatcher
 from apt_ds.losses.self_teacher import TRANSFORM, ForwardOutputs, LayerRecorder
-from apt_ds.losses.task_losses import TaskLoss
+from apt_ds.losses.task_loss import TaskLoss
 from apt_ds.losses.teacher_phase import TeacherPhase
 from apt_ds.models.blocks import HIDDEN, Anatomy
 from apt_ds.pruning.masks import Masks

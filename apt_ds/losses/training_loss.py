@@ -20,7 +20,8 @@ from apt_ds.data.tokenized import IGNORED, Row
 from apt_ds.losses.dense_teacher import DenseTeacher, has_teacher
 from apt_ds.losses.router_loss import RouterLoss
 from apt_ds.losses.self_distillation import SelfDistillation
-from apt_ds.losses.task_losses import TASK_LOSSES, TaskLoss
+from apt_ds.losses.task_loss import TaskLoss
+from apt_ds.losses.task_losses import TASK_LOSSES
 from apt_ds.losses.teacher_phase import TeacherPhase
 from apt_ds.models.blocks import Anatomy
 from apt_ds.pruning.masks import Masks

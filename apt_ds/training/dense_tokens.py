@@ -29,7 +29,8 @@ from apt_ds.data.teacher_cache import (
     remove,
     usable,
 )
-from apt_ds.losses.task_losses import TASK_LOSSES, TokenLoss
+from apt_ds.losses.task_losses import TASK_LOSSES
+from apt_ds.losses.token_losses import TokenLoss
 from apt_ds.models import loading
 from apt_ds.models.base_config import decisive
 from apt_ds.models.loading import Base

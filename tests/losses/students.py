@@ -14,7 +14,8 @@ from apt_ds.config.tasks import ANSWERS, CLASSIFICATION, GENERATION
 from apt_ds.data.batching import Batch, collate
 from apt_ds.data.tokenized import Row
 from apt_ds.losses.self_distillation import SelfDistillation
-from apt_ds.losses.task_losses import TASK_LOSSES, Logits
+from apt_ds.losses.task_loss import Logits
+from apt_ds.losses.task_losses import TASK_LOSSES
 from apt_ds.losses.teacher_phase import TeacherPhase
 from apt_ds.losses.training_loss import TrainingLoss
 from apt_ds.models import adapter, task_heads

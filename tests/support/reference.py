@@ -18,7 +18,8 @@ from apt_ds.config.run_config import RunConfig
 from apt_ds.config.schedules import learning_rate, warmup_steps
 from apt_ds.data.batching import collate
 from apt_ds.eval.held_out import held_out_loss
-from apt_ds.losses.task_losses import summed_loss, trained_tokens
+from apt_ds.losses.task_losses import summed_loss
+from apt_ds.losses.token_losses import trained_tokens
 from apt_ds.models import adapter, loading
 from apt_ds.pruning import surgery
 from apt_ds.pruning.pruner import Pruner
