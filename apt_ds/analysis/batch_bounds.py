@@ -11,8 +11,8 @@ from apt_ds.data.batching import round_up
 from apt_ds.data.length_order import Order
 from apt_ds.data.rows import Rows
 from apt_ds.losses.task_losses import TASK_LOSSES
-from apt_ds.training.datasets import Data
 from apt_ds.training.micro_batches import layout_of
+from apt_ds.training.run_data import Data
 from apt_ds.training.sampling import calibration_order, sampling
 
 

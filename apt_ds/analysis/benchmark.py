@@ -33,7 +33,7 @@ from apt_ds.models import attention, loading
 from apt_ds.models.loading import Base
 from apt_ds.runtime import collectives, zero
 from apt_ds.runtime.files import write_json
-from apt_ds.training.datasets import Data
+from apt_ds.training.run_data import Data
 
 LAST_STEP = 10**6  # so late that no schedule ends while steps are timed
 CUTS = {"dense": 0.0, "cut30": 0.3, "cut50": 0.5}

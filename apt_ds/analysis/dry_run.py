@@ -34,7 +34,8 @@ from apt_ds.models.tensor_parallel import check_vocabulary
 from apt_ds.pruning.rules import mask_notice, rules_of
 from apt_ds.runtime import collectives, zero
 from apt_ds.training import dense_tokens
-from apt_ds.training.datasets import Data, read_data
+from apt_ds.training.datasets import read_data
+from apt_ds.training.run_data import Data
 from apt_ds.training.sampling import sampling
 
 GPUS = 8  # per node, where neither launcher nor machine says

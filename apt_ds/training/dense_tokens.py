@@ -35,7 +35,7 @@ from apt_ds.models import loading
 from apt_ds.models.base_config import decisive
 from apt_ds.models.loading import Base
 from apt_ds.runtime import collectives, heartbeat, notices, signals, zero
-from apt_ds.training.datasets import Data
+from apt_ds.training.run_data import Data
 
 Payload = tuple[list[int], np.ndarray, np.ndarray]  # places of rows, int32 [tokens, k], fp16 [tokens, k]
 

@@ -20,8 +20,8 @@ from apt_ds.models import loading
 from apt_ds.models.loading import Base
 from apt_ds.models.weights import device_map
 from apt_ds.runtime import zero
-from apt_ds.training.datasets import Data
 from apt_ds.training.model_figures import ModelFigures
+from apt_ds.training.run_data import Data
 from apt_ds.training.summary_schema import Sample, Summary
 
 NEW_TOKENS = 48

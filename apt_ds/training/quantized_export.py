@@ -15,7 +15,7 @@ from apt_ds.models.export.quantize import auto_class, quantize_folder
 from apt_ds.models.loading import Base
 from apt_ds.models.weights import device_map
 from apt_ds.runtime import collectives, heartbeat, zero
-from apt_ds.training.datasets import Data
+from apt_ds.training.run_data import Data
 from apt_ds.training.summary_schema import QuantizedFigures
 
 

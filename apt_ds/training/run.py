@@ -29,11 +29,12 @@ from apt_ds.runtime.signals import Stopped, StopSignals
 from apt_ds.runtime.watchdog import Watchdog
 from apt_ds.training import checkpoint, preflight
 from apt_ds.training.concluding import conclude, find_destination
-from apt_ds.training.datasets import Data, read_data
+from apt_ds.training.datasets import read_data
 from apt_ds.training.metrics import MetricsLogger
 from apt_ds.training.output_folder import check_output, discard_output, prepare_output
 from apt_ds.training.quantized_export import write_quantized
 from apt_ds.training.rewriting import with_own_answers
+from apt_ds.training.run_data import Data
 from apt_ds.training.summary_schema import Summary
 from apt_ds.training.trackers import Trackers, check_installed
 from apt_ds.training.trackers.tracker import Ended

@@ -17,7 +17,6 @@ from apt_ds.models.loading import Base
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.runtime import heartbeat, profiler, zero
 from apt_ds.runtime.signals import StopSignals
-from apt_ds.training.datasets import Data
 from apt_ds.training.dense_distillation import DenseDistillation
 from apt_ds.training.early_end import EarlyEnd
 from apt_ds.training.evaluations import Evaluations
@@ -26,6 +25,7 @@ from apt_ds.training.meter import Meter
 from apt_ds.training.metrics import MetricsLogger
 from apt_ds.training.one_shot_cut import OneShotCut
 from apt_ds.training.repairing import Repairer
+from apt_ds.training.run_data import Data
 from apt_ds.training.run_engine import RunEngine
 from apt_ds.training.run_state import RunState, Stateful
 from apt_ds.training.saving import Saver

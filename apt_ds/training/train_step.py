@@ -15,13 +15,13 @@ from apt_ds.losses.training_loss import TrainingLoss
 from apt_ds.models import adapter, loading
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.runtime import collectives, heartbeat, profiler, zero
-from apt_ds.training.datasets import Data
 from apt_ds.training.early_end import EarlyEnd
 from apt_ds.training.meter import Meter
 from apt_ds.training.metrics import MetricsLogger
 from apt_ds.training.metrics_schema import MetricsLine
 from apt_ds.training.micro_batches import MicroBatches
 from apt_ds.training.pruning_figures import LayerSizes
+from apt_ds.training.run_data import Data
 from apt_ds.training.step_sums import StepSums
 from apt_ds.training.stream_batches import StreamBatches
 

@@ -18,9 +18,9 @@ from apt_ds.runtime.clock import seconds_after
 from apt_ds.runtime.signals import StopSignals
 from apt_ds.training import rebuild
 from apt_ds.training.checkpoint import Checkpoint
-from apt_ds.training.datasets import Data
 from apt_ds.training.final_model import excluded_consumers, write_final_model
 from apt_ds.training.metrics import MetricsLogger
+from apt_ds.training.run_data import Data
 from apt_ds.training.run_figures import run_figures
 from apt_ds.training.run_parts import RunParts
 from apt_ds.training.run_state import Content, saved_after_cut

@@ -34,8 +34,8 @@ from apt_ds.pruning import surgery
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.pruning.surgery import Plan
 from apt_ds.runtime import zero
-from apt_ds.training.datasets import Data
 from apt_ds.training.metrics import MetricsLogger
+from apt_ds.training.run_data import Data
 from apt_ds.training.trainer import Trainer
 from tests.support import tiny
 from tests.support.jobs import zero_json

@@ -27,7 +27,8 @@ from apt_ds.pruning.rank_growth import adapter_sizes
 from apt_ds.pruning.surgery import Plan
 from apt_ds.runtime import zero
 from apt_ds.runtime.zero import EngineState
-from apt_ds.training.datasets import Data, read_data
+from apt_ds.training.datasets import read_data
+from apt_ds.training.run_data import Data
 from tests.support.jobs import run_config
 
 

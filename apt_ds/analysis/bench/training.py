@@ -31,8 +31,8 @@ from apt_ds.models.unwrap import pretrained_model
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.runtime import collectives, zero
 from apt_ds.runtime.memory import peak_memory, reset_peak
-from apt_ds.training.datasets import Data
 from apt_ds.training.metrics import MetricsLogger
+from apt_ds.training.run_data import Data
 from apt_ds.training.trainer import Trainer
 
 
