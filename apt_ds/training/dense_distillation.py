@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from apt_ds.config.run_config import RunConfig
-from apt_ds.data.instructions import resolve_pad_id
+from apt_ds.data.special_tokens import resolve_pad_id
 from apt_ds.data.teacher_cache import TeacherCache
 from apt_ds.models.loading import Base
 from apt_ds.runtime import zero

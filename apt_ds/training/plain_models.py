@@ -14,7 +14,8 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from apt_ds.config.run_config import RunConfig
-from apt_ds.data.instructions import prompt_ids, resolve_pad_id
+from apt_ds.data.prompts import prompt_ids
+from apt_ds.data.special_tokens import resolve_pad_id
 from apt_ds.eval.inference_timing import LANGUAGE, prompts, run_once
 from apt_ds.models import loading
 from apt_ds.models.loading import Base

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from apt_ds.config.run_config import RunConfig
-from apt_ds.data.instructions import resolve_pad_id
+from apt_ds.data.special_tokens import resolve_pad_id
 from apt_ds.eval.held_out import held_out_loss
 from apt_ds.models import pretrained
 from apt_ds.models.export.quantize import auto_class, quantize_folder

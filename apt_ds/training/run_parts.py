@@ -7,7 +7,7 @@ from torch import nn
 from transformers import GenerationConfig
 
 from apt_ds.config.run_config import RunConfig
-from apt_ds.data.instructions import resolve_pad_id
+from apt_ds.data.special_tokens import resolve_pad_id
 from apt_ds.eval.evaluator import Evaluator
 from apt_ds.losses.training_loss import TrainingLoss
 from apt_ds.models import fingerprint, loading

@@ -21,7 +21,7 @@ from apt_ds.config.deepspeed_config import load_config
 from apt_ds.config.option_groups import FLASH, VARLEN
 from apt_ds.config.run_config import RunConfig
 from apt_ds.data.batching import collate
-from apt_ds.data.instructions import resolve_pad_id
+from apt_ds.data.special_tokens import resolve_pad_id
 from apt_ds.models import loading
 from apt_ds.models.attention import SDPA
 from apt_ds.models.export.configs import writable_sizes
