@@ -1,4 +1,4 @@
-"""Prompts, masks over them, truncation and the split."""
+"""Prompts, masks over them, and truncation."""
 
 from __future__ import annotations
 
