@@ -13,6 +13,8 @@ from apt_ds.config.run_config import RunConfig
 from apt_ds.data.step_layout import StepLayout
 from apt_ds.losses.training_loss import TrainingLoss
 from apt_ds.models import adapter, loading
+from apt_ds.pruning import size_report
+from apt_ds.pruning.layer_sizes import by_layer
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.runtime import collectives, heartbeat, profiler, zero
 from apt_ds.training.early_end import EarlyEnd
@@ -215,7 +217,7 @@ class TrainStep:
         if (step + 1) % self.run_config.output.logging_steps and step + 1 != self.data.total_steps:
             return
         ranks = list(adapter.ranks(engine.module).values()) or [0]
-        progress, boundary_seconds = self.pruner.progress(step + 1), self.pruner.take_seconds()
+        progress, boundary_seconds = size_report.progress(self.pruner, step + 1), self.pruner.take_seconds()
         rebuild_seconds, is_first = self.meter.last_rebuild(), step < self.run_config.output.logging_steps
         line: MetricsLine = {
             "step": step + 1,
@@ -236,9 +238,9 @@ class TrainStep:
             },
         }
         if is_first:
-            line["sizes_before"] = cast(LayerSizes, self.pruner.layers_before())
+            line["sizes_before"] = cast(LayerSizes, by_layer(self.pruner.anatomy, self.pruner.original_sizes))
         if is_first or rebuild_seconds:
-            line["sizes"] = cast(LayerSizes, self.pruner.layers())
+            line["sizes"] = cast(LayerSizes, by_layer(self.pruner.anatomy, self.pruner.anatomy.sizes))
         if (distance := self.training_loss.dense_teacher.distance) is not None:
             line["teacher_distance"] = distance
         self.metrics_logger.step(line)
