@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from apt_ds.config.run_config import RunConfig
@@ -20,7 +21,8 @@ def test_sizes_follow_a_cut() -> None:
     anatomy = anatomy_of(tiny.config("mha"))
     pruner = Pruner(RunConfig(**GRADUAL), anatomy, 100, torch.device("cpu"))
     whole = size_report.progress(pruner, 0)
-    assert whole == {"kept": 1.0, "kept_parameters": anatomy.num_parameters(anatomy.sizes), "target": 1.0}
+    assert whole["kept"] == 1.0 and whole["target"] == pytest.approx(1.0)
+    assert whole["kept_parameters"] == anatomy.num_parameters(anatomy.sizes)
     keep = np.ones(anatomy.sizes.total(), dtype=bool)
     keep[0] = False
     smaller = anatomy.with_sizes(kept_sizes(anatomy.sizes, keep))
@@ -32,4 +34,4 @@ def test_sizes_follow_a_cut() -> None:
     heads = report["layers"]["before"]["heads"], report["layers"]["after"]["heads"]  # type: ignore[index]
     assert [b - a for b, a in zip(*heads, strict=True)] == [1] + [0] * (len(anatomy.layers) - 1)
     # the schedule has reached its end
-    assert size_report.progress(pruner, 100)["target"] == 0.6
+    assert size_report.progress(pruner, 100)["target"] == pytest.approx(0.6)
