@@ -20,7 +20,7 @@ from apt_ds.analysis.bench.meters import peak_flops, process_bytes
 from apt_ds.analysis.bench.requantization import rounding
 from apt_ds.analysis.bench.synthetic import PREFIX, one_layer, random_base, random_data, shape_of
 from apt_ds.analysis.bench.training import Timed, measure
-from apt_ds.analysis.bench.variants import chosen
+from apt_ds.analysis.bench.variants import Variant, chosen
 from apt_ds.analysis.cluster_model import Cluster, Load, Reached
 from apt_ds.config.deepspeed_config import load_config
 from apt_ds.config.errors import UserError
@@ -28,12 +28,12 @@ from apt_ds.config.run_config import RunConfig
 from apt_ds.data.batching import GlobalOrder
 from apt_ds.data.conversations import load_examples
 from apt_ds.data.instructions import build_dataset
-from apt_ds.losses.task_losses import trained_tokens
+from apt_ds.losses.token_losses import trained_tokens
 from apt_ds.models import attention, loading
 from apt_ds.models.loading import Base
 from apt_ds.runtime import collectives, zero
 from apt_ds.runtime.files import write_json
-from apt_ds.training.datasets import Data
+from apt_ds.training.run_data import Data
 
 LAST_STEP = 10**6  # so late that no schedule ends while steps are timed
 CUTS = {"dense": 0.0, "cut30": 0.3, "cut50": 0.5}
@@ -74,15 +74,7 @@ def benchmark(run: RunConfig, settings: Settings, json_path: str) -> table.Figur
     variants, notes = chosen(list(settings.variants), config)
     peak = 1e12 * settings.peak_tflops or peak_flops(loading.run_dtype(run))
     process = max(collectives.gather_objects(process_bytes()))
-    rounds: dict[str, list[Timed]] = {variant.name: [] for variant in variants}
-    for number in range(1, settings.rounds + 1):
-        for variant in variants:
-            found = measure(variant, run, base, data, settings.steps)
-            rounds[variant.name].append(found)
-            if collectives.is_main():
-                step = f"{statistics.median(found.seconds):.3f} s a step"
-                print(f"round {number} of {settings.rounds}: {variant.what}, {step}", file=sys.stderr, flush=True)
-            zero.free_memory()
+    rounds = timed_rounds(variants, run, base, data, settings)
     load = load_of(run, data, settings.steps)
     figures = table.summarize(rounds, load, collectives.world_size(), peak, process)
     if process:
@@ -106,6 +98,22 @@ def benchmark(run: RunConfig, settings: Settings, json_path: str) -> table.Figur
         if json_path:
             write_json(Path(json_path), figures)
     return figures
+
+
+def timed_rounds(
+    variants: list[Variant], run: RunConfig, base: Base, data: Data, settings: Settings
+) -> dict[str, list[Timed]]:
+    """Measure every variant once in each round. Returns the measurements by the variant's name. Collective."""
+    rounds: dict[str, list[Timed]] = {variant.name: [] for variant in variants}
+    for number in range(1, settings.rounds + 1):
+        for variant in variants:
+            found = measure(variant, run, base, data, settings.steps)
+            rounds[variant.name].append(found)
+            if collectives.is_main():
+                step = f"{statistics.median(found.seconds):.3f} s a step"
+                print(f"round {number} of {settings.rounds}: {variant.what}, {step}", file=sys.stderr, flush=True)
+            zero.free_memory()
+    return rounds
 
 
 def inputs(run: RunConfig) -> tuple[Base, Data]:

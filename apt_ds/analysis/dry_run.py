@@ -9,25 +9,21 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import psutil
 import torch
 
+from apt_ds.analysis.batch_bounds import evaluation_batches, micro_batches
 from apt_ds.analysis.memory_estimate import MOMENTS_IN_8_BITS, Estimate, estimate
-from apt_ds.analysis.memory_trace import Shape, measure
+from apt_ds.analysis.memory_trace import measure
 from apt_ds.analysis.sharding import MOMENTS, Bytes, Layout
 from apt_ds.config.deepspeed_config import load_config
 from apt_ds.config.run_config import RunConfig
-from apt_ds.config.tasks import GENERATION, LANGUAGE_MODEL
-from apt_ds.data.batching import round_up
 from apt_ds.data.glue import labels_of
-from apt_ds.data.length_order import Order
-from apt_ds.data.rows import Rows
 from apt_ds.data.tokenizer_checks import check_lengths
 from apt_ds.eval import metrics
-from apt_ds.losses.task_losses import TASK_LOSSES
 from apt_ds.models import adapter, attention, initial_adapters, loading, quantization_checks
 from apt_ds.models.export import form_checks
 from apt_ds.models.export.configs import writable_sizes
@@ -38,9 +34,9 @@ from apt_ds.models.tensor_parallel import check_vocabulary
 from apt_ds.pruning.rules import mask_notice, rules_of
 from apt_ds.runtime import collectives, zero
 from apt_ds.training import dense_tokens
-from apt_ds.training.datasets import Data, read_data
-from apt_ds.training.micro_batches import layout_of
-from apt_ds.training.sampling import calibration_order, sampling
+from apt_ds.training.datasets import read_data
+from apt_ds.training.run_data import Data
+from apt_ds.training.sampling import sampling
 
 GPUS = 8  # per node, where neither launcher nor machine says
 
@@ -193,85 +189,6 @@ def largest_rank(run: RunConfig) -> int:
     if not run.adapter.grows or run.pruning.mode == "pretuning":
         return run.adapter.rank
     return min(run.adapter.max_rank, math.ceil(run.adapter.rank * run.adapter.rank_budget))
-
-
-def evaluation_batches(run: RunConfig, data: Data, kind: str) -> list[Shape]:
-    """Shapes that no evaluation batch exceeds: of the held-out set, the dense teacher's pass, and the perplexity."""
-    size = run.optim.per_device_eval_batch_size
-    batches = [one_per_row(range(i, min(i + size, len(data.held_out)))) for i in range(0, len(data.held_out), size)]
-    shapes = [bound(data.held_out, batches, kind)]
-    if run.pruning.dense_teacher and run.pruning.teacher_source == "cache":
-        # the pass before the first step takes the longest rows together
-        longest = (-data.train.lengths).argsort(kind="stable")[:size].tolist()
-        shapes.append(bound(data.train, [one_per_row(longest)], kind))
-    for tokens in list(data.texts.values())[:1]:  # all texts have blocks of one length
-        blocks, length = max(1, size // 4), tokens.shape[1]
-        shapes.append(Shape(blocks, length, 0, blocks * (length - 1)))
-    return shapes
-
-
-def micro_batches(run: RunConfig, data: Data, world: int, kind: str) -> Shape:
-    """A shape that no micro-batch of training or calibration exceeds in any dimension, on any of `world` ranks."""
-    if data.stream is not None:
-        shape = stream_bound(run)
-    else:
-        order, steps = sampling(run, data.train, data.sources, world)
-        shape = step_bound(run, data.train, order, steps, world, kind)
-    if data.calibration is None:
-        return shape
-    rows, sources = data.calibration.rows, data.calibration.sources
-    order = calibration_order(run, rows, sources, world)
-    scored = step_bound(run, rows, order, run.pruning.calibration_steps, world, kind)
-    return Shape(*map(max, shape, scored))
-
-
-def step_bound(run: RunConfig, rows: Rows, order: Order, steps: int, world: int, kind: str) -> Shape:
-    """A shape that no micro-batch of the first steps of an order exceeds, on any of `world` ranks."""
-    slots = run.optim.gradient_accumulation_steps * world
-    batches = []
-    for indices in map(order.indices, range(steps)):
-        layout = layout_of(run, rows, indices, slots)
-        batches += [[[indices[i] for i in row] for row in slot] for slot in layout.slots]
-    return bound(rows, batches, kind)
-
-
-def stream_bound(run: RunConfig) -> Shape:
-    """A shape that no micro-batch of a language model exceeds, for data whose lengths are unknown."""
-    rows, length = run.optim.per_device_train_batch_size, run.data.max_seq_length
-    targets = rows * (length - 1)
-    if run.data.packing and run.model.one_row:
-        return Shape(1, round_up(rows * length), 0, targets)
-    return Shape(rows, round_up(length), 0, targets)
-
-
-def one_per_row(indices: Iterable[int]) -> list[list[int]]:
-    """A row for each example."""
-    return [[i] for i in indices]
-
-
-def bound(rows: Rows, batches: list[list[list[int]]], kind: str) -> Shape:
-    """A shape that none of the batches exceeds.
-
-    Args:
-        rows: the tokenized examples.
-        batches: for each batch the examples of each of its rows, by number.
-        kind: task type.
-    """
-    lengths = rows.lengths.tolist()
-    # a task with one answer per row trains no tokens
-    task_loss, counts_tokens = TASK_LOSSES[kind], kind in (LANGUAGE_MODEL, GENERATION)
-    trained, written = [0] * len(lengths), [0] * len(lengths)
-    for i in range(len(lengths)) if counts_tokens else ():
-        row = rows[i]
-        trained[i] = task_loss.loss_denominator(row)
-        written[i] = len(row["labels"]) if kind == GENERATION else 0
-    most = Shape(0, 0, 0, 0)
-    for batch in batches:
-        examples = [i for group in batch for i in group]
-        longest = max(sum(lengths[i] for i in group) for group in batch)
-        answer, targets = max(written[i] for i in examples), sum(trained[i] for i in examples)
-        most = Shape(*map(max, most, (len(batch), round_up(longest), round_up(answer), targets)))
-    return most
 
 
 def report(estimated: Estimate, process: int, machine: Machine, world: int) -> list[str]:

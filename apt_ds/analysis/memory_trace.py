@@ -18,15 +18,11 @@ from torch import Tensor, nn
 from transformers.initialization import no_init_weights
 from transformers.quantizers.quantizers_utils import should_convert_module
 
+from apt_ds.analysis.fake_batches import Shape, batch_of, counted, summed_loss, with_teacher
 from apt_ds.analysis.live_bytes import fake, peak_bytes
 from apt_ds.config.run_config import RunConfig
-from apt_ds.config.tasks import ANSWERS, GENERATION
-from apt_ds.data.batching import Batch
-from apt_ds.data.tokenized import Row
 from apt_ds.losses import cross_entropy
 from apt_ds.losses.layer_matching import LayerMatcher
-from apt_ds.losses.lm_head import pad_positions
-from apt_ds.losses.task_losses import TASK_LOSSES, Inputs, LabelledTokens, TaskLoss, TokenLoss
 from apt_ds.losses.training_loss import TrainingLoss
 from apt_ds.models import adapter, loading, quantization, task_heads
 from apt_ds.models.architectures import architecture_of
@@ -39,23 +35,6 @@ from apt_ds.pruning.masks import Masks
 from apt_ds.pruning.salience import Salience
 
 CPU = torch.device("cpu")
-OUTPUTS = {ANSWERS: 2}  # targets per row. All other task types have 1
-
-
-class Shape(NamedTuple):
-    """Sizes of a micro-batch.
-
-    Attributes:
-        rows: number of rows.
-        length: tokens per row.
-        written: decoder tokens per row. 0 without a decoder.
-        trained: tokens of the micro-batch that have a target. 0 for a task with one answer per row.
-    """
-
-    rows: int
-    length: int
-    written: int
-    trained: int
 
 
 class Weight(NamedTuple):
@@ -136,16 +115,9 @@ def measure(
     hooks.lean = device_type != "cpu"
     with fake(), cross_entropy.chunks_of(device_type):
         model = skeleton(base, run, device_type)
-        if everything:
-            model.requires_grad_(True)
-        else:
-            adapter.attach(model, base.anatomy, run.targets, rank, run.optim.seed)
-            task_heads.attach(model, base.anatomy)
-        training_loss = TrainingLoss(run, base.kind, base.anatomy, 1, CPU)
-        same_step = run.pruning.layer_match == "step"
-        training_loss.matcher = UnmatchedLayers(base.anatomy, run.optim.seed, same_step, CPU)
-        masks = half_masked(base, run)
-        training_loss.prepare(model, base.anatomy)
+        attach_trainables(model, base, run, rank, everything)
+        training_loss, masks = unmatched_loss(base, run), half_masked(base, run)
+        training_loss.phase.prepare(model, base.anatomy)
         masks.install(model.train())
         if run.pruning.learns_gates:
             masks.learn(masks.values)
@@ -153,7 +125,7 @@ def measure(
         if run.pruning.mode != "none" and run.pruning.score not in ("taylor", "random", "l0"):
             hooks.install(model)
         training_loss.install_hooks(model)
-        snapshot = sum(tensor.nbytes for tensor in training_loss.teacher.snapshot.values())
+        snapshot = sum(tensor.nbytes for tensor in training_loss.phase.teacher.snapshot.values())
         waiting = teacher_outputs(training_loss, model, masks, batch) * (run.optim.gradient_accumulation_steps - 1)
         forward = partial(micro_batch_loss, training_loss, model, masks, hooks, batch)
         activations = snapshot + waiting + peak_bytes(model, forward, backward=True) + grams(base, run)
@@ -162,10 +134,32 @@ def measure(
             model.eval()
             peaks = [peak_bytes(model, partial(summed_loss, model, base.kind, s), backward=False) for s in judged]
         weights = weights_of(model, base, run.model.base_bits)
+    return Footprint(weights, activations, snapshot + max(peaks), largest_module(weights))
+
+
+def attach_trainables(model: nn.Module, base: Base, run: RunConfig, rank: int, everything: bool) -> None:
+    """Train all weights, or adapters and the layers of the task's answer. See `measure`."""
+    if everything:
+        model.requires_grad_(True)
+    else:
+        adapter.attach(model, base.anatomy, run.targets, rank, run.optim.seed)
+        task_heads.attach(model, base.anatomy)
+
+
+def unmatched_loss(base: Base, run: RunConfig) -> TrainingLoss:
+    """The loss of the run, whose teacher matches no layers."""
+    training_loss = TrainingLoss(run, base.kind, base.anatomy, 1, CPU)
+    same_step = run.pruning.layer_match == "step"
+    training_loss.distillation.matcher = UnmatchedLayers(base.anatomy, run.optim.seed, same_step, CPU)
+    return training_loss
+
+
+def largest_module(weights: tuple[Weight, ...]) -> int:
+    """Elements of the own parameters of the largest module."""
     modules: Counter[str] = Counter()
     for weight in weights:
         modules[weight.name.rpartition(".")[0]] += weight.numel
-    return Footprint(weights, activations, snapshot + max(peaks), max(modules.values()))
+    return max(modules.values())
 
 
 def weights_of(model: nn.Module, base: Base, bits: int) -> tuple[Weight, ...]:
@@ -233,9 +227,10 @@ def micro_batch_loss(
     training_loss: TrainingLoss, model: nn.Module, masks: Masks, hooks: Salience, shape: Shape
 ) -> Tensor:
     """The loss of a training micro-batch."""
-    training_loss.task_loss = counted(training_loss.task_type, shape)
-    training_loss.loss_denominator, training_loss.tokens_per_stack = 1, [1] * len(training_loss.matcher.stacks)
-    training_loss.matcher.begin(0, measuring=training_loss.distilling)
+    training_loss.task_loss = training_loss.distillation.task_loss = counted(training_loss.task_type, shape)
+    matcher = training_loss.distillation.matcher
+    training_loss.loss_denominator, training_loss.tokens_per_stack = 1, [1] * len(matcher.stacks)
+    matcher.begin(0, measuring=training_loss.phase.active)
     batch = with_teacher(batch_of(training_loss.task_type, shape), training_loss.run, shape)
     hooks.begin(batch.attention_mask, next(model.parameters()).dtype, 0, training_loss.task_loss.decoder_mask(batch))
     return training_loss.micro_batch_loss(model, batch, masks)[0]
@@ -243,64 +238,8 @@ def micro_batch_loss(
 
 def teacher_outputs(training_loss: TrainingLoss, model: nn.Module, masks: Masks, shape: Shape) -> int:
     """Bytes of the teacher's outputs of one micro-batch. A second pass over the micro-batches keeps them, else 0."""
-    if not training_loss.previews:
+    if not training_loss.distillation.previews:
         return 0
-    training_loss.task_loss = counted(training_loss.task_type, shape)
-    outputs = training_loss.teacher_outputs(model, batch_of(training_loss.task_type, shape), masks)
+    training_loss.distillation.task_loss = counted(training_loss.task_type, shape)
+    outputs = training_loss.distillation.teacher_outputs(model, batch_of(training_loss.task_type, shape), masks)
     return sum(tensor.nbytes for tensor in (*outputs.logits, *outputs.states.values()))
-
-
-def summed_loss(model: nn.Module, kind: str, shape: Shape) -> Tensor:
-    """`task_losses.summed_loss` of an evaluation batch."""
-    return counted(kind, shape).summed_loss(model, batch_of(kind, shape))
-
-
-def batch_of(kind: str, shape: Shape) -> Batch:
-    """A batch of a shape. Call it inside `fake`."""
-    ids = torch.zeros(shape.rows, shape.length, dtype=torch.int64)
-    labels = torch.zeros(shape.rows, shape.written, dtype=torch.int64) if kind == GENERATION else None
-    targets = torch.zeros(shape.rows, OUTPUTS.get(kind, 1), dtype=torch.int64)
-    return Batch(ids, torch.ones_like(ids), labels, targets=targets)
-
-
-def with_teacher(batch: Batch, run: RunConfig, shape: Shape) -> Batch:
-    """The batch with what the dense model says of its trained tokens, if it teaches. Call it inside `fake`."""
-    if not run.pruning.dense_teacher:
-        return batch
-    known = shape.trained, run.pruning.distill_top_k
-    ids, log_probabilities = torch.zeros(known, dtype=torch.int32), torch.zeros(known, dtype=torch.float16)
-    return replace(batch, teacher_ids=ids, teacher_log_probabilities=log_probabilities)
-
-
-class CountedTokens(TokenLoss):
-    """A task's loss on a number of labelled tokens. It reads no labels, because fake tensors have no content."""
-
-    def __init__(self, task_loss: TokenLoss, count: int) -> None:
-        self.task_loss, self.targets = task_loss, torch.zeros(count, dtype=torch.int64)
-        self.positions = pad_positions(self.targets)
-
-    def labelled_tokens(self, batch: Batch) -> LabelledTokens:
-        """The first token, `count` times."""
-        return LabelledTokens(self.positions, self.targets)
-
-    def inputs(self, model: nn.Module, batch: Batch) -> Inputs:
-        """As the task's."""
-        return self.task_loss.inputs(model, batch)
-
-    def token_targets(self, batch: Batch) -> Tensor:
-        """As the task's."""
-        return self.task_loss.token_targets(batch)
-
-    def loss_denominator(self, row: Row) -> int:
-        """As the task's."""
-        return self.task_loss.loss_denominator(row)
-
-    def decoder_mask(self, batch: Batch) -> Tensor | None:
-        """As the task's."""
-        return self.task_loss.decoder_mask(batch)
-
-
-def counted(kind: str, shape: Shape) -> TaskLoss:
-    """The loss of a kind with a number of tokens in place of the tokens, which would need content."""
-    task_loss = TASK_LOSSES[kind]
-    return CountedTokens(task_loss, shape.trained) if isinstance(task_loss, TokenLoss) else task_loss

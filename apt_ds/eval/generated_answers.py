@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from apt_ds.data.conversations import Example
-from apt_ds.data.instructions import encode, resolve_pad_id
+from apt_ds.data.instructions import encode
+from apt_ds.data.special_tokens import resolve_pad_id
 from apt_ds.eval.held_out import evaluation_mode, rank_batches
 from apt_ds.models.unwrap import pretrained_model
 from apt_ds.runtime import collectives, heartbeat, zero

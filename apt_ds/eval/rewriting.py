@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from apt_ds.data.conversations import Example
-from apt_ds.data.instructions import prompt_ids
+from apt_ds.data.prompts import prompt_ids
 from apt_ds.data.rewritten import is_rewritable, with_answer
 from apt_ds.eval.generated_answers import Answer, GenerationOptions, generate
 

@@ -19,7 +19,8 @@ from apt_ds.data.squad_answers import WindowAnswer, best_answers, window_answer
 from apt_ds.data.tokenized import TokenizedSet
 from apt_ds.eval import metrics
 from apt_ds.eval.held_out import evaluation_mode, rank_batches
-from apt_ds.losses.task_losses import TASK_LOSSES, encoder_inputs
+from apt_ds.losses.task_loss import encoder_inputs
+from apt_ds.losses.task_losses import TASK_LOSSES
 from apt_ds.models.unwrap import pretrained_model
 from apt_ds.runtime import collectives, zero
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from apt_ds.losses.task_losses import Logits
+from apt_ds.losses.task_loss import Logits
 
 KEPT = 64
 ELEMENTS = 1 << 22  # of the logits that are in fp32 at the same time

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from apt_ds.data.batching import Batch
 from apt_ds.losses.distilled_cross_entropy import DistilledLoss
-from apt_ds.losses.task_losses import TaskLoss, TokenLoss
+from apt_ds.losses.task_loss import TaskLoss
+from apt_ds.losses.token_losses import TokenLoss
 
 
 class DenseTeacher:

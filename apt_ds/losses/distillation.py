@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apt_ds.config.tasks import GLUE_TASKS
-from apt_ds.losses.task_losses import Logits
+from apt_ds.losses.task_loss import Logits
 
 QUARTERS = 4
 LAYER_COEFFICIENT = 0.9

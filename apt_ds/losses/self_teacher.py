@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from apt_ds.losses.task_losses import Logits
+from apt_ds.losses.task_loss import Logits
 from apt_ds.models.adapter import AptLinear, Transform, gaussian_rows
 from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, IndexedModule
 from apt_ds.models.task_heads import Head

@@ -7,6 +7,7 @@ two give.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -160,6 +161,7 @@ class ActivationHooks(Scorer):
         assert tokens is not None, "begin() comes before a scored forward pass"
         return tokens
 
+    @abstractmethod
     def watch(self, number: int, x: Tensor) -> Observer:
         """Observe an activation.
 
@@ -170,10 +172,9 @@ class ActivationHooks(Scorer):
         Returns:
             What to call with the gradient of `x`, a tensor like x.
         """
-        raise NotImplementedError
 
     def watch_slots(self, number: int, x: Tensor, experts: Tensor, tokens: Tensor) -> Observer:
-        """Observe the neurons of a layer's experts.
+        """Observe the neurons of a layer's experts. A score that supports mixtures implements it.
 
         Args:
             number: the hooked module, an index of `paths` and `places`. Its place is [E * f], expert after expert.
@@ -184,7 +185,7 @@ class ActivationHooks(Scorer):
         Returns:
             What to call with the gradient of `x`, a tensor like x.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not score experts")
 
     def _observer(self, number: int) -> Observer:
         def observe(x: Tensor) -> None:

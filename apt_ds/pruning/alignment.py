@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from apt_ds.config.errors import UserError
 from apt_ds.models.blocks import Anatomy, kept_sizes
-from apt_ds.pruning.budget_search import Rules, default_align, search
+from apt_ds.pruning.budget_search import search
+from apt_ds.pruning.limits import Rules, default_align
 
 SERVED = 32  # bitsandbytes computes NF4 on a CPU for multiples of it only
 QUANTIZED = 64  # the block that NF4 quantizes together

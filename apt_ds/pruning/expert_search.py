@@ -24,7 +24,7 @@ from apt_ds.pruning.expert_counts import Counts, best_blocks, mixture_gain
 
 
 class Limits(Protocol):
-    """What a plan must respect: `budget_search.Rules`."""
+    """What a plan must respect: `limits.Rules`."""
 
     @property
     def kinds(self) -> tuple[str, ...]:

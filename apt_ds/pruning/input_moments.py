@@ -6,6 +6,7 @@ tokens of the calibration that count. Gradients play no part. They only say that
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 
 import numpy as np
@@ -83,13 +84,13 @@ class InputMoments(ActivationHooks):
         # devices may differ in the last bit
         self.densities = collectives.on_main(lambda: self.comparable(densities))
 
+    @abstractmethod
     def channels(self, number: int, weight: Tensor) -> np.ndarray:
         """The metric of a consumer's input channels. weight: [out, channels], gathered. float64 [channels]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def site_densities(self, channels: np.ndarray) -> np.ndarray:
         """The densities of a site's blocks, from the metric of their channels: float64 [blocks, unit] -> [blocks]."""
-        raise NotImplementedError
 
     def comparable(self, densities: np.ndarray) -> np.ndarray:
         """Densities of all sites in a form that no search reads as "not scored": above 0 where observed."""

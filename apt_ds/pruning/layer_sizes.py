@@ -24,3 +24,12 @@ def by_layer(anatomy: Anatomy, sizes: Sizes) -> dict[str, Any]:
     for kind, name in (("head", "heads"), ("neuron", "neurons"), *([("expert", "experts")] if anatomy.experts else [])):
         found[name] = [n for site, n in zip(anatomy.sites, numbers, strict=True) if site.kind == kind]
     return found
+
+
+def describe(anatomy: Anatomy, sizes: Sizes) -> dict[str, object]:
+    """Sizes for people: a count per kind, or a list where sites differ."""
+    layers = by_layer(anatomy, sizes)
+    sizes_by_kind: dict[str, object] = {"hidden": layers.pop("hidden"), "parameters": anatomy.num_parameters(sizes)}
+    for name, counts in layers.items():
+        sizes_by_kind[name] = counts[0] if len(set(counts)) == 1 else counts
+    return sizes_by_kind

@@ -21,9 +21,8 @@ from apt_ds.models.blocks import Anatomy
 from apt_ds.models.writable_sizes import EVERY_SIZE, Writable
 from apt_ds.pruning.bias_compensation import compensate
 from apt_ds.pruning.block_history import BlockHistory
-from apt_ds.pruning.budget_search import cuttable, describe, search
+from apt_ds.pruning.budget_search import cuttable, search
 from apt_ds.pruning.l0_gates import L0Gates
-from apt_ds.pruning.layer_sizes import by_layer
 from apt_ds.pruning.masks import Masks
 from apt_ds.pruning.policy import CutAction, MaskAction
 from apt_ds.pruning.rules import rules_of
@@ -83,30 +82,6 @@ class Pruner(StepObserver):
     def at_target(self) -> bool:
         """Whether the model meets the budget of the run."""
         return not self.run.pruning.prunes or self.kept_parameters() <= self.budget(self.run.pruning.sparsity)
-
-    def progress(self, step: int) -> dict[str, float]:
-        """Sizes after `step` updates, for the log."""
-        target = self.policy.kept_fraction(step, self.cut_done)
-        return {"kept": self.kept(), "kept_parameters": self.kept_parameters(), "target": target}
-
-    def summary(self) -> dict[str, object]:
-        """Actual sizes next to the target, for people."""
-        return {
-            "target_kept": 1.0 - self.run.pruning.sparsity if self.run.pruning.prunes else 1.0,
-            "kept": self.kept(),
-            "prunable_parameters": self.kept_parameters(),
-            "align": self.rules.align_neurons,
-            "sizes": describe(self.anatomy, self.anatomy.sizes),
-            "layers": {"before": self.layers_before(), "after": self.layers()},
-        }
-
-    def layers(self) -> dict[str, Any]:
-        """Sizes of every layer of the model as it is."""
-        return by_layer(self.anatomy, self.anatomy.sizes)
-
-    def layers_before(self) -> dict[str, Any]:
-        """Sizes of every layer of the base model."""
-        return by_layer(self.anatomy, self.original_sizes)
 
     # Decisions
 

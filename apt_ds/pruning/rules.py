@@ -13,7 +13,7 @@ from apt_ds.models.scope import competing_kinds
 from apt_ds.models.tensor_parallel import check_whole, split_of
 from apt_ds.models.writable_sizes import EVERY_SIZE, Writable
 from apt_ds.pruning.alignment import MISS, QUANTIZED, SERVED, automatic_align
-from apt_ds.pruning.budget_search import SLACK, Rules, default_align
+from apt_ds.pruning.limits import SLACK, Rules, default_align
 
 
 def rules_of(run: RunConfig, anatomy: Anatomy, writable: Writable = EVERY_SIZE) -> Rules:

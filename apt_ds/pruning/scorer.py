@@ -5,8 +5,12 @@
 a run asks for.
 """
 
+# a score overrides only the hooks that it needs
+# ruff: noqa: B027
+
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -18,8 +22,10 @@ from apt_ds.pruning.layer_walk import WalkBatch
 from apt_ds.runtime import zero
 
 
-class Scorer:
+class Scorer(ABC):
     """Scores of all blocks. A subclass overrides what its score needs. The base class observes nothing.
+
+    `score_weight_gradients` and `score_layer_inputs` are called only on a score that asks for them.
 
     abs_sums: fp32, what this rank's micro-batches of a step sum up. The caller adds all ranks' before `update`.
     uses_hooks: whether steps observe activations through hooks.
@@ -38,18 +44,18 @@ class Scorer:
         self.device = device
         self.resize(anatomy)
 
+    @abstractmethod
     def scores(self) -> np.ndarray:
         """The score of each block, float64 [blocks]. All zero: nothing was scored."""
-        raise NotImplementedError
 
     def resize(self, anatomy: Anatomy) -> None:
         """Forget all observations and take over an anatomy. Hooks must be off."""
         self.anatomy = anatomy
         self.abs_sums = torch.zeros(0, device=self.device)
 
+    @abstractmethod
     def after_cut(self, anatomy: Anatomy, keep: np.ndarray) -> None:
         """Follow a cut. keep: bool over the old blocks. Hooks must be off."""
-        raise NotImplementedError
 
     def install(self, model: nn.Module) -> None:
         """Put hooks on `model`, after those of the masks."""
@@ -90,7 +96,7 @@ class Scorer:
 
     def score_weight_gradients(self, engine: zero.Engine) -> None:
         """Score by the weight gradients that an engine has after a boundary's backward. Collective."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} reads no weight gradients")
 
     def score_layer_inputs(self, model: nn.Module, batches: list[WalkBatch]) -> None:
         """Complete the scores of calibration steps by what layers read. Collective.
@@ -99,7 +105,7 @@ class Scorer:
             model: without an engine and without hooks.
             batches: this rank's calibration batches. All ranks have as many.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} reads no inputs of layers")
 
     def conclude(self, model: nn.Module) -> None:
         """Complete the scores of a calibration before they are used. Collective."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 from torch import nn
 
 from apt_ds.config.run_config import RunConfig
-from apt_ds.data.instructions import resolve_pad_id
+from apt_ds.data.special_tokens import resolve_pad_id
 from apt_ds.data.teacher_cache import TeacherCache
 from apt_ds.models.loading import Base
 from apt_ds.runtime import zero
-from apt_ds.training.datasets import Data
 from apt_ds.training.dense_tokens import make_or_find
 from apt_ds.training.live_teacher import LiveTeacher
 from apt_ds.training.micro_batches import MicroBatches
+from apt_ds.training.run_data import Data
 from apt_ds.training.training_figures import DistillFigures
 
 

@@ -13,7 +13,7 @@ from apt_ds.data.batching import Batch, collate
 from apt_ds.data.tokenized import Row
 from apt_ds.eval.held_out import evaluation_mode, rank_batches
 from apt_ds.losses.dense_predictions import Prediction, divergence, short_form
-from apt_ds.losses.task_losses import TaskLoss
+from apt_ds.losses.task_loss import TaskLoss
 from apt_ds.pruning.masks import Masks
 from apt_ds.runtime import collectives, heartbeat, zero
 from apt_ds.training.micro_batches import MicroBatches

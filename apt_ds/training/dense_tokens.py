@@ -29,12 +29,13 @@ from apt_ds.data.teacher_cache import (
     remove,
     usable,
 )
-from apt_ds.losses.task_losses import TASK_LOSSES, TokenLoss
+from apt_ds.losses.task_losses import TASK_LOSSES
+from apt_ds.losses.token_losses import TokenLoss
 from apt_ds.models import loading
 from apt_ds.models.base_config import decisive
 from apt_ds.models.loading import Base
 from apt_ds.runtime import collectives, heartbeat, notices, signals, zero
-from apt_ds.training.datasets import Data
+from apt_ds.training.run_data import Data
 
 Payload = tuple[list[int], np.ndarray, np.ndarray]  # places of rows, int32 [tokens, k], fp16 [tokens, k]
 

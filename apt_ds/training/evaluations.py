@@ -8,11 +8,13 @@ from torch import Tensor
 
 from apt_ds.eval.evaluator import Evaluator
 from apt_ds.runtime import heartbeat, zero
+from apt_ds.training.data_figures import DataSizes
 from apt_ds.training.early_end import EarlyEnd
 from apt_ds.training.meter import Meter
 from apt_ds.training.metrics import MetricsLogger
+from apt_ds.training.model_figures import ModelFigures
 from apt_ds.training.score_history import ScoreHistory
-from apt_ds.training.summary_schema import DataSizes, Figures, ModelFigures
+from apt_ds.training.summary_schema import Figures
 
 
 class Evaluations:

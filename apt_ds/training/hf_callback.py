@@ -17,7 +17,6 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from apt_ds.config import schedules
 from apt_ds.config.errors import UserError
 from apt_ds.models import adapter, task_heads
 from apt_ds.models.architectures import anatomy_of, architecture_of
@@ -32,7 +31,7 @@ from apt_ds.pruning.surgery import Plan
 from apt_ds.runtime import collectives
 from apt_ds.training import hf_optimizer, hf_options
 from apt_ds.training.hf_cut_copy import cut_copy
-from apt_ds.training.hf_micro_batch import announce
+from apt_ds.training.hf_micro_batch import announce, take_scores
 
 
 class AptCallback(TrainerCallback):
@@ -119,7 +118,7 @@ class AptCallback(TrainerCallback):
         self.cuts_while_training = hf_options.cuts_while_training(args)
         self._tokenizer = kwargs.get("processing_class") or self._tokenizer
         self._last_step = state.max_steps
-        self._set_phase(state.max_steps)
+        self.run = hf_options.with_prune_steps(self.run, self.prune_steps, state.max_steps)
         if self.cuts_while_training:
             hf_optimizer.check(hf_optimizer.plain(kwargs["optimizer"]), model)
         else:
@@ -152,7 +151,7 @@ class AptCallback(TrainerCallback):
         if self.cuts_while_training and step == 1:
             hf_optimizer.check(hf_optimizer.plain(kwargs["optimizer"]), self.model)
         if self._scores:
-            self._take_scores(kwargs["optimizer"])
+            take_scores(pruner, self.model, kwargs["optimizer"])
         pruner.advance(step)
         plan = pruner.plan(step, self._last_step, self.model)
         if self.cuts_while_training and plan:
@@ -216,16 +215,6 @@ class AptCallback(TrainerCallback):
 
     # Parts of a step
 
-    def _set_phase(self, total: int) -> None:
-        start = schedules.pruning_start(total, self.run.pruning.pruning_start)
-        if self.prune_steps > total - start:
-            after = f" after pruning_start {self.run.pruning.pruning_start:g}" if start else ""
-            raise UserError(
-                f"prune_steps {self.prune_steps} is more than the {total - start} steps of the training{after}"
-            )
-        if self.prune_steps:
-            self.run = self.run.replace(pruning_phase=self.prune_steps / total)
-
     def _only_mask(self) -> None:
         """Leave all shapes as they are until the export."""
         if self.run.adapter.grows:
@@ -242,18 +231,6 @@ class AptCallback(TrainerCallback):
             announce(self.pruner.scorer, args, kwargs, next(model.parameters()).dtype)
         else:
             self.pruner.scorer.end()
-
-    def _take_scores(self, optimizer: Any) -> None:
-        """Add up the ranks' sums and take them into the average, or discard those of a step that was not finite."""
-        scorer = self.pruner.scorer
-        scorer.end()
-        sums = collectives.all_reduce_sum(scorer.abs_sums)
-        if not bool(torch.isfinite(sums).all()):
-            self.pruner.discard()
-            return
-        if scorer.stale:
-            scorer.measure_outliers(self.model)
-        scorer.update(1.0 / (hf_optimizer.loss_scale(optimizer) * collectives.world_size()))
 
     def _carry_out(self, plan: Plan, step: int, optimizer: torch.optim.Optimizer) -> None:
         """Cut and grow the model between two steps, and its optimizer with it."""

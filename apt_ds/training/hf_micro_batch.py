@@ -1,13 +1,16 @@
-"""Which tokens of a micro-batch count for the scores, from the arguments of a model's forward pass."""
+"""The scores of a Trainer's step: which tokens of its micro-batches count, and what the step adds to the average."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from apt_ds.pruning.pruner import Pruner
 from apt_ds.pruning.scorer import Scorer
+from apt_ds.runtime import collectives
+from apt_ds.training import hf_optimizer
 
 IGNORED = -100  # the label of a token without a loss
 
@@ -33,3 +36,24 @@ def announce(scorer: Scorer, args: tuple[Any, ...], kwargs: dict[str, Any], dtyp
     if positions is not None:
         positions = positions.expand(mask.shape).cpu()
     scorer.begin(mask.cpu(), dtype, 0, decoder, positions)
+
+
+def take_scores(pruner: Pruner, model: nn.Module, optimizer: Any) -> None:
+    """Add up the ranks' sums and take them into the average, or discard those of a step that was not finite.
+
+    Collective.
+
+    Args:
+        pruner: has the scorer.
+        model: the model with adapters.
+        optimizer: the Trainer's optimizer, which knows the scale of the loss.
+    """
+    scorer = pruner.scorer
+    scorer.end()
+    sums = collectives.all_reduce_sum(scorer.abs_sums)
+    if not bool(torch.isfinite(sums).all()):
+        pruner.discard()
+        return
+    if scorer.stale:
+        scorer.measure_outliers(model)
+    scorer.update(1.0 / (hf_optimizer.loss_scale(optimizer) * collectives.world_size()))

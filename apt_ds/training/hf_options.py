@@ -9,6 +9,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from transformers import PreTrainedModel
 
+from apt_ds.config import schedules
 from apt_ds.config.errors import UserError
 from apt_ds.config.pruning_options import AdapterOptions, PruningOptions
 from apt_ds.config.run_config import RunConfig
@@ -58,6 +59,19 @@ def options(sparsity: float, flags: dict[str, Any]) -> RunConfig:
             "AptCallback does not support score='l0', whose gates are trained with the model: use apt_ds.train"
         )
     return run
+
+
+def with_prune_steps(run: RunConfig, prune_steps: int, total: int) -> RunConfig:
+    """The run whose pruning phase has `prune_steps` of `total` optimizer steps. 0: the run as it is.
+
+    Raises:
+        UserError: the training has fewer steps.
+    """
+    start = schedules.pruning_start(total, run.pruning.pruning_start)
+    if prune_steps > total - start:
+        after = f" after pruning_start {run.pruning.pruning_start:g}" if start else ""
+        raise UserError(f"prune_steps {prune_steps} is more than the {total - start} steps of the training{after}")
+    return run.replace(pruning_phase=prune_steps / total) if prune_steps else run
 
 
 def task_of(model: PreTrainedModel) -> tuple[str, str]:

@@ -10,7 +10,8 @@ from torch import nn
 from apt_ds.config.run_config import RunConfig
 from apt_ds.config.tasks import LANGUAGE_MODEL
 from apt_ds.data.batching import Batch
-from apt_ds.losses.task_losses import TASK_LOSSES, TokenLoss
+from apt_ds.losses.task_losses import TASK_LOSSES
+from apt_ds.losses.token_losses import TokenLoss
 from apt_ds.models import loading
 from apt_ds.models.loading import Base
 from apt_ds.runtime import zero

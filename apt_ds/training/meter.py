@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 
@@ -14,41 +13,10 @@ from apt_ds.eval.memory_in_use import memory_in_use
 from apt_ds.runtime import profiler
 from apt_ds.runtime.clock import seconds_after
 from apt_ds.runtime.memory import peak_memory, peak_reserved, reset_peak
+from apt_ds.training.meter_figures import SizeFigures, WholeFigures, size_figures
 
 PARTS = ("steps", "scoring", "rebuilds", "evaluation")
 PHASES = ("loading", "evaluation", "dense_steps", "scoring", "rebuilds", "final_steps", "writing")
-
-
-class SizeFigures(TypedDict):
-    """Cost of training a model of one size. None without a step at this size.
-
-    `peak_added_bytes` is the peak without the process's own memory. `peak_reserved_bytes` is None on the CPU.
-    """
-
-    step_seconds: float | None
-    peak_memory_bytes: int | None
-    peak_added_bytes: int | None
-    peak_reserved_bytes: int | None
-
-
-class WholeFigures(TypedDict):
-    """Cost of a whole run. `seconds` is the sum of steps, scoring and rebuilds.
-
-    `peak_reserved_bytes` is None on the CPU. `memory_by_phase` leaves out the process's own memory. `non_padding` is
-    the fraction of the training batches' tokens that is not padding, None without a step.
-    """
-
-    seconds: float
-    steps_seconds: float
-    scoring_seconds: float
-    rebuilds_seconds: float
-    evaluation_seconds: float
-    peak_memory_bytes: int | None
-    peak_reserved_bytes: int | None
-    evaluation_peak_bytes: int | None
-    base_memory_bytes: int
-    memory_by_phase: dict[str, int]
-    non_padding: float | None
 
 
 class Meter:
@@ -218,11 +186,11 @@ class Meter:
 
     def dense(self) -> SizeFigures:
         """Median step time and peak memory before the first cut."""
-        return figures(self._dense, self._peaks["dense"], self._added["dense_steps"], self._reserved["dense"])
+        return size_figures(self._dense, self._peaks["dense"], self._added["dense_steps"], self._reserved["dense"])
 
     def final(self) -> SizeFigures:
         """Median step time and peak memory since the last rebuild. None if no step followed it."""
-        return figures(self._final, self._peaks["final"], self._added["final_steps"], self._reserved["final"])
+        return size_figures(self._final, self._peaks["final"], self._added["final_steps"], self._reserved["final"])
 
     def whole(self) -> WholeFigures:
         """Time of the whole run by part, and the largest peaks of all engines."""
@@ -243,17 +211,3 @@ class Meter:
     def memory_by_phase(self) -> dict[str, int]:
         """Peak bytes of each phase without the process's own memory. A phase without a peak is absent."""
         return {phase: peak for phase, peak in self._added.items() if peak}
-
-
-def figures(times: list[float], peak: int, added: int, reserved: int) -> SizeFigures:
-    """Median time and peaks of the steps at one size.
-
-    The first step warms caches. It does not count unless it is the only one.
-    """
-    counted = times[1:] or times
-    return {
-        "step_seconds": statistics.median(counted) if counted else None,
-        "peak_memory_bytes": peak if counted and peak else None,
-        "peak_added_bytes": added if counted and added else None,
-        "peak_reserved_bytes": reserved if counted and reserved else None,
-    }

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from apt_ds.config.errors import UserError
 from apt_ds.pruning.surgery import Plan
 from apt_ds.runtime import collectives, notices
-from apt_ds.training.summary_schema import MetricsLine
+from apt_ds.training.metrics_schema import MetricsLine
 from apt_ds.training.trackers import Trackers
 from apt_ds.training.trackers.tracker import Ended
 

@@ -14,14 +14,16 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from apt_ds.config.run_config import RunConfig
-from apt_ds.data.instructions import prompt_ids, resolve_pad_id
+from apt_ds.data.prompts import prompt_ids
+from apt_ds.data.special_tokens import resolve_pad_id
 from apt_ds.eval.inference_timing import LANGUAGE, prompts, run_once
 from apt_ds.models import loading
 from apt_ds.models.loading import Base
 from apt_ds.models.weights import device_map
 from apt_ds.runtime import zero
-from apt_ds.training.datasets import Data
-from apt_ds.training.summary_schema import ModelFigures, Sample, Summary
+from apt_ds.training.model_figures import ModelFigures
+from apt_ds.training.run_data import Data
+from apt_ds.training.summary_schema import Sample, Summary
 
 NEW_TOKENS = 48
 REPEATS = 3

@@ -11,10 +11,10 @@ import numpy as np
 
 from apt_ds.config.run_config import RunConfig
 from apt_ds.data.cache import CacheSettings
-from apt_ds.data.instructions import held_out_numbers
 from apt_ds.data.prepared import Prepared, prepare
 from apt_ds.data.readers import Source
 from apt_ds.data.recipe import Recipe
+from apt_ds.data.splitting import held_out_numbers
 from apt_ds.data.tokenized import TokenizedSet
 from apt_ds.runtime import collectives
 

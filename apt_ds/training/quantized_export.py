@@ -8,14 +8,14 @@ import torch
 from transformers import PreTrainedModel
 
 from apt_ds.config.run_config import RunConfig
-from apt_ds.data.instructions import resolve_pad_id
+from apt_ds.data.special_tokens import resolve_pad_id
 from apt_ds.eval.held_out import held_out_loss
 from apt_ds.models import pretrained
 from apt_ds.models.export.quantize import auto_class, quantize_folder
 from apt_ds.models.loading import Base
 from apt_ds.models.weights import device_map
 from apt_ds.runtime import collectives, heartbeat, zero
-from apt_ds.training.datasets import Data
+from apt_ds.training.run_data import Data
 from apt_ds.training.summary_schema import QuantizedFigures
 
 

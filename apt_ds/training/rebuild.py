@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from apt_ds.losses.training_loss import TrainingLoss
+from apt_ds.losses.teacher_phase import TeacherPhase
 from apt_ds.pruning import surgery
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.pruning.surgery import Plan
@@ -45,7 +45,7 @@ def engine_removed(run_engine: RunEngine, moments: bool, scoring: bool) -> Itera
 def rebuild(
     run_engine: RunEngine,
     pruner: Pruner,
-    training_loss: TrainingLoss,
+    phase: TeacherPhase,
     repairer: Repairer,
     plan: Plan,
     step: int,
@@ -57,7 +57,7 @@ def rebuild(
     Args:
         run_engine: has the engine.
         pruner: made the plan.
-        training_loss: its teacher is cut as the student is.
+        phase: its teacher is cut as the student is.
         repairer: repairs what reads the removed blocks.
         plan: the same on all ranks.
         step: number of updates so far.
@@ -72,10 +72,10 @@ def rebuild(
             state.counters = dict.fromkeys(state.counters, 0)
         repairer.before_cut(model, pruner.anatomy, plan.keep, state)
         pruner.compensate(model, plan.keep, state)
-        with training_loss.teacher_follows_surgery(state):
+        with phase.teacher_follows_surgery(state):
             anatomy = surgery.apply_plan(model, pruner.anatomy, plan, state, generator)
         pruner.follow(plan, anatomy, step)
-        if training_loss.due(step):
-            pruner.anatomy = training_loss.end(model, pruner.anatomy)
+        if phase.due(step):
+            pruner.anatomy = phase.end(model, pruner.anatomy)
         if trained_for_scoring:
             run_engine.attach_trainables(model, pruner.scores_by_weight_gradients())

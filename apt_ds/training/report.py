@@ -12,9 +12,9 @@ from apt_ds.models.loading import Base
 from apt_ds.runtime import collectives, notices, profiler
 from apt_ds.runtime.files import write_json
 from apt_ds.training import end_table, quantized_export
-from apt_ds.training.datasets import Data
 from apt_ds.training.final_model import describe
 from apt_ds.training.plain_models import compare_plain
+from apt_ds.training.run_data import Data
 from apt_ds.training.summary_schema import Summary
 from apt_ds.training.training_figures import TrainingFigures
 

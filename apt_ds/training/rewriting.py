@@ -32,9 +32,9 @@ from apt_ds.eval.generated_answers import GenerationOptions
 from apt_ds.eval.rewriting import RewritingFigures, plan_of, rewrite
 from apt_ds.models.loading import Base
 from apt_ds.runtime import collectives, heartbeat, notices
-from apt_ds.training.datasets import Data, scored_sources
 from apt_ds.training.dense_model import DenseModel
 from apt_ds.training.prepared_data import Part, cache_settings, prepared_on_node, whole
+from apt_ds.training.run_data import Data, scored_sources
 from apt_ds.training.sampling import sampling
 from apt_ds.training.sources import joined
 

@@ -28,12 +28,14 @@ from apt_ds.runtime.error_messages import translate_error
 from apt_ds.runtime.signals import Stopped, StopSignals
 from apt_ds.runtime.watchdog import Watchdog
 from apt_ds.training import checkpoint, preflight
+from apt_ds.training.checkpoint import Checkpoint
 from apt_ds.training.concluding import conclude, find_destination
-from apt_ds.training.datasets import Data, read_data
+from apt_ds.training.datasets import read_data
 from apt_ds.training.metrics import MetricsLogger
 from apt_ds.training.output_folder import check_output, discard_output, prepare_output
 from apt_ds.training.quantized_export import write_quantized
 from apt_ds.training.rewriting import with_own_answers
+from apt_ds.training.run_data import Data
 from apt_ds.training.summary_schema import Summary
 from apt_ds.training.trackers import Trackers, check_installed
 from apt_ds.training.trackers.tracker import Ended
@@ -65,14 +67,7 @@ def train(run: RunConfig, signals: StopSignals | None = None) -> Summary:
             try:
                 destination = collectives.on_main(lambda: find_destination(run))
                 trainer = prepare(run, stop_signals)
-                try:
-                    summary = trainer.run()
-                    # a signal may have reached one rank alone
-                    asked = any(collectives.gather_objects(bool(stop_signals.asked)))
-                    failure = None if asked else _quantize(run, trainer, summary)
-                finally:
-                    trainer.steps.close()
-                    trainer.metrics_logger.close()
+                summary, failure = _train_and_quantize(run, trainer, stop_signals)
                 collectives.barrier()
             except BaseException as error:
                 if trainer is not None:
@@ -97,6 +92,20 @@ def train(run: RunConfig, signals: StopSignals | None = None) -> Summary:
             collectives.barrier()
             raise failure
         return summary
+
+
+def _train_and_quantize(
+    run: RunConfig, trainer: Trainer, stop_signals: StopSignals
+) -> tuple[Summary, UserError | None]:
+    """Run the trainer, and write the quantized copy. Collective. Returns the summary, and why there is no copy."""
+    try:
+        summary = trainer.run()
+        # a signal may have reached one rank alone
+        asked = any(collectives.gather_objects(bool(stop_signals.asked)))
+        return summary, None if asked else _quantize(run, trainer, summary)
+    finally:
+        trainer.steps.close()
+        trainer.metrics_logger.close()
 
 
 def _quantize(run: RunConfig, trainer: Trainer, summary: Summary) -> UserError | None:
@@ -132,13 +141,7 @@ def prepare(run: RunConfig, stop_signals: StopSignals | None = None) -> Trainer:
     saved = checkpoint.find(run.output.resume_from_checkpoint, output)
     run, initial = initial_adapters.resolve(run, base, saved.run if saved is not None else None)
     config = _check_model(run, base)
-    data = read_data(run, base, saved.started if saved is not None else None)
-    _check_data(run, base, config, data)
-    if run.data.rewrite_answers:
-        # writing answers takes long, so that a mistake should show before
-        check_output(run, resumes=saved is not None)
-        data = with_own_answers(run, base, data)
-        _check_data(run, base, config, data)
+    data = _read_and_check(run, base, config, saved)
     resolved = attention.resolve(run, base.config, loading.run_dtype(run), zero.device())
     sizes = writable_sizes(base.config, base.anatomy.new_biases and run.pruning.compensates)
     pruner = Pruner(run, base.anatomy, data.total_steps, zero.device(), sizes)
@@ -176,6 +179,18 @@ def _check_model(run: RunConfig, base: Base) -> zero.Config:
     check_positions(base.config, run.data.max_seq_length)
     form_checks.check(run, base.config, base.anatomy, loading.written_dtype(base, run))
     return config
+
+
+def _read_and_check(run: RunConfig, base: Base, config: zero.Config, saved: Checkpoint | None) -> Data:
+    """Read and check the data, with the answers that the dense model writes. Collective."""
+    data = read_data(run, base, saved.started if saved is not None else None)
+    _check_data(run, base, config, data)
+    if run.data.rewrite_answers:
+        # writing answers takes long, so that a mistake should show before
+        check_output(run, resumes=saved is not None)
+        data = with_own_answers(run, base, data)
+        _check_data(run, base, config, data)
+    return data
 
 
 def _check_data(run: RunConfig, base: Base, config: zero.Config, data: Data) -> None:

@@ -8,6 +8,7 @@ from torch import nn
 
 from apt_ds.config.run_config import RunConfig
 from apt_ds.models import adapter, quantization
+from apt_ds.pruning import size_report
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.runtime import profiler
 from apt_ds.training import environment
@@ -50,7 +51,7 @@ def run_figures(
         excluded: consumers that the kept sizes exclude.
     """
     figures = evaluations.figures
-    pruning = pruner.summary() | quantization.summary(model) | repairer.summary() | one_shot_cut.summary()
+    pruning = size_report.summary(pruner) | quantization.summary(model) | repairer.summary() | one_shot_cut.summary()
     more: dict[str, object] = {
         "excluded": excluded,
         "ranks": adapter.ranks(model),

@@ -13,7 +13,7 @@ from apt_ds.data.length_order import LengthOrder, Order
 from apt_ds.data.mixture_order import MixtureOrder, shares_of
 from apt_ds.data.rows import Joined, Rows
 from apt_ds.data.sources import WeightedSource
-from apt_ds.training.summary_schema import SourceFigures
+from apt_ds.training.data_figures import SourceFigures
 
 
 @dataclass(frozen=True)

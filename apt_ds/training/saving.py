@@ -16,9 +16,9 @@ from apt_ds.training import checkpoint, engine_checkpoint
 from apt_ds.training.checkpoint import Checkpoint
 from apt_ds.training.meter import Meter
 from apt_ds.training.metrics import MetricsLogger
+from apt_ds.training.model_figures import ModelFigures
 from apt_ds.training.run_engine import RunEngine
 from apt_ds.training.run_state import Content, RunState
-from apt_ds.training.summary_schema import ModelFigures
 
 
 class Saver:

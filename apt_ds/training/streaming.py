@@ -23,8 +23,8 @@ from apt_ds.data.tokenized import Row, TokenizedSet
 from apt_ds.models.architectures import architecture_of
 from apt_ds.models.loading import Base
 from apt_ds.runtime import collectives, heartbeat, notices
+from apt_ds.training.data_figures import SourceFigures
 from apt_ds.training.prepared_data import HELD_OUT
-from apt_ds.training.summary_schema import SourceFigures
 
 T = TypeVar("T")
 

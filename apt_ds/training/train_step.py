@@ -13,17 +13,19 @@ from apt_ds.config.run_config import RunConfig
 from apt_ds.data.step_layout import StepLayout
 from apt_ds.losses.training_loss import TrainingLoss
 from apt_ds.models import adapter, loading
+from apt_ds.pruning import size_report
+from apt_ds.pruning.layer_sizes import by_layer
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.runtime import collectives, heartbeat, profiler, zero
-from apt_ds.training.datasets import Data
 from apt_ds.training.early_end import EarlyEnd
 from apt_ds.training.meter import Meter
 from apt_ds.training.metrics import MetricsLogger
+from apt_ds.training.metrics_schema import MetricsLine
 from apt_ds.training.micro_batches import MicroBatches
 from apt_ds.training.pruning_figures import LayerSizes
+from apt_ds.training.run_data import Data
 from apt_ds.training.step_sums import StepSums
 from apt_ds.training.stream_batches import StreamBatches
-from apt_ds.training.summary_schema import MetricsLine
 
 
 class TrainStep:
@@ -117,8 +119,8 @@ class TrainStep:
         total = torch.zeros((), device=self.device)
         # The engine averages over ranks and micro-batches. The loss is already a mean over the global batch.
         scale = collectives.world_size() * batches.per_step
-        if self.training_loss.previews:
-            self.training_loss.preview(engine, batches.after_first(step), self.pruner.masks)
+        if self.training_loss.distillation.previews:
+            self.training_loss.distillation.preview(engine, batches.after_first(step), self.pruner.masks)
         for micro in range(batches.per_step):
             heartbeat.progress()
             on_host = batches.on_host(step, micro)
@@ -215,7 +217,7 @@ class TrainStep:
         if (step + 1) % self.run_config.output.logging_steps and step + 1 != self.data.total_steps:
             return
         ranks = list(adapter.ranks(engine.module).values()) or [0]
-        progress, boundary_seconds = self.pruner.progress(step + 1), self.pruner.take_seconds()
+        progress, boundary_seconds = size_report.progress(self.pruner, step + 1), self.pruner.take_seconds()
         rebuild_seconds, is_first = self.meter.last_rebuild(), step < self.run_config.output.logging_steps
         line: MetricsLine = {
             "step": step + 1,
@@ -236,9 +238,9 @@ class TrainStep:
             },
         }
         if is_first:
-            line["sizes_before"] = cast(LayerSizes, self.pruner.layers_before())
+            line["sizes_before"] = cast(LayerSizes, by_layer(self.pruner.anatomy, self.pruner.original_sizes))
         if is_first or rebuild_seconds:
-            line["sizes"] = cast(LayerSizes, self.pruner.layers())
+            line["sizes"] = cast(LayerSizes, by_layer(self.pruner.anatomy, self.pruner.anatomy.sizes))
         if (distance := self.training_loss.dense_teacher.distance) is not None:
             line["teacher_distance"] = distance
         self.metrics_logger.step(line)

@@ -4,99 +4,33 @@ from __future__ import annotations
 
 from typing import cast
 
-import torch
-from torch import nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from apt_ds.config.run_config import RunConfig
-from apt_ds.data.instructions import resolve_pad_id
-from apt_ds.eval.evaluator import Evaluator
-from apt_ds.losses.training_loss import TrainingLoss
-from apt_ds.models import fingerprint, loading
-from apt_ds.models.base_config import decisive
 from apt_ds.models.export.write import Exported
 from apt_ds.models.initial_adapters import InitialAdapters
 from apt_ds.models.loading import Base
 from apt_ds.pruning.bias_compensation import NO_BIAS, lacks_biases
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.pruning.surgery import Plan
-from apt_ds.runtime import heartbeat, profiler, zero
+from apt_ds.runtime import heartbeat, zero
 from apt_ds.runtime.clock import seconds_after
 from apt_ds.runtime.signals import StopSignals
 from apt_ds.training import rebuild
 from apt_ds.training.checkpoint import Checkpoint
-from apt_ds.training.datasets import Data
-from apt_ds.training.dense_distillation import DenseDistillation
-from apt_ds.training.early_end import EarlyEnd
-from apt_ds.training.evaluations import Evaluations
 from apt_ds.training.final_model import excluded_consumers, write_final_model
-from apt_ds.training.generators import Generators
-from apt_ds.training.meter import Meter
 from apt_ds.training.metrics import MetricsLogger
-from apt_ds.training.one_shot_cut import OneShotCut
-from apt_ds.training.repairing import Repairer
-from apt_ds.training.run_engine import RunEngine
+from apt_ds.training.run_data import Data
 from apt_ds.training.run_figures import run_figures
-from apt_ds.training.run_state import Content, RunState, Stateful, saved_after_cut
-from apt_ds.training.saving import Saver
-from apt_ds.training.score_history import ScoreHistory
-from apt_ds.training.stream_batches import StreamBatches
+from apt_ds.training.run_parts import RunParts
+from apt_ds.training.run_state import Content, saved_after_cut
 from apt_ds.training.summary_schema import Summary, WrittenModel
 from apt_ds.training.trackers.layers import layers_of
-from apt_ds.training.train_step import TrainStep
 from apt_ds.training.training_figures import PhaseMemory
 
 
-class Trainer:
-    """One run. `create` starts it, `resume` continues it from a checkpoint.
-
-    Attributes:
-        done: number of optimizer steps so far.
-    """
-
-    def __init__(
-        self,
-        run: RunConfig,
-        base: Base,
-        config: zero.Config,
-        data: Data,
-        pruner: Pruner,
-        metrics_logger: MetricsLogger,
-        stop_signals: StopSignals | None = None,
-    ) -> None:
-        self.run_config, self.base, self.config, self.data = run, base, config, data
-        self.pruner, self.metrics_logger = pruner, metrics_logger
-        self.done = 0
-        self.teacher: DenseDistillation | None = None
-        pad_id = resolve_pad_id(base.tokenizer)
-        self.written_dtype = loading.written_dtype(base, run)
-        self.meter = Meter(zero.device())
-        self.generators = Generators(run.optim.seed)
-        self.early_end = EarlyEnd(run, stop_signals or StopSignals(), metrics_logger)
-        evaluator = Evaluator(
-            run, base.kind, data.held_out, data.task_evaluator, data.texts, pad_id, self.written_dtype, data.mmlu
-        )
-        self.score_history = ScoreHistory(run.output.reference_score)
-        self.evaluations = Evaluations(evaluator, self.score_history, self.meter, metrics_logger, self.early_end)
-        self.training_loss = TrainingLoss(run, base.kind, pruner.anatomy, pruner.phase, zero.device(), pruner.start)
-        self.steps = TrainStep(
-            run, data, pruner, self.training_loss, metrics_logger, self.meter, self.early_end, pad_id
-        )
-        self.run_engine = RunEngine(run, config, pruner, self.steps)
-        self.one_shot_cut = OneShotCut(run, self.steps, pruner, self.meter)
-        self.repairer = Repairer(run, self.training_loss.task_loss, self.steps.calibration_batches, metrics_logger.warn)
-        members: dict[str, Stateful] = {
-            "random": self.generators,
-            "meter": self.meter,
-            "score_history": self.score_history,
-            "figures": self.evaluations,
-            "nonfinite_steps": self.early_end,
-            "metrics": metrics_logger,
-            "one_shot_cut": self.one_shot_cut,
-        }
-        if isinstance(self.steps.batches, StreamBatches):
-            members["stream"] = self.steps.batches
-        self.state = RunState(pruner, self.training_loss, self.repairer, members, data.now)
+class Trainer(RunParts):
+    """One run. `create` starts it, `resume` continues it from a checkpoint."""
 
     @classmethod
     def create(
@@ -164,47 +98,6 @@ class Trainer:
         trainer.saver.resume(saved)
         return trainer
 
-    def _load_model(self) -> nn.Module:
-        """Load the base model, sharded under ZeRO-3, and take its fingerprint. Collective."""
-        heartbeat.phase("loading", limited=False)
-        run, data = self.run_config, self.data
-        profiler.NOW.start(zero.device(), run.output.profile)
-        torch.manual_seed(run.optim.seed)
-        # transformers shards a model while it loads as long as this object exists
-        sharding = zero.shard_while_loading(self.config) if run.model.base_bits == 16 else None
-        model = loading.load_model(self.base, run)
-        del sharding
-        self.generation: GenerationConfig | None = model.generation_config if model.can_generate() else None
-        fingerprints = data.fingerprints() | {"model": fingerprint.fingerprint(model)}
-        if run.pruning.dense_teacher:
-            self.teacher = DenseDistillation(run, self.base, self.config, data, self.steps.batches)
-            fingerprints |= self.teacher.begin(model, fingerprints["model"])
-        self.saver = Saver(
-            run, self.state, self.metrics_logger, self.meter, data.counts(), fingerprints, decisive(self.base.config)
-        )
-        return model
-
-    def _attach(
-        self, model: nn.Module, scores_by_weight_gradients: bool, initial: InitialAdapters | None = None
-    ) -> None:
-        """Give the model its trainable weights and, with a teacher, the transform between their layers."""
-        self.run_engine.attach_trainables(model, scores_by_weight_gradients)
-        if initial is not None:
-            initial.load(model)
-        self.pruner.anatomy = self.training_loss.prepare(model, self.pruner.anatomy)
-
-    def _build(self, model: nn.Module) -> None:
-        model.train()
-        self.run_engine.build(model, scoring=self.pruner.needs_scores(self.done))
-        self.training_loss.check(self.engine)
-        # a forward pass without a backward one leaves weights gathered
-        zero.release_gathered(self.engine)
-
-    @property
-    def engine(self) -> zero.Engine:
-        """The engine that trains the model."""
-        return self.run_engine.engine
-
     def run(self) -> Summary:
         """Train, prune, evaluate and write the model. Returns what the report completes. Collective."""
         self.train_loop()
@@ -224,7 +117,7 @@ class Trainer:
     def train_loop(self) -> None:
         """Run all steps that are not done yet. Collective."""
         if "before" not in self.evaluations.figures:
-            self.training_loss.set_initial_score(dict(self.evaluations.before(self.engine, self.data.describe())))
+            self.training_loss.phase.set_initial_score(dict(self.evaluations.before(self.engine, self.data.describe())))
         self.early_end.begin()
         self._report_layers(self.done)
         for step in range(self.done, self.data.total_steps):
@@ -255,11 +148,11 @@ class Trainer:
         with self.meter.scoring():
             self.pruner.advance(step)
             plan = self.pruner.plan(step, self.data.total_steps, self.engine.module)
-        if self.training_loss.teacher_due(step):
+        if self.training_loss.phase.teacher_due(step):
             score = self.evaluate(step)
             with self.meter.scoring():
-                self.training_loss.update_teacher(score, self.engine.module)
-        if plan or self.training_loss.due(step):
+                self.training_loss.phase.update_teacher(score, self.engine.module)
+        if plan or self.training_loss.phase.due(step):
             self.rebuild(step, plan)
 
     def rebuild(self, step: int, plan: Plan, fresh: bool = False) -> None:
@@ -277,7 +170,7 @@ class Trainer:
         rebuild.rebuild(
             self.run_engine,
             self.pruner,
-            self.training_loss,
+            self.training_loss.phase,
             self.repairer,
             plan,
             step,

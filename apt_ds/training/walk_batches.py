@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from apt_ds.config.run_config import RunConfig
 from apt_ds.data.batching import Batch
-from apt_ds.losses.task_losses import TaskLoss
+from apt_ds.losses.task_loss import TaskLoss
 from apt_ds.models.mask_checks import known_rows
 from apt_ds.pruning.layer_walk import WalkBatch, WalkTokens
 from apt_ds.runtime import collectives

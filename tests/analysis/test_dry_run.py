@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from apt_ds.analysis import dry_run
+from apt_ds.analysis import batch_bounds, dry_run
 from apt_ds.config.errors import UserError
 from apt_ds.config.resolve import resolve
 from tests.support import multiprocess, tiny
@@ -130,9 +130,9 @@ def test_a_stream_counts_as_full_rows(tmp_path: Path, capfd: pytest.CaptureFixtu
     words += ["--eval_size", "4", "--max_steps", "2", "--output_dir", str(tmp_path / "out"), "--max_seq_length", "60"]
     words += ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), "--per_device_train_batch_size", "3"]
     streaming = resolve([*words, "--streaming"])
-    assert dry_run.stream_bound(streaming) == (3, 64, 0, 3 * 59)
+    assert batch_bounds.stream_bound(streaming) == (3, 64, 0, 3 * 59)
     packed = streaming.replace(packing=True, attn_implementation="varlen")
-    assert dry_run.stream_bound(packed) == (1, 184, 0, 3 * 59)
+    assert batch_bounds.stream_bound(packed) == (1, 184, 0, 3 * 59)
     estimates = [dry_run.dry_run(run) for run in (resolve(words), streaming)]
     assert estimates[0] is not None and estimates[1] is not None
     # the examples of the file are shorter than 60 tokens

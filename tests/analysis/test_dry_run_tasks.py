@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from transformers import BertConfig, BertForSequenceClassification, T5Config, T5ForConditionalGeneration
 
-from apt_ds.analysis import dry_run
-from apt_ds.analysis.memory_trace import Footprint, Shape, measure
+from apt_ds.analysis import batch_bounds, dry_run
+from apt_ds.analysis.fake_batches import Shape
+from apt_ds.analysis.memory_trace import Footprint, measure
 from apt_ds.config.resolve import resolve
 from apt_ds.data.glue import labels_of
 from apt_ds.losses.self_teacher import RANK
@@ -27,7 +28,7 @@ def test_heads_adapters_and_teacher_count(kind: str, tmp_path: Path, capfd: pyte
     words += ["--max_steps", "2", "--output_dir", str(tmp_path / "out"), "--rank_growth", "none"]
     run = resolve(words)
     base = loading.find_base(run.model.model_name_or_path, run.data.task, labels_of(run.data.task))
-    shape = dry_run.micro_batches(run, datasets.read_data(run, base), 1, base.kind)
+    shape = batch_bounds.micro_batches(run, datasets.read_data(run, base), 1, base.kind)
     assert bool(shape.written) == bool(shape.trained) == (kind == "t5")
 
     def found(*more: str, shape: Shape = shape) -> Footprint:

@@ -9,7 +9,7 @@ import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
 from apt_ds.analysis import memory_trace
-from apt_ds.analysis.memory_trace import Shape
+from apt_ds.analysis.fake_batches import Shape
 from apt_ds.config.resolve import resolve
 from apt_ds.models import loading, quantization
 from apt_ds.pruning.fisher import Fisher

@@ -14,7 +14,7 @@ from apt_ds.analysis.bench.llamas import LLAMAS, llama_config
 from apt_ds.analysis.bench.random_folder import check_folder, trained_tokenizer, write_random_model
 from apt_ds.commands import random_model
 from apt_ds.config.errors import UserError
-from apt_ds.data.instructions import prompt_ids
+from apt_ds.data.prompts import prompt_ids
 from apt_ds.models import loading
 from apt_ds.models.export import write
 from tests.support import tiny

@@ -1,4 +1,4 @@
-"""Prompts, masks over them, truncation and the split."""
+"""Prompts, masks over them, and truncation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from transformers import PreTrainedTokenizerFast
 
 from apt_ds.config.errors import UserError
 from apt_ds.data.conversations import Example
-from apt_ds.data.instructions import build_dataset, encode, prompt_ids, render_prompt, resolve_pad_id, split_held_out
+from apt_ds.data.instructions import build_dataset, encode
+from apt_ds.data.prompts import prompt_ids, render_prompt
 from apt_ds.data.tokenized import IGNORED, Row
 from tests.support import tiny
 
@@ -241,26 +242,3 @@ def test_fingerprint_follows_the_content() -> None:
     same, again = (build_dataset([ADD, GREET], tok, 99).fingerprint for _ in range(2))
     assert same == again and len(same) == 64
     assert same != build_dataset([GREET, ADD], tok, 99).fingerprint
-
-
-def test_split_is_deterministic_and_leaves_training_data() -> None:
-    examples = [Example.from_instruction(f"Say {i}.", "", str(i)) for i in range(50)]
-    train, held_out = split_held_out(examples, 10, seed=3)
-    assert (train, held_out) == split_held_out(examples, 10, seed=3)
-    assert len(train) == 40 and len(held_out) == 10
-    assert sorted(train + held_out, key=lambda e: int(e.output)) == examples
-    assert held_out != split_held_out(examples, 10, seed=4)[1]
-    assert split_held_out(examples, 0, seed=3) == (examples, [])
-    for n in (50, 60, -1):
-        with pytest.raises(UserError, match=f"cannot hold out {n} of 50 examples"):
-            split_held_out(examples, n, seed=3)
-
-
-def test_pad_id_falls_back_to_the_end_token() -> None:
-    assert resolve_pad_id(tokenizer()) == 0
-    assert resolve_pad_id(tokenizer(pad_token="<|im_start|>")) == 1
-    bare = tokenizer()
-    bare.eos_token = None
-    for call in (lambda: resolve_pad_id(bare), lambda: encode(GREET, bare, 99)):
-        with pytest.raises(UserError, match="no end-of-sequence token"):
-            call()

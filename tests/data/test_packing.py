@@ -11,8 +11,8 @@ import torch
 from transformers import LlamaForCausalLM
 from transformers.modeling_flash_attention_utils import _is_packed_sequence, prepare_fa_kwargs_from_position_ids
 
-from apt_ds.analysis import dry_run
-from apt_ds.analysis.memory_trace import Shape
+from apt_ds.analysis import batch_bounds
+from apt_ds.analysis.fake_batches import Shape
 from apt_ds.config.errors import UserError
 from apt_ds.config.resolve import resolve
 from apt_ds.data.batching import Batch, GlobalOrder, collate, round_up
@@ -97,7 +97,7 @@ def test_the_estimate_of_memory_knows_the_batches(
         made = MicroBatches(run, data.train, GlobalOrder(len(data.train), 8, run.optim.seed), 0, CPU)
         for batch in (made.on_host(step, 0) for step in range(7)):
             sizes.append((*batch.input_ids.shape, 0, int((batch.labels[:, 1:] != IGNORED).sum())))
-    assert dry_run.micro_batches(run, data, 2, base.kind) == Shape(*map(max, *sizes))
+    assert batch_bounds.micro_batches(run, data, 2, base.kind) == Shape(*map(max, *sizes))
 
 
 def test_the_batch_tells_examples_apart() -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from apt_ds.data.conversations import Example, load_examples
-from apt_ds.data.instructions import dump_example, encode, load_example, prompt_ids
+from apt_ds.data.instructions import dump_example, encode, load_example
+from apt_ds.data.prompts import prompt_ids
 from apt_ds.data.rewritten import is_rewritable, json_lines, with_answer
 from apt_ds.data.tokenized import IGNORED
 from tests.data.test_instructions import ADD, CHAT, CROOKED, FORGETFUL, GREET, TEMPLATE, WITHOUT_END, tokenizer

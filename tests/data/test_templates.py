@@ -11,7 +11,8 @@ import pytest
 
 from apt_ds.config.errors import UserError
 from apt_ds.data.conversations import Example, load_examples
-from apt_ds.data.instructions import build_dataset, encode, prompt_ids, render_prompt
+from apt_ds.data.instructions import build_dataset, encode
+from apt_ds.data.prompts import prompt_ids, render_prompt
 from tests.data.test_instructions import CHAT, GREET, TEMPLATE, WITHOUT_END, parts, tokenizer
 
 TURN = "<|im_start|>{{ m.role }}\n{{ m.content }}"

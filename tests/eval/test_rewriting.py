@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from apt_ds.data.conversations import Example
-from apt_ds.data.instructions import prompt_ids
+from apt_ds.data.prompts import prompt_ids
 from apt_ds.eval.generated_answers import Answer, GenerationOptions
 from apt_ds.eval.rewriting import RewritingFigures, merged, plan_of
 from tests.support import tiny

@@ -34,8 +34,8 @@ from apt_ds.pruning import surgery
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.pruning.surgery import Plan
 from apt_ds.runtime import zero
-from apt_ds.training.datasets import Data
 from apt_ds.training.metrics import MetricsLogger
+from apt_ds.training.run_data import Data
 from apt_ds.training.trainer import Trainer
 from tests.support import tiny
 from tests.support.jobs import zero_json
@@ -108,7 +108,7 @@ class Case:
         keys = ("master", "exp_avg", "exp_avg_sq")
         state = zero.EngineState({n: {key: torch.zeros(p.shape) for key in keys} for n, p in trained.items()}, 1.0)
         trainer.steps.remove_hooks()
-        with trainer.training_loss.teacher_follows_surgery(state):
+        with trainer.training_loss.phase.teacher_follows_surgery(state):
             anatomy = surgery.apply_plan(self.model, trainer.pruner.anatomy, plan, state, trainer.generators.surgery)
         trainer.pruner.follow(plan, anatomy, 1)
         if not adapter.ranks(self.model) and trainer.run_config.optim.trainable == "adapters":
@@ -184,13 +184,14 @@ def run_pieces(case: Case) -> None:
     with evaluation_mode(case.engine):
         figures = trainer.evaluations.evaluator.everything(case.engine)
     assert figures["held_out_loss"] > 0
-    trainer.training_loss.update_teacher(1.0, case.model)
+    trainer.training_loss.phase.update_teacher(1.0, case.model)
     trainer.steps.remove_hooks()
 
 
 def check(case: Case) -> None:
     run_pieces(case)
-    places = {p.device.type for p in (*case.model.parameters(), *case.trainer.training_loss.teacher.snapshot.values())}
+    snapshot = case.trainer.training_loss.phase.teacher.snapshot
+    places = {p.device.type for p in (*case.model.parameters(), *snapshot.values())}
     assert places == {"meta"}
     assert case.trainer.pruner.scorer.abs_sums.is_meta
 

@@ -12,7 +12,7 @@ import pytest
 
 from apt_ds.config.errors import UserError
 from apt_ds.config.resolve import resolve
-from apt_ds.data.instructions import split_held_out
+from apt_ds.data.splitting import split_held_out
 from apt_ds.data.tokenizer_checks import check_lengths
 from apt_ds.models import loading
 from apt_ds.training import checkpoint, datasets

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from apt_ds.config.resolve import resolve
+from apt_ds.pruning import size_report
 from apt_ds.training import run as training_run
 from tests.models.test_export_tasks import loaded_elsewhere
 from tests.support import multiprocess, tiny, tiny_experts
@@ -46,7 +47,8 @@ def test_every_family_ends_in_a_model(alone: None, tmp_path: Path) -> None:
         words = place.words(tmp_path / family / "out", "--max_steps", "2", "--calibration_steps", "1", *BLOCKS, *flags)
         made = training_run.prepare(resolve(words))
         made.train_loop()
-        assert made.pruner.at_target() and made.pruner.summary()["sizes"]["experts"] != tiny_experts.EXPERTS, family
+        sizes = size_report.summary(made.pruner)["sizes"]
+        assert made.pruner.at_target() and sizes["experts"] != tiny_experts.EXPERTS, family
         with torch.no_grad():
             expected[family] = made.engine.module.eval()(input_ids=tiny.ids(2)).logits
         made.finish()

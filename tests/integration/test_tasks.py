@@ -185,13 +185,13 @@ def test_pruning_never_moves_an_unpruned_teacher(
     words += ["--output_dir", str(folder / f"{kind}-{teacher}"), "--overwrite_output_dir", "--save_steps", "0"]
     made = training_run.prepare(resolve(["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), *words]))
     training_loss, pruner, batch = made.training_loss, made.pruner, made.steps.batches.on_device(0, 0)
-    training_loss.best_score = float("inf")  # no later student counts as better
+    training_loss.phase.best_score = float("inf")  # no later student counts as better
     first, moved, ranks = None, [], made.pruner.growth.initial_parameters
     for step in range(12):
-        if not training_loss.distilling:
+        if not training_loss.phase.active:
             break
         training_loss.begin(step, [])
-        logits = training_loss.teacher_outputs(made.engine, batch, pruner.masks).logits
+        logits = training_loss.distillation.teacher_outputs(made.engine, batch, pruner.masks).logits
         first = logits if first is None else first
         moved.append(max((a - b).abs().max().item() for a, b in zip(logits, first, strict=True)))
         made.train_step(step)
@@ -199,7 +199,7 @@ def test_pruning_never_moves_an_unpruned_teacher(
         if step == 7:
             assert (pruner.kept() == 1) == (pruner.masks.values.min() < 1) == (teacher == "unpruned")
             assert sum(p.numel() for n, p in made.engine.module.named_parameters() if "lora" in n) > ranks
-    assert not training_loss.distilling and len(moved) == pruner.phase == 10
+    assert not training_loss.phase.active and len(moved) == pruner.phase == 10
     assert max(moved) < 1e-4 if teacher == "unpruned" else max(moved) > 1e-2
     made.finish()
 

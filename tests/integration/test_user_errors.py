@@ -18,7 +18,7 @@ import torch
 from apt_ds.config.errors import UserError
 from apt_ds.config.resolve import resolve
 from apt_ds.data.batching import Batch
-from apt_ds.losses.task_losses import CausalLoss
+from apt_ds.losses.token_losses import CausalLoss
 from apt_ds.models import adapter, builtin_models, loading
 from apt_ds.runtime import zero
 from apt_ds.training import run as training_run

@@ -13,7 +13,10 @@ from apt_ds.config.resolve import resolve
 from apt_ds.config.tasks import ANSWERS, CLASSIFICATION, GENERATION
 from apt_ds.data.batching import Batch, collate
 from apt_ds.data.tokenized import Row
-from apt_ds.losses.task_losses import TASK_LOSSES, Logits
+from apt_ds.losses.self_distillation import SelfDistillation
+from apt_ds.losses.task_loss import Logits
+from apt_ds.losses.task_losses import TASK_LOSSES
+from apt_ds.losses.teacher_phase import TeacherPhase
 from apt_ds.losses.training_loss import TrainingLoss
 from apt_ds.models import adapter, task_heads
 from apt_ds.models.architectures import anatomy_of, architecture_of
@@ -50,6 +53,16 @@ class Student:
     masks: Masks
     training_loss: TrainingLoss
 
+    @property
+    def phase(self) -> TeacherPhase:
+        """The phase of the teacher."""
+        return self.training_loss.phase
+
+    @property
+    def distillation(self) -> SelfDistillation:
+        """What the teacher adds to the loss."""
+        return self.training_loss.distillation
+
 
 def started(kind: str, *flags: str) -> Student:
     model = tiny.small(kind)
@@ -60,7 +73,7 @@ def started(kind: str, *flags: str) -> Student:
     words = ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), "--pruning", "gradual", "--distill", *flags]
     run = resolve(words)
     training_loss = TrainingLoss(run, tiny.TASKS[kind], anatomy, 10, CPU)
-    anatomy = training_loss.prepare(model, anatomy)
+    anatomy = training_loss.phase.prepare(model, anatomy)
     masks = Masks(anatomy)
     masks.install(model.train())
     for _, module in adapter.adapters(model):
@@ -85,14 +98,18 @@ def step_of(student: Student, kind: str, parts: list[slice], step: int) -> tuple
     """(loss, gradients, distances) of the four rows in micro-batches."""
     student.training_loss.begin(step, rows(kind))
     total = 0.0
-    if student.training_loss.previews:
-        student.training_loss.preview(
-            student.model, (collate(rows(kind)[part], 0) for part in parts[1:]), student.masks
-        )
+    if student.distillation.previews:
+        student.distillation.preview(student.model, (collate(rows(kind)[part], 0) for part in parts[1:]), student.masks)
     for part in parts:
         loss, _ = student.training_loss.micro_batch_loss(student.model, collate(rows(kind)[part], 0), student.masks)
         loss.backward()
         total += loss.item()
     gradients = {n: p.grad.clone() for n, p in student.model.named_parameters() if p.grad is not None}
     student.model.zero_grad()
-    return total, gradients, student.training_loss.matcher.distances.clone()
+    return total, gradients, student.distillation.matcher.distances.clone()
+
+
+def mapped(student: Student) -> dict[int, int]:
+    """The student layer of each teacher layer that the step measures."""
+    matcher = student.distillation.matcher
+    return {layer: matcher.mapping[layer] for layer in matcher.measured_layers}

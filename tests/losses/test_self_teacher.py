@@ -26,7 +26,7 @@ from tests.support import multiprocess, tiny
 def test_the_teacher_is_the_unmasked_model_at_its_snapshot(kind: str) -> None:
     student, batch = started(kind), collate(rows(kind), 0)
     before = logits_of(student.model, kind, batch)
-    with student.training_loss.teacher.as_teacher(student.model, student.masks):
+    with student.phase.teacher.as_teacher(student.model, student.masks):
         teacher = student.training_loss.task_loss.logits(student.model, batch)
     after = logits_of(student.model, kind, batch)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
@@ -34,8 +34,8 @@ def test_the_teacher_is_the_unmasked_model_at_its_snapshot(kind: str) -> None:
     student.masks.remove()
     plain = copy.deepcopy(student.model)
     for name, parameter in plain.named_parameters():
-        if name in student.training_loss.teacher.snapshot:
-            parameter.data.copy_(student.training_loss.teacher.snapshot[name])
+        if name in student.phase.teacher.snapshot:
+            parameter.data.copy_(student.phase.teacher.snapshot[name])
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(teacher, logits_of(plain, kind, batch), strict=True))
     assert not all(
         torch.allclose(a, b, atol=1e-3) for a, b in zip(teacher, logits_of(expected, kind, batch), strict=True)
@@ -77,8 +77,8 @@ def test_the_snapshot_follows_cuts_and_growth(kind: str) -> None:
     # an unpruned teacher whose blocks go with the student's: masks on the old shapes tell what to expect
     mirror = copy.deepcopy(student.model)
     for name, parameter in mirror.named_parameters():
-        if name in student.training_loss.teacher.snapshot:
-            parameter.data.copy_(student.training_loss.teacher.snapshot[name])
+        if name in student.phase.teacher.snapshot:
+            parameter.data.copy_(student.phase.teacher.snapshot[name])
     masks = Masks(student.anatomy)
     masks.install(mirror)
     masks.set(values.astype(float))
@@ -86,10 +86,10 @@ def test_the_snapshot_follows_cuts_and_growth(kind: str) -> None:
     student.training_loss.remove_hooks()
     state = EngineState({n: {} for n, p in student.model.named_parameters() if p.requires_grad}, 0.0)
     grown = {path: 6 for path, _ in list(adapter.adapters(student.model))[::2]}
-    with student.training_loss.teacher_follows_surgery(state):
+    with student.phase.teacher_follows_surgery(state):
         smaller = apply_plan(student.model, student.anatomy, Plan(values, grown), state, torch.Generator())
     fresh = Masks(smaller)
-    with student.training_loss.teacher.as_teacher(student.model, fresh):
+    with student.phase.teacher.as_teacher(student.model, fresh):
         found = student.training_loss.task_loss.logits(student.model, batch)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, expected, strict=True))
     assert not any(state.tensors.values())

@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from apt_ds.config.tasks import ANSWERS, CLASSIFICATION, GENERATION, LANGUAGE_MODEL
+from apt_ds.config.tasks import ANSWERS, CLASSIFICATION, LANGUAGE_MODEL
 from apt_ds.data.batching import collate
 from apt_ds.data.tokenized import IGNORED, Row
-from apt_ds.losses.task_losses import TASK_LOSSES, CausalLoss, Seq2SeqLoss, shift_right
+from apt_ds.losses.task_losses import TASK_LOSSES
 from tests.support import tiny
 
 ROWS: dict[str, list[Row]] = {
@@ -49,21 +49,3 @@ def test_a_span_has_the_mean_of_both_ends() -> None:
         + F.cross_entropy(end, torch.tensor([2, 1]), reduction="sum")
     ) / 2
     torch.testing.assert_close(TASK_LOSSES[ANSWERS].loss((start, end), batch), by_hand)
-
-
-def test_targets_of_a_causal_model_are_the_next_tokens() -> None:
-    batch = collate(ROWS["gqa"], 0)
-    targets = CausalLoss().token_targets(batch)
-    assert targets[0, :4].tolist() == [IGNORED, 7, 8, IGNORED] and targets[1, :2].tolist() == [4, IGNORED]
-    positions, values = CausalLoss().labelled_tokens(batch)
-    assert positions.tolist() == [1, 2, batch.input_ids.shape[1], 0, 0, 0, 0, 0] and values.tolist() == [7, 8, 4]
-
-
-def test_the_decoder_reads_its_labels_one_step_later() -> None:
-    model, batch = tiny.small("t5"), collate(ROWS["t5"], 0)
-    config = model.config
-    shifted = shift_right(batch.labels, model)
-    start, pad = config.decoder_start_token_id, config.pad_token_id
-    assert shifted[0, :4].tolist() == [start, 7, 8, 9] and shifted[1, :4].tolist() == [start, 4, pad, pad]
-    assert TASK_LOSSES[GENERATION].decoder_mask(batch).sum(1).tolist() == [3, 1]
-    assert isinstance(TASK_LOSSES[GENERATION], Seq2SeqLoss) and CausalLoss().decoder_mask(batch) is None

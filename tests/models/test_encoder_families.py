@@ -29,7 +29,8 @@ from apt_ds.models.architectures import REGISTRY, anatomy_of, architecture_of
 from apt_ds.models.architectures.spec import AUTO_CLASSES
 from apt_ds.models.blocks import Anatomy, block_slices, kept_sizes
 from apt_ds.models.export import configs, write
-from apt_ds.pruning.budget_search import Rules, default_align, search
+from apt_ds.pruning.budget_search import search
+from apt_ds.pruning.limits import Rules, default_align
 from apt_ds.pruning.masks import Masks
 from apt_ds.pruning.surgery import Plan, apply_plan
 from tests.pruning.test_masks import random_keep

@@ -8,7 +8,8 @@ from transformers import masking_utils
 
 from apt_ds.data.batching import Batch, collate
 from apt_ds.data.packing import pack
-from apt_ds.losses.task_losses import CausalLoss, encoder_inputs
+from apt_ds.losses.task_loss import encoder_inputs
+from apt_ds.losses.token_losses import CausalLoss
 from apt_ds.models.mask_checks import known_rows
 from tests.support import tiny
 

@@ -20,8 +20,10 @@ from apt_ds.models.architectures import anatomy_of
 from apt_ds.models.blocks import HIDDEN, Anatomy, block_slices, kept_sizes
 from apt_ds.models.export import write
 from apt_ds.models.export.configs import writable_sizes
-from apt_ds.pruning.budget_search import Rules, describe, search
+from apt_ds.pruning.budget_search import search
 from apt_ds.pruning.expert_counts import best_blocks
+from apt_ds.pruning.layer_sizes import describe
+from apt_ds.pruning.limits import Rules
 from apt_ds.pruning.masks import Masks
 from apt_ds.pruning.salience import Salience, add_up_experts
 from apt_ds.pruning.surgery import Plan, apply_plan

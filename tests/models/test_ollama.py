@@ -10,7 +10,7 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from apt_ds.data.conversations import Example
-from apt_ds.data.instructions import render_prompt
+from apt_ds.data.prompts import render_prompt
 from apt_ds.models.export import ollama
 from tests.support import tiny
 

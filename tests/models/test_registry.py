@@ -157,7 +157,9 @@ PROGRAM = re.compile(r"x?llama[._-]?cpp|ollama|llama[_-]quantize", re.IGNORECASE
 ALLOWED = {
     "models/consumers.py": "which classes vLLM has, and how each reads sizes",
     "models/export/gguf_rules.py": "what llama.cpp can hold of each class",
-    "models/export/gguf_worker.py": "the names that llama.cpp's converter has for weights",
+    "models/export/gguf_layers.py": "the names that llama.cpp's converter has for weights",
+    "models/export/gguf_vocabulary.py": "the names that llama.cpp's converter has for tokenizers",
+    "models/export/gguf_worker.py": "the name of a type of llama.cpp",
     "models/export/gguf_quantizer.py": "what llama.cpp's quantizer does with one family",
     "models/export/version_4.py": "names of fields that transformers 4 reads, which differ by family",
     "config/presets.py": "a preset is a published model",

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from apt_ds.analysis import memory_trace
-from apt_ds.analysis.memory_trace import Shape
+from apt_ds.analysis.fake_batches import Shape
 from apt_ds.config.resolve import resolve
 from apt_ds.data.batching import collate
 from apt_ds.losses.task_losses import summed_loss

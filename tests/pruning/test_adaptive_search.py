@@ -9,7 +9,8 @@ import pytest
 
 from apt_ds.models.blocks import Anatomy, Sizes, block_slices
 from apt_ds.pruning.adaptive_search import Counts, DensityOrder
-from apt_ds.pruning.budget_search import Rules, rankings, search
+from apt_ds.pruning.budget_search import rankings, search
+from apt_ds.pruning.limits import Rules
 from tests.support import drawn_scores, search_reference
 
 KINDS = (("heads", "neurons", "hidden"), ("heads", "neurons"), ("neurons",), ("hidden",))

@@ -14,7 +14,8 @@ from apt_ds.models.blocks import Anatomy, Sizes, block_slices, kept_sizes
 from apt_ds.models.export.configs import writable_sizes
 from apt_ds.models.writable_sizes import EVERY_SIZE
 from apt_ds.pruning.alignment import MISS, QUANTIZED, automatic_align
-from apt_ds.pruning.budget_search import Rules, cuttable, default_align, search
+from apt_ds.pruning.budget_search import cuttable, search
+from apt_ds.pruning.limits import Rules, default_align
 from apt_ds.pruning.rules import rules_of
 from tests.support import tiny
 from tests.support.published import SHAPES, published_config

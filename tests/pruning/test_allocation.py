@@ -8,7 +8,8 @@ import pytest
 from apt_ds.models.blocks import Anatomy, block_slices, kept_sizes
 from apt_ds.models.tensor_parallel import Split
 from apt_ds.pruning.allocation import Allocated, allocate
-from apt_ds.pruning.budget_search import Rules, best_of_each, search
+from apt_ds.pruning.budget_search import best_of_each, search
+from apt_ds.pruning.limits import Rules
 from tests.support import drawn_scores
 
 TABLE = drawn_scores.anatomy(neurons=96, layers=4, heads=4)

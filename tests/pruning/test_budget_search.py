@@ -12,7 +12,8 @@ from apt_ds.config.run_config import RunConfig
 from apt_ds.models.architectures import anatomy_of
 from apt_ds.models.blocks import Anatomy, Sizes, block_slices, kept_sizes
 from apt_ds.models.scope import competing_kinds
-from apt_ds.pruning.budget_search import Rules, best_of_each, cuttable, default_align, search, smallest_sizes
+from apt_ds.pruning.budget_search import best_of_each, cuttable, search
+from apt_ds.pruning.limits import Rules, smallest_sizes
 from tests.support import tiny
 
 ALL = ("heads", "neurons", "hidden")
@@ -101,19 +102,6 @@ def test_a_budget_out_of_reach_says_so() -> None:
         search(scores(), table, Rules(("neurons",), "uniform"), 0.1 * table.num_parameters(table.sizes))
     smallest = table.num_parameters(smallest_sizes(table, Rules(ALL, "adaptive", 16, 8)))
     assert smallest == 8 * 3 * (2 * 8 * 2 + 16 * 3)
-
-
-def test_default_alignment_is_64_on_real_sizes_and_lets_small_models_meet_their_budget() -> None:
-    real = tiny.config("mha", hidden_size=4096, intermediate_size=11008, num_attention_heads=32,
-                       num_key_value_heads=32, num_hidden_layers=32)  # fmt: skip
-    assert default_align(anatomy_of(real)) == 64
-    table = anatomy(neurons=900)
-    align = default_align(table)
-    assert 1 < align < 64
-    keep = search(
-        scores(0, 900), table, Rules(("neurons",), "uniform", align, align), 0.7 * table.num_parameters(table.sizes)
-    )
-    assert table.num_parameters(kept_sizes(table.sizes, keep)) >= 0.99 * 0.7 * table.num_parameters(table.sizes)
 
 
 @pytest.mark.parametrize("structure", ["uniform", "adaptive"])

@@ -13,7 +13,8 @@ from apt_ds.config.run_config import RunConfig
 from apt_ds.models import adapter
 from apt_ds.models.architectures import anatomy_of
 from apt_ds.models.blocks import HIDDEN, Anatomy, block_slices, kept_sizes
-from apt_ds.pruning.budget_search import Rules, cuttable, search
+from apt_ds.pruning.budget_search import cuttable, search
+from apt_ds.pruning.limits import Rules
 from apt_ds.pruning.masks import Masks
 from apt_ds.pruning.rank_growth import RankGrowth
 from apt_ds.pruning.rules import rules_of

@@ -11,8 +11,10 @@ from apt_ds.config.errors import UserError
 from apt_ds.models.architectures import anatomy_of
 from apt_ds.models.blocks import Anatomy, Sizes, block_slices, kept_sizes
 from apt_ds.models.export.configs import writable_sizes
-from apt_ds.pruning.budget_search import Rules, cuttable, default_align, describe, search
+from apt_ds.pruning.budget_search import cuttable, search
 from apt_ds.pruning.expert_counts import Counts, best_blocks, table_of
+from apt_ds.pruning.layer_sizes import describe
+from apt_ds.pruning.limits import Rules, default_align
 from tests.pruning.test_expert_counts import anatomy_and_scores
 from tests.support import tiny_experts
 

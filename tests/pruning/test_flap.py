@@ -9,8 +9,9 @@ import torch
 from apt_ds.data.batching import collate
 from apt_ds.models.architectures import anatomy_of
 from apt_ds.models.blocks import HIDDEN, block_slices
-from apt_ds.pruning.budget_search import Rules, search
+from apt_ds.pruning.budget_search import search
 from apt_ds.pruning.flap import Flap
+from apt_ds.pruning.limits import Rules
 from tests.pruning.test_input_moments import KINDS, observe, plain_inputs, rows
 from tests.pruning.test_masks import with_adapters
 from tests.support import tiny

@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 
 from apt_ds.models.architectures import anatomy_of
-from apt_ds.pruning.budget_search import describe
-from apt_ds.pruning.layer_sizes import by_layer
+from apt_ds.pruning.layer_sizes import by_layer, describe
 from tests.support import tiny, tiny_experts
 
 

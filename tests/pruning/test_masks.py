@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from apt_ds.config.schedules import mask_moves
 from apt_ds.config.tasks import LANGUAGE_MODEL
 from apt_ds.models import adapter
 from apt_ds.models.architectures import anatomy_of, architecture_of
@@ -181,36 +180,6 @@ def test_removing_hooks_restores_the_model() -> None:
     assert not torch.allclose(model(tiny.ids()).logits, before)
     masks.remove()
     assert torch.equal(model(tiny.ids()).logits, before)
-
-
-def test_masks_reach_both_ends_exactly() -> None:
-    _, anatomy = with_adapters("gqa")
-    masks, keep = Masks(anatomy), np.ones(anatomy.sizes.total(), dtype=bool)
-    keep[0] = False
-    for _ in range(99):
-        masks.move_towards(keep, 0.01)
-    assert not masks.fully_masked().any()
-    masks.move_towards(keep, 0.01)
-    assert masks.fully_masked().tolist() == [True] + [False] * (len(keep) - 1)
-    for _ in range(100):
-        masks.move_towards(np.ones_like(keep), 0.01)
-    assert (masks.values == 1.0).all()
-
-
-@pytest.mark.parametrize("step", [1 / 3, 0.3, 0.07, 0.027, 0.01, 1 / 777, 1e-4, 1.0])
-def test_masks_of_any_step_arrive_when_the_schedule_says(step: float) -> None:
-    _, anatomy = with_adapters("mha")
-    keep = np.ones(anatomy.sizes.total(), dtype=bool)
-    keep[::2] = False
-    masks, moves = Masks(anatomy), mask_moves(step)
-    for towards in (keep, ~keep):
-        # half are at their ends already, the others have the whole way to go
-        for _ in range(moves - 1):
-            masks.move_towards(towards, step)
-        assert not masks.arrived(towards)
-        masks.move_towards(towards, step)
-        assert masks.arrived(towards)
-        assert set(masks.values) == {0.0, 1.0}
 
 
 def test_a_masked_model_generates() -> None:

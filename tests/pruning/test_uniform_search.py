@@ -11,7 +11,8 @@ import pytest
 from apt_ds.config.errors import UserError
 from apt_ds.models.blocks import Anatomy
 from apt_ds.models.writable_sizes import EVERY_SIZE, Writable
-from apt_ds.pruning.budget_search import Rules, best_of_each, search, uniform_frontier
+from apt_ds.pruning.budget_search import best_of_each, search, uniform_frontier
+from apt_ds.pruning.limits import Rules
 from tests.support import drawn_scores, search_reference
 
 DIVISIBLE = Writable(lambda heads, neurons, hidden: (hidden % heads == 0) & (neurons > 0), "hidden % heads")

@@ -9,7 +9,8 @@ import torch
 from apt_ds.data.batching import collate
 from apt_ds.models.architectures import anatomy_of
 from apt_ds.models.blocks import Anatomy, block_slices
-from apt_ds.pruning.budget_search import Rules, search
+from apt_ds.pruning.budget_search import search
+from apt_ds.pruning.limits import Rules
 from apt_ds.pruning.wanda import WandaSp
 from tests.pruning.test_input_moments import KINDS, observe, plain_inputs, rows
 from tests.support import tiny

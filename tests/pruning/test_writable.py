@@ -34,7 +34,8 @@ from apt_ds.models.blocks import Anatomy, kept_sizes
 from apt_ds.models.export import configs, write
 from apt_ds.models.export.form import counts
 from apt_ds.models.export.modeling_apt_llama import AptLlamaConfig
-from apt_ds.pruning.budget_search import Rules, default_align, search
+from apt_ds.pruning.budget_search import search
+from apt_ds.pruning.limits import Rules, default_align
 from apt_ds.pruning.surgery import Plan, apply_plan
 from tests.models.test_architectures import dressed
 from tests.models.test_export_tasks import answer_of, inputs_of, loaded_elsewhere

@@ -28,7 +28,7 @@ from apt_ds.runtime import collectives, zero
 from apt_ds.runtime.packed import QuantizedParameter
 from apt_ds.training import datasets, preflight, prepared_data, questions, trainer
 from apt_ds.training import run as training_run
-from apt_ds.training.summary_schema import ModelFigures
+from apt_ds.training.model_figures import ModelFigures
 from tests.support.launcher import PLAIN
 from tests.support.text_fixtures import pair_tokenizer
 

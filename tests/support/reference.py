@@ -18,7 +18,8 @@ from apt_ds.config.run_config import RunConfig
 from apt_ds.config.schedules import learning_rate, warmup_steps
 from apt_ds.data.batching import collate
 from apt_ds.eval.held_out import held_out_loss
-from apt_ds.losses.task_losses import summed_loss, trained_tokens
+from apt_ds.losses.task_losses import summed_loss
+from apt_ds.losses.token_losses import trained_tokens
 from apt_ds.models import adapter, loading
 from apt_ds.pruning import surgery
 from apt_ds.pruning.pruner import Pruner
@@ -26,7 +27,8 @@ from apt_ds.pruning.rank_growth import adapter_sizes
 from apt_ds.pruning.surgery import Plan
 from apt_ds.runtime import zero
 from apt_ds.runtime.zero import EngineState
-from apt_ds.training.datasets import Data, read_data
+from apt_ds.training.datasets import read_data
+from apt_ds.training.run_data import Data
 from tests.support.jobs import run_config
 
 

@@ -87,7 +87,8 @@ def taylor(folder: str, stages: list[tuple[int, bool]]) -> dict[str, list[float]
 def plain_taylor(folder: str) -> list[float]:
     """The same from the definition: one backward pass over both global batches, no engine."""
     from apt_ds.data.batching import collate
-    from apt_ds.losses.task_losses import summed_loss, trained_tokens
+    from apt_ds.losses.task_losses import summed_loss
+    from apt_ds.losses.token_losses import trained_tokens
     from apt_ds.training.datasets import read_data
 
     zero.init_distributed()

@@ -9,7 +9,8 @@ import numpy as np
 from apt_ds.config.errors import UserError
 from apt_ds.models.blocks import Anatomy, Sizes, block_slices, kept_sizes, plural
 from apt_ds.models.writable_sizes import KINDS, _kinds_and_counts
-from apt_ds.pruning.budget_search import SLACK, Rules, _with_survivors, smallest_sizes
+from apt_ds.pruning.budget_search import _with_survivors
+from apt_ds.pruning.limits import SLACK, Rules, smallest_sizes
 
 
 def search(scores: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float) -> np.ndarray:

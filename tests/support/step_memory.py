@@ -41,7 +41,7 @@ def main(mode: str, batch: int, length: int) -> None:
     words = ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), "--pruning", "gradual"]
     run = resolve([*words, *(["--distill"] if mode == "distilled" else [])])
     training_loss = TrainingLoss(run, CLASSIFICATION, anatomy, 10, CPU)
-    anatomy = training_loss.prepare(model, anatomy)
+    anatomy = training_loss.phase.prepare(model, anatomy)
     masks, salience = Masks(anatomy), Salience(anatomy, 0.85, "off", 1.0, CPU)
     masks.install(model.train())
     salience.install(model)

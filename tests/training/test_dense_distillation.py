@@ -15,9 +15,9 @@ from apt_ds.data.tokenized import IGNORED, TokenizedSet
 from apt_ds.models import fingerprint, loading
 from apt_ds.models.loading import Base
 from apt_ds.training.checkpoint import Checkpoint
-from apt_ds.training.datasets import Data
 from apt_ds.training.dense_distillation import DenseDistillation
 from apt_ds.training.micro_batches import MicroBatches
+from apt_ds.training.run_data import Data
 from tests.support import tiny
 
 SET = TokenizedSet.of([{"input_ids": [5, 6, 7 + n], "labels": [IGNORED, 6, 7 + n]} for n in range(9)])

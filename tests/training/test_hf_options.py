@@ -41,6 +41,14 @@ def test_options_are_those_of_a_run_of_gradual_pruning() -> None:
     assert run.adapter.rank == 3 and run.pruning.structure == "adaptive"
 
 
+def test_steps_of_the_pruning_phase_are_a_part_of_all_steps() -> None:
+    run = hf_options.options(0.4, {})
+    assert hf_options.with_prune_steps(run, 30, 120).pruning.pruning_phase == 0.25
+    assert hf_options.with_prune_steps(run, 0, 120) == run
+    with pytest.raises(UserError, match="prune_steps 121 is more than the 120 steps of the training"):
+        hf_options.with_prune_steps(run, 121, 120)
+
+
 def test_the_class_of_a_model_tells_its_task() -> None:
     assert hf_options.task_of(tiny.model()) == ("instructions", "language model")
     assert hf_options.task_of(tiny.small("bert-answers"))[0].startswith("squad")

@@ -12,7 +12,7 @@ import torch
 
 from apt_ds.config.resolve import resolve
 from apt_ds.eval.held_out import perplexity
-from apt_ds.losses import task_losses
+from apt_ds.losses import token_losses
 from apt_ds.pruning.surgery import Plan
 from apt_ds.training import run as training_run
 from apt_ds.training import trainer
@@ -143,7 +143,7 @@ def test_a_rebuild_is_measured_to_the_end_of_the_devices_work(place: Place, monk
 def test_what_transformers_looks_at_would_be_seen(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without what the host knows of the rows, every micro-batch waits."""
     made = prepared(place, *MODES["plain"])
-    monkeypatch.setattr(task_losses, "known_rows", lambda packed, padded: nullcontext())
+    monkeypatch.setattr(token_losses, "known_rows", lambda packed, padded: nullcontext())
     with watched_run(made, monkeypatch) as device:
         made.train_step(2)
     assert own(device) == ["masking_utils.py", "masking_utils.py", "step_sums.py"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from apt_ds.runtime import notices
 from apt_ds.training.metrics import MetricsLogger
-from apt_ds.training.summary_schema import MetricsLine
+from apt_ds.training.metrics_schema import MetricsLine
 
 
 def line(step: int, loss: float) -> MetricsLine:

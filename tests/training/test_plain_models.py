@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from apt_ds.training.model_figures import ModelFigures
 from apt_ds.training.plain_models import NEW_TOKENS, add_speeds, prompt_length
-from apt_ds.training.summary_schema import ModelFigures
 from tests.support import tiny
 
 

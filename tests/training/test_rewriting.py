@@ -19,7 +19,7 @@ from apt_ds.data.rows import Joined
 from apt_ds.data.tokenized import IGNORED
 from apt_ds.models import loading
 from apt_ds.training import datasets, dense_model, rewriting
-from apt_ds.training.datasets import Data
+from apt_ds.training.run_data import Data
 from tests.support import multiprocess, tiny
 from tests.support.launcher import PRETUNING, Place, Run, inputs
 from tests.training.test_summary_schema import check

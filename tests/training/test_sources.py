@@ -14,7 +14,7 @@ from apt_ds.data.mixture_order import MixtureOrder
 from apt_ds.models import loading
 from apt_ds.runtime import collectives
 from apt_ds.training import datasets
-from apt_ds.training.datasets import Data
+from apt_ds.training.run_data import Data
 from tests.support import tiny
 from tests.support.launcher import PRETUNING, Place, Run
 from tests.training.test_summary_schema import check

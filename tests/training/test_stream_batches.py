@@ -12,7 +12,8 @@ import torch
 from apt_ds.config.resolve import resolve
 from apt_ds.config.run_config import RunConfig
 from apt_ds.models import loading
-from apt_ds.training.datasets import Data, read_data
+from apt_ds.training.datasets import read_data
+from apt_ds.training.run_data import Data
 from apt_ds.training.stream_batches import StreamBatches
 from tests.support import tiny
 from tests.support.launcher import Place, own_world

@@ -15,7 +15,7 @@ from apt_ds.data import stream_part
 from apt_ds.models import loading
 from apt_ds.training import datasets
 from apt_ds.training.checkpoint import find
-from apt_ds.training.datasets import Data
+from apt_ds.training.run_data import Data
 from tests.support import tiny
 from tests.support.file_server import Server, serving
 from tests.support.launcher import PRETUNING, Place, Run

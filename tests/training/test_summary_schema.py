@@ -11,7 +11,9 @@ import deepspeed
 import pytest
 
 from apt_ds.models.export.facts import read_facts
-from apt_ds.training.summary_schema import VERSION, MetricsLine, ModelFigures, Summary
+from apt_ds.training.metrics_schema import MetricsLine
+from apt_ds.training.model_figures import ModelFigures
+from apt_ds.training.summary_schema import VERSION, Summary
 from tests.support import tiny
 from tests.support.launcher import PRETUNING, Place, Run
 from tests.support.paths import ROOT

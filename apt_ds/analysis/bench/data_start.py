@@ -24,7 +24,7 @@ import torch
 from apt_ds.config.errors import UserError
 from apt_ds.config.resolve import resolve
 from apt_ds.data.conversations import load_examples
-from apt_ds.data.instructions import resolve_pad_id
+from apt_ds.data.special_tokens import resolve_pad_id
 from apt_ds.models import loading
 from apt_ds.training.datasets import read_data
 from apt_ds.training.micro_batches import MicroBatches

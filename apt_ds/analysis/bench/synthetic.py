@@ -23,7 +23,7 @@ from apt_ds.models.architectures import anatomy_of
 from apt_ds.models.blocks import Anatomy, block_slices
 from apt_ds.models.loading import Base, first_line
 from apt_ds.runtime import collectives
-from apt_ds.training.datasets import Data
+from apt_ds.training.run_data import Data
 
 # besides `LLAMAS`: hidden size, feed-forward size, layers, heads, vocabulary
 MADE_UP = {

@@ -21,7 +21,7 @@ from apt_ds.config.deepspeed_config import load_config
 from apt_ds.config.option_groups import FLASH, VARLEN
 from apt_ds.config.run_config import RunConfig
 from apt_ds.data.batching import collate
-from apt_ds.data.instructions import resolve_pad_id
+from apt_ds.data.special_tokens import resolve_pad_id
 from apt_ds.models import loading
 from apt_ds.models.attention import SDPA
 from apt_ds.models.export.configs import writable_sizes
@@ -31,8 +31,8 @@ from apt_ds.models.unwrap import pretrained_model
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.runtime import collectives, zero
 from apt_ds.runtime.memory import peak_memory, reset_peak
-from apt_ds.training.datasets import Data
 from apt_ds.training.metrics import MetricsLogger
+from apt_ds.training.run_data import Data
 from apt_ds.training.trainer import Trainer
 
 

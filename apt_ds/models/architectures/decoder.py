@@ -48,30 +48,9 @@ def blocks(config: PretrainedConfig, task: str, whole: tuple[str, ...] = ()) -> 
     layers = [f"model.layers.{i}" for i in range(config.num_hidden_layers)]
     for number, layer in enumerate(layers):
         attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
-        query, group, neuron = Axis(2 * number, queries * head_dim), Axis(2 * number, head_dim), Axis(2 * number + 1)
-        sites += [
-            Sublayer(
-                "head",
-                f"{attention}.o_proj",
-                queries * head_dim,
-                attention_weight(head_dim, queries),
-                module=attention,
-                emptied=EmptiedAttention,
-            ),
-            Sublayer("neuron", f"{mlp}.down_proj", 1, 3, module=mlp, emptied=EmptiedFeedForward),
-        ]
-        slots += [
-            IndexedModule(f"{layer}.input_layernorm", hidden),
-            IndexedModule(f"{attention}.q_proj", query, hidden),
-            IndexedModule(f"{attention}.k_proj", group, hidden),
-            IndexedModule(f"{attention}.v_proj", group, hidden),
-            IndexedModule(f"{attention}.o_proj", hidden, query),
-            IndexedModule(f"{layer}.post_attention_layernorm", hidden),
-            IndexedModule(f"{mlp}.gate_proj", neuron, hidden),
-            IndexedModule(f"{mlp}.up_proj", neuron, hidden),
-            IndexedModule(f"{mlp}.down_proj", hidden, neuron),
-            *(IndexedModule(f"{attention}.{name}", None) for name in whole),
-        ]
+        sites += layer_sites(layer, queries, head_dim)
+        slots += layer_slots(layer, number, queries, head_dim)
+        slots += (IndexedModule(f"{attention}.{name}", None) for name in whole)
         for name in targets:
             targets[name].append(f"{attention if name in 'qkvo' else mlp}.{name}_proj")
     return Anatomy(
@@ -85,6 +64,39 @@ def blocks(config: PretrainedConfig, task: str, whole: tuple[str, ...] = ()) -> 
         layers=tuple(layers),
         sizes=Sizes((groups, config.intermediate_size) * config.num_hidden_layers, config.hidden_size),
     )
+
+
+def layer_sites(layer: str, queries: int, head_dim: int) -> list[Sublayer]:
+    """The two sublayers of a layer.
+
+    Args:
+        layer: path of the layer.
+        queries: query heads of a group.
+        head_dim: columns of a head.
+    """
+    attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
+    columns, weight = queries * head_dim, attention_weight(head_dim, queries)
+    return [
+        Sublayer("head", f"{attention}.o_proj", columns, weight, module=attention, emptied=EmptiedAttention),
+        Sublayer("neuron", f"{mlp}.down_proj", 1, 3, module=mlp, emptied=EmptiedFeedForward),
+    ]
+
+
+def layer_slots(layer: str, number: int, queries: int, head_dim: int) -> list[IndexedModule]:
+    """The modules of layer `number` that blocks index. Other arguments as of `layer_sites`."""
+    attention, mlp, hidden = f"{layer}.self_attn", f"{layer}.mlp", Axis(HIDDEN)
+    query, group, neuron = Axis(2 * number, queries * head_dim), Axis(2 * number, head_dim), Axis(2 * number + 1)
+    return [
+        IndexedModule(f"{layer}.input_layernorm", hidden),
+        IndexedModule(f"{attention}.q_proj", query, hidden),
+        IndexedModule(f"{attention}.k_proj", group, hidden),
+        IndexedModule(f"{attention}.v_proj", group, hidden),
+        IndexedModule(f"{attention}.o_proj", hidden, query),
+        IndexedModule(f"{layer}.post_attention_layernorm", hidden),
+        IndexedModule(f"{mlp}.gate_proj", neuron, hidden),
+        IndexedModule(f"{mlp}.up_proj", neuron, hidden),
+        IndexedModule(f"{mlp}.down_proj", hidden, neuron),
+    ]
 
 
 def resize_config(config: PretrainedConfig, anatomy: Anatomy) -> None:

@@ -35,19 +35,11 @@ def blocks(config: PretrainedConfig, task: str) -> Anatomy:
     sites: list[Sublayer] = []
     layers = [f"model.layers.{i}" for i in range(config.num_hidden_layers)]
     for number, layer in enumerate(layers):
-        head, neuron = Axis(2 * number, head_dim), Axis(2 * number + 1)
-        own_norms = ("attn_norm", "mlp_norm") if number else ("mlp_norm",)
         sites += [
             Sublayer("head", f"{layer}.attn.Wo", head_dim, attention_weight(head_dim)),
             Sublayer("neuron", f"{layer}.mlp.Wo", 1, 3),
         ]
-        slots += [
-            *(IndexedModule(f"{layer}.{norm}", hidden) for norm in own_norms),
-            IndexedModule(f"{layer}.attn.Wqkv", fused_axis(head.site, head_dim, head_dim, head_dim), hidden),
-            IndexedModule(f"{layer}.attn.Wo", hidden, head),
-            IndexedModule(f"{layer}.mlp.Wi", fused_axis(neuron.site, 1, 1), hidden),
-            IndexedModule(f"{layer}.mlp.Wo", hidden, neuron),
-        ]
+        slots += layer_slots(layer, number, head_dim)
     first = "model.embeddings.norm"
     norms = tuple(slot.path for slot in slots if slot.path.endswith("norm"))
     return Anatomy(
@@ -65,6 +57,19 @@ def blocks(config: PretrainedConfig, task: str) -> Anatomy:
         stream_wide=tuple(path for path in norms if path != first),
         heads=LINEAR_HEADS,
     )
+
+
+def layer_slots(layer: str, number: int, head_dim: int) -> list[IndexedModule]:
+    """The modules of layer `number` that blocks index. layer: its path. head_dim: columns of a head."""
+    head, neuron, hidden = Axis(2 * number, head_dim), Axis(2 * number + 1), Axis(HIDDEN)
+    own_norms = ("attn_norm", "mlp_norm") if number else ("mlp_norm",)
+    return [
+        *(IndexedModule(f"{layer}.{norm}", hidden) for norm in own_norms),
+        IndexedModule(f"{layer}.attn.Wqkv", fused_axis(head.site, head_dim, head_dim, head_dim), hidden),
+        IndexedModule(f"{layer}.attn.Wo", hidden, head),
+        IndexedModule(f"{layer}.mlp.Wi", fused_axis(neuron.site, 1, 1), hidden),
+        IndexedModule(f"{layer}.mlp.Wo", hidden, neuron),
+    ]
 
 
 def export(model: nn.Module, config: PretrainedConfig, anatomy: Anatomy, stock: bool = True) -> Written:

@@ -50,17 +50,13 @@ def blocks(config: PretrainedConfig, task: str) -> Anatomy:
                 attention, head = f"{layer}.layer.{number}.{name}", Axis(len(sites), config.d_kv)
                 sites.append(Sublayer("head", f"{attention}.o", config.d_kv, attention_weight(config.d_kv), attention))
                 numbers.append(config.num_heads)
-                slots.append(IndexedModule(f"{layer}.layer.{number}.layer_norm", hidden))
-                slots += [IndexedModule(f"{attention}.{short}", head, hidden) for short in "qkv"]
-                slots.append(IndexedModule(f"{attention}.o", hidden, head))
+                slots += sublayer_slots(f"{layer}.layer.{number}", attention, head, ("q", "k", "v"), "o")
                 for short in "qkvo":
                     targets[short].append(f"{attention}.{short}")
             feed, neuron = f"{layer}.layer.{len(attentions)}.DenseReluDense", Axis(len(sites))
             sites.append(Sublayer("neuron", f"{feed}.wo", 1, 1 + len(ups)))
             numbers.append(config.d_ff)
-            slots.append(IndexedModule(f"{layer}.layer.{len(attentions)}.layer_norm", hidden))
-            slots += [IndexedModule(f"{feed}.{name}", neuron, hidden) for name in ups.values()]
-            slots.append(IndexedModule(f"{feed}.wo", hidden, neuron))
+            slots += sublayer_slots(f"{layer}.layer.{len(attentions)}", feed, neuron, tuple(ups.values()), "wo")
             for short, name in {**ups, "down": "wo"}.items():
                 targets[short].append(f"{feed}.{name}")
     return Anatomy(
@@ -76,6 +72,26 @@ def blocks(config: PretrainedConfig, task: str) -> Anatomy:
         second="decoder.",
         layer_outputs=3,
     )
+
+
+def sublayer_slots(
+    place: str, module: str, blocks: Axis, readers: tuple[str, ...], consumer: str
+) -> list[IndexedModule]:
+    """The modules of a sublayer that blocks index.
+
+    Args:
+        place: path of the sublayer with its norm.
+        module: path of the attention or the feed-forward network.
+        blocks: the axis of its blocks.
+        readers: names of its layers that read the stream.
+        consumer: the name of the layer that reads its blocks.
+    """
+    hidden = Axis(HIDDEN)
+    return [
+        IndexedModule(f"{place}.layer_norm", hidden),
+        *(IndexedModule(f"{module}.{name}", blocks, hidden) for name in readers),
+        IndexedModule(f"{module}.{consumer}", hidden, blocks),
+    ]
 
 
 def attend(

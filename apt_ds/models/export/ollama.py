@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from apt_ds.data.instructions import PREAMBLE, RESPONSE, SECTIONS
+from apt_ds.data.prompts import PREAMBLE, RESPONSE, SECTIONS
 
 Conversation = tuple[tuple[str, str], ...]  # (role, text)
 SYSTEM, USER, ANSWER, NEXT = "Qsystem", "Quser", "Qanswer", "Qnext"

@@ -105,31 +105,18 @@ def export(
     partial = folder.with_name(f"{folder.name}.tmp")
     content = written(model, without_code(base_config), anatomy, task, form)
     dtype = dtype or next(model.parameters()).dtype
-    content.config.dtype = dtype
-    if bits < 16:
-        quantized = quantization.loading(bits, dtype, quantization.plain_layers(anatomy))
-        content.config.quantization_config = quantized.to_dict()
+    _describe_weights(content.config, anatomy, bits, dtype)
     writer = ShardWriter(partial)
     padding = content.padding
     format_ = Format(dtype, bits, content.edits, JoinedWeights(content.joined), content.split, merge, padding)
     format_.dropped = set() if padding is None else padding.dropped(model)
     collectives.on_main(lambda: _writing(partial, writer.start))
-    failure: Exception | None = None
-    for weight in whole_weights(model):
-        # the other ranks continue to gather: a failure is raised after the last weight
-        if collectives.is_main() and failure is None:
-            try:
-                _writing(partial, partial_add(writer, format_, weight))
-            except Exception as error:
-                failure = error
+    failure = _add_weights(model, writer, format_)
 
     def finish() -> Exported:
         if failure is not None:
             raise failure
-        for name, tensor in format_.missing(model):
-            writer.add(name, tensor)
-        for name, (shape, value) in content.added.items():
-            writer.add(name, torch.full(shape, value, dtype=dtype))
+        _add_rest(model, writer, format_, content)
         writer.finish()
         name = PADDED if padding is not None else ADAPTIVE if content.modules else STOCK
         result = Exported(name, writer.total, format_.padding_bytes)
@@ -142,6 +129,35 @@ def export(
         return result
 
     return collectives.on_main(lambda: _writing(partial, finish))
+
+
+def _describe_weights(config: PretrainedConfig, anatomy: Anatomy, bits: int, dtype: torch.dtype) -> None:
+    """Write dtype and quantization into the configuration. Arguments as of `export`."""
+    config.dtype = dtype
+    if bits < 16:
+        quantized = quantization.loading(bits, dtype, quantization.plain_layers(anatomy))
+        config.quantization_config = quantized.to_dict()
+
+
+def _add_weights(model: nn.Module, writer: ShardWriter, format_: Format) -> Exception | None:
+    """Give all weights of the model to `writer`, on rank 0. Collective. Returns what went wrong."""
+    failure: Exception | None = None
+    for weight in whole_weights(model):
+        # the other ranks continue to gather: a failure is raised after the last weight
+        if collectives.is_main() and failure is None:
+            try:
+                _writing(writer.folder, partial_add(writer, format_, weight))
+            except Exception as error:
+                failure = error
+    return failure
+
+
+def _add_rest(model: nn.Module, writer: ShardWriter, format_: Format, content: Written) -> None:
+    """Give `writer` the weights that the form has and the model lacks."""
+    for name, tensor in format_.missing(model):
+        writer.add(name, tensor)
+    for name, (shape, value) in content.added.items():
+        writer.add(name, torch.full(shape, value, dtype=format_.dtype))
 
 
 def _write_rest(

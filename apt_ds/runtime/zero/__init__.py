@@ -11,17 +11,9 @@ from apt_ds.runtime.zero.engine import (
     destroy,
     device,
     free_memory,
-    full_numel,
-    full_shape,
-    gathered,
-    held_part,
-    is_partitioned,
     loss_scale,
-    own_part,
-    release,
     release_gathered,
     set_learning_rate,
-    shard,
     shard_while_loading,
     stage,
     step,
@@ -35,6 +27,16 @@ from apt_ds.runtime.zero.optimizer_state import (
     put_state,
     take_state,
     unstepped_state,
+)
+from apt_ds.runtime.zero.partitioned import (
+    full_numel,
+    full_shape,
+    gathered,
+    held_part,
+    is_partitioned,
+    own_part,
+    release,
+    shard,
 )
 from apt_ds.runtime.zero.replaced import values_replaced
 from apt_ds.runtime.zero.sections import check_sections

@@ -12,7 +12,8 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import safe_get_full_grad, safe_get_local_fp32_param, safe_get_local_grad
 from torch import Tensor, nn
 
-from apt_ds.runtime.zero.engine import Engine, device, is_zero_param, loss_scale
+from apt_ds.runtime.zero.engine import Engine, device, loss_scale
+from apt_ds.runtime.zero.partitioned import is_zero_param
 
 
 @torch.no_grad()

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from apt_ds.runtime import collectives
 from apt_ds.runtime.zero import adam8bit
-from apt_ds.runtime.zero.engine import Engine, PartitionedParameter, full_shape, is_zero_param
+from apt_ds.runtime.zero.engine import Engine
+from apt_ds.runtime.zero.partitioned import PartitionedParameter, full_shape, is_zero_param
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")

@@ -9,7 +9,8 @@ import deepspeed
 import torch
 from torch import Tensor, nn
 
-from apt_ds.runtime.zero.engine import PartitionedParameter, is_zero_param, release_gathered, unwrap
+from apt_ds.runtime.zero.engine import release_gathered, unwrap
+from apt_ds.runtime.zero.partitioned import PartitionedParameter, is_zero_param
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from apt_ds.config.tasks import GLUE_TASKS, INSTRUCTIONS, SQUADS
 from apt_ds.models.architectures.licence_terms import Terms, terms_of
 from apt_ds.models.base import Base
 from apt_ds.models.origin import UNKNOWN, Origin, is_repository, origin_of
-from apt_ds.pruning.budget_search import describe
+from apt_ds.pruning.layer_sizes import describe
 from apt_ds.runtime import zero
 from apt_ds.training.model_card import prose, tables
 from apt_ds.training.model_card.command import command_of

@@ -49,7 +49,7 @@ def layers(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[list[str
     """Rows of sizes by layer, kept of the base model's, the header first.
 
     Args:
-        before: sizes of the base model as `budget_search.describe` has them.
+        before: sizes of the base model as `layer_sizes.describe` has them.
         after: the same of the written model.
     """
     kinds = [kind for kind in ("heads", "experts", "neurons") if kind in before and kind in after]
