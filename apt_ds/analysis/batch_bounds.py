@@ -56,6 +56,25 @@ def step_bound(run: RunConfig, rows: Rows, order: Order, steps: int, world: int,
     return bound(rows, batches, kind)
 
 
+def repaired_batches(run: RunConfig, data: Data, world: int) -> list[tuple[int, int]]:
+    """Rows and tokens of a row of all calibration batches that a repair reads, on the rank with most tokens."""
+    steps = -(-run.pruning.repair_examples // run.optim.global_batch(world))
+    micro = run.optim.gradient_accumulation_steps
+    if data.calibration is None and data.stream is not None:
+        shape = stream_bound(run)
+        return [(shape[0], shape[1])] * (steps * micro)
+    given = data.calibration
+    rows, sources = (data.train, data.sources) if given is None else (given.rows, given.sources)
+    order = calibration_order(run, rows, sources, world)
+    ranks: list[list[tuple[int, int]]] = [[] for _ in range(world)]
+    for indices in map(order.indices, range(steps)):
+        lengths = rows.lengths[indices].tolist()
+        for number, slot in enumerate(layout_of(run, rows, indices, micro * world).slots):
+            longest = max(sum(lengths[i] for i in row) for row in slot)
+            ranks[number % world].append((len(slot), round_up(longest)))
+    return max(ranks, key=lambda batches: sum(rows * tokens for rows, tokens in batches))
+
+
 def stream_bound(run: RunConfig) -> Shape:
     """A shape that no micro-batch of a language model exceeds, for data whose lengths are unknown."""
     rows, length = run.optim.per_device_train_batch_size, run.data.max_seq_length

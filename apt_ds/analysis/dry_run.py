@@ -15,9 +15,10 @@ from typing import NamedTuple
 import psutil
 import torch
 
-from apt_ds.analysis.batch_bounds import evaluation_batches, micro_batches
+from apt_ds.analysis.batch_bounds import evaluation_batches, micro_batches, repaired_batches
 from apt_ds.analysis.memory_estimate import MOMENTS_IN_8_BITS, Estimate, estimate
 from apt_ds.analysis.memory_trace import measure
+from apt_ds.analysis.repair_memory import repair_bytes
 from apt_ds.analysis.sharding import MOMENTS, Bytes, Layout
 from apt_ds.config.deepspeed_config import load_config
 from apt_ds.config.run_config import RunConfig
@@ -155,6 +156,7 @@ def estimate_run(run: RunConfig, base: Base, data: Data, config: zero.Config, wo
         kept=1 - prunable * run.pruning.sparsity if run.pruning.mode != "none" else 1.0,
         moments=moments if trains_all or not trains_for_score else 0,
         on_cpu=on_cpu,
+        repair=repair_of(run, base, data, config, world) if run.pruning.repairs else 0,
     )
     estimated = estimate(model, config, layout)
     if not run.pruning.dense_teacher or run.pruning.teacher_source == "cache":
@@ -162,6 +164,16 @@ def estimate_run(run: RunConfig, base: Base, data: Data, config: zero.Config, wo
     # every rank keeps the whole dense model, which has no adapters
     weights = [weight for weight in model.weights if ".lora_" not in weight.name]
     return with_live_teacher(estimated, sum(weight.numel * layout.item + weight.scales for weight in weights))
+
+
+def repair_of(run: RunConfig, base: Base, data: Data, config: zero.Config, world: int) -> int:
+    """Bytes of a repair on the device: fits, what the walk keeps, and under ZeRO-3 the gathered layer."""
+    anatomy, item = base.anatomy, loading.run_dtype(run).itemsize
+    readers = "hidden" in run.pruning.block_kinds
+    found = repair_bytes(anatomy, repaired_batches(run, data, world), item, readers)
+    if config.get("zero_optimization", {}).get("stage") != 3:
+        return found
+    return found + anatomy.num_parameters(anatomy.sizes) // len(anatomy.layers) * item
 
 
 def with_live_teacher(estimated: Estimate, size: int) -> Estimate:

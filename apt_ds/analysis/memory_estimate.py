@@ -73,6 +73,8 @@ def estimate(model: Footprint, config: dict[str, Any], layout: Layout) -> Estima
         "rebuild": rebuild(sharding, weights),
         "writing": writing(sharding),
     }
+    if layout.repair:
+        phases["repair"] = rebuild(sharding, weights).plus(Bytes(layout.repair))
     return Estimate(parts, phases)
 
 

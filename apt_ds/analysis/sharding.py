@@ -31,6 +31,7 @@ class Layout(NamedTuple):
         kept: fraction of all weights that remain after the last cut.
         moments: bytes of Adam's moments per trained element. 0 where no step comes before the cut.
         on_cpu: whether the device is the host.
+        repair: bytes of a repair beside the weights that the rank stores (`repair_memory.py`). 0: nothing is repaired.
     """
 
     world: int
@@ -39,6 +40,7 @@ class Layout(NamedTuple):
     kept: float = 1.0
     moments: float = MOMENTS
     on_cpu: bool = False
+    repair: int = 0
 
 
 @dataclass(frozen=True)

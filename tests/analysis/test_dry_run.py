@@ -60,9 +60,9 @@ def test_the_table_needs_no_weights_and_ends_in_a_verdict(tmp_path: Path, capfd:
         out = capfd.readouterr().out.splitlines()
         # only a GPU pins memory
         rounding = ["rounding"] if more[0] == "--device_memory" else []
-        start = len(out) - 17 - len(rounding)
+        start = len(out) - 18 - len(rounding)
         assert "of 16 ranks" in out[start] and out[-1].startswith(verdict), out
-        assert [line.split()[0] for line in out[start + 2 : -9]] == [
+        assert [line.split()[0] for line in out[start + 2 : -10]] == [
             *("frozen", "trained", "gradients", "optimizer", "gathered", "activations", *rounding)
         ]
     assert not (tmp_path / "out").exists()
@@ -137,6 +137,10 @@ def test_a_stream_counts_as_full_rows(tmp_path: Path, capfd: pytest.CaptureFixtu
     assert estimates[0] is not None and estimates[1] is not None
     # the examples of the file are shorter than 60 tokens
     assert estimates[1].total() > estimates[0].total()
+    repairs = [found.phases["repair"].device for found in estimates if found]
+    assert repairs[1] > repairs[0] > estimates[0].phases["rebuild"].device
+    plain = dry_run.dry_run(resolve([*words, "--repair", "none"]))
+    assert plain is not None and "repair" not in plain.phases
     assert "fits: the host" in capfd.readouterr().out
 
 
