@@ -35,7 +35,7 @@ FLAGS = [
     *("--per_device_train_batch_size", "2", "--learning_rate", "1e-2", "--max_seq_length", "64"),
     *("--deepspeed", "ds_configs/zero3.json"),
 ]
-STEPS, PHASE = 20, 4
+STEPS, PHASE = 8, 4
 
 
 class Hosts:
