@@ -23,6 +23,20 @@ hide_gpus()
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# workers and ranks share the cores: threads that wait for each other would take them
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let xdist keep the order of files. It would end with long ones that have few tests."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that start processes: a long one at the end would leave the other workers idle."""
+    starting = {item.path for item in items if item.get_closest_marker("dist")}
+    items.sort(key=lambda item: item.path not in starting)
 
 
 def pytest_collection_finish() -> None:

@@ -18,10 +18,7 @@ import psutil
 from apt_ds.analysis.compare_table import LOCAL_FILE, Trial
 from apt_ds.config.errors import UserError
 from apt_ds.config.run_config import RunConfig
-from apt_ds.data import choice_questions
-from apt_ds.runtime import collectives
 from apt_ds.runtime.signals import Stopped
-from apt_ds.training.checkpoint import LAST, MANIFEST
 
 if TYPE_CHECKING:
     from apt_ds.analysis.compare import Comparison
@@ -34,6 +31,10 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 def train(comparison: Comparison, trial: Trial, config: RunConfig) -> None:
     """Run train.py under the deepspeed launcher, from the last checkpoint of an interrupted run if there is one."""
+    # torch takes seconds to import: a mistake in the options should not wait for it
+    from apt_ds.runtime import collectives
+    from apt_ds.training.checkpoint import LAST, MANIFEST
+
     if any(trial.folder.glob(f"checkpoint-*/{MANIFEST}")):
         config = config.replace(resume_from_checkpoint=LAST)
     file = trial.folder.with_name(f"{trial.folder.name}.yaml")
@@ -66,6 +67,9 @@ def answered(comparison: Comparison, trial: Trial) -> bool:
 @cache
 def questions_of(data: str, limit: int) -> str:
     """A hash of the questions of the suite `local`, which are read once."""
+    from apt_ds.data import choice_questions
+    from apt_ds.runtime import collectives
+
     return collectives.digest(choice_questions.load(data, limit))
 
 

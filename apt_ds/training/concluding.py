@@ -11,7 +11,7 @@ from apt_ds.models.origin import origin_of
 from apt_ds.runtime import collectives
 from apt_ds.runtime.exit_status import one_line
 from apt_ds.training.hub import Destination, check_destination, failed, upload_or_say_how
-from apt_ds.training.model_card import write_card
+from apt_ds.training.model_card.card import write_card
 from apt_ds.training.report import render, report
 from apt_ds.training.summary_schema import Summary
 from apt_ds.training.trainer import Trainer

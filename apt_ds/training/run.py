@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 
@@ -206,6 +207,8 @@ def main() -> None:
     run = resolve(sys.argv[1:])
     if run.distributed.dry_run:
         raise UserError("--dry_run is not supported by apt_ds.training.run. Use launchers/train.py")
+    # as `apt_ds.commands.train` does: the collection at every rebuild need not look at the libraries' objects
+    gc.freeze()
     train(run)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from apt_ds.training.training_figures import Evaluated
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NEAR = 0.97  # fraction of the reference that counts as near it
 

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,63 +19,45 @@ from apt_ds.analysis.bench.variants import VARIANTS, chosen
 from apt_ds.analysis.cluster_model import Load, Shape
 from apt_ds.commands import benchmark as command
 from apt_ds.config.errors import UserError
-from apt_ds.runtime import collectives, exit_status
 from tests.support import multiprocess
-from tests.support.launcher import Ended, own_world
+from tests.support.launcher import Ended, script_caller, start
 
 SCRIPT = multiprocess.ROOT / "launchers" / "benchmark.py"
 FILES = multiprocess.ROOT / "ds_configs"
 SHAPE = Shape(blocks=1000, head=0, embeddings=0, adapters=0, attention=0, taps=0, modules=0)
 
 
-def call(*words: str, processes: int = 0, timeout: float = 500) -> subprocess.CompletedProcess[str]:
-    """The script, by the launcher or (no processes) by itself."""
-    head = [sys.executable]
-    if processes:
-        head += ["-m", "deepspeed.launcher.runner", "--num_accelerators", str(processes)]
-        head += ["--master_port", str(collectives.free_port())]
-    done = [*head, str(SCRIPT), "--random_weights", "tiny", *words]
-    return subprocess.run(
-        done, env=multiprocess.environment(), capture_output=True, text=True, timeout=timeout, check=False
+def call(*words: str) -> Ended:
+    """The script in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--random_weights", "tiny", *words],
+        env=multiprocess.environment(),
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
     )
+    return Ended(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.fixture
-def here(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Ended]]:
+def here(alone: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
     """What the script does, in this process, which is a world of one."""
-
-    def leave(status: int) -> None:
-        raise SystemExit(status)
-
-    def call(*words: str) -> Ended:
-        capfd.readouterr()
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--random_weights", "tiny", *words])
-        monkeypatch.setattr(exit_status, "leave", leave)
-        monkeypatch.setattr(collectives, "shut_down", lambda: None)
-        try:
-            exit_status.main(command.main)
-            status = 0
-        except SystemExit as end:
-            status = int(str(end.code))
-        return Ended(status, *capfd.readouterr())
-
-    with own_world():
-        yield call
+    call = script_caller(command.main, capfd, monkeypatch)
+    return lambda *words: call("--random_weights", "tiny", *words)
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize(("name", "processes"), [("zero2", 0), ("zero3", 2), ("zero3_offload", 0)])
+@pytest.mark.parametrize(("name", "processes"), [("zero2", 0), ("zero3", 2), ("zero3_offload", 1)])
 def test_every_variant_is_measured(name: str, processes: int, tmp_path: Path) -> None:
     pytest.importorskip("peft", reason="the benchmark compares with PEFT: install the extra [dev]")
     figures = tmp_path / "figures.json"
-    few = [] if processes or name == "zero2" else ["--variants", "dense,cut30"]
-    done = call(
-        *["--deepspeed", str(FILES / f"{name}.json"), "--rounds", "1", "--steps", "1", "--json", str(figures)],
-        *["--per_device_train_batch_size", "1", "--max_seq_length", "32", "--align", "8", "--bf16"],
-        *["--prompt", "4", "--generate", "2", *few],
-        processes=processes,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    few = ["--variants", "dense,cut30"] if name == "zero3_offload" else []
+    words = ["--deepspeed", str(FILES / f"{name}.json"), "--rounds", "1", "--steps", "1", "--json", str(figures)]
+    words += ["--per_device_train_batch_size", "1", "--max_seq_length", "32", "--align", "8", "--bf16"]
+    words += ["--prompt", "4", "--generate", "2", *few]
+    done = start(processes, ["--random_weights", "tiny", *words], "benchmark") if processes else call(*words)
+    assert done.status == 0, done.err[-3000:]
     found = json.loads(figures.read_text(encoding="utf8"))
     four = {"qlora"} if name == "zero2" and importlib.util.find_spec("bitsandbytes") else set()
     expected = {"dense", "cut30"} if few else {v.name for v in VARIANTS.values() if v.bits == 16} | four
@@ -91,11 +73,11 @@ def test_every_variant_is_measured(name: str, processes: int, tmp_path: Path) ->
     assert min(found["inference"]["cut50"].values()) > 0 and "batch 32" in found["inference"]["cut50"]
     assert {f"{key} {batch}" for key in ("decode", "static") for batch in (1, 32)} <= set(found["inference"]["cut30"])
     assert found["static_is_captured"] is False and set(found["attention"].values()) == {"sdpa"}
-    assert "generation" in done.stdout
-    pasted = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert "generation" in done.out
+    pasted = [line for line in done.out.splitlines() if line.startswith("| ")]
     assert len(pasted) == 2 + len({*found["step_seconds"], *found["inference"]})
     assert "| static cache at 32 |" in pasted[0]
-    assert ("time/lora" in done.stdout) == ("lora" in expected)
+    assert ("time/lora" in done.out) == ("lora" in expected)
 
 
 def test_the_table_says_which_targets_are_missed() -> None:
@@ -151,9 +133,9 @@ def test_mistakes_are_one_line(words: str, part: str, here: Callable[..., Ended]
 
 
 def test_the_script_ends_with_the_status_of_a_mistake() -> None:
-    done = call("--deepspeed", str(FILES / "zero2.json"), "--variants", "none")
-    assert done.returncode == 2 and "--variants none" in done.stderr
-    assert sum(line.startswith("error: ") for line in done.stderr.splitlines()) == 1
+    words = ["--random_weights", "tiny", "--deepspeed", str(FILES / "zero2.json"), "--variants", "none"]
+    done = start(1, words, "benchmark")
+    assert done.status == 2 and "--variants none" in done.err and len(done.mistakes) == 1
 
 
 def test_a_prediction_needs_no_device(here: Callable[..., Ended]) -> None:

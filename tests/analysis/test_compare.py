@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,13 +13,17 @@ from pathlib import Path
 
 import pytest
 
+from apt_ds.analysis import compare
 from apt_ds.analysis.compare import Comparison, complete, configure, plan
 from apt_ds.analysis.compare_table import Trial, normalize
 from apt_ds.analysis.result_table import markdown
 from apt_ds.analysis.variants import Variant, parse_variants
+from apt_ds.commands import compare as compare_command
 from apt_ds.config.errors import UserError
 from apt_ds.config.resolve import resolve
+from apt_ds.training import run as training_run
 from tests.support import multiprocess, tiny
+from tests.support.launcher import script_caller
 from tests.support.paths import ROOT
 
 SHARED = Comparison(parse_variants("lora,apt,full"), (0.3, 0.5), (1, 2), 1, 1e-5, "", 10, False)
@@ -154,11 +157,12 @@ def launch(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
 def test_an_interrupted_comparison_goes_on_with_what_is_missing(tmp_path: Path) -> None:
     tiny.save_model(tmp_path / "model")
     tiny.save_data(tmp_path / "data.json")
-    first = launch(tmp_path)
+    # as far as an interruption after the first run lets it come
+    first = launch(tmp_path, "--methods", "lora")
     assert first.returncode == 0, first.stderr[-3000:]
     out = tmp_path / "out"
     kept = (out / "lora-0-128" / "summary.json").stat().st_mtime_ns
-    shutil.rmtree(out / "prune_lora-40-128")
+    assert not (out / "prune_lora-40-128").exists()
     second = launch(tmp_path)
     assert second.returncode == 0, second.stderr[-3000:]
     assert (out / "lora-0-128" / "summary.json").stat().st_mtime_ns == kept
@@ -178,7 +182,7 @@ def test_an_interrupted_comparison_goes_on_with_what_is_missing(tmp_path: Path) 
 def test_a_signal_stops_the_run_under_way_and_the_next_start_goes_on_from_it(tmp_path: Path) -> None:
     tiny.save_model(tmp_path / "model")
     tiny.save_data(tmp_path / "data.json")
-    options = ("--methods", "lora", "--max_steps", "300")
+    options = ("--methods", "lora", "--max_steps", "100")
     started = subprocess.Popen(
         command(tmp_path, *options), env=multiprocess.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
@@ -193,21 +197,25 @@ def test_a_signal_stops_the_run_under_way_and_the_next_start_goes_on_from_it(tmp
     assert "stopped; run again to go on with what is missing" in told.decode()
     (saved,) = run.glob("checkpoint-*")
     step = int(saved.name.rpartition("-")[2])
-    assert 0 < step < 300 and not (run / "summary.json").exists()
+    assert 0 < step < 100 and not (run / "summary.json").exists()
     for _ in range(2):  # the second finds it finished, with the same options
         done = launch(tmp_path, *options)
         assert done.returncode == 0, done.stderr[-3000:]
     lines = (run / "metrics.jsonl").read_text(encoding="utf8").splitlines()
-    assert [json.loads(line)["step"] for line in lines] == list(range(1, 301))
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 101))
     assert "resume_from_checkpoint: last" in (run / "config.yaml").read_text(encoding="utf8")
 
 
-@pytest.mark.dist
-def test_a_run_whose_last_cut_is_after_its_last_step_is_compared(tmp_path: Path) -> None:
+def test_a_run_whose_last_cut_is_after_its_last_step_is_compared(
+    tmp_path: Path, alone: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The run is in this process. A launcher would start it."""
     tiny.save_model(tmp_path / "model")
     tiny.save_data(tmp_path / "data.json")
-    done = launch(tmp_path, "--methods", "apt", "--pruning", "gradual", "--pruning_phase", "1")
-    assert done.returncode == 0, done.stderr[-3000:]
+    monkeypatch.setattr(compare, "train", lambda comparison, trial, config: training_run.train(config))
+    words = command(tmp_path, "--methods", "apt", "--pruning", "gradual", "--pruning_phase", "1")[2:]
+    done = script_caller(compare_command.main, capfd, monkeypatch)(*words)
+    assert done.status == 0, done.err
     rows = json.loads((tmp_path / "out" / "table.json").read_text(encoding="utf8"))
     assert (rows[0]["step_seconds"], rows[0]["final_bytes"]) == (None, None)
     assert rows[0]["removed"] == pytest.approx(0.4, abs=0.05)
@@ -238,6 +246,14 @@ def test_mistakes_are_one_line(words: list[str], part: str, tmp_path: Path) -> N
     done = launch(tmp_path, *words)
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 2 and len(lines) == 1 and part in lines[0]
+
+
+def test_a_mistake_does_not_wait_for_torch(tmp_path: Path) -> None:
+    program = "import sys\nfrom apt_ds.commands import compare\ntry:\n    compare.main()\n"
+    program += "except Exception as error:\n    print(error, 'torch' in sys.modules)\n"
+    words = [sys.executable, "-c", program, *command(tmp_path, "--local_suite", "nowhere")[2:]]
+    done = subprocess.run(words, env=multiprocess.environment(), capture_output=True, text=True, check=True)
+    assert "'nowhere' is not a folder" in done.stdout and done.stdout.split()[-1] == "False"
 
 
 def test_a_task_is_timed_to_near_the_best_of_full_tuning() -> None:

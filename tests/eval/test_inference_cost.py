@@ -12,12 +12,13 @@ import torch
 from torch import nn
 from transformers import BertModel, PreTrainedModel
 
+from apt_ds.commands import evaluate
 from apt_ds.config.errors import UserError
 from apt_ds.eval import inference_cost, loading
 from apt_ds.eval.inference_timing import ENCODER, ENCODER_DECODER, LANGUAGE, TimingPlan, TimingProtocol
-from tests.eval.commands import launch
 from tests.models.test_export_tasks import exported, inputs_of
 from tests.support import tiny
+from tests.support.launcher import script_caller
 
 PLAN = TimingPlan(prompt=9, new_tokens=3, rounds=2, batch=4)
 Place = tuple[Path, dict[str, PreTrainedModel]]
@@ -81,12 +82,14 @@ def test_what_cannot_be_measured(place: Place) -> None:
         loading.load(str(folder / "bert-classes-neurons"), task_type=tiny.TASKS["t5"])
 
 
-def test_the_script_measures_an_encoder(place: Place, tmp_path: Path) -> None:
+def test_the_script_measures_an_encoder(
+    place: Place, tmp_path: Path, alone: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = ["--efficiency", "--inference_batch_size", "2", "--prompt_length", "16", "--rounds", "1"]
-    # the last --model counts
-    ended = launch(place[0], "--model", str(place[0] / "bert-classes-adaptive"), *words, "--json", str(tmp_path / "j"))
-    assert ended.returncode == 0, ended.stderr
-    assert re.search(r"forward pass, ms +[\d.]+", ended.stdout) and "batches of 2 prompts of 16 tokens" in ended.stdout
+    words += ["--model", str(place[0] / "bert-classes-adaptive"), "--json", str(tmp_path / "j")]
+    ended = script_caller(evaluate.main, capfd, monkeypatch)(*words)
+    assert ended.status == 0, ended.err
+    assert re.search(r"forward pass, ms +[\d.]+", ended.out) and "batches of 2 prompts of 16 tokens" in ended.out
     assert json.loads((tmp_path / "j").read_text(encoding="utf8"))["plan"]["batch"] == 2
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import io
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
+import warnings
+from contextlib import redirect_stdout
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -99,18 +103,23 @@ def script_of(words: list[str]) -> tuple[str, list[str]]:
 def flags_of(script: str) -> frozenset[str]:
     """The flags that a script or module of the package lists in its help."""
     script = SAME_AS.get(script, script)
-    start = [script] if script.endswith(".py") else ["-m", script]
-    done = subprocess.run(
-        [sys.executable, *start, "--help"],
-        cwd=ROOT,
-        env=multiprocess.environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, f"{script} --help: {done.stderr[-2000:]}"
-    own = frozenset(FLAG.findall(done.stdout))
+    shown = io.StringIO()
+    # in this process, which has the libraries: some modules import them first
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(shown),
+        warnings.catch_warnings(),
+        pytest.raises(SystemExit) as end,
+    ):
+        # runpy notices that a module has been imported
+        warnings.simplefilter("ignore", RuntimeWarning)
+        patch.setattr(sys, "argv", [script, "--help"])
+        if script.endswith(".py"):
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        else:
+            runpy.run_module(script, run_name="__main__")
+    assert not end.value.code, script
+    own = frozenset(FLAG.findall(shown.getvalue()))
     return own | flags_of("launchers/train.py") if script in PASS_ON else own
 
 

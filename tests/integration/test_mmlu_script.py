@@ -17,6 +17,7 @@ from apt_ds.data import mmlu as data
 from apt_ds.data.mmlu import Question
 from apt_ds.eval import commands, mmlu, mmlu_script
 from tests.support import multiprocess
+from tests.support.launcher import script_caller
 from tests.support.mmlu_fixtures import SUBJECTS, model, tokenizer, write_exam
 from tests.support.paths import ROOT
 
@@ -106,12 +107,23 @@ def no_folder_for_json(place: Path, tmp_path: Path) -> list[str]:
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(
-    words: Callable[[Path, Path], list[str]], line: str, place: Path, tmp_path: Path
+    words: Callable[[Path, Path], list[str]],
+    line: str,
+    place: Path,
+    tmp_path: Path,
+    alone: None,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    ended = launch(*words(place, tmp_path))
-    told = [text for text in ended.stderr.splitlines() if text.startswith("error: ")]
-    assert (ended.returncode, len(told)) == (2, 1), ended.stderr
-    assert line in told[0] and "Traceback" not in ended.stderr
+    ended = script_caller(mmlu_script.main, capfd, monkeypatch)(*words(place, tmp_path))
+    assert (ended.status, len(ended.mistakes)) == (2, 1), ended.err
+    assert line in ended.mistakes[0] and "Traceback" not in ended.err
+
+
+def test_the_script_ends_with_the_status_of_a_mistake(place: Path, tmp_path: Path) -> None:
+    ended = launch(*unknown_flag(place, tmp_path))
+    (line,) = [text for text in ended.stderr.splitlines() if text.startswith("error: ")]
+    assert ended.returncode == 2 and "--num_shot is an unknown option" in line and "Traceback" not in ended.stderr
 
 
 def test_a_port_that_is_taken_is_one_line_and_status_2(place: Path) -> None:

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apt_ds.runtime import collectives
 from apt_ds.training import checkpoint
 from tests.support import multiprocess, tiny
+from tests.support.launcher import start
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.dist
@@ -35,7 +35,7 @@ FLAGS = [
     *("--per_device_train_batch_size", "2", "--learning_rate", "1e-2", "--max_seq_length", "64"),
     *("--deepspeed", "ds_configs/zero3.json"),
 ]
-STEPS, PHASE = 20, 4
+STEPS, PHASE = 8, 4
 
 
 class Hosts:
@@ -151,9 +151,8 @@ def ended(processes: list[subprocess.Popen[str]], timeout: float) -> list[tuple[
 
 def alone(folder: Path, output: Path, steps: int = STEPS) -> list[dict[str, Any]]:
     """The same run on one host with two ranks."""
-    head = [*launcher(), "--num_accelerators", "2", "--master_port", str(collectives.free_port())]
-    command = [*head, "launchers/train.py", *words(folder, output, "--save_steps", "0", steps=steps)]
-    subprocess.run(command, cwd=ROOT, env=multiprocess.environment(), check=True, capture_output=True, timeout=300)
+    ended = start(2, words(folder, output, "--save_steps", "0", steps=steps))
+    assert ended.status == 0, ended.err
     return rows(output)
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +19,8 @@ from apt_ds.models.blocks import Anatomy, block_slices
 from apt_ds.models.export import write
 from apt_ds.pruning.surgery import Plan, apply_plan
 from tests.pruning.test_masks import random_keep
-from tests.support import multiprocess, tiny
+from tests.support import tiny
+from tests.support.elsewhere import ELSEWHERE
 
 LOGITS = """
 import sys, torch
@@ -77,11 +76,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Answers:
     torch.save(
         ({key: (str(folder), key[1] == "adaptive") for key, (_, _, folder) in models.items()}, tiny.ids()), calls
     )
-    environment = multiprocess.environment()
-    environment.pop("PYTHONPATH")
-    call = [sys.executable, "-P", "-c", LOGITS, str(calls)]
-    done = subprocess.run(call, cwd=place, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    ELSEWHERE.run(LOGITS, calls)
     answers = torch.load(f"{calls}.out")
     return {key: (*value, *answers[key]) for key, value in models.items()}
 

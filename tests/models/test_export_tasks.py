@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,8 @@ from apt_ds.models.export.modeling_apt_t5 import AptT5ForConditionalGeneration
 from apt_ds.pruning.surgery import Plan, apply_plan
 from tests.models.test_architectures import dressed
 from tests.pruning.test_masks import random_keep
-from tests.support import multiprocess, tiny
+from tests.support import tiny
+from tests.support.elsewhere import ELSEWHERE
 
 GREEDY = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
 CUTS = ("neurons", "alike", "adaptive")
@@ -113,17 +113,6 @@ def exported(kind: str, cut: str, folder: Path) -> PreTrainedModel:
     return model
 
 
-def run_without_package(script: str, calls: Path) -> None:
-    """Run a script in a fresh process where apt_ds cannot be imported. calls: its argument, a file."""
-    environment = multiprocess.environment(HF_MODULES_CACHE=str(calls.parent / "modules"))
-    environment.pop("PYTHONPATH")
-    call = [sys.executable, "-P", "-c", script, str(calls)]
-    done = subprocess.run(
-        call, cwd=calls.parent, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
-
-
 def answer_of(model: PreTrainedModel, attention: str) -> Any:
     """What the training model answers. Kernels agree on text only: a token of padding may see nothing."""
     if model.config.model_type == "modernbert":
@@ -134,7 +123,7 @@ def answer_of(model: PreTrainedModel, attention: str) -> Any:
 def loaded_elsewhere(calls: dict[str, Any], folder: Path) -> dict[tuple[str, str], Any]:
     """What a fresh process without apt_ds loads and answers."""
     torch.save(calls, folder / "calls.pt")
-    run_without_package(LOAD, folder / "calls.pt")
+    ELSEWHERE.run(LOAD, folder / "calls.pt")
     return torch.load(folder / "calls.pt.out")
 
 

@@ -28,9 +28,9 @@ from apt_ds.pruning.salience import Salience
 from apt_ds.pruning.surgery import Plan, apply_plan
 from apt_ds.runtime.packed import QuantizedParameter
 from tests.models.test_architectures import masses, priced
-from tests.models.test_export_tasks import run_without_package
 from tests.pruning.test_masks import random_keep
 from tests.support import tiny, tiny_families
+from tests.support.elsewhere import ELSEWHERE
 
 ROWS = tuple(tiny_families.FAMILIES)
 STRUCTURES = ("uniform", "adaptive")
@@ -238,7 +238,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
         classifier = written["model_type"].removeprefix("apt_") not in tiny_families.NO_CLASSIFIER
         folders[row, structure] = str(folder), structure != "uniform", classifier, kernels_of(base)
     torch.save((folders, tiny.ids(2), PADDING), place / "calls.pt")
-    run_without_package(ANSWERS, place / "calls.pt")
+    ELSEWHERE.run(ANSWERS, place / "calls.pt")
     answers = torch.load(place / "calls.pt.out")
     yield {key: (*value, answers[key]) for key, value in models.items()}
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from apt_ds.eval import loading
-from tests.models.test_export_tasks import run_without_package
 from tests.support import tiny
+from tests.support.elsewhere import ELSEWHERE
 from tests.support.golden_folders import ANSWERS, PLACE
 
 FOLDERS = sorted(path for path in PLACE.glob("*/*") if path.is_dir())
@@ -34,7 +34,7 @@ def test_there_are_both_structures() -> None:
 def test_they_load_where_this_package_is_not_installed(tmp_path: Path) -> None:
     recorded = {str(folder): load_file(folder / ANSWERS) for folder in FOLDERS}
     torch.save({folder: answers["input_ids"] for folder, answers in recorded.items()}, tmp_path / "calls.pt")
-    run_without_package(ANSWER, tmp_path / "calls.pt")
+    ELSEWHERE.run(ANSWER, tmp_path / "calls.pt")
     found = torch.load(tmp_path / "calls.pt.out")
     for folder, answers in recorded.items():
         torch.testing.assert_close(found[folder], answers["logits"], atol=1e-5, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""What an engine must not pay for again at every rebuild."""
+"""What engines must not pay for: again at every rebuild, or at all."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 from tests.support import multiprocess, tiny
 
 
-def test_cpu_optimizers_share_one_description_of_the_cpu(tmp_path: Path) -> None:
+def test_engines_describe_the_cpu_once_and_load_no_compiler(tmp_path: Path) -> None:
     tiny.save_model(tmp_path / "model")
     tiny.save_data(tmp_path / "data.json")
-    assert multiprocess.run(1, "rebuild_jobs.descriptions", {"folder": str(tmp_path)}) == 1
+    found = multiprocess.run(1, "rebuild_jobs.engine_costs", {"folder": str(tmp_path)})
+    assert found == {"descriptions": 1, "compiler": False}

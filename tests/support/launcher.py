@@ -87,6 +87,18 @@ def launch(processes: int, words: list[str], timeout: float = 300) -> Ended:
     return Ended(process.returncode, out, err)
 
 
+def start(processes: int, words: list[str], script: str = "train", timeout: float = 300) -> Ended:
+    """`launchers/<script>.py` on so many ranks, without the launcher: it and the libraries take seconds to start.
+
+    What ranks write comes back as both `out` and `err`.
+    """
+    ended = multiprocess.attempt(processes, "script_jobs.script", {"script": script, "words": words}, timeout)
+    assert len(set(ended.statuses)) == 1, ended
+    status = ended.statuses[0]
+    assert status is not None
+    return Ended(status, ended.text, ended.text)
+
+
 Run = Callable[..., Ended]
 
 
@@ -112,20 +124,34 @@ def own_world() -> Iterator[None]:
 
 def caller(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """What `launchers/train.py` does, in this process, which must be a world of one."""
+    return lambda words: _ended(lambda: run.train(resolve(words)), capfd, monkeypatch)
+
+
+def script_caller(
+    main: Callable[[], object], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Run:
+    """What a script whose function is `main` does, in this process, which must be a world of one."""
+
+    def call(*words: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["script", *words])
+        return _ended(main, capfd, monkeypatch)
+
+    return call
+
+
+def _ended(action: Callable[[], object], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Ended:
+    """How a process would end that does `action`."""
 
     def leave(status: int) -> None:
         raise SystemExit(status)
 
-    def call(words: list[str]) -> Ended:
-        capfd.readouterr()
-        monkeypatch.setattr(exit_status, "leave", leave)
-        # the group serves the next run of this process
-        monkeypatch.setattr(collectives, "shut_down", lambda: None)
-        try:
-            exit_status.main(lambda: run.train(resolve(words)))
-            status = 0
-        except SystemExit as end:
-            status = int(str(end.code))
-        return Ended(status, *capfd.readouterr())
-
-    return call
+    capfd.readouterr()
+    monkeypatch.setattr(exit_status, "leave", leave)
+    # the group serves the next run of this process
+    monkeypatch.setattr(collectives, "shut_down", lambda: None)
+    try:
+        exit_status.main(action)
+        status = 0
+    except SystemExit as end:
+        status = int(str(end.code))
+    return Ended(status, *capfd.readouterr())

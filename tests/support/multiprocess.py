@@ -18,7 +18,7 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from apt_ds.runtime.collectives import free_port
 from tests.support import devices
@@ -121,6 +121,14 @@ def start(call: str, env: dict[str, str], log: Path, fresh: bool) -> Forked | su
         return subprocess.Popen(command, env=env, stdout=file, stderr=subprocess.STDOUT)
 
 
+class World(NamedTuple):
+    """How a world ended: the status of each rank, all that they wrote, and what rank 0 returned if all succeeded."""
+
+    statuses: list[int | None]
+    text: str
+    value: Any = None
+
+
 def run(
     world: int, job: str, arguments: dict[str, Any], timeout: float = 420, fresh: bool = False, gpu: bool = False
 ) -> Any:
@@ -129,6 +137,16 @@ def run(
     fresh: start new processes, where the environment matters from their first moment on. gpu: the processes may see
     GPUs. They are new processes, since a forked one cannot use a GPU that its parent has seen.
     """
+    ended = attempt(world, job, arguments, timeout, fresh, gpu)
+    if any(ended.statuses):
+        raise WorldFailedError(ended.statuses, ended.text)
+    return ended.value
+
+
+def attempt(
+    world: int, job: str, arguments: dict[str, Any], timeout: float = 420, fresh: bool = False, gpu: bool = False
+) -> World:
+    """As `run`, for a world that may fail."""
     port = str(free_port())
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
@@ -153,9 +171,9 @@ def run(
         for path in left:
             path.unlink()
         if any(statuses):
-            raise WorldFailedError(statuses, text)
+            return World(statuses, text)
         assert not left, f"shared memory outlived its world: {left}"
-        return json.loads(result.read_text(encoding="utf8"))
+        return World(statuses, text, json.loads(result.read_text(encoding="utf8")))
 
 
 def _child(given: str) -> None:

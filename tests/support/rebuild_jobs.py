@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -176,8 +177,11 @@ def alive(made: trainer.Trainer) -> dict[str, int]:
     return census
 
 
-def descriptions(folder: str) -> int:
-    """How often the four engines of a run that offloads its optimizer asked for a description of the CPU."""
+def engine_costs(folder: str) -> dict[str, Any]:
+    """What the four engines of a run that offloads its optimizer paid for.
+
+    descriptions: how often they asked for a description of the CPU. compiler: whether they loaded torch's compiler.
+    """
     cpuinfo: Any = importlib.import_module("cpuinfo")
     asked, real = [], cpuinfo.get_cpu_info
 
@@ -191,4 +195,4 @@ def descriptions(folder: str) -> int:
     for step in range(3):
         made.rebuild(step, Plan())
     made.finish()
-    return len(asked)
+    return {"descriptions": len(asked), "compiler": "torch._inductor.compile_fx" in sys.modules}

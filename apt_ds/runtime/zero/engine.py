@@ -27,6 +27,7 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig
 from apt_ds.config.errors import UserError
 from apt_ds.runtime.memory import free_pinned, trim_heap
 from apt_ds.runtime.profiler import timed
+from apt_ds.runtime.zero import muon
 from apt_ds.runtime.zero.adam8bit import Maker
 from apt_ds.runtime.zero.monitor import Monitor, without_monitors
 from apt_ds.runtime.zero.partitioned import full_numel
@@ -88,6 +89,7 @@ def build(
     trainable = [p for p in model.parameters() if p.requires_grad]
     if "offload_optimizer" in config.get("zero_optimization", {}):
         describe_cpu_once()
+    muon.import_uncompiled()
     if monitor is not None:
         config = without_monitors(config)
     config = _with_bucket(config, max(1, sum(full_numel(p) for p in trainable)))
