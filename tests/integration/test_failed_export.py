@@ -38,10 +38,16 @@ def names(output: Path) -> list[str]:
 
 def told(output: Path) -> dict[str, Any]:
     """What a summary says, but for what is measured."""
-    figures = json.loads((output / "summary.json").read_text(encoding="utf8"))
-    kept = {key: value for key, value in figures.items() if not isinstance(value, dict)}
-    parts = {key: value for key, value in figures.items() if isinstance(value, dict)}
-    return kept | {part: {k: v for k, v in of.items() if k not in MEASURED} for part, of in parts.items()}
+    told = unmeasured(json.loads((output / "summary.json").read_text(encoding="utf8")))
+    assert isinstance(told, dict)
+    return told
+
+
+def unmeasured(figures: Any) -> Any:
+    """Figures without what is measured, at any depth."""
+    if isinstance(figures, dict):
+        return {key: unmeasured(value) for key, value in figures.items() if key not in MEASURED}
+    return [unmeasured(value) for value in figures] if isinstance(figures, list) else figures
 
 
 def limited(run: Run, words: list[str], size: int) -> Any:
