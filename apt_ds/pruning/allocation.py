@@ -20,7 +20,8 @@ from typing import Protocol
 import numpy as np
 
 from apt_ds.models.blocks import Anatomy, block_slices, kept_sizes
-from apt_ds.pruning.budget_search import Rules, best_of_each, search, uniform_frontier
+from apt_ds.pruning.budget_search import best_of_each, search, uniform_frontier
+from apt_ds.pruning.limits import Rules
 
 PROBE = 1 / 8  # of the kept parameters of a mean site: what one probe removes or restores
 STEPS = (1.0, 0.5, 0.25)  # shares of the factors that candidates take

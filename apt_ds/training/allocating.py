@@ -10,7 +10,7 @@ import numpy as np
 
 from apt_ds.config.errors import UserError
 from apt_ds.data.tokenized import Row
-from apt_ds.losses.task_losses import TaskLoss
+from apt_ds.losses.task_loss import TaskLoss
 from apt_ds.pruning.allocation import allocate
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.runtime import heartbeat, zero

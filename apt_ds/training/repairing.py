@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from apt_ds.config.run_config import RunConfig
-from apt_ds.losses.task_losses import TaskLoss
+from apt_ds.losses.task_loss import TaskLoss
 from apt_ds.models.blocks import Anatomy
 from apt_ds.pruning.layer_walk import WalkBatch
 from apt_ds.pruning.repair import repair, repairable, repairs_anything

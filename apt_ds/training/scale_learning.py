@@ -12,7 +12,7 @@ from torch import Tensor
 from apt_ds.data.batching import Batch
 from apt_ds.eval.held_out import evaluation_mode
 from apt_ds.losses.dense_predictions import Prediction, divergence, short_form
-from apt_ds.losses.task_losses import Logits, TaskLoss
+from apt_ds.losses.task_loss import Logits, TaskLoss
 from apt_ds.models.blocks import HIDDEN, Anatomy, block_slices
 from apt_ds.pruning.masks import Masks
 from apt_ds.runtime import collectives, heartbeat, zero
