@@ -21,10 +21,11 @@ from apt_ds.models import loading
 from apt_ds.training import datasets, dense_model, rewriting
 from apt_ds.training.run_data import Data
 from tests.support import multiprocess, tiny
-from tests.support.launcher import PRETUNING, Place, Run, inputs
+from tests.support.launcher import PLAIN, PRETUNING, Place, Run, inputs
 from tests.training.test_summary_schema import check
 
-REWRITE = ["--rewrite_answers", "--rewrite_max_new_tokens", "12"]
+# a repair would read most examples, so that most would be rewritten
+REWRITE = ["--rewrite_answers", "--rewrite_max_new_tokens", "12", *PLAIN]
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +132,7 @@ def test_plain_text_of_a_mixture_stays(alone: None, place: Place, tmp_path: Path
     ],
 )
 def test_rows_that_a_run_takes(place: Place, order: Any, flags: list[str], expected: int | None) -> None:
-    config = resolve(place.words(place.folder / "none", "--calibration_steps", "2", *flags))
+    config = resolve(place.words(place.folder / "none", *PLAIN, "--calibration_steps", "2", *flags))
     found = rewriting.wanted_rows(config, order, config.optim.max_steps, several=False)
     assert (None if found is None else len(found)) == expected
     assert isinstance(order, MixtureOrder) or rewriting.wanted_rows(config, order, 3, several=True) is None

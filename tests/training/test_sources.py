@@ -16,7 +16,7 @@ from apt_ds.runtime import collectives
 from apt_ds.training import datasets
 from apt_ds.training.run_data import Data
 from tests.support import tiny
-from tests.support.launcher import PRETUNING, Place, Run
+from tests.support.launcher import PLAIN, PRETUNING, Place, Run
 from tests.training.test_summary_schema import check
 
 
@@ -119,7 +119,7 @@ def test_halves_of_a_text_train_and_are_judged(place: Place, sources: dict[str, 
         (["--data_path", "{data}:1,none.txt:2"], "no such data file: none.txt"),
         (["--data_path", "{data}:1,{wiki}:1", "--eval_size", "90"], "cannot hold out 45 of"),
         (["--calibration_path", "{rows}", "--pruning", "gradual"], "--calibration_path requires --pruning pretuning"),
-        (["--calibration_path", "{rows}", "--score", "random"], "--calibration_path requires a score of data"),
+        (["--calibration_path", "{rows}", "--score", "random", *PLAIN], "--calibration_path requires a score of data"),
         (["--packing", "--group_by_length"], "--group_by_length requires --packing false"),
     ],
 )
