@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from apt_ds.training.prefetch import Prefetcher
+from tests.support import tiny
+from tests.support.launcher import Place, Run
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
@@ -59,3 +63,16 @@ def test_a_failure_is_raised_by_its_own_step() -> None:
     with pytest.raises(OSError, match="the disk is gone"):
         prefetcher.get(2)
     prefetcher.close()
+
+
+def test_a_step_waits_for_data_less_than_a_hundredth_of_its_time(tmp_path: Path, run: Run) -> None:
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4}
+    tiny.save_model(tmp_path / "model", **sizes, num_key_value_heads=4)
+    tiny.save_data(tmp_path / "data.json")
+    words = Place(tmp_path).words(
+        tmp_path / "out", "--pruning", "none", "--profile", "--per_device_train_batch_size", "8"
+    )
+    ended = run([*words, "--dataloader_num_workers", "1", "--report", "false"])
+    assert ended.status == 0, ended.err
+    dense = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf8"))["profile"]["dense"]
+    assert dense["steps"]["counted"] >= 4 and dense["share"]["data"] < 0.01, dense
