@@ -44,7 +44,8 @@ def row(card: str, label: str) -> list[str]:
 @pytest.mark.parametrize("structure", ["uniform", "adaptive"])
 def test_the_card_of_a_run(structure: str, licensed: Place, tmp_path: Path, run: Run) -> None:
     output = tmp_path / "out"
-    more = [*GRADUAL, "--structure", structure, "--max_steps", "4", "--hub_token", "hf_secret"]
+    # random scores give layers different sizes
+    more = [*GRADUAL, "--structure", structure, "--score", "random", "--max_steps", "4", "--hub_token", "hf_secret"]
     ended = run(licensed.words(output, *more))
     assert ended.status == 0, ended.err
     summary = json.loads((output / "summary.json").read_text(encoding="utf8"))
@@ -63,10 +64,17 @@ def test_the_card_of_a_run(structure: str, licensed: Place, tmp_path: Path, run:
     speed = row(text, "generation at batch 1, tokens per second")
     assert speed[1] == f"{after['generated_tokens_per_second']:.1f}"
     neurons = summary["pruning"]["sizes"]["neurons"]
-    first = row(text, "0" if isinstance(neurons, list) else "all")
+    by_layer = any(isinstance(summary["pruning"]["sizes"][kind], list) for kind in ("heads", "neurons"))
+    assert by_layer == (structure == "adaptive")
+    first = row(text, "0" if by_layer else "all")
     assert first[-1] == f"{neurons[0] if isinstance(neurons, list) else neurons} of 48"
     assert f"It keeps {100 * summary['pruning']['kept']:.2f} %" in text
     assert f"{summary['data']['train']} training examples" in text
+
+    excluded = summary["pruning"]["excluded"]
+    assert ("The kept sizes exclude these consumers" in text) == bool(excluded)
+    assert all(f"\n- {line}\n" in text for line in excluded)
+    assert bool(excluded) == (structure == "adaptive"), "vLLM has no sizes by layer"
 
     assert str(tmp_path) not in text and str(licensed.folder) not in text and "hf_secret" not in text
     assert getpass.getuser() not in text and str(Path.home()) not in text

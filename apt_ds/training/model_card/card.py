@@ -120,6 +120,7 @@ def _values(
         "evaluations": tables.evaluations(summary),
         "training": summary["training"],
         "form": form_of(folder, base.kind),
+        "excluded": pruning["excluded"],
         "repository": run.output.hub_model_id or "FOLDER",
         "versions": versions(),
         "command": command_of(run, world_size),
