@@ -185,8 +185,8 @@ def test_searched_sizes_and_factors_are_the_same_on_any_ranks_and_stages(folder:
     flags += ["--allocate", "kl", "--allocate_evaluations", "120", "--scale_steps", "8"]
     found: dict[str, dict[str, Any]] = {}
     for world, stages in ((1, [(2, False)]), (2, [(3, False), (0, False)])):
-        # one micro-batch a step: the search passes over the data many times
-        step = ["--per_device_train_batch_size", str(4 // world), "--gradient_accumulation_steps", "1"]
+        # four rows a step: two micro-batches of one process, or one of each of two
+        step = ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", str(2 // world)]
         modes = {"searched": [*flags, *step]}
         runs = multiprocess.run(world, "runs", {"folder": str(folder), "stages": stages, "modes": modes})
         found |= {f"{world} {name}": run for name, run in runs.items()}

@@ -66,8 +66,8 @@ def test_every_method_is_the_same_run_in_every_stage(folder: Path) -> None:
     stages = {1: [(0, False), (3, False)], 2: [(2, False), (3, False)]}
     found: dict[str, list[dict[str, Any]]] = {method: [] for method in modes}
     for world, own in stages.items():
-        # four rows a step, in two micro-batches a rank
-        batch = ["--per_device_train_batch_size", str(2 // world), "--gradient_accumulation_steps", "2"]
+        # four rows a step: two micro-batches of one process, or one of each of two
+        batch = ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", str(2 // world)]
         cases = {method: [*flags, *batch] for method, flags in modes.items()}
         for name, run in multiprocess.run(
             world, "runs", {"folder": str(folder), "stages": own, "modes": cases}

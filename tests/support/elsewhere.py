@@ -60,7 +60,13 @@ class Elsewhere:
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(json.dumps([script, str(argument), str(argument.parent / "modules")]) + "\n")
         self._process.stdin.flush()
-        status, text = json.loads(self._process.stdout.readline())
+        try:
+            status, text = json.loads(self._process.stdout.readline())
+        except BaseException:
+            # a late answer would be taken for that of the next script
+            self._process.kill()
+            self._process = None
+            raise
         assert not status, text
 
 

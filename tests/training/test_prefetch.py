@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from apt_ds.training.micro_batches import MicroBatches, StepData
 from apt_ds.training.prefetch import Prefetcher
 from tests.support import tiny
 from tests.support.launcher import Place, Run
@@ -65,7 +66,16 @@ def test_a_failure_is_raised_by_its_own_step() -> None:
     prefetcher.close()
 
 
-def test_a_step_waits_for_data_less_than_a_hundredth_of_its_time(tmp_path: Path, run: Run) -> None:
+def test_a_step_hardly_waits_for_data_that_is_slow_to_read(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = MicroBatches._make
+
+    def slowly(batches: MicroBatches, step: int) -> StepData:
+        time.sleep(0.1)  # about half a step
+        return make(batches, step)
+
+    monkeypatch.setattr(MicroBatches, "_make", slowly)
     sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4}
     tiny.save_model(tmp_path / "model", **sizes, num_key_value_heads=4)
     tiny.save_data(tmp_path / "data.json")
@@ -75,4 +85,5 @@ def test_a_step_waits_for_data_less_than_a_hundredth_of_its_time(tmp_path: Path,
     ended = run([*words, "--dataloader_num_workers", "1", "--report", "false"])
     assert ended.status == 0, ended.err
     dense = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf8"))["profile"]["dense"]
-    assert dense["steps"]["counted"] >= 4 and dense["share"]["data"] < 0.01, dense
+    # beside other work the threads themselves wait some milliseconds for a processor
+    assert dense["steps"]["counted"] >= 4 and dense["share"]["data"] < 0.1, dense
