@@ -62,13 +62,13 @@ RECIPES: dict[str, Preset] = {
 def language_model_cut(value: Callable[[str], Any]) -> Preset:
     """What the default recipe adds for a language model that is cut before it tunes (METHOD.md, section 12).
 
-    {} for all other runs, and where another option of the run does not support it.
+    {} for all other runs, and where another option of the run does not support it or has a correction of its own.
 
     Args:
         value: the value of a flag, stated or not.
     """
     cut_first = value("task") == INSTRUCTIONS and value("pruning") == "pretuning" and value("sparsity")
-    supported = value("score") != "fisher" and not value("scale_steps")
+    supported = value("score") not in ("fisher", "flap") and not value("scale_steps")
     return {"repair": "ls"} if cut_first and supported else {}
 
 

@@ -216,6 +216,7 @@ def test_a_recipe_and_any_method_agree(name: str, named: list[str]) -> None:
         (["--method", "lora_prune"], "none"),
         # a repair would contradict the options
         (["--score", "fisher"], "none"),
+        (["--score", "flap"], "none"),
         (["--scale_steps", "4"], "none"),
     ],
 )

@@ -121,6 +121,27 @@ def test_the_command_repeats_the_run() -> None:
     assert again.model.model_name_or_path == "base" and again.data.data_path == "rows.jsonl"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["--repair", "none"],
+        ["--pruning", "posttuning", "--repair", "ls"],
+        ["--task", "sst2", "--repair", "ls"],
+        ["--task", "sst2"],
+        ["--score", "flap"],
+        ["--recipe", "paper"],
+        ["--preset", "quickstart"],
+    ],
+)
+def test_the_command_states_a_repair_where_the_other_options_do_not_imply_it(words: list[str]) -> None:
+    run = resolve(["--deepspeed", ZERO2, "--model_name_or_path", "m", "--data_path", "d", *words])
+    command = shlex.split(command_of(run, 1))
+    assert ("--repair" in command) == ("--repair" in words)
+    again = resolve([word.replace("zero2.json", ZERO2) for word in command[4:]])
+    assert again.flags() == run.flags()
+
+
 @pytest.mark.parametrize("method", ["lora", "prune_lora", "full"])
 def test_the_command_states_the_method(method: str) -> None:
     given = ["--deepspeed", ZERO2, "--model_name_or_path", "m", "--data_path", "d.json", "--method", method]

@@ -86,4 +86,5 @@ def options(variant: Variant, run: RunConfig) -> dict[str, object]:
     else:
         mode = {"pruning": "none", "sparsity": 0.0, "rank_growth": "none"}
     bits = {"base_bits": variant.bits} if variant.bits != 16 and not variant.peft else {}
-    return {"calibration_steps": 1, "pruning_phase": 1.0, "pruning_start": 0.0} | mode | bits
+    # a cut is measured without what precedes it
+    return {"calibration_steps": 1, "pruning_phase": 1.0, "pruning_start": 0.0, "repair": "none"} | mode | bits

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from apt_ds.analysis.run_report.content import Content, Json
-from apt_ds.config.run_config import RunConfig
+from apt_ds.config.run_config import OPTIONS
 from apt_ds.training import end_table
 from apt_ds.training.summary_schema import Summary
 
@@ -216,7 +216,7 @@ def layers(content: Content) -> Table | None:
 
 def changed_options(content: Content) -> Table:
     """Options of the run that differ from their defaults."""
-    defaults = RunConfig().flags()
+    defaults = {name: spec.default for name, spec in OPTIONS.items()}
     changed = {name: value for name, value in content.config.items() if defaults.get(name) != value}
     return option_table("options that differ from their defaults", changed.items())
 

@@ -20,14 +20,14 @@ def command_of(run: RunConfig, world_size: int) -> str:
 
     Of an absolute path, only the last component is shown: folders name people and machines.
     """
-    source = {name: run.flag(name) for name in ("preset", "method", "recipe")}
-    implied = RunConfig(**{name: value for name, value in source.items() if value})
+    stated = run.flags()
     words = ["deepspeed", "--num_accelerators", str(world_size), "launchers/train.py"]
     for name in OPTIONS:
-        value = run.flag(name)
-        if name in LEFT_OUT or (name not in source and value == implied.flag(name)):
+        if name in LEFT_OUT:
             continue
-        if name in source and value == OPTIONS[name].default:
+        # what the others imply, such as --repair, depends on all of them
+        value, others = run.flag(name), {other: stated[other] for other in stated if other != name}
+        if value == RunConfig(**others).flag(name):
             continue
         words += [f"--{name}", str(value).lower() if isinstance(value, bool) else shown(str(value))]
     return shlex.join(words)
