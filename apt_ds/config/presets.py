@@ -11,7 +11,7 @@ def quickstart() -> Preset:
     """SmolLM2-135M on the built-in instructions, 30 % removed: a first look that needs no network and no GPU.
 
     Command: `bash launchers/quickstart.sh`
-    Time: about 2 minutes on two CPU cores after installation.
+    Time: about 4 minutes on two CPU cores after installation.
     Expect: a held-out loss of 2.1 before, 2.8 right after the cut, 2.3 after tuning. Model and data are far too
     small for a score worth quoting.
     """
