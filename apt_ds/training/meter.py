@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -13,7 +13,7 @@ from apt_ds.eval.memory_in_use import memory_in_use
 from apt_ds.runtime import profiler
 from apt_ds.runtime.clock import seconds_after
 from apt_ds.runtime.memory import peak_memory, peak_reserved, reset_peak
-from apt_ds.training.meter_figures import SizeFigures, WholeFigures, size_figures
+from apt_ds.training.meter_figures import PhaseMemory, SizeFigures, WholeFigures, size_figures
 
 PARTS = ("steps", "scoring", "rebuilds", "evaluation")
 PHASES = ("loading", "evaluation", "dense_steps", "scoring", "rebuilds", "final_steps", "writing")
@@ -208,6 +208,6 @@ class Meter:
             "non_padding": self._tokens[0] / self._tokens[1] if self._tokens[1] else None,
         }
 
-    def memory_by_phase(self) -> dict[str, int]:
+    def memory_by_phase(self) -> PhaseMemory:
         """Peak bytes of each phase without the process's own memory. A phase without a peak is absent."""
-        return {phase: peak for phase, peak in self._added.items() if peak}
+        return cast(PhaseMemory, {phase: peak for phase, peak in self._added.items() if peak})

@@ -18,11 +18,33 @@ class SizeFigures(TypedDict):
     peak_reserved_bytes: int | None
 
 
-class WholeFigures(TypedDict):
-    """Cost of a whole run. `seconds` is the sum of steps, scoring and rebuilds.
+class PhaseMemory(TypedDict, total=False):
+    """Peak bytes of each phase without `base_memory_bytes`. A phase that the run did not have is absent.
 
-    `peak_reserved_bytes` is None on the CPU. `memory_by_phase` leaves out the process's own memory. `non_padding` is
-    the fraction of the training batches' tokens that is not padding, None without a step.
+    loading: base model, adapters and the first engine.
+    evaluation: evaluations of the model in training.
+    dense_steps, final_steps: steps before the first cut, and steps at the final size.
+    scoring: what scores blocks for a cut at once.
+    rebuilds: the largest rebuild.
+    writing: the export.
+    """
+
+    loading: int
+    evaluation: int
+    dense_steps: int
+    scoring: int
+    rebuilds: int
+    final_steps: int
+    writing: int
+
+
+class WholeFigures(TypedDict):
+    """Cost of a whole run.
+
+    seconds: steps, scoring and rebuilds together. Evaluation is not in it.
+    peak_memory_bytes, peak_reserved_bytes: bytes in use, and bytes that the GPU's allocator reserved (None on the CPU).
+    base_memory_bytes: what the process that ended the run used before it loaded the model. 0 on a GPU.
+    non_padding: fraction of the training batches' tokens that is not padding. None without a step.
     """
 
     seconds: float
@@ -34,7 +56,7 @@ class WholeFigures(TypedDict):
     peak_reserved_bytes: int | None
     evaluation_peak_bytes: int | None
     base_memory_bytes: int
-    memory_by_phase: dict[str, int]
+    memory_by_phase: PhaseMemory
     non_padding: float | None
 
 

@@ -158,8 +158,11 @@ def prepare(run: RunConfig, stop_signals: StopSignals | None = None) -> Trainer:
         stop_signals.discard = lambda: discard_output(output, folders)
     trackers = Trackers(run)
     metrics_logger = MetricsLogger(output, data.total_steps, trackers=trackers)
-    parts = resolved, base, config, data, pruner, metrics_logger, stop_signals
-    trainer = Trainer.create(*parts, initial) if saved is None else Trainer.resume(saved, *parts)
+    trainer = Trainer(resolved, base, config, data, pruner, metrics_logger, stop_signals)
+    if saved is None:
+        trainer.begin(initial)
+    else:
+        trainer.resume(saved)
     # the folder is made last: loading the model finds the last mistakes
     prepare_output(run, saved.metrics if saved is not None else None)
     heartbeat.phase("starting trackers", limited=False)

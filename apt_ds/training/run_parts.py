@@ -51,6 +51,17 @@ class RunParts:
         metrics_logger: MetricsLogger,
         stop_signals: StopSignals | None = None,
     ) -> None:
+        """Make the parts. No weight is loaded.
+
+        Args:
+            run: the options.
+            base: the base model.
+            config: DeepSpeed's configuration.
+            data: the data sets.
+            pruner: has not seen a step.
+            metrics_logger: takes the metrics, and knows the output folder.
+            stop_signals: signals that end the run early.
+        """
         self.run_config, self.base, self.config, self.data = run, base, config, data
         self.pruner, self.metrics_logger = pruner, metrics_logger
         self.done = 0

@@ -6,97 +6,57 @@ from typing import cast
 
 from transformers import PreTrainedModel
 
-from apt_ds.config.run_config import RunConfig
 from apt_ds.models.export.write import Exported
 from apt_ds.models.initial_adapters import InitialAdapters
-from apt_ds.models.loading import Base
 from apt_ds.pruning.bias_compensation import NO_BIAS, lacks_biases
-from apt_ds.pruning.pruner import Pruner
 from apt_ds.pruning.surgery import Plan
 from apt_ds.runtime import heartbeat, zero
 from apt_ds.runtime.clock import seconds_after
-from apt_ds.runtime.signals import StopSignals
 from apt_ds.training import rebuild
 from apt_ds.training.checkpoint import Checkpoint
 from apt_ds.training.final_model import excluded_consumers, write_final_model
-from apt_ds.training.metrics import MetricsLogger
-from apt_ds.training.run_data import Data
 from apt_ds.training.run_figures import run_figures
 from apt_ds.training.run_parts import RunParts
 from apt_ds.training.run_state import Content, saved_after_cut
 from apt_ds.training.summary_schema import Summary, WrittenModel
 from apt_ds.training.trackers.layers import layers_of
-from apt_ds.training.training_figures import PhaseMemory
 
 
 class Trainer(RunParts):
-    """One run. `create` starts it, `resume` continues it from a checkpoint."""
+    """One run. `begin` starts it, or `resume` continues it from a checkpoint. Then comes `run`."""
 
-    @classmethod
-    def create(
-        cls,
-        run: RunConfig,
-        base: Base,
-        config: zero.Config,
-        data: Data,
-        pruner: Pruner,
-        metrics_logger: MetricsLogger,
-        stop_signals: StopSignals | None = None,
-        initial: InitialAdapters | None = None,
-    ) -> Trainer:
-        """A run before its first step. Collective.
+    def begin(self, initial: InitialAdapters | None = None) -> None:
+        """Load the base model and build the first engine. Collective.
 
         Args:
-            run: the options.
-            base: the base model. Its weights are loaded here.
-            config: DeepSpeed's configuration.
-            data: the data sets.
-            pruner: has not seen a step.
-            metrics_logger: takes the metrics, and knows the output folder.
-            stop_signals: signals that end the run early.
             initial: what the adapters start from. None: new adapters.
 
         Raises:
             UserError: `initial` does not fit the model.
         """
-        trainer = cls(run, base, config, data, pruner, metrics_logger, stop_signals)
-        with trainer.meter.apart("loading"):
-            model = trainer._load_model()
-            trainer._attach(model, pruner.scores_by_weight_gradients(), initial)
-            trainer._build(model)
-        return trainer
+        with self.meter.apart("loading"):
+            model = self._load_model()
+            self._attach(model, self.pruner.scores_by_weight_gradients(), initial)
+            self._build(model)
 
-    @classmethod
-    def resume(
-        cls,
-        saved: Checkpoint,
-        run: RunConfig,
-        base: Base,
-        config: zero.Config,
-        data: Data,
-        pruner: Pruner,
-        metrics_logger: MetricsLogger,
-        stop_signals: StopSignals | None = None,
-    ) -> Trainer:
-        """A run at the step boundary of a checkpoint. Arguments after `saved` are those of `create`. Collective.
+    def resume(self, saved: Checkpoint) -> None:
+        """Come to the step boundary of a checkpoint. Collective.
 
         Raises:
             UserError: the checkpoint belongs to another run or base model.
         """
-        trainer = cls(run, base, config, data, pruner, metrics_logger, stop_signals)
-        model = trainer._load_model()
-        saved.check(run, data.counts(), trainer.saver.fingerprints)
-        saved.check_base(trainer.saver.base)
-        trainer.state.load_training_loss(saved)
-        trainer._attach(model, pruner.scores_by_weight_gradients() and not saved_after_cut(saved))
-        trainer.state.load_model(model, saved)
-        trainer.done = saved.step
-        trainer._build(model)
-        trainer.state.load(trainer.engine, saved, run.optim.gradient_accumulation_steps)
+        model = self._load_model()
+        saved.check(self.run_config, self.data.counts(), self.saver.fingerprints)
+        saved.check_base(self.saver.base)
+        self.state.load_training_loss(saved)
+        self._attach(model, self.pruner.scores_by_weight_gradients() and not saved_after_cut(saved))
+        self.state.load_model(model, saved)
+        self.done = saved.step
+        self._build(model)
+        self.state.load(self.engine, saved, self.run_config.optim.gradient_accumulation_steps)
         if saved.evaluation is not None:
-            trainer.evaluations.load_after(saved.evaluation)
-        trainer.saver.resume(saved)
-        return trainer
+            self.evaluations.load_after(saved.evaluation)
+        self.saver.resume(saved)
 
     def run(self) -> Summary:
         """Train, prune, evaluate and write the model. Returns what the report completes. Collective."""
@@ -111,7 +71,7 @@ class Trainer(RunParts):
             summary["training"]["distill"] = self.teacher.figures(self.training_loss.dense_teacher.distance)
         with self.meter.apart("writing"):
             summary["written"] = cast(WrittenModel, self.finish()._asdict())
-        summary["training"]["memory_by_phase"] = cast(PhaseMemory, self.meter.memory_by_phase())
+        summary["training"]["memory_by_phase"] = self.meter.memory_by_phase()
         return summary
 
     def train_loop(self) -> None:

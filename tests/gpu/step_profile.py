@@ -41,7 +41,9 @@ def trainer_of(sizes: str, length: str, folder: Path) -> Trainer:
     base, data = inputs(run)
     pruner = Pruner(run, base.anatomy, data.total_steps, zero.device(), writable_sizes(base.config))
     config = load_config(run, 1, base.config.hidden_size)
-    return Trainer.create(run, base, config, data, pruner, MetricsLogger(folder, 0, quiet=True))
+    trainer = Trainer(run, base, config, data, pruner, MetricsLogger(folder, 0, quiet=True))
+    trainer.begin()
+    return trainer
 
 
 def seconds_of(trainer: Trainer, numbers: range) -> float:

@@ -100,7 +100,8 @@ def measure_apt(variant: Variant, run: RunConfig, base: Base, data: Data, steps:
     config = load_config(run, collectives.world_size(), base.config.hidden_size)
     pruner = Pruner(run, base.anatomy, data.total_steps, zero.device(), writable_sizes(base.config))
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer.create(run, base, config, data, pruner, MetricsLogger(Path(folder), 0, quiet=True))
+        trainer = Trainer(run, base, config, data, pruner, MetricsLogger(Path(folder), 0, quiet=True))
+        trainer.begin()
         if pruner.cut_step is not None:
             trainer.cut_at_once(0)
 
