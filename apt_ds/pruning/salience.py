@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from apt_ds.models.blocks import ALL_KINDS, HIDDEN, Anatomy, block_slices
 from apt_ds.pruning.activation_hooks import ActivationHooks, Observer
-from apt_ds.pruning.fixed_order import in_order
+from apt_ds.pruning.block_sums import BlockSums
 from apt_ds.pruning.kurtosis import consumer_outliers, effective_weight, mixture_outliers, reader_outliers
 from apt_ds.pruning.products import PRODUCTS
 from apt_ds.pruning.slot_products import Slots
@@ -63,7 +63,14 @@ class Salience(ActivationHooks):
         self.refresh()
         self.activations = torch.zeros(len(self.owner), device=self.device)
         self.count = 0
-        self._kind = torch.from_numpy(block_kinds(anatomy)).to(self.device)
+        self._block_sums = BlockSums(self.owner, anatomy.sizes.total())
+        self._set_kinds(torch.from_numpy(block_kinds(anatomy)))
+
+    def _set_kinds(self, kinds: Tensor) -> None:
+        """Take over the kind of every block, int64 [blocks]."""
+        self._kind = kinds.to(self.device)
+        self._kind_sums = BlockSums(self._kind, len(KINDS))
+        self._kind_counts = torch.bincount(kinds, minlength=len(KINDS)).clamp(min=1).to(self.device)
 
     def refresh(self) -> None:
         """Measure the outlier term again before the next update of a moving average: weights have changed."""
@@ -112,16 +119,14 @@ class Salience(ActivationHooks):
 
     def update(self, gradient_scale: float) -> None:
         """Turn this step's sums into scores and take them into the average. See `Scorer.update`."""
-        first_order = torch.zeros_like(self.average)
-        with in_order():
-            first_order.index_add_(0, self.owner, self.product.first_order(self.abs_sums) * gradient_scale)
-            add_up_experts(self.anatomy, first_order)
-            if self.mean:
-                self.count += 1
-                self.average.lerp_(first_order, 1 / self.count)
-                self.activations += self.abs_sums[0]
-            else:
-                self.average.mul_(self.decay).add_(self.combine(first_order), alpha=1 - self.decay)
+        first_order = self._block_sums.sum(self.product.first_order(self.abs_sums) * gradient_scale)
+        add_up_experts(self.anatomy, first_order)
+        if self.mean:
+            self.count += 1
+            self.average.lerp_(first_order, 1 / self.count)
+            self.activations += self.abs_sums[0]
+        else:
+            self.average.mul_(self.decay).add_(self.combine(first_order), alpha=1 - self.decay)
         self.abs_sums.zero_()
 
     def conclude(self, model: nn.Module) -> None:
@@ -134,8 +139,7 @@ class Salience(ActivationHooks):
             return
         if self.outlier != "off":
             self.measure_outliers(model, self.activations)
-        with in_order():
-            self.average = self.combine(self.average)
+        self.average = self.combine(self.average)
         self.activations.zero_()
         self.count = 0
 
@@ -145,13 +149,8 @@ class Salience(ActivationHooks):
             return first_order
         if self.outlier == "literal":
             return first_order + self.weight * self.outliers
-        counts = (
-            torch.zeros(len(KINDS), device=self.device)
-            .index_add_(0, self._kind, torch.ones_like(first_order))
-            .clamp(min=1)
-        )
-        mean = torch.zeros(len(KINDS), device=self.device).index_add_(0, self._kind, first_order) / counts
-        mean_outlier = torch.zeros(len(KINDS), device=self.device).index_add_(0, self._kind, self.outliers) / counts
+        mean = self._kind_sums.sum(first_order) / self._kind_counts
+        mean_outlier = self._kind_sums.sum(self.outliers) / self._kind_counts
         scale = self.weight * mean / mean_outlier.clamp(min=1e-12)
         return first_order + scale[self._kind] * self.outliers
 

@@ -16,7 +16,8 @@ from apt_ds.models import adapter
 from apt_ds.models.architectures import anatomy_of
 from apt_ds.models.blocks import HIDDEN, Anatomy, block_slices, kept_sizes
 from apt_ds.pruning.activation_hooks import input_hook, output_hook
-from apt_ds.pruning.salience import Salience, in_order
+from apt_ds.pruning.fixed_order import in_order
+from apt_ds.pruning.salience import Salience
 from tests.support import tiny
 
 CPU = torch.device("cpu")
@@ -251,7 +252,7 @@ def test_outlier_options() -> None:
     results = {}
     for outlier in ("off", "literal", "normalized"):
         _, _, salience = prepared(outlier)
-        salience._kind = torch.tensor([1, 1, 2])
+        salience._set_kinds(torch.tensor([1, 1, 2]))
         salience.outliers = torch.tensor([4.0, 0.0, 5.0])
         results[outlier] = salience.combine(first).tolist()
     assert results["off"] == [1.0, 3.0, 10.0]

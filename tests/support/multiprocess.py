@@ -76,7 +76,9 @@ class Zygote:
         if self._process is None or self._process.poll() is not None:
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
             command = [sys.executable, "-m", "tests.support.multiprocess", "zygote"]
-            self._process = subprocess.Popen(command, env=environment(), **pipes)
+            # OpenBLAS (numpy, scipy) and jemalloc (pyarrow) start threads when they are imported
+            single = environment(OPENBLAS_NUM_THREADS="1", JE_ARROW_MALLOC_CONF="background_thread:false")
+            self._process = subprocess.Popen(command, env=single, **pipes)
         assert self._process.stdin
         self._process.stdin.write(json.dumps([call, env, str(log)]) + "\n")
         self._process.stdin.flush()

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from apt_ds.runtime.zero.engine import Engine, device, loss_scale
 from apt_ds.runtime.zero.partitioned import is_zero_param
 
+TOGETHER = 64  # products of parameters that are held at once
+
 
 @torch.no_grad()
 def weight_times_gradient(engine: Engine, parameters: list[nn.Parameter]) -> Tensor:
@@ -23,9 +25,13 @@ def weight_times_gradient(engine: Engine, parameters: list[nn.Parameter]) -> Ten
     Between the boundary's backward and its step. Touches no other rank, so it needs no collective of its own.
     """
     wait_for_offload(engine)
-    scale = 1.0 / loss_scale(engine)
-    sums = [_local_weight_times_gradient(engine, p) * scale for p in parameters]
-    return torch.stack(sums) if sums else torch.zeros(0, device=device())
+    sums = []
+    for first in range(0, len(parameters), TOGETHER):
+        pairs = [_local_weight_and_gradient(engine, p) for p in parameters[first : first + TOGETHER]]
+        products = torch._foreach_mul([weight for weight, _ in pairs], [gradient for _, gradient in pairs])
+        sums.append(torch.stack(torch._foreach_norm(products, 1)).to(parameters[first].device, torch.float32))
+    ranks = 1 if engine.zero_optimization() else engine.dp_world_size
+    return torch.cat(sums) / (loss_scale(engine) * ranks) if sums else torch.zeros(0, device=device())
 
 
 @torch.no_grad()
@@ -50,21 +56,22 @@ def wait_for_offload(engine: Engine) -> None:
         get_accelerator().synchronize()
 
 
-def _local_weight_times_gradient(engine: Engine, parameter: nn.Parameter) -> Tensor:
+def _local_weight_and_gradient(engine: Engine, parameter: nn.Parameter) -> tuple[Tensor, Tensor]:
+    """This rank's share of a weight and of its gradient, flat. Empty where it has none."""
     if is_zero_param(parameter):
         weight, gradient = safe_get_local_fp32_param(parameter), safe_get_local_grad(parameter)
-        return (weight.flatten() * gradient.flatten()).abs().sum()
+        return weight.flatten(), gradient.flatten()
     if not engine.zero_optimization():
         assert parameter.grad is not None, "the parameter got no gradient"
-        return (parameter.data * parameter.grad).abs().sum().float() / engine.dp_world_size
+        return parameter.detach().flatten(), parameter.grad.flatten()
     # stages 1 and 2: the part of the flat buffers on this rank, None where it has none
     mapping: Any = vars(parameter)["_hp_mapping"]
     if mapping is None:
-        return torch.zeros((), device=parameter.device)
+        return torch.zeros(0, device=parameter.device), torch.zeros(0, device=parameter.device)
     weight = mapping.get_hp_fragment().flatten()
     gradient = (
         mapping.get_lp_grad_fragment(vars(parameter)["_index_in_param_group"]).flatten().to(weight.device).float()
     )
     if gradient.numel() != weight.numel():
         gradient = gradient.narrow(0, mapping.lp_fragment_address.start, weight.numel())
-    return (weight * gradient).abs().sum().to(parameter.device)
+    return weight, gradient
