@@ -85,13 +85,14 @@ main() { # a function, so that an edit of this file does not change a check unde
         start memory 150 "$python" -m tests.gpu.memory "$work" "$OUT/memory.json"
         start resume 200 "$python" -m tests.gpu.resume "$work"
     fi
-    wanted tests && OMP_NUM_THREADS=2 start tests 200 "$python" -m pytest "${tests[@]}" -q -p no:cacheprovider
+    # each test starts processes, most of whose time is imports
+    wanted tests && OMP_NUM_THREADS=1 start tests 200 "$python" -m pytest "${tests[@]}" -q -n 4 -p no:cacheprovider
     wait
     wanted modes && run losses 30 "$python" -m tests.gpu.losses "$OUT"
 
     # then: what does it cost? Alone on the GPU
     wanted train7 && bench train7 170 zero2 "$sizes7" "$BATCH" "$steps" lora,dense,unscored,cut30,cut50
-    wanted generate && run generate 100 "$python" -m tests.gpu.generation "$sizes7" "$OUT/generate.json"
+    wanted generate && run generate 120 "$python" -m tests.gpu.generation "$sizes7" "$OUT/generate.json"
     wanted profile && run profile 70 "$python" -m tests.gpu.step_profile "$sizes7" "$length" "$OUT/profile.json"
     wanted bits7 && bench bits7 60 zero2 "$sizes7" 1 "$few" dense4
     wanted offload13 && bench offload13 150 zero3_offload "$sizes13" 4 "$few" unscored,cut30 --gradient_checkpointing

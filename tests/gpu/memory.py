@@ -18,7 +18,7 @@ from tests.support.devices import gpu_bytes
 
 ZEROS = ("zero2", "zero2_offload", "zero3", "zero3_offload")
 REBUILDS = 3 if DRY else 16
-LARGEST = 0.1  # relative difference of an adapter's importance between the modes of DeepSpeed
+LARGEST = 0.1  # difference of an adapter's importance between the modes of DeepSpeed, of their mean importance
 FLAGS = ["--bf16", "--pruning", "none", "--rank_growth", "importance", "--pruning_phase", "1.0"]
 SHARE = 0.012  # of the GPU, which a large batch exceeds
 
@@ -42,10 +42,15 @@ def rebuilds(work: Path, zero: str) -> dict[str, Any]:
 
 
 def grown(census: list[dict[str, int]]) -> dict[str, int]:
-    """Bytes by which each kind of memory has grown since the second rebuild. Tensors may differ by a buffer."""
-    first, last = census[1], census[-1]
-    slack = {"allocated": 200_000}
-    return {key: last[key] - first[key] for key in first if last[key] > first[key] + slack.get(key, 0)}
+    """Bytes by which each kind of memory has grown from the first half of the rebuilds to the second.
+
+    A small buffer may be on its way to the device or not. So the least of the second half counts, against the most of
+    the first, without the first rebuild.
+    """
+    half = max(2, len(census) // 2)
+    most = {key: max(each[key] for each in census[1:half]) for key in census[0]}
+    least = {key: min(each[key] for each in census[half:]) for key in census[0]}
+    return {key: least[key] - most[key] for key in most if least[key] > most[key]}
 
 
 def check_rebuilds(work: Path, found: dict[str, Any]) -> int:
@@ -57,7 +62,7 @@ def check_rebuilds(work: Path, found: dict[str, Any]) -> int:
             leaks = grown(found[zero]["census"])
             last = {key: f"{value / 1e6:.1f}" for key, value in found[zero]["census"][-1].items()}
             text = ", ".join(f"{key} {value} MB" for key, value in last.items())
-            problem = "".join(f"; {key} has grown by {count / 1e6:.1f} MB" for key, count in leaks.items())
+            problem = "".join(f"; {key} has grown by {count:,} bytes" for key, count in leaks.items())
             failed += bool(leaks)
             print(f"{'FAIL' if leaks else 'OK  '} {zero}: {text} after {REBUILDS} rebuilds{problem}", flush=True)
         except Exception as error:
@@ -68,11 +73,16 @@ def check_rebuilds(work: Path, found: dict[str, Any]) -> int:
 
 
 def check_importance(found: dict[str, Any]) -> int:
-    """Every mode of DeepSpeed must see the same gradients. Returns how many do not."""
+    """Every mode of DeepSpeed must see the same gradients. Returns how many do not.
+
+    Kernels round bf16 differently where weights lie elsewhere in memory. An adapter of little importance is all
+    rounding, so differences are relative to the mean.
+    """
     failed = 0
+    expected = found["zero2"]["importance"]
     for zero, figures in found.items():
-        pairs = zip(figures["importance"], found["zero2"]["importance"], strict=True)
-        off = max(abs(a - b) / max(abs(b), 1e-12) for a, b in pairs)
+        pairs = zip(figures["importance"], expected, strict=True)
+        off = max(abs(a - b) for a, b in pairs) / (sum(expected) / len(expected))
         failed += off > LARGEST
         print(f"{'FAIL' if off > LARGEST else 'OK  '} importance of adapters: {zero} is off from zero2 by {off:.1e}")
     return failed

@@ -8,8 +8,10 @@ import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from apt_ds.analysis.bench.variants import VARIANTS, options
@@ -59,6 +61,11 @@ def seconds_of(trainer: Trainer, numbers: range) -> float:
     return (time.perf_counter() - start) / len(numbers)
 
 
+def counts(event: Any, on_gpu: bool) -> bool:
+    """Whether an event's own time counts. On a GPU only kernels do: operations report the time of their kernels too."""
+    return event.device_type == DeviceType.CUDA if on_gpu else True
+
+
 def waits_of(events: Iterable, steps: int) -> dict[str, dict[str, float]]:
     """Calls a step and milliseconds of the host a step, of each kind of wait."""
     return {
@@ -80,7 +87,7 @@ def main() -> None:
             watched = seconds_of(trainer, range(10, 10 + WATCHED))
         events = seen.key_averages()
         key = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-        busy = sum(getattr(event, key) for event in events) / 1e6 / WATCHED
+        busy = sum(getattr(event, key) for event in events if counts(event, on_gpu)) / 1e6 / WATCHED
         phases = profiler.NOW.summary()
         print(profiler.render(phases))
         print(events.table(sort_by=key, row_limit=25, max_name_column_width=70))

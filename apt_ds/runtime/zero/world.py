@@ -45,6 +45,8 @@ def init_distributed(timeout: float = 600, watched: bool = False) -> None:
     logger.setLevel(logging.WARNING)
     # deepspeed calls collectives under names that newer torch renames
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    # every rank has taken its device by then (`environment.take_device`)
+    warnings.filterwarnings("ignore", message=r"barrier\(\): using the device under current context")
     if not launched():
         _be_alone()
     if collectives.is_main():
