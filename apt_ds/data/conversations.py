@@ -58,11 +58,11 @@ class Example:
     unfinished: bool = False
 
     @classmethod
-    def from_instruction(cls, instruction: str, input: str = "", output: str = "") -> Example:
-        """The example of an Alpaca record: one user message, one answer."""
+    def from_instruction(cls, instruction: str, input: str = "", output: str = "", **others: Any) -> Example:
+        """The example of an Alpaca record: one user message, one answer. others: more fields of the example."""
         question = f"{instruction}\n\n{input}" if input else instruction
         messages = ({"role": "user", "content": question}, {"role": "assistant", "content": output})
-        return cls(messages, instruction, input)
+        return cls(messages, instruction, input, **others)
 
     @property
     def output(self) -> str:
@@ -166,11 +166,10 @@ def parse_record(record: Any, where: str, unused: Unused) -> Example:
         raise UserError(f"{where}: the instruction is empty; fill it in or remove the record")
     input = "" if record.get("input") is None else text_of(record, ("input",), where)
     unused.note(record, _ALPACA, where)
-    example = Example.from_instruction(instruction, input, output)
+    facts: dict[str, Any] = {"tools": tools, "where": where, "unfinished": unfinished}
+    example = Example.from_instruction(instruction, input, output, **facts)
     turns = _with_system(Turns([*_history(record, where), *example.messages], frozenset()), record, where)
-    if len(turns.messages) > len(example.messages):
-        return Example(tuple(turns.messages), tools=tools, where=where, unfinished=unfinished)
-    return Example(example.messages, instruction, input, tools, where=where, unfinished=unfinished)
+    return Example(tuple(turns.messages), **facts) if len(turns.messages) > len(example.messages) else example
 
 
 def _history(record: dict[str, Any], where: str) -> list[Message]:

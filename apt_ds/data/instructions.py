@@ -39,8 +39,9 @@ def build_dataset(
 
 def is_trained(row: Row) -> bool:
     """Whether any token of a row is trained."""
-    # a label in first place has no token before it to be predicted from
-    return any(label != IGNORED for label in row["labels"][1:])
+    # a label in first place has no token before it to be predicted from. Most rows end with a trained token
+    labels = row["labels"]
+    return len(labels) > 1 and (labels[-1] != IGNORED or any(label != IGNORED for label in labels[1:]))
 
 
 def every_answer_cut(
@@ -67,13 +68,24 @@ def instruction_recipe(
 
 
 def dump_example(example: Example) -> tuple[Any, str]:
-    """An example as JSON can write it, and its place."""
+    """An example as JSON can write it, and its place. A plain instruction record is three texts."""
+    if _is_record(example):
+        return [example.instruction, example.input, example.output], example.where
     texts = [example.messages, example.instruction, example.input, example.tools]
     return [*texts, sorted(example.untrained), example.unfinished], example.where
 
 
+def _is_record(example: Example) -> bool:
+    """Whether instruction, input and answer say everything of an example."""
+    if not example.instruction or example.tools or example.untrained or example.unfinished:
+        return False
+    return example.messages == Example.from_instruction(example.instruction, example.input, example.output).messages
+
+
 def load_example(parts: Any, where: str) -> Example:
     """The example of what `dump_example` gave."""
+    if len(parts) == 3:
+        return Example.from_instruction(*parts, where=where)
     messages, instruction, input, tools, untrained, unfinished = parts
     return Example(tuple(messages), instruction, input, tuple(tools), frozenset(untrained), where, unfinished)
 

@@ -174,16 +174,18 @@ def _in_memory(examples: list[E], recipe: Recipe[E], name: str) -> Prepared[E]:
 
 def _fill(folder: Path, examples: Iterable[E], recipe: Recipe[E], source: Source, processes: int) -> dict[str, Any]:
     """Write the files of a data set. Returns facts about it."""
+    write = json.JSONEncoder(ensure_ascii=False).encode
 
     def dumped() -> Iterator[tuple[str, str]]:
         for example in examples:
             content, where = recipe.dump(example)
-            yield json.dumps(content, ensure_ascii=False), source.place_of(where)
+            yield write(content), source.place_of(where)
 
+    # in the processes that tokenize too
     with collection_paused():
         count = write_examples(folder / EXAMPLES, dumped())
-    maker = RowMaker(recipe.encode, recipe.load, recipe.is_trained, source.name)
-    lengths, trained = write_rows(folder, maker, processes or default_processes(count))
+        maker = RowMaker(recipe.encode, recipe.load, recipe.is_trained, source.name)
+        lengths, trained = write_rows(folder, maker, processes or default_processes(count))
     np.save(folder / "lengths.npy", lengths.astype(np.int32))
     np.save(folder / "trained.npy", trained)
     return {"rows": count, "source": source.name}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 # a template is code of the model's author: these are its mistakes, or its refusals
 FAILURES = (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError)
+_CLOCK = "strftime_now"
 ADVICE = "give a model whose chat template does, or remove them"
 
 
@@ -43,7 +45,7 @@ def render(
     tools: list[Any] | None = list(example.tools) or None
     try:
         template = tokenizer.get_chat_template(tools=tools)
-        with _clock(template, now):
+        with nullcontext() if now is None or _CLOCK not in template else _clock(template, now):
             if tools is None and _is_plain(messages):
                 return _rendered(template, messages, tokenizer, ask)
             # text, since it is not tokenized
@@ -64,32 +66,39 @@ def _is_plain(messages: list[Message]) -> bool:
 
 def _rendered(template: str, messages: list[Message], tokenizer: PreTrainedTokenizerBase, ask: bool) -> str:
     """What `apply_chat_template` returns for plain messages, without its work on every call."""
-    compiled, names = chat_template_utils._compile_jinja_template(template), {}
-    # `render` does this through a chain of dictionaries, which takes a third of its time
-    for functions in reversed(getattr(compiled.globals, "maps", [compiled.globals])):
-        names.update(functions)
-    names |= {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": ask}
-    context = compiled.new_context(names | tokenizer.special_tokens_map, shared=True)
+    # a clock is a function of the moment
+    compiled, functions = (_compiled.__wrapped__ if _CLOCK in template else _compiled)(template)
+    names = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": ask}
+    context = compiled.new_context({**functions, **names, **tokenizer.special_tokens_map}, shared=True)
     return "".join(compiled.root_render_func(context))
 
 
+@lru_cache(maxsize=8)
+def _compiled(template: str) -> tuple[jinja2.Template, dict[str, Any]]:
+    """A template and the functions that it may call.
+
+    `jinja2.Template.render` looks for them in a chain of dictionaries, which takes a third of its time.
+    """
+    compiled, functions = chat_template_utils._compile_jinja_template(template), {}
+    for some in reversed(getattr(compiled.globals, "maps", [compiled.globals])):
+        functions.update(some)
+    return compiled, functions
+
+
 @contextmanager
-def _clock(template: str, now: datetime | None) -> Iterator[None]:
+def _clock(template: str, now: datetime) -> Iterator[None]:
     """Have `strftime_now` of this template tell the time `now`.
 
     transformers caches compiled templates, and replaces functions among the variables of a template by their names.
     So the function must be set in the compiled template.
     """
-    if now is None or "strftime_now" not in template:
-        yield
-        return
     names = chat_template_utils._compile_jinja_template(template).globals
-    usual = names["strftime_now"]
-    names["strftime_now"] = now.strftime
+    usual = names[_CLOCK]
+    names[_CLOCK] = now.strftime
     try:
         yield
     finally:
-        names["strftime_now"] = usual
+        names[_CLOCK] = usual
 
 
 def fitted(example: Example, tokenizer: PreTrainedTokenizerBase, now: datetime | None = None) -> Example:

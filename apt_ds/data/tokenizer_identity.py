@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 from transformers.utils import chat_template_utils
@@ -19,9 +19,9 @@ _CLOCK = "strftime_now"
 def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
     """A hash of the vocabulary, the rules, the special tokens and the chat template."""
     if tokenizer.is_fast:
-        rules = json.loads(tokenizer.backend_tokenizer.to_str())
-        # calls of the tokenizer change these two
-        rules = {name: value for name, value in rules.items() if name not in ("truncation", "padding")}
+        rules: Any = tokenizer.backend_tokenizer.to_str()
+        for name in ("truncation", "padding"):  # which calls of the tokenizer change
+            rules = _without(rules, name)
     else:
         rules = {"vocabulary": tokenizer.get_vocab(), "class": type(tokenizer).__qualname__}
         rules |= {"options": repr(sorted(tokenizer.init_kwargs.items(), key=lambda item: item[0]))}
@@ -33,6 +33,13 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
         bool(getattr(tokenizer, "split_special_tokens", False)),
     ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _without(text: str, name: str) -> str:
+    """The text of a JSON object without the value of a name, the first of that name in the text."""
+    start = text.index(f'"{name}":') + len(name) + 3
+    end = json.JSONDecoder().raw_decode(text, start)[1]
+    return text[:start] + text[end:]
 
 
 def written_times(tokenizer: PreTrainedTokenizerBase, now: datetime | None) -> list[str]:

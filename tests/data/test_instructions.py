@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from apt_ds.config.errors import UserError
-from apt_ds.data.conversations import Example
-from apt_ds.data.instructions import build_dataset, encode
+from apt_ds.data.conversations import Example, parse_record
+from apt_ds.data.instructions import build_dataset, dump_example, encode, load_example
 from apt_ds.data.prompts import prompt_ids, render_prompt
 from apt_ds.data.tokenized import IGNORED, Row
+from apt_ds.data.tokenizer_identity import tokenizer_identity
+from apt_ds.data.turns import Unused
 from tests.support import tiny
 
 TEMPLATE = (
@@ -242,3 +247,35 @@ def test_fingerprint_follows_the_content() -> None:
     same, again = (build_dataset([ADD, GREET], tok, 99).fingerprint for _ in range(2))
     assert same == again and len(same) == 64
     assert same != build_dataset([GREET, ADD], tok, 99).fingerprint
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"instruction": "Add.", "input": "1 and 2", "output": "3"},
+        {"instruction": "Add 1 and 2.", "output": "3"},
+        {"instruction": "Add.", "output": "3", "history": [["Hello", "Hi"]]},
+        {"instruction": "Add.", "output": "3", "system": "Be brief."},
+        {"instruction": "Add.", "output": "3", "finish_reason": "length"},
+        {"instruction": "Add.", "output": "3", "tools": [{"type": "function", "function": {"name": "add"}}]},
+        {"messages": [{"role": "user", "content": "Add."}, {"role": "assistant", "content": "3"}]},
+    ],
+    ids=["record", "no-input", "history", "system", "unfinished", "tools", "chat"],
+)
+def test_an_example_is_read_back_as_it_was_written(record: dict[str, Any]) -> None:
+    example = parse_record(record, "a.json, record 7", Unused())
+    written, where = dump_example(example)
+    again = load_example(json.loads(json.dumps(written)), where)
+    assert again == example and again.where == example.where == "a.json, record 7"
+    # three texts say everything of a plain record
+    assert (len(written) == 3) is (set(record) <= {"instruction", "input", "output"})
+
+
+def test_the_identity_of_a_tokenizer_ignores_what_calls_change() -> None:
+    tokenizer = tiny.tokenizer()
+    before = tokenizer_identity(tokenizer)
+    tokenizer(["a", "a b c"], padding=True, truncation=True, max_length=2)
+    assert "max_length" in tokenizer.backend_tokenizer.to_str()
+    assert tokenizer_identity(tokenizer) == before
+    tokenizer.add_tokens(["<new>"])
+    assert tokenizer_identity(tokenizer) != before
