@@ -24,7 +24,7 @@ from apt_ds.training.metrics_schema import MetricsLine
 from apt_ds.training.micro_batches import MicroBatches
 from apt_ds.training.pruning_figures import LayerSizes
 from apt_ds.training.run_data import Data
-from apt_ds.training.step_sums import StepSums
+from apt_ds.training.step_sums import StepSums, StepValues
 from apt_ds.training.stream_batches import StreamBatches
 
 
@@ -64,10 +64,9 @@ class TrainStep:
 
     def _batches(self, pad_id: int) -> MicroBatches:
         """Micro-batches of the training data from its first step on."""
-        data = self.data
-        if data.stream is not None:
-            return StreamBatches(self.run_config, data.stream, data.order, pad_id, self.device)
-        return MicroBatches(self.run_config, data.train, data.order, pad_id, self.device)
+        if self.data.stream is not None:
+            return StreamBatches(self.run_config, self.data.stream, self.data.order, pad_id, self.device)
+        return MicroBatches(self.run_config, self.data.train, self.data.order, pad_id, self.device)
 
     @profiler.timed(profiler.OTHER)
     def run(self, engine: zero.Engine, step: int, calibrating: bool = False) -> None:
@@ -93,14 +92,12 @@ class TrainStep:
         heartbeat.phase(f"{name}: update")
         own = self.own_sums(engine, loss, importance)
         sums = own.unpack(collectives.all_reduce_sum(own.pack()))
-        values = sums.read()
-        self.early_end.listen_if(values.stop_ranks)
-        if values.finite:
-            self.training_loss.observe(values.teacher_distances)
-            self.observe(engine, sums, importance)
-        else:
-            self.pruner.discard()
-        applied = zero.step(engine)
+        if self.scoring:  # scores are of the weights before the update
+            values = self.take(engine, sums, importance)
+            applied = zero.step(engine)
+        else:  # the host starts the update while the device still computes gradients
+            applied = zero.step(engine)
+            values = self.take(engine, sums, importance)
 
         mean, seconds = values.loss / self.training_loss.loss_denominator, time.perf_counter() - start
         self.early_end.watch(name, mean, values.finite and applied)
@@ -152,10 +149,17 @@ class TrainStep:
         """How many of the pruner's observations are sums over blocks. The others are importances of adapters."""
         return self.pruner.scorer.abs_sums.numel() if self.scoring else 0
 
-    def observe(self, engine: zero.Engine, sums: StepSums, importance: bool) -> None:
-        """Give the sums of a finite step to the pruner. Collective."""
-        observations = torch.cat([sums.block_sums, sums.adapter_importances])
-        self.pruner.observe(engine, observations, self.scoring, importance)
+    def take(self, engine: zero.Engine, sums: StepSums, importance: bool) -> StepValues:
+        """Wait for the device, read the sums of a step, and give them to the loss and the pruner. Collective."""
+        values = sums.read()
+        self.early_end.listen_if(values.stop_ranks)
+        if values.finite:
+            self.training_loss.observe(values.teacher_distances)
+            observations = torch.cat([sums.block_sums, sums.adapter_importances])
+            self.pruner.observe(engine, observations, self.scoring, importance)
+        else:
+            self.pruner.discard()
+        return values
 
     def score_by_weight_gradients(self, engine: zero.Engine) -> None:
         """Run one backward pass over all calibration batches and score blocks by it. No step follows. Collective.

@@ -81,6 +81,17 @@ def test_a_step_waits_once(place: Place, monkeypatch: pytest.MonkeyPatch, mode: 
     assert len(others) <= 2 and {wait.where.rpartition("/")[2].partition(":")[0] for wait in others} <= {"utils.py"}
 
 
+@pytest.mark.parametrize(("mode", "first"), [("plain", "utils.py"), ("scoring", "step_sums.py")])
+def test_an_update_without_scores_begins_before_the_host_waits(
+    place: Place, monkeypatch: pytest.MonkeyPatch, mode: str, first: str
+) -> None:
+    """DeepSpeed's wait comes first then. With scores it comes last: they are of the weights before the update."""
+    made = prepared(place, *MODES[mode], "--max_grad_norm", "1")
+    with watched_run(made, monkeypatch) as device:
+        made.train_step(2)
+    assert device.waits[0].where.rpartition("/")[2].partition(":")[0] == first
+
+
 def test_layers_matched_in_the_same_step_wait_once_more(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mapping of layers decides the loss, so that the host needs the distances before the sums."""
     made = prepared(place, *MODES["distilling"], "--layer_match", "step")
