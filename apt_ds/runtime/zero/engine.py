@@ -27,7 +27,7 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig
 from apt_ds.config.errors import UserError
 from apt_ds.runtime.memory import free_pinned, trim_heap
 from apt_ds.runtime.profiler import timed
-from apt_ds.runtime.zero import muon
+from apt_ds.runtime.zero import muon, whole_layers
 from apt_ds.runtime.zero.adam8bit import Maker
 from apt_ds.runtime.zero.monitor import Monitor, without_monitors
 from apt_ds.runtime.zero.partitioned import full_numel
@@ -93,8 +93,10 @@ def build(
     if monitor is not None:
         config = without_monitors(config)
     config = _with_bucket(config, max(1, sum(full_numel(p) for p in trainable)))
+    first_layers = whole_layers.mark(model) if stage(config) == 3 else []
     engine = deepspeed.initialize(model=model, optimizer=make_optimizer, model_parameters=trainable, config=config)[0]
     engine.monitor = monitor or Monitor(engine.monitor)
+    engine.first_layers = first_layers
     mark(engine)
     return engine
 
@@ -147,8 +149,11 @@ def destroy(engine: Engine) -> nn.Module:
             handle.remove()
             setattr(engine, name, None)
     engine.destroy()
+    for handle in getattr(engine, "first_layers", []):
+        handle.remove()
     for parameter in model.parameters():
         parameter.__dict__.pop("_z3_optimizer", None)
+        parameter.__dict__.pop("ds_z3_leaf_module", None)
         parameter.grad = None
     for module in model.modules():
         # a weight that a parent's forward looks at (T5's wo) is kept as the parent's, and would be gathered after a cut
