@@ -29,7 +29,7 @@ class Shape:
         adapters: weights of all adapters.
         attention: query width, summed over layers.
         taps: dimensions with a scoring hook.
-        modules: number of weights that ZeRO-3 gathers one by one.
+        gathers: number of collectives that gather all weights once under ZeRO-3.
     """
 
     blocks: int
@@ -38,7 +38,7 @@ class Shape:
     adapters: int
     attention: int
     taps: int
-    modules: int
+    gathers: int
 
     def frozen(self) -> int:
         """Number of frozen weights."""
@@ -152,7 +152,7 @@ def wire_bytes(shape: Shape, load: Load, devices: int, stage: int) -> dict[str, 
 
 def collectives(shape: Shape, load: Load, stage: int) -> int:
     """Number of collectives that a step starts. Gradients are reduced in one bucket."""
-    gathers = 2 * load.micro_batches * shape.modules if stage == 3 else int(stage > 0)
+    gathers = 2 * load.micro_batches * shape.gathers if stage == 3 else int(stage > 0)
     return gathers + load.micro_batches + 1
 
 

@@ -111,8 +111,8 @@ def gradients(sharding: Sharding) -> Bytes:
 
 def gathered(sharding: Sharding) -> int:
     """Largest number of elements that ZeRO-3 gathers at a time."""
-    zero, largest = sharding.zero, sharding.model.largest
-    # one rank stores all weights and uses them in place, except those of the current module
+    zero, largest = sharding.zero, max(sharding.model.largest, sharding.model.layer)
+    # one rank stores all weights and uses them in place, except those of the current layer
     if sharding.layout.world == 1 and (sharding.layout.on_cpu or "offload_param" not in zero):
         return 2 * largest
     threshold = int(zero.get("stage3_param_persistence_threshold", PERSISTENT))

@@ -33,6 +33,7 @@ from apt_ds.models.scope import competing_kinds
 from apt_ds.pruning.activation_hooks import CountedTokens as Tokens
 from apt_ds.pruning.masks import Masks
 from apt_ds.pruning.salience import Salience
+from apt_ds.runtime import zero
 
 CPU = torch.device("cpu")
 
@@ -65,12 +66,14 @@ class Footprint:
             teacher counts here and in `evaluation`.
         evaluation: peak bytes of an evaluation batch.
         largest: elements of the own parameters of the largest module.
+        layer: elements of the largest transformer layer, which ZeRO-3 gathers at once. 0 without layers.
     """
 
     weights: tuple[Weight, ...]
     activations: int
     evaluation: int
     largest: int
+    layer: int = 0
 
 
 class UnpaddedSalience(Salience):
@@ -134,7 +137,8 @@ def measure(
             model.eval()
             peaks = [peak_bytes(model, partial(summed_loss, model, base.kind, s), backward=False) for s in judged]
         weights = weights_of(model, base, run.model.base_bits)
-    return Footprint(weights, activations, snapshot + max(peaks), largest_module(weights))
+        layer = largest_layer(model, weights)
+    return Footprint(weights, activations, snapshot + max(peaks), largest_module(weights), layer)
 
 
 def attach_trainables(model: nn.Module, base: Base, run: RunConfig, rank: int, everything: bool) -> None:
@@ -160,6 +164,12 @@ def largest_module(weights: tuple[Weight, ...]) -> int:
     for weight in weights:
         modules[weight.name.rpartition(".")[0]] += weight.numel
     return max(modules.values())
+
+
+def largest_layer(model: nn.Module, weights: tuple[Weight, ...]) -> int:
+    """Elements of the largest transformer layer."""
+    paths = [path for layers in zero.layer_stacks(model) for path, _ in layers]
+    return max((sum(w.numel for w in weights if w.name.startswith(f"{path}.")) for path in paths), default=0)
 
 
 def weights_of(model: nn.Module, base: Base, bits: int) -> tuple[Weight, ...]:

@@ -24,7 +24,7 @@ from tests.support.launcher import Ended, script_caller, start
 
 SCRIPT = multiprocess.ROOT / "launchers" / "benchmark.py"
 FILES = multiprocess.ROOT / "ds_configs"
-SHAPE = Shape(blocks=1000, head=0, embeddings=0, adapters=0, attention=0, taps=0, modules=0)
+SHAPE = Shape(blocks=1000, head=0, embeddings=0, adapters=0, attention=0, taps=0, gathers=0)
 
 
 def call(*words: str) -> Ended:

@@ -20,7 +20,7 @@ from apt_ds.config.run_config import RunConfig
 from tests.support import multiprocess, tiny
 from tests.support.paths import ROOT
 
-SHAPE = Shape(blocks=1000, head=100, embeddings=100, adapters=10, attention=6, taps=7, modules=5)
+SHAPE = Shape(blocks=1000, head=100, embeddings=100, adapters=10, attention=6, taps=7, gathers=5)
 LOAD = Load(tokens=20, trained=10, context=8, micro_batches=2)
 CLUSTER = Cluster(flops=1e6, inside=1e4, between=1e3, latency=0.0)
 
@@ -30,7 +30,7 @@ def test_a_7b_model_has_its_sizes() -> None:
     shape = shape_of(base, base.anatomy, RunConfig())
     assert shape.frozen() == 6_738_149_376  # what the hub's model has, but for norms
     assert shape.adapters == 32 * 2 * 8 * (4096 + 4096)
-    assert shape.attention == 32 * 4096 and shape.modules == 32 * 7 + 2
+    assert shape.attention == 32 * 4096 and shape.gathers == 32 + 2
     assert shape.taps == 32 * (4096 + 11008) + 4096 * 65
 
 

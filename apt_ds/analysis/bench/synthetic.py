@@ -110,7 +110,7 @@ def shape_of(base: Base, anatomy: Anatomy, run: RunConfig) -> Shape:
         adapters=adapters,
         attention=sum(site.unit * n for site, n in heads),
         taps=taps + hidden * len(anatomy.writers),
-        modules=sum(slot.columns is not None for slot in anatomy.slots),
+        gathers=base.config.num_hidden_layers + 2,  # a layer at once, the embeddings and the LM head
     )
 
 

@@ -23,15 +23,23 @@ def mark(model: nn.Module) -> list[RemovableHandle]:
     Returns:
         The hooks on the first layers, to be removed with the engine.
     """
-    names = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
     handles = []
-    for stack in model.modules():
-        layers = [layer for layer in stack if type(layer).__name__ in names] if isinstance(stack, nn.ModuleList) else []
-        for layer in layers:
+    for layers in layer_stacks(model):
+        for _, layer in layers:
             set_z3_leaf_module(layer, True)
-        if layers:
-            handles.append(layers[0].register_forward_pre_hook(_require_gradient))
+        handles.append(layers[0][1].register_forward_pre_hook(_require_gradient))
     return handles
+
+
+def layer_stacks(model: nn.Module) -> list[list[tuple[str, nn.Module]]]:
+    """Paths and modules of the transformer layers, for each stack of them."""
+    names = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
+    found = []
+    for path, stack in model.named_modules():
+        if isinstance(stack, nn.ModuleList):
+            layers = [(f"{path}.{i}", layer) for i, layer in enumerate(stack) if type(layer).__name__ in names]
+            found += [layers] if layers else []
+    return found
 
 
 def _require_gradient(layer: nn.Module, args: tuple[Any, ...]) -> None:

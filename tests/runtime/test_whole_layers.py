@@ -1,0 +1,79 @@
+"""Transformer layers that ZeRO stage 3 gathers at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+from torch import nn
+
+from apt_ds.models import adapter
+from apt_ds.models.architectures import anatomy_of
+from apt_ds.runtime import zero
+from tests.support import tiny
+from tests.support.launcher import own_world
+
+CONFIG = {
+    "train_batch_size": 1,
+    "train_micro_batch_size_per_gpu": 1,
+    "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+    "optimizer": {"type": "AdamW", "params": {"lr": 1e-2, "torch_adam": True}},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone() -> Iterator[None]:
+    """This process is a world of its own."""
+    with own_world():
+        zero.init_distributed()
+        yield
+
+
+def student() -> nn.Module:
+    model = tiny.model()
+    adapter.attach(model, anatomy_of(model.config), ("q", "v"), 4, 0)
+    return model.train()
+
+
+def test_layers_of_every_stack_are_found() -> None:
+    model = tiny.model()
+    (stack,) = zero.layer_stacks(model)
+    assert [layer for _, layer in stack] == list(model.model.layers)
+    assert [path for path, _ in stack] == [f"model.layers.{i}" for i in range(len(model.model.layers))]
+    assert zero.layer_stacks(nn.Linear(2, 2)) == []
+
+
+def test_a_layer_is_gathered_at_once_and_trains_as_without_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[str] = []
+    original = PartitionedParameterCoordinator.fetch_sub_module
+
+    def fetch(self: PartitionedParameterCoordinator, module: nn.Module, forward: bool) -> None:
+        fetched.append(type(module).__name__)
+        original(self, module, forward)
+
+    monkeypatch.setattr(PartitionedParameterCoordinator, "fetch_sub_module", fetch)
+    ids = tiny.ids(2, 8)
+    plain, losses = student(), []
+    optimizer = torch.optim.AdamW([p for p in plain.parameters() if p.requires_grad], lr=1e-2)
+    engine = zero.build(student(), CONFIG)
+    for _ in range(3):
+        expected = plain(input_ids=ids, labels=ids).loss
+        expected.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        loss = engine(input_ids=ids, labels=ids).loss
+        engine.backward(loss)
+        zero.step(engine)
+        losses.append((loss.item(), expected.item()))
+    assert all(found == pytest.approx(wanted, rel=1e-5) for found, wanted in losses)
+    assert losses[-1][0] < losses[0][0]
+    layers = len(engine.module.model.layers)
+    # forward and backward of each layer in each step, and nothing inside it
+    assert fetched.count("LlamaDecoderLayer") == 3 * 2 * layers
+    assert not {"AptLinear", "LlamaAttention", "LlamaMLP"} & set(fetched)
+    model = zero.destroy(engine)
+    first = model.model.layers[0]
+    assert not first._forward_pre_hooks and not first._backward_hooks
+    assert not any("ds_z3_leaf_module" in vars(parameter) for parameter in model.parameters())
