@@ -120,8 +120,10 @@ def gathered(sharding: Sharding) -> int:
     live = int(zero.get("stage3_max_live_parameters", LIVE))
     reuse_distance = int(zero.get("stage3_max_reuse_distance", LIVE))
     prefetched = int(zero.get("stage3_prefetch_bucket_size", 0))
-    # a weight stays if it is used again at most `reuse_distance` elements later, up to `live` elements in all
-    return persistent + min(sharding.total - persistent, max(largest + prefetched, min(live, reuse_distance)))
+    # A weight stays if it is used again at most `reuse_distance` elements later, up to `live` elements in all. Layers
+    # that are gathered at once do not count between two uses of a module outside, which therefore stays
+    kept = min(live, reuse_distance) + (sharding.model.largest if sharding.model.layer else 0)
+    return persistent + min(sharding.total - persistent, max(largest + prefetched, kept))
 
 
 def read_weights(sharding: Sharding, weights: Bytes) -> Bytes:

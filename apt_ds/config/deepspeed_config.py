@@ -53,7 +53,8 @@ def load_config(run: RunConfig, world_size: int, hidden_size: int) -> Config:
     fill("fp16.enabled", run.optim.fp16, "--fp16")
     _optimizer(config, run, fill, where)
     _offload(zero, where)
-    fill("zero_optimization.stage3_prefetch_bucket_size", int(0.9 * hidden_size**2), None)
+    # a transformer layer, about 12 d^2 weights, is gathered at once (`runtime/zero/whole_layers.py`): prefetch the next
+    fill("zero_optimization.stage3_prefetch_bucket_size", 12 * hidden_size**2, None)
     fill("zero_optimization.stage3_param_persistence_threshold", 10 * hidden_size, None)
     # printing is the run's own business
     config["steps_per_print"] = 10**9

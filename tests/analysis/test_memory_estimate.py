@@ -37,6 +37,15 @@ def test_offload_moves_to_the_host_and_limits_hold() -> None:
     assert estimate(far, {"zero_optimization": section | near}, BF16).parts["gathered weights"] == Bytes(6_000_000)
 
 
+def test_a_layer_is_gathered_at_once_and_what_is_outside_of_layers_stays() -> None:
+    section = {"stage": 3, "offload_param": {"device": "cpu"}, "stage3_param_persistence_threshold": 0}
+    weights = [Weight(f"w{i}", 1_000_000, False) for i in range(9)]
+    model = Footprint((*weights, MODEL.weights[1]), 0, 0, 1_000_000, layer=3_000_000)
+    for live, elements in ((0, 3_000_000), (4_000_000, 5_000_000)):
+        limits = section | {"stage3_max_live_parameters": live}
+        assert estimate(model, {"zero_optimization": limits}, BF16).parts["gathered weights"] == Bytes(2 * elements)
+
+
 def test_a_base_of_few_bits() -> None:
     thin = Weight("w", 10_000_000 // 4, False, full=10_000_000, scales=160_000)
     model = Footprint((thin, MODEL.weights[1]), 5_000, 3_000, 2_500_000)

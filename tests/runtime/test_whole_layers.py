@@ -18,6 +18,7 @@ from tests.support.launcher import own_world
 CONFIG = {
     "train_batch_size": 1,
     "train_micro_batch_size_per_gpu": 1,
+    "gradient_clipping": 1e9,
     "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
     "optimizer": {"type": "AdamW", "params": {"lr": 1e-2, "torch_adam": True}},
 }

@@ -67,7 +67,9 @@ def _local_weight_and_gradient(engine: Engine, parameter: nn.Parameter) -> tuple
     # stages 1 and 2: the part of the flat buffers on this rank, None where it has none
     mapping: Any = vars(parameter)["_hp_mapping"]
     if mapping is None:
-        return torch.zeros(0, device=parameter.device), torch.zeros(0, device=parameter.device)
+        # where the other shares are: norms of two devices cannot be stacked
+        place = torch.device("cpu") if engine.zero_use_cpu_optimizer() else parameter.device
+        return torch.zeros(0, device=place), torch.zeros(0, device=place)
     weight = mapping.get_hp_fragment().flatten()
     gradient = (
         mapping.get_lp_grad_fragment(vars(parameter)["_index_in_param_group"]).flatten().to(weight.device).float()
