@@ -137,8 +137,7 @@ def measure(
             model.eval()
             peaks = [peak_bytes(model, partial(summed_loss, model, base.kind, s), backward=False) for s in judged]
         weights = weights_of(model, base, run.model.base_bits)
-        layer = largest_layer(model, weights)
-    return Footprint(weights, activations, snapshot + max(peaks), largest_module(weights), layer)
+    return Footprint(weights, activations, snapshot + max(peaks), *largest_units(model, weights))
 
 
 def attach_trainables(model: nn.Module, base: Base, run: RunConfig, rank: int, everything: bool) -> None:
@@ -158,18 +157,14 @@ def unmatched_loss(base: Base, run: RunConfig) -> TrainingLoss:
     return training_loss
 
 
-def largest_module(weights: tuple[Weight, ...]) -> int:
-    """Elements of the own parameters of the largest module."""
+def largest_units(model: nn.Module, weights: tuple[Weight, ...]) -> tuple[int, int]:
+    """Elements of the own parameters of the largest module, and of the largest transformer layer."""
     modules: Counter[str] = Counter()
     for weight in weights:
         modules[weight.name.rpartition(".")[0]] += weight.numel
-    return max(modules.values())
-
-
-def largest_layer(model: nn.Module, weights: tuple[Weight, ...]) -> int:
-    """Elements of the largest transformer layer."""
-    paths = [path for layers in zero.layer_stacks(model) for path, _ in layers]
-    return max((sum(w.numel for w in weights if w.name.startswith(f"{path}.")) for path in paths), default=0)
+    layers = [f"{path}." for stack in zero.layer_stacks(model) for path, _ in stack]
+    largest = max((sum(w.numel for w in weights if w.name.startswith(layer)) for layer in layers), default=0)
+    return max(modules.values()), largest
 
 
 def weights_of(model: nn.Module, base: Base, bits: int) -> tuple[Weight, ...]:
