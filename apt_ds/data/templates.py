@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # a template is code of the model's author: these are its mistakes, or its refusals
 FAILURES = (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError)
-_CLOCK = "strftime_now"
+CLOCK = "strftime_now"  # the function by which a template reads the time
 ADVICE = "give a model whose chat template does, or remove them"
 
 
@@ -45,7 +45,7 @@ def render(
     tools: list[Any] | None = list(example.tools) or None
     try:
         template = tokenizer.get_chat_template(tools=tools)
-        with nullcontext() if now is None or _CLOCK not in template else _clock(template, now):
+        with nullcontext() if now is None or CLOCK not in template else _clock(template, now):
             if tools is None and _is_plain(messages):
                 return _rendered(template, messages, tokenizer, ask)
             # text, since it is not tokenized
@@ -67,7 +67,7 @@ def _is_plain(messages: list[Message]) -> bool:
 def _rendered(template: str, messages: list[Message], tokenizer: PreTrainedTokenizerBase, ask: bool) -> str:
     """What `apply_chat_template` returns for plain messages, without its work on every call."""
     # a clock is a function of the moment
-    compiled, functions = (_compiled.__wrapped__ if _CLOCK in template else _compiled)(template)
+    compiled, functions = (_compiled.__wrapped__ if CLOCK in template else _compiled)(template)
     names = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": ask}
     context = compiled.new_context({**functions, **names, **tokenizer.special_tokens_map}, shared=True)
     return "".join(compiled.root_render_func(context))
@@ -93,12 +93,12 @@ def _clock(template: str, now: datetime) -> Iterator[None]:
     So the function must be set in the compiled template.
     """
     names = chat_template_utils._compile_jinja_template(template).globals
-    usual = names[_CLOCK]
-    names[_CLOCK] = now.strftime
+    usual = names[CLOCK]
+    names[CLOCK] = now.strftime
     try:
         yield
     finally:
-        names[_CLOCK] = usual
+        names[CLOCK] = usual
 
 
 def fitted(example: Example, tokenizer: PreTrainedTokenizerBase, now: datetime | None = None) -> Example:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from transformers.utils import chat_template_utils
 
+from apt_ds.data.templates import CLOCK
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_CLOCK = "strftime_now"
 
 
 def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -51,15 +51,15 @@ def written_times(tokenizer: PreTrainedTokenizerBase, now: datetime | None) -> l
     parts = templates.values() if isinstance(templates, dict) else [templates]
     times: set[str] = set()
     for template in parts:
-        if _CLOCK not in template:
+        if CLOCK not in template:
             continue
         try:
             tree = chat_template_utils._compile_jinja_template(template).environment.parse(template)
         except jinja2.TemplateError:
             return [str(now)]
-        calls = [call for call in tree.find_all(jinja2.nodes.Call) if getattr(call.node, "name", "") == _CLOCK]
+        calls = [call for call in tree.find_all(jinja2.nodes.Call) if getattr(call.node, "name", "") == CLOCK]
         formats = [call.args[0].value for call in calls if call.args and isinstance(call.args[0], jinja2.nodes.Const)]
-        if len(formats) < template.count(_CLOCK) or now is None:
+        if len(formats) < template.count(CLOCK) or now is None:
             return [str(now)]
         times |= {now.strftime(written) for written in formats}
     return sorted(times)
