@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import mmap
 import time
 
 import pytest
@@ -15,9 +16,17 @@ from apt_ds.training.meter import PARTS, Meter
 MB = 2**20
 
 
+def taken(megabytes: int) -> mmap.mmap:
+    """So much memory of the system, touched. The heap would hand out, and keep, what other tests have freed."""
+    area = mmap.mmap(-1, megabytes * MB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for page in range(0, len(area), mmap.PAGESIZE):
+        area[page] = 1
+    return area
+
+
 def use(megabytes: int) -> None:
-    """Touch so much memory, and let go of it."""
-    torch.ones(megabytes * MB, dtype=torch.uint8)
+    """Touch so much memory, and give it back."""
+    taken(megabytes).close()
 
 
 def spend() -> Meter:
@@ -81,7 +90,7 @@ def test_memory_by_phase_leaves_out_what_the_process_used_before() -> None:
     # cyclic garbage of other tests must not be freed between two measurements
     gc.collect()
     trim_heap()
-    ballast = torch.ones(400 * MB, dtype=torch.uint8)
+    ballast = taken(400)
     meter = Meter(torch.device("cpu"))
     use(100)
     meter.step(1.0, dense=True)
@@ -114,7 +123,7 @@ def test_memory_by_phase_leaves_out_what_the_process_used_before() -> None:
     assert final["peak_added_bytes"] < dense["peak_added_bytes"] and meter.base > 400 * MB
     # writing takes no part in the peak of the run
     assert whole["peak_memory_bytes"] - meter.base < 250 * MB
-    del ballast
+    ballast.close()
 
 
 class Allocator:
