@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Make one table of launchers/RESULTS.md again: train all methods, judge them, write the table into its place.
 # Usage: bash launchers/results.sh NAME DATA OUTPUT [OPTIONS of compare.py]
-# NAME: smollm2, sweep, parts, sst2 or rte. DATA: folder with the data that RESULTS.md lists. OUTPUT: folder for all runs.
+# NAME: sweep, parts, sst2 or rte. DATA: folder with the data that RESULTS.md lists. OUTPUT: folder for all runs.
 # A second start trains only what is missing in OUTPUT. APT_DS_RESULTS names another document than RESULTS.md.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -31,15 +31,9 @@ broad=(
 )
 small=(--preset minilm-sst2 --sparsity 0.6 --save_steps 0 --logging_steps 20 --efficiency)
 case $name in
-smollm2)
-    options=(
-        "${smollm2[@]}" --methods apt,prune_lora,lora_prune,lora,full --sparsity 0.3,0.5
-        --mmlu_data "$data/mmlu" --mmlu_sample 1000 --efficiency --inference_batch_size 4
-    )
-    ;;
 sweep)
-    # every method that prunes, against LoRA that does not
-    options=("${smollm2[@]}" "${broad[@]}" --methods pruning,lora --sparsity 0.2,0.3,0.4,0.5,0.6 --full_learning_rate 5e-5)
+    # every method that prunes, against LoRA and full fine-tuning that do not
+    options=("${smollm2[@]}" "${broad[@]}" --methods pruning,lora,full --sparsity 0.2,0.3,0.4,0.5,0.6 --full_learning_rate 5e-5)
     ;;
 parts)
     # the default for language models, and each of its parts left out or exchanged
@@ -58,11 +52,13 @@ sst2)
 rte)
     options=(
         "${small[@]}" --task rte --data_path "$data/rte" --max_seq_length 128 --prune_every 78 --eval_steps 78
-        --num_train_epochs 10 --full_learning_rate 2e-5 --methods full,lora,lora_prune,apt,apt_undistilled
+        --num_train_epochs 10 --full_learning_rate 2e-5 --group_by_length
+        # the second variant of apt learns the task before it prunes
+        --methods "full,lora,lora_prune,apt,apt[pruning_start=0.4,pruning_phase=0.3]"
     )
     ;;
 *)
-    echo "error: $name is not a table: give smollm2, sweep, parts, sst2 or rte" >&2
+    echo "error: $name is not a table: give sweep, parts, sst2 or rte" >&2
     exit 2
     ;;
 esac
