@@ -29,6 +29,7 @@ broad=(
     --eval_data_path "$data/alpaca/alpaca_validation.json" --local_suite "$data" --local_limit 100
     --perplexity_path "$data/wikitext2/validation.txt,$data/plain/c4.txt[50%:]"
 )
+ablations=apt_undistilled,apt_fixed_ranks,apt_even_ranks,apt_unpruned
 small=(--preset minilm-sst2 --sparsity 0.6 --save_steps 0 --logging_steps 20 --efficiency)
 case $name in
 sweep)
@@ -46,14 +47,15 @@ parts)
 sst2)
     options=(
         "${small[@]}" --data_path "$data/sst2" --full_learning_rate 1e-4
-        --methods full,apt,lora_prune,lora,apt_undistilled,apt_fixed_ranks,apt_even_ranks,apt_unpruned
+        # the variant of apt learns the task before it prunes
+        --methods "full,lora,lora_prune,apt,apt[pruning_start=0.2,pruning_phase=0.4],$ablations"
     )
     ;;
 rte)
     options=(
         "${small[@]}" --task rte --data_path "$data/rte" --max_seq_length 128 --prune_every 78 --eval_steps 78
         --num_train_epochs 10 --full_learning_rate 2e-5 --group_by_length
-        # the second variant of apt learns the task before it prunes
+        # the variant of apt learns the task before it prunes
         --methods "full,lora,lora_prune,apt,apt[pruning_start=0.4,pruning_phase=0.3]"
     )
     ;;
