@@ -81,6 +81,9 @@ def load_model(base: Base, run: RunConfig) -> PreTrainedModel:
     if not zero.is_partitioned(model):
         _off_the_file(model)
         nn.Module.to(model, zero.device())
+    if run.model.base_bits < 16:
+        # bitsandbytes leaves a copy of the weights in reference cycles, and the heap of the host twice as much in holes
+        zero.free_memory()
     if run.optim.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model

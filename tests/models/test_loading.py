@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
 
 from apt_ds.analysis import memory_trace
 from apt_ds.analysis.live_bytes import fake
@@ -32,3 +35,30 @@ def test_the_quickstart_lets_the_device_choose_the_attention_kernel(tmp_path: Pa
 @pytest.mark.parametrize("kernel", ["sdpa", "eager", "flash_attention_2"])
 def test_a_stated_kernel_is_used_everywhere(kernel: str, device: str) -> None:
     assert kernel_of(resolve([*WORDS, "--attn_implementation", kernel]), device) == kernel
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantized_weights_are_in_memory_once(bits: int, alone: None, tmp_path: Path) -> None:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        pytest.skip("the package bitsandbytes is not installed")
+    folder = tiny.save_model(tmp_path / "base", hidden_size=128, intermediate_size=256, num_attention_heads=4)
+    run = resolve([*WORDS, "--model_name_or_path", str(folder), "--base_bits", str(bits)])
+    gc.collect()
+    gc.disable()
+    try:
+        before = bytes_of_tensors()
+        model = loading.load_model(loading.find_base(str(folder)), run)
+        held = bytes_of_tensors() - before
+    finally:
+        gc.enable()
+    projections = sum(p.numel() * p.element_size() for name, p in model.named_parameters() if "_proj" in name)
+    rest = sum(p.numel() * p.element_size() for name, p in model.named_parameters() if "_proj" not in name)
+    # the scales of the quantization are a few hundredths of the projections
+    assert projections + rest <= held < 1.2 * projections + rest
+
+
+def bytes_of_tensors() -> int:
+    """Bytes of all tensors in this process."""
+    tensors = (each for each in gc.get_objects() if isinstance(each, torch.Tensor) and each.device.type == "cpu")
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
