@@ -19,7 +19,7 @@ from apt_ds.analysis.sharding import MOMENTS, Bytes, Layout, Sharding
 from apt_ds.models.export.write import SHARD_BYTES
 from apt_ds.training.checkpoint import ShardWriter
 
-LIVE, PERSISTENT = 1_000_000_000, 100_000  # DeepSpeed's defaults, in elements
+LIVE, PREFETCHED, PERSISTENT = 1_000_000_000, 50_000_000, 100_000  # DeepSpeed's defaults, in elements
 MASTER = 4  # bytes per trained element
 MOMENTS_IN_8_BITS = 2 + 8 / 256
 CODE = 47 << 20  # bytes that DeepSpeed's first engine loads
@@ -105,25 +105,34 @@ def gradients(sharding: Sharding) -> Bytes:
     bucket = zero.get("reduce_bucket_size", trained)
     bucket = min(trained, bucket) if isinstance(bucket, int) else trained
     buckets = (2 if zero.get("overlap_comm", sharding.stage == 3) else 1) * bucket * item
+    if sharding.stage == 3:
+        # those of a layer that is gathered at once are reduced after all of it
+        buckets += round(sharding.model.layer * trained / sharding.total) * item
     own, copy = sharding.updated * item, FP32 * sharding.updated
     return Bytes(buckets + own, copy) if "offload_optimizer" in zero else Bytes(buckets + own + copy)
 
 
 def gathered(sharding: Sharding) -> int:
     """Largest number of elements that ZeRO-3 gathers at a time."""
-    zero, largest = sharding.zero, max(sharding.model.largest, sharding.model.layer)
-    # one rank stores all weights and uses them in place, except those of the current layer
-    if sharding.layout.world == 1 and (sharding.layout.on_cpu or "offload_param" not in zero):
-        return 2 * largest
+    zero, world, largest = sharding.zero, sharding.layout.world, max(sharding.model.largest, sharding.model.layer)
+    # one rank stores all weights and uses them in place, except those of a module that is gathered for surgery
+    if world == 1 and (sharding.layout.on_cpu or "offload_param" not in zero):
+        return 2 * sharding.model.largest
     threshold = int(zero.get("stage3_param_persistence_threshold", PERSISTENT))
     persistent = sum(w.numel for w in sharding.model.weights if w.numel <= threshold)
     live = int(zero.get("stage3_max_live_parameters", LIVE))
     reuse_distance = int(zero.get("stage3_max_reuse_distance", LIVE))
-    prefetched = int(zero.get("stage3_prefetch_bucket_size", 0))
-    # A weight stays if it is used again at most `reuse_distance` elements later, up to `live` elements in all. Layers
-    # that are gathered at once do not count between two uses of a module outside, which therefore stays
-    kept = min(live, reuse_distance) + (sharding.model.largest if sharding.model.layer else 0)
-    return persistent + min(sharding.total - persistent, max(largest + prefetched, kept))
+    prefetched = zero.get("stage3_prefetch_bucket_size", PREFETCHED)
+    if prefetched == "auto":
+        prefetched = sharding.model.layer or PREFETCHED
+    # A weight stays if it is used again at most `reuse_distance` elements later, up to `live` elements in all. Weights
+    # that come ahead of their use stay up to `live` alone. Layers that are gathered at once do not count between two
+    # uses of a module outside, which therefore stays
+    kept = live if prefetched else min(live, reuse_distance)
+    kept += sharding.model.largest if sharding.model.layer else 0
+    # several ranks hold a layer that arrives and its weights, which are copies, at the same time
+    arriving = max(prefetched, sharding.model.layer) if world > 1 else prefetched
+    return persistent + min(sharding.total - persistent, max(largest + arriving, kept))
 
 
 def read_weights(sharding: Sharding, weights: Bytes) -> Bytes:

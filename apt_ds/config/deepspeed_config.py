@@ -14,6 +14,8 @@ from apt_ds.config.nearest import suggest
 from apt_ds.config.run_config import RunConfig
 
 Config = dict[str, Any]
+# "auto" stays until an engine is built, whose model decides
+BY_MODEL = ("zero_optimization.reduce_bucket_size", "zero_optimization.stage3_prefetch_bucket_size")
 SCHEDULERS = ("WarmupLR", "WarmupDecayLR", "WarmupCosineLR")
 ADAMW = ("lr", "betas", "eps", "weight_decay", "torch_adam", "adam_w_mode", "fp32_optimizer_states")
 
@@ -53,13 +55,11 @@ def load_config(run: RunConfig, world_size: int, hidden_size: int) -> Config:
     fill("fp16.enabled", run.optim.fp16, "--fp16")
     _optimizer(config, run, fill, where)
     _offload(zero, where)
-    # a transformer layer, about 12 d^2 weights, is gathered at once (`runtime/zero/whole_layers.py`): prefetch the next
-    fill("zero_optimization.stage3_prefetch_bucket_size", 12 * hidden_size**2, None)
     fill("zero_optimization.stage3_param_persistence_threshold", 10 * hidden_size, None)
     # printing is the run's own business
     config["steps_per_print"] = 10**9
     config["wall_clock_breakdown"] = False
-    left = [path for path in _autos(config) if path != "zero_optimization.reduce_bucket_size"]
+    left = [path for path in _autos(config) if path not in BY_MODEL]
     if left:
         raise UserError(f'{where}: nothing decides the value of {", ".join(left)}; replace "auto" by a number')
     return config

@@ -24,7 +24,11 @@ def test_weights_and_moments_by_stage() -> None:
 
 def test_offload_moves_to_the_host_and_limits_hold() -> None:
     section = {"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
-    limits = {"stage3_max_live_parameters": 0, "stage3_param_persistence_threshold": 1_000_000}
+    limits = {
+        "stage3_max_live_parameters": 0,
+        "stage3_param_persistence_threshold": 1_000_000,
+        "stage3_prefetch_bucket_size": 0,
+    }
     found = estimate(MODEL, {"zero_optimization": section | limits}, BF16)
     assert found.parts["optimizer"] == Bytes(0, 12 * 250_000)
     assert found.parts["frozen weights"] == Bytes(0, 5_000_000)
@@ -41,9 +45,30 @@ def test_a_layer_is_gathered_at_once_and_what_is_outside_of_layers_stays() -> No
     section = {"stage": 3, "offload_param": {"device": "cpu"}, "stage3_param_persistence_threshold": 0}
     weights = [Weight(f"w{i}", 1_000_000, False) for i in range(9)]
     model = Footprint((*weights, MODEL.weights[1]), 0, 0, 1_000_000, layer=3_000_000)
-    for live, elements in ((0, 3_000_000), (4_000_000, 5_000_000)):
-        limits = section | {"stage3_max_live_parameters": live}
-        assert estimate(model, {"zero_optimization": limits}, BF16).parts["gathered weights"] == Bytes(2 * elements)
+    # the layer and copies of its weights; what is live; a file without limits has DeepSpeed's own
+    for prefetch, live, reuse, elements in (
+        (0, 0, 0, 6_000_000),
+        (0, 6_000_000, 9_000_000, 7_000_000),
+        (0, 6_000_000, 0, 6_000_000),
+        (1, 6_000_000, 0, 7_000_000),
+        ("auto", 0, 0, 6_000_000),
+        (None, 0, 0, 10_000_000),
+    ):
+        limits = section | {"stage3_max_live_parameters": live, "stage3_max_reuse_distance": reuse}
+        limits |= {} if prefetch is None else {"stage3_prefetch_bucket_size": prefetch}
+        found = estimate(model, {"zero_optimization": limits}, BF16).parts["gathered weights"]
+        assert found == Bytes(2 * elements), (prefetch, live, reuse)
+    # one rank uses its weights in place
+    alone = BF16._replace(world=1)
+    assert estimate(model, {"zero_optimization": {"stage": 3}}, alone).parts["gathered weights"] == Bytes(4_000_000)
+
+
+def test_gradients_of_a_layer_that_is_gathered_at_once_wait_for_all_of_it() -> None:
+    trained = tuple(Weight(f"w{i}", 1_000_000, True) for i in range(9))
+    model, config = Footprint(trained, 0, 0, 1_000_000, layer=3_000_000), {"stage": 3, "reduce_bucket_size": 1000}
+    without = Footprint(trained, 0, 0, 1_000_000)
+    more, less = (estimate(each, {"zero_optimization": config}, BF16).parts["gradients"] for each in (model, without))
+    assert more.device - less.device == 2 * 3_000_000 and more.host == less.host == 0
 
 
 def test_a_base_of_few_bits() -> None:

@@ -62,8 +62,11 @@ def seconds_of(trainer: Trainer, numbers: range) -> float:
 
 
 def counts(event: Any, on_gpu: bool) -> bool:
-    """Whether an event's own time counts. On a GPU only kernels do: operations report the time of their kernels too."""
-    return event.device_type == DeviceType.CUDA if on_gpu else True
+    """Whether an event's own time counts. On a GPU only kernels do.
+
+    Operations and ranges of `record_function` report the time of their kernels too.
+    """
+    return event.device_type == DeviceType.CUDA and not event.is_user_annotation if on_gpu else True
 
 
 def waits_of(events: Iterable, steps: int) -> dict[str, dict[str, float]]:

@@ -78,3 +78,22 @@ def test_a_layer_is_gathered_at_once_and_trains_as_without_shards(monkeypatch: p
     first = model.model.layers[0]
     assert not first._forward_pre_hooks and not first._backward_hooks
     assert not any("ds_z3_leaf_module" in vars(parameter) for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("given", ["auto", 7])
+def test_the_largest_layer_is_prefetched_unless_the_file_says_another_size(given: str | int) -> None:
+    config = CONFIG | {"zero_optimization": CONFIG["zero_optimization"] | {"stage3_prefetch_bucket_size": given}}
+    model = student()
+    largest = max(sum(p.numel() for p in layer.parameters()) for layer in model.model.layers)
+    engine = zero.build(model, config)
+    assert engine.zero_prefetch_bucket_size() == (largest if given == "auto" else given)
+    model = zero.destroy(engine)
+    engine = zero.build_for_inference(model, {name: part for name, part in config.items() if name != "optimizer"})
+    assert engine.zero_prefetch_bucket_size() == (largest if given == "auto" else given)
+    zero.destroy(engine)
+
+
+def test_modules_are_gathered_by_themselves_on_demand() -> None:
+    engine = zero.build(student(), CONFIG, gather_layers=False)
+    assert not any(getattr(module, "_z3_leaf", False) for module in engine.module.modules())
+    zero.destroy(engine)

@@ -57,7 +57,7 @@ def measure_peft(variant: Variant, run: RunConfig, base: Base, data: Data, steps
     )
     # a bf16 engine under stage 3 does not support adapters in fp32
     wrapped = get_peft_model(model, lora, autocast_adapter_dtype=False).train()
-    engine = zero.build(wrapped, config)
+    engine = zero.build(wrapped, as_trainer_fills(config, base.config.hidden_size), gather_layers=False)
     del sharding, model, wrapped
     pad_id = resolve_pad_id(base.tokenizer)
 
@@ -74,6 +74,14 @@ def measure_peft(variant: Variant, run: RunConfig, base: Base, data: Data, steps
     found.attention = kernel_of(engine, packed=False)
     zero.destroy(engine)
     return found
+
+
+def as_trainer_fills(config: dict[str, Any], hidden_size: int) -> dict[str, Any]:
+    """A copy with what the Hugging Face Trainer puts in place of "auto" for the prefetched weights of stage 3."""
+    zero = config.get("zero_optimization", {})
+    if zero.get("stage3_prefetch_bucket_size") != "auto":
+        return config
+    return config | {"zero_optimization": zero | {"stage3_prefetch_bucket_size": int(0.9 * hidden_size**2)}}
 
 
 def hold_in_four_bits(model: PreTrainedModel, dtype: torch.dtype) -> None:

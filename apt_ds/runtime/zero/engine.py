@@ -47,7 +47,7 @@ def device() -> torch.device:
 def check_config(config: Config, where: str) -> None:
     """Raise UserError for what DeepSpeed itself refuses, and for a dtype the device cannot train in."""
     try:
-        deepspeed.DeepSpeedConfig(_with_bucket(config, 1))
+        deepspeed.DeepSpeedConfig(_with_buckets(config, nn.Module()))
     except (ValueError, TypeError, AssertionError, KeyError, AttributeError, DeepSpeedConfigError) as error:
         raise UserError(f"DeepSpeed config {where} is refused by DeepSpeed: {' '.join(str(error).split())}") from None
     accelerator = get_accelerator()
@@ -79,12 +79,17 @@ def whole_while_making() -> Iterator[None]:
 
 
 def build(
-    model: nn.Module, config: Config, make_optimizer: Maker | None = None, monitor: Monitor | None = None
+    model: nn.Module,
+    config: Config,
+    make_optimizer: Maker | None = None,
+    monitor: Monitor | None = None,
+    gather_layers: bool = True,
 ) -> Engine:
     """An engine that trains the parameters of `model` that require a gradient. Collective.
 
     make_optimizer: makes the optimizer; None: the one `config` names.
     monitor: `engine.monitor` of the engine before; None: a new one.
+    gather_layers: whether stage 3 gathers a transformer layer at once. False: each module by itself, as DeepSpeed does.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     if "offload_optimizer" in config.get("zero_optimization", {}):
@@ -92,8 +97,8 @@ def build(
     muon.import_uncompiled()
     if monitor is not None:
         config = without_monitors(config)
-    config = _with_bucket(config, max(1, sum(full_numel(p) for p in trainable)))
-    first_layers = whole_layers.mark(model) if stage(config) == 3 else []
+    config = _with_buckets(config, model)
+    first_layers = whole_layers.mark(model) if stage(config) == 3 and gather_layers else []
     engine = deepspeed.initialize(model=model, optimizer=make_optimizer, model_parameters=trainable, config=config)[0]
     engine.monitor = monitor or Monitor(engine.monitor)
     engine.first_layers = first_layers
@@ -114,15 +119,27 @@ def describe_cpu_once() -> None:
 def build_for_inference(model: nn.Module, config: Config) -> Engine:
     """An engine that runs a sharded model (stage 3) and trains nothing: no optimizer, no gradients. Collective."""
     model.requires_grad_(False)
-    return deepspeed.initialize(model=model, config=copy.deepcopy(without_monitors(config)))[0]
+    return deepspeed.initialize(model=model, config=_with_buckets(without_monitors(config), model))[0]
 
 
-def _with_bucket(config: Config, numel: int) -> Config:
-    """A copy whose reduce bucket, which is allocated in full, holds what is trained and no more."""
+def _with_buckets(config: Config, model: nn.Module) -> Config:
+    """A copy that decides the buckets which the file leaves to the model.
+
+    The bucket of gradients is allocated in full. It holds what is trained and no more. The bucket of prefetched
+    weights holds the largest transformer layer. DeepSpeed prefetches once for each layer that it gathers at once, so
+    that a smaller bucket would leave more of each layer to be gathered on demand.
+    """
     config = copy.deepcopy(config)
     zero = config.setdefault("zero_optimization", {})
     if zero.get("reduce_bucket_size", "auto") == "auto":
-        zero["reduce_bucket_size"] = min(numel, LARGEST_BUCKET)
+        trained = sum(full_numel(p) for p in model.parameters() if p.requires_grad)
+        zero["reduce_bucket_size"] = min(max(1, trained), LARGEST_BUCKET)
+    if zero.get("stage3_prefetch_bucket_size") == "auto":
+        # without transformer layers DeepSpeed's default holds
+        del zero["stage3_prefetch_bucket_size"]
+        layers = [layer for stack in whole_layers.layer_stacks(model) for _, layer in stack]
+        if layers:
+            zero["stage3_prefetch_bucket_size"] = max(sum(full_numel(p) for p in each.parameters()) for each in layers)
     return config
 
 
