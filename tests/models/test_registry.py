@@ -163,6 +163,7 @@ ALLOWED = {
     "models/export/gguf_quantizer.py": "what llama.cpp's quantizer does with one family",
     "models/export/version_4.py": "names of fields that transformers 4 reads, which differ by family",
     "config/presets.py": "a preset is a published model",
+    "config/small_presets.py": "a preset is a published model",
     "analysis/bench/llamas.py": "shapes of published models",
     "analysis/bench/synthetic.py": "makes models of these shapes",
     "analysis/bench/decision_cost.py": "measures decisions on these shapes",
