@@ -87,7 +87,7 @@ def figures(run: Short, folder: Path) -> dict[str, Any]:
 
 
 def record() -> None:
-    """Run all six and write what they give."""
+    """Run all seven and write what they give."""
     with tempfile.TemporaryDirectory() as folder:
         found = {name: figures(run, Path(folder) / name) for name, run in RUNS.items()}
     content = {"platform": platform_name(), "runs": found}
