@@ -14,6 +14,10 @@ child=0 stopped=0
 # the launcher hands the signal on to all ranks, which save and leave
 trap 'stopped=1; ((child)) && kill -TERM -- "-$child" 2> /dev/null' TERM INT USR1
 
+# only what this script's own starts wrote may be overwritten
+fresh=1
+[[ -n $(ls -A -- "$output" 2> /dev/null) ]] && fresh=0
+
 more=()
 for ((try = 0; ; try++)); do
     setsid "$@" "${more[@]}" &
@@ -37,8 +41,8 @@ for ((try = 0; ; try++)); do
     fi
     if compgen -G "$output/checkpoint-*/manifest.json" > /dev/null; then
         more=(--resume_from_checkpoint last)
-    else
+    elif ((fresh)); then
         more=(--overwrite_output_dir)
     fi
-    echo "supervise: status $status; start $((try + 1)) of $times again with ${more[*]}" >&2
+    echo "supervise: status $status; start $((try + 1)) of $times again${more[*]:+ with ${more[*]}}" >&2
 done

@@ -5,14 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from apt_ds.config.errors import UserError
 from apt_ds.config.output_options import QUANTIZATIONS
 from apt_ds.config.run_config import RunConfig
+from apt_ds.data.sources import parse_sources
+from apt_ds.data.text_slices import text_part
 from apt_ds.runtime import collectives
 from apt_ds.training import checkpoint
+from apt_ds.training.checkpoint import Checkpoint
+from apt_ds.training.checkpoint.folder import NAME
 from apt_ds.training.environment import command
 from apt_ds.training.trackers import collection as trackers
 
@@ -25,25 +30,29 @@ OWN = (
     *("metrics.jsonl", "summary.json", "summary.json.tmp", "config.yaml", REPORT, f"{REPORT}.tmp"),
 )
 COMMAND = "# command: "  # the beginning of the first line of config.yaml
+# flags whose values are read
+FOLDERS = ("model_name_or_path", "mmlu_path", "init_adapters", "teacher_cache")
+SOURCES = ("data_path", "eval_data_path", "calibration_path", "perplexity_path")
 
 
-def check_output(run: RunConfig, resumes: bool) -> list[Path] | None:
+def check_output(run: RunConfig, saved: Checkpoint | None = None) -> list[Path] | None:
     """Check that the run may write into the output folder. Writes nothing. Collective.
 
     Args:
         run: the options.
-        resumes: whether the run resumes from a checkpoint. The folder may then have content.
+        saved: the checkpoint that the run resumes from. Its own output folder may have content.
 
     Returns:
         The folders to make, inner ones first. None if the folder has content.
 
     Raises:
-        UserError: the folder has content that may not be overwritten, or it cannot be written.
+        UserError: the folder has content that may not be overwritten, holds what the run reads where it would be
+            removed, or cannot be written.
     """
-    return collectives.on_main(lambda: _check_output(Path(run.output.output_dir), run, resumes))
+    return collectives.on_main(lambda: _check_output(Path(run.output.output_dir), run, saved))
 
 
-def _check_output(folder: Path, run: RunConfig, resumes: bool) -> list[Path] | None:
+def _check_output(folder: Path, run: RunConfig, saved: Checkpoint | None) -> list[Path] | None:
     try:
         content = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
         existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
@@ -53,7 +62,13 @@ def _check_output(folder: Path, run: RunConfig, resumes: bool) -> list[Path] | N
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise UserError(f"--output_dir {str(folder)!r} cannot be written: {error.strerror}") from None
-    if content and not resumes and not run.output.overwrite_output_dir:
+    for flag, path in _read(run):
+        if _replaces(folder, path):
+            raise UserError(
+                f"--{flag} {str(path)!r} lies where this run would remove it: "
+                f"give another --output_dir than {str(folder)!r}"
+            )
+    if content and not _continues(folder, saved) and not run.output.overwrite_output_dir:
         raise UserError(
             f"--output_dir {str(folder)!r} already holds {', '.join(content[:3])}; "
             "choose another folder or pass --overwrite_output_dir"
@@ -61,28 +76,52 @@ def _check_output(folder: Path, run: RunConfig, resumes: bool) -> list[Path] | N
     return None if content else [path for path in (folder, *folder.parents) if not path.exists()]
 
 
-def prepare_output(run: RunConfig, metrics: bytes | None = None) -> None:
+def _continues(folder: Path, saved: Checkpoint | None) -> bool:
+    """Whether the run goes on with the run of this folder."""
+    return saved is not None and Path(saved.path).resolve().parent == folder.resolve()
+
+
+def _read(run: RunConfig) -> Iterator[tuple[str, Path]]:
+    """The files and folders that the run reads, after the names of their flags."""
+    for flag in FOLDERS:
+        if run.flag(flag):
+            yield flag, Path(run.flag(flag))
+    for flag in SOURCES:
+        for source in parse_sources(run.flag(flag), f"--{flag}") if run.flag(flag) else ():
+            yield flag, text_part(source.name).path
+
+
+def _replaces(folder: Path, path: Path) -> bool:
+    """Whether a run into `folder` may remove the file or folder `path`."""
+    if not path.exists() or folder.resolve() not in path.resolve().parents:
+        return False
+    name = path.resolve().relative_to(folder.resolve()).parts[0]
+    return name in (*OWN, *TRACKED) or NAME.fullmatch(name) is not None
+
+
+def prepare_output(run: RunConfig, saved: Checkpoint | None = None) -> None:
     """Make the output folder and write the resolved configuration into it. Collective.
 
     Args:
         run: the options.
-        metrics: lines of the checkpoint that the run resumes from. Checkpoints then stay in the folder.
+        saved: the checkpoint that the run resumes from. Checkpoints stay in the folder if it is one of them.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    collectives.on_main(lambda: _prepare(Path(run.output.output_dir), run, metrics))
+    collectives.on_main(lambda: _prepare(Path(run.output.output_dir), run, saved))
 
 
-def _prepare(folder: Path, run: RunConfig, metrics: bytes | None) -> None:
+def _prepare(folder: Path, run: RunConfig, saved: Checkpoint | None) -> None:
+    continues, configuration = _continues(folder, saved), f"{COMMAND}{command()}\n{run.to_yaml()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (*OWN, *(TRACKED if metrics is None else ())):
+        for name in (*OWN, *(() if continues else TRACKED)):
             path = folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        checkpoint.sweep(folder, everything=metrics is None)
-        (folder / "metrics.jsonl").write_bytes(metrics or b"")
-        (folder / "config.yaml").write_text(f"{COMMAND}{command()}\n{run.to_yaml()}", encoding="utf8")
+        checkpoint.sweep(folder, everything=not continues)
+        (folder / "metrics.jsonl").write_bytes(saved.metrics if saved is not None else b"")
+        (folder / "config.yaml").write_text(configuration, encoding="utf8")
     except OSError as error:
         raise UserError(f"--output_dir {str(folder)!r} cannot be written: {error.strerror}") from None
 

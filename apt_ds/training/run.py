@@ -153,7 +153,7 @@ def prepare(run: RunConfig, stop_signals: StopSignals | None = None) -> Trainer:
         saved.check(run, data.counts(), data.fingerprints())
         saved.check_base(decisive(base.config))
     stop_signals = stop_signals or StopSignals()
-    folders = check_output(run, resumes=saved is not None)
+    folders = check_output(run, saved)
     if collectives.is_main():
         stop_signals.discard = lambda: discard_output(output, folders)
     trackers = Trackers(run)
@@ -164,7 +164,7 @@ def prepare(run: RunConfig, stop_signals: StopSignals | None = None) -> Trainer:
     else:
         trainer.resume(saved)
     # the folder is made last: loading the model finds the last mistakes
-    prepare_output(run, saved.metrics if saved is not None else None)
+    prepare_output(run, saved)
     heartbeat.phase("starting trackers", limited=False)
     collectives.on_main(lambda: trackers.start(trainer.done))
     return trainer
@@ -191,7 +191,7 @@ def _read_and_check(run: RunConfig, base: Base, config: zero.Config, saved: Chec
     _check_data(run, base, config, data)
     if run.data.rewrite_answers:
         # writing answers takes long, so that a mistake should show before
-        check_output(run, resumes=saved is not None)
+        check_output(run, saved)
         data = with_own_answers(run, base, data)
         _check_data(run, base, config, data)
     return data

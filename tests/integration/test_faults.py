@@ -130,6 +130,29 @@ def test_supervise_starts_again_from_the_last_checkpoint_at_most_n_times(tmp_pat
         assert (tmp_path / "calls").read_text().splitlines() == expected, status
 
 
+def test_supervise_overwrites_only_what_its_own_starts_wrote(tmp_path: Path) -> None:
+    """With a stand-in that writes and dies before its first checkpoint."""
+    bash = shutil.which("bash")
+    assert bash
+    program, out = tmp_path / "program", tmp_path / "out"
+    program.write_text(f"#!{bash}\necho \"$@\" >> '{tmp_path}/calls'\nmkdir -p '{out}'\ntouch '{out}/log'\nexit 137\n")
+    program.chmod(0o755)
+    for before, again in (
+        (None, "--a --overwrite_output_dir"),
+        ("empty", "--a --overwrite_output_dir"),
+        ("model", "--a"),
+    ):
+        shutil.rmtree(out, ignore_errors=True)
+        (tmp_path / "calls").unlink(missing_ok=True)
+        if before is not None:
+            out.mkdir()
+        if before == "model":
+            (out / "model").mkdir()
+        words = [bash, str(ROOT / "launchers" / "supervise.sh"), "1", str(out), str(program), "--a"]
+        assert subprocess.run(words, capture_output=True, timeout=60).returncode == 137
+        assert (tmp_path / "calls").read_text().splitlines() == ["--a", again], before
+
+
 @pytest.fixture
 def dog(monkeypatch: pytest.MonkeyPatch) -> Watchdog:
     """Rank 0's watchdog in a world of 3, all heard of at second 100. No thread runs."""

@@ -10,17 +10,24 @@ import pytest
 from apt_ds.config.errors import UserError
 from apt_ds.config.resolve import resolve
 from apt_ds.config.run_config import RunConfig
+from apt_ds.training.checkpoint import Checkpoint
 from apt_ds.training.output_folder import check_output, discard_output, prepare_output
 from tests.support.paths import ROOT
 
 
 def run_into(folder: Path, *flags: str) -> RunConfig:
-    return resolve(["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), "--output_dir", str(folder), *flags])
+    place = ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), "--output_dir", str(folder)]
+    return resolve(["--preset", "quickstart", *place, *flags])
+
+
+def saved(output: Path) -> Checkpoint:
+    """A checkpoint of the run in `output`."""
+    return Checkpoint(3, {}, {}, {}, {}, {}, metrics=b"{}\n", path=str(output / "checkpoint-3"))
 
 
 def test_a_run_that_did_nothing_leaves_no_folder(tmp_path: Path) -> None:
     output = tmp_path / "a" / "b"
-    made = check_output(run_into(output), resumes=False)
+    made = check_output(run_into(output))
     assert made == [output, output.parent] and not output.parent.exists()
     prepare_output(run_into(output))
     assert sorted(path.name for path in output.iterdir()) == ["config.yaml", "metrics.jsonl"]
@@ -31,7 +38,7 @@ def test_a_run_that_did_nothing_leaves_no_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["metrics.jsonl", "notes.txt"])
 def test_a_folder_with_content_stays(name: str, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    made = check_output(run_into(output), resumes=False)
+    made = check_output(run_into(output))
     prepare_output(run_into(output))
     (output / name).write_text("a line\n")
     discard_output(output, made)
@@ -41,15 +48,61 @@ def test_a_folder_with_content_stays(name: str, tmp_path: Path) -> None:
 def test_content_is_refused_unless_it_may_be_overwritten_or_resumed(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text("{}")
     with pytest.raises(UserError, match=r"already holds summary\.json; choose another folder or pass"):
-        check_output(run_into(tmp_path, "--overwrite_output_dir", "false"), resumes=False)
-    assert check_output(run_into(tmp_path), resumes=True) is None
-    assert check_output(run_into(tmp_path, "--overwrite_output_dir"), resumes=False) is None
+        check_output(run_into(tmp_path, "--overwrite_output_dir", "false"))
+    assert check_output(run_into(tmp_path, "--overwrite_output_dir", "false"), saved(tmp_path)) is None
+    assert check_output(run_into(tmp_path, "--overwrite_output_dir")) is None
+
+
+def test_a_checkpoint_of_another_run_excuses_no_content(tmp_path: Path) -> None:
+    output, other = tmp_path / "b", saved(tmp_path / "a")
+    assert check_output(run_into(output, "--overwrite_output_dir", "false"), other) == [output]
+    (output / "checkpoint-6").mkdir(parents=True)
+    with pytest.raises(UserError, match="already holds checkpoint-6"):
+        check_output(run_into(output, "--overwrite_output_dir", "false"), other)
+    assert check_output(run_into(output, "--overwrite_output_dir"), other) is None
+    prepare_output(run_into(output), other)
+    # none of the run before is left beside the one that goes on
+    assert sorted(p.name for p in output.iterdir()) == ["config.yaml", "metrics.jsonl"]
+    assert (output / "metrics.jsonl").read_bytes() == other.metrics
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+@pytest.mark.parametrize(
+    ("flag", "place", "value"),
+    [
+        ("model_name_or_path", "base", "{}"),
+        ("model_name_or_path", "model", "{}"),
+        ("init_adapters", "adapters", "{}"),
+        ("mmlu_path", "checkpoint-3/mmlu", "{}"),
+        ("data_path", "adapters/train.json", "{}:0.5,other.json:0.5"),
+        ("eval_data_path", "model/eval.json", "{}"),
+        ("perplexity_path", "base/text.txt", "{}[50%:]"),
+    ],
+)
+def test_nothing_that_the_run_reads_is_removed(
+    flag: str, place: str, value: str, resumes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("read") if path.suffix else path.mkdir()
+    # another name of the same place
+    monkeypatch.chdir(tmp_path)
+    run = run_into(Path("."), "--overwrite_output_dir", f"--{flag}", value.format(path))
+    with pytest.raises(UserError, match=f"--{flag} '.*{path.name}' lies where this run would remove it"):
+        check_output(run, saved(tmp_path) if resumes else None)
+    assert path.exists()
+
+
+def test_what_no_run_removes_may_lie_in_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    run = run_into(tmp_path, "--overwrite_output_dir", "--model_name_or_path", str(tmp_path / "mine"))
+    assert check_output(run) is None
 
 
 def test_only_the_files_of_runs_are_replaced(tmp_path: Path) -> None:
     for name in ("checkpoint-3", "model", "model-fp8", "model-nf4.tmp", "mine"):
         (tmp_path / name).mkdir()
-    prepare_output(run_into(tmp_path), metrics=b"{}\n")
+    prepare_output(run_into(tmp_path), saved(tmp_path))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-3", "config.yaml", "metrics.jsonl", "mine"]
     assert (tmp_path / "metrics.jsonl").read_bytes() == b"{}\n"
     prepare_output(run_into(tmp_path))
