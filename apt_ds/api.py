@@ -9,6 +9,7 @@ collective cannot raise.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,7 +88,7 @@ def prune(model: str, data: str, output_dir: str, deepspeed: str, **flags: Any) 
     return train(RunConfig(**(flags | places | PRUNE_ALONE)))
 
 
-def evaluate(model: str, *, mmlu: bool = False, **options: Any) -> dict[str, Any]:
+def evaluate(model: str | os.PathLike[str], *, mmlu: bool = False, **options: Any) -> dict[str, Any]:
     """Evaluate a finished model as `apt-ds-evaluate` does, or as `apt-ds-mmlu` does. Collective.
 
     Args:
@@ -105,7 +106,7 @@ def evaluate(model: str, *, mmlu: bool = False, **options: Any) -> dict[str, Any
     from apt_ds.commands import evaluate as command
     from apt_ds.eval import commands, mmlu_script
 
-    argv = ["--model", model, *_argv(options)]
+    argv = ["--model", str(model), *_argv(options)]
     given = (mmlu_script.parser() if mmlu else command.parser()).read(argv)
     with _clean_process():
         return commands.run_mmlu(given) if mmlu else command.evaluate(given)
@@ -124,7 +125,8 @@ def export(folder: str, **flags: Any) -> dict[str, Any]:
         The content of `summary.json`. The model is in `model/` of the output folder.
 
     Raises:
-        UserError: no configuration or checkpoint, a checkpoint before the last step, or one of another run.
+        UserError: no configuration or checkpoint, a checkpoint before the last step, one of another run, or a flag that
+            this function decides.
     """
     from apt_ds.runtime.zero import temporary_world
     from apt_ds.training import checkpoint
@@ -143,6 +145,8 @@ def export(folder: str, **flags: Any) -> dict[str, Any]:
             f"Continue it by apt_ds.train with resume_from_checkpoint={checkpoint.LAST!r}"
         )
     own = {"output_dir": str(output), "resume_from_checkpoint": saved.path}
+    if decided := sorted(flags.keys() & own.keys()):
+        raise UserError(f"apt_ds.export decides {decided[0]} itself: it goes on with the run of {folder!r}")
     return train(resolve(["--config", str(output / "config.yaml")]).replace(**(flags | own)))
 
 

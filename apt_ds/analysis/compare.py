@@ -69,6 +69,9 @@ class Comparison:
 
     def check(self) -> None:
         """Raise UserError for a value that is not allowed."""
+        for name, values in (("sparsity", self.sparsities), ("seeds", self.seeds)):
+            if len(set(values)) < len(values):
+                raise UserError(f"--{name} {','.join(map(str, values))} is not allowed: give each value once")
         for value in self.sparsities:
             if not 0 < value < 1:
                 raise UserError(f"--sparsity {value} is not allowed: give numbers above 0 and below 1")

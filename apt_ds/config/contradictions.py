@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from apt_ds.config.option_types import split_commas
 from apt_ds.config.output_options import STOCK
+from apt_ds.config.pruning_options import AUTO
 from apt_ds.config.tasks import INSTRUCTIONS
 
 if TYPE_CHECKING:
@@ -127,6 +128,8 @@ def _of_teachers(run: RunConfig) -> Iterator[str]:
 def _of_data(run: RunConfig) -> Iterator[str]:
     """What the run reads."""
     optim, pruning, adapter, data = run.optim, run.pruning, run.adapter, run.data
+    if AUTO in (targets := split_commas(adapter.adapter_targets)) and len(targets) > 1:
+        yield f"--adapter_targets {adapter.adapter_targets} is not allowed: give {AUTO}, or the names of projections"
     if data.packing and data.task != INSTRUCTIONS:
         yield f"--packing true does not support --task {data.task}: only causal language models pack examples"
     if data.packing and pruning.score == "fisher":

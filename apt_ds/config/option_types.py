@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
+from contextlib import suppress
 from dataclasses import Field, field
 from typing import Any, NamedTuple
+
+from apt_ds.config.errors import UserError
 
 Value = str | int | float | bool
 
@@ -96,6 +100,32 @@ def choice(values: str, help: str, flag: str = "", switch: str = "") -> Any:
     switch: the value that true, or the flag alone, means. False then means the first value.
     """
     return option(split_commas(values)[0], help, OneOf(split_commas(values)), flag, switch)
+
+
+def converted(label: str, spec: Field[Any], value: object) -> Value:
+    """`value` in the type of the field. A path becomes text.
+
+    Args:
+        label: where the value came from, for the message.
+        spec: the option.
+        value: what the user gave.
+
+    Raises:
+        UserError: the value has no such form.
+    """
+    kind: Any = type(spec.default)
+    value = spelled_out(spec, os.fspath(value) if isinstance(value, os.PathLike) else value)
+    if isinstance(value, str | int | float) and type(value) is kind:
+        return value
+    if kind is float and type(value) is int:
+        return float(value)
+    if isinstance(value, list) and isinstance(spec.metadata["allowed"], SomeOf):
+        return ",".join(map(str, value))
+    if isinstance(value, str):  # from the command line, and what YAML makes of 1e-4
+        with suppress(KeyError, ValueError):
+            return {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+    expected = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+    raise UserError(f"{label} {value!r} is not allowed: give {expected[kind]}")
 
 
 def spelled_out(spec: Field[Any], value: Any) -> Any:

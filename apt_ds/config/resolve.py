@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import Field
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import yaml
 from apt_ds.config import cli
 from apt_ds.config.errors import UserError
 from apt_ds.config.nearest import suggest
-from apt_ds.config.option_types import SomeOf, Value, spelled_out
+from apt_ds.config.option_types import Value, converted
 from apt_ds.config.run_config import OPTIONS, PLACES, RunConfig
 
 DEFAULT_PRESET = "quickstart"
@@ -75,7 +74,7 @@ def _read_command_line(argv: Sequence[str], also: Sequence[str]) -> dict[str, Va
         names = ["--config", *(f"--{name}" for name in OPTIONS), *also]
         raise UserError(f"{flag} is an unknown option{suggest(flag, names)}; --help lists all options")
     return {
-        name: _convert(f"--{name}", OPTIONS[name], value) if name in OPTIONS else value
+        name: converted(f"--{name}", OPTIONS[name], value) if name in OPTIONS else value
         for name, value in vars(known).items()
     }
 
@@ -95,24 +94,7 @@ def _read_file(path: Path) -> dict[str, Value]:
         if key not in OPTIONS:
             hint = suggest(str(key), OPTIONS)
             raise UserError(f"{path}: {key!r} is an unknown option{hint}; --help lists all options")
-    return {name: _convert(f"{path}: {name}", OPTIONS[name], value) for name, value in content.items()}
-
-
-def _convert(label: str, spec: Field[Any], value: object) -> Value:
-    """`value` in the type of the field; `label` says in an error where it came from."""
-    kind: Any = type(spec.default)
-    value = spelled_out(spec, value)
-    if isinstance(value, str | int | float) and type(value) is kind:
-        return value
-    if kind is float and type(value) is int:
-        return float(value)
-    if isinstance(value, list) and isinstance(spec.metadata["allowed"], SomeOf):
-        return ",".join(map(str, value))
-    if isinstance(value, str):  # from the command line, and what YAML makes of 1e-4
-        with suppress(KeyError, ValueError):
-            return {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
-    expected = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-    raise UserError(f"{label} {value!r} is not allowed: give {expected[kind]}")
+    return {name: converted(f"{path}: {name}", OPTIONS[name], value) for name, value in content.items()}
 
 
 def _help(spec: Field[Any]) -> str:

@@ -13,7 +13,7 @@ from apt_ds.config.errors import UserError
 from apt_ds.config.methods import METHODS, RECIPES, language_model_cut
 from apt_ds.config.nearest import suggest
 from apt_ds.config.option_groups import DataOptions, DistributedOptions, ModelOptions, OptimOptions, SourceOptions
-from apt_ds.config.option_types import OneOf, Value, spelled_out, split_commas
+from apt_ds.config.option_types import OneOf, Value, converted, spelled_out, split_commas
 from apt_ds.config.output_options import OutputOptions
 from apt_ds.config.presets import PRESETS
 from apt_ds.config.pruning_options import AUTO, PROJECTIONS, AdapterOptions, PruningOptions
@@ -45,12 +45,13 @@ class RunConfig:
 
         Raises:
             TypeError: an unknown flag. The message names the nearest known one.
+            UserError: a value of another type, which does not stand for one of the option's.
         """
         unknown = sorted(flags.keys() - PLACES.keys())
         if unknown:
             raise TypeError(f"RunConfig has no option {unknown[0]!r}{suggest(unknown[0], PLACES)}")
-        flags = _implied(flags) | flags
-        flags = {name: spelled_out(OPTIONS[name], value) if name in OPTIONS else value for name, value in flags.items()}
+        flags = _converted(flags)
+        flags = _converted(_implied(flags)) | flags
         for group in fields(RunConfig):
             own = {
                 place.name: flags[flag] for flag, place in PLACES.items() if place.group == group.name and flag in flags
@@ -119,6 +120,14 @@ class RunConfig:
     def save(self, path: str | Path) -> None:
         """Write `to_yaml()` to `path`. Raises OSError."""
         Path(path).write_text(self.to_yaml(), encoding="utf-8")
+
+
+def _converted(flags: dict[str, Any]) -> dict[str, Any]:
+    """The flags, those that users set in the types of their options."""
+    return {
+        name: converted(f"--{name}", OPTIONS[name], value) if name in OPTIONS else value
+        for name, value in flags.items()
+    }
 
 
 def _implied(flags: dict[str, Any]) -> dict[str, Value]:

@@ -88,4 +88,5 @@ def perplexity(model: nn.Module, blocks: Tensor, per_device: int, device: torch.
             if indices:
                 total += loss
     total = collectives.all_reduce_sum(total.float())
-    return math.exp(float(total) / (len(blocks) * (blocks.shape[1] - 1)))
+    # beyond this loss a float cannot hold the perplexity of a model that diverged
+    return math.exp(min(float(total) / (len(blocks) * (blocks.shape[1] - 1)), 80.0))

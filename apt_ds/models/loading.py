@@ -82,7 +82,7 @@ def load_model(base: Base, run: RunConfig) -> PreTrainedModel:
         _off_the_file(model)
         nn.Module.to(model, zero.device())
     if run.model.base_bits < 16:
-        # bitsandbytes leaves a copy of the weights in reference cycles, and the heap of the host twice as much in holes
+        # reading leaves a copy of 4-bit weights in reference cycles, and about as much in holes of the host's heap
         zero.free_memory()
     if run.optim.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -69,6 +69,8 @@ def read_perplexity_texts(run: RunConfig, base: Base) -> dict[str, torch.Tensor]
     data = run.data
     if not data.perplexity_path:
         return {}
+    if base.kind != LANGUAGE_MODEL:
+        raise UserError(f"--perplexity_path requires a language model: --task {data.task} trains none")
     bos = architecture_of(base.config).begins_with_bos and base.tokenizer.bos_token_id is not None
     return text_blocks(
         data.perplexity_path,

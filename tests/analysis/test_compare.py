@@ -227,6 +227,8 @@ def test_a_run_whose_last_cut_is_after_its_last_step_is_compared(
     [
         (["--methods", "lora,magic"], "--methods 'magic' is not allowed: give some of apt, lora"),
         (["--sparsity", "0.3,x"], "--sparsity '0.3,x' is not allowed"),
+        (["--sparsity", "0.3,0.3"], "--sparsity 0.3,0.3 is not allowed: give each value once"),
+        (["--seeds", "1,2,1"], "--seeds 1,2,1 is not allowed: give each value once"),
         (["--sparsity", "1.0"], "--sparsity 1.0 is not allowed"),
         (["--mmlu_data", "nowhere"], "--mmlu_data 'nowhere' is not a folder"),
         (["--vary", "kurtosis", "off", "of"], "--kurtosis 'of' is not allowed: give one of normalized"),

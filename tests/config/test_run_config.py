@@ -91,12 +91,25 @@ def test_stated_flags_win_over_recipe_and_preset() -> None:
             "--prune_scope adapted requires --train adapters (got all)",
         ),
         ({"train": "all"}, "--train all requires --rank_growth none (got importance)"),
+        ({"adapter_targets": "auto,q"}, "--adapter_targets auto,q is not allowed: give auto, or the names"),
+        ({"bf16": "no"}, "--bf16 'no' is not allowed: give true or false"),
+        ({"trust_remote_code": 1}, "--trust_remote_code 1 is not allowed: give true or false"),
+        ({"eval_size": None}, "--eval_size None is not allowed: give a whole number"),
+        ({"max_steps": 2.5}, "--max_steps 2.5 is not allowed: give a whole number"),
+        ({"preset": ["a"]}, "--preset ['a'] is not allowed"),
     ],
 )
 def test_check_names_the_first_mistake(flags: dict[str, object], text: str) -> None:
     with pytest.raises(UserError) as mistake:
         complete(**flags).check()
     assert text in str(mistake.value)
+
+
+def test_values_of_other_types_mean_what_they_say() -> None:
+    run = complete(sparsity="0.4", bf16="false", max_steps="3", output_dir=Path("a") / "b", data_path=Path("c.json"))
+    assert (run.pruning.sparsity, run.optim.bf16, run.optim.max_steps) == (0.4, False, 3)
+    assert (run.output.output_dir, run.data.data_path) == (str(Path("a") / "b"), "c.json")
+    assert str(Path("a") / "b") in run.to_yaml()
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,14 @@ def test_perplexity_counts_all_tokens_but_the_first(per_device: int) -> None:
     assert perplexity(model, blocks, per_device, CPU) == pytest.approx(math.exp(mean), rel=1e-5)
 
 
+def test_a_model_that_diverged_has_a_perplexity() -> None:
+    model = tiny.model(tie_word_embeddings=False).eval()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1e6)
+    found = perplexity(model, torch.arange(5, 29).view(3, 8), 1, CPU)
+    assert found == pytest.approx(math.exp(80))
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_the_mode_is_restored(training: bool) -> None:
     model = torch.nn.Dropout().train(training)

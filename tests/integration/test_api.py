@@ -64,6 +64,7 @@ def test_runs_in_one_process_do_not_disturb_each_other(folder: Path, results: di
         ("dry run", "apt-ds-train --dry_run"),
         ("unfinished", "step 2 of 4"),
         ("no measure", "give one of"),
+        ("decided", "apt_ds.export decides output_dir itself"),
     ],
 )
 def test_mistakes_are_user_errors(results: dict[str, Any], name: str, text: str) -> None:

@@ -85,6 +85,16 @@ def test_mistakes_end_the_run_before_it_writes(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("kind", ["bert-classes", "t5"])
+def test_only_language_models_have_a_perplexity(kind: str, run: Run, tmp_path: Path) -> None:
+    named = tiny.save_task(tmp_path / "task", kind)
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sees a dog " * 50, encoding="utf8")
+    ended = run(Place(tmp_path).words(tmp_path / "out", *named, "--perplexity_path", str(text)))
+    assert ended.status == 2 and "--perplexity_path requires a language model" in ended.mistakes[0]
+    assert not (tmp_path / "out").exists()
+
+
 def test_only_language_models_have_mmlu(exam: Place, run: Run, tmp_path: Path) -> None:
     named = tiny.save_task(tmp_path / "task", "bert-classes")
     ended = run(Place(tmp_path).words(tmp_path / "out", *named, "--mmlu_path", str(exam.folder / "data")))

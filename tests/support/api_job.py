@@ -56,6 +56,7 @@ def run_all(folder: Path, configs: Path) -> dict[str, Any]:
     written = folder / "first" / "model" / "model.safetensors"
     before = written.read_bytes()
     written.unlink()
+    results["decided"] = refused(apt_ds.export, str(folder / "first"), output_dir=str(folder / "elsewhere"))
     apt_ds.export(str(folder / "first"))
     results["exported"] = written.read_bytes() == before
     cut = {key: value for key, value in short.items() if key not in ("max_steps", "learning_rate")}
@@ -65,7 +66,7 @@ def run_all(folder: Path, configs: Path) -> dict[str, Any]:
     text = folder / "corpus.txt"
     text.write_text("the cat sees a dog " * 200, encoding="utf8")
     options: dict[str, Any] = {"perplexity": str(text), "block_length": 32}
-    results["perplexity"] = apt_ds.evaluate(str(folder / "cut" / "model"), **options)
+    results["perplexity"] = apt_ds.evaluate(folder / "cut" / "model", **options)
     results["no measure"] = refused(apt_ds.evaluate, str(folder / "cut" / "model"))
     states.append(process_state())
     return results | {"states": states}
