@@ -18,6 +18,7 @@ from apt_ds.data.instructions import every_answer_cut, instruction_recipe
 from apt_ds.data.length_order import Order
 from apt_ds.data.mmlu import SUBJECTS, Mmlu
 from apt_ds.data.mmlu import load as load_mmlu
+from apt_ds.data.rows import Rows
 from apt_ds.data.sources import WeightedSource, parse_sources
 from apt_ds.data.tokenized import TokenizedSet
 from apt_ds.eval.corpus_perplexity import text_blocks
@@ -25,13 +26,15 @@ from apt_ds.eval.mmlu import MmluEvaluator
 from apt_ds.eval.task_evaluators import ClassEvaluator, TextEvaluator
 from apt_ds.models.architectures import architecture_of
 from apt_ds.models.loading import Base
-from apt_ds.runtime import collectives
+from apt_ds.runtime import collectives, notices
 from apt_ds.training.prepared_data import Part, prepared_on_node, split, train_and_held_out, whole
 from apt_ds.training.questions import read_spans
 from apt_ds.training.run_data import Data, scored_sources
 from apt_ds.training.sampling import Sampled, calibration_order, sampling
 from apt_ds.training.sources import Sets, SourcePart, SourceReader
 from apt_ds.training.streaming import Stream, StreamOrder, open_stream
+
+TOLD = 0.01  # part of the training examples
 
 
 def read_data(run: RunConfig, base: Base, now: datetime | None = None) -> Data:
@@ -54,6 +57,8 @@ def read_data(run: RunConfig, base: Base, now: datetime | None = None) -> Data:
         order: Order = StreamOrder(steps * batch, batch)
     else:
         sets = READERS[base.kind](run, base, now)
+        if base.kind == LANGUAGE_MODEL and collectives.is_main():
+            _warn_of_dropped(sets.train, run.data.max_seq_length)
         order, steps = sampling(run, sets.train, sources, collectives.world_size())
     calibration = read_calibration(run, base, now)
     texts = read_perplexity_texts(run, base)
@@ -62,6 +67,16 @@ def read_data(run: RunConfig, base: Base, now: datetime | None = None) -> Data:
     data.sources, data.calibration, data.stream = sources, calibration, stream
     data.calibration_figures = scored_sources(run, data)
     return data
+
+
+def _warn_of_dropped(train: Rows, length: int) -> None:
+    """Say how many training examples are left out, if they are more than `TOLD` of all."""
+    every = len(train) + train.dropped
+    if train.dropped > TOLD * every:
+        notices.warn(
+            f"{train.dropped} of {every} training examples are left out: "
+            f"none of their first {length} tokens is trained (--max_seq_length)"
+        )
 
 
 def read_perplexity_texts(run: RunConfig, base: Base) -> dict[str, torch.Tensor]:

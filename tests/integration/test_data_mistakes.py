@@ -57,6 +57,20 @@ def test_a_mistake_is_one_line_before_anything_is_written(name: str, place: Plac
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("long", "told"), [(30, True), (0, False)])
+def test_examples_without_a_trained_token_are_told_of(
+    long: int, told: bool, place: Place, tmp_path: Path, run: Run
+) -> None:
+    rows = [ROW | {"instruction": "the cat " * 60} if i < long else ROW for i in range(40)]
+    held_out = ["--eval_data_path", place.spoiled("e.json", [ROW] * 4)]
+    data = ["--data_path", place.spoiled("d.json", rows), "--max_seq_length", "64", "--max_steps", "1", *held_out]
+    ended = run(place.words(tmp_path / "out", *data))
+    assert ended.status == 0, ended.err
+    text = "30 of 40 training examples are left out: none of their first 64 tokens is trained (--max_seq_length)"
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text("utf8"))
+    assert (text in ended.err, text in summary["warnings"], summary["data"]["dropped"]) == (told, told, long)
+
+
 def test_a_length_above_the_positions_is_fine_where_no_example_is_that_long() -> None:
     config = tiny.config()
     check_lengths(config, 128, 0)
