@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from apt_ds.config.option_types import split_commas
 from apt_ds.config.output_options import STOCK
-from apt_ds.config.pruning_options import AUTO
+from apt_ds.config.pruning_options import AUTO, PruningOptions
 from apt_ds.config.tasks import INSTRUCTIONS
 
 if TYPE_CHECKING:
@@ -77,11 +77,7 @@ def _of_cuts(run: RunConfig) -> Iterator[str]:
         yield f"--allow_empty_layers requires --structure adaptive (got {pruning.structure}), as layers then differ"
     if pruning.repairs and pruning.score == "fisher":
         yield "--repair ls does not support --score fisher, which has a fit of its own: give --repair none"
-    if pruning.repairs and pruning.gradual:
-        yield (
-            "--repair ls requires --pruning pretuning or posttuning (got gradual): masks have removed the blocks "
-            "before a gradual cut, and the model has learnt to do without them"
-        )
+    yield from _of_repaired_gradual_cuts(pruning)
     for flag, given in (("--allocate kl", pruning.allocates), ("--scale_steps", pruning.scales)):
         if given and not pruning.one_shot:
             yield f"{flag} requires --pruning pretuning or posttuning (got {pruning.mode}): others have no one cut"
@@ -101,6 +97,24 @@ def _of_cuts(run: RunConfig) -> Iterator[str]:
         yield (
             f"--pruning_start {pruning.pruning_start:g} and --pruning_phase {pruning.pruning_phase:g} exceed the "
             "run: give at most 1 together"
+        )
+
+
+def _of_repaired_gradual_cuts(pruning: PruningOptions) -> Iterator[str]:
+    """Gradual pruning with a repair, whose cuts remove at once what they decide."""
+    if not (pruning.repairs and pruning.gradual):
+        return
+    if pruning.learns_gates:
+        yield "--repair ls does not support --score l0, whose gates have removed the blocks before the cut"
+    elif pruning.self_distills and pruning.teacher == "unpruned":
+        yield (
+            "--repair ls with --pruning gradual does not support --distill layers with --teacher unpruned, which "
+            "needs the unchanged weights of every block: give --teacher shrinking, --distill none or logits"
+        )
+    elif pruning.defer_cuts:
+        yield (
+            "--repair ls with --pruning gradual does not support --defer_cuts true, as each cut comes with its "
+            "repair: leave --defer_cuts out, or give --pruning posttuning for one cut"
         )
 
 
@@ -148,9 +162,9 @@ def _of_data(run: RunConfig) -> Iterator[str]:
         yield "--rewrite_answers does not support --streaming: it needs the examples before training starts"
     if data.rewrite_answers and adapter.init_adapters:
         yield "--rewrite_answers does not support --init_adapters: answers come from the base without adapters"
-    if data.calibration_path and not pruning.one_shot:
+    if data.calibration_path and not (pruning.one_shot or pruning.repairs):
         yield (
-            f"--calibration_path requires --pruning pretuning or posttuning (got {pruning.mode}): "
+            f"--calibration_path requires --pruning pretuning or posttuning, or --repair ls (got {pruning.mode}): "
             "other runs score their training steps, or nothing"
         )
     reads = pruning.repairs or pruning.allocates or pruning.scales

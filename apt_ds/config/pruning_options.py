@@ -187,6 +187,11 @@ class PruningOptions:
         return self.gradual and self.score == "l0"
 
     @property
+    def moves_masks(self) -> bool:
+        """Whether masks move slowly between 0 and 1. Gates and repaired cuts do without."""
+        return self.gradual and not self.learns_gates and not self.repairs
+
+    @property
     def one_shot(self) -> bool:
         """Whether all blocks are removed at once."""
         return self.prunes and self.mode in ("pretuning", "posttuning")

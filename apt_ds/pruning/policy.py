@@ -6,7 +6,8 @@ the number of optimizer updates done.
 `Never` prunes nothing. `OneShot` cuts once, before update `cut_step`. `Gradual` decides again after every update of the
 pruning phase while masks follow the decision. Before that phase it does nothing. It cuts fully masked blocks every
 `prune_every` updates. Its last cut waits until every mask is exactly 0 or 1, so that removing the masks changes no
-output. `Learned` trains gates in the pruning phase, and cuts once at its end.
+output. `Staged` also cuts every `prune_every` updates, each time all that it decides, without masks: a repair follows
+each cut. `Learned` trains gates in the pruning phase, and cuts once at its end.
 """
 
 from __future__ import annotations
@@ -183,6 +184,52 @@ class Gradual(Policy):
 
 
 @dataclass(frozen=True)
+class Staged(Policy):
+    """Removes blocks while the model tunes, at each adjustment all that the decision removes.
+
+    sparsity: the fraction of the prunable parameters to remove by the end of the phase; prune_every: updates between
+    two cuts.
+    """
+
+    sparsity: float
+    prune_every: int
+
+    def kept_fraction(self, step: int, cut_done: bool) -> float:
+        """As that of `Gradual`."""
+        return schedules.kept_fraction(step - self.start, self.phase - self.start, self.sparsity)
+
+    def scores_in(self, step: int) -> bool:
+        """True in the pruning phase."""
+        return self.start <= step < self.phase
+
+    def refreshes_scores(self, step: int) -> bool:
+        """True at every adjustment."""
+        return self.decides(step)
+
+    def decides(self, step: int) -> bool:
+        """True at every adjustment."""
+        return schedules.is_adjustment(step, self.prune_every, self.phase, self.start)
+
+    def mask_action(self, step: int, scored: bool) -> MaskAction:
+        """A decision at every adjustment that has scores. Masks stay 1."""
+        if self.decides(step) and scored:
+            return MaskAction.DECIDE
+        if step == self.phase:
+            raise no_finite_step(self.phase - self.start)
+        return MaskAction.NONE
+
+    def cut_action(self, step: int, last_step: int, masks: np.ndarray, decision: np.ndarray) -> CutAction:
+        """Everything that the decision of this step removes."""
+        if not decision.all():
+            return CutAction.DECISION
+        return CutAction.FINISH if step >= self.phase else CutAction.NONE
+
+    def finished(self, step: int, masks: np.ndarray) -> bool:
+        """True once the phase is over."""
+        return step >= self.phase
+
+
+@dataclass(frozen=True)
 class Learned(Policy):
     """Removes all blocks at once at the end of a phase that learns gates (`l0_gates.py`).
 
@@ -233,6 +280,8 @@ def policy_of(options: PruningOptions, total_steps: int) -> Policy:
     if options.gradual:
         start = schedules.pruning_start(total_steps, options.pruning_start)
         phase = schedules.pruning_end(total_steps, options.pruning_start, options.pruning_phase)
+        if options.repairs:
+            return Staged(phase, options.sparsity, options.prune_every, start=start)
         return Gradual(phase, options.sparsity, options.prune_every, options.cuts_wait, start=start)
     phase = schedules.pruning_phase(total_steps, options.pruning_phase)
     if options.one_shot:

@@ -61,7 +61,7 @@ def _automatic_align(run: RunConfig, rules: Rules, anatomy: Anatomy) -> int:
 
 def mask_notice(run: RunConfig, total_steps: int) -> str:
     """One line if masks of gradual pruning must jump at the end of a run of `total_steps`, else ''."""
-    if not run.pruning.gradual or run.pruning.learns_gates:
+    if not run.pruning.moves_masks:
         return ""
     end = schedules.pruning_end(total_steps, run.pruning.pruning_start, run.pruning.pruning_phase)
     return schedules.mask_notice(run.pruning.mask_step, total_steps, end)

@@ -96,10 +96,11 @@ def wanted_rows(run: RunConfig, order: Order, steps: int, several: bool) -> np.n
     if run.optim.max_steps < 1 or (several and not weighted):
         return None
     batch, pruning = order.global_batch, run.pruning
-    if pruning.one_shot and not run.data.calibration_path:
+    if (pruning.one_shot or pruning.repairs) and not run.data.calibration_path:
         # calibration, walks and factors read the first steps, of which a short run may have fewer
         walks = pruning.repairs or pruning.score == "obs"
-        read = [pruning.calibration_steps, math.ceil(pruning.repair_examples / batch) if walks else 0]
+        read = [pruning.calibration_steps if pruning.one_shot else 0]
+        read.append(math.ceil(pruning.repair_examples / batch) if walks else 0)
         # factors are compared with 1 on a quarter more steps
         read.append(pruning.scale_steps + max(1, pruning.scale_steps // 4) if pruning.scales else 0)
         steps = max(steps, *read)

@@ -44,6 +44,7 @@ CASES = [
     ("gradual3", 3, False, MODES["gradual"], [1, 2, 5]),
     ("repaired2o", 2, True, [*BF16["pretuning"], *REPAIR, *SEARCH], [1, 3]),
     ("emptied3", 3, False, EMPTY, [3, 5]),
+    ("staged3", 3, False, [*MODES["gradual"], *REPAIR], [2, 3]),
     ("mixed2", 2, False, MIXED, [3]),
     ("streamed2", 2, False, STREAMED, [3]),
 ]
@@ -67,6 +68,7 @@ MORE_GATES = [
 MORE = [
     ("pretuning2o", 2, True, BF16["pretuning"], [1, 3]),
     ("repaired3", 3, False, [*MODES["pretuning"], *REPAIR], [1, 3]),
+    ("staged2o", 2, True, [*BF16["gradual"], *REPAIR, "--distill", "--teacher", "shrinking"], [1, 2, 3, 5]),
     ("searched3", 3, False, [*MODES["pretuning"], *RANDOM], [1, 3]),
     ("gradual2", 2, False, BF16["gradual"], [1, 2, 3, 5]),
     ("pretuning2", 2, False, MODES["pretuning"], [1, 2, 4]),

@@ -100,7 +100,18 @@ MISTAKES: dict[str, tuple[Spoil, list[str]]] = {
         ["--scale_steps does not support --score fisher"],
     ),
     "too few evaluations": (flags("--allocate_evaluations", "3"), ["--allocate_evaluations 3 is not allowed"]),
-    "a repair of gradual cuts": (flags("--repair", "ls", "--pruning", "gradual"), ["--repair ls requires --pruning"]),
+    "a repair beside an unpruned teacher": (
+        flags("--repair", "ls", "--pruning", "gradual", "--distill", "layers"),
+        ["--repair ls with --pruning gradual", "--teacher unpruned", "shrinking"],
+    ),
+    "a repair of cuts that wait": (
+        flags("--repair", "ls", "--pruning", "gradual", "--defer_cuts", "true"),
+        ["--repair ls with --pruning gradual", "--defer_cuts true"],
+    ),
+    "a repair of gates": (
+        flags("--repair", "ls", "--pruning", "gradual", "--score", "l0"),
+        ["--repair ls does not support --score l0"],
+    ),
     "heads on 8 GPUs": (flags("--tensor_parallel", "8"), ["--tensor_parallel 8", "no number of heads", "divisor of 4"]),
     "a budget for 4 GPUs": (
         flags("--tensor_parallel", "4", "--prune_blocks", "neurons", "--sparsity", "0.7"),

@@ -212,6 +212,7 @@ def test_repairs_are_the_same_on_any_ranks_and_stages(whole: bool, folder: Path)
     modes = {
         "repaired": [*MODES["pretuning"], "--max_steps", "4", *repaired],
         "readers": [*MODES["pretuning"], "--max_steps", "2", *repaired, "--prune_blocks", "hidden"],
+        "staged": [*MODES["gradual"], *repaired],
         "obs": [*MODES["pretuning"], "--max_steps", "4", *repaired, "--score", "obs", "--pruning", "posttuning"],
     }
     for kind, score in (("t5", "obs"), ("deberta-answers", "salience")) if whole else ():

@@ -7,7 +7,7 @@ import pytest
 
 from apt_ds.config.errors import UserError
 from apt_ds.config.run_config import RunConfig
-from apt_ds.pruning.policy import CutAction, Gradual, Learned, MaskAction, Never, OneShot, policy_of
+from apt_ds.pruning.policy import CutAction, Gradual, Learned, MaskAction, Never, OneShot, Staged, policy_of
 
 DECISION = np.array([True, True, False, False])
 ARRIVED = np.array([1.0, 1.0, 0.0, 0.0])
@@ -35,6 +35,8 @@ def gradual(cuts_wait: bool = False) -> Gradual:
         ({"pruning": "gradual", "sparsity": 0.0, "pruning_start": 0.3}, Never(10)),
         ({"pruning": "pretuning", "sparsity": 0.4, "pruning_start": 0.3}, OneShot(10, 0, 0.4)),
         ({"pruning": "gradual", "sparsity": 0.4, "score": "l0"}, Learned(10, 0.4)),
+        ({"pruning": "gradual", "sparsity": 0.4, "repair": "ls", "prune_every": 3}, Staged(10, 0.4, 3)),
+        ({"pruning": "gradual", "sparsity": 0.4, "repair": "ls", "pruning_start": 0.3}, Staged(16, 0.4, 20, start=6)),
     ],
 )
 def test_options_choose_the_policy(flags: dict[str, object], policy: object) -> None:
@@ -173,3 +175,25 @@ def test_learned_gates_decide_and_cut_once_at_the_end_of_their_phase() -> None:
     assert policy.finished(20, np.ones(2))
     with pytest.raises(UserError, match="no step of the pruning phase of 20 steps"):
         policy.mask_action(20, scored=False)
+
+
+def test_repaired_cuts_come_at_adjustments_and_move_no_mask() -> None:
+    policy = Staged(phase=36, sparsity=0.4, prune_every=8, start=16)
+    everything = np.ones(4, dtype=bool)
+    due = [24, 32, 36]
+    assert [step for step in range(60) if policy.decides(step)] == due
+    assert [step for step in range(60) if policy.refreshes_scores(step)] == due
+    assert [step for step in range(60) if policy.scores_in(step)] == list(range(16, 36))
+    for step in range(1, 60):
+        if step != policy.phase:
+            assert policy.mask_action(step, scored=False) is MaskAction.NONE
+        assert policy.mask_action(step, scored=True) is (MaskAction.DECIDE if step in due else MaskAction.NONE)
+        same = Gradual(phase=36, sparsity=0.4, prune_every=8, start=16)
+        assert policy.kept_fraction(step, False) == same.kept_fraction(step, False)
+        # an early budget may be too large for any unit to go
+        nothing = CutAction.FINISH if step >= policy.phase else CutAction.NONE
+        assert policy.cut_action(step, LAST, everything, everything) is nothing
+    assert policy.cut_action(24, LAST, everything, DECISION) is CutAction.DECISION
+    assert not policy.finished(32, np.ones(2)) and policy.finished(36, np.ones(2))
+    with pytest.raises(UserError, match="no step of the pruning phase of 20 steps"):
+        policy.mask_action(36, scored=False)

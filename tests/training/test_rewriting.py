@@ -125,6 +125,12 @@ def test_plain_text_of_a_mixture_stays(alone: None, place: Place, tmp_path: Path
         (GlobalOrder(40, 4, 1), ["--max_steps", "3", "--calibration_steps", "5"], 20),
         (GlobalOrder(40, 4, 1), ["--max_steps", "3", "--repair", "ls", "--repair_examples", "21"], 24),
         (GlobalOrder(90, 4, 1), ["--max_steps", "3", "--repair", "ls", "--repair_examples", "49"], 52),
+        (GlobalOrder(90, 4, 1), ["--max_steps", "3", "--pruning", "gradual", "--repair", "ls"], None),
+        (
+            GlobalOrder(90, 4, 1),
+            ["--max_steps", "3", "--pruning", "gradual", "--repair", "ls", "--repair_examples", "21"],
+            24,
+        ),
         (GlobalOrder(90, 4, 1), ["--max_steps", "3", "--score", "obs", "--repair_examples", "21"], 24),
         (GlobalOrder(90, 4, 1), ["--max_steps", "3", "--calibration_steps", "3", "--scale_steps", "8"], 40),
         (LengthOrder(GlobalOrder(40, 4, 1), np.arange(40), 1, 3), ["--max_steps", "3", "--pruning", "none"], 12),
