@@ -56,6 +56,7 @@ MORE_WHOLE = [
     ("late_whole0", 0, False, LATE_WHOLE, [1, 3, 4]),
     ("late_whole3", 3, False, [*LATE_WHOLE, *REPAIR, "--bf16"], [2, 3, 4]),
     ("emptied_whole3", 3, False, [*EMPTY, *WHOLE], [3, 5]),
+    ("staged_whole3o", 3, True, [*GRADUAL_WHOLE, *REPAIR], [2, 3]),
 ]
 # learned gates and a teacher: in their phase, at its end, and after the cut
 GATES = ["--max_steps", "8", "--sparsity", "0.5", "--align", "4", "--prune_every", "2", "--structure", "adaptive"]
@@ -76,6 +77,7 @@ MORE = [
     ("pretuning3o", 3, True, BF16["pretuning"], [1, 2, 4]),
     ("streamed3", 3, False, STREAMED, [1, 2, 3, 4, 5, 6, 7, 8]),
     ("scored2", 2, False, SCORED, [1, 3, 5]),
+    ("staged_stream2", 2, False, [*STREAMED, *REPAIR], [2, 3]),
     ("gradual0", 0, False, MODES["gradual"], [3]),
     ("started3", 3, False, [*MODES["gradual"], "--pruning_start", "0.25"], [1, 2, 3, 5]),
     # the cut gives the model biases that the base lacks
