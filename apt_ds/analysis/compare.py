@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from apt_ds.analysis.compare_jobs import answered, ask, judge, questions_of, train
+from apt_ds.analysis.compare_jobs import answered, answered_mmlu, ask, judge, mmlu_questions_of, questions_of, train
 from apt_ds.analysis.compare_table import Trial, tabulate
 from apt_ds.analysis.result_table import publish
 from apt_ds.analysis.variants import OWN, Variant
@@ -44,7 +44,7 @@ class Comparison:
         processes: of each run.
         full_learning_rate: of methods that train all weights.
         mmlu_data: a folder of MMLU's CSV files. Empty: MMLU is not measured.
-        mmlu_sample: number of questions.
+        mmlu_sample: number of questions. 0: all.
         efficiency: whether inference is measured.
         vary: names of options of train.py, each with its values. All combinations are run.
         full_num_train_epochs: of full fine-tuning. 0: as long as the other runs.
@@ -86,21 +86,29 @@ class Comparison:
             raise UserError(f"--inference_batch_size {self.inference_batch_size} is not allowed: {text}")
         if self.inference_batch_size and not self.efficiency:
             raise UserError("--inference_batch_size requires --efficiency, which measures inference")
-        if self.mmlu_data and not Path(self.mmlu_data).is_dir():
-            raise UserError(f"--mmlu_data {self.mmlu_data!r} is not a folder: give one with dev/ and test/")
-        if self.local_limit < 0:
-            raise UserError(f"--local_limit {self.local_limit} is not allowed: give at least 1, or 0 for all questions")
-        if self.local_data and not Path(self.local_data).is_dir():
-            text = "give one with sst2/, plain/ and wikitext2/"
-            raise UserError(f"--local_suite {self.local_data!r} is not a folder: {text}")
-        if self.local_data:
-            questions_of(self.local_data, self.local_limit)
+        self._check_questions()
         for words in self.vary:
             if len(words) < 2 or len(set(words)) < len(words):
                 raise UserError(f"--vary {' '.join(words)}: give the name of an option and its values, nothing twice")
             methods = any(words[0] in dict(variant.options) for variant in self.methods)
             if words[0] in OWN or methods or [other[0] for other in self.vary].count(words[0]) > 1:
                 raise UserError(f"--vary {words[0]} is not allowed: it is given elsewhere on this command line")
+
+    def _check_questions(self) -> None:
+        """Raise UserError for a number of questions that is not allowed, or data that lacks them."""
+        if self.mmlu_data and not Path(self.mmlu_data).is_dir():
+            raise UserError(f"--mmlu_data {self.mmlu_data!r} is not a folder: give one with dev/ and test/")
+        if self.mmlu_sample < 0:
+            raise UserError(f"--mmlu_sample {self.mmlu_sample} is not allowed: give at least 1, or 0 for all questions")
+        if self.local_limit < 0:
+            raise UserError(f"--local_limit {self.local_limit} is not allowed: give at least 1, or 0 for all questions")
+        if self.local_data and not Path(self.local_data).is_dir():
+            text = "give one with sst2/, plain/ and wikitext2/"
+            raise UserError(f"--local_suite {self.local_data!r} is not a folder: {text}")
+        if self.mmlu_data:
+            mmlu_questions_of(self.mmlu_data, self.mmlu_sample)
+        if self.local_data:
+            questions_of(self.local_data, self.local_limit)
 
     def settings(self) -> list[tuple[tuple[str, str], ...]]:
         """All combinations of the varied options' values, as (name, value) pairs."""
@@ -136,7 +144,7 @@ def compare(comparison: Comparison, words: Sequence[str]) -> list[dict[str, Any]
     for trial, config in zip(trials, configs, strict=True):
         if not finished(trial):
             train(comparison, trial, config)
-        if comparison.mmlu_data and not (trial.folder / "mmlu.json").exists():
+        if comparison.mmlu_data and not answered_mmlu(comparison, trial):
             judge(comparison, trial, config.model.trust_remote_code)
         if comparison.local_data and not answered(comparison, trial):
             ask(comparison, trial, config.model.trust_remote_code)

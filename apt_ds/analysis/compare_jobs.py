@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import psutil
 
-from apt_ds.analysis.compare_table import LOCAL_FILE, Trial
+from apt_ds.analysis.compare_table import LOCAL_FILE, MMLU_FILE, Trial
 from apt_ds.config.errors import UserError
 from apt_ds.config.run_config import RunConfig
 from apt_ds.runtime.signals import Stopped
@@ -50,18 +50,44 @@ def train(comparison: Comparison, trial: Trial, config: RunConfig) -> None:
 def judge(comparison: Comparison, trial: Trial, trust: bool) -> None:
     """Run eval_mmlu.py on what a run has left."""
     words = ["--model", str(trial.folder / "model"), "--data_dir", comparison.mmlu_data]
-    words += ["--sample", str(comparison.mmlu_sample), "--json", str(trial.folder / "mmlu.json"), "--bf16"]
+    words += ["--sample", str(comparison.mmlu_sample), "--json", str(trial.folder / MMLU_FILE), "--bf16"]
     words += ["--trust_remote_code"] if trust else []
     run(trial, [sys.executable, "-m", MMLU, *words])
 
 
+def answered_mmlu(comparison: Comparison, trial: Trial) -> bool:
+    """Whether a run has the answers to these questions of MMLU."""
+    return _holds(trial.folder / MMLU_FILE, mmlu_questions_of(comparison.mmlu_data, comparison.mmlu_sample))
+
+
 def answered(comparison: Comparison, trial: Trial) -> bool:
     """Whether a run has the answers to these questions of the suite `local`."""
-    file = trial.folder / LOCAL_FILE
-    if not file.exists():
-        return False
-    questions = questions_of(comparison.local_data, comparison.local_limit)
-    return bool(json.loads(file.read_text(encoding="utf8"))["questions"] == questions)
+    return _holds(trial.folder / LOCAL_FILE, questions_of(comparison.local_data, comparison.local_limit))
+
+
+def _holds(file: Path, questions: str) -> bool:
+    """Whether a file has the figures of questions with this hash. Those of earlier versions may lack the hash."""
+    return file.exists() and bool(json.loads(file.read_text(encoding="utf8")).get("questions") == questions)
+
+
+@cache
+def mmlu_questions_of(data: str, sample: int) -> str:
+    """A hash of the questions that eval_mmlu.py asks, which are read once.
+
+    Args:
+        data: a folder of MMLU's CSV files.
+        sample: number of questions. 0: all.
+
+    Raises:
+        UserError: the folder lacks a file or has fewer questions.
+    """
+    from apt_ds.data import mmlu
+    from apt_ds.runtime import collectives
+
+    every = mmlu.load(data, flag="--mmlu_data")
+    if sample > every.count():
+        raise UserError(f"--mmlu_sample {sample} is not allowed: --mmlu_data {data!r} has {every.count()} questions")
+    return collectives.digest(every.sampled(sample, seed=0) if sample else every)
 
 
 @cache

@@ -19,6 +19,7 @@ from apt_ds.training.score_history import NEAR
 
 Row = dict[str, Any]
 
+MMLU_FILE = "mmlu.json"  # in the folder of a run: its answers to MMLU
 LOCAL_FILE = "local.json"  # in the folder of a run: its answers to the suite `local`
 BY_TEXT = "corpus_perplexities"  # key of an evaluation with several texts
 
@@ -125,7 +126,7 @@ def add_texts(row: Row, summaries: list[Row]) -> None:
 
 def add_tasks(row: Row, members: list[Trial]) -> None:
     """Add the accuracy on MMLU and on each task of the suite `local`, where all runs have it."""
-    marks = [t.folder / "mmlu.json" for t in members]
+    marks = [t.folder / MMLU_FILE for t in members]
     if all(mark.exists() for mark in marks):
         put(row, "mmlu", [json.loads(mark.read_text(encoding="utf8"))["accuracy"] for mark in marks])
     files = [t.folder / LOCAL_FILE for t in members]

@@ -49,7 +49,7 @@ def parser() -> cli.Parser:
     epochs = "of full fine-tuning, instead of --max_steps too; the paper's 10; default 0: as long as the other runs"
     arguments.add_argument("--full_num_train_epochs", default="0", help=epochs)
     arguments.add_argument("--mmlu_data", default="", help="a folder of MMLU's CSV files; empty: no MMLU")
-    arguments.add_argument("--mmlu_sample", default="1000", help="questions to ask; default 1000")
+    arguments.add_argument("--mmlu_sample", default="1000", help="questions to ask; 0: all; default 1000")
     local = "a folder of data for the suite local of evaluate.py; empty: it is not run"
     arguments.add_argument("--local_suite", default="", metavar="DATA", help=local)
     arguments.add_argument("--local_limit", default="200", help="questions of each of its tasks; 0: all; default 200")

@@ -17,6 +17,7 @@ from apt_ds.data.formats import is_blank
 from apt_ds.data.text import read_text
 
 HUB_NAME = "cais/mmlu"
+FLAG = "--data_dir"
 LETTERS = "ABCD"
 COLUMNS = 6  # question, four choices, the letter of the right one
 
@@ -90,11 +91,18 @@ class Mmlu:
         return replace(self, test=test)
 
 
-def load(data_dir: str = "", subjects: Sequence[str] = (), limit: int = 0, sample: int = 0, seed: int = 0) -> Mmlu:
+def load(
+    data_dir: str = "",
+    subjects: Sequence[str] = (),
+    limit: int = 0,
+    sample: int = 0,
+    seed: int = 0,
+    flag: str = FLAG,
+) -> Mmlu:
     """MMLU from a folder (dev/SUBJECT_dev.csv, test/SUBJECT_test.csv), or from the hub where `data_dir` is empty.
 
     subjects: those wanted, all 57 if empty. limit: questions per subject; sample: questions over all subjects,
-    drawn after `limit`; 0 takes all.
+    drawn after `limit`; 0 takes all. flag: the option that named the folder, for messages.
 
     Raises:
         UserError: an unknown subject, files that are missing or broken (with file and line), too few questions.
@@ -104,20 +112,21 @@ def load(data_dir: str = "", subjects: Sequence[str] = (), limit: int = 0, sampl
         if subject not in SUBJECTS:
             close = difflib.get_close_matches(subject, SUBJECTS, n=2) or ["abstract_algebra", "and 56 others"]
             raise UserError(f"--subjects: {subject!r} is no subject of MMLU (did you mean {' or '.join(close)}?)")
-    found = _read_folder(Path(data_dir), wanted) if data_dir else _read_hub(wanted)
+    found = _read_folder(Path(data_dir), wanted, flag) if data_dir else _read_hub(wanted)
     found = found.first(limit) if limit else found
     return found.sampled(sample, seed) if sample else found
 
 
-def _read_folder(folder: Path, wanted: list[str]) -> Mmlu:
+def _read_folder(folder: Path, wanted: list[str], flag: str) -> Mmlu:
     if not folder.is_dir():
-        raise UserError(f"--data_dir {str(folder)!r} is no folder; give one that holds dev/ and test/ with CSV files")
+        raise UserError(f"{flag} {str(folder)!r} is no folder; give one that holds dev/ and test/ with CSV files")
     paths = {(split, s): folder / split / f"{s}_{split}.csv" for split in ("dev", "test") for s in wanted}
     if missing := [path for path in paths.values() if not path.is_file()]:
         raise UserError(
-            f"--data_dir {str(folder)!r} lacks {missing[0].relative_to(folder)}"
+            f"{flag} {str(folder)!r} lacks {missing[0].relative_to(folder)}"
             + (f" and {len(missing) - 1} more files" if len(missing) > 1 else "")
-            + "; give the folder of MMLU's original CSV files, or --subjects for those that are there"
+            + "; give the folder of MMLU's original CSV files"
+            + (", or --subjects for those that are there" if flag == FLAG else "")
         )
     return _by_subject(wanted, lambda split, subject: read_csv(paths[split, subject], subject))
 

@@ -45,6 +45,7 @@ def run_mmlu(args: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     result = mmlu.evaluate(loaded.runner, loaded.tokenizer, questions, settings, resume_file)
     figures = result.figures() | {"seconds": time.perf_counter() - start, "model": args.model}
+    figures["questions"] = collectives.digest(questions)
     publish(figures, mmlu.render(figures), args.json)
     if resume_file and not args.resume_file:
         resume_file.remove()

@@ -11,12 +11,15 @@ import pytest
 
 from apt_ds.analysis import compare_jobs
 from apt_ds.analysis.compare import Comparison, plan
-from apt_ds.analysis.compare_jobs import answered, ask
+from apt_ds.analysis.compare_jobs import answered, answered_mmlu, ask, judge
 from apt_ds.analysis.compare_table import Trial, tabulate
 from apt_ds.analysis.result_table import markdown
 from apt_ds.analysis.variants import parse_variants
 from apt_ds.commands import evaluate
-from tests.support import tiny
+from apt_ds.config.errors import UserError
+from apt_ds.data.mmlu import SUBJECTS, Mmlu
+from apt_ds.eval import mmlu_script
+from tests.support import mmlu_fixtures, tiny
 from tests.support.local_tasks import write_folder
 
 SHARED = Comparison(parse_variants("apt[align=8]"), (0.3,), (1, 2), 1, 1e-5, "", 10, False)
@@ -63,3 +66,50 @@ def test_local_tasks_are_asked_once_for_the_same_questions(tmp_path: Path, monke
     ]
     assert cells["perplexity of b.txt[50%:]"] == "19.5 ± 0.7" and "next sentence accuracy, % (chance 25)" in cells
     assert float(cells["last word log-likelihood"].split(" ")[0]) < 0
+
+
+def write_mmlu(folder: Path, count: int) -> Path:
+    """MMLU with `count` questions of each subject."""
+    every = [(subject, mmlu_fixtures.questions(subject, 5, 50)) for subject in SUBJECTS]
+    asked = {subject: mmlu_fixtures.questions(subject, count) for subject in SUBJECTS}
+    return mmlu_fixtures.write_folder(folder, Mmlu(dict(every), asked))
+
+
+def test_mmlu_is_asked_again_for_other_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, more = write_mmlu(tmp_path / "data", 2), write_mmlu(tmp_path / "more", 3)
+    own = replace(SHARED, mmlu_data=str(data), mmlu_sample=6, seeds=(1,))
+    own.check()
+    (trial,) = plan(own, tmp_path)
+    mmlu_fixtures.model().save_pretrained(trial.folder / "model")
+    mmlu_fixtures.tokenizer().save_pretrained(trial.folder / "model")
+
+    def run_here(trial: Trial, words: list[str]) -> None:
+        """Runs the command in this process."""
+        assert words[:3] == [sys.executable, "-m", "apt_ds.eval.mmlu_script"]
+        monkeypatch.setattr(sys, "argv", words[2:])
+        mmlu_script.main()
+
+    monkeypatch.setattr(compare_jobs, "run", run_here)
+    assert not answered_mmlu(own, trial)
+    judge(own, trial, False)
+    assert answered_mmlu(own, trial)
+    for other in (replace(own, mmlu_sample=7), replace(own, mmlu_sample=0), replace(own, mmlu_data=str(more))):
+        other.check()
+        assert not answered_mmlu(other, trial)
+    # as an earlier version wrote it: nobody knows which questions these were
+    figures = json.loads((trial.folder / "mmlu.json").read_text(encoding="utf8"))
+    del figures["questions"]
+    (trial.folder / "mmlu.json").write_text(json.dumps(figures), encoding="utf8")
+    assert not answered_mmlu(own, trial)
+
+
+def test_mistakes_in_mmlu_are_found_before_training(tmp_path: Path) -> None:
+    data = write_mmlu(tmp_path / "data", 2)
+    own = replace(SHARED, mmlu_data=str(data))
+    with pytest.raises(UserError, match="--mmlu_sample -5 is not allowed: give at least 1, or 0 for all questions"):
+        replace(own, mmlu_sample=-5).check()
+    with pytest.raises(UserError, match="--mmlu_sample 115 is not allowed: --mmlu_data '.*' has 114 questions"):
+        replace(own, mmlu_sample=115).check()
+    (data / "dev" / "anatomy_dev.csv").unlink()
+    with pytest.raises(UserError, match=r"--mmlu_data '.*' lacks dev/anatomy_dev.csv"):
+        own.check()
