@@ -111,7 +111,7 @@ def read_mmlu(run: RunConfig, base: Base) -> MmluEvaluator:
         present = [subject for subject in SUBJECTS if (Path(path) / "test" / f"{subject}_test.csv").is_file()]
         if not present:
             raise UserError(f"--mmlu_path {path!r} has no test/SUBJECT_test.csv: give the folder of MMLU's CSV files")
-        return load_mmlu(path, present, limit)
+        return load_mmlu(path, present, limit, flag="--mmlu_path")
 
     return MmluEvaluator(collectives.on_main(read), base.tokenizer, run.optim.per_device_eval_batch_size)
 

@@ -69,12 +69,13 @@ class Data:
         return max(streamed, *(int(part.lengths.max()) for part in sets if len(part)), 0)
 
     def fingerprints(self) -> dict[str, str]:
-        """Hashes of all token ids and labels, by data set."""
+        """Hashes of all token ids and labels by data set, and of MMLU's questions."""
         blocks = list(self.texts.values())
         corpus = collectives.digest(blocks[0] if len(blocks) == 1 else blocks) if blocks else ""
         calibration = "" if self.calibration is None else self.calibration.rows.fingerprint
         own = {"train": self.train.fingerprint, "held_out": self.held_out.fingerprint}
-        return own | {"corpus": corpus, "calibration": calibration}
+        mmlu = "" if self.mmlu is None else collectives.digest(self.mmlu.questions)
+        return own | {"corpus": corpus, "calibration": calibration, "mmlu": mmlu}
 
     def figures(self, steps: int, sampled: Sampled | None = None) -> list[SourceFigures]:
         """The sources of `sampled`, by default of the training data, with what the first steps take from each."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,3 +100,34 @@ def test_only_language_models_have_mmlu(exam: Place, run: Run, tmp_path: Path) -
     named = tiny.save_task(tmp_path / "task", "bert-classes")
     ended = run(Place(tmp_path).words(tmp_path / "out", *named, "--mmlu_path", str(exam.folder / "data")))
     assert ended.status == 2 and "--mmlu_path requires a language model" in ended.mistakes[0]
+
+
+def test_a_resumed_run_asks_the_same_questions(exam: Place, run: Run, tmp_path: Path) -> None:
+    data_folder, moved = tmp_path / "data", tmp_path / "moved"
+    for folder in (data_folder, moved):
+        shutil.copytree(exam.folder / "data", folder)
+    steps = ["--save_steps", "1", "--save_total_limit", "0", "--mmlu_path", str(data_folder)]
+    ended = run(words(exam, tmp_path / "out", *steps, "--mmlu_limit", "7"))
+    assert ended.status == 0, ended.err
+    saved = ["--resume_from_checkpoint", str(tmp_path / "out" / "checkpoint-1"), "--overwrite_output_dir", "true"]
+    text = "checkpoint-1: the set of questions of --mmlu_path and --mmlu_limit is not what the checkpoint was made with"
+    for changes in (["--mmlu_limit", "3"], ["--mmlu_limit", "7", "--mmlu_path", ""]):
+        refused = run(words(exam, tmp_path / "again", *steps, *changes, *saved))
+        assert refused.status == 2 and len(refused.mistakes) == 1 and text in refused.mistakes[0], refused.mistakes
+    same = run(words(exam, tmp_path / "again", *steps, "--mmlu_limit", "7", "--mmlu_path", str(moved), *saved))
+    assert same.status == 0, same.err
+    file = moved / "test" / "anatomy_test.csv"
+    file.write_text(file.read_text(encoding="utf8").replace("w1,", "w0,", 1), encoding="utf8")
+    refused = run(words(exam, tmp_path / "third", *steps, "--mmlu_limit", "7", "--mmlu_path", str(moved), *saved))
+    assert refused.status == 2 and len(refused.mistakes) == 1 and text in refused.mistakes[0], refused.mistakes
+
+
+def test_missing_solved_examples_are_named_by_the_option_of_the_run(exam: Place, run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(exam.folder / "data", folder)
+    (folder / "dev" / "anatomy_dev.csv").unlink()
+    ended = run(words(exam, tmp_path / "out", "--mmlu_path", str(folder)))
+    assert ended.status == 2 and ended.mistakes[0].endswith(
+        "lacks dev/anatomy_dev.csv; give the folder of MMLU's original CSV files"
+    )
+    assert f"--mmlu_path {str(folder)!r} lacks" in ended.mistakes[0]

@@ -212,6 +212,15 @@ def test_another_run_is_refused_in_one_line(run: RunConfig) -> None:
             saved.check(run, COUNTS, PRINTS | {name: "other"})
 
 
+def test_a_checkpoint_without_a_hash_of_mmlu_goes_on_without_mmlu(run: RunConfig) -> None:
+    """As earlier versions wrote it."""
+    saved = made(run, 1)
+    saved.check(run, COUNTS, PRINTS | {"mmlu": ""})
+    refused = "does not record the set of questions of --mmlu_path and --mmlu_limit: resume without it"
+    with pytest.raises(UserError, match=refused):
+        saved.check(run, COUNTS, PRINTS | {"mmlu": "m"})
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 KiB."""

@@ -39,6 +39,7 @@ FINGERPRINTED = {
     "corpus": "the text of --perplexity_path",
     "calibration": "the data of --calibration_path",
     "model": "the base model",
+    "mmlu": "the set of questions of --mmlu_path and --mmlu_limit",
     "teacher": "the cache of the dense model's probabilities",
 }
 
@@ -101,6 +102,8 @@ class Checkpoint:
             )
         for name, fingerprint in fingerprints.items():
             # absent from checkpoints of earlier versions, as is the option
+            if name not in self.fingerprints and fingerprint:
+                raise UserError(f"{self.path} does not record {FINGERPRINTED[name]}: resume without it")
             if self.fingerprints.get(name, "") != fingerprint:
                 raise UserError(
                     f"{self.path}: {FINGERPRINTED[name]} is not what the checkpoint was made with. Give the same"
