@@ -30,15 +30,11 @@ class ScoreHistory:
     Attributes:
         reference: score to compare with. 0 without one.
         history: all scores so far.
-        reached: the first score near the reference.
-        reached_pruned: the first score near the reference at the target size.
     """
 
     def __init__(self, reference: float) -> None:
         self.reference = reference
         self.history: list[Evaluated] = []
-        self.reached: Evaluated | None = None
-        self.reached_pruned: Evaluated | None = None
 
     @property
     def score(self) -> float:
@@ -59,26 +55,22 @@ class ScoreHistory:
             at_target: whether the model has the size that the run prunes to.
         """
         self.history.append({"step": step, "score": score, "seconds": seconds, "pruned": at_target})
-        if self.reference <= 0 or score < NEAR * self.reference:
-            return
-        self.reached = self.reached or self.history[-1]
-        if at_target:
-            self.reached_pruned = self.reached_pruned or self.history[-1]
 
     def summary(self) -> Scores:
         """Scores for the summary."""
         scores: Scores = {"history": self.history}
         if self.reference > 0:
+            # of the whole history: a resumed run may have another reference
+            near = [entry for entry in self.history if entry["score"] >= NEAR * self.reference]
             scores["reference_score"] = self.reference
-            scores["reached_97_percent"] = self.reached
-            scores["reached_97_percent_pruned"] = self.reached_pruned
+            scores["reached_97_percent"] = next(iter(near), None)
+            scores["reached_97_percent_pruned"] = next((entry for entry in near if entry["pruned"]), None)
         return scores
 
     def state_dict(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """All scores. No tensors."""
-        return {"history": self.history, "reached": self.reached, "reached_pruned": self.reached_pruned}, {}
+        return {"history": self.history}, {}
 
     def load_state_dict(self, values: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Resume from what `state_dict` returned."""
-        self.history, self.reached = values["history"], values["reached"]
-        self.reached_pruned = values["reached_pruned"]
+        self.history = values["history"]

@@ -33,3 +33,13 @@ def test_a_restored_history_goes_on() -> None:
     again.load_state_dict(json.loads(json.dumps(history.state_dict()[0])), {})
     assert again.summary() == history.summary() and again.score == 99.0
     assert again.knows(4) and not again.knows(3) and not ScoreHistory(1.0).knows(0)
+
+
+def test_a_restored_history_is_compared_with_the_reference_of_now() -> None:
+    """Also one that an earlier version saved with what it had reached."""
+    for reference in (0.0, 80.0, 100.0, 200.0):
+        saved = json.loads(json.dumps(filled(reference).state_dict()[0])) | {"reached": None, "reached_pruned": None}
+        for now in (0.0, 80.0, 100.0, 200.0):
+            again = ScoreHistory(now)
+            again.load_state_dict(saved, {})
+            assert again.summary() == filled(now).summary(), (reference, now)
