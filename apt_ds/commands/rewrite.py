@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from apt_ds.config import cli
 from apt_ds.config.errors import UserError
+from apt_ds.config.run_config import OPTIONS
 from apt_ds.runtime import exit_status
 
 USAGE = "python -m apt_ds.commands.rewrite --model_name_or_path M --data_path D --output FILE.jsonl [--NAME VALUE ...]"
+TEMPERATURES = OPTIONS["rewrite_temperature"].metadata["allowed"]
 
 
 def parser() -> cli.Parser:
@@ -34,7 +37,7 @@ def parser() -> cli.Parser:
     arguments.add_argument("--max_seq_length", type=cli.at_least(2), default=512, help=length)
     batch = "prompts per device and batch; default 8"
     arguments.add_argument("--per_device_eval_batch_size", type=count, default=8, metavar="N", help=batch)
-    temperature = "0: the most probable token each time, above 0: sampling; default 0"
+    temperature = f"0: the most probable token each time, above 0: sampling; {TEMPERATURES}; default 0"
     arguments.add_argument("--temperature", type=_temperature, default=0.0, help=temperature)
     arguments.add_argument("--seed", type=number, default=128, help="of sampling; default 128")
     arguments.add_argument("--limit", type=number, default=0, help="first examples to rewrite; 0: all")
@@ -47,7 +50,11 @@ def parser() -> cli.Parser:
 
 
 def _temperature(text: str) -> float:
-    return 0.0 if text.strip() in ("0", "0.0") else cli.above_zero(text)
+    """The type of an argument: a temperature."""
+    with suppress(ValueError):
+        if TEMPERATURES.holds(value := float(text)):
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not allowed: give {TEMPERATURES}")
 
 
 def main() -> None:

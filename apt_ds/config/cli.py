@@ -8,6 +8,9 @@ from typing import Any, NoReturn
 
 from apt_ds.config.errors import UserError
 from apt_ds.config.nearest import suggest
+from apt_ds.config.option_types import LARGEST
+
+LONGEST = 100  # characters of a number, which Python reads in time
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,12 +50,14 @@ def one_line(text: str) -> str:
 
 
 def at_least(low: int) -> Callable[[str], int]:
-    """The type of an argument: a whole number not below `low`."""
+    """The type of an argument: a whole number not below `low`, and not above `LARGEST`."""
 
     def convert(text: str) -> int:
-        if not text.lstrip("-").isdecimal() or int(text) < low:
-            raise argparse.ArgumentTypeError(f"{text!r} is not allowed: give a whole number, at least {low}")
-        return int(text)
+        number = int(text) if text.lstrip("-").isdecimal() and len(text) < LONGEST else None
+        if number is None or not low <= number <= LARGEST:
+            most = f" and at most {LARGEST}" if number is not None and number > LARGEST else ""
+            raise argparse.ArgumentTypeError(f"{text!r} is not allowed: give a whole number, at least {low}{most}")
+        return number
 
     return convert
 

@@ -15,6 +15,9 @@ from apt_ds.config.option_types import (
     COUNT,
     NOT_NEGATIVE,
     POSITIVE,
+    SEED,
+    TEMPERATURE,
+    OrZero,
     Range,
     choice,
     option,
@@ -122,7 +125,7 @@ class DataOptions:
         256, "with --rewrite_answers: tokens of an answer. A longer one is cut and trains no end of turn", COUNT
     )
     rewrite_temperature: float = option(
-        0.0, "with --rewrite_answers: 0 takes the most probable token each time, above 0 samples", NOT_NEGATIVE
+        0.0, "with --rewrite_answers: 0 takes the most probable token each time, above 0 samples", OrZero(TEMPERATURE)
     )
 
 
@@ -157,7 +160,7 @@ class OptimOptions:
         False, "the same command gives the same bits on GPUs too, with as many ranks on as many nodes; slower"
     )
     max_nonfinite_steps: int = option(5, "consecutive steps with a non-finite loss that end the run", COUNT)
-    seed: int = option(128, "seed of everything random", NOT_NEGATIVE)
+    seed: int = option(128, "seed of everything random", SEED)
 
     def global_batch(self, world_size: int) -> int:
         """Examples of one optimizer step over `world_size` processes."""
@@ -170,7 +173,9 @@ class DistributedOptions:
 
     deepspeed: str = option("", "the path of a DeepSpeed JSON, such as ds_configs/zero3.json")
     timeout: int = option(
-        600, "seconds without a sign of life after which a rank counts as lost; under NCCL at most 60", COUNT
+        600,
+        "seconds without a sign of life after which a rank counts as lost; under NCCL at most 60",
+        Range(1, 7 * 24 * 3600),
     )
     dry_run: bool = option(False, "only estimate the memory that a rank needs and whether it is available")
     world_size: int = option(0, "processes of the run that --dry_run estimates; 0: as launched", NOT_NEGATIVE)

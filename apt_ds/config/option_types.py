@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from apt_ds.config.errors import UserError
 
 Value = str | int | float | bool
+LARGEST = 2**63 - 1  # of whole numbers: libraries keep them in 64 bits with a sign
 
 
 def split_commas(text: str) -> list[str]:
@@ -33,10 +34,28 @@ class Range(NamedTuple):
         return math.isfinite(value) and above and below
 
     def __str__(self) -> str:
-        low = f"{'above' if self.low_open else 'at least'} {self.low:g}"
+        low = f"{'above' if self.low_open else 'at least'} {_shown(self.low)}"
         if self.high == math.inf:
             return low
-        return f"{low} and {'below' if self.high_open else 'at most'} {self.high:g}"
+        return f"{low} and {'below' if self.high_open else 'at most'} {_shown(self.high)}"
+
+
+def _shown(number: float) -> str:
+    """A number as a user would write it."""
+    return str(number) if isinstance(number, int) else f"{number:g}"
+
+
+class OrZero(NamedTuple):
+    """0, and the numbers of `range`."""
+
+    range: Range
+
+    def holds(self, value: float) -> bool:
+        """True for 0 and for a number of the range."""
+        return value == 0 or self.range.holds(value)
+
+    def __str__(self) -> str:
+        return f"0, or {self.range}"
 
 
 class OrAutomatic(NamedTuple):
@@ -82,10 +101,18 @@ BELOW_ONE = Range(0, 1, high_open=True)
 UP_TO_ONE = Range(0, 1, low_open=True)
 ZERO_TO_ONE = Range(0, 1)
 BITS = OneOf((16, 8, 4))
+# seeds of batches and ranks are sums with small numbers, and torch takes seeds of 64 bits
+SEED = Range(0, LARGEST)
+# logits are divided by it, and the loss is multiplied by its square, both in 32 bits
+TEMPERATURE = Range(0.01, 100)
 
 
 def option(
-    default: Value, help: str, allowed: Range | OrAutomatic | OneOf | None = None, flag: str = "", switch: str = ""
+    default: Value,
+    help: str,
+    allowed: Range | OrAutomatic | OrZero | OneOf | None = None,
+    flag: str = "",
+    switch: str = "",
 ) -> Any:
     """A field that the user sets; its type is the type of `default`. flag: its name for users, if it has another.
 
@@ -115,15 +142,18 @@ def converted(label: str, spec: Field[Any], value: object) -> Value:
     """
     kind: Any = type(spec.default)
     value = spelled_out(spec, os.fspath(value) if isinstance(value, os.PathLike) else value)
-    if isinstance(value, str | int | float) and type(value) is kind:
-        return value
-    if kind is float and type(value) is int:
-        return float(value)
     if isinstance(value, list) and isinstance(spec.metadata["allowed"], SomeOf):
         return ",".join(map(str, value))
     if isinstance(value, str):  # from the command line, and what YAML makes of 1e-4
         with suppress(KeyError, ValueError):
-            return {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+            value = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+    if kind is float and type(value) is int:
+        with suppress(OverflowError):
+            return float(value)
+    if kind is int and type(value) is int and abs(value) > LARGEST:
+        raise UserError(f"{label} {value} is not allowed: give a whole number from {-LARGEST} to {LARGEST}")
+    if isinstance(value, str | int | float) and type(value) is kind:
+        return value
     expected = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
     raise UserError(f"{label} {value!r} is not allowed: give {expected[kind]}")
 

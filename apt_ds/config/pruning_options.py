@@ -8,7 +8,7 @@ from apt_ds.config.option_types import (
     BELOW_ONE,
     COUNT,
     NOT_NEGATIVE,
-    POSITIVE,
+    TEMPERATURE,
     UP_TO_ONE,
     ZERO_TO_ONE,
     OrAutomatic,
@@ -110,7 +110,7 @@ class PruningOptions:
         UP_TO_ONE,
     )
     distill_temperature: float = option(
-        1.0, "with --distill logits: temperature of both probability distributions", POSITIVE
+        1.0, "with --distill logits: temperature of both probability distributions", TEMPERATURE
     )
     distill_top_k: int = option(
         64, "with --distill logits: tokens whose probability is known for each trained token; 6 bytes each", COUNT

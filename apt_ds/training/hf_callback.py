@@ -91,6 +91,9 @@ class AptCallback(TrainerCallback):
             if self._model is not model:
                 raise UserError("AptCallback has another model already: give every Trainer a callback of its own")
             return
+        if any(adapter.adapters(model)):
+            text = "give a Trainer one AptCallback, and each AptCallback a model of its own"
+            raise UserError(f"the model has the adapters of an AptCallback already: {text}")
         task, self.kind = hf_options.task_of(model)
         self.run = self.run.replace(task=task)
         self.base_config: PretrainedConfig = copy.deepcopy(model.config)

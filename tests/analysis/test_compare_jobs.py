@@ -108,7 +108,7 @@ def test_mistakes_in_mmlu_are_found_before_training(tmp_path: Path) -> None:
     own = replace(SHARED, mmlu_data=str(data))
     with pytest.raises(UserError, match="--mmlu_sample -5 is not allowed: give at least 1, or 0 for all questions"):
         replace(own, mmlu_sample=-5).check()
-    with pytest.raises(UserError, match="--mmlu_sample 115 is not allowed: --mmlu_data '.*' has 114 questions"):
+    with pytest.raises(UserError, match=r"--mmlu_sample 115 is not allowed: --mmlu_data '.*' has 114 questions"):
         replace(own, mmlu_sample=115).check()
     (data / "dev" / "anatomy_dev.csv").unlink()
     with pytest.raises(UserError, match=r"--mmlu_data '.*' lacks dev/anatomy_dev.csv"):

@@ -13,6 +13,8 @@ from apt_ds.config.resolve import resolve
 from apt_ds.config.run_config import GROUPS, OPTIONS, PLACES, RunConfig
 from tests.support.paths import ROOT
 
+LARGEST = 2**63 - 1
+
 
 def complete(**flags: object) -> RunConfig:
     """A configuration that has every required flag."""
@@ -97,12 +99,29 @@ def test_stated_flags_win_over_recipe_and_preset() -> None:
         ({"eval_size": None}, "--eval_size None is not allowed: give a whole number"),
         ({"max_steps": 2.5}, "--max_steps 2.5 is not allowed: give a whole number"),
         ({"preset": ["a"]}, "--preset ['a'] is not allowed"),
+        ({"seed": 2**64 - 1}, f"{2**64 - 1} is not allowed: give a whole number from {-LARGEST} to {LARGEST}"),
+        ({"max_steps": 10**400}, f"is not allowed: give a whole number from {-LARGEST} to {LARGEST}"),
+        ({"max_steps": "9" * 5000}, "is not allowed: give a whole number"),
+        ({"learning_rate": 10**400}, "is not allowed: give a number"),
+        ({"seed": -1}, f"--seed -1 is not allowed: give at least 0 and at most {LARGEST}"),
+        ({"timeout": 100_000_000_000}, "--timeout 100000000000 is not allowed: give at least 1 and at most 604800"),
+        ({"distill_temperature": 1e300}, "--distill_temperature 1e+300 is not allowed: give at least 0.01 and at most"),
+        ({"distill_temperature": 1e-300}, "--distill_temperature 1e-300 is not allowed: give at least 0.01 and at"),
+        ({"rewrite_temperature": 1e-300}, "1e-300 is not allowed: give 0, or at least 0.01 and at most 100"),
+        ({"rewrite_temperature": 1e300}, "1e+300 is not allowed: give 0, or at least 0.01 and at most 100"),
     ],
 )
 def test_check_names_the_first_mistake(flags: dict[str, object], text: str) -> None:
     with pytest.raises(UserError) as mistake:
         complete(**flags).check()
     assert text in str(mistake.value)
+
+
+def test_the_ends_of_a_range_belong_to_it() -> None:
+    for flags in ({"seed": LARGEST}, {"timeout": 604800}, {"distill_temperature": 0.01}, {"distill_temperature": 100}):
+        complete(**flags).check()
+    for temperature in (0, 0.01, 100):
+        complete(rewrite_temperature=temperature).check()
 
 
 def test_values_of_other_types_mean_what_they_say() -> None:

@@ -41,7 +41,10 @@ def test_the_file_has_the_answers_and_their_ends(
         (["--output", "no/such/answers.jsonl"], "its folder 'no/such' does not exist"),
         (["--data_path", "{text}"], "holds plain text, which has no answers"),
         (["--max_seq_length", "500"], "--max_seq_length 500 is longer than the model's context of 128 tokens"),
-        (["--temperature", "hot"], "'hot' is not allowed: give a number above 0"),
+        (["--temperature", "hot"], "'hot' is not allowed: give 0, or at least 0.01 and at most 100"),
+        (["--temperature", "1e-300"], "'1e-300' is not allowed: give 0, or at least 0.01 and at most 100"),
+        (["--temperature", "nan"], "'nan' is not allowed: give 0, or at least 0.01 and at most 100"),
+        (["--seed", str(2**64 - 1)], "is not allowed: give a whole number, at least 0 and at most 9223372036854775807"),
         (["--max_new_token", "3"], "--max_new_token is an unknown option"),
     ],
 )

@@ -136,6 +136,9 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         callback.attach(tiny.model())
     with pytest.raises(UserError, match="prune_steps -1 is not allowed"):
         apt_ds.AptCallback(prune_steps=-1)
+    two = [apt_ds.AptCallback(**hf_jobs.OPTIONS), apt_ds.AptCallback(**hf_jobs.OPTIONS)]
+    with pytest.raises(UserError, match="the model has the adapters of an AptCallback already: give a Trainer one"):
+        Trainer(tiny.model(), args, train_dataset=hf_jobs.examples(), callbacks=two)
     late = hf_jobs.trainer(tiny.model(), args, apt_ds.AptCallback(sparsity=0.999999, align=4))
     with pytest.raises(UserError, match="sparsity"):
         late.train()
