@@ -15,6 +15,14 @@ from apt_ds.runtime import exit_status
 
 USAGE = "evaluate.py --model DIR (--suite NAME | --tasks A,B | --perplexity FILE | --efficiency) [--NAME VALUE ...]"
 
+# options of one evaluation, by the options that choose it
+OPTIONS_OF = {
+    "--suite or --tasks": ("limit", "data_dir"),
+    "--tasks": ("num_fewshot",),
+    "--perplexity": ("subset", "split", "column", "block_length", "bos"),
+    "--efficiency": ("baseline", "prompt_length", "inference_batch_size", "new_tokens", "rounds", "max_batch"),
+}
+
 
 def parser() -> cli.Parser:
     """The options of the command."""
@@ -71,12 +79,25 @@ def evaluate(given: argparse.Namespace) -> dict[str, Any]:
     chosen = [name for name, value in wanted.items() if value]
     if len(chosen) != 1:
         raise UserError("give one of --suite or --tasks, --perplexity, --efficiency")
+    check_stated(given)
     # torch takes seconds to import: a wrong flag should not wait for it
     from apt_ds.eval import commands
 
     if chosen[0] == "suite":
         return commands.run_suite(given)
     return commands.run_perplexity(given) if chosen[0] == "perplexity" else commands.run_efficiency(given)
+
+
+def check_stated(given: argparse.Namespace) -> None:
+    """Raise UserError for an option that the chosen evaluation would ignore."""
+    if given.efficiency and "batch_size" in given.stated:
+        raise UserError("--efficiency ignores --batch_size: give --inference_batch_size")
+    # the suite `local` says itself that it has shots of its own
+    own_shots = {"num_fewshot"} if given.suite == "local" else set[str]()
+    for choosers, names in OPTIONS_OF.items():
+        chosen = any(getattr(given, word[2:]) for word in choosers.split(" or "))
+        if not chosen and (ignored := [name for name in names if name in given.stated - own_shots]):
+            raise UserError(f"--{ignored[0]} requires {choosers}")
 
 
 def script() -> None:

@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{one_line(message)}; --help lists all options")
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
-        """The values of `argv`. Raises UserError."""
+        """The values of `argv`, and as `stated` the names of those that it states. Raises UserError."""
         # argparse would first complain of a required option whose name is misspelt
         flags = [word.split("=")[0] for word in argv if word.startswith("--") and word != "--"]
         wrong = [flag for flag in flags if flag not in self._option_string_actions]
@@ -34,6 +34,7 @@ class Parser(argparse.ArgumentParser):
         if known is None or unknown:
             flag = next((word for word in unknown if word.startswith("-")), unknown[0]).split("=")[0]
             raise UserError(f"{flag} is an unknown option{suggest(flag, self.names())}; --help lists all options")
+        known.stated = frozenset(self._option_string_actions[flag].dest for flag in flags)
         return known
 
     def names(self) -> list[str]:

@@ -124,6 +124,8 @@ def run_perplexity(args: argparse.Namespace) -> dict[str, Any]:
 
     check_writable(args.json)
     corpus = corpus_perplexity.Corpus(args.perplexity, args.subset, args.split, args.column)
+    if corpus.is_file() and (ignored := [name for name in ("subset", "split", "column") if name in args.stated]):
+        raise UserError(f"--{ignored[0]} requires a data set: --perplexity {args.perplexity!r} is a text file")
     loading.start_ranks(bool(args.deepspeed))
     text = corpus.text()
     loaded = loading.load(args.model, args.bf16, args.deepspeed, trust=args.trust_remote_code)

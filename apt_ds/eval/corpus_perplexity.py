@@ -41,10 +41,13 @@ class Corpus:
         Raises:
             UserError: The corpus cannot be read.
         """
-        part = text_part(self.name, "--perplexity")
-        if part.path.is_file():
-            return part.read("--perplexity")
+        if self.is_file():
+            return text_part(self.name, "--perplexity").read("--perplexity")
         return SEPARATOR.join(self._rows())
+
+    def is_file(self) -> bool:
+        """Whether it is a text file."""
+        return text_part(self.name, "--perplexity").path.is_file()
 
     def _rows(self) -> list[str]:
         from datasets import load_dataset

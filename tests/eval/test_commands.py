@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+import apt_ds
 from apt_ds.commands import evaluate
+from apt_ds.config.errors import UserError
 from tests.eval.commands import launch
 from tests.support.launcher import script_caller
 
@@ -27,6 +29,18 @@ def test_the_script_says_what_its_number_depends_on(llamas: Path, tmp_path: Path
         (["--suite", "open-llm", "--efficiency"], "give one of --suite or --tasks, --perplexity, --efficiency"),
         (["--efficiency", "--rounds", "0"], "'0' is not allowed: give a whole number, at least 1"),
         (["--suite", "open-lm"], "--suite 'open-lm' is not allowed: give one of open-llm"),
+        (["--suite", "open-llm", "--prompt_length", "64"], "--prompt_length requires --efficiency"),
+        (["--tasks", "sciq", "--rounds", "5"], "--rounds requires --efficiency"),
+        (["--perplexity", "{text}", "--limit", "5"], "--limit requires --suite or --tasks"),
+        (["--perplexity", "{text}", "--data_dir=a"], "--data_dir requires --suite or --tasks"),
+        (["--suite", "open-llm", "--num_fewshot", "0"], "--num_fewshot requires --tasks"),
+        (["--efficiency", "--bos"], "--bos requires --perplexity"),
+        (["--efficiency", "--split", "test"], "--split requires --perplexity"),
+        (["--efficiency", "--batch_size", "2"], "--efficiency ignores --batch_size: give --inference_batch_size"),
+        (
+            ["--perplexity", "{text}", "--column", "text"],
+            "--column requires a data set: --perplexity '{text}' is a text",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(
@@ -39,9 +53,24 @@ def test_a_mistake_is_one_line_and_status_2(
 ) -> None:
     if "--suite" in words:
         pytest.importorskip("lm_eval")
+    words, line = [word.format(text=llamas / "text.txt") for word in words], line.format(text=llamas / "text.txt")
     ended = script_caller(evaluate.main, capfd, monkeypatch)("--model", str(llamas / "dense"), *words)
     assert (ended.status, len(ended.mistakes)) == (2, 1), ended.err
     assert line in ended.mistakes[0] and "Traceback" not in ended.err
+
+
+def test_every_option_belongs_to_all_evaluations_or_to_one() -> None:
+    own = [name for names in evaluate.OPTIONS_OF.values() for name in names]
+    shared = ("model", "bf16", "trust_remote_code", "deepspeed", "json", "batch_size")
+    chosen = ("suite", "tasks", "perplexity", "efficiency")
+    assert sorted([*own, *shared, *chosen, "help"]) == sorted(
+        name[2:] for name in evaluate.parser().names() if name != "-h"
+    )
+
+
+def test_python_is_told_of_an_option_of_another_evaluation(llamas: Path) -> None:
+    with pytest.raises(UserError, match="--prompt_length requires --efficiency"):
+        apt_ds.evaluate(llamas / "dense", perplexity=str(llamas / "text.txt"), prompt_length=64)
 
 
 def test_the_script_ends_with_the_status_of_a_mistake(llamas: Path) -> None:
