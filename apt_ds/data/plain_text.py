@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from apt_ds.config.errors import UserError
+from apt_ds.data.conversations import warn_unused
 from apt_ds.data.readers import find_source, text_of
 from apt_ds.data.source_kind import TEXT, text_files
 from apt_ds.data.text_slices import text_part
 from apt_ds.data.tokenized import Row
+from apt_ds.data.turns import Unused
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -83,7 +85,7 @@ class TokenBlocks:
 
 
 def documents(name: str, flag: str, split: str = "train") -> Iterator[Document]:
-    """The documents of a source, each in pieces.
+    """The documents of a source, each in pieces. After the last one it warns of columns that are not used.
 
     Args:
         name: a .txt file, a slice of one, or a folder of them. Or a file, a folder of shards or a hub data set with a
@@ -99,8 +101,12 @@ def documents(name: str, flag: str, split: str = "train") -> Iterator[Document]:
         for path in texts:
             yield part._replace(path=path).pieces(flag)
         return
+    unused = Unused()
     for where, record in find_source(name, (split,), hub=(name, split, "")).records():
-        yield (text_of(record, (TEXT,), where),)
+        text = text_of(record, (TEXT,), where)
+        unused.note(record, (TEXT,), where)
+        yield (text,)
+    warn_unused(unused, name)
 
 
 def check_end_token(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -73,9 +73,7 @@ class ConversationEncoder(Encoder):
     def encode(self, records: Sequence[Located]) -> list[ArrayRow]:
         """The rows of some records."""
         examples = self.examples(records)
-        if self._unused.first and "unused" not in self._told:
-            warn_unused(self._unused, self.name)
-            self._told.add("unused")
+        warn_once(self._unused, self.name, self._told)
         rows = [row for row in self.recipe.encode(examples) if self._trained(row)]
         if self.counts["read"] >= _ENOUGH:
             self._check()
@@ -137,9 +135,26 @@ class ConversationEncoder(Encoder):
 class TextEncoder(Encoder):
     """Plain text, cut into blocks of which every token is trained. A block may end one text and begin the next."""
 
-    def __init__(self, name: str, tokenizer: PreTrainedTokenizerBase, length: int, bos_id: int | None) -> None:
-        """Make blocks of `length` tokens, `bos_id` included where there is one. name: the source, for messages."""
+    def __init__(
+        self,
+        name: str,
+        tokenizer: PreTrainedTokenizerBase,
+        length: int,
+        bos_id: int | None,
+        told: set[str] | None = None,
+    ) -> None:
+        """Make blocks.
+
+        Args:
+            name: the source, for messages.
+            tokenizer: makes the tokens.
+            length: tokens of a block, `bos_id` included where there is one.
+            bos_id: the token that begins each block.
+            told: what was warned of, of all encoders of the source.
+        """
         check_end_token(tokenizer)
+        self._unused = Unused()
+        self._told = set[str]() if told is None else told
         self.name, self.tokenizer, self.bos_id = name, tokenizer, bos_id
         self.text_tokens = length - (bos_id is not None)
         self.rest = np.zeros(0, np.int32)
@@ -150,9 +165,11 @@ class TextEncoder(Encoder):
         pieces: list[tuple[str, bool]] = []
         for where, record in records:
             text = text_of(record, (TEXT,), where)
+            self._unused.note(record, (TEXT, "last"), where)
             if text.strip():
                 own = list(pieces_of([text]))
                 pieces += [(piece, i + 1 == len(own) and record.get("last", True)) for i, piece in enumerate(own)]
+        warn_once(self._unused, self.name, self._told)
         tokens = np.concatenate([self.rest, *encode_pieces(pieces, self.tokenizer)])
         count = len(tokens) // self.text_tokens
         self.rest, self.blocks = tokens[count * self.text_tokens :], self.blocks + count
@@ -182,3 +199,10 @@ class TextEncoder(Encoder):
     def load(self, state: State) -> None:
         """Take over `state`."""
         self.rest, self.blocks = np.array(state["rest"], np.int32), state["blocks"]
+
+
+def warn_once(unused: Unused, name: str, told: set[str]) -> None:
+    """Warn of the columns of a source that reading does not use, unless `told` says that this was done."""
+    if unused.first and "unused" not in told:
+        warn_unused(unused, name)
+        told.add("unused")

@@ -69,13 +69,11 @@ class Stream:
         return MixedRows(sources, self.weights)
 
     def _encoder(self, source: StreamSource, tokenizer: Any) -> Encoder:
-        length = self.max_length
+        length, told = self.max_length, self._told.setdefault(source.name, set())
         if not source.plain_text:
-            return ConversationEncoder(
-                source.name, instruction_recipe(tokenizer, length, self.now), self._told.setdefault(source.name, set())
-            )
+            return ConversationEncoder(source.name, instruction_recipe(tokenizer, length, self.now), told)
         begins = architecture_of(self.base.config).begins_with_bos
-        return TextEncoder(source.name, tokenizer, length, tokenizer.bos_token_id if begins else None)
+        return TextEncoder(source.name, tokenizer, length, tokenizer.bos_token_id if begins else None, told)
 
     def hold_out(self, total: int) -> tuple[list[Row], list[Any]]:
         """Set the first examples of each source aside, `total` in all. Training begins after them.

@@ -89,6 +89,18 @@ def test_tokens_are_made_once(texts: Path, settings: CacheSettings, monkeypatch:
     assert again == found and blocks_of(again.folder, 8, 1).fingerprint == whole.fingerprint
 
 
+def test_a_later_start_names_the_columns_that_are_not_used(
+    tmp_path: Path, settings: CacheSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"text": "the cat", "more": 1}) + "\n", encoding="utf8")
+    for _ in range(2):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            kept_tokens(str(path), FLAG, tiny.tokenizer(), settings)
+        assert caplog.messages == [f"{path}: not used: 'more' (first in {path}, line 1)"]
+
+
 def test_other_texts_tokens_and_lengths_are_others(texts: Path, settings: CacheSettings) -> None:
     tokenizer = tiny.tokenizer()
     found = kept_tokens(str(texts), FLAG, tokenizer, settings)

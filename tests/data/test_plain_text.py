@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from itertools import chain
 from pathlib import Path
 
@@ -67,6 +68,17 @@ def test_sources_of_text(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n{"text": ""}\n{"text": "two"}\n')
     assert ["".join(text) for text in documents(str(tmp_path / "wiki.txt"), "--data_path")] == ["one\n\ntwo"]
     assert ["".join(text) for text in documents(str(tmp_path / "rows.jsonl"), "--data_path")] == ["one", "", "two"]
+
+
+def test_records_of_text_warn_of_the_columns_that_are_not_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"text": "one"}, {"text": "two", "answer": "three", "note": ""}, {"text": "four", "answer": "five"}]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    with caplog.at_level(logging.WARNING):
+        assert len([*documents(str(path), "--data_path")]) == 3
+    assert caplog.messages == [f"{path}: not used: 'answer' (first in {path}, line 2)"]
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,16 @@ def test_text_becomes_the_blocks_of_the_ordinary_reader(bos: int | None) -> None
     assert all(row["labels"].tolist() == row["input_ids"].tolist() for row in found)
 
 
+def test_columns_beside_a_text_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    told: set[str] = set()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            made = TextEncoder("a.jsonl", tiny.tokenizer(), 16, None, told)
+            made.encode([("a.jsonl, line 1", {"text": "the cat", "last": True}), ("b", {"text": "sees", "more": 1})])
+            made.encode([("a.jsonl, line 3", {"text": "the cat", "more": 2})])
+    assert caplog.messages == ["a.jsonl: not used: 'more' (first in b)"]
+
+
 def test_the_end_token_follows_the_last_piece_alone() -> None:
     tokenizer = tiny.tokenizer()
     made = TextEncoder("a", tokenizer, 1000, None)

@@ -87,6 +87,12 @@ def test_the_first_examples_are_held_out(place: Place, sources: dict[str, str], 
 
 def test_a_column_that_is_not_used_is_told_once(place: Place, alone: None, caplog: pytest.LogCaptureFixture) -> None:
     record = {"instruction": "the cat", "output": "sees", "more": 1}
+    text = {"text": "the cat sees " * 8, "more": 1}
+    data = read(place, "--data_path", place.spoiled("texts.jsonl", f"{json.dumps(text)}\n" * 99), "--eval_size", "2")
+    assert data.stream is not None
+    data.stream.open().take(30)
+    assert len([message for message in caplog.messages if "not used: 'more'" in message]) == 1
+    caplog.clear()
     data = read(place, "--data_path", place.spoiled("more.jsonl", f"{json.dumps(record)}\n" * 20))
     assert data.stream is not None
     data.stream.open().take(30)
