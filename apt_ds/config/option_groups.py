@@ -134,12 +134,14 @@ class OptimOptions:
     """How the weights are trained."""
 
     trainable: str = choice("adapters, all", "what is trained: low-rank adapters, or all weights", flag="train")
-    learning_rate: float = option(1e-4, "peak learning rate", POSITIVE)
+    learning_rate: float = option(1e-4, "peak learning rate", Range(0, 1000, low_open=True))
     per_device_train_batch_size: int = option(4, "examples per device and micro-batch", COUNT)
     per_device_eval_batch_size: int = option(8, "examples per device when evaluating", COUNT)
     gradient_accumulation_steps: int = option(1, "micro-batches per optimizer step", COUNT)
     num_train_epochs: float = option(
-        3.0, "passes over the data; of a mixture: times all of its rows together", POSITIVE
+        3.0,
+        "passes over the data; of a mixture: times all of its rows together",
+        Range(0, 1_000_000, low_open=True),
     )
     max_steps: int = option(-1, "optimizer steps; -1: by num_train_epochs", Range(-1))
     weight_decay: float = option(0.0, "AdamW weight decay", NOT_NEGATIVE)

@@ -104,6 +104,8 @@ def test_stated_flags_win_over_recipe_and_preset() -> None:
         ({"max_steps": "9" * 5000}, "is not allowed: give a whole number"),
         ({"learning_rate": 10**400}, "is not allowed: give a number"),
         ({"seed": -1}, f"--seed -1 is not allowed: give at least 0 and at most {LARGEST}"),
+        ({"learning_rate": 1e300}, "--learning_rate 1e+300 is not allowed: give above 0 and at most 1000"),
+        ({"num_train_epochs": 1e300}, "--num_train_epochs 1e+300 is not allowed: give above 0 and at most 1000000"),
         ({"timeout": 100_000_000_000}, "--timeout 100000000000 is not allowed: give at least 1 and at most 604800"),
         ({"distill_temperature": 1e300}, "--distill_temperature 1e+300 is not allowed: give at least 0.01 and at most"),
         ({"distill_temperature": 1e-300}, "--distill_temperature 1e-300 is not allowed: give at least 0.01 and at"),
