@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from apt_ds.config.errors import UserError
+from apt_ds.data.splitting import cannot_hold_out
 from apt_ds.data.tokenized import Row
 
 
@@ -106,19 +106,17 @@ class Subset:
         return hashlib.sha256(self.whole.fingerprint.encode() + self.indices.astype(np.int64).tobytes()).hexdigest()
 
 
-def split_rows(rows: Rows, held_out: int, seed: int, name: str) -> tuple[Rows, Rows]:
+def split_rows(rows: Rows, held_out: int, seed: int, name: str, whole: int = 0) -> tuple[Rows, Rows]:
     """Set `held_out` rows aside: (training rows, held-out rows), chosen by `seed`, both in their original order.
 
     Raises:
-        UserError: nothing would be left to train on. `name` is the source in the message.
+        UserError: nothing would be left to train on. `name` is the source in the message, and `held_out` its share of
+            `whole` examples of all sources. 0: it is the only source.
     """
     if not held_out:
         return rows, Subset(rows, np.empty(0, np.int64))
     if held_out >= len(rows):
-        raise UserError(
-            f"--eval_size: cannot hold out {held_out} of {len(rows)} blocks of text of {name}; give at most "
-            f"{len(rows) - 1}, or --eval_data_path"
-        )
+        raise cannot_hold_out(held_out, len(rows), f"blocks of text of {name}", whole)
     chosen = np.zeros(len(rows), bool)
     chosen[np.random.default_rng(seed).permutation(len(rows))[:held_out]] = True
     return Subset(rows, np.flatnonzero(~chosen)), Subset(rows, np.flatnonzero(chosen))

@@ -82,7 +82,8 @@ def split(run: RunConfig, data: Prepared[E], held_out: int = 0) -> tuple[Part[E]
 
     held_out: how many. 0: as the options say.
     """
-    numbers = held_out_numbers(len(data.examples), held_out or run.data.eval_size or HELD_OUT, run.optim.seed)
+    total = run.data.eval_size or HELD_OUT
+    numbers = held_out_numbers(len(data.examples), held_out or total, run.optim.seed, data.name, total)
     return Part(data, numbers[0]), Part(data, numbers[1])
 
 

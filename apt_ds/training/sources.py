@@ -100,7 +100,8 @@ class SourceReader:
         blocks: Rows = self._blocks(name, flag)
         if most and most < len(blocks):
             blocks = split_rows(blocks, most, self.run.optim.seed, name)[1]
-        train, aside = split_rows(blocks, held_out, self.run.optim.seed, name)
+        whole = self.run.data.eval_size or HELD_OUT
+        train, aside = split_rows(blocks, held_out, self.run.optim.seed, name, whole)
         return SourcePart(train, aside if held_out else None, list)
 
     def _blocks(self, name: str, flag: str) -> TokenBlocks:

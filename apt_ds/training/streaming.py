@@ -101,9 +101,11 @@ class Stream:
             records = part.read(1)
             if not records:
                 encoder.end_pass()
+                whole = self.run_config.data.eval_size or HELD_OUT
+                share = "" if whole == count else f", its share of {whole}"
                 raise UserError(
-                    f"--eval_size: cannot hold out {count} examples of {source.name}, which has {len(rows)}; give "
-                    "less, or --eval_data_path"
+                    f"--eval_size: cannot hold out {count} examples of {source.name}{share}: it has "
+                    f"{len(rows)}; give less, or --eval_data_path"
                 )
             made = encoder.encode(records)
             if made and isinstance(encoder, ConversationEncoder):

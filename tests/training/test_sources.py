@@ -118,6 +118,15 @@ def test_halves_of_a_text_train_and_are_judged(place: Place, sources: dict[str, 
         (["--data_path", "{data}:1,none.json:2"], "no such data file: none.json"),
         (["--data_path", "{data}:1,none.txt:2"], "no such data file: none.txt"),
         (["--data_path", "{data}:1,{wiki}:1", "--eval_size", "90"], "cannot hold out 45 of"),
+        (
+            ["--data_path", "{wiki}:1,{data}:5", "--eval_size", "60"],
+            "--eval_size: cannot hold out 50 of 48 examples of {data}, its share of 60; give a smaller",
+        ),
+        (
+            ["--data_path", "{wiki}:99,{data}:1", "--eval_size", "6000"],
+            "of {wiki}, its share of 6000; give a smaller --eval_size",
+        ),
+        (["--data_path", "{data}", "--eval_size", "48"], "of 48 examples of {data}; give at most 47, or --eval_data"),
         (["--calibration_path", "{rows}", "--pruning", "gradual"], "--calibration_path requires --pruning pretuning"),
         (["--calibration_path", "{rows}", "--score", "random", *PLAIN], "--calibration_path requires a score of data"),
         (["--packing", "--group_by_length"], "--group_by_length requires --packing false"),
@@ -127,7 +136,8 @@ def test_a_mistake_is_one_line_before_anything_is_written(
     flags: list[str], problem: str, place: Place, sources: dict[str, str], tmp_path: Path, run: Run
 ) -> None:
     ended = run(place.words(tmp_path / "out", *(flag.format(**sources) for flag in flags)))
-    assert ended.status == 2 and len(ended.mistakes) == 1 and problem in ended.mistakes[0], ended.err
+    assert ended.status == 2 and len(ended.mistakes) == 1, ended.err
+    assert problem.format(**sources) in ended.mistakes[0], ended.err
     assert not (tmp_path / "out").exists()
 
 

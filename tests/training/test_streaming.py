@@ -122,6 +122,10 @@ def test_the_fingerprint_covers_names_options_and_first_rows(
         (["--data_path", "{data},{rows}"], "--streaming requires weights for several sources"),
         (["--data_path", "none.jsonl"], "no such data file: none.jsonl"),
         (["--eval_size", "49"], "cannot hold out 49 examples of"),
+        (
+            ["--data_path", "{wiki}:1,{lines}:5", "--eval_size", "60"],
+            "--eval_size: cannot hold out 50 examples of {lines}, its share of 60: it has 48; give less",
+        ),
         (["--eval_size", "48"], "has no record left for process 0"),
         (["--data_path", "{broken}"], "broken.jsonl, line 3, column 2: not valid JSON"),
         (["--data_path", "http://127.0.0.1:1/a.jsonl"], "127.0.0.1:1/a.jsonl cannot be read"),
@@ -136,7 +140,7 @@ def test_a_mistake_is_one_line_before_anything_is_written(
     names["address"] = server.address
     words = [*STREAMING, "--data_path", sources["lines"], *(flag.format(**names) for flag in flags)]
     ended = run(place.words(tmp_path / "out", *words))
-    assert ended.status == 2 and len(ended.mistakes) == 1 and problem in ended.mistakes[0], ended.err
+    assert ended.status == 2 and len(ended.mistakes) == 1 and problem.format(**sources) in ended.mistakes[0], ended.err
     assert not (tmp_path / "out").exists()
 
 
