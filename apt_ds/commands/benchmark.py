@@ -16,6 +16,7 @@ from apt_ds.config.errors import UserError
 from apt_ds.config.resolve import resolve
 from apt_ds.config.run_config import RunConfig
 from apt_ds.runtime import exit_status
+from apt_ds.runtime.files import check_writable, write_json
 
 MEASURED = (
     "figures of an earlier --json, such as train7.json of tests/gpu/check.sh. --predict takes utilisation and peak "
@@ -67,6 +68,7 @@ def read(argv: list[str]) -> tuple[argparse.Namespace, RunConfig]:
 def main() -> None:
     """Benchmark as the command line says. Raises UserError."""
     own, run = read(sys.argv[1:])
+    check_writable(own.json)
     if own.data:
         _measure_data(own)
         return
@@ -94,7 +96,6 @@ def main() -> None:
 
 def _measure_data(own: argparse.Namespace) -> None:
     from apt_ds.analysis.bench import data_start
-    from apt_ds.runtime.files import write_json
 
     figures = data_start.measure(own.rest, own.data_rows)
     print(data_start.render(figures), flush=True)

@@ -22,7 +22,7 @@ from apt_ds.eval import loading, mmlu, rewriting
 from apt_ds.eval.generated_answers import GenerationOptions
 from apt_ds.eval.resume_file import ResumeFile
 from apt_ds.runtime import collectives, notices
-from apt_ds.runtime.files import write_json, write_text
+from apt_ds.runtime.files import check_writable, write_json, write_text
 
 LOCAL = "local"  # the suite that needs no lm-evaluation-harness
 
@@ -59,20 +59,6 @@ def publish(figures: dict[str, Any], table: str, json_path: str) -> None:
     print(table, flush=True)
     if json_path:
         write_json(Path(json_path), figures)
-
-
-def check_writable(*paths: str) -> None:
-    """Check the folders of result files before hours of work.
-
-    Args:
-        *paths: Files. '' is skipped.
-
-    Raises:
-        UserError: A folder does not exist.
-    """
-    for path in filter(None, paths):
-        if not Path(path).parent.is_dir():
-            raise UserError(f"{path!r} cannot be written: its folder {str(Path(path).parent)!r} does not exist")
 
 
 def run_local_suite(args: argparse.Namespace) -> dict[str, Any]:

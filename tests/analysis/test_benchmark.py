@@ -124,6 +124,7 @@ def test_variants_that_cannot_be_measured_are_left_out_or_refused() -> None:
         ("--predict many", "at least 1"),
         ("--random_weights none.json", "llama2-13b"),
         ("--predict 8 --measured none.json", "none.json"),
+        ("--json /", "'/' is a folder: give the name of a file"),
     ],
 )
 def test_mistakes_are_one_line(words: str, part: str, here: Callable[..., Ended]) -> None:

@@ -10,6 +10,8 @@ import pytest
 import apt_ds
 from apt_ds.commands import evaluate
 from apt_ds.config.errors import UserError
+from apt_ds.eval import inference_cost, loading
+from apt_ds.runtime.files import check_writable
 from tests.eval.commands import launch
 from tests.support.launcher import script_caller
 
@@ -77,3 +79,32 @@ def test_the_script_ends_with_the_status_of_a_mistake(llamas: Path) -> None:
     ended = launch(llamas, "--suite", "open-llm", "--efficiency")
     (line,) = [text for text in ended.stderr.splitlines() if text.startswith("error: ")]
     assert ended.returncode == 2 and "give one of --suite or --tasks" in line and "Traceback" not in ended.stderr
+
+
+def unwritable(name: str) -> Path:
+    """A path of which a process of any user can write no file."""
+    return Path("/proc/self") / name
+
+
+@pytest.mark.parametrize("way", [["--efficiency"], ["--perplexity", "{text}"], ["--suite", "local", "--data_dir", "d"]])
+def test_a_place_that_cannot_be_written_is_found_before_the_evaluation(
+    way: list[str], llamas: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "start_ranks", lambda *_: pytest.fail("it began"))
+    monkeypatch.setattr(inference_cost, "protocol_of", lambda *_: pytest.fail("it began"))
+    words = ["--model", str(llamas / "dense"), *(word.format(text=llamas / "text.txt") for word in way)]
+    for place, text in (
+        (tmp_path, "is a folder: give the name of a file"),
+        (unwritable("figures.json"), "cannot be written: "),
+        (tmp_path / ("x" * 300), "cannot be written: File name too long"),
+    ):
+        with pytest.raises(UserError) as caught:
+            evaluate.evaluate(evaluate.parser().read([*words, "--json", str(place)]))
+        assert str(caught.value).startswith(f"{str(place)!r} {text}") and "\n" not in str(caught.value)
+
+
+def test_a_place_that_can_be_written_is_left_as_it_is(tmp_path: Path) -> None:
+    old = tmp_path / "old.json"
+    old.write_text("{}", encoding="utf8")
+    check_writable("", str(old), str(tmp_path / "new.json"))
+    assert [path.name for path in tmp_path.iterdir()] == ["old.json"] and old.read_text(encoding="utf8") == "{}"

@@ -39,6 +39,7 @@ def test_the_file_has_the_answers_and_their_ends(
     [
         (["--output", "answers.txt"], "give a name that ends in .jsonl"),
         (["--output", "no/such/answers.jsonl"], "its folder 'no/such' does not exist"),
+        (["--output", "/proc/self/answers.jsonl"], "'/proc/self/answers.jsonl' cannot be written: "),
         (["--data_path", "{text}"], "holds plain text, which has no answers"),
         (["--max_seq_length", "500"], "--max_seq_length 500 is longer than the model's context of 128 tokens"),
         (["--temperature", "hot"], "'hot' is not allowed: give 0, or at least 0.01 and at most 100"),

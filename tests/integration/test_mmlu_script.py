@@ -96,6 +96,14 @@ def no_folder_for_json(place: Path, tmp_path: Path) -> list[str]:
     return ["--model", str(place / "model"), "--json", str(tmp_path / "no" / "x.json")]
 
 
+def folder_for_json(place: Path, tmp_path: Path) -> list[str]:
+    return ["--model", str(place / "model"), "--json", str(tmp_path)]
+
+
+def folder_for_answers(place: Path, tmp_path: Path) -> list[str]:
+    return ["--model", str(place / "model"), "--resume_file", str(tmp_path)]
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
@@ -104,6 +112,8 @@ def no_folder_for_json(place: Path, tmp_path: Path) -> list[str]:
         (missing_files, "lacks dev/abstract_algebra_dev.csv and 107 more files"),
         (unknown_flag, "--num_shot is an unknown option (did you mean --num_shots"),
         (no_folder_for_json, "does not exist"),
+        (folder_for_json, "is a folder: give the name of a file"),
+        (folder_for_answers, "is a folder: give the name of a file"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(
