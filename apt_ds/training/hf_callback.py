@@ -56,10 +56,8 @@ class AptCallback(TrainerCallback):
         Raises:
             UserError: an option that does not exist, or a value that is not allowed.
         """
-        if prune_steps < 0:
-            raise UserError(f"prune_steps {prune_steps} is not allowed: give at least 1, or 0 for pruning_phase")
+        self.prune_steps = hf_options.steps_of(prune_steps)
         self.run = hf_options.options(sparsity, flags)
-        self.prune_steps = prune_steps
         self.cuts_while_training = False
         self._model: PreTrainedModel | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from apt_ds.config import schedules
 from apt_ds.config.errors import UserError
+from apt_ds.config.option_types import converted, option
 from apt_ds.config.pruning_options import AdapterOptions, PruningOptions
 from apt_ds.config.run_config import RunConfig
 from apt_ds.models.architectures import architecture_of
@@ -40,6 +41,8 @@ FLAGS = {
     if spec.metadata
 } | {"recipe", "seed"}
 
+STEPS: Any = option(0, "optimizer steps of the pruning phase")
+
 
 def options(sparsity: float, flags: dict[str, Any]) -> RunConfig:
     """The options of a callback as those of a run of gradual pruning.
@@ -59,6 +62,18 @@ def options(sparsity: float, flags: dict[str, Any]) -> RunConfig:
             "AptCallback does not support score='l0', whose gates are trained with the model: use apt_ds.train"
         )
     return run
+
+
+def steps_of(prune_steps: object) -> int:
+    """`prune_steps` as a whole number.
+
+    Raises:
+        UserError: it is none, or below 0.
+    """
+    steps = int(converted("prune_steps", STEPS, prune_steps))
+    if steps < 0:
+        raise UserError(f"prune_steps {steps} is not allowed: give at least 1, or 0 for pruning_phase")
+    return steps
 
 
 def with_prune_steps(run: RunConfig, prune_steps: int, total: int) -> RunConfig:

@@ -10,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import LlamaModel, TrainingArguments
 
+import apt_ds
 from apt_ds.config.errors import UserError
 from apt_ds.training import hf_options
 from tests.support import tiny, tiny_families
@@ -82,3 +83,13 @@ def test_arguments_of_the_trainer_are_checked(tmp_path: Path) -> None:
     ]:
         with pytest.raises(UserError, match=words):
             hf_options.check_arguments(args, step)
+
+
+def test_steps_of_other_types_mean_what_they_say() -> None:
+    assert apt_ds.AptCallback(prune_steps="3").prune_steps == 3  # type: ignore[arg-type]
+    assert apt_ds.AptCallback(sparsity="0.4").run.pruning.sparsity == 0.4  # type: ignore[arg-type]
+    for given in ("three", 2.5, None, True, [3], 10**30):
+        with pytest.raises(UserError, match=r"^prune_steps .* is not allowed: give a whole number"):
+            apt_ds.AptCallback(prune_steps=given)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="prune_steps -1 is not allowed: give at least 1, or 0 for pruning_phase"):
+        apt_ds.AptCallback(prune_steps="-1")  # type: ignore[arg-type]
