@@ -34,7 +34,7 @@ from apt_ds.training.sampling import Sampled, calibration_order, sampling
 from apt_ds.training.sources import Sets, SourcePart, SourceReader
 from apt_ds.training.streaming import Stream, StreamOrder, open_stream
 
-TOLD = 0.01  # part of the training examples
+TOLD = 0.01  # part of the examples
 
 
 def read_data(run: RunConfig, base: Base, now: datetime | None = None) -> Data:
@@ -57,9 +57,11 @@ def read_data(run: RunConfig, base: Base, now: datetime | None = None) -> Data:
         order: Order = StreamOrder(steps * batch, batch)
     else:
         sets = READERS[base.kind](run, base, now)
-        if base.kind == LANGUAGE_MODEL and collectives.is_main():
-            _warn_of_dropped(sets.train, run.data.max_seq_length)
+        if base.kind == LANGUAGE_MODEL:
+            _warn_of_dropped(sets.train, "training", run.data.max_seq_length)
         order, steps = sampling(run, sets.train, sources, collectives.world_size())
+    if base.kind == LANGUAGE_MODEL:
+        _warn_of_dropped(sets.held_out, "evaluation", run.data.max_seq_length)
     calibration = read_calibration(run, base, now)
     texts = read_perplexity_texts(run, base)
     data = Data(sets.train, sets.held_out, sets.examples, order, steps, texts, sets.task_evaluator, now)
@@ -69,12 +71,12 @@ def read_data(run: RunConfig, base: Base, now: datetime | None = None) -> Data:
     return data
 
 
-def _warn_of_dropped(train: Rows, length: int) -> None:
-    """Say how many training examples are left out, if they are more than `TOLD` of all."""
-    every = len(train) + train.dropped
-    if train.dropped > TOLD * every:
+def _warn_of_dropped(rows: Rows, purpose: str, length: int) -> None:
+    """Say on rank 0 how many examples are left out, if they are more than `TOLD` of all."""
+    every = len(rows) + rows.dropped
+    if collectives.is_main() and rows.dropped > TOLD * every:
         notices.warn(
-            f"{train.dropped} of {every} training examples are left out: "
+            f"{rows.dropped} of {every} {purpose} examples are left out: "
             f"none of their first {length} tokens is trained (--max_seq_length)"
         )
 

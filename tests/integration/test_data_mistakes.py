@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from datetime import datetime
 from pathlib import Path
@@ -69,6 +70,33 @@ def test_examples_without_a_trained_token_are_told_of(
     text = "30 of 40 training examples are left out: none of their first 64 tokens is trained (--max_seq_length)"
     summary = json.loads((tmp_path / "out" / "summary.json").read_text("utf8"))
     assert (text in ended.err, text in summary["warnings"], summary["data"]["dropped"]) == (told, told, long)
+
+
+@pytest.mark.parametrize(("long", "told"), [(3, True), (0, False)])
+@pytest.mark.parametrize("way", ["--eval_data_path", "--streaming", "--eval_size"])
+def test_evaluation_examples_without_a_trained_token_are_told_of(
+    way: str, long: int, told: bool, place: Place, tmp_path: Path, run: Run
+) -> None:
+    longer = ROW | {"instruction": "the cat " * 60}
+    held_out = [longer] * long + [ROW] * (10 - long)
+    data = ["--data_path", place.spoiled("d.json", [ROW] * 20), "--eval_size", "0"]
+    data += ["--eval_data_path", place.spoiled("e.json", held_out)]
+    if way == "--streaming":
+        data += ["--streaming", "true"]
+    if way == "--eval_size":
+        # half of them are held out, whichever these are
+        rows = [longer if long else ROW, ROW] * 10
+        data = ["--data_path", place.spoiled("d.json", rows), "--eval_size", "10"]
+    ended = run(place.words(tmp_path / "out", *data, "--max_seq_length", "64", "--max_steps", "1"))
+    assert ended.status == 0, ended.err
+    text = (
+        r"(\d+) of 10 evaluation examples are left out: none of their first 64 tokens is trained \(--max_seq_length\)"
+    )
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text("utf8"))
+    found = [re.fullmatch(text, warning) for warning in summary["warnings"] if "evaluation examples" in warning]
+    assert [bool(one) for one in found] == [True] * told and ("evaluation examples are left" in ended.err) == told
+    count = int(found[0][1]) if found and found[0] else 0
+    assert summary["data"]["held_out"] == 10 - count
 
 
 def test_a_length_above_the_positions_is_fine_where_no_example_is_that_long() -> None:
