@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from apt_ds.config.option_types import split_commas
 from apt_ds.config.output_options import STOCK
-from apt_ds.config.pruning_options import AUTO, PruningOptions
+from apt_ds.config.pruning_options import AUTO
 from apt_ds.config.tasks import INSTRUCTIONS
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _of_cuts(run: RunConfig) -> Iterator[str]:
         yield f"--allow_empty_layers requires --structure adaptive (got {pruning.structure}), as layers then differ"
     if pruning.repairs and pruning.score == "fisher":
         yield "--repair ls does not support --score fisher, which has a fit of its own: give --repair none"
-    yield from _of_repaired_gradual_cuts(pruning)
+    yield from _of_repaired_gradual_cuts(run)
     for flag, given in (("--allocate kl", pruning.allocates), ("--scale_steps", pruning.scales)):
         if given and not pruning.one_shot:
             yield f"{flag} requires --pruning pretuning or posttuning (got {pruning.mode}): others have no one cut"
@@ -100,8 +100,9 @@ def _of_cuts(run: RunConfig) -> Iterator[str]:
         )
 
 
-def _of_repaired_gradual_cuts(pruning: PruningOptions) -> Iterator[str]:
+def _of_repaired_gradual_cuts(run: RunConfig) -> Iterator[str]:
     """Gradual pruning with a repair, whose cuts remove at once what they decide."""
+    pruning = run.pruning
     if not (pruning.repairs and pruning.gradual):
         return
     if pruning.learns_gates:
@@ -110,6 +111,11 @@ def _of_repaired_gradual_cuts(pruning: PruningOptions) -> Iterator[str]:
         yield (
             "--repair ls with --pruning gradual does not support --distill layers with --teacher unpruned, which "
             "needs the unchanged weights of every block: give --teacher shrinking, --distill none or logits"
+        )
+    elif pruning.self_distills and run.optim.trainable == "all":
+        yield (
+            "--repair ls with --pruning gradual and --distill layers requires --train adapters (got all): the teacher "
+            "has weights of its own, which no repair changes"
         )
     elif pruning.defer_cuts:
         yield (

@@ -37,6 +37,7 @@ class CutAction(Enum):
     NONE = "remove nothing"
     FULLY_MASKED = "remove blocks whose mask is 0, as many as alignment and structure allow"
     DECISION = "remove every block that the decision removes, and the masks with them"
+    UNMASKED = "remove every block that the decision removes, whose masks are 1 until then"
     FINISH = "remove the masks only: earlier cuts removed all blocks that the decision removes"
 
 
@@ -221,7 +222,7 @@ class Staged(Policy):
     def cut_action(self, step: int, last_step: int, masks: np.ndarray, decision: np.ndarray) -> CutAction:
         """Everything that the decision of this step removes."""
         if not decision.all():
-            return CutAction.DECISION
+            return CutAction.UNMASKED
         return CutAction.FINISH if step >= self.phase else CutAction.NONE
 
     def finished(self, step: int, masks: np.ndarray) -> bool:

@@ -186,6 +186,8 @@ class Pruner(StepObserver):
         if action is CutAction.FULLY_MASKED:
             removable = self.masks.fully_masked() & ~self.decision
             return cuttable(removable, self.scores(), self.anatomy, self.rules)
+        if action is CutAction.UNMASKED:
+            return self.decision
         # after the last step masks that are on their way jump to their ends
         self.masks.set(self.decision.astype(float))
         if action is CutAction.DECISION:

@@ -51,9 +51,11 @@ class DataSizes(_DataSizes, total=False):
     steps: optimizer steps of the run.
     sources: of the training data, seen in all steps.
     calibration: of the data that scores before a one-shot cut, seen in --calibration_steps.
+    repair: of the data that a repair reads at each cut, seen in --repair_examples.
     rewritten: with --rewrite_answers. Sizes then count the examples that the run trains, with --max_steps.
     """
 
     sources: list[SourceFigures]
     calibration: list[SourceFigures]
+    repair: list[SourceFigures]
     rewritten: RewrittenAnswers

@@ -29,7 +29,7 @@ from apt_ds.models.loading import Base
 from apt_ds.runtime import collectives, notices
 from apt_ds.training.prepared_data import Part, prepared_on_node, split, train_and_held_out, whole
 from apt_ds.training.questions import read_spans
-from apt_ds.training.run_data import Data, scored_sources
+from apt_ds.training.run_data import Data, repair_sources, scored_sources
 from apt_ds.training.sampling import Sampled, calibration_order, sampling
 from apt_ds.training.sources import Sets, SourcePart, SourceReader
 from apt_ds.training.streaming import Stream, StreamOrder, open_stream
@@ -67,7 +67,7 @@ def read_data(run: RunConfig, base: Base, now: datetime | None = None) -> Data:
     data = Data(sets.train, sets.held_out, sets.examples, order, steps, texts, sets.task_evaluator, now)
     data.mmlu = read_mmlu(run, base) if run.data.mmlu_path else None
     data.sources, data.calibration, data.stream = sources, calibration, stream
-    data.calibration_figures = scored_sources(run, data)
+    data.calibration_figures, data.repair_figures = scored_sources(run, data), repair_sources(run, data)
     return data
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -18,6 +17,7 @@ from apt_ds.pruning.layer_walk import WalkBatch
 from apt_ds.pruning.repair import repair, repairable, repairs_anything
 from apt_ds.runtime import collectives, zero
 from apt_ds.runtime.clock import seconds_after
+from apt_ds.training.dense_divergence import finite
 from apt_ds.training.micro_batches import MicroBatches
 from apt_ds.training.walk_batches import walk_batches
 
@@ -61,8 +61,7 @@ class Repairer:
         for site in repair(model, anatomy, keep, batches, state):
             values = asdict(site)
             path = values.pop("path")
-            # JSON has no infinity
-            self.sites[path] = values | {"ridge": None if math.isinf(site.ridge) else site.ridge}
+            self.sites[path] = {name: finite(value) for name, value in values.items()}
         self.seconds += seconds_after(zero.device()) - start
 
     @staticmethod

@@ -34,7 +34,7 @@ from apt_ds.models.loading import Base
 from apt_ds.runtime import collectives, heartbeat, notices
 from apt_ds.training.dense_model import DenseModel
 from apt_ds.training.prepared_data import Part, cache_settings, prepared_on_node, whole
-from apt_ds.training.run_data import Data, scored_sources
+from apt_ds.training.run_data import Data, repair_sources, scored_sources
 from apt_ds.training.sampling import sampling
 from apt_ds.training.sources import joined
 
@@ -73,7 +73,7 @@ def with_own_answers(run: RunConfig, base: Base, data: Data) -> Data:
     order, steps = sampling(run, train, data.sources, collectives.world_size())
     rewritten: Any = figures | {"mean_tokens": rewriter.figures.mean_tokens}
     data = replace(data, train=train, order=order, total_steps=steps, rewritten=rewritten)
-    data.calibration_figures = scored_sources(run, data)
+    data.calibration_figures, data.repair_figures = scored_sources(run, data), repair_sources(run, data)
     return data
 
 

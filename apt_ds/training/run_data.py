@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -36,8 +37,9 @@ class Data:
         now: the time that chat templates write. Ranks and resumed runs share it.
         mmlu: measures MMLU. None without --mmlu_path.
         sources: what `train` was read from.
-        calibration: what scores before a one-shot cut. None: the training data.
+        calibration: what scores before a one-shot cut and repairs cuts. None: the training data.
         calibration_figures: its sources, for the summary. None: no data is scored at once.
+        repair_figures: the sources of what repairs read. None: nothing is repaired.
         stream: the training data of --streaming. `train` is then empty.
         rewritten: what --rewrite_answers did. None without it.
     """
@@ -54,6 +56,7 @@ class Data:
     sources: tuple[WeightedSource, ...] = ()
     calibration: Sampled | None = None
     calibration_figures: list[SourceFigures] | None = None
+    repair_figures: list[SourceFigures] | None = None
     stream: Stream | None = None
     rewritten: RewrittenAnswers | None = None
 
@@ -95,6 +98,8 @@ class Data:
             sizes["sources"] = self.figures(self.total_steps)
         if self.calibration_figures is not None:
             sizes["calibration"] = self.calibration_figures
+        if self.repair_figures is not None:
+            sizes["repair"] = self.repair_figures
         if self.rewritten is not None:
             sizes["rewritten"] = self.rewritten
         return sizes
@@ -105,3 +110,10 @@ def scored_sources(run: RunConfig, data: Data) -> list[SourceFigures] | None:
     if not run.pruning.one_shot or run.pruning.score == "random":
         return None
     return data.figures(run.pruning.calibration_steps, data.calibration)
+
+
+def repair_sources(run: RunConfig, data: Data) -> list[SourceFigures] | None:
+    """The sources of the data that repairs read at a cut. None without a repair."""
+    if not run.pruning.repairs:
+        return None
+    return data.figures(math.ceil(run.pruning.repair_examples / data.order.global_batch), data.calibration)

@@ -30,11 +30,13 @@ class ScoreHistory:
     Attributes:
         reference: score to compare with. 0 without one.
         history: all scores so far.
+        outdated: whether the model has changed since the newest score without a step.
     """
 
     def __init__(self, reference: float) -> None:
         self.reference = reference
         self.history: list[Evaluated] = []
+        self.outdated = False
 
     @property
     def score(self) -> float:
@@ -43,7 +45,7 @@ class ScoreHistory:
 
     def knows(self, step: int) -> bool:
         """Whether the newest score is that of the model after `step` updates."""
-        return bool(self.history) and self.history[-1]["step"] == step
+        return bool(self.history) and self.history[-1]["step"] == step and not self.outdated
 
     def take(self, step: int, score: float, seconds: float, at_target: bool) -> None:
         """Record a score.
@@ -55,6 +57,11 @@ class ScoreHistory:
             at_target: whether the model has the size that the run prunes to.
         """
         self.history.append({"step": step, "score": score, "seconds": seconds, "pruned": at_target})
+        self.outdated = False
+
+    def model_changed(self) -> None:
+        """The model is another one than that of the newest score, at the same step."""
+        self.outdated = True
 
     def summary(self) -> Scores:
         """Scores for the summary."""
@@ -69,8 +76,8 @@ class ScoreHistory:
 
     def state_dict(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """All scores. No tensors."""
-        return {"history": self.history}, {}
+        return {"history": self.history, "outdated": self.outdated}, {}
 
     def load_state_dict(self, values: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Resume from what `state_dict` returned."""
-        self.history = values["history"]
+        self.history, self.outdated = values["history"], values.get("outdated", False)

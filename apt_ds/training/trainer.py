@@ -137,10 +137,14 @@ class Trainer(RunParts):
             self.generators.surgery,
             fresh,
         )
-        self.meter.rebuilt(seconds_after(zero.device()) - start, cut=self.pruner.kept() < kept)
+        cut = self.pruner.kept() < kept
+        if cut and self.run_config.pruning.repairs:
+            # other cuts remove what masks had removed before, so that the score stays
+            self.score_history.model_changed()
+        self.meter.rebuilt(seconds_after(zero.device()) - start, cut=cut)
         self.metrics_logger.adjusted(step, self.pruner.kept(), plan)
         self._report_layers(step)
-        if self.pruner.kept() < kept and self.pruner.at_target() and (excluded := self._excluded()):
+        if cut and self.pruner.at_target() and (excluded := self._excluded()):
             self.metrics_logger.warn(f"the kept sizes exclude consumers: {'; '.join(excluded)}")
 
     def _report_layers(self, step: int) -> None:

@@ -108,6 +108,13 @@ MISTAKES: dict[str, tuple[Spoil, list[str]]] = {
         flags("--repair", "ls", "--pruning", "gradual", "--defer_cuts", "true"),
         ["--repair ls with --pruning gradual", "--defer_cuts true"],
     ),
+    "a repair beside a teacher with all weights": (
+        flags(
+            *("--repair", "ls", "--pruning", "gradual", "--distill", "layers", "--teacher", "shrinking"),
+            *("--train", "all", "--rank_growth", "none"),
+        ),
+        ["--distill layers requires --train adapters"],
+    ),
     "a repair of gates": (
         flags("--repair", "ls", "--pruning", "gradual", "--score", "l0"),
         ["--repair ls does not support --score l0"],

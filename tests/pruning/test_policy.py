@@ -193,7 +193,7 @@ def test_repaired_cuts_come_at_adjustments_and_move_no_mask() -> None:
         # an early budget may be too large for any unit to go
         nothing = CutAction.FINISH if step >= policy.phase else CutAction.NONE
         assert policy.cut_action(step, LAST, everything, everything) is nothing
-    assert policy.cut_action(24, LAST, everything, DECISION) is CutAction.DECISION
+    assert policy.cut_action(24, LAST, everything, DECISION) is CutAction.UNMASKED
     assert not policy.finished(32, np.ones(2)) and policy.finished(36, np.ones(2))
     with pytest.raises(UserError, match="no step of the pruning phase of 20 steps"):
         policy.mask_action(36, scored=False)

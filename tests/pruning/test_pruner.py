@@ -260,3 +260,22 @@ def test_blocks_that_do_not_compete_need_no_sizes_that_can_be_quantized() -> Non
     with pytest.raises(UserError, match="pruning head blocks would leave"):
         quantization_checks._check_sizes(run, anatomy)
     quantization_checks._check_sizes(run.replace(prune_scope="adapted"), anatomy)
+
+
+@torch.no_grad()
+def test_a_repaired_gradual_cut_leaves_the_masks_at_1_until_it_comes() -> None:
+    """What is evaluated between plan and cut is the model before the cut."""
+    model, every = tiny.model("mha"), 5
+    pruner = Pruner(RunConfig(**GRADUAL, prune_every=every, repair="ls"), table(), 40, CPU)
+    scores, cuts = np.random.default_rng(0).random(pruner.anatomy.sizes.total()), []
+    for step in range(1, 41):
+        pruner.scorer.average = torch.from_numpy(scores).float()
+        pruner.advance(step)
+        plan = pruner.plan(step, 40, model)
+        assert (pruner.masks.values == 1.0).all()
+        if plan.keep is not None:
+            cuts.append(step)
+            anatomy = apply_plan(model, pruner.anatomy, plan, None, torch.Generator())
+            scores = scores[plan.keep]
+            pruner.follow(plan, anatomy, step)
+    assert cuts == [5, 10, 15, 20] and pruner.pruning_finished and pruner.at_target()

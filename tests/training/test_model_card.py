@@ -161,6 +161,10 @@ def test_the_card_names_what_scored() -> None:
     assert "examples of `texts.txt`: their gradients scored" in text("--calibration_path", "/home/someone/texts.txt")
     assert "scored" not in text("--score", "random")
     assert "The gradients of the first 50 % of the steps scored" in text("--pruning", "gradual")
+    assert "Least squares" not in text("--repair", "none")
+    repaired = text("--pruning", "gradual", "--repair", "ls", "--calibration_path", "t.txt", "--repair_examples", "9")
+    # whole batches of 4
+    assert "Least squares on 12 examples of `t.txt` changed the weights" in repaired
     later = text("--pruning", "gradual", "--pruning_start", "0.3")
     assert "The gradients of 50 % of the steps, after 30 % without pruning, scored" in later
     assert "wrote" not in later

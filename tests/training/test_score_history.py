@@ -43,3 +43,14 @@ def test_a_restored_history_is_compared_with_the_reference_of_now() -> None:
             again = ScoreHistory(now)
             again.load_state_dict(saved, {})
             assert again.summary() == filled(now).summary(), (reference, now)
+
+
+def test_a_score_of_another_model_at_the_same_step_is_not_known() -> None:
+    history = filled(100.0)
+    history.model_changed()
+    again = ScoreHistory(100.0)
+    again.load_state_dict(json.loads(json.dumps(history.state_dict()[0])), {})
+    for each in (history, again):
+        assert not each.knows(4)
+        each.take(4, 96.0, 9.0, True)
+        assert each.knows(4) and each.score == 96.0 and len(each.history) == 6

@@ -88,6 +88,11 @@ def test_evaluation_and_calibration_take_the_same_forms(place: Place, sources: d
     default = read(place, "--data_path", sources["data"], "--calibration_steps", "5")
     assert default.calibration is None and default.fingerprints()["calibration"] == ""
     assert [row["seen"] for row in default.describe()["calibration"]] == [10]
+    # whole batches of 2 at each repair
+    cut = ["--pruning", "gradual", "--repair", "ls", "--repair_examples", "5", "--calibration_path", sources["rows"]]
+    repaired = read(place, "--data_path", sources["data"], *cut).describe()
+    assert "calibration" not in repaired
+    assert [(row["name"], row["seen"]) for row in repaired["repair"]] == [(sources["rows"], 6)]
     assert "calibration" not in read(place, "--pruning", "gradual").describe()
 
 

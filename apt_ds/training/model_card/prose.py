@@ -39,11 +39,15 @@ def data(run: RunConfig, summary: Summary, world_size: int) -> list[str]:
     ]
     if "rewritten" in sizes:
         lines.append(f"The base model wrote {sizes['rewritten']['rewritten']:,} of the training answers itself.")
+    path = run.data.calibration_path
+    kind = f"examples of `{shown(path)}`" if path else "training examples"
+    if run.pruning.repairs:
+        examples = -(-run.pruning.repair_examples // batch) * batch
+        lines.append(f"Least squares on {examples:,} {kind} changed the weights that read what was removed.")
     if run.pruning.score == "random":
         return lines
     if run.pruning.one_shot:
-        examples, path = run.pruning.calibration_steps * batch, run.data.calibration_path
-        kind = f"examples of `{shown(path)}`" if path else "training examples"
+        examples = run.pruning.calibration_steps * batch
         lines.append(f"Calibrated on {examples:,} {kind}: their gradients scored what was removed.")
     elif run.pruning.gradual:
         share, before = 100 * run.pruning.pruning_phase, 100 * run.pruning.pruning_start
