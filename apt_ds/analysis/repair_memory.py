@@ -27,8 +27,10 @@ def repair_bytes(anatomy: Anatomy, batches: Iterable[tuple[int, int]], item: int
         for number, (site, count) in enumerate(zip(anatomy.sites, sizes.counts, strict=True))
         if site.kind != "expert" and number not in nested
     ]
-    widths += [2 * hidden] if readers else []
-    fits = max((FP32 * (GRAMS * width * width + WEIGHTS * hidden * width) for width in widths), default=0)
+    # inputs and outputs: consumers write the stream, readers write what consumers read
+    shapes = [(width, hidden) for width in widths]
+    shapes += [(2 * hidden, max(widths, default=hidden))] if readers else []
+    fits = max((FP32 * (GRAMS * width * width + WEIGHTS * out * width) for width, out in shapes), default=0)
     # the input of a layer for every batch, and its mask of [rows, 1, tokens, tokens]
     states = sum(rows * tokens * (hidden + tokens) * item for rows, tokens in batches)
     return fits + states

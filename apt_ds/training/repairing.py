@@ -14,6 +14,7 @@ from apt_ds.config.run_config import RunConfig
 from apt_ds.losses.task_loss import TaskLoss
 from apt_ds.models.blocks import Anatomy
 from apt_ds.pruning.layer_walk import WalkBatch
+from apt_ds.pruning.reader_repair import kept_hidden, repairs_readers
 from apt_ds.pruning.repair import repair, repairable, repairs_anything
 from apt_ds.runtime import collectives, zero
 from apt_ds.runtime.clock import seconds_after
@@ -57,7 +58,8 @@ class Repairer:
         start = seconds_after(zero.device())
         batches = walk_batches(self.run_config, self.task_loss, self.batches, model)
         self.tokens = self._tokens(batches)
-        self._warn_of_few(anatomy, keep)
+        if notice := few_tokens(self.tokens, anatomy, keep):
+            self.warn(notice)
         for site in repair(model, anatomy, keep, batches, state):
             values = asdict(site)
             path = values.pop("path")
@@ -70,15 +72,6 @@ class Repairer:
         sides = [[batch.tokens for batch in batches], [batch.second for batch in batches if batch.second is not None]]
         counts = [torch.stack([tokens.counted.sum() for tokens in side]).sum().float() for side in sides if side]
         return int(collectives.all_reduce_sum(torch.stack(counts)).min())
-
-    def _warn_of_few(self, anatomy: Anatomy, keep: np.ndarray) -> None:
-        sites = repairable(anatomy, keep)
-        widest = max((anatomy.sites[n].unit * anatomy.sizes.counts[n] for n in sites), default=anatomy.sizes.hidden)
-        if self.tokens < 2 * widest:
-            self.warn(
-                f"--repair ls reads {self.tokens} tokens, and a layer has {widest} inputs: its halves cannot tell them "
-                f"apart, so repairs stay small. Give about {2 * widest} tokens, by --repair_examples or longer examples"
-            )
 
     def summary(self) -> dict[str, Any]:
         """Figures for the summary. {} without a repair."""
@@ -94,3 +87,18 @@ class Repairer:
     def load_state_dict(self, values: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Take over `state_dict`."""
         self.sites, self.seconds, self.tokens = dict(values["sites"]), values["seconds"], values["tokens"]
+
+
+def few_tokens(tokens: int, anatomy: Anatomy, keep: np.ndarray) -> str:
+    """One line if these are too few tokens for the widest fit of a repair, else ''. keep: bool [blocks]."""
+    widths = [anatomy.sites[n].unit * anatomy.sizes.counts[n] for n in repairable(anatomy, keep)]
+    if repairs_readers(anatomy, keep):
+        # the input of a reader before the cut and after it
+        widths.append(anatomy.sizes.hidden + int(kept_hidden(anatomy, keep).sum()))
+    widest = max(widths, default=0)
+    if tokens >= 2 * widest:
+        return ""
+    return (
+        f"--repair ls reads {tokens} tokens, and a layer has {widest} inputs: its halves cannot tell them "
+        f"apart, so repairs stay small. Give about {2 * widest} tokens, by --repair_examples or longer examples"
+    )
