@@ -30,6 +30,7 @@ broad=(
     --perplexity_path "$data/wikitext2/validation.txt,$data/plain/c4.txt[50%:]"
 )
 ablations=apt_undistilled,apt_fixed_ranks,apt_even_ranks,apt_unpruned
+repaired=apt[pruning=posttuning,pruning_phase=0.4,repair=ls,distill=none]
 small=(--preset minilm-sst2 --sparsity 0.6 --save_steps 0 --logging_steps 20 --efficiency)
 case $name in
 sweep)
@@ -41,14 +42,15 @@ parts)
     variants=apt,apt[repair=none],apt[distill=logits],apt[distill=logits,distill_weight=0.2]
     variants+=",apt[data_path=$data/alpaca/alpaca_gpt4_train.json],apt[calibration_average=moving],apt[allocate=kl]"
     variants+=",apt[score=obs],apt[rewrite_answers=true],apt[structure=uniform]"
-    variants+=",apt[structure=uniform,allocate=kl],apt[structure=uniform,repair=none]"
+    # without heads and hidden dimensions a budget has one uniform size, which --allocate kl cannot change
+    variants+=",apt[structure=uniform,repair=none]"
     options=("${smollm2[@]}" "${broad[@]}" --methods "$variants" --sparsity 0.3,0.5)
     ;;
 sst2)
     options=(
         "${small[@]}" --data_path "$data/sst2" --full_learning_rate 1e-4
-        # the variant of apt learns the task before it prunes
-        --methods "full,lora,lora_prune,apt,apt[pruning_start=0.2,pruning_phase=0.4],$ablations"
+        # the variants of apt learn the task before they prune: slowly, or at once with a repair
+        --methods "full,lora,lora_prune,apt,apt[pruning_start=0.2,pruning_phase=0.4],$repaired,$ablations"
     )
     ;;
 rte)
