@@ -28,7 +28,8 @@ FLAGS = [
     *("--calibration_steps", "8", "--max_steps", "100", "--learning_rate", "2e-4", "--rank", "8"),
     *("--per_device_train_batch_size", "2", "--max_seq_length", "64", "--adapter_targets", "q,k,v,o,gate,up,down"),
     *("--eval_size", "8", "--perplexity_length", "128", "--perplexity_blocks", "16"),
-    *("--save_steps", "0", "--report", "false"),
+    # after a repair, tuning on instructions raises the perplexity of this text again (launchers/RESULTS.md)
+    *("--repair", "none", "--save_steps", "0", "--report", "false"),
 ]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
