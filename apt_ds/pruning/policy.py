@@ -6,8 +6,8 @@ the number of optimizer updates done.
 `Never` prunes nothing. `OneShot` cuts once, before update `cut_step`. `Gradual` decides again after every update of the
 pruning phase while masks follow the decision. Before that phase it does nothing. It cuts fully masked blocks every
 `prune_every` updates. Its last cut waits until every mask is exactly 0 or 1, so that removing the masks changes no
-output. `Staged` also cuts every `prune_every` updates, each time all that it decides, without masks: a repair follows
-each cut. `Learned` trains gates in the pruning phase, and cuts once at its end.
+output. `Staged` also cuts every `prune_every` updates, each time all that it decides, without masks: a repair comes
+with each cut. `Learned` trains gates in the pruning phase, and cuts once at its end.
 """
 
 from __future__ import annotations
@@ -132,16 +132,15 @@ class OneShot(Policy):
 
 
 @dataclass(frozen=True)
-class Gradual(Policy):
-    """Removes blocks while the model tunes.
+class Phased(Policy):
+    """What policies share that remove blocks while the model tunes.
 
     sparsity: the fraction of the prunable parameters to remove by the end of the phase; prune_every: updates between
-    two cuts; cuts_wait: whether only masks move before the phase ends.
+    two cuts.
     """
 
     sparsity: float
     prune_every: int
-    cuts_wait: bool = False
 
     def kept_fraction(self, step: int, cut_done: bool) -> float:
         """1 - gamma_t of METHOD.md section 4: cubic from 1 at the phase's start to 1 - sparsity at its end."""
@@ -154,6 +153,16 @@ class Gradual(Policy):
     def refreshes_scores(self, step: int) -> bool:
         """True at every adjustment, since weights have moved whether or not blocks are cut."""
         return schedules.is_adjustment(step, self.prune_every, self.phase, self.start)
+
+
+@dataclass(frozen=True)
+class Gradual(Phased):
+    """Masks follow the decision, and cuts follow the masks.
+
+    cuts_wait: whether only masks move before the phase ends.
+    """
+
+    cuts_wait: bool = False
 
     def decides(self, step: int) -> bool:
         """True in the pruning phase and at its end."""
@@ -184,28 +193,8 @@ class Gradual(Policy):
         return step >= self.phase and bool((masks == 1.0).all())
 
 
-@dataclass(frozen=True)
-class Staged(Policy):
-    """Removes blocks while the model tunes, at each adjustment all that the decision removes.
-
-    sparsity: the fraction of the prunable parameters to remove by the end of the phase; prune_every: updates between
-    two cuts.
-    """
-
-    sparsity: float
-    prune_every: int
-
-    def kept_fraction(self, step: int, cut_done: bool) -> float:
-        """As that of `Gradual`."""
-        return schedules.kept_fraction(step - self.start, self.phase - self.start, self.sparsity)
-
-    def scores_in(self, step: int) -> bool:
-        """True in the pruning phase."""
-        return self.start <= step < self.phase
-
-    def refreshes_scores(self, step: int) -> bool:
-        """True at every adjustment."""
-        return self.decides(step)
+class Staged(Phased):
+    """Removes at each adjustment all that the decision removes."""
 
     def decides(self, step: int) -> bool:
         """True at every adjustment."""
