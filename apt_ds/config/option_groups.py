@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from apt_ds.config.methods import METHODS, RECIPES
 from apt_ds.config.option_types import (
+    BATCH,
     BELOW_ONE,
     BITS,
     COUNT,
@@ -135,9 +136,9 @@ class OptimOptions:
 
     trainable: str = choice("adapters, all", "what is trained: low-rank adapters, or all weights", flag="train")
     learning_rate: float = option(1e-4, "peak learning rate", Range(0, 1000, low_open=True))
-    per_device_train_batch_size: int = option(4, "examples per device and micro-batch", COUNT)
-    per_device_eval_batch_size: int = option(8, "examples per device when evaluating", COUNT)
-    gradient_accumulation_steps: int = option(1, "micro-batches per optimizer step", COUNT)
+    per_device_train_batch_size: int = option(4, "examples per device and micro-batch", BATCH)
+    per_device_eval_batch_size: int = option(8, "examples per device when evaluating", BATCH)
+    gradient_accumulation_steps: int = option(1, "micro-batches per optimizer step", BATCH)
     num_train_epochs: float = option(
         3.0,
         "passes over the data; of a mixture: times all of its rows together",

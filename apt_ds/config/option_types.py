@@ -97,6 +97,8 @@ class SomeOf(OneOf):
 POSITIVE = Range(0, low_open=True)
 NOT_NEGATIVE = Range(0)
 COUNT = Range(1)
+# examples and micro-batches of a step: rows are listed before they are read, so that a slip must not ask for 10**18
+BATCH = Range(1, 1_000_000)
 BELOW_ONE = Range(0, 1, high_open=True)
 UP_TO_ONE = Range(0, 1, low_open=True)
 ZERO_TO_ONE = Range(0, 1)

@@ -13,7 +13,7 @@ from apt_ds.data.conversations import EMPTY, UNTRAINED, Example, parse_record, w
 from apt_ds.data.formats import Located
 from apt_ds.data.plain_text import check_end_token, encode_pieces, pieces_of
 from apt_ds.data.recipe import Recipe
-from apt_ds.data.source_kind import TEXT
+from apt_ds.data.source_kind import LAST_PIECE, TEXT
 from apt_ds.data.turns import Unused
 from apt_ds.data.values import TOLERANCE, leave_out, log, text_of
 
@@ -161,14 +161,14 @@ class TextEncoder(Encoder):
         self.blocks = 0
 
     def encode(self, records: Sequence[Located]) -> list[ArrayRow]:
-        """The blocks that records of a column `text` fill."""
+        """The blocks that records of a column `text` fill. A record is a whole text, or a piece of a text file."""
         pieces: list[tuple[str, bool]] = []
         for where, record in records:
             text = text_of(record, (TEXT,), where)
-            self._unused.note(record, (TEXT, "last"), where)
+            self._unused.note(record, (TEXT, LAST_PIECE), where)
             if text.strip():
                 own = list(pieces_of([text]))
-                pieces += [(piece, i + 1 == len(own) and record.get("last", True)) for i, piece in enumerate(own)]
+                pieces += [(piece, i + 1 == len(own) and record.get(LAST_PIECE, True)) for i, piece in enumerate(own)]
         warn_once(self._unused, self.name, self._told)
         tokens = np.concatenate([self.rest, *encode_pieces(pieces, self.tokenizer)])
         count = len(tokens) // self.text_tokens

@@ -15,6 +15,7 @@ from apt_ds.config.errors import UserError
 from apt_ds.data.formats import Located, record_batches, unreadable
 from apt_ds.data.json_files import record_of_line
 from apt_ds.data.readers import read_file
+from apt_ds.data.source_kind import LAST_PIECE, TEXT
 from apt_ds.data.text import Mender, check_pointer
 from apt_ds.data.values import kind
 
@@ -144,7 +145,7 @@ class FileShard(Shard):
 
 
 class TextShard(Shard):
-    """A text file in pieces of about 16 KiB, each a record of `text` and whether it is the `last` of the file."""
+    """A text file in pieces of about 16 KiB, each a record of `TEXT` and `LAST_PIECE`."""
 
     def records(self, position: Position, wanted: Wanted) -> Iterator[Located]:
         """The wanted pieces. A position is a number of pieces and a place in bytes."""
@@ -167,7 +168,7 @@ class TextShard(Shard):
                     self.position = [number, offset]
                     if wanted(number - 1):
                         text = self._text(piece, offset - len(piece))
-                        yield f"{path}, piece {number}", {"text": text, "last": last}
+                        yield f"{path}, piece {number}", {TEXT: text, LAST_PIECE: last}
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}") from error
 

@@ -14,6 +14,7 @@ from apt_ds.data.conversations import load_examples
 from apt_ds.data.formats import Located
 from apt_ds.data.instructions import encode_many, instruction_recipe, is_trained
 from apt_ds.data.plain_text import TokenBlocks, token_pieces
+from apt_ds.data.source_kind import LAST_PIECE
 from apt_ds.data.stream_encoders import ConversationEncoder, TextEncoder
 from tests.support import tiny
 
@@ -93,15 +94,26 @@ def test_columns_beside_a_text_are_told_once(caplog: pytest.LogCaptureFixture) -
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             made = TextEncoder("a.jsonl", tiny.tokenizer(), 16, None, told)
-            made.encode([("a.jsonl, line 1", {"text": "the cat", "last": True}), ("b", {"text": "sees", "more": 1})])
+            made.encode(
+                [("a.jsonl, line 1", {"text": "the cat", LAST_PIECE: True}), ("b", {"text": "sees", "more": 1})]
+            )
             made.encode([("a.jsonl, line 3", {"text": "the cat", "more": 2})])
     assert caplog.messages == ["a.jsonl: not used: 'more' (first in b)"]
+
+
+def test_a_column_of_the_user_called_last_is_no_mark(caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = tiny.tokenizer()
+    made = TextEncoder("a.jsonl", tokenizer, 1000, None)
+    with caplog.at_level(logging.WARNING):
+        made.encode([("a.jsonl, line 1", {"text": "the cat", "last": 0}), ("b", {"text": "sees", "last": "Smith"})])
+    assert made.rest.tolist().count(tokenizer.eos_token_id) == 2
+    assert caplog.messages == ["a.jsonl: not used: 'last' (first in a.jsonl, line 1)"]
 
 
 def test_the_end_token_follows_the_last_piece_alone() -> None:
     tokenizer = tiny.tokenizer()
     made = TextEncoder("a", tokenizer, 1000, None)
-    made.encode([("a", {"text": "the cat ", "last": False}), ("b", {"text": "sees", "last": True})])
+    made.encode([("a", {"text": "the cat ", LAST_PIECE: False}), ("b", {"text": "sees", LAST_PIECE: True})])
     assert made.rest.tolist().count(tokenizer.eos_token_id) == 1 == (made.rest[-1] == tokenizer.eos_token_id)
     with pytest.raises(UserError, match="has fewer than 1000 tokens"):
         made.end_pass()

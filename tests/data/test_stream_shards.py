@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from apt_ds.config.errors import UserError
+from apt_ds.data.source_kind import LAST_PIECE
 from apt_ds.data.stream_part import StreamPart
 from apt_ds.data.stream_shards import ColumnShard, LineShard, shard_of_file
 
@@ -19,7 +20,7 @@ def test_a_text_file_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.Monke
     parts = [StreamPart("s", [shard_of_file(path)], rank, 2) for rank in range(2)]
     pieces = sorted((located for part in parts for located in part.read(1000)), key=lambda one: int(one[0].split()[-1]))
     assert "".join(record["text"] for _, record in pieces) == text.removeprefix("\ufeff")
-    assert [record["last"] for _, record in pieces] == [False] * (len(pieces) - 1) + [True]
+    assert [record[LAST_PIECE] for _, record in pieces] == [False] * (len(pieces) - 1) + [True]
     path.write_bytes(b"a" * 100 + b"\xff")
     with pytest.raises(UserError, match=r"a.txt is not UTF-8 text \(byte 100\)"):
         StreamPart("s", [shard_of_file(path)]).read(100)
