@@ -51,6 +51,7 @@ class Comparison:
         inference_batch_size: batch size of inference. 0: the usual one for the kind of model.
         local_data: a folder of the data of the suite `local`. Empty: the suite is not run.
         local_limit: questions of each of its tasks. 0: all.
+        finished_only: whether the table has the runs that have ended, and nothing is started.
     """
 
     methods: tuple[Variant, ...]
@@ -66,6 +67,7 @@ class Comparison:
     inference_batch_size: int = 0
     local_data: str = ""
     local_limit: int = 0
+    finished_only: bool = False
 
     def check(self) -> None:
         """Raise UserError for a value that is not allowed."""
@@ -141,18 +143,26 @@ def compare(comparison: Comparison, words: Sequence[str]) -> list[dict[str, Any]
     configs = [configure(comparison, trial, words) for trial in trials]
     for trial, config in zip(trials, configs, strict=True):
         check_finished(trial, config)
-    for trial, config in zip(trials, configs, strict=True):
-        if not finished(trial):
-            train(comparison, trial, config)
-        if comparison.mmlu_data and not answered_mmlu(comparison, trial):
-            judge(comparison, trial, config.model.trust_remote_code)
-        if comparison.local_data and not answered(comparison, trial):
-            ask(comparison, trial, config.model.trust_remote_code)
+    if comparison.finished_only:
+        trials = only_finished(trials)
+    else:
+        for trial, config in zip(trials, configs, strict=True):
+            complete_run(comparison, trial, config)
     speeds = infer(trials, shared, comparison.inference_batch_size) if comparison.efficiency else {}
     about = {"metric": score_name(shared.data.task), "inference_batch_size": comparison.inference_batch_size or None}
     rows = tabulate(trials, speeds, about)
     publish(rows, Path(shared.output.output_dir))
     return rows
+
+
+def complete_run(comparison: Comparison, trial: Trial, config: RunConfig) -> None:
+    """Train a run and ask its model, where that is missing."""
+    if not finished(trial):
+        train(comparison, trial, config)
+    if comparison.mmlu_data and not answered_mmlu(comparison, trial):
+        judge(comparison, trial, config.model.trust_remote_code)
+    if comparison.local_data and not answered(comparison, trial):
+        ask(comparison, trial, config.model.trust_remote_code)
 
 
 def complete(comparison: Comparison, shared: RunConfig) -> Comparison:
@@ -196,6 +206,18 @@ def configure(comparison: Comparison, trial: Trial, words: Sequence[str]) -> Run
 def finished(trial: Trial) -> bool:
     """Whether a run has left its last file."""
     return (trial.folder / "summary.json").exists()
+
+
+def only_finished(trials: list[Trial]) -> list[Trial]:
+    """The runs that have ended.
+
+    Raises:
+        UserError: none has.
+    """
+    found = [trial for trial in trials if finished(trial)]
+    if not found:
+        raise UserError(f"--finished_only found no finished run in {trials[0].folder.parent}: start without it first")
+    return found
 
 
 def check_finished(trial: Trial, config: RunConfig) -> None:

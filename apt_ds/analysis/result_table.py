@@ -33,6 +33,7 @@ def fixed(digits: int, scale: float = 1.0) -> Form:
 COLUMNS: dict[str, tuple[str, Form]] = {
     "method": ("method", str),
     "removed": ("parameters removed, %", fixed(1, 100)),
+    "seeds": ("seeds", fixed(0)),
     "perplexity_cut": ("perplexity{text} after the cut", fixed(1)),
     "held_out_loss_cut": ("held-out loss after the cut", fixed(3)),
     "perplexity": ("perplexity{text}", fixed(1)),
@@ -82,10 +83,12 @@ def varied(row: Row) -> list[str]:
 
 
 def columns(rows: list[Row]) -> dict[str, tuple[str, Form]]:
-    """The columns that some row fills, by name, with their headers filled in."""
+    """The columns that some row fills, by name, with their headers filled in. `seeds` only where rows differ."""
     reference = rows[0].get("reference")
     every = with_names(rows) | ({} if reference else ABSOLUTE)
     shown = [name for name in every if any(row.get(name) is not None for row in rows)]
+    if len({row.get("seeds") for row in rows}) < 2:
+        shown = [name for name in shown if name != "seeds"]
     shown[2:2] = dict.fromkeys(name for row in rows for name in varied(row))
     words = fillings(rows)
     return {n: (every[n][0].format(**words), every[n][1]) if n in every else (n, str) for n in shown}

@@ -54,6 +54,8 @@ def parser() -> cli.Parser:
     arguments.add_argument("--local_suite", default="", metavar="DATA", help=local)
     arguments.add_argument("--local_limit", default="200", help="questions of each of its tasks; 0: all; default 200")
     arguments.add_argument("--efficiency", action="store_true", help="measure inference, all models in turn")
+    ended = "make the table of the runs that have ended, and start none"
+    arguments.add_argument("--finished_only", action="store_true", help=ended)
     batch = "sequences per pass of --efficiency. Language models run at batch 1 too (the paper: 32 for 7B, 4 for 13B)"
     arguments.add_argument(
         "--inference_batch_size", default="0", help=f"{batch} and default to that alone. Others: 128"
@@ -82,6 +84,7 @@ def main() -> None:
         single("--inference_batch_size", own.inference_batch_size, int),
         own.local_suite,
         single("--local_limit", own.local_limit, int),
+        own.finished_only,
     )
     comparison.check()
     resolve(rest, arguments.names())

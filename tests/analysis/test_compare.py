@@ -163,6 +163,9 @@ def test_an_interrupted_comparison_goes_on_with_what_is_missing(tmp_path: Path) 
     out = tmp_path / "out"
     kept = (out / "lora-0-128" / "summary.json").stat().st_mtime_ns
     assert not (out / "prune_lora-40-128").exists()
+    so_far = launch(tmp_path, "--finished_only")
+    assert so_far.returncode == 0 and ".py" not in so_far.stdout, so_far.stderr[-3000:]
+    assert [row["method"] for row in json.loads((out / "table.json").read_text(encoding="utf8"))] == ["lora"]
     second = launch(tmp_path)
     assert second.returncode == 0, second.stderr[-3000:]
     assert (out / "lora-0-128" / "summary.json").stat().st_mtime_ns == kept
@@ -228,6 +231,7 @@ def test_a_run_whose_last_cut_is_after_its_last_step_is_compared(
         (["--methods", "lora,magic"], "--methods 'magic' is not allowed: give some of apt, lora"),
         (["--sparsity", "0.3,x"], "--sparsity '0.3,x' is not allowed"),
         (["--sparsity", "0.3,0.3"], "--sparsity 0.3,0.3 is not allowed: give each value once"),
+        (["--finished_only"], "--finished_only found no finished run in "),
         (["--seeds", "1,2,1"], "--seeds 1,2,1 is not allowed: give each value once"),
         (["--sparsity", "1.0"], "--sparsity 1.0 is not allowed"),
         (["--mmlu_data", "nowhere"], "--mmlu_data 'nowhere' is not a folder"),

@@ -41,6 +41,16 @@ def test_a_table_is_written_into_its_place_in_a_document(tmp_path: Path) -> None
         write_section(tmp_path / "b.md", "mnli", "")
 
 
+def test_rows_with_different_seeds_say_how_many() -> None:
+    rows = [{"method": "apt", "removed": 0.3, "seeds": 3, "perplexity": 45.0}]
+    assert "seeds" not in columns(rows)
+    rows.append({"method": "flap", "removed": 0.3, "seeds": 1, "perplexity": 90.0})
+    assert markdown(rows).splitlines()[:4:3] == [
+        "| method | parameters removed, % | seeds | perplexity |",
+        "| flap | 30.0 | 1 | 90.0 |",
+    ]
+
+
 def test_a_finished_table_is_printed_again_and_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
