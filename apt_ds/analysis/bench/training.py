@@ -30,6 +30,7 @@ from apt_ds.models.modules import replace_module
 from apt_ds.models.unwrap import pretrained_model
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.runtime import collectives, zero
+from apt_ds.runtime.bnb import library
 from apt_ds.runtime.memory import peak_memory, reset_peak
 from apt_ds.training.metrics import MetricsLogger
 from apt_ds.training.run_data import Data
@@ -86,8 +87,7 @@ def as_trainer_fills(config: dict[str, Any], hidden_size: int) -> dict[str, Any]
 
 def hold_in_four_bits(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Quantize every linear layer but the head to NF4 with double quantization, one at a time, as QLoRA does."""
-    import bitsandbytes as bnb
-
+    bnb = library("the benchmark's QLoRA")
     for path, module in list(model.named_modules()):
         if not isinstance(module, nn.Linear) or module is model.get_output_embeddings():
             continue
