@@ -12,6 +12,9 @@ GATE_WARMUP = 0.5  # fraction of the pruning phase after which the target of lea
 GATE_RATE = 0.1  # CoFi's learning rate
 GATE_TRAVEL = 12.0  # change of log alpha that takes a gate from open to closed, with room to return
 MULTIPLIER_TRAVEL = 100.0  # the size at which multipliers outweigh the noise of a gate's gradient
+ADAM = (0.9, 0.999)  # its usual betas
+MEMORY = (1.0 / 200.0, 1.0 / 2.0)  # updates that the two moments of a gate remember, as fractions of the phase
+LEAST_MEMORY = (1.5, 10.0)  # and the fewest
 SNAP = 1e-3  # fraction of a mask's step, below which a mask has arrived
 
 
@@ -42,6 +45,16 @@ def gate_rate(asked: float, phase: int) -> float:
 def multiplier_rate(phase: int) -> float:
     """Adam's learning rate of the Lagrangian's multipliers: as `gate_rate`, for `MULTIPLIER_TRAVEL`."""
     return max(GATE_RATE, MULTIPLIER_TRAVEL / phase)
+
+
+def gate_betas(phase: int) -> tuple[float, float]:
+    """Adam's betas for gates and multipliers: the usual ones from 2,000 steps on.
+
+    A short phase has large steps. Moments that remember many of them carry the gates far past their target.
+    """
+    memories = (max(least, part * phase) for part, least in zip(MEMORY, LEAST_MEMORY, strict=True))
+    first, second = (1.0 - 1.0 / memory for memory in memories)
+    return min(ADAM[0], first), min(ADAM[1], second)
 
 
 def pruning_phase(total: int, ratio: float) -> int:

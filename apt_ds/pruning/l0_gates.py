@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from apt_ds.config.schedules import ADAM
 from apt_ds.models.blocks import HIDDEN, Anatomy, block_slices, plural
 from apt_ds.pruning import hard_concrete
 from apt_ds.pruning.scorer import Scorer
@@ -90,7 +91,9 @@ class L0Gates(Scorer):
 
     # What a step asks
 
-    def draw(self, step: int, target: float, rate: float, multiplier_rate: float) -> np.ndarray:
+    def draw(
+        self, step: int, target: float, rate: float, multiplier_rate: float, betas: tuple[float, float] = ADAM
+    ) -> np.ndarray:
         """The sampled gates of a step, float64 [blocks], 0 to 1. The same on all ranks.
 
         Args:
@@ -98,10 +101,11 @@ class L0Gates(Scorer):
             target: the removed fraction t that the Lagrangian asks for in this step.
             rate: the learning rate of the gates.
             multiplier_rate: the learning rate of the multipliers.
+            betas: of both.
         """
         self.target = target
         for name, value in (("gates", rate), ("multipliers", multiplier_rate)):
-            self._optimizers[name].param_groups[0]["lr"] = value
+            self._optimizers[name].param_groups[0].update(lr=value, betas=betas)
         noise = np.random.default_rng([self.seed, 1, step]).random(len(self.log_alpha))
         self._noise = torch.from_numpy(noise)
         with torch.no_grad():

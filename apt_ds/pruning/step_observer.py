@@ -61,8 +61,10 @@ class StepObserver:
         """Before the update that follows `step` updates: draw the gates if the update trains them."""
         if isinstance(self.scorer, L0Gates) and self.needs_scores(step):
             target = 1.0 - self.policy.kept_fraction(step, self.cut_done)
-            rate = schedules.gate_rate(self.run.pruning.gate_learning_rate, self.policy.phase)
-            self.masks.learn(self.scorer.draw(step, target, rate, schedules.multiplier_rate(self.policy.phase)))
+            phase = self.policy.phase
+            rate = schedules.gate_rate(self.run.pruning.gate_learning_rate, phase)
+            steps = rate, schedules.multiplier_rate(phase), schedules.gate_betas(phase)
+            self.masks.learn(self.scorer.draw(step, target, *steps))
 
     def begin(self, batch: Batch, dtype: torch.dtype, example_offset: int, decoder_mask: Tensor | None = None) -> None:
         """Announce a forward pass that counts for the scores.

@@ -103,3 +103,8 @@ def test_the_pruning_phase_lies_inside_the_run(
     total: int, start: float, phase: float, expected: tuple[int, int]
 ) -> None:
     assert (schedules.pruning_start(total, start), schedules.pruning_end(total, start, phase)) == expected
+
+
+def test_gates_of_a_long_phase_have_the_usual_moments() -> None:
+    assert schedules.gate_betas(2000) == (0.9, 0.999) == schedules.gate_betas(10**6)
+    assert schedules.gate_betas(1) == schedules.gate_betas(20) == (1 - 1 / 1.5, 0.9)

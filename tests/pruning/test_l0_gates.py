@@ -108,8 +108,8 @@ def learn(made: L0Gates, phase: int, sparsity: float, steps: range) -> None:
     """Updates of a phase in which every gate lowers the loss a little, half of the heads and neurons more."""
     useful = torch.from_numpy(np.arange(len(made.gated)) % 2 == 0)
     for step in steps:
-        rate = schedules.gate_rate(0.0, phase)
-        made.draw(step, schedules.gate_target(step, phase, sparsity), rate, schedules.multiplier_rate(phase))
+        rates = schedules.gate_rate(0.0, phase), schedules.multiplier_rate(phase)
+        made.draw(step, schedules.gate_target(step, phase, sparsity), *rates, schedules.gate_betas(phase))
         noise = torch.from_numpy(np.random.default_rng([9, step]).normal(0, 1e-3, len(useful)))
         made.abs_sums = torch.where(useful, noise - 0.1, noise - 1e-4).float()
         made.update(1.0)
@@ -126,6 +126,13 @@ def test_the_lagrangian_reaches_its_target_and_keeps_what_the_loss_needs() -> No
     density = made.scores() / anatomy.params_per_block(anatomy.sizes)
     gated, useful = made.gated.numpy(), np.arange(len(density)) % 2 == 0
     assert density[gated & useful].min() > 0.9 and density[gated & ~useful].min() < 0.1
+
+
+@pytest.mark.parametrize(("phase", "sparsity"), [(30, 0.3), (60, 0.5), (150, 0.6), (435, 0.6)])
+def test_a_short_phase_does_not_go_past_its_target(phase: int, sparsity: float) -> None:
+    made = L0Gates(anatomy_of(tiny.config()), CPU, ("heads", "neurons"), False, 0)
+    learn(made, phase, sparsity, range(phase))
+    assert float(made.expected_removed().detach()) == pytest.approx(sparsity, abs=0.02)
 
 
 def test_a_restored_state_goes_on_bit_for_bit() -> None:
