@@ -60,8 +60,12 @@ class Fisher(ActivationHooks):
         return commit
 
     def _add_gram(self, site: int, x: Tensor, valid: Tensor) -> None:
-        """Add X^T X over counted tokens. x: [batch, length, d]; valid: [1, batch * length]."""
+        """Add X^T X over counted tokens. x: [batch, length, d]; valid: [1, batch * length].
+
+        Tokens that overflowed are left out: the step is discarded, but what is added here stays.
+        """
         rows = x.reshape(-1, x.shape[-1])[valid.flatten() > 0].float()
+        rows = rows[rows.square().sum(1).isfinite()]
         if site not in self._grams:
             self._grams[site] = torch.zeros(x.shape[-1], x.shape[-1], device=self.device)
         self._grams[site].addmm_(rows.T, rows)

@@ -17,12 +17,13 @@ def add(model: nn.Module, paths: list[str], shards: ShardWriter | None) -> None:
 
     Args:
         model: the model in the engine.
-        paths: the modules.
+        paths: the modules. Those of sublayers that a later cut has emptied are left out.
         shards: takes the tensors on the first rank. None on the others.
     """
+    present = dict(model.named_modules())
     for path in paths:
-        weight = getattr(model.get_submodule(path), "weight", None)
-        # a later cut may have emptied the sublayer, which then has no weight
+        # what is left of an emptied sublayer has no readers, and its consumer has no weight
+        weight = getattr(present.get(path), "weight", None)
         if not isinstance(weight, nn.Parameter) or weight.requires_grad:
             continue
         with zero.gathered([weight]):

@@ -59,6 +59,11 @@ class ScoreHistory:
         self.history.append({"step": step, "score": score, "seconds": seconds, "pruned": at_target})
         self.outdated = False
 
+    def model_cut(self, step: int, at_target: bool) -> None:
+        """A cut after `step` updates has left the outputs as they were. Arguments as of `take`."""
+        if self.knows(step):
+            self.history[-1]["pruned"] = at_target
+
     def model_changed(self) -> None:
         """The model is another one than that of the newest score, at the same step."""
         self.outdated = True

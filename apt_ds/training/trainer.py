@@ -139,8 +139,10 @@ class Trainer(RunParts):
         )
         cut = self.pruner.kept() < kept
         if cut and self.run_config.pruning.repairs:
-            # other cuts remove what masks had removed before, so that the score stays
             self.score_history.model_changed()
+        elif cut and not fresh:
+            # it removes what masks had removed before, so that the score stays
+            self.score_history.model_cut(step, self.pruner.at_target())
         self.meter.rebuilt(seconds_after(zero.device()) - start, cut=cut)
         self.metrics_logger.adjusted(step, self.pruner.kept(), plan)
         self._report_layers(step)

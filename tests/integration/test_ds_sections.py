@@ -107,6 +107,14 @@ NAMED: dict[str, tuple[object, list[str]]] = {
         ["'prescale_gradients' is True, only False is supported"],
     ),
     "factor alone": ({"gradient_predivide_factor": 4.0}, ["'gradient_predivide_factor' is 4.0, only 1.0"]),
+    "no check of gradients": (
+        {"bf16": {"enabled": True, "check_grad_overflow": False}},
+        ["'bf16.check_grad_overflow' is False, only true is supported. Remove it"],
+    ),
+    "no norm of gradients": (
+        zero_section(compute_grad_norm=False),
+        ["'zero_optimization.compute_grad_norm' is False, only true is supported. Remove it"],
+    ),
     "British": ({"zero_optimisation": {"stage": 3}}, ["unknown section 'zero_optimisation'", "'zero_optimization'"]),
     "capitals": ({"Zero-Optimization": {}}, ["did you mean 'zero_optimization'?"]),
     "optimiser": ({"optimiser": {}}, ["did you mean 'optimizer'?"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from apt_ds.data.batching import Batch, collate
@@ -98,6 +99,19 @@ def test_a_decoder_has_tokens_of_its_own() -> None:
     ids[0][1, 6:], ids[1][1, 3:] = 7, 9
     assert all(torch.allclose(first[site], again, rtol=1e-4, atol=1e-5) for site, again in grams().items())
     fisher.remove()
+
+
+@pytest.mark.parametrize("value", [torch.inf, torch.nan, 1e30])
+def test_tokens_that_overflow_are_not_kept(value: float) -> None:
+    anatomy = anatomy_of(tiny.model().config)
+    fisher = Fisher(anatomy, 4, CPU)
+    width = anatomy.sites[0].unit * anatomy.sizes.counts[0]
+    x = torch.randn(1, 5, width, generator=torch.Generator().manual_seed(1))
+    fisher._add_gram(0, x, torch.tensor([[1, 0, 1, 1, 1]]))
+    x[0, 1, 3] = value
+    fisher._add_gram(0, x, torch.tensor([[0, 1, 0, 0, 0]]))
+    counted = x[0, [0, 2, 3, 4]]
+    assert torch.allclose(fisher._grams[0], counted.T @ counted, rtol=1e-5, atol=1e-5)
 
 
 def test_rearranging_keeps_the_count_and_lowers_the_cost() -> None:

@@ -57,7 +57,9 @@ def test_a_sublayer_that_a_later_cut_has_emptied_has_no_weight_to_save(tmp_path:
     model = model_of(16, 1)
     model.set_submodule(PATHS[0], Bias.of_width(64))
     shards = ShardWriter(tmp_path)
-    repaired_weights.add(model, PATHS, shards)
+    # readers of an emptied sublayer are gone altogether
+    model.get_submodule("model.layers.0").mlp = nn.ModuleDict({"down_proj": model.get_submodule(PATHS[0])})
+    repaired_weights.add(model, [*PATHS, "model.layers.0.mlp.gate_proj"], shards)
     shards.close()
     saved = read(tmp_path, [path.name for path in tmp_path.iterdir()])[repaired_weights.GROUP]
     assert list(saved) == [f"values:{PATHS[1]}"]

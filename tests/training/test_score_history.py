@@ -45,6 +45,15 @@ def test_a_restored_history_is_compared_with_the_reference_of_now() -> None:
             assert again.summary() == filled(now).summary(), (reference, now)
 
 
+def test_a_cut_that_leaves_the_outputs_makes_a_score_one_of_the_final_size() -> None:
+    history = ScoreHistory(100.0)
+    history.take(8, 98.0, 1.0, False)
+    history.model_cut(7, True)
+    assert history.summary()["reached_97_percent_pruned"] is None
+    history.model_cut(8, True)
+    assert history.summary()["reached_97_percent_pruned"] == {"step": 8, "score": 98.0, "seconds": 1.0, "pruned": True}
+
+
 def test_a_score_of_another_model_at_the_same_step_is_not_known() -> None:
     history = filled(100.0)
     history.model_changed()

@@ -36,6 +36,8 @@ TYPED: dict[str, type[DeepSpeedConfigModel]] = {
 }
 # sections that DeepSpeed reads as plain dictionaries
 PLAIN = {"optimizer": ("type", "params", "legacy_fusion"), "scheduler": ("type", "params")}
+# without these checks DeepSpeed would apply gradients that are not finite, and a run could not tell
+CHECKS = {"bf16": "check_grad_overflow", "zero_optimization": "compute_grad_norm"}
 INSTEAD = {
     "activation_checkpointing": "use --gradient_checkpointing",
     "flops_profiler": "use --profile",
@@ -65,6 +67,10 @@ def check_sections(path: str, trains: bool = True) -> None:
         _check_section(name, value, where)
     for name, model in TYPED.items():
         _check_fields(config.get(name), model, name, where)
+    for name, check in CHECKS.items():
+        section = config.get(name)
+        if isinstance(section, dict) and section.get(check, True) is not True:
+            raise UserError(f"{where}: '{name}.{check}' is {section[check]!r}, only true is supported. Remove it")
     for name, keys in PLAIN.items():
         section = config.get(name)
         for key in section if isinstance(section, dict) else ():
