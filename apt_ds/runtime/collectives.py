@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -123,6 +123,23 @@ def on_main(action: Callable[[], T]) -> T:
     if isinstance(outcome[1], Exception):
         raise outcome[1]
     return outcome[0]  # type: ignore[return-value]
+
+
+def on_each_rank(action: Callable[[], T]) -> T:
+    """Run `action` on every rank, and return its result there. Collective.
+
+    An exception on one rank is raised on all.
+    """
+    result: T | None = None
+    failure: Exception | None = None
+    try:
+        result = action()
+    except Exception as error:
+        failure = error
+    for reported in gather_objects(failure):
+        if reported is not None:
+            raise reported
+    return cast(T, result)
 
 
 def on_each_node(action: Callable[[], object]) -> None:

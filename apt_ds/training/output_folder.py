@@ -104,7 +104,8 @@ def prepare_output(run: RunConfig, saved: Checkpoint | None = None) -> None:
 
     Args:
         run: the options.
-        saved: the checkpoint that the run resumes from. Checkpoints stay in the folder if it is one of them.
+        saved: the checkpoint that the run resumes from. If it is one of the folder's, earlier ones stay, and later ones
+            get another name.
 
     Raises:
         UserError: the folder cannot be written.
@@ -118,12 +119,15 @@ def _prepare(folder: Path, run: RunConfig, saved: Checkpoint | None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name in (*OWN, *(() if continues else TRACKED)):
             path = folder / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            # of a link to another disk the link goes, and not what is there
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
         checkpoint.sweep(folder, everything=not continues)
+        if continues and saved is not None:
+            checkpoint.set_aside(folder, saved.step)
         (folder / "metrics.jsonl").write_bytes(saved.metrics if saved is not None else b"")
         (folder / "config.yaml").write_text(configuration, encoding="utf8")
     except OSError as error:
-        raise UserError(f"--output_dir {str(folder)!r} cannot be written: {error.strerror}") from None
+        raise UserError(f"--output_dir {str(folder)!r} cannot be written: {error.strerror or error}") from None
 
 
 def discard_output(folder: Path, made: list[Path] | None) -> None:

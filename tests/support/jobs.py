@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import gc
 import hashlib
 import json
@@ -10,7 +11,7 @@ import os
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import nn
@@ -26,8 +27,9 @@ from apt_ds.models.loading import Base
 from apt_ds.pruning.surgery import Plan
 from apt_ds.runtime import collectives, zero
 from apt_ds.runtime.packed import QuantizedParameter
-from apt_ds.training import datasets, preflight, prepared_data, questions, trainer
+from apt_ds.training import checkpoint, datasets, preflight, prepared_data, questions, trainer
 from apt_ds.training import run as training_run
+from apt_ds.training.checkpoint import finding
 from apt_ds.training.model_figures import ModelFigures
 from tests.support.launcher import PLAIN
 from tests.support.text_fixtures import pair_tokenizer
@@ -242,6 +244,23 @@ def differing(folder: str, odd: int, change: str) -> None:
         real = preflight.version
         preflight.version = lambda name: "0.0.1" if name == "transformers" else real(name)
     training_run.train(run)
+
+
+def unreadable_on(odd: int, folder: str) -> str:
+    """What the ranks are told of a checkpoint whose tensors one of them cannot read."""
+    zero.init_distributed()
+    if collectives.rank() == odd:
+        # what a stale handle of a network file system gives
+
+        def stale(path: Path, names: list[str]) -> NoReturn:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+        finding.shards.read = stale
+    try:
+        checkpoint.find(folder, Path(folder).parent)
+    except UserError as error:
+        told = collectives.gather_objects(str(error))
+    return " ".join(sorted(set(told)))
 
 
 def told(made: trainer.Trainer, figures: dict[str, Any]) -> dict[str, Any]:

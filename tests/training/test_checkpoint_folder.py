@@ -23,7 +23,7 @@ from apt_ds.models.base_config import decisive, first_difference
 from apt_ds.training import checkpoint
 from apt_ds.training.checkpoint import LAST, MANIFEST, Checkpoint, DamagedError
 from apt_ds.training.checkpoint import manifest as checkpoint_manifest
-from tests.support import tiny
+from tests.support import multiprocess, tiny
 from tests.support.paths import ROOT
 
 COUNTS = {"global_batch": 8, "total_steps": 10}
@@ -56,6 +56,14 @@ def test_what_is_read_is_what_was_written(run: RunConfig, tmp_path: Path) -> Non
     found.check(run, COUNTS, PRINTS)
     assert not [path.name for path in tmp_path.iterdir() if path.name != "checkpoint-3"]
     assert {file.suffix for file in path.iterdir()} == {".json", ".jsonl", ".safetensors"}
+
+
+@pytest.mark.dist
+def test_what_one_rank_cannot_read_ends_all_ranks(run: RunConfig, tmp_path: Path) -> None:
+    checkpoint.write(tmp_path, made(run, 3), keep=0)
+    folder = tmp_path / "checkpoint-3"
+    told = multiprocess.run(2, "unreadable_on", {"odd": 1, "folder": str(folder)}, timeout=120)
+    assert told == f"checkpoint {folder} cannot be read: [Errno 116] Stale file handle"
 
 
 def test_an_old_one_that_cannot_be_removed_ends_no_run(

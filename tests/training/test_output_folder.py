@@ -118,3 +118,30 @@ def test_the_configuration_names_the_command_and_is_read_back(tmp_path: Path, mo
     assert text.startswith("# command: train.py --sparsity 0.4\n")
     assert resolve(["--config", str(tmp_path / "config.yaml")]).flags() == run.flags()
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_run_that_goes_back_sets_later_checkpoints_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for step in (2, 3, 4, 5):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "a").write_text(str(step))
+    (tmp_path / "checkpoint-5.left").mkdir()
+    prepare_output(run_into(tmp_path), saved(tmp_path))
+    there = {path.name for path in tmp_path.iterdir() if path.is_dir()}
+    assert there == {"checkpoint-2", "checkpoint-3", "checkpoint-4.left", "checkpoint-5.left"}
+    assert (tmp_path / "checkpoint-5.left" / "a").read_text() == "5"
+    assert (
+        f"the run goes on from step 3: {tmp_path / 'checkpoint-4'} is now checkpoint-4.left" in capsys.readouterr().err
+    )
+    prepare_output(run_into(tmp_path), saved(tmp_path))
+    assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 4
+    prepare_output(run_into(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "metrics.jsonl"]
+
+
+def test_a_link_to_another_disk_is_removed_and_not_what_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "model").mkdir(parents=True)
+    (tmp_path / "disk" / "model" / "a").write_text("a")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model").symlink_to(tmp_path / "disk" / "model")
+    prepare_output(run_into(tmp_path / "out"))
+    assert (tmp_path / "disk" / "model" / "a").exists() and not (tmp_path / "out" / "model").is_symlink()

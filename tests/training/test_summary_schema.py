@@ -86,6 +86,17 @@ def test_a_run_on_a_task_that_distills(tmp_path: Path, run: Run) -> None:
     check_padded(tmp_path / "out", summary, ended.out)
 
 
+def test_a_score_at_the_step_of_the_last_cut_is_one_of_the_final_size(tmp_path: Path, run: Run) -> None:
+    words = tiny.save_task(tmp_path / "task", "bert-classes")
+    words = Place(tmp_path).words(tmp_path / "out", *words, "--max_steps", "3", "--pruning", "gradual")
+    words += ["--pruning_phase", "1", "--distill", "--reference_score", "0.01", "--eval_steps", "1"]
+    ended = run(words)
+    assert ended.status == 0, ended.err
+    training = check(tmp_path / "out")["training"]
+    assert [(entry["step"], entry["pruned"]) for entry in training["history"]] == [(1, False), (2, False), (3, True)]
+    assert training["reached_97_percent_pruned"]["step"] == 3
+
+
 def check_padded(output: Path, summary: dict[str, Any], printed: str) -> None:
     """The folder is a stock model, the cost of padding is printed, and apt_ds.json has the sizes of the summary."""
     written = summary["written"]

@@ -2,7 +2,16 @@
 
 from apt_ds.training.checkpoint.contents import Checkpoint
 from apt_ds.training.checkpoint.finding import LAST, find, load
-from apt_ds.training.checkpoint.folder import add_evaluation, begin, evaluation, numbered, remove, sweep, write
+from apt_ds.training.checkpoint.folder import (
+    add_evaluation,
+    begin,
+    evaluation,
+    numbered,
+    remove,
+    set_aside,
+    sweep,
+    write,
+)
 from apt_ds.training.checkpoint.manifest import EVALUATION, FORMAT, MANIFEST, DamagedError, verify
 from apt_ds.training.checkpoint.shards import ShardWriter
 
@@ -21,6 +30,7 @@ __all__ = [
     "load",
     "numbered",
     "remove",
+    "set_aside",
     "sweep",
     "verify",
     "write",

@@ -30,7 +30,7 @@ def find(wanted: str, output: Path) -> Checkpoint | None:
     unseen = [rank for rank, seen in enumerate(collectives.gather_objects((path / MANIFEST).is_file())) if not seen]
     if unseen:
         raise UserError(f"rank {unseen} does not see {path}: put --output_dir on a disk that all nodes share")
-    return load(path)
+    return collectives.on_each_rank(lambda: load(path))
 
 
 def _named(path: Path) -> Path:

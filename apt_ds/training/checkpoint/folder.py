@@ -23,6 +23,7 @@ from apt_ds.training.checkpoint.manifest import EVALUATION, MANIFEST, METRICS, S
 from apt_ds.training.checkpoint.shards import ShardWriter
 
 NAME = re.compile(r"checkpoint-(\d+)")
+LEFT = ".left"  # ends the name of a checkpoint that a run has gone back behind
 
 
 def begin(output: Path, step: int) -> ShardWriter:
@@ -97,9 +98,25 @@ def sweep(output: Path, everything: bool) -> None:
         OSError: a folder cannot be removed.
     """
     for path in output.glob("checkpoint-*"):
-        name = path.name.removesuffix(".tmp")
-        if NAME.fullmatch(name) and (everything or name != path.name):
+        name = path.name.removesuffix(".tmp").removesuffix(LEFT)
+        if NAME.fullmatch(name) and (everything or path.name == f"{name}.tmp"):
             _remove(path)
+
+
+def set_aside(output: Path, step: int) -> None:
+    """Rename the checkpoints after `step`, for a run that goes back to it. A line on stderr names each. On one rank.
+
+    `last` would resume from one of them, and not from what the run writes from now on.
+
+    Raises:
+        OSError: a folder cannot be renamed.
+    """
+    for number, path in sorted(numbered(output)):
+        if number > step:
+            aside = path.with_name(path.name + LEFT)
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            print(f"the run goes on from step {step}: {path} is now {aside.name}", file=sys.stderr, flush=True)
 
 
 def add_evaluation(output: Path, step: int, evaluation: dict[str, Any]) -> None:
