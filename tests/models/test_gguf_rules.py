@@ -130,6 +130,39 @@ def test_a_decoder_with_other_fields_is_one_line(tmp_path: Path) -> None:
         gguf_rules.plan_of(place, "f16")
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_attention_heads": "four"}, "'num_attention_heads' is 'four'. It must be a number above 0"),
+        ({"num_hidden_layers": None}, "has no num_hidden_layers"),
+        ({"hidden_size": True}, "'hidden_size' is 'True'. It must be a number above 0"),
+        ({"rope_parameters": [1]}, "'rope_parameters' is '[1]'. It must be an object"),
+        ({"layer_types": "full"}, "'layer_types' is 'full'. It must be a list"),
+        ({"architectures": "LlamaForCausalLM"}, "names no model class"),
+    ],
+)
+def test_values_of_the_wrong_type_are_one_line(changes: dict[str, object], words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as told:
+        gguf_rules.plan_of(folder_of(tmp_path / "model", **changes), "f16")
+    assert words in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"a": ', "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("[]", "no list of tokens"),
+        ('{"added_tokens": [3]}', "no list of tokens"),
+    ],
+)
+def test_a_damaged_tokenizer_is_one_line(text: str, words: str, tmp_path: Path) -> None:
+    place = folder_of(tmp_path / "model")
+    (place / "tokenizer.json").write_text(text, encoding="utf8")
+    with pytest.raises(UserError, match=words):
+        name_of(place)
+
+
 def test_half_a_file_of_weights_is_one_line(tmp_path: Path) -> None:
     place = folder_of(tmp_path / "model")
     weights = place / "model.safetensors"

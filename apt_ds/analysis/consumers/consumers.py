@@ -20,6 +20,7 @@ from apt_ds.analysis.consumers import probes
 from apt_ds.analysis.consumers.entry import Case, Entry, Expected, compare
 from apt_ds.models.consumers import llama_cpp_problems
 from apt_ds.models.export import gguf_rules
+from apt_ds.models.export.gguf_folder import read_config
 
 FULL, SIXTEEN, QUANTIZED = 2e-3, 2e-2, 0.25  # largest difference of log-probabilities: fp32, 16 bits, NF4 in bf16
 CONVERTER = "apt_ds.models.export.gguf"
@@ -160,7 +161,7 @@ class LlamaCpp(Consumer):
     def problems(case: Case) -> list[str]:
         """Why its answers must differ."""
         length = len(case.expected.prompt) + len(case.expected.tokens)
-        return llama_cpp_problems(gguf_rules.read_config(case.folder), length)
+        return llama_cpp_problems(read_config(case.folder), length)
 
 
 CONSUMERS: tuple[Consumer, ...] = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 import sys
 from collections import Counter, defaultdict
@@ -13,6 +12,7 @@ from pathlib import Path
 from apt_ds.config import cli
 from apt_ds.config.errors import UserError
 from apt_ds.models.export import gguf_converter, gguf_quantizer, gguf_rules, ollama
+from apt_ds.models.export.gguf_folder import added_tokens, read_config
 
 USAGE = "python -m apt_ds.models.export.gguf DIR [--outtype f16|bf16|f32|q8_0|q4_k_m] [--into FILE]"
 PLAIN = ("F32", "F16", "BF16")
@@ -68,15 +68,15 @@ def name_of(folder: Path) -> str:
 
     llama.cpp changes four tokens of a model whose name contains phi3 or phi-3, and loads no such file without them.
     """
-    name, tokenizer = folder.resolve().name, json.loads((folder / "tokenizer.json").read_text(encoding="utf8"))
-    if {token["content"] for token in tokenizer.get("added_tokens", ())} >= PHI_3_TOKENS:
+    name = folder.resolve().name
+    if added_tokens(folder) >= PHI_3_TOKENS:
         return name
     return re.sub("(phi)-?3", r"\1 3", name, flags=re.IGNORECASE)
 
 
 def dtype_of(folder: Path) -> str:
     """The dtype that a folder's configuration names."""
-    config = gguf_rules.read_config(folder)
+    config = read_config(folder)
     return str(config.get("dtype") or config.get("torch_dtype") or "float32")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from safetensors import safe_open
 
 from apt_ds.config.errors import UserError
+from apt_ds.models.export.gguf_folder import REQUIRED, read_config
 from apt_ds.models.model_folder import check_weights
 
 OUTTYPES = ("f16", "bf16", "f32", "q8_0", "q4_k_m")
@@ -66,21 +66,6 @@ class Plan:
     context: int = 0
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a model folder. Raises UserError."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf8"))
-    except OSError:
-        raise UserError(f"{folder} is not a model folder: it has no config.json that can be read") from None
-    except ValueError:
-        raise UserError(f"{folder / 'config.json'} is not JSON") from None
-    if not isinstance(config, dict) or not config.get("architectures"):
-        raise UserError(f"{folder / 'config.json'} names no model class in 'architectures'")
-    if not (folder / "tokenizer.json").is_file():
-        raise UserError(f"{folder} has no tokenizer.json, which the GGUF file must contain")
-    return config
-
-
 def plan_of(folder: Path, outtype: str) -> Plan:
     """How a folder is converted.
 
@@ -96,7 +81,7 @@ def plan_of(folder: Path, outtype: str) -> Plan:
         raise UserError(f"llama.cpp has no place for {name}: GGUF files are written for decoders without a task head")
     if stock in DIFFERENT:
         raise UserError(f"{name} is not written as GGUF: llama.cpp does not give the answers of the model")
-    absent = [field for field in ("num_hidden_layers", "num_attention_heads", "hidden_size") if field not in config]
+    absent = [field for field in REQUIRED if config.get(field) is None]
     if absent:
         raise UserError(f"{name} is not written as GGUF: its config.json has no {absent[0]}")
     adaptive = bool(config.get("layer_intermediate_sizes"))
