@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from apt_ds.analysis.result_table import publish
 from apt_ds.analysis.variants import OWN, Variant
 from apt_ds.config.errors import UserError
 from apt_ds.config.methods import METHODS, RECIPE_FULL_EPOCHS, RECIPE_INFERENCE_BATCHES
+from apt_ds.config.paths import check_path, shortened
 from apt_ds.config.resolve import resolve
 from apt_ds.config.run_config import OPTIONS, RunConfig
 from apt_ds.config.tasks import GLUE_TASKS, INSTRUCTIONS, SQUADS, TEXTS
@@ -98,15 +100,15 @@ class Comparison:
 
     def _check_questions(self) -> None:
         """Raise UserError for a number of questions that is not allowed, or data that lacks them."""
-        if self.mmlu_data and not Path(self.mmlu_data).is_dir():
-            raise UserError(f"--mmlu_data {self.mmlu_data!r} is not a folder: give one with dev/ and test/")
+        if self.mmlu_data and not os.path.isdir(self.mmlu_data):
+            raise UserError(f"--mmlu_data {shortened(self.mmlu_data)!r} is not a folder: give one with dev/ and test/")
         if self.mmlu_sample < 0:
             raise UserError(f"--mmlu_sample {self.mmlu_sample} is not allowed: give at least 1, or 0 for all questions")
         if self.local_limit < 0:
             raise UserError(f"--local_limit {self.local_limit} is not allowed: give at least 1, or 0 for all questions")
-        if self.local_data and not Path(self.local_data).is_dir():
+        if self.local_data and not os.path.isdir(self.local_data):
             text = "give one with sst2/, plain/ and wikitext2/"
-            raise UserError(f"--local_suite {self.local_data!r} is not a folder: {text}")
+            raise UserError(f"--local_suite {shortened(self.local_data)!r} is not a folder: {text}")
         if self.mmlu_data:
             mmlu_questions_of(self.mmlu_data, self.mmlu_sample)
         if self.local_data:
@@ -188,6 +190,7 @@ def plan(comparison: Comparison, output: Path) -> list[Trial]:
                 for setting in comparison.settings():
                     words = [method.folder, f"{100 * sparsity:g}", str(seed), *(f"{n}={v}" for n, v in setting)]
                     folder = output / "-".join(words).replace("/", "_")
+                    check_path("the folder of a run", folder.name, "give shorter values to --methods and --vary")
                     found.append(Trial(method.method, sparsity, seed, folder, setting, method.options))
     return found
 

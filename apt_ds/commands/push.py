@@ -5,6 +5,7 @@ The names and flags are those of the run. What its `config.yaml` states need not
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import yaml
 
 from apt_ds.config.cli import Parser
 from apt_ds.config.errors import UserError
+from apt_ds.config.paths import shortened
 from apt_ds.runtime import exit_status
 
 
@@ -23,14 +25,16 @@ def main() -> None:
         UserError: no written model, a mistake in the destination, or an upload that failed.
     """
     parser = Parser("python -m apt_ds.commands.push OUT [--NAME VALUE ...]")
-    parser.add_argument("output", metavar="OUT", type=Path, help="the output folder of a run")
+    parser.add_argument("output", metavar="OUT", help="the output folder of a run")
     parser.add_argument("--hub_model_id", default="", help="repository; default: that of the run, or OUT's name")
     parser.add_argument("--hub_private_repo", action="store_true", help="make the repository private if it is new")
     parser.add_argument("--hub_token", default="", help="token; default: that of hf auth login or HF_TOKEN")
     given = parser.read(sys.argv[1:])
-    output: Path = given.output
-    if not (output / "model" / "config.json").is_file():
-        raise UserError(f"{output} has no written model: give the output folder of a finished run")
+    output = Path(given.output)
+    if not os.path.isfile(output / "model" / "config.json"):
+        raise UserError(
+            f"{shortened(given.output) or 'OUT'} has no written model: give the output folder of a finished run"
+        )
     # the hub's client takes a second to import: a wrong flag should not wait for it
     from apt_ds.models.architectures.licence_terms import terms_of
     from apt_ds.models.origin import licence_in_card

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from apt_ds.config import cli
 from apt_ds.config.cli import at_least
+from apt_ds.config.paths import check_path
 from apt_ds.runtime import exit_status
 
 USAGE = "random_model.py FOLDER --shape NAME [--dtype bfloat16] [--layers N] [--tokenizer builtin]"
@@ -33,6 +34,8 @@ def parser() -> cli.Parser:
 def main() -> None:
     """Write the model that the command line asks for. Raises UserError."""
     own = parser().read(sys.argv[1:])
+    for flag, path in (("FOLDER", own.folder), ("--shape", own.shape), ("--tokenizer", own.tokenizer)):
+        check_path(flag, path, f"give {flag} a shorter path")
     # torch takes seconds to import: a wrong flag should not wait for it
     import torch
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from apt_ds.config import cli
 from apt_ds.config.errors import UserError
+from apt_ds.config.paths import check_path
 from apt_ds.config.run_config import OPTIONS
 from apt_ds.runtime import exit_status
 
@@ -71,6 +72,7 @@ def rewrite(given: argparse.Namespace) -> dict[str, Any]:
     output = Path(given.output)
     if output.suffix != ".jsonl":
         raise UserError(f"--output {given.output!r} is not allowed: give a name that ends in .jsonl")
+    check_path("--output", given.output, "give a shorter name")
     if output.exists():
         raise UserError(f"--output {given.output!r} exists already: give another file, or remove it")
     # torch takes seconds to import: a wrong flag should not wait for it

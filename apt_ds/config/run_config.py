@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,11 +16,17 @@ from apt_ds.config.nearest import suggest
 from apt_ds.config.option_groups import DataOptions, DistributedOptions, ModelOptions, OptimOptions, SourceOptions
 from apt_ds.config.option_types import OneOf, Value, converted, spelled_out, split_commas
 from apt_ds.config.output_options import OutputOptions
+from apt_ds.config.paths import check_path
 from apt_ds.config.presets import PRESETS
 from apt_ds.config.pruning_options import AUTO, PROJECTIONS, AdapterOptions, PruningOptions
 from apt_ds.config.tasks import INSTRUCTIONS
 
 REQUIRED = ("model_name_or_path", "data_path", "output_dir", "deepspeed")
+# each value is the path of one file or folder, or a hub name
+PATHS = (
+    *("model_name_or_path", "output_dir", "deepspeed", "mmlu_path", "init_adapters", "resume_from_checkpoint"),
+    *("teacher_cache", "data_cache_dir", "logging_dir"),
+)
 SECRETS = ("hub_token",)  # no file, tracker or message gets their values
 
 
@@ -93,7 +100,9 @@ class RunConfig:
         for name in REQUIRED:
             if not self.flag(name):
                 raise UserError(f"--{name} is missing: give {OPTIONS[name].metadata['help']}")
-        if not Path(self.distributed.deepspeed).is_file():
+        for name in PATHS:
+            check_path(f"--{name}", self.flag(name), "give a shorter path")
+        if not os.path.isfile(self.distributed.deepspeed):
             raise UserError(
                 f"--deepspeed {self.distributed.deepspeed!r} is not a file: "
                 f"give {OPTIONS['deepspeed'].metadata['help']}"

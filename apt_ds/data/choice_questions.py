@@ -5,6 +5,7 @@ The questions of a data folder are always the same, in an order drawn with a fix
 
 from __future__ import annotations
 
+import os
 import random
 import re
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from apt_ds.config.errors import UserError
+from apt_ds.config.paths import shortened
 from apt_ds.data import glue
 from apt_ds.data.text_slices import TextPart
 
@@ -73,8 +75,8 @@ def load(data_dir: str, limit: int = 0) -> list[Task]:
     Raises:
         UserError: The folder lacks a file, or a file has no question.
     """
-    if not Path(data_dir).is_dir():
-        raise UserError(f"{FLAG} {data_dir!r} is not a folder: give one with sst2/, plain/ and wikitext2/")
+    if not os.path.isdir(data_dir):
+        raise UserError(f"{FLAG} {shortened(data_dir)!r} is not a folder: give one with sst2/, plain/ and wikitext2/")
     if missing := [path for path in (SST2, WIKIPEDIA_HALF.path, WIKITEXT) if not (Path(data_dir) / path).exists()]:
         raise UserError(f"{FLAG} {data_dir!r} lacks {missing[0]}, which the suite asks from")
     tasks = []

@@ -5,6 +5,7 @@ Reading is strict: a broken record stops the run with its line, because a silent
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import resources
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from apt_ds.config.errors import UserError
+from apt_ds.config.paths import shortened
 from apt_ds.data.readers import Located, Source, find_source, is_hub_name, kind, leave_out, log, text_of
 from apt_ds.data.turns import (
     MEDIA,
@@ -106,8 +108,8 @@ def example_source(data_path: str | Path, split: str = "train") -> Source:
     """Where the examples of `data_path` are. Raises UserError where there is nothing of that name."""
     name = str(data_path)
     path = builtin_path() if name == BUILTIN else Path(name)
-    if not path.exists() and not is_hub_name(name):
-        raise UserError(f"no such data file: {name}")
+    if not os.path.exists(path) and not is_hub_name(name):
+        raise UserError(f"no such data file: {shortened(name)}")
     return find_source(str(path), (split,), hub=(name, split, ""))
 
 

@@ -6,6 +6,7 @@ import csv
 import difflib
 import io
 import logging
+import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from apt_ds.config.errors import UserError
+from apt_ds.config.paths import shortened
 from apt_ds.data.formats import is_blank
 from apt_ds.data.text import read_text
 
@@ -118,8 +120,10 @@ def load(
 
 
 def _read_folder(folder: Path, wanted: list[str], flag: str) -> Mmlu:
-    if not folder.is_dir():
-        raise UserError(f"{flag} {str(folder)!r} is no folder; give one that holds dev/ and test/ with CSV files")
+    if not os.path.isdir(folder):
+        raise UserError(
+            f"{flag} {shortened(str(folder))!r} is no folder; give one that holds dev/ and test/ with CSV files"
+        )
     paths = {(split, s): folder / split / f"{s}_{split}.csv" for split in ("dev", "test") for s in wanted}
     if missing := [path for path in paths.values() if not path.is_file()]:
         raise UserError(

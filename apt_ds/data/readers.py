@@ -6,6 +6,7 @@ Each comes with its place, which error messages name. `formats.py` reads the fil
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from apt_ds.config.errors import Stopped, UserError
+from apt_ds.config.paths import shortened
 from apt_ds.data.formats import READERS, Located, column_names, read_table
 from apt_ds.data.values import kind, leave_out, log, text_of, value_of
 
@@ -115,12 +117,12 @@ def find_files(name: str, stems: Sequence[str], endings: Sequence[str] = ENDINGS
     data may have any names where no file begins with a stem.
     """
     path = Path(name)
-    if path.is_file():
+    if os.path.isfile(path):
         return [path]
-    if not path.is_dir():
+    if not os.path.isdir(path):
         if is_hub_name(name):
             return None
-        raise UserError(f"no such data file or folder: {name}")
+        raise UserError(f"no such data file or folder: {shortened(name)}")
     found = [path / f"{stem}{ending}" for stem in stems for ending in endings]
     found = [file for file in found if file.is_file()]
     if len(found) > 1:

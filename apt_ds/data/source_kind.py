@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -34,9 +35,9 @@ def is_plain_text(name: str, split: str = "train") -> bool:
         UserError: a slice of anything but a .txt file, or of one that does not exist.
     """
     part = text_part(name)
-    if not part.whole and part.path.suffix.lower() == TEXT_ENDING and not part.path.exists():
+    if not part.whole and part.path.suffix.lower() == TEXT_ENDING and not os.path.exists(part.path):
         raise UserError(f"no such data file or folder: {part.path}")
-    if not part.whole and not (part.path.is_file() and text_files(part.path)):
+    if not part.whole and not (os.path.isfile(part.path) and text_files(part.path)):
         raise UserError(f"{name}: a slice requires one {TEXT_ENDING} file; give the name of the whole source")
     if text_files(part.path):
         return True
@@ -59,8 +60,8 @@ def text_files(path: Path) -> list[Path]:
     Raises:
         UserError: the folder has files of records beside them. Such a text is often a licence.
     """
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    texts = [file for file in files if file.suffix.lower() == TEXT_ENDING and file.is_file()]
+    files = sorted(path.iterdir()) if os.path.isdir(path) else [path]
+    texts = [file for file in files if file.suffix.lower() == TEXT_ENDING and os.path.isfile(file)]
     others = [file for file in files if file.suffix.lower() in READERS]
     if texts and others:
         raise UserError(f"{path} holds both {texts[0].name} and {others[0].name}; keep the files of one format")

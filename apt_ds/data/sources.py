@@ -7,12 +7,14 @@ configuration is a number needs its revision too: `name:2023@main`.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from apt_ds.config.errors import UserError
+from apt_ds.config.paths import check_path
 from apt_ds.data.text_slices import text_part
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -47,6 +49,7 @@ def parse_sources(text: str, flag: str) -> list[WeightedSource]:
         raise UserError(f"{flag}: {name!r} has no weight, other sources have one: give all sources a weight, or none")
     seen: set[str] = set()
     for source in sources:
+        _check_name(flag, source.name)
         if _identity(source.name) in seen:
             raise UserError(f"{flag}: {source.name!r} is named twice: give each source once, with its whole weight")
         seen.add(_identity(source.name))
@@ -75,7 +78,7 @@ def _items(text: str) -> Iterator[str]:
         end = start + 1
         for last in range(len(pieces), start + 1, -1):
             joint = ",".join(pieces[start:last]).strip()
-            if any(text_part(name).path.exists() for name in (joint, _cut(joint)[0])):
+            if any(os.path.exists(text_part(name).path) for name in (joint, _cut(joint)[0])):
                 end = last
                 break
         yield ",".join(pieces[start:end])
@@ -90,7 +93,7 @@ def _cut(item: str) -> tuple[str, str]:
 
 def _with_weight(item: str, where: str) -> WeightedSource:
     name, number = _cut(item)
-    if not number or Path(item).exists():
+    if not number or os.path.exists(item):
         return WeightedSource(item)
     weight = float(number)
     if not 0 < weight < math.inf:
@@ -98,6 +101,12 @@ def _with_weight(item: str, where: str) -> WeightedSource:
     return WeightedSource(name.strip(), weight)
 
 
+def _check_name(flag: str, name: str) -> None:
+    """Raise UserError for a name that no file can have. An address of the web may have any length."""
+    if "://" not in name:
+        advice = "give a file, a folder or a hub name, not the records themselves"
+        check_path(flag, str(text_part(name, flag).path), advice)
+
+
 def _identity(name: str) -> str:
-    path = Path(name)
-    return str(path.resolve()) if path.exists() else name
+    return str(Path(name).resolve()) if os.path.exists(name) else name

@@ -6,6 +6,7 @@ The rows of a text file are its lines, as for `datasets`. A percentage of them i
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -74,7 +75,7 @@ def text_part(name: str, flag: str = "") -> TextPart:
         UserError: The slice has another form.
     """
     found = _SLICE.fullmatch(name)
-    if found is None or Path(name).exists():
+    if found is None or os.path.exists(name):
         return TextPart(Path(name))
     borders = found["start"].strip(), found["end"].strip()
     if wrong := next((border for border in borders if border and not _BORDER.fullmatch(border)), None):

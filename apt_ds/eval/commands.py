@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import time
 from dataclasses import asdict
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from apt_ds.config.errors import UserError
+from apt_ds.config.paths import shortened
 from apt_ds.config.tasks import LANGUAGE_MODEL
 from apt_ds.data import choice_questions
 from apt_ds.data import mmlu as mmlu_data
@@ -93,8 +95,8 @@ def run_suite(args: argparse.Namespace) -> dict[str, Any]:
     if args.suite and args.suite not in lm_eval_harness.SUITES:
         names = ", ".join([*lm_eval_harness.SUITES, LOCAL])
         raise UserError(f"--suite {args.suite!r} is not allowed: give one of {names}")
-    if args.data_dir and not Path(args.data_dir).is_dir():
-        raise UserError(f"--data_dir {args.data_dir!r} is not a folder")
+    if args.data_dir and not os.path.isdir(args.data_dir):
+        raise UserError(f"--data_dir {shortened(args.data_dir)!r} is not a folder")
     tasks = dict(lm_eval_harness.SUITES[args.suite]) if args.suite else {}
     tasks |= dict.fromkeys(args.tasks, (args.num_fewshot, ""))
     request = lm_eval_harness.Request(tasks, args.data_dir, args.limit, args.batch_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +48,7 @@ class Corpus:
 
     def is_file(self) -> bool:
         """Whether it is a text file."""
-        return text_part(self.name, "--perplexity").path.is_file()
+        return os.path.isfile(text_part(self.name, "--perplexity").path)
 
     def _rows(self) -> list[str]:
         from datasets import load_dataset

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -70,7 +71,7 @@ def check_files(source: str, where: str) -> None:
         UserError: a file is a Git LFS pointer, or config.json is no object or has a size below 1.
     """
     folder = Path(source)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return
     # weights of another format may stay pointers: nothing reads them
     for path in sorted(path for path in folder.iterdir() if path.suffix in SMALL and path.is_file()):
@@ -90,7 +91,7 @@ def check_weights(source: str, where: str) -> None:
         UserError: no weights, a file of the index is absent, or a safetensors file is shorter than its header says.
     """
     folder = Path(source)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return
     unread = f"{where}: its weights cannot be read"
     found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from apt_ds.config.errors import LostRank, RankError, UserError
+from apt_ds.config.paths import shortened
 from apt_ds.runtime.signals import Stopped
 
 USER_ERROR = 2
@@ -55,9 +57,17 @@ def main(action: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr, flush=True)
         leave(128 + signal.SIGINT)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            print(f"error: {name_too_long(error)}", file=sys.stderr, flush=True)
+            leave(USER_ERROR)
         traceback.print_exc()
         leave(1)
+
+
+def name_too_long(error: OSError) -> str:
+    """What to say where a value is too long for the name of a file and no check of its option has found it."""
+    return f"{shortened(str(error.filename))!r} is no file or folder, as its name is too long: give a shorter path"
 
 
 def one_line(error: Exception) -> str:

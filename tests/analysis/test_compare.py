@@ -79,6 +79,16 @@ def test_a_method_has_options_and_rows_of_its_own(tmp_path: Path) -> None:
         replace(varied, vary=(("score", "salience"),)).check()
 
 
+def test_names_that_no_folder_can_have_are_one_line(tmp_path: Path) -> None:
+    """`--vary` may be given a long path, which is a part of the names of the runs' folders."""
+    long = 300 * "x"
+    for flag, name in (("--mmlu_data", "mmlu_data"), ("--local_suite", "local_data")):
+        with pytest.raises(UserError, match=f"^{flag} 'xx.* is not a folder"):
+            replace(SHARED, **{name: long}).check()
+    with pytest.raises(UserError, match=r"^the folder of a run 'lora-0-1-.*: give shorter values to --methods and --v"):
+        plan(replace(SHARED, vary=(("calibration_path", long),)), tmp_path)
+
+
 def test_the_papers_recipe_completes_a_comparison(tmp_path: Path) -> None:
     (tmp_path / "ds.json").write_text("{}", encoding="utf8")
     tiny.save_model(tmp_path / "model")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from apt_ds.config.errors import UserError
-from apt_ds.data import readers
+from apt_ds.data import conversations, readers, source_kind
 
 
 def written(folder: Path, name: str, text: str) -> Path:
@@ -63,6 +63,17 @@ def test_a_file_is_found_in_its_folder(tmp_path: Path) -> None:
         readers.find_files(str(tmp_path), ["train"])
     with pytest.raises(UserError, match="no such data file"):
         readers.find_files(str(tmp_path / "absent.json"), ["train"])
+
+
+@pytest.mark.parametrize("name", [f"{300 * 'x'}.json", f'[{{"instruction": "{300 * "x"}"}}]'])
+def test_a_name_that_no_file_can_have_is_one_line(name: str) -> None:
+    with pytest.raises(UserError, match=r"^no such data file or folder: .* \.\.\. ") as caught:
+        readers.find_files(name, ["train"])
+    assert len(str(caught.value)) < 300
+    for find in (readers.find_source, conversations.example_source):
+        with pytest.raises(UserError, match=r"^no such data file"):
+            find(name, "train")
+    assert not source_kind.is_plain_text(name)
 
 
 def test_few_broken_records_are_a_warning(caplog: pytest.LogCaptureFixture) -> None:

@@ -72,6 +72,34 @@ def test_mistakes_are_one_line(text: str, problem: str, tmp_path: Path, monkeypa
     assert problem in str(caught.value) and "\n" not in str(caught.value)
 
 
+LONG = 300 * "x"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{LONG}.json",
+        f"a.json:1,{LONG}.json:2",
+        f"folder/{LONG}.txt[50%:]",
+        f'[{{"instruction": "{LONG}", "output": "a"}}]',
+        f'[{{"instruction": "a", "output": "{LONG}"}}]',
+    ],
+)
+def test_a_name_that_no_file_can_have_is_one_line(text: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_sources(text, "--data_path")
+    message = str(caught.value)
+    assert message.startswith("--data_path '") and " ... " in message and len(message) < 500, message
+    assert "is no file or folder" in message and "give a file, a folder or a hub name" in message
+
+
+def test_an_address_and_many_short_names_may_be_long() -> None:
+    address = f"https://host/{LONG}.jsonl"
+    assert parse_sources(address, "--data_path") == [Named(address)]
+    names = [f"file{number}.jsonl" for number in range(60)]
+    assert parse_sources(",".join(names), "--data_path") == [Named(name) for name in names]
+
+
 def test_a_total_is_divided_by_weights() -> None:
     assert apportion(100, [0.7, 0.3]) == [70, 30]
     assert apportion(10, [1, 1, 1]) == [4, 3, 3]

@@ -58,6 +58,11 @@ def test_mistakes_are_one_line(alone: None, place: Place, tmp_path: Path, flags:
     assert not (tmp_path / "a.jsonl").exists()
 
 
+def test_a_name_of_the_output_that_is_too_long(place: Place) -> None:
+    with pytest.raises(UserError, match=r"^--output 'xx.* is no file or folder.*: give a shorter name$"):
+        rewrite.rewrite(rewrite.parser().read(words(place, Path(f"{300 * 'x'}.jsonl"))))
+
+
 def test_no_file_is_overwritten(place: Place, tmp_path: Path) -> None:
     output = tmp_path / "a.jsonl"
     output.write_text("kept", "utf-8")

@@ -133,6 +133,15 @@ def test_the_licence_decides_the_name_in_a_later_upload_too(
         push.main()
 
 
+@pytest.mark.parametrize(
+    ("output", "problem"), [(300 * "x", r"^xx.* \.\.\. x+ has no written model"), ("", "^OUT has no written model")]
+)
+def test_an_output_folder_that_cannot_exist(output: str, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["push", output])
+    with pytest.raises(UserError, match=problem):
+        push.main()
+
+
 def test_no_message_shows_a_token(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mistyped option, a line end and a letter that no header may have."""
     monkeypatch.setattr(sys, "argv", ["push", str(tmp_path), "--hub-token=hf_secret"])

@@ -5,7 +5,7 @@ Nothing is read from the network or written to disk, so that a machine with neit
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 import torch
 from tokenizers import Tokenizer
@@ -59,7 +59,7 @@ def random_config(name: str, flag: str = "--random_weights") -> PretrainedConfig
             vocab_size=words,
             max_position_embeddings=4096,
         )
-    if not Path(name).exists():
+    if not os.path.exists(name):
         raise UserError(
             f"{flag} {name!r}: give one of {', '.join(SIZES)}, with :N for N of its layers, "
             "or the path of a config.json"
