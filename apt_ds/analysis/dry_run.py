@@ -6,7 +6,6 @@ It requires no launcher and no process group. The data is tokenized, since the l
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -33,7 +32,7 @@ from apt_ds.models.positions import check_positions
 from apt_ds.models.scope import check_experts
 from apt_ds.models.tensor_parallel import check_vocabulary
 from apt_ds.pruning.rules import mask_notice, rules_of
-from apt_ds.runtime import collectives, zero
+from apt_ds.runtime import collectives, launch_variables, zero
 from apt_ds.training import dense_tokens
 from apt_ds.training.datasets import read_data
 from apt_ds.training.run_data import Data
@@ -122,7 +121,7 @@ def alone(run: RunConfig, config: zero.Config) -> zero.Config:
 def machine_of(run: RunConfig, world: int) -> Machine:
     """The machine of the run: this machine, except for what options state."""
     on_cpu = zero.device().type == "cpu" and not run.distributed.device_memory
-    launched = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "0")))
+    launched = launch_variables.number("LOCAL_WORLD_SIZE", launch_variables.number("LOCAL_SIZE"))
     devices = world if on_cpu else torch.cuda.device_count() or GPUS
     host = round(run.distributed.host_memory * 1e9) or psutil.virtual_memory().total
     device = round(run.distributed.device_memory * 1e9)

@@ -148,7 +148,7 @@ def start_ranks(needed: bool = False) -> None:
     Args:
         needed: Whether an engine needs it.
     """
-    if not collectives.ready() and (needed or "RANK" in os.environ):
+    if not collectives.ready() and (needed or os.environ.get("RANK")):
         zero.init_distributed()
 
 

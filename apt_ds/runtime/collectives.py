@@ -21,6 +21,7 @@ import torch
 import torch.distributed as td
 
 from apt_ds.config.errors import RankError
+from apt_ds.runtime import launch_variables
 from apt_ds.runtime.profiler import timed
 
 T = TypeVar("T")
@@ -36,17 +37,17 @@ def ready() -> bool:
 
 def rank() -> int:
     """Global rank; read from the environment while there is no process group yet."""
-    return td.get_rank() if ready() else int(os.environ.get("RANK", "0"))
+    return td.get_rank() if ready() else launch_variables.number("RANK")
 
 
 def world_size() -> int:
     """Number of processes; read from the environment while there is no process group yet."""
-    return td.get_world_size() if ready() else int(os.environ.get("WORLD_SIZE", "1"))
+    return td.get_world_size() if ready() else launch_variables.number("WORLD_SIZE", 1)
 
 
 def local_rank() -> int:
     """Rank on this node."""
-    return int(os.environ.get(NODE_RANK) or os.environ.get("LOCAL_RANK", "0"))
+    return launch_variables.number(NODE_RANK, launch_variables.number("LOCAL_RANK"))
 
 
 def waits_for_lost_peers() -> bool:
@@ -230,7 +231,7 @@ def mailbox(timeout: float) -> Store | None:
     """
     if world_size() == 1:
         return None
-    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    place = os.environ["MASTER_ADDR"], launch_variables.number("MASTER_PORT")
     limit = timedelta(seconds=timeout)
     store = td.TCPStore(*place, is_master=False, wait_for_workers=False, timeout=limit)
     return td.PrefixStore(f"apt_ds{os.environ.get('TORCHELASTIC_RESTART_COUNT', '')}", store)

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from apt_ds.config.errors import LostRank, RankError, UserError
 from apt_ds.config.paths import shortened
+from apt_ds.runtime.launch_variables import rank_of_message
 from apt_ds.runtime.signals import Stopped
 
 USER_ERROR = 2
@@ -41,17 +42,17 @@ def main(action: Callable[[], object]) -> None:
             # all is written; a thread of the communication libraries has aborted an ordinary exit once
             leave(0)
     except (UserError, RankError) as error:
-        rank = int(os.environ.get("RANK", "0"))
+        rank = rank_of_message()
         where = f"rank {rank}: " if rank else ""
         if rank:
             time.sleep(3)
         print(f"error: {where}{one_line(error)}", file=sys.stderr, flush=True)
         leave(USER_ERROR)
     except LostRank as error:
-        print(f"error: rank {os.environ.get('RANK', '0')}, {one_line(error)}", file=sys.stderr, flush=True)
+        print(f"error: rank {rank_of_message()}, {one_line(error)}", file=sys.stderr, flush=True)
         leave(LOST_RANK)
     except Stopped as stop:
-        if not int(os.environ.get("RANK", "0")):
+        if not rank_of_message():
             print(stop, file=sys.stderr, flush=True)
         leave(stop.status)
     except KeyboardInterrupt:

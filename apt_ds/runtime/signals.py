@@ -19,6 +19,7 @@ from typing import Any
 
 from apt_ds.config.errors import Stopped
 from apt_ds.runtime import heartbeat
+from apt_ds.runtime.launch_variables import rank_of_message
 
 ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 STOPPED_EARLY = "stopped before the first step, in {phase}: nothing was to be saved. Start again"
@@ -111,7 +112,7 @@ class StopSignals:
         """End this process at once, and all others: no step of it is lost. From any thread; the first one does it."""
         self._leaving.acquire()
         self.tell(number)
-        if os.environ.get("RANK", "0") == "0":
+        if not rank_of_message():
             print(STOPPED_EARLY.format(phase=heartbeat.CURRENT.phase), file=sys.stderr, flush=True)
         self.discard()
         for folder in list(UNFINISHED):

@@ -17,13 +17,12 @@ from deepspeed.utils import logger
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from apt_ds.config.errors import UserError
-from apt_ds.runtime import collectives
+from apt_ds.runtime import collectives, launch_variables
 from apt_ds.runtime.zero import environment
 from apt_ds.runtime.zero.compilers import extensions_folder
 from apt_ds.runtime.zero.engine import forget_coordinators, free_memory
 
-# what some launcher sets: deepspeed and torchrun, Open MPI, MPICH
-LAUNCHED = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+LAUNCHED = launch_variables.LAUNCHERS
 # what `init_distributed` sets where there is no launcher
 ALONE = (
     *("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE"),
@@ -40,13 +39,15 @@ def init_distributed(timeout: float = 600, watched: bool = False) -> None:
         watched: whether the caller will run a `Watchdog`.
 
     Raises:
-        UserError: the launcher's port is taken, no GPU is visible where one is asked for, or two ranks share a GPU.
+        UserError: a variable of the launcher holds no number, its port is taken, no GPU is visible where one is asked
+            for, or two ranks share a GPU.
     """
     logger.setLevel(logging.WARNING)
     # deepspeed calls collectives under names that newer torch renames
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     # every rank has taken its device by then (`environment.take_device`)
     warnings.filterwarnings("ignore", message=r"barrier\(\): using the device under current context")
+    launch_variables.check_variables()
     if not launched():
         _be_alone()
     if collectives.is_main():
@@ -93,8 +94,10 @@ def threads_of_rank(environment: Mapping[str, str], cores: int) -> int | None:
     """
     if "OMP_NUM_THREADS" in environment:
         return None
-    local = int(environment.get("LOCAL_WORLD_SIZE", environment.get("LOCAL_SIZE", "1")))
-    return max(1, cores // local)
+    local = launch_variables.number(
+        "LOCAL_WORLD_SIZE", launch_variables.number("LOCAL_SIZE", 1, environment), environment
+    )
+    return max(1, cores // max(1, local))
 
 
 def warn_of_locks(root: Path) -> None:
@@ -120,7 +123,7 @@ def _unname_buffers() -> None:
 
 def launched() -> bool:
     """Whether a launcher has started this process, or a process group exists already."""
-    return collectives.ready() or any(name in os.environ for name in LAUNCHED)
+    return collectives.ready() or launch_variables.launched()
 
 
 def _be_alone() -> None:

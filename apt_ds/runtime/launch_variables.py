@@ -1,0 +1,50 @@
+"""The place of a process in its world, as a launcher states it in environment variables. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from apt_ds.config.errors import UserError
+
+LONGEST = 9  # digits of a number of processes or of a port
+# what some launcher sets: deepspeed and torchrun, Open MPI, MPICH
+LAUNCHERS = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+
+
+def number(name: str, default: int = 0, environment: Mapping[str, str] = os.environ) -> int:
+    """The number in a variable. `default` where the variable is unset or empty.
+
+    Raises:
+        UserError: the variable holds anything but a whole number of at least 0.
+    """
+    text = environment.get(name, "").strip()
+    if not text:
+        return default
+    if not (text.isascii() and text.isdecimal() and len(text) <= LONGEST):
+        raise UserError(f"{name}={text!r} is not a number of at least 0: unset it or start with the deepspeed launcher")
+    return int(text)
+
+
+def rank_of_message() -> int:
+    """The rank that reports an error. Never fails: 0 where RANK is no number, so that the error itself is reported."""
+    try:
+        return number("RANK")
+    except UserError:
+        return 0
+
+
+def launched() -> bool:
+    """Whether a launcher has started this process."""
+    return any(os.environ.get(name) for name in LAUNCHERS)
+
+
+def check_variables() -> None:
+    """Check what a launcher states, before DeepSpeed and torch read it.
+
+    Raises:
+        UserError: a variable holds no number.
+    """
+    for name in (*NUMBERS, *LAUNCHERS):
+        number(name)
