@@ -11,6 +11,7 @@ LONGEST = 9  # digits of a number of processes or of a port
 # what some launcher sets: deepspeed and torchrun, Open MPI, MPICH
 LAUNCHERS = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+REQUIRED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK")  # by DeepSpeed
 
 
 def number(name: str, default: int = 0, environment: Mapping[str, str] = os.environ) -> int:
@@ -48,3 +49,15 @@ def check_variables() -> None:
     """
     for name in (*NUMBERS, *LAUNCHERS):
         number(name)
+
+
+def absent() -> str:
+    """What to say where some launcher has started this process and variables that DeepSpeed needs are not set."""
+    missing = [name for name in REQUIRED if not os.environ.get(name)]
+    stated = next((name for name in LAUNCHERS if os.environ.get(name)), "")
+    if not missing or not stated:
+        return ""
+    return (
+        f"{stated}={os.environ[stated]!r} is set without {', '.join(missing)}: unset it or start with the deepspeed "
+        "launcher. MPI's own launchers need mpi4py"
+    )

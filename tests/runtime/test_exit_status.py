@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import os
 from collections.abc import Callable
 
+import deepspeed
 import pytest
 
 from apt_ds.config.errors import LostRank, Stopped, UserError
@@ -88,3 +90,20 @@ def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> N
     assert launch_variables.number("WORLD_SIZE", 1) == 1
     assert threads_of_rank({"LOCAL_WORLD_SIZE": "", "LOCAL_SIZE": "2"}, 8) == 4
     assert threads_of_rank({"LOCAL_WORLD_SIZE": "0"}, 8) == 8
+
+
+def test_a_rank_alone_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed would ask MPI for the other variables."""
+    if importlib.util.find_spec("mpi4py") is not None:
+        pytest.skip("needs a machine without mpi4py")
+    for name in (*launch_variables.NUMBERS, *launch_variables.LAUNCHERS, "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    if collectives.ready():
+        # an earlier test of this process made a group
+        deepspeed.comm.destroy_process_group()
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(UserError, match=r"^RANK='0' is set without WORLD_SIZE, MASTER_ADDR, .*: unset it or start"):
+        zero.init_distributed()
+    assert launch_variables.absent()
+    monkeypatch.delenv("RANK")
+    assert not launch_variables.absent()

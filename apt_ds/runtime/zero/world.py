@@ -39,8 +39,8 @@ def init_distributed(timeout: float = 600, watched: bool = False) -> None:
         watched: whether the caller will run a `Watchdog`.
 
     Raises:
-        UserError: a variable of the launcher holds no number, its port is taken, no GPU is visible where one is asked
-            for, or two ranks share a GPU.
+        UserError: a variable of the launcher is absent or holds no number, its port is taken, no GPU is visible where
+            one is asked for, or two ranks share a GPU.
     """
     logger.setLevel(logging.WARNING)
     # deepspeed calls collectives under names that newer torch renames
@@ -58,6 +58,11 @@ def init_distributed(timeout: float = 600, watched: bool = False) -> None:
         deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=4 * timeout + 60))
         environment.take_device()
         _unname_buffers()
+    except ModuleNotFoundError as error:
+        # DeepSpeed asks MPI where a variable is absent
+        if error.name == "mpi4py" and (mistake := launch_variables.absent()):
+            raise UserError(mistake) from None
+        raise
     except RuntimeError as error:
         if mistake := _mistake(error):
             raise UserError(mistake) from None
