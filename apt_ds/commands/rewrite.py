@@ -14,6 +14,7 @@ from typing import Any
 
 from apt_ds.config import cli
 from apt_ds.config.errors import UserError
+from apt_ds.config.option_types import decimal
 from apt_ds.config.paths import check_path
 from apt_ds.config.run_config import OPTIONS
 from apt_ds.runtime import exit_status
@@ -53,7 +54,7 @@ def parser() -> cli.Parser:
 def _temperature(text: str) -> float:
     """The type of an argument: a temperature."""
     with suppress(ValueError):
-        if TEMPERATURES.holds(value := float(text)):
+        if TEMPERATURES.holds(value := decimal(text)):
             return value
     raise argparse.ArgumentTypeError(f"{text!r} is not allowed: give {TEMPERATURES}")
 

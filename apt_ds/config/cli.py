@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from apt_ds.config.errors import UserError
 from apt_ds.config.nearest import suggest
-from apt_ds.config.option_types import LARGEST
+from apt_ds.config.option_types import LARGEST, decimal
 
 LONGEST = 100  # characters of a number, which Python reads in time
 
@@ -66,7 +66,7 @@ def at_least(low: int) -> Callable[[str], int]:
 def above_zero(text: str) -> float:
     """The type of an argument: a finite number above 0."""
     try:
-        value = float(text)
+        value = decimal(text)
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):

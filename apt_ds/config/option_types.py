@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import Field, field
 from typing import Any, NamedTuple
@@ -17,6 +18,26 @@ LARGEST = 2**63 - 1  # of whole numbers: libraries keep them in 64 bits with a s
 def split_commas(text: str) -> list[str]:
     """The words of a comma-separated list."""
     return [word.strip() for word in text.split(",")]
+
+
+def whole(text: str) -> int:
+    """The whole number that a text states. Raises ValueError."""
+    return int(_plain(text))
+
+
+def decimal(text: str) -> float:
+    """The number that a text states. Raises ValueError."""
+    return float(_plain(text))
+
+
+def _plain(text: str) -> str:
+    """The text. Raises ValueError for digits that only Python takes: 1_0 is 10 there."""
+    if "_" in text or not text.isascii():
+        raise ValueError(text)
+    return text
+
+
+READERS: dict[type, Callable[[str], Value]] = {int: whole, float: decimal, str: str}
 
 
 class Range(NamedTuple):
@@ -148,7 +169,7 @@ def converted(label: str, spec: Field[Any], value: object) -> Value:
         return ",".join(map(str, value))
     if isinstance(value, str):  # from the command line, and what YAML makes of 1e-4
         with suppress(KeyError, ValueError):
-            value = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+            value = {"true": True, "false": False}[value.lower()] if kind is bool else READERS[kind](value)
     if kind is float and type(value) is int:
         with suppress(OverflowError):
             return float(value)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import Field
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from apt_ds.config import cli
 from apt_ds.config.errors import UserError
 from apt_ds.config.nearest import suggest
 from apt_ds.config.option_types import Value, converted
+from apt_ds.config.options_file import read_options
 from apt_ds.config.run_config import OPTIONS, PLACES, RunConfig
 
 DEFAULT_PRESET = "quickstart"
@@ -29,7 +26,7 @@ def resolve(argv: Sequence[str], also: Sequence[str] = ()) -> RunConfig:
     """
     given = _read_command_line(argv, also)
     path = given.pop("config", None)
-    stated = given if path is None else _merge(Path(str(path)), given)
+    stated = given if path is None else _merge(str(path), given)
     if not stated.get("preset") and not stated.get("model_name_or_path"):
         stated = stated | {"preset": DEFAULT_PRESET}
     config = RunConfig(**stated)
@@ -37,14 +34,14 @@ def resolve(argv: Sequence[str], also: Sequence[str] = ()) -> RunConfig:
     return config
 
 
-def _merge(path: Path, given: dict[str, Value]) -> dict[str, Value]:
+def _merge(path: str, given: dict[str, Value]) -> dict[str, Value]:
     """The options of a file under those of the command line.
 
     Raises:
         UserError: the file states another recipe. A saved configuration states every option, so that it would win over
             the recipe of the command line.
     """
-    read = _read_file(path)
+    read = read_options(path)
     asked, there = given.get("recipe"), read.get("recipe")
     if asked is not None and there is not None and asked != there:
         raise UserError(
@@ -77,24 +74,6 @@ def _read_command_line(argv: Sequence[str], also: Sequence[str]) -> dict[str, Va
         name: converted(f"--{name}", OPTIONS[name], value) if name in OPTIONS else value
         for name, value in vars(known).items()
     }
-
-
-def _read_file(path: Path) -> dict[str, Value]:
-    """The options in a YAML or JSON file, converted."""
-    readers: dict[str, Callable[[str], Any]] = {".yaml": yaml.safe_load, ".yml": yaml.safe_load, ".json": json.loads}
-    if path.suffix not in readers:
-        raise UserError(f"--config {str(path)!r} is not allowed: give a .yaml, .yml or .json file")
-    try:
-        content = readers[path.suffix](path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"--config {str(path)!r} cannot be read: {cli.one_line(str(error))}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"--config {str(path)!r} has no options: give lines of the form name: value")
-    for key in content:
-        if key not in OPTIONS:
-            hint = suggest(str(key), OPTIONS)
-            raise UserError(f"{path}: {key!r} is an unknown option{hint}; --help lists all options")
-    return {name: converted(f"{path}: {name}", OPTIONS[name], value) for name, value in content.items()}
 
 
 def _help(spec: Field[Any]) -> str:
