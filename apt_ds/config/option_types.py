@@ -37,6 +37,16 @@ def _plain(text: str) -> str:
     return text
 
 
+def check_text(label: str, text: str) -> None:
+    """Raise UserError for a text that no path and no file in UTF-8 can hold. label: where it came from."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{label} {text!r} is not allowed: give text that is valid in UTF-8") from None
+    if "\0" in text:
+        raise UserError(f"{label} {text!r} is not allowed: give text without NUL")
+
+
 READERS: dict[type, Callable[[str], Value]] = {int: whole, float: decimal, str: str}
 
 
@@ -175,6 +185,8 @@ def converted(label: str, spec: Field[Any], value: object) -> Value:
             return float(value)
     if kind is int and type(value) is int and abs(value) > LARGEST:
         raise UserError(f"{label} {value} is not allowed: give a whole number from {-LARGEST} to {LARGEST}")
+    if kind is str and isinstance(value, str):
+        check_text(label, value)
     if isinstance(value, str | int | float) and type(value) is kind:
         return value
     expected = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from apt_ds.config.errors import UserError
+from apt_ds.config.option_types import converted
 from apt_ds.config.options_file import read_options
 from apt_ds.config.resolve import resolve
 from apt_ds.config.run_config import OPTIONS, RunConfig
@@ -144,6 +145,20 @@ def test_a_byte_order_mark_is_no_part_of_the_content(tmp_path: Path) -> None:
 def test_a_value_that_was_not_given_is_not_quoted() -> None:
     with pytest.raises(UserError, match=r"^--config '' is not allowed: give a \.yaml, \.yml or \.json file$"):
         resolve(["--config", ""])
+
+
+@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize(("text", "advice"), [("a\0b", "text without NUL"), ("\ud800", "text that is valid in UTF-8")])
+def test_text_that_no_path_can_hold_is_refused(name: str, text: str, advice: str, tmp_path: Path) -> None:
+    problem = f"{text!r} is not allowed: give {advice}"
+    assert refused(written(tmp_path, json.dumps({name: text}), "run.json")) == f"run.json: {name} {problem}"
+    yaml_text = yaml.safe_dump({name: text})
+    assert refused(written(tmp_path, yaml_text)) == f"run.yaml: {name} {problem}"
+    with pytest.raises(UserError) as caught:
+        RunConfig(**{name: text})
+    assert str(caught.value) == f"--{name} {problem}"
+    with pytest.raises(UserError, match="is not allowed"):
+        converted("here", OPTIONS[name], Path(text))
 
 
 def test_other_text_is_taken(tmp_path: Path) -> None:
