@@ -93,7 +93,8 @@ class Comparison:
         self._check_questions()
         for words in self.vary:
             if len(words) < 2 or len(set(words)) < len(words):
-                raise UserError(f"--vary {' '.join(words)}: give the name of an option and its values, nothing twice")
+                given = f"--vary {' '.join(words)}" if any(words) else "--vary"
+                raise UserError(f"{given}: give the name of an option and its values, nothing twice")
             methods = any(words[0] in dict(variant.options) for variant in self.methods)
             if words[0] in OWN or methods or [other[0] for other in self.vary].count(words[0]) > 1:
                 raise UserError(f"--vary {words[0]} is not allowed: it is given elsewhere on this command line")

@@ -6,32 +6,34 @@ Takes the options of `train.py` for all runs beside its own. Needs the extra [ev
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from apt_ds.config import cli
 from apt_ds.config.errors import UserError
 from apt_ds.config.methods import METHODS
+from apt_ds.config.option_types import READERS
 from apt_ds.config.resolve import resolve
 from apt_ds.runtime import exit_status
 
 USAGE = "compare.py --deepspeed FILE [--methods A,B] [--sparsity X,Y] [--vary NAME VALUE ...] [--NAME VALUE ...]"
 
 
-def listed(name: str, text: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
+def listed(name: str, text: str, kind: type[int] | type[float]) -> tuple[Any, ...]:
     """The values of a comma-separated list."""
     try:
-        return tuple(kind(word.strip()) for word in text.split(","))
+        return tuple(READERS[kind](word.strip()) for word in text.split(","))
     except ValueError:
-        raise UserError(f"{name} {text!r} is not allowed: give a comma-separated list of numbers") from None
+        what = "whole numbers" if kind is int else "numbers"
+        raise UserError(f"{name} {text!r} is not allowed: give a comma-separated list of {what}") from None
 
 
-def single(name: str, text: str, kind: Callable[[str], Any]) -> Any:
+def single(name: str, text: str, kind: type[int] | type[float]) -> Any:
     """The one number of an option that takes no list."""
-    values = listed(name, text, kind)
-    if len(values) > 1:
-        raise UserError(f"{name} {text!r} is not allowed: give one number")
-    return values[0]
+    one = "one whole number" if kind is int else "one number"
+    try:
+        return READERS[kind](text.strip())
+    except ValueError:
+        raise UserError(f"{name} {text!r} is not allowed: give {one}") from None
 
 
 def parser() -> cli.Parser:

@@ -89,6 +89,27 @@ def test_names_that_no_folder_can_have_are_one_line(tmp_path: Path) -> None:
         plan(replace(SHARED, vary=(("calibration_path", long),)), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--seeds", "1.5"], "--seeds '1.5' is not allowed: give a comma-separated list of whole numbers"),
+        (["--seeds", "1_0"], "--seeds '1_0' is not allowed: give a comma-separated list of whole numbers"),
+        (["--sparsity", "0.3,x"], "--sparsity '0.3,x' is not allowed: give a comma-separated list of numbers"),
+        (["--sparsity", "0.3_1"], "--sparsity '0.3_1' is not allowed: give a comma-separated list of numbers"),
+        (["--processes", "1.5"], "--processes '1.5' is not allowed: give one whole number"),
+        (["--processes", "1,2"], "--processes '1,2' is not allowed: give one whole number"),
+        (["--full_learning_rate", "fast"], "--full_learning_rate 'fast' is not allowed: give one number"),
+        (["--vary"], "--vary: give the name of an option and its values, nothing twice"),
+        (["--vary", ""], "--vary: give the name of an option and its values, nothing twice"),
+    ],
+)
+def test_what_numbers_are_asked_for(words: list[str], problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["compare.py", *words])
+    with pytest.raises(UserError) as caught:
+        compare_command.main()
+    assert str(caught.value) == problem
+
+
 def test_the_papers_recipe_completes_a_comparison(tmp_path: Path) -> None:
     (tmp_path / "ds.json").write_text("{}", encoding="utf8")
     tiny.save_model(tmp_path / "model")
@@ -248,6 +269,7 @@ def test_a_run_whose_last_cut_is_after_its_last_step_is_compared(
         (["--vary", "kurtosis", "off", "of"], "--kurtosis 'of' is not allowed: give one of normalized"),
         (["--vary", "kurtoss", "off"], "--kurtoss is an unknown option (did you mean --kurtosis"),
         (["--vary", "kurtosis"], "--vary kurtosis: give the name of an option and its values, nothing twice"),
+        (["--vary"], "error: --vary: give the name of an option and its values, nothing twice"),
         (["--vary", "sparsity", "0.3"], "--vary sparsity is not allowed: it is given elsewhere"),
         (["--local_suite", "nowhere"], "--local_suite 'nowhere' is not a folder"),
         (["--seeds"], "argument --seeds: expected one argument"),
