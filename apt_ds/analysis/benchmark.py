@@ -174,7 +174,7 @@ def read_measured(path: str) -> Reached:
         return cluster_model.measured(json.loads(Path(path).read_text(encoding="utf8")), path)
     except OSError as error:
         raise UserError(f"--measured {path!r}: {error.strerror}. Give a file that benchmark.py --json wrote") from None
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise UserError(
             f"--measured {path!r}: utilisation of the variant dense or unscored is missing. Give a file that "
             "benchmark.py --json wrote"

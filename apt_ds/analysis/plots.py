@@ -110,7 +110,7 @@ def main() -> None:
     own = parser().read(sys.argv[1:])
     try:
         rows = json.loads(Path(own.table).read_text(encoding="utf8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"--table {own.table!r} cannot be read: {error}; give the table.json of compare.py") from None
     try:
         if own.sweep:

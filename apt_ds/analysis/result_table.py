@@ -220,7 +220,7 @@ def main() -> None:
     source = Path(given.folder) / "table.json"
     try:
         rows = json.loads(source.read_text(encoding="utf8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{source} cannot be read: {error}; give the output folder of a finished compare.py") from None
     text = f"{markdown(rows)}\n{notes(rows)}"
     print(text, flush=True)

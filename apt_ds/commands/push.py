@@ -60,7 +60,7 @@ def saved_options(output: Path) -> dict[str, Any]:
     """The options of a run. {} where its configuration cannot be read."""
     try:
         content = yaml.safe_load((output / "config.yaml").read_text(encoding="utf8"))
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}
 

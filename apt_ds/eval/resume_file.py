@@ -39,7 +39,7 @@ class ResumeFile:
         try:
             content = json.loads(self.path.read_text(encoding="utf8"))
             key, answers = content["key"], content["answers"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f"resume file {self.path} cannot be read. Delete it to start again") from None
         changed = [name for name in {**key, **self.key} if key.get(name) != self.key.get(name)]
         if changed:

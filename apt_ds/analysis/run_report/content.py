@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def read(folder: str | Path) -> Content:
         UserError: the folder is no output folder of a run, or a file of it cannot be read.
     """
     place = Path(folder)
-    if not (place / "config.yaml").is_file():
+    if not os.path.isfile(place / "config.yaml"):
         raise UserError(f"{str(folder)!r} is not the output folder of a run: config.yaml is missing")
     try:
         text = (place / "config.yaml").read_text(encoding="utf8")
@@ -109,7 +110,7 @@ def read(folder: str | Path) -> Content:
             started_by=text.partition("\n")[0].removeprefix(COMMAND) if text.startswith(COMMAND) else "",
             unreadable=unreadable,
         )
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{str(folder)!r}: a file of the run cannot be read: {error}") from None
 
 
@@ -119,7 +120,7 @@ def _lines(path: Path) -> tuple[list[Json], int]:
     for text in path.read_text(encoding="utf8").splitlines() if path.is_file() else []:
         try:
             lines.append(json.loads(text))
-        except ValueError:
+        except (ValueError, RecursionError):
             unreadable += 1
     return lines, unreadable
 

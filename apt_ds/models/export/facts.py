@@ -166,7 +166,7 @@ def read_facts(folder: str | Path) -> Facts:
         facts = json.loads(path.read_text(encoding="utf8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; give a folder that a run has written") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(facts, dict) or not isinstance(facts.get("version"), int):
         raise UserError(f"{path} has no field 'version': apt_ds did not write it")
