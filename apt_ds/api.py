@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from apt_ds.config.errors import UserError
+from apt_ds.config.paths import shortened
 from apt_ds.config.resolve import resolve
 from apt_ds.config.run_config import RunConfig
 
@@ -132,10 +133,10 @@ def export(folder: str, **flags: Any) -> dict[str, Any]:
     from apt_ds.training import checkpoint
 
     place = Path(folder)
-    named = (place / checkpoint.MANIFEST).is_file()
+    named = os.path.isfile(place / checkpoint.MANIFEST)
     output = place.parent if named else place
-    if not (output / "config.yaml").is_file():
-        raise UserError(f"{folder!r} is not the output folder of a run: config.yaml is missing")
+    if not os.path.isfile(output / "config.yaml"):
+        raise UserError(f"{shortened(str(folder))!r} is not the output folder of a run: config.yaml is missing")
     with temporary_world():
         saved = checkpoint.find(str(place) if named else checkpoint.LAST, output)
     assert saved is not None

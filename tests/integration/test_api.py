@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+import apt_ds
+from apt_ds.config.errors import UserError
 from tests.support import launcher, multiprocess
 from tests.support.paths import ROOT
 
@@ -37,6 +39,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def results(folder: Path) -> dict[str, Any]:
     """What the calls of that process returned."""
     return json.loads((folder / "results.json").read_text(encoding="utf8"))
+
+
+def test_a_folder_that_cannot_exist_is_a_mistake() -> None:
+    with pytest.raises(UserError, match=r"^'xx.* \.\.\. x+' is not the output folder of a run"):
+        apt_ds.export(300 * "x")
 
 
 def test_train_returns_the_summary(folder: Path, results: dict[str, Any]) -> None:

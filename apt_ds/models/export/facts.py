@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -92,7 +93,7 @@ def versions() -> dict[str, str]:
 
 def public_name(name: str) -> str:
     """A model's name without the folders of this machine. Names of a hub have one slash."""
-    local = Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
+    local = os.path.exists(name) or name.startswith((".", "/", "~")) or name.count("/") > 1
     return Path(name).name if local else name
 
 
