@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -125,7 +126,7 @@ def sources_of(run: RunConfig, base: Base, flag: str, path: str) -> tuple[Weight
         UserError: the option names several sources for another task.
     """
     if base.kind != LANGUAGE_MODEL:
-        if not Path(path).exists() and len(parse_sources(path, flag)) > 1:
+        if not os.path.exists(path) and len(parse_sources(path, flag)) > 1:
             raise UserError(f"{flag} {path!r} names several sources: --task {run.data.task} takes one")
         return (WeightedSource(path),)
     return tuple(parse_sources(path, flag))

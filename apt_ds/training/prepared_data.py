@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -97,7 +97,7 @@ def train_and_held_out(
         find: (path, split) -> source.
         recipe: how the records become rows.
     """
-    if not run.data.eval_data_path and Path(run.data.data_path).is_file():
+    if not run.data.eval_data_path and os.path.isfile(run.data.data_path):
         return split(run, prepared_on_node(run, lambda: find(run.data.data_path, "train"), recipe))
     path = run.data.eval_data_path or run.data.data_path
     held_out = prepared_on_node(run, lambda: find(path, "validation"), recipe)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -28,7 +29,7 @@ IN_MEMORY = b"rows "  # before the rows of a small source, which other ranks rea
 def read_spans(run: RunConfig, base: Base, _: datetime) -> Sets:
     """SQuAD. A single file is split by articles, so that training shares no context with evaluation. Collective."""
     path, limit = run.data.data_path, run.data.eval_size or None
-    if not run.data.eval_data_path and Path(path).is_file():
+    if not run.data.eval_data_path and os.path.isfile(path):
         source = squad.find(path, "train")
         train, held_out = squad.split_by_article(questions_of(source), HELD_ARTICLES, run.optim.seed)
         split = [HELD_ARTICLES, run.optim.seed]
