@@ -10,14 +10,12 @@ import csv
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from apt_ds.config.errors import UserError
+from apt_ds.data.column_files import read_columns, schema_names
 from apt_ds.data.json_files import Located, read_json, read_jsonl
 from apt_ds.data.text import check_pointer, lines_of, read_text
 from apt_ds.data.values import leave_out
-
-_BATCH = 1000  # rows of a table that are read at once
 
 
 def read_table(path: Path, headerless: Sequence[str] = ()) -> Iterator[Located]:
@@ -79,73 +77,18 @@ def is_blank(cells: Sequence[str]) -> bool:
     return not cells or (len(cells) == 1 and bool(cells[0]) and not cells[0].strip())
 
 
-def read_columns(path: Path) -> Iterator[Located]:
-    """The records of a Parquet or Arrow file. A place is the file and the row, counted from 1."""
-    number = 0
-    try:
-        for batch in record_batches(path):
-            for record in batch.to_pylist():
-                number += 1
-                yield f"{path}, row {number}", record
-    except UserError:
-        raise
-    except (OSError, ValueError) as error:  # pyarrow's own errors are both
-        raise UserError(unreadable(path, error)) from error
-    if not number:
-        raise UserError(f"{path} is empty; it needs at least one record")
-
-
-def unreadable(path: Path, error: Exception) -> str:
-    """What is wrong with a Parquet or Arrow file that pyarrow cannot read."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    return f"{path} is not a whole {path.suffix[1:].title()} file ({reason}); copy or make it again"
-
-
-def record_batches(path: Path, row_groups: Sequence[int] | None = None) -> Iterator[Any]:
-    """Record batches of pyarrow. row_groups: those of a Parquet file that are read. None: all."""
-    import pyarrow as pa
-
-    check_pointer(path)
-    if path.suffix.lower() == ".parquet":
-        from pyarrow import parquet
-
-        with parquet.ParquetFile(path) as file:
-            yield from file.iter_batches(_BATCH, row_groups)
-        return
-    with pa.memory_map(str(path)) as source:
-        if source.read(6) == b"ARROW1":
-            reader = pa.ipc.open_file(source)
-            batches: Iterator[Any] = (reader.get_batch(i) for i in range(reader.num_record_batches))
-        else:
-            source.seek(0)
-            batches = iter(pa.ipc.open_stream(source))
-        for batch in batches:
-            for start in range(0, batch.num_rows, _BATCH):
-                yield batch.slice(start, _BATCH)
-
-
 def column_names(path: Path) -> tuple[str, ...] | None:
     """The columns of a table file; None for a format whose records each have their own."""
     ending = path.suffix.lower()
-    if ending in (".tsv", ".csv"):
-        first = next(_tsv(path) if ending == ".tsv" else _csv(path), None)
-        return tuple(header_of(path, first[1])[0]) if first else None
-    if ending not in (".parquet", ".arrow"):
+    if ending not in TABLES:
         return None
-    try:
-        import pyarrow as pa
-        from pyarrow import parquet
-
-        if ending == ".parquet":
-            return tuple(parquet.read_schema(path).names)
-        with pa.memory_map(str(path)) as source:
-            is_file = source.read(6) == b"ARROW1"
-            source.seek(0)
-            return tuple((pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)).schema.names)
-    except (OSError, ValueError) as error:
-        raise UserError(unreadable(path, error)) from error
+    if ending in (".parquet", ".arrow"):
+        return schema_names(path)
+    first = next(_tsv(path) if ending == ".tsv" else _csv(path), None)
+    return tuple(header_of(path, first[1])[0]) if first else None
 
 
+TABLES = (".tsv", ".csv", ".parquet", ".arrow")  # endings of formats whose records all have the same columns
 READERS: dict[str, Callable[[Path], Iterator[Located]]] = {
     ".json": read_json,
     ".jsonl": read_jsonl,

@@ -207,5 +207,10 @@ def load_hub(name: str, split: str, config: str = "", streaming: bool = False) -
 
 
 def _numbered(name: str, records: Any) -> Iterator[Located]:
-    for number, record in enumerate(records, start=1):
-        yield f"{name}, record {number}", record
+    number = 0
+    try:
+        for number, record in enumerate(records, start=1):
+            yield f"{name}, record {number}", record
+    except (ArithmeticError, LookupError, ValueError) as error:  # of a value that Python cannot represent
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{name}: a record after record {number} has a value that cannot be read: {reason}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from apt_ds.config.errors import UserError
-from apt_ds.data.formats import READERS
+from apt_ds.data.formats import READERS, TABLES, column_names
 from apt_ds.data.readers import find_source, read_file
 from apt_ds.data.text_slices import text_part
 
@@ -44,7 +43,7 @@ def is_plain_text(name: str, split: str = "train") -> bool:
     try:
         source = find_source(name, (split,), hub=(name, split, ""))
         columns = set(_columns_of_file(source.files[0]) if source.files else source.hub().column_names)
-    except (OSError, ValueError, UserError, csv.Error):
+    except (OSError, ValueError, UserError):
         return False
     return has_plain_text(columns)
 
@@ -69,29 +68,10 @@ def text_files(path: Path) -> list[Path]:
 
 
 def _columns_of_file(path: Path) -> Sequence[str]:
-    ending = path.suffix.lower()
-    if ending == ".parquet":
-        from pyarrow import parquet
-
-        return parquet.read_schema(path).names
-    if ending == ".arrow":
-        return _arrow_names(path)
-    if ending in (".csv", ".tsv"):
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            header = next(csv.reader(file, delimiter="\t" if ending == ".tsv" else ","), [])
-        return [cell.strip() for cell in header]
+    if path.suffix.lower() in TABLES:
+        return column_names(path) or ()
     first = _first_of_json(path)
     return _names(read_file(path)) if first is None else _names([("", first)])
-
-
-def _arrow_names(path: Path) -> Sequence[str]:
-    import pyarrow
-
-    with pyarrow.memory_map(str(path)) as source:
-        try:
-            return pyarrow.ipc.open_stream(source).schema.names
-        except pyarrow.ArrowInvalid:
-            return pyarrow.ipc.open_file(source).schema.names
 
 
 def _first_of_json(path: Path) -> Any:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from apt_ds.config.errors import UserError
-from apt_ds.data.formats import Located, record_batches, unreadable
-from apt_ds.data.json_files import record_of_line
+from apt_ds.data.column_files import located_rows, one_line_errors, record_batches
+from apt_ds.data.json_files import Located, record_of_line
 from apt_ds.data.readers import read_file
 from apt_ds.data.source_kind import LAST_PIECE, TEXT
 from apt_ds.data.text import Mender, check_pointer
@@ -104,16 +104,14 @@ class ColumnShard(Shard):
         """The wanted rows. Others are not decoded."""
         path, first = Path(self.label), position[0] if position else 0
         self.position = [first]
-        try:
+        with one_line_errors(path):
             groups, start = self._groups_from(path, first)
-            for batch in record_batches(path, groups):
-                chosen = [i for i in range(max(0, first - start), batch.num_rows) if wanted(start + i)]
-                for i, record in zip(chosen, batch.take(chosen).to_pylist() if chosen else (), strict=True):
-                    self.position = [start + i + 1]
-                    yield f"{path}, row {start + i + 1}", record
-                start += batch.num_rows
-        except (OSError, ValueError) as error:  # pyarrow's own errors are both
-            raise UserError(unreadable(path, error)) from error
+        for batch in record_batches(path, groups):
+            chosen = [i for i in range(max(0, first - start), batch.num_rows) if wanted(start + i)]
+            for i, located in zip(chosen, located_rows(path, batch, start, chosen), strict=True):
+                self.position = [start + i + 1]
+                yield located
+            start += batch.num_rows
 
     @staticmethod
     def _groups_from(path: Path, first: int) -> tuple[list[int] | None, int]:
