@@ -7,15 +7,18 @@ keeps no more than a part of its file in memory, except of a JSON file that is a
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from apt_ds.config.errors import UserError
 from apt_ds.data.column_files import read_columns, schema_names
 from apt_ds.data.json_files import Located, read_json, read_jsonl
 from apt_ds.data.text import check_pointer, lines_of, read_text
 from apt_ds.data.values import leave_out
+
+LONGEST_CELL = 1 << 26  # characters of a CSV file; a quote that is not closed fills no more memory
 
 
 def read_table(path: Path, headerless: Sequence[str] = ()) -> Iterator[Located]:
@@ -58,18 +61,31 @@ def _csv(path: Path) -> Iterator[tuple[int, list[str]]]:
     reader = None
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
+            reader = csv_reader(file)
             for cells in reader:
                 if not is_blank(cells):
                     yield reader.line_num, cells
     except csv.Error as error:
         line = reader.line_num if reader else 1
-        raise UserError(f"{path}, line {line}: not valid CSV ({error})") from error
+        raise UserError(f"{path}, line {line}: not valid CSV ({csv_problem(error)})") from error
     except UnicodeDecodeError:
         read_text(path)  # names the byte
         raise
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def csv_reader(lines: Iterable[str]) -> Any:
+    """The reader of a CSV file. Its cells are longer than what the csv module allows without being asked."""
+    csv.field_size_limit(LONGEST_CELL)
+    return csv.reader(lines, strict=True)
+
+
+def csv_problem(error: csv.Error) -> str:
+    """What a message says is wrong with a CSV file."""
+    if str(error).startswith("field larger than field limit"):
+        return f"a cell has more than {LONGEST_CELL} characters; close its quote or split the cell"
+    return str(error)
 
 
 def is_blank(cells: Sequence[str]) -> bool:

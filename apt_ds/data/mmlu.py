@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from apt_ds.config.errors import UserError
 from apt_ds.config.paths import shortened
-from apt_ds.data.formats import is_blank
+from apt_ds.data.formats import csv_problem, csv_reader, is_blank
 from apt_ds.data.text import read_text
 
 HUB_NAME = "cais/mmlu"
@@ -146,13 +146,13 @@ def read_csv(path: Path, subject: str) -> list[Question]:
         UserError: it cannot be read, is empty, or a record is not of this form; names file and line.
     """
     questions = []
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    reader = csv_reader(io.StringIO(read_text(path), newline=""))
     try:
         for row in reader:
             if not is_blank(row):
                 questions.append(_question(row, subject, f"{path}, line {reader.line_num}", reader.line_num))
     except csv.Error as error:
-        raise UserError(f"{path} cannot be read as CSV: {error}") from None
+        raise UserError(f"{path} cannot be read as CSV: {csv_problem(error)}") from None
     if not questions:
         raise UserError(f"{path} holds no question; give lines of question, four choices and a letter")
     return questions

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from apt_ds.config.errors import UserError
-from apt_ds.data import conversations, readers, source_kind
+from apt_ds.data import conversations, formats, readers, source_kind
 
 
 def written(folder: Path, name: str, text: str) -> Path:
@@ -51,6 +51,26 @@ def test_a_broken_file_is_an_error(tmp_path: Path, name: str, text: str, problem
     with pytest.raises(UserError) as mistake:
         list(readers.read_file(written(tmp_path, name, text)))
     assert problem in str(mistake.value) and name in str(mistake.value)
+
+
+LONG = "x" * 200_000  # the csv module alone refuses more than 131,072 characters
+
+
+@pytest.mark.parametrize("cell", [LONG, f'"{LONG}"'])
+def test_a_long_cell_is_read(cell: str, tmp_path: Path) -> None:
+    path = written(tmp_path, "a.csv", f"instruction,output\na,{cell}\n")
+    assert [record for _, record in readers.read_file(path)] == [{"instruction": "a", "output": LONG}]
+    assert formats.column_names(written(tmp_path, "b.csv", f"x,{cell}\na,b\n")) == ("x", LONG)
+
+
+def test_a_cell_that_never_ends_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "LONGEST_CELL", 1000)
+    path = written(tmp_path, "a.csv", 'x,y\na,b\na,"' + "text\n" * 1000)
+    with pytest.raises(UserError) as mistake:
+        list(readers.read_file(path))
+    place, _, problem = str(mistake.value).partition(": ")
+    assert place.startswith(f"{path}, line ") and int(place.rpartition(" ")[2]) < 300
+    assert problem == "not valid CSV (a cell has more than 1000 characters; close its quote or split the cell)"
 
 
 def test_a_file_is_found_in_its_folder(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from apt_ds.config.errors import UserError
+from apt_ds.data import formats
 from apt_ds.data import mmlu as data
 from apt_ds.data.mmlu import Mmlu, Question
 from apt_ds.eval import mmlu
@@ -62,6 +63,15 @@ def test_files_are_read_as_they_are(tmp_path: Path) -> None:
     first, second = data.read_csv(path, "anatomy")
     assert first == Question("anatomy", 'two\nlines, "x"', ("a", " b", "c,d", "0.10"), 1, 2)
     assert second == Question("anatomy", "None", ("NA", "", "null", " "), 3, 3)
+
+
+def test_a_long_question_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, question = tmp_path / "a.csv", "x" * 200_000
+    path.write_text(f'"{question}",a,b,c,d,B\n', encoding="utf8")
+    assert data.read_csv(path, "anatomy") == [Question("anatomy", question, ("a", "b", "c", "d"), 1, 1)]
+    monkeypatch.setattr(formats, "LONGEST_CELL", 1000)
+    with pytest.raises(UserError, match=r"as CSV: a cell has more than 1000 characters; close its quote"):
+        data.read_csv(path, "anatomy")
 
 
 @pytest.mark.parametrize("first", ['"One, or two?"', "Which one?"])
