@@ -15,7 +15,7 @@ from typing import Any
 from apt_ds.config.errors import UserError
 from apt_ds.data.column_files import read_columns, schema_names
 from apt_ds.data.json_files import Located, read_json, read_jsonl
-from apt_ds.data.text import check_pointer, lines_of, read_text
+from apt_ds.data.text import check_pointer, cr_lines, ends_lines_with_cr, lines_of, read_text
 from apt_ds.data.values import leave_out
 
 LONGEST_CELL = 1 << 26  # characters of a CSV file; a quote that is not closed fills no more memory
@@ -51,7 +51,7 @@ def header_of(path: Path, cells: Sequence[str], headerless: Sequence[str] = ()) 
 
 
 def _tsv(path: Path) -> Iterator[tuple[int, list[str]]]:
-    for number, line in lines_of(path):
+    for number, line in cr_lines(path) if ends_lines_with_cr(path) else lines_of(path):
         if line.strip():
             yield number, line.rstrip("\r").split("\t")
 

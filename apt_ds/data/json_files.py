@@ -154,6 +154,8 @@ def record_of_line(line: str, where: str, mender: Mender) -> Any:
     try:
         record = loads(line)
     except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and line[error.pos - 1] == "\r":
+            raise UserError(f"{where}: lines end with CR; save the file with LF line ends") from error
         problem = f"not valid JSON ({error.msg}); put one record on one line"
         raise UserError(f"{where}, column {error.colno}: {problem}") from error
     return mender.mend(record, where) if may_hold_surrogates(line) else record

@@ -15,6 +15,7 @@ from apt_ds.config.errors import UserError
 _SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character: JSON can escape one alone, UTF-8 cannot write it
 _ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")
 _MARK = codecs.BOM_UTF8
+_LONG_LINE = 1 << 20  # bytes of a file that have a line end
 _POINTER = "version https://git-lfs.github.com/spec/"
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,30 @@ def lines_of(path: Path) -> Iterator[tuple[int, str]]:
                 except UnicodeDecodeError as error:
                     raise UserError(_not_utf8(path, place + error.start)) from error
                 place += len(text)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def ends_lines_with_cr(path: Path) -> bool:
+    """Whether a carriage return alone ends the lines of a file: its beginning has some and no newline."""
+    check_pointer(path)
+    try:
+        with path.open("rb") as file:
+            beginning = file.readline(_LONG_LINE)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    return b"\r" in beginning and not beginning.endswith(b"\n")
+
+
+def cr_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """`lines_of` a file whose lines end with a carriage return."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="\r") as file:
+            for number, line in enumerate(file, start=1):
+                yield number, line.removesuffix("\r")
+    except UnicodeDecodeError:
+        read_text(path)  # names the byte
+        raise
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 

@@ -9,6 +9,9 @@ import pytest
 
 from apt_ds.config.errors import UserError
 from apt_ds.data import conversations, formats, readers, source_kind
+from apt_ds.data.source_kind import is_plain_text
+from apt_ds.data.stream_part import StreamPart
+from apt_ds.data.stream_shards import shard_of_file
 
 
 def written(folder: Path, name: str, text: str) -> Path:
@@ -71,6 +74,44 @@ def test_a_cell_that_never_ends_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     place, _, problem = str(mistake.value).partition(": ")
     assert place.startswith(f"{path}, line ") and int(place.rpartition(" ")[2]) < 300
     assert problem == "not valid CSV (a cell has more than 1000 characters; close its quote or split the cell)"
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv"])
+def test_tables_have_any_line_ends(name: str, end: str, mark: str, tmp_path: Path) -> None:
+    separator = "\t" if name == "a.tsv" else ","
+    lines = [f"instruction{separator}text", f"a{separator}b", "", f"c{separator}é"]
+    path = tmp_path / name
+    path.write_bytes((mark + end.join(lines) + end).encode())
+    expected = [{"instruction": "a", "text": "b"}, {"instruction": "c", "text": "é"}]
+    located = list(readers.read_file(path))
+    assert [record for _, record in located] == expected
+    assert [place for place, _ in located] == [f"{path}, line 2", f"{path}, line 4"]
+    assert formats.column_names(path) == ("instruction", "text")
+    path.write_bytes(f"text{separator}id{end}a{separator}b{end}".encode())
+    assert is_plain_text(str(path))
+
+
+def test_a_cr_inside_a_line_of_tsv_is_a_character(tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_bytes(b"x\ty\na\rb\tc\n")
+    assert [record for _, record in readers.read_file(path)] == [{"x": "a\rb", "y": "c"}]
+    path.write_bytes(b"x\ty\ra\t\xff\r")
+    with pytest.raises(UserError, match=r"is not UTF-8 text \(byte 6\)"):
+        list(readers.read_file(path))
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_lines_of_json_that_end_with_cr_are_named(streamed: bool, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"instruction":"a","output":"b"}\r{"instruction":"c","output":"d"}\r')
+    with pytest.raises(UserError) as mistake:
+        StreamPart("s", [shard_of_file(path)]).read(9) if streamed else list(readers.read_file(path))
+    assert str(mistake.value) == f"{path}, line 1: lines end with CR; save the file with LF line ends"
+    path.write_bytes(b'{"instruction":"a"} {"instruction":"b"}\r\n')
+    with pytest.raises(UserError, match=r"not valid JSON \(Extra data\); put one record on one line"):
+        list(readers.read_file(path))
 
 
 def test_a_file_is_found_in_its_folder(tmp_path: Path) -> None:
