@@ -4,27 +4,66 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from apt_ds.config.errors import UserError
-from apt_ds.data.text import Mender, check_pointer, lines_of, may_hold_surrogates, read_text
+from apt_ds.data.text import Mender, check_pointer, lines_of, may_hold_surrogates, mended, read_text
 
 Located = tuple[str, Any]  # place, record
 
 _BLOCK = 1 << 20  # characters of a JSON list that are read at once
 _BLANKS = " \t\n\r"
+_CHECKED = 1000  # records of a file whose keys are checked, however many objects they have
+_FEW = 2  # objects of a record on a line, for whose check there is time
 
 
-def loads(text: str) -> Any:
+def loads(text: str, decode: Callable[[str], Any] = json.loads) -> Any:
     """`json.loads`, whose every failure is a JSONDecodeError."""
     try:
-        return json.loads(text)
+        return decode(text)
     except json.JSONDecodeError:
         raise
     except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
         raise json.JSONDecodeError(str(error).split(":")[0], text, 0) from error
+
+
+class RepeatedKeyError(Exception):
+    """An object has a key twice. The message says what is wrong."""
+
+
+class RecordDecoder:
+    """Decodes the records of a file, and refuses an object that has a key twice.
+
+    The check needs a call for each object. It would take up to half of the time to read short objects. So only the
+    first `_CHECKED` records are all checked. The others are checked if those have at most `few` objects on average.
+    """
+
+    def __init__(self, few: int) -> None:
+        self._few, self._records, self._objects = few, 0, 0
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._counted)
+
+    def next(self) -> json.JSONDecoder:
+        """The decoder of the next record, which raises RepeatedKeyError."""
+        self._records += 1
+        if self._records == _CHECKED + 1:
+            checks = self._objects <= self._few * _CHECKED
+            self._decoder = json.JSONDecoder(object_pairs_hook=_unrepeated if checks else None)
+        return self._decoder
+
+    def _counted(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        self._objects += 1
+        return _unrepeated(pairs)
+
+
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) == len(pairs):
+        return values
+    keys = [key for key, _ in pairs]
+    key = next(key for key in keys if keys.count(key) > 1)
+    raise RepeatedKeyError(f"the key '{mended(key)}' occurs twice in one object; remove or rename one of them")
 
 
 def read_json(path: Path) -> Iterator[Located]:
@@ -52,6 +91,8 @@ def _elements(path: Path, mender: Mender) -> Iterator[Any]:
             buffer.place += 1
         if separator != "]" or buffer.character():
             raise ValueError
+    except RepeatedKeyError as error:
+        raise UserError(f"{path}, record {number + 1}: {error}") from error
     except (ValueError, RecursionError):
         yield from _whole(path, number, mender)
 
@@ -61,7 +102,7 @@ class _Buffer:
 
     def __init__(self, path: Path) -> None:
         self.blocks = _blocks(path)
-        self.decoder = json.JSONDecoder()
+        self.decoder = RecordDecoder(few=0)  # without lines to find, the check's share of the time is larger
         self.text, self.place, self.ended, self.suspect = "", 0, False, False
 
     def _extend(self) -> None:
@@ -84,10 +125,11 @@ class _Buffer:
             self._extend()
 
     def value(self) -> Any:
-        """The next value."""
+        """The next value. Raises RepeatedKeyError."""
+        decoder = self.decoder.next()
         while True:
             try:
-                value, end = self.decoder.raw_decode(self.text, self.place)
+                value, end = decoder.raw_decode(self.text, self.place)
             except (ValueError, RecursionError):
                 if self.ended:
                     raise
@@ -119,8 +161,11 @@ def _whole(path: Path, done: int, mender: Mender) -> Iterator[Any]:
     text = read_text(path)
     if not text.strip():
         raise UserError(f"{path} is empty; it needs at least one record")
+    checked = json.JSONDecoder(object_pairs_hook=_unrepeated).decode
     try:
-        content = loads(text)
+        content = loads(text, checked if len(text) <= _BLOCK else json.loads)
+    except RepeatedKeyError as error:
+        raise UserError(f"{path}: {error}") from error
     except json.JSONDecodeError as error:
         hint = "; name it .jsonl if it holds one record per line" if error.msg == "Extra data" else ""
         where = f"{path}, line {error.lineno}, column {error.colno}"
@@ -135,7 +180,7 @@ def _whole(path: Path, done: int, mender: Mender) -> Iterator[Any]:
 
 def read_jsonl(path: Path) -> Iterator[Located]:
     """The records of a file with one JSON record on each line."""
-    mender = Mender(str(path))
+    mender, decoder = Mender(str(path)), line_decoder()
     empty = True
     for number, line in lines_of(path):
         line = line.lstrip("\ufeff")  # of a file that was joined from several
@@ -143,16 +188,23 @@ def read_jsonl(path: Path) -> Iterator[Located]:
             continue
         empty = False
         where = f"{path}, line {number}"
-        yield where, record_of_line(line, where, mender)
+        yield where, record_of_line(line, where, mender, decoder)
     if empty:
         raise UserError(f"{path} is empty; it needs at least one record")
     mender.warn()
 
 
-def record_of_line(line: str, where: str, mender: Mender) -> Any:
+def line_decoder() -> RecordDecoder:
+    """The decoder of a file with one record on each line."""
+    return RecordDecoder(_FEW)
+
+
+def record_of_line(line: str, where: str, mender: Mender, decoder: RecordDecoder) -> Any:
     """The record on a line. Raises UserError with its place."""
     try:
-        record = loads(line)
+        record = loads(line, decoder.next().decode)
+    except RepeatedKeyError as error:
+        raise UserError(f"{where}: {error}") from error
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and line[error.pos - 1] == "\r":
             raise UserError(f"{where}: lines end with CR; save the file with LF line ends") from error

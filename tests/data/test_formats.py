@@ -15,6 +15,8 @@ from pyarrow import parquet
 from apt_ds.config.errors import UserError
 from apt_ds.data import formats, json_files, readers
 from apt_ds.data.conversations import load_examples
+from apt_ds.data.stream_part import StreamPart
+from apt_ds.data.stream_shards import shard_of_file
 
 RECORD = {"instruction": "Add.", "input": "1", "output": "2"}
 
@@ -127,6 +129,60 @@ def test_a_malformed_row_among_a_hundred_thousand_is_named(problem: str, tmp_pat
     with pytest.raises(UserError, match=r"a\.jsonl, line 99000"):
         load_examples(path)
     assert time.monotonic() - start < 10
+
+
+TWICE = {
+    "record": ('{"instruction":"a","output":"b","output":"c"}', "output"),
+    "message": (
+        '{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b","content":"c"}]}',
+        "content",
+    ),
+    "equal values": ('{"instruction":"a","output":"b","output":"b"}', "output"),
+    "half of a character": (r'{"a\ud83d":"a","a\ud83d":"b"}', "a\ufffd"),
+}
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "data.json", "stream.jsonl"])
+@pytest.mark.parametrize("case", TWICE)
+def test_a_key_that_is_there_twice_is_named(case: str, name: str, tmp_path: Path) -> None:
+    record, key = TWICE[case]
+    listed = f"[{json.dumps(RECORD)},\n{record}]"
+    content = {"a.json": listed, "data.json": f'{{"data":{listed}}}'}.get(name, f"{json.dumps(RECORD)}\n{record}\n")
+    path = written(tmp_path / name, content)
+    with pytest.raises(UserError) as mistake:
+        StreamPart("s", [shard_of_file(path)]).read(9) if name == "stream.jsonl" else list(readers.read_file(path))
+    place = {"a.json": ", record 2", "data.json": ""}.get(name, ", line 2")
+    assert (
+        str(mistake.value) == f"{path}{place}: the key '{key}' occurs twice in one object; remove or rename one of them"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "record", "checked"),
+    [
+        ("a.jsonl", RECORD, True),
+        ("a.jsonl", {"messages": [{"role": "user", "content": "a"}] * 3}, False),
+        ("a.json", RECORD, False),
+    ],
+)
+def test_keys_of_many_objects_are_checked_in_the_first_records(
+    name: str, record: object, checked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_files, "_CHECKED", 10)
+
+    def places(count: int) -> list[str]:
+        """The places of the records of a file whose last one, after `count` others, has a key twice."""
+        records = [json.dumps(record)] * count + ['{"x":1,"x":2}']
+        text = "\n".join(records) if name == "a.jsonl" else f"[{','.join(records)}]"
+        return [place for place, _ in readers.read_file(written(tmp_path / name, text))]
+
+    with pytest.raises(UserError, match="the key 'x' occurs twice"):
+        places(9)
+    if checked:
+        with pytest.raises(UserError, match="line 31: the key 'x' occurs twice"):
+            places(30)
+    else:
+        assert len(places(30)) == 31
 
 
 READ: dict[str, Callable[[str], str]] = {

@@ -45,6 +45,11 @@ MISTAKES: dict[str, tuple[object, list[str], list[str]]] = {
         ["--max_seq_length", "200", "--eval_size", "1"],
         ["has 200 tokens", "128 positions", "Give --max_seq_length 128"],
     ),
+    "a key twice": (
+        '[{"instruction":"a","output":"b","output":"c"}]',
+        [],
+        ["d.json, record 1", "'output' occurs twice"],
+    ),
     "pointer": ("version https://git-lfs.github.com/spec/v1\noid sha256:0\n", [], ["d.json", "git lfs pull"]),
 }
 
