@@ -1,4 +1,4 @@
-"""Why a run ends before its last step: a signal, or too many steps in a row that are not finite."""
+"""Why a run ends before its last step: a signal, a full disk, or too many steps in a row that are not finite."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from apt_ds.training.metrics import MetricsLogger
 
 
 class EarlyEnd:
-    """The same on all ranks, except for the signals of this rank.
+    """The same on all ranks, except for what this rank has received.
 
     Attributes:
         nonfinite_steps: how many of the last steps in a row had a non-finite loss or gradient.
         signal: number of a signal that some rank received. 0 without one.
+        failure: why the first rank could not write a line of metrics.
     """
 
     def __init__(self, run: RunConfig, stop_signals: StopSignals, metrics_logger: MetricsLogger) -> None:
@@ -26,6 +27,7 @@ class EarlyEnd:
         self.stop_signals, self.metrics_logger = stop_signals, metrics_logger
         self.nonfinite_steps = 0
         self.signal = 0
+        self.failure: UserError | None = None
 
     def begin(self) -> None:
         """Declare that the run has something to save. It ends here if a signal came before."""
@@ -33,15 +35,17 @@ class EarlyEnd:
 
     @property
     def received(self) -> bool:
-        """Whether this rank received a signal."""
-        return self.stop_signals.asked > 0
+        """Whether this rank received a signal, or could not write a line of metrics."""
+        return self.stop_signals.asked > 0 or self.metrics_logger.failure is not None
 
     def listen(self) -> None:
-        """Learn of a signal that some rank received. Collective."""
-        self.signal = max(collectives.gather_objects(self.stop_signals.asked))
+        """Learn what some rank has received. Collective."""
+        found = collectives.gather_objects((self.stop_signals.asked, self.metrics_logger.failure))
+        self.signal = max(asked for asked, _ in found)
+        self.failure = next((failure for _, failure in found if failure is not None), None)
 
     def listen_if(self, stop_ranks: int) -> None:
-        """Learn of a signal if a step's sums counted ranks with one. Collective: all ranks have the same count."""
+        """Learn what some rank has received, if a step's sums counted such ranks. Collective: they count alike."""
         if stop_ranks > 0:
             self.listen()
         else:
@@ -66,7 +70,7 @@ class EarlyEnd:
 
     def must_end(self) -> bool:
         """Whether the run ends at this step boundary."""
-        return self.signal > 0 or self.nonfinite_steps >= self.limit
+        return self.signal > 0 or self.failure is not None or self.nonfinite_steps >= self.limit
 
     def end(self, where: str) -> None:
         """End the run, which has been saved, if it must end.
@@ -75,7 +79,7 @@ class EarlyEnd:
             where: the step boundary, in words.
 
         Raises:
-            UserError: too many steps in a row were not finite.
+            UserError: too many steps in a row were not finite, or a line of metrics could not be written.
             Stopped: some rank received a signal.
         """
         if self.nonfinite_steps >= self.limit:
@@ -83,6 +87,8 @@ class EarlyEnd:
                 f"{where}: {self.nonfinite_steps} steps in a row had a non-finite loss or gradient. Lower "
                 "--learning_rate, use --bf16, or look at the data of these steps"
             )
+        if self.failure is not None:
+            raise self.failure
         if self.signal:
             raise Stopped(self.signal, f"stopped {where}: go on with --resume_from_checkpoint last")
 

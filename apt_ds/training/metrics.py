@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO
@@ -26,6 +27,7 @@ class MetricsLogger:
 
     Attributes:
         folder: the run's output folder.
+        failure: why a line could not be written. The run ends at the next step boundary, on all ranks.
     """
 
     def __init__(self, folder: Path, total_steps: int, quiet: bool = False, trackers: Trackers | None = None) -> None:
@@ -33,6 +35,8 @@ class MetricsLogger:
         self._total, self._quiet = total_steps, quiet or not collectives.is_main()
         self._writes = collectives.is_main()
         self._warnings: list[str] = []  # since the last line
+        self._unwritten = b""  # whole lines that the file lacks since `failure`
+        self.failure: UserError | None = None
 
     @cached_property
     def _file(self) -> TextIO:
@@ -45,33 +49,42 @@ class MetricsLogger:
         return tqdm(total=self._total, unit="step", disable=self._quiet, file=sys.stderr, smoothing=0.1)
 
     def step(self, line: MetricsLine) -> None:
-        """Write one line of metrics, report it and move the bar to its step.
-
-        Raises:
-            UserError: the file cannot be written.
-        """
+        """Write one line of metrics, report it and move the bar to its step. See `failure`."""
         if not self._writes:
             return
         loss = line["loss"] if line["loss"] is not None else math.nan
-        try:
-            # JSON has no NaN
-            written = {**line, "loss": loss if math.isfinite(loss) else None}
-            if self._warnings:
-                written["warnings"], self._warnings = self._warnings, []
-            self._file.write(json.dumps(written) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise UserError(
-                f"cannot write {self.folder / 'metrics.jsonl'}: {error.strerror}. Free some space"
-            ) from None
+        # JSON has no NaN
+        written = {**line, "loss": loss if math.isfinite(loss) else None}
+        if self._warnings:
+            written["warnings"], self._warnings = self._warnings, []
+        self._append(json.dumps(written) + "\n")
         self._track(line["step"], "train", line)
         kept, ranks = f"{100 * line['kept']:.1f}%", f"{line['ranks']['mean']:.1f}"
         self._bar.set_postfix(loss=f"{loss:.3f}", kept=kept, ranks=ranks)
         self._bar.update(line["step"] - self._bar.n)
 
+    def _append(self, text: str) -> None:
+        """Write a line, or keep it where the file cannot be written."""
+        try:
+            if self.failure is None:
+                self._file.write(text)
+                self._file.flush()
+                return
+        except OSError as error:
+            reason = f"cannot write {self.folder / 'metrics.jsonl'}: {error.strerror}"
+            self.failure = UserError(f"{reason}. Free some space and go on with --resume_from_checkpoint last")
+        self._unwritten += text.encode()
+
     def metrics(self) -> bytes:
         """All lines so far. On the first rank."""
-        return (self.folder / "metrics.jsonl").read_bytes()
+        content = (self.folder / "metrics.jsonl").read_bytes()
+        # a failure may have left a part of a line
+        return content[: content.rfind(b"\n") + 1] + self._unwritten
+
+    def check(self) -> None:
+        """Raise UserError if a line could not be written."""
+        if self.failure is not None:
+            raise self.failure
 
     def adjusted(self, step: int, kept: float, plan: Plan) -> None:
         """Report a cut or rank growth after `step` updates. kept: fraction of the prunable parameters."""
@@ -125,4 +138,6 @@ class MetricsLogger:
         """Close bar and file."""
         self._bar.close()
         if "_file" in vars(self):
-            self._file.close()
+            # after a failure the buffer still holds what could not be written
+            with suppress(OSError) if self.failure is not None else nullcontext():
+                self._file.close()

@@ -14,7 +14,7 @@ class StepValues(NamedTuple):
 
     Attributes:
         loss: task loss summed over the global batch.
-        stop_ranks: number of ranks that received a signal.
+        stop_ranks: number of ranks that have a reason to end the run.
         finite: whether every element of every sum is finite.
         teacher_distances: distances between teacher and student layers, fp32 [distances] on the CPU.
     """
@@ -31,7 +31,7 @@ class StepSums:
 
     Attributes:
         loss: task loss, [].
-        stop: 1 if the rank received a signal, [].
+        stop: 1 if the rank received a signal or could not write a line of metrics, [].
         teacher_distances: distances between teacher and student layers, [distances]. May be empty.
         block_sums: the scorer's sums over blocks, any shape. May be empty.
         adapter_importances: sum of |weight x gradient| of each adapter, [adapters]. May be empty.

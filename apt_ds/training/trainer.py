@@ -10,7 +10,7 @@ from apt_ds.models.export.write import Exported
 from apt_ds.models.initial_adapters import InitialAdapters
 from apt_ds.pruning.bias_compensation import NO_BIAS, lacks_biases
 from apt_ds.pruning.surgery import Plan
-from apt_ds.runtime import heartbeat, zero
+from apt_ds.runtime import collectives, heartbeat, zero
 from apt_ds.runtime.clock import seconds_after
 from apt_ds.training import rebuild
 from apt_ds.training.checkpoint import Checkpoint
@@ -61,6 +61,7 @@ class Trainer(RunParts):
     def run(self) -> Summary:
         """Train, prune, evaluate and write the model. Returns what the report completes. Collective."""
         self.train_loop()
+        collectives.on_main(self.metrics_logger.check)
         after, new = self.evaluations.after(self.engine, self.done)
         if new:
             self.saver.add_evaluation(self.done, after)

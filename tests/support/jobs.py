@@ -27,9 +27,13 @@ from apt_ds.models.loading import Base
 from apt_ds.pruning.surgery import Plan
 from apt_ds.runtime import collectives, zero
 from apt_ds.runtime.packed import QuantizedParameter
+from apt_ds.runtime.signals import StopSignals
 from apt_ds.training import checkpoint, datasets, preflight, prepared_data, questions, trainer
 from apt_ds.training import run as training_run
 from apt_ds.training.checkpoint import finding
+from apt_ds.training.early_end import EarlyEnd
+from apt_ds.training.metrics import MetricsLogger
+from apt_ds.training.metrics_schema import MetricsLine
 from apt_ds.training.model_figures import ModelFigures
 from tests.support.launcher import PLAIN
 from tests.support.text_fixtures import pair_tokenizer
@@ -261,6 +265,24 @@ def unreadable_on(odd: int, folder: str) -> str:
     except UserError as error:
         told = collectives.gather_objects(str(error))
     return " ".join(sorted(set(told)))
+
+
+def ended_by_a_full_disk(folder: str) -> list[list[Any]]:
+    """Which ranks have a reason to end a run, and what ends each, where the first cannot write its metrics."""
+    zero.init_distributed()
+    if collectives.is_main():
+        (Path(folder) / "metrics.jsonl").symlink_to("/dev/full")
+    logger = MetricsLogger(Path(folder), 9, quiet=True)
+    end = EarlyEnd(resolve(["--deepspeed", zero_json(folder, 2)]), StopSignals(), logger)
+    line = {"step": 1, "loss": 1.0, "kept": 1.0, "ranks": {"mean": 8.0}}
+    logger.step(cast(MetricsLine, line))
+    reasons = collectives.gather_objects(end.received)
+    end.listen_if(sum(reasons))
+    try:
+        end.end("after step 1")
+    except UserError as error:
+        return [reasons, collectives.gather_objects(str(error))]
+    return [reasons]
 
 
 def told(made: trainer.Trainer, figures: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from apt_ds.config.resolve import resolve
 from apt_ds.runtime.signals import Stopped, StopSignals
 from apt_ds.training.early_end import EarlyEnd
 from apt_ds.training.metrics import MetricsLogger
+from tests.support import multiprocess
 from tests.support.paths import ROOT
 
 
@@ -52,6 +53,13 @@ def test_a_signal_ends_the_run_at_the_boundary_with_its_status(tmp_path: Path) -
     with pytest.raises(Stopped, match="stopped after step 3: go on with --resume_from_checkpoint last") as stopped:
         end.end("after step 3")
     assert stopped.value.status == 128 + signal.SIGTERM
+
+
+@pytest.mark.dist
+def test_a_full_disk_of_the_first_rank_ends_all_ranks(tmp_path: Path) -> None:
+    told = multiprocess.run(2, "ended_by_a_full_disk", {"folder": str(tmp_path)}, timeout=120)
+    text = f"cannot write {tmp_path / 'metrics.jsonl'}: No space left on device. Free some space and go on with"
+    assert told == [[True, False], [f"{text} --resume_from_checkpoint last"] * 2]
 
 
 def test_the_count_survives_a_checkpoint(tmp_path: Path) -> None:

@@ -6,6 +6,9 @@ import json
 import math
 from pathlib import Path
 
+import pytest
+
+from apt_ds.config.errors import UserError
 from apt_ds.runtime import notices
 from apt_ds.training.metrics import MetricsLogger
 from apt_ds.training.metrics_schema import MetricsLine
@@ -56,3 +59,24 @@ def test_a_resumed_run_appends(tmp_path: Path) -> None:
     logger.step(line(2, 1.0))
     logger.close()
     assert [json.loads(text)["step"] for text in logger.metrics().splitlines()] == [1, 2]
+
+
+def test_a_line_that_cannot_be_written_is_kept_and_ends_the_run_later(tmp_path: Path) -> None:
+    logger = MetricsLogger(tmp_path, 3, quiet=True)
+    logger.step(line(1, 1.0))
+    logger.check()
+    logger.close()
+    whole = (tmp_path / "metrics.jsonl").read_bytes()
+    full = MetricsLogger(tmp_path, 3, quiet=True)
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    for step in (2, 3):
+        full.step(line(step, 1.0))
+    full.close()
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").write_bytes(whole + b'{"step": 2, "lo')
+    assert [json.loads(text)["step"] for text in full.metrics().splitlines()] == [1, 2, 3]
+    with pytest.raises(
+        UserError, match=r"metrics\.jsonl: No space left on device. Free some space and go on with --res"
+    ):
+        full.check()
