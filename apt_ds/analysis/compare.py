@@ -16,7 +16,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from apt_ds.analysis.compare_jobs import answered, answered_mmlu, ask, judge, mmlu_questions_of, questions_of, train
+from apt_ds.analysis.compare_jobs import (
+    answered,
+    answered_mmlu,
+    ask,
+    finished,
+    judge,
+    mmlu_questions_of,
+    only_finished,
+    questions_of,
+    train,
+)
 from apt_ds.analysis.compare_table import Trial, tabulate
 from apt_ds.analysis.result_table import publish
 from apt_ds.analysis.variants import OWN, Variant
@@ -147,7 +157,7 @@ def compare(comparison: Comparison, words: Sequence[str]) -> list[dict[str, Any]
     for trial, config in zip(trials, configs, strict=True):
         check_finished(trial, config)
     if comparison.finished_only:
-        trials = only_finished(trials)
+        trials = only_finished(comparison, trials)
     else:
         for trial, config in zip(trials, configs, strict=True):
             complete_run(comparison, trial, config)
@@ -191,7 +201,9 @@ def plan(comparison: Comparison, output: Path) -> list[Trial]:
                 for setting in comparison.settings():
                     words = [method.folder, f"{100 * sparsity:g}", str(seed), *(f"{n}={v}" for n, v in setting)]
                     folder = output / "-".join(words).replace("/", "_")
-                    check_path("the folder of a run", folder.name, "give shorter values to --methods and --vary")
+                    check_path(
+                        "the folder of a run", f"{folder.name}.yaml", "give shorter values to --methods and --vary"
+                    )
                     found.append(Trial(method.method, sparsity, seed, folder, setting, method.options))
     return found
 
@@ -205,23 +217,6 @@ def configure(comparison: Comparison, trial: Trial, words: Sequence[str]) -> Run
             own += ["--num_train_epochs", str(comparison.full_num_train_epochs), "--max_steps", "-1"]
     own += [word for name, value in (*trial.options, *trial.setting) for word in (f"--{name}", value)]
     return resolve(own).replace(output_dir=str(trial.folder), overwrite_output_dir=True, report=False, run_report=False)
-
-
-def finished(trial: Trial) -> bool:
-    """Whether a run has left its last file."""
-    return (trial.folder / "summary.json").exists()
-
-
-def only_finished(trials: list[Trial]) -> list[Trial]:
-    """The runs that have ended.
-
-    Raises:
-        UserError: none has.
-    """
-    found = [trial for trial in trials if finished(trial)]
-    if not found:
-        raise UserError(f"--finished_only found no finished run in {trials[0].folder.parent}: start without it first")
-    return found
 
 
 def check_finished(trial: Trial, config: RunConfig) -> None:

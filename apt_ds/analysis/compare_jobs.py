@@ -55,6 +55,30 @@ def judge(comparison: Comparison, trial: Trial, trust: bool) -> None:
     run(trial, [sys.executable, "-m", MMLU, *words])
 
 
+def finished(trial: Trial) -> bool:
+    """Whether a run has left its last file."""
+    return (trial.folder / "summary.json").exists()
+
+
+def only_finished(comparison: Comparison, trials: list[Trial]) -> list[Trial]:
+    """The runs that have ended.
+
+    Raises:
+        UserError: none has, or one has answers to other questions.
+    """
+    found = [trial for trial in trials if finished(trial)]
+    if not found:
+        raise UserError(f"--finished_only found no finished run in {trials[0].folder.parent}: start without it first")
+    for trial in found:
+        for flag, data, file, same in (
+            ("--mmlu_data", comparison.mmlu_data, MMLU_FILE, answered_mmlu),
+            ("--local_suite", comparison.local_data, LOCAL_FILE, answered),
+        ):
+            if data and (trial.folder / file).exists() and not same(comparison, trial):
+                raise UserError(f"{trial.folder} has answers to other questions of {flag}: ask the same ones")
+    return found
+
+
 def answered_mmlu(comparison: Comparison, trial: Trial) -> bool:
     """Whether a run has the answers to these questions of MMLU."""
     return _holds(trial.folder / MMLU_FILE, mmlu_questions_of(comparison.mmlu_data, comparison.mmlu_sample))

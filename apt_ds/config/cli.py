@@ -54,7 +54,7 @@ def at_least(low: int) -> Callable[[str], int]:
     """The type of an argument: a whole number not below `low`, and not above `LARGEST`."""
 
     def convert(text: str) -> int:
-        number = int(text) if text.removeprefix("-").isdecimal() and len(text) < LONGEST else None
+        number = int(text) if text.isascii() and text.removeprefix("-").isdecimal() and len(text) < LONGEST else None
         if number is None or not low <= number <= LARGEST:
             most = f" and at most {LARGEST}" if number is not None and number > LARGEST else ""
             raise argparse.ArgumentTypeError(f"{text!r} is not allowed: give a whole number, at least {low}{most}")

@@ -1,4 +1,4 @@
-"""Checks of the paths that users give. Any text may stand where a path is expected.
+"""Checks of the paths that users give, which may be any text.
 
 `Path.is_file` and its like raise OSError for a name that is too long. `os.path.isfile` and its like return False.
 """
@@ -38,5 +38,5 @@ def check_path(flag: str, path: str, advice: str) -> None:
     """
     if too_long(path):
         raise UserError(
-            f"{flag} {shortened(path)!r} is no file or folder, as a name has at most {LONGEST_NAME} bytes: {advice}"
+            f"{flag} {shortened(path)!r} is no file or folder, since a name has at most {LONGEST_NAME} bytes: {advice}"
         )

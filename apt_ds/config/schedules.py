@@ -14,7 +14,7 @@ GATE_TRAVEL = 12.0  # change of log alpha that takes a gate from open to closed,
 MULTIPLIER_TRAVEL = 100.0  # the size at which multipliers outweigh the noise of a gate's gradient
 ADAM = (0.9, 0.999)  # its usual betas
 MEMORY = (1.0 / 200.0, 1.0 / 2.0)  # updates that the two moments of a gate remember, as fractions of the phase
-LEAST_MEMORY = (1.5, 10.0)  # and the fewest
+LEAST_MEMORY = (1.5, 10.0)  # the fewest updates that they remember
 SNAP = 1e-3  # fraction of a mask's step, below which a mask has arrived
 
 

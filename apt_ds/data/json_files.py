@@ -15,8 +15,7 @@ Located = tuple[str, Any]  # place, record
 
 _BLOCK = 1 << 20  # characters of a JSON list that are read at once
 _BLANKS = " \t\n\r"
-_CHECKED = 1000  # records of a file whose keys are checked, however many objects they have
-_FEW = 2  # objects of a record on a line, for whose check there is time
+_CHECKED = 1000  # first records of a file whose keys are checked. Checking all takes up to half of the time to read
 
 
 def loads(text: str, decode: Callable[[str], Any] = json.loads) -> Any:
@@ -33,30 +32,6 @@ class RepeatedKeyError(Exception):
     """An object has a key twice. The message says what is wrong."""
 
 
-class RecordDecoder:
-    """Decodes the records of a file, and refuses an object that has a key twice.
-
-    The check needs a call for each object. It would take up to half of the time to read short objects. So only the
-    first `_CHECKED` records are all checked. The others are checked if those have at most `few` objects on average.
-    """
-
-    def __init__(self, few: int) -> None:
-        self._few, self._records, self._objects = few, 0, 0
-        self._decoder = json.JSONDecoder(object_pairs_hook=self._counted)
-
-    def next(self) -> json.JSONDecoder:
-        """The decoder of the next record, which raises RepeatedKeyError."""
-        self._records += 1
-        if self._records == _CHECKED + 1:
-            checks = self._objects <= self._few * _CHECKED
-            self._decoder = json.JSONDecoder(object_pairs_hook=_unrepeated if checks else None)
-        return self._decoder
-
-    def _counted(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        self._objects += 1
-        return _unrepeated(pairs)
-
-
 def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) == len(pairs):
@@ -64,6 +39,14 @@ def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
     key = next(key for key in keys if keys.count(key) > 1)
     raise RepeatedKeyError(f"the key '{mended(key)}' occurs twice in one object; remove or rename one of them")
+
+
+_PLAIN, _CHECKING = json.JSONDecoder(), json.JSONDecoder(object_pairs_hook=_unrepeated)
+
+
+def decoder_of(number: int) -> json.JSONDecoder:
+    """The decoder of a file's record `number`, counted from 1. It raises RepeatedKeyError in the first records."""
+    return _CHECKING if number <= _CHECKED else _PLAIN
 
 
 def read_json(path: Path) -> Iterator[Located]:
@@ -102,7 +85,7 @@ class _Buffer:
 
     def __init__(self, path: Path) -> None:
         self.blocks = _blocks(path)
-        self.decoder = RecordDecoder(few=0)  # without lines to find, the check's share of the time is larger
+        self.number = 0  # of the record that was read last
         self.text, self.place, self.ended, self.suspect = "", 0, False, False
 
     def _extend(self) -> None:
@@ -126,7 +109,8 @@ class _Buffer:
 
     def value(self) -> Any:
         """The next value. Raises RepeatedKeyError."""
-        decoder = self.decoder.next()
+        self.number += 1
+        decoder = decoder_of(self.number)
         while True:
             try:
                 value, end = decoder.raw_decode(self.text, self.place)
@@ -161,9 +145,8 @@ def _whole(path: Path, done: int, mender: Mender) -> Iterator[Any]:
     text = read_text(path)
     if not text.strip():
         raise UserError(f"{path} is empty; it needs at least one record")
-    checked = json.JSONDecoder(object_pairs_hook=_unrepeated).decode
     try:
-        content = loads(text, checked if len(text) <= _BLOCK else json.loads)
+        content = loads(text, (_CHECKING if len(text) <= _BLOCK else _PLAIN).decode)
     except RepeatedKeyError as error:
         raise UserError(f"{path}: {error}") from error
     except json.JSONDecodeError as error:
@@ -180,29 +163,24 @@ def _whole(path: Path, done: int, mender: Mender) -> Iterator[Any]:
 
 def read_jsonl(path: Path) -> Iterator[Located]:
     """The records of a file with one JSON record on each line."""
-    mender, decoder = Mender(str(path)), line_decoder()
-    empty = True
+    mender = Mender(str(path))
+    count = 0
     for number, line in lines_of(path):
         line = line.lstrip("\ufeff")  # of a file that was joined from several
         if not line.strip():
             continue
-        empty = False
+        count += 1
         where = f"{path}, line {number}"
-        yield where, record_of_line(line, where, mender, decoder)
-    if empty:
+        yield where, record_of_line(line, where, mender, count)
+    if not count:
         raise UserError(f"{path} is empty; it needs at least one record")
     mender.warn()
 
 
-def line_decoder() -> RecordDecoder:
-    """The decoder of a file with one record on each line."""
-    return RecordDecoder(_FEW)
-
-
-def record_of_line(line: str, where: str, mender: Mender, decoder: RecordDecoder) -> Any:
-    """The record on a line. Raises UserError with its place."""
+def record_of_line(line: str, where: str, mender: Mender, number: int) -> Any:
+    """The record on a line, the file's record `number`, counted from 1. Raises UserError with its place."""
     try:
-        record = loads(line, decoder.next().decode)
+        record = loads(line, decoder_of(number).decode)
     except RepeatedKeyError as error:
         raise UserError(f"{where}: {error}") from error
     except json.JSONDecodeError as error:

@@ -43,7 +43,7 @@ def is_plain_text(name: str, split: str = "train") -> bool:
     try:
         source = find_source(name, (split,), hub=(name, split, ""))
         columns = set(_columns_of_file(source.files[0]) if source.files else source.hub().column_names)
-    except (OSError, ValueError, UserError):
+    except (OSError, ValueError, RecursionError, UserError):
         return False
     return has_plain_text(columns)
 
@@ -80,7 +80,7 @@ def _first_of_json(path: Path) -> Any:
         head = file.read(_HEAD).lstrip().removeprefix("[").lstrip()
     try:
         record, _ = json.JSONDecoder().raw_decode(head)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     # an object around the records holds them under `data`
     return None if isinstance(record, dict) and "data" in record else record

@@ -13,7 +13,7 @@ from typing import Any
 
 from apt_ds.config.errors import UserError
 from apt_ds.data.column_files import located_rows, one_line_errors, record_batches
-from apt_ds.data.json_files import Located, line_decoder, record_of_line
+from apt_ds.data.json_files import Located, record_of_line
 from apt_ds.data.readers import read_file
 from apt_ds.data.source_kind import LAST_PIECE, TEXT
 from apt_ds.data.text import Mender, check_pointer
@@ -76,7 +76,7 @@ class LineShard(Shard):
     def records(self, position: Position, wanted: Wanted) -> Iterator[Located]:
         """The wanted records. Lines of other records are not parsed."""
         number, line, offset = self.position = position or [0, 0, 0]
-        mender, decoder = Mender(self.label), line_decoder()
+        mender = Mender(self.label)
         for raw in self.lines(offset):
             line, offset = line + 1, offset + len(raw)
             content = raw.removeprefix(_MARK)
@@ -86,7 +86,7 @@ class LineShard(Shard):
             self.position = [number, line, offset]
             if wanted(number - 1):
                 where = f"{self.label}, line {line}"
-                yield where, record_of_line(self._text(content, where), where, mender, decoder)
+                yield where, record_of_line(self._text(content, where), where, mender, number)
         mender.warn()
 
     @staticmethod

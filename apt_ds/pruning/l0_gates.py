@@ -101,7 +101,7 @@ class L0Gates(Scorer):
             target: the removed fraction t that the Lagrangian asks for in this step.
             rate: the learning rate of the gates.
             multiplier_rate: the learning rate of the multipliers.
-            betas: of both.
+            betas: the coefficients of both Adams.
         """
         self.target = target
         for name, value in (("gates", rate), ("multipliers", multiplier_rate)):

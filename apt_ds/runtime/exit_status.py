@@ -42,12 +42,7 @@ def main(action: Callable[[], object]) -> None:
             # all is written; a thread of the communication libraries has aborted an ordinary exit once
             leave(0)
     except (UserError, RankError) as error:
-        rank = rank_of_message()
-        where = f"rank {rank}: " if rank else ""
-        if rank:
-            time.sleep(3)
-        print(f"error: {where}{one_line(error)}", file=sys.stderr, flush=True)
-        leave(USER_ERROR)
+        report_mistake(one_line(error))
     except LostRank as error:
         print(f"error: rank {rank_of_message()}, {one_line(error)}", file=sys.stderr, flush=True)
         leave(LOST_RANK)
@@ -59,16 +54,20 @@ def main(action: Callable[[], object]) -> None:
         print("stopped", file=sys.stderr, flush=True)
         leave(128 + signal.SIGINT)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-            print(f"error: {name_too_long(error)}", file=sys.stderr, flush=True)
-            leave(USER_ERROR)
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG and error.filename:
+            # no check of an option has found it
+            report_mistake(f"the name {shortened(str(error.filename))!r} is too long for a file: give a shorter path")
         traceback.print_exc()
         leave(1)
 
 
-def name_too_long(error: OSError) -> str:
-    """What to say where a value is too long for the name of a file and no check of its option has found it."""
-    return f"{shortened(str(error.filename))!r} is no file or folder, as its name is too long: give a shorter path"
+def report_mistake(text: str) -> NoReturn:
+    """Print the line of a mistake, and leave. See `main` about the ranks."""
+    rank = rank_of_message()
+    if rank:
+        time.sleep(3)
+    print(f"error: {f'rank {rank}: ' if rank else ''}{text}", file=sys.stderr, flush=True)
+    leave(USER_ERROR)
 
 
 def one_line(error: Exception) -> str:

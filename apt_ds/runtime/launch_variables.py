@@ -42,13 +42,16 @@ def launched() -> bool:
 
 
 def check_variables() -> None:
-    """Check what a launcher states, before DeepSpeed and torch read it.
+    """Check what a launcher states, before DeepSpeed and torch read it. Empty variables are unset.
 
     Raises:
         UserError: a variable holds no number.
     """
-    for name in (*NUMBERS, *LAUNCHERS):
-        number(name)
+    for name in (*NUMBERS, *LAUNCHERS, *REQUIRED):
+        if not os.environ.get(name, "-").strip():
+            del os.environ[name]
+        if name != "MASTER_ADDR":
+            number(name)
 
 
 def absent() -> str:

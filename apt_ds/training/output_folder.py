@@ -117,13 +117,13 @@ def _prepare(folder: Path, run: RunConfig, saved: Checkpoint | None) -> None:
     continues, configuration = _continues(folder, saved), f"{COMMAND}{command()}\n{run.to_yaml()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (*OWN, *(() if continues else TRACKED)):
-            path = folder / name
-            # of a link to another disk the link goes, and not what is there
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
-        checkpoint.sweep(folder, everything=not continues)
         if continues and saved is not None:
             checkpoint.set_aside(folder, saved.step)
+        for name in (*OWN, *(() if continues else TRACKED)):
+            path = folder / name
+            # a link to another disk is removed, and what is there stays
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+        checkpoint.sweep(folder, everything=not continues)
         (folder / "metrics.jsonl").write_bytes(saved.metrics if saved is not None else b"")
         (folder / "config.yaml").write_text(configuration, encoding="utf8")
     except OSError as error:

@@ -17,6 +17,12 @@ def test_a_whole_number_is_asked_for(text: str) -> None:
         counts(f"3,{text or 'x'}")
 
 
+@pytest.mark.parametrize("text", ["1_0", "٣", "--5", "1.0", ""])
+def test_other_digits_and_signs_are_no_whole_number(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is not allowed: give a whole number, at least 1"):
+        at_least(1)(text)
+
+
 def test_whole_numbers_are_taken() -> None:
     assert (at_least(1)("12"), at_least(-3)("-3"), counts("1, 2")) == (12, -3, [1, 2])
 

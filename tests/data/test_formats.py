@@ -6,6 +6,7 @@ import json
 import time
 import tracemalloc
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pyarrow as pa
@@ -157,32 +158,28 @@ def test_a_key_that_is_there_twice_is_named(case: str, name: str, tmp_path: Path
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "record", "checked"),
-    [
-        ("a.jsonl", RECORD, True),
-        ("a.jsonl", {"messages": [{"role": "user", "content": "a"}] * 3}, False),
-        ("a.json", RECORD, False),
-    ],
-)
-def test_keys_of_many_objects_are_checked_in_the_first_records(
-    name: str, record: object, checked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_keys_are_checked_in_the_first_records(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_files, "_CHECKED", 10)
-
-    def places(count: int) -> list[str]:
-        """The places of the records of a file whose last one, after `count` others, has a key twice."""
-        records = [json.dumps(record)] * count + ['{"x":1,"x":2}']
+    for count, checked in ((9, True), (10, False)):
+        records = [json.dumps(RECORD)] * count + ['{"x":1,"x":2}']
         text = "\n".join(records) if name == "a.jsonl" else f"[{','.join(records)}]"
-        return [place for place, _ in readers.read_file(written(tmp_path / name, text))]
+        path = written(tmp_path / name, text)
+        with pytest.raises(UserError, match="the key 'x' occurs twice") if checked else nullcontext():
+            assert len(list(readers.read_file(path))) == 11
 
-    with pytest.raises(UserError, match="the key 'x' occurs twice"):
-        places(9)
-    if checked:
-        with pytest.raises(UserError, match="line 31: the key 'x' occurs twice"):
-            places(30)
-    else:
-        assert len(places(30)) == 31
+
+def test_a_stream_checks_the_same_records_wherever_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_files, "_CHECKED", 10)
+    path = written(tmp_path / "a.jsonl", "\n".join([json.dumps(RECORD)] * 12 + ['{"x":1,"x":2}']))
+    whole = shard_of_file(path)
+    first = whole.records([], lambda number: True)
+    for _ in range(5):
+        next(first)
+    position = whole.current()
+    for start, wanted in (([], 13), (position, 8)):
+        assert len(list(shard_of_file(path).records(start, lambda number: True))) == wanted
+    assert len(list(shard_of_file(path).records([], lambda number: number % 2 == 0))) == 7
 
 
 READ: dict[str, Callable[[str], str]] = {

@@ -40,7 +40,8 @@ def test_a_name_that_is_too_long_is_a_line(monkeypatch: pytest.MonkeyPatch, capf
     """Where no check of its option has found it."""
     assert ended(lambda: os.stat(300 * "x"), monkeypatch) == 2
     (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith("error: 'xxx") and "name is too long: give a shorter path" in line and len(line) < 400
+    assert line.startswith("error: the name 'xxx") and "is too long for a file: give a shorter path" in line
+    assert len(line) < 400
     assert ended(raising(OSError(errno.EIO, "input/output error")), monkeypatch) == 1
     assert "Traceback" in capfd.readouterr().err
 
@@ -64,6 +65,7 @@ def test_a_rank_that_is_no_number_hides_no_error(
 def test_a_run_refuses_a_variable_that_is_no_number(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for other in launch_variables.NUMBERS:
         monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=f"^{name}='{value}' is .*: unset it or start with the deepspeed launcher$"):
         launch_variables.check_variables()
@@ -107,3 +109,11 @@ def test_a_rank_alone_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert launch_variables.absent()
     monkeypatch.delenv("RANK")
     assert not launch_variables.absent()
+
+
+def test_an_empty_variable_of_a_launcher_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in launch_variables.REQUIRED:
+        monkeypatch.setenv(name, " ")
+    monkeypatch.setenv("RANK", "0")
+    launch_variables.check_variables()
+    assert [name for name in launch_variables.REQUIRED if name in os.environ] == ["RANK"]

@@ -10,7 +10,7 @@ import pytest
 from apt_ds.config.errors import UserError
 from apt_ds.config.resolve import resolve
 from apt_ds.config.run_config import RunConfig
-from apt_ds.training.checkpoint import Checkpoint
+from apt_ds.training.checkpoint import Checkpoint, find
 from apt_ds.training.output_folder import check_output, discard_output, prepare_output
 from tests.support.paths import ROOT
 
@@ -124,16 +124,19 @@ def test_a_run_that_goes_back_sets_later_checkpoints_aside(tmp_path: Path, capsy
     for step in (2, 3, 4, 5):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / "a").write_text(str(step))
-    (tmp_path / "checkpoint-5.left").mkdir()
+    (tmp_path / "left-checkpoint-5").symlink_to(tmp_path / "elsewhere")
     prepare_output(run_into(tmp_path), saved(tmp_path))
-    there = {path.name for path in tmp_path.iterdir() if path.is_dir()}
-    assert there == {"checkpoint-2", "checkpoint-3", "checkpoint-4.left", "checkpoint-5.left"}
-    assert (tmp_path / "checkpoint-5.left" / "a").read_text() == "5"
-    assert (
-        f"the run goes on from step 3: {tmp_path / 'checkpoint-4'} is now checkpoint-4.left" in capsys.readouterr().err
-    )
+    there = {path.name for path in tmp_path.iterdir() if "checkpoint" in path.name}
+    asides = {"left-checkpoint-4", "left-checkpoint-5", "left-checkpoint-5-2"}
+    assert there == {"checkpoint-2", "checkpoint-3", *asides}
+    assert (tmp_path / "left-checkpoint-5-2" / "a").read_text() == "5"
+    line = f"the run goes on from step 3: {tmp_path / 'checkpoint-4'} is now left-checkpoint-4"
+    assert line in capsys.readouterr().err
     prepare_output(run_into(tmp_path), saved(tmp_path))
-    assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 4
+    assert {path.name for path in tmp_path.iterdir() if "checkpoint" in path.name} == there
+    with pytest.raises(UserError, match="was left by a run that went back: rename it"):
+        find(str(tmp_path / "left-checkpoint-4"), tmp_path)
+    (tmp_path / "left-checkpoint-5").unlink()
     prepare_output(run_into(tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "metrics.jsonl"]
 

@@ -131,7 +131,7 @@ def _newest_manifest(folder: Path) -> Json:
     for path in folder.glob(f"checkpoint-*/{MANIFEST}"):
         try:
             manifest = json.loads(path.read_text(encoding="utf8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue
         if isinstance(manifest, dict) and isinstance(manifest.get("step"), int):
             manifests.append(manifest)

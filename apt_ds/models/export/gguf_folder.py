@@ -22,7 +22,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a model folder.
 
     Raises:
-        UserError: the folder lacks it or tokenizer.json, or a value in it has the wrong type.
+        UserError: the folder lacks it or tokenizer.json, or it names no model class.
     """
     config = _read(folder, "config.json", f"{folder} is not a model folder: it has no config.json")
     names = config.get("architectures") if isinstance(config, dict) else None
@@ -30,10 +30,21 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder / 'config.json'} names no model class in 'architectures'")
     if not (folder / "tokenizer.json").is_file():
         raise UserError(f"{folder} has no tokenizer.json, which the GGUF file must contain")
+    return config
+
+
+def check_values(folder: Path, config: dict[str, Any]) -> None:
+    """Check the types of what a plan reads.
+
+    Raises:
+        UserError: a value is absent, or has the wrong type.
+    """
+    absent = [name for name in REQUIRED if config.get(name) is None]
+    if absent:
+        raise UserError(f"{config['architectures'][0]} is not written as GGUF: its config.json has no {absent[0]}")
     for name, value in config.items():
         if value is not None and (expected := _expected(name, value)):
             raise UserError(f"{folder / 'config.json'}: {name!r} is {str(value)[:40]!r}. It must be {expected}")
-    return config
 
 
 def _expected(name: str, value: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import safe_open
 
 from apt_ds.config.errors import UserError
-from apt_ds.models.export.gguf_folder import REQUIRED, read_config
+from apt_ds.models.export.gguf_folder import check_values, read_config
 from apt_ds.models.model_folder import check_weights
 
 OUTTYPES = ("f16", "bf16", "f32", "q8_0", "q4_k_m")
@@ -81,9 +81,7 @@ def plan_of(folder: Path, outtype: str) -> Plan:
         raise UserError(f"llama.cpp has no place for {name}: GGUF files are written for decoders without a task head")
     if stock in DIFFERENT:
         raise UserError(f"{name} is not written as GGUF: llama.cpp does not give the answers of the model")
-    absent = [field for field in REQUIRED if config.get(field) is None]
-    if absent:
-        raise UserError(f"{name} is not written as GGUF: its config.json has no {absent[0]}")
+    check_values(folder, config)
     adaptive = bool(config.get("layer_intermediate_sizes"))
     if adaptive and config.get("layer_experts"):
         raise UserError(f"llama.cpp has no architecture with experts by layer for {name}. {ADVICE}")

@@ -47,8 +47,9 @@ def init_distributed(timeout: float = 600, watched: bool = False) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     # every rank has taken its device by then (`environment.take_device`)
     warnings.filterwarnings("ignore", message=r"barrier\(\): using the device under current context")
-    launch_variables.check_variables()
-    if not launched():
+    if launched():
+        launch_variables.check_variables()
+    else:
         _be_alone()
     if collectives.is_main():
         warn_of_locks(extensions_folder())

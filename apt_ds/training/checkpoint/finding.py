@@ -12,7 +12,7 @@ from apt_ds.config.errors import UserError
 from apt_ds.runtime import collectives
 from apt_ds.training.checkpoint import shards
 from apt_ds.training.checkpoint.contents import Checkpoint
-from apt_ds.training.checkpoint.folder import evaluation, numbered
+from apt_ds.training.checkpoint.folder import LEFT, evaluation, numbered
 from apt_ds.training.checkpoint.manifest import MANIFEST, METRICS, STATE, DamagedError, verify
 
 LAST = "last"
@@ -36,6 +36,8 @@ def find(wanted: str, output: Path) -> Checkpoint | None:
 def _named(path: Path) -> Path:
     if not path.is_dir():
         raise UserError(f"--resume_from_checkpoint {str(path)!r} is no folder: give {LAST} or a checkpoint's folder")
+    if path.resolve().name.startswith(LEFT):
+        raise UserError(f"{path} was left by a run that went back: rename it, or copy it to another folder, to use it")
     verify(path)
     return path
 

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import sys
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from apt_ds.training.checkpoint.manifest import EVALUATION, MANIFEST, METRICS, S
 from apt_ds.training.checkpoint.shards import ShardWriter
 
 NAME = re.compile(r"checkpoint-(\d+)")
-LEFT = ".left"  # ends the name of a checkpoint that a run has gone back behind
+LEFT = "left-"  # begins the name of a checkpoint that a run has left by going back to an earlier one
 
 
 def begin(output: Path, step: int) -> ShardWriter:
@@ -98,13 +99,17 @@ def sweep(output: Path, everything: bool) -> None:
         OSError: a folder cannot be removed.
     """
     for path in output.glob("checkpoint-*"):
-        name = path.name.removesuffix(".tmp").removesuffix(LEFT)
-        if NAME.fullmatch(name) and (everything or path.name == f"{name}.tmp"):
+        name = path.name.removesuffix(".tmp")
+        if NAME.fullmatch(name) and (everything or name != path.name):
             _remove(path)
+    for path in output.glob(f"{LEFT}checkpoint-*") if everything else ():
+        _remove(path)
 
 
 def set_aside(output: Path, step: int) -> None:
     """Rename the checkpoints after `step`, for a run that goes back to it. A line on stderr names each. On one rank.
+
+    `left-checkpoint-600` has the next number, `left-checkpoint-600-2`, where it exists.
 
     `last` would resume from one of them, and not from what the run writes from now on.
 
@@ -113,8 +118,8 @@ def set_aside(output: Path, step: int) -> None:
     """
     for number, path in sorted(numbered(output)):
         if number > step:
-            aside = path.with_name(path.name + LEFT)
-            shutil.rmtree(aside, ignore_errors=True)
+            names = (f"{LEFT}{path.name}{'' if i == 1 else f'-{i}'}" for i in count(1))
+            aside = next(place for place in map(path.with_name, names) if not os.path.lexists(place))
             path.rename(aside)
             print(f"the run goes on from step {step}: {path} is now {aside.name}", file=sys.stderr, flush=True)
 
