@@ -15,6 +15,7 @@ Row = dict[str, Any]
 # of Okabe and Ito, which people with colour-blindness can tell apart. Markers differ too
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+TICKS = (1.0, 2.0, 3.0, 5.0, 7.0)  # labels of a logarithmic axis, in each decade
 LOW, HIGH, GAP = 0.03, 0.97, 0.062  # places of labels and the gap between them, as fractions of a panel's height
 
 
@@ -130,8 +131,10 @@ def _draw_panel(axes: Any, panel: Panel, rows: list[Row], methods: list[str]) ->
         axes.axhline(panel.scale * dense[panel.column], color="#777777", linestyle="--", linewidth=1)
     if panel.log:
         axes.set_yscale("log")
+        # a few numbers a decade: all of them would overlap where a line spans several
+        axes.yaxis.get_major_locator().set_params(subs=TICKS)
         axes.yaxis.set_major_formatter("{x:,.0f}")
-        axes.yaxis.set_minor_formatter("{x:,.0f}")
+        axes.yaxis.set_minor_formatter("")
         axes.tick_params(axis="y", which="both", labelsize=8)
     most, least = (100 * pick(value for line in lines.values() for value in line.kept) for pick in (max, min))
     margin = 0.05 * max(most - least, 1.0)
