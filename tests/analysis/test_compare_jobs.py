@@ -11,7 +11,7 @@ import pytest
 
 from apt_ds.analysis import compare_jobs
 from apt_ds.analysis.compare import Comparison, plan
-from apt_ds.analysis.compare_jobs import answered, answered_mmlu, ask, judge
+from apt_ds.analysis.compare_jobs import answered, answered_mmlu, ask, judge, only_finished
 from apt_ds.analysis.compare_table import Trial, tabulate
 from apt_ds.analysis.result_table import markdown
 from apt_ds.analysis.variants import parse_variants
@@ -54,6 +54,9 @@ def test_local_tasks_are_asked_once_for_the_same_questions(tmp_path: Path, monke
         summary |= {"after": evaluation | {"peak_memory_bytes": 1}, "after_cut": evaluation}
         (trial.folder / "summary.json").write_text(json.dumps(summary), encoding="utf8")
     assert len(started) == 2
+    assert only_finished(own, trials) == trials
+    with pytest.raises(UserError, match="has answers to other questions of --local_suite: ask the same ones"):
+        only_finished(replace(own, local_limit=5), trials)
     (row,) = tabulate(trials, {})
     assert row["method"] == "apt[align=8]" and (row["perplexity:b.txt[50%:]"], row["perplexity"]) == (19.5, 9.5)
     answers = [json.loads((trial.folder / "local.json").read_text(encoding="utf8"))["tasks"] for trial in trials]

@@ -6,26 +6,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from pyarrow import parquet
 
 from apt_ds.config.errors import UserError
 from apt_ds.data.column_files import schema_names
 from apt_ds.data.readers import _numbered, read_file
 from apt_ds.data.stream_part import StreamPart
 from apt_ds.data.stream_shards import shard_of_file
-
-NAMES = ("a.parquet", "a.arrow", "stream.arrow")
-
-
-def written(path: Path, table: pa.Table) -> Path:
-    """The table as Parquet, or as an Arrow file or stream, by the name of the file."""
-    if path.suffix == ".parquet":
-        parquet.write_table(table, path)
-    else:
-        make = pa.ipc.new_stream if path.stem == "stream" else pa.ipc.new_file
-        with pa.OSFile(str(path), "wb") as file, make(file, table.schema) as writer:
-            writer.write_table(table)
-    return path
+from tests.support.column_tables import NAMES, write_table
 
 
 def refusal(path: Path, streamed: bool) -> str:
@@ -61,7 +48,7 @@ VALUES: dict[str, pa.Array] = {
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", VALUES)
 def test_a_value_out_of_range_is_named(kind: str, name: str, streamed: bool, tmp_path: Path) -> None:
-    path = written(tmp_path / name, pa.table({"instruction": ["a"] * 3, "output": ["b"] * 3, "when": VALUES[kind]}))
+    path = write_table(tmp_path / name, pa.table({"instruction": ["a"] * 3, "output": ["b"] * 3, "when": VALUES[kind]}))
     message = refusal(path, streamed)
     assert message.startswith(f"{path}, row 3: column 'when' has a value that cannot be read as ")
     assert message.endswith("; mend the value or remove the column")
@@ -69,7 +56,7 @@ def test_a_value_out_of_range_is_named(kind: str, name: str, streamed: bool, tmp
 
 def test_rows_of_other_batches_count(tmp_path: Path) -> None:
     when = whole([0] * 2500 + [10**18], pa.timestamp("us"))
-    path = written(tmp_path / "a.parquet", pa.table({"output": ["b"] * 2501, "when": when}))
+    path = write_table(tmp_path / "a.parquet", pa.table({"output": ["b"] * 2501, "when": when}))
     assert f"{path}, row 2501: column 'when'" in refusal(path, False)
     part = StreamPart("s", [shard_of_file(path)], 0, 2)
     with pytest.raises(UserError, match="row 2501: column 'when'"):
@@ -78,7 +65,7 @@ def test_rows_of_other_batches_count(tmp_path: Path) -> None:
 
 
 def test_an_unknown_time_zone_is_named(tmp_path: Path) -> None:
-    path = written(tmp_path / "a.parquet", pa.table({"when": whole([1], pa.timestamp("us", "Mars/Phobos"))}))
+    path = write_table(tmp_path / "a.parquet", pa.table({"when": whole([1], pa.timestamp("us", "Mars/Phobos"))}))
     assert "row 1: column 'when' has a value that cannot be read as timestamp[us, tz=Mars/Phobos]" in refusal(
         path, False
     )
@@ -89,7 +76,7 @@ def test_an_unknown_time_zone_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("inside", [False, True])
 def test_text_that_is_not_utf8_is_named(inside: bool, name: str, streamed: bool, tmp_path: Path) -> None:
     column = pa.ListArray.from_arrays([0, 1, 2, 3], not_utf8()) if inside else not_utf8()
-    path = written(tmp_path / name, pa.table({"instruction": ["a"] * 3, "output": column}))
+    path = write_table(tmp_path / name, pa.table({"instruction": ["a"] * 3, "output": column}))
     expected = f"{path}, row 3: column 'output' has text that is not UTF-8; save it as UTF-8"
     assert refusal(path, streamed) == expected
 
@@ -97,7 +84,7 @@ def test_text_that_is_not_utf8_is_named(inside: bool, name: str, streamed: bool,
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_dictionary_of_text_that_is_not_utf8_is_named(streamed: bool, tmp_path: Path) -> None:
     column = pa.DictionaryArray.from_arrays(pa.array([0, 1, 2]), not_utf8())
-    path = written(tmp_path / "a.parquet", pa.table({"instruction": ["a"] * 3, "output": column}))
+    path = write_table(tmp_path / "a.parquet", pa.table({"instruction": ["a"] * 3, "output": column}))
     assert refusal(path, streamed) == f"{path}: column 'output' has text that is not UTF-8; save it as UTF-8"
 
 
@@ -105,7 +92,7 @@ def test_a_dictionary_of_text_that_is_not_utf8_is_named(streamed: bool, tmp_path
 @pytest.mark.parametrize("name", NAMES)
 def test_two_columns_of_one_name_are_refused(name: str, streamed: bool, tmp_path: Path) -> None:
     columns = [pa.array([text]) for text in ("a", "b", "c")]
-    path = written(tmp_path / name, pa.Table.from_arrays(columns, ["instruction", "output", "output"]))
+    path = write_table(tmp_path / name, pa.Table.from_arrays(columns, ["instruction", "output", "output"]))
     expected = f"{path}: two columns have the same name ('output'); rename or remove one of them"
     assert refusal(path, streamed) == expected
 
@@ -114,7 +101,7 @@ def test_two_columns_of_one_name_are_refused(name: str, streamed: bool, tmp_path
 @pytest.mark.parametrize("name", NAMES)
 def test_two_fields_of_one_name_are_refused(name: str, streamed: bool, tmp_path: Path) -> None:
     field = pa.StructArray.from_arrays([pa.array(["a"]), pa.array(["b"])], ["text", "text"])
-    path = written(tmp_path / name, pa.table({"output": field}))
+    path = write_table(tmp_path / name, pa.table({"output": field}))
     message = refusal(path, streamed)
     assert f"{path}, row 1: column 'output'" in message and "duplicate field names" in message
 
@@ -129,7 +116,7 @@ def test_a_pointer_of_git_lfs_is_no_broken_table(name: str, streamed: bool, tmp_
 
 
 def test_the_name_of_a_column_that_is_not_utf8(tmp_path: Path) -> None:
-    path = written(tmp_path / "a.arrow", pa.table({"output_": ["a"]}))
+    path = write_table(tmp_path / "a.arrow", pa.table({"output_": ["a"]}))
     path.write_bytes(path.read_bytes().replace(b"output_", b"outpu\xff\xfe"))
     with pytest.raises(UserError, match="the name of a column is not UTF-8 text"):
         schema_names(path)

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from pyarrow import parquet
 
 from apt_ds.config.errors import UserError
 from apt_ds.data import formats, json_files, readers
 from apt_ds.data.conversations import load_examples
 from apt_ds.data.stream_part import StreamPart
 from apt_ds.data.stream_shards import shard_of_file
+from tests.support.column_tables import NAMES, write_table
 
 RECORD = {"instruction": "Add.", "input": "1", "output": "2"}
 
@@ -72,45 +72,33 @@ def test_a_broken_list_is_named_by_its_line(
     assert "a.json" in str(mistake.value) and "\n" not in str(mistake.value)
 
 
-def columns(path: Path, table: pa.Table) -> Path:
-    """The table as Parquet, or as an Arrow file or stream, by the name of the file."""
-    if path.suffix == ".parquet":
-        parquet.write_table(table, path)
-    else:
-        make = pa.ipc.new_stream if path.stem == "stream" else pa.ipc.new_file
-        with pa.OSFile(str(path), "wb") as file, make(file, table.schema) as writer:
-            writer.write_table(table)
-    return path
-
-
-COLUMNS = ("a.parquet", "a.arrow", "stream.arrow")
-
-
-@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("name", NAMES)
 def test_tables_of_columns_have_rows(name: str, tmp_path: Path) -> None:
     table = pa.table({"instruction": ["Add.", "Say."], "input": ["1", None], "output": ["2", "x"]})
-    path = columns(tmp_path / name, table)
+    path = write_table(tmp_path / name, table)
     assert [example.output for example in load_examples(path)] == ["2", "x"]
     assert [place for place, _ in formats.read_columns(path)] == [f"{path}, row 1", f"{path}, row 2"]
     messages = [[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]]
-    assert len(load_examples(columns(tmp_path / name, pa.table({"messages": messages})))) == 1
+    assert len(load_examples(write_table(tmp_path / name, pa.table({"messages": messages})))) == 1
 
 
 @pytest.mark.parametrize(
     ("column", "problem"),
     [(pa.array(["x", None]), "not null"), (pa.array([3, 4]), "must be text, not int")],
 )
-@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_row_that_cannot_be_used_is_named(name: str, column: pa.Array, problem: str, tmp_path: Path) -> None:
-    path = columns(tmp_path / name, pa.table({"instruction": ["Add.", "Say."], "output": column}))
+    path = write_table(tmp_path / name, pa.table({"instruction": ["Add.", "Say."], "output": column}))
     with pytest.raises(UserError, match=problem) as mistake:
         load_examples(path)
     assert f"{path}, row " in str(mistake.value)
 
 
-@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_truncated_table_is_one_line(name: str, tmp_path: Path) -> None:
-    path = columns(tmp_path / name, pa.table({"instruction": ["Add."] * 5000, "output": [str(i) for i in range(5000)]}))
+    path = write_table(
+        tmp_path / name, pa.table({"instruction": ["Add."] * 5000, "output": [str(i) for i in range(5000)]})
+    )
     written(path, path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(UserError, match="is not a whole") as mistake:
         load_examples(path)

@@ -147,6 +147,15 @@ def test_values_of_the_wrong_type_are_one_line(changes: dict[str, object], words
     assert words in str(told.value)
 
 
+def test_a_family_without_a_plan_of_its_own_may_have_lists_of_sizes(tmp_path: Path) -> None:
+    sizes = {"intermediate_size": [96, 64], "num_key_value_heads": [2, 1]}
+    place = folder_of(tmp_path / "model", **named("Gemma3nForCausalLM", **sizes))
+    assert gguf_rules.plan_of(place, "f16").source == "Gemma3nForCausalLM"
+    place = folder_of(tmp_path / "other", **named("LlamaForCausalLM", **sizes))
+    with pytest.raises(UserError, match="'num_key_value_heads' is"):
+        gguf_rules.plan_of(place, "f16")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from apt_ds.runtime import collectives, zero
-from apt_ds.runtime.zero.world import LAUNCHED, threads_of_rank
+from apt_ds.runtime.launch_variables import LAUNCHERS
+from apt_ds.runtime.zero.world import threads_of_rank
 
 
 @pytest.mark.parametrize(
@@ -28,7 +29,7 @@ def test_ranks_share_the_cores_of_their_node(environment: dict[str, str], cores:
 
 def test_the_share_is_taken_whatever_the_device_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     """An optimizer on the host computes with torch's threads, on a machine with GPUs too."""
-    for name in ("OMP_NUM_THREADS", *LAUNCHED):
+    for name in ("OMP_NUM_THREADS", *LAUNCHERS):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
     if collectives.ready():

@@ -134,7 +134,7 @@ def test_a_run_that_goes_back_sets_later_checkpoints_aside(tmp_path: Path, capsy
     assert line in capsys.readouterr().err
     prepare_output(run_into(tmp_path), saved(tmp_path))
     assert {path.name for path in tmp_path.iterdir() if "checkpoint" in path.name} == there
-    with pytest.raises(UserError, match="was left by a run that went back: rename it"):
+    with pytest.raises(UserError, match="was left by a run that went back: rename it to checkpoint-STEP"):
         find(str(tmp_path / "left-checkpoint-4"), tmp_path)
     (tmp_path / "left-checkpoint-5").unlink()
     prepare_output(run_into(tmp_path))

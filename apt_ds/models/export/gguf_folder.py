@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from apt_ds.config.errors import UserError
 
 REQUIRED = ("num_hidden_layers", "num_attention_heads", "hidden_size")
-NUMBERS = (
-    *REQUIRED,
-    *("num_key_value_heads", "intermediate_size", "head_dim", "max_position_embeddings", "query_pre_attn_scalar"),
+NUMBERS = (*REQUIRED, "head_dim", "max_position_embeddings")
+# numbers that only plans with sizes or scales of their own read. Other families may have lists there
+OWN_NUMBERS = (
+    *("num_key_value_heads", "intermediate_size", "query_pre_attn_scalar"),
     *("residual_multiplier", "embedding_multiplier", "attention_multiplier", "logits_scaling"),
 )
 OBJECTS = ("rope_parameters", "rope_scaling")
@@ -33,8 +35,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def check_values(folder: Path, config: dict[str, Any]) -> None:
+def check_values(folder: Path, config: dict[str, Any], own: bool) -> None:
     """Check the types of what a plan reads.
+
+    Args:
+        folder: the model folder, for messages.
+        config: its config.json.
+        own: whether the family's plan reads `OWN_NUMBERS`.
 
     Raises:
         UserError: a value is absent, or has the wrong type.
@@ -42,14 +49,15 @@ def check_values(folder: Path, config: dict[str, Any]) -> None:
     absent = [name for name in REQUIRED if config.get(name) is None]
     if absent:
         raise UserError(f"{config['architectures'][0]} is not written as GGUF: its config.json has no {absent[0]}")
+    numbers = (*NUMBERS, *(OWN_NUMBERS if own else ()))
     for name, value in config.items():
-        if value is not None and (expected := _expected(name, value)):
+        if value is not None and (expected := _expected(name, value, numbers)):
             raise UserError(f"{folder / 'config.json'}: {name!r} is {str(value)[:40]!r}. It must be {expected}")
 
 
-def _expected(name: str, value: Any) -> str:
+def _expected(name: str, value: Any, numbers: Sequence[str]) -> str:
     """What a value must be if it is something else, else ''."""
-    if name in NUMBERS and not (isinstance(value, int | float) and not isinstance(value, bool) and value > 0):
+    if name in numbers and not (isinstance(value, int | float) and not isinstance(value, bool) and value > 0):
         return "a number above 0"
     if name in OBJECTS and not isinstance(value, dict):
         return "an object"

@@ -81,7 +81,7 @@ def plan_of(folder: Path, outtype: str) -> Plan:
         raise UserError(f"llama.cpp has no place for {name}: GGUF files are written for decoders without a task head")
     if stock in DIFFERENT:
         raise UserError(f"{name} is not written as GGUF: llama.cpp does not give the answers of the model")
-    check_values(folder, config)
+    check_values(folder, config, own=stock in LAYERED or stock in LARGEST_GEMMA)
     adaptive = bool(config.get("layer_intermediate_sizes"))
     if adaptive and config.get("layer_experts"):
         raise UserError(f"llama.cpp has no architecture with experts by layer for {name}. {ADVICE}")

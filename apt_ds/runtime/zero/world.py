@@ -22,7 +22,6 @@ from apt_ds.runtime.zero import environment
 from apt_ds.runtime.zero.compilers import extensions_folder
 from apt_ds.runtime.zero.engine import forget_coordinators, free_memory
 
-LAUNCHED = launch_variables.LAUNCHERS
 # what `init_distributed` sets where there is no launcher
 ALONE = (
     *("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE"),

@@ -109,9 +109,8 @@ def sweep(output: Path, everything: bool) -> None:
 def set_aside(output: Path, step: int) -> None:
     """Rename the checkpoints after `step`, for a run that goes back to it. A line on stderr names each. On one rank.
 
-    `left-checkpoint-600` has the next number, `left-checkpoint-600-2`, where it exists.
-
-    `last` would resume from one of them, and not from what the run writes from now on.
+    `last` would resume from one of them, and not from what the run writes from now on. Names are `left-checkpoint-600`,
+    and `left-checkpoint-600-2` where that exists.
 
     Raises:
         OSError: a folder cannot be renamed.
