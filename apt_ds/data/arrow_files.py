@@ -188,12 +188,19 @@ def _quiet(datasets: Any) -> Iterator[None]:
 
 @contextmanager
 def _threads(processes: int) -> Iterator[None]:
-    """Let several processes have one thread each in the tokenizer. A user's own choice stays."""
-    own = os.environ.get(_PARALLEL)
+    """Let several processes have one thread each in the tokenizer. A user's own choice stays.
+
+    `datasets` leaves a copy in the place of `os.environ`. Whoever holds the first one would see no later change.
+    """
+    environment = os.environ
+    own = environment.get(_PARALLEL)
     if own is None:
-        os.environ[_PARALLEL] = "false" if processes > 1 else "true"
+        environment[_PARALLEL] = "false" if processes > 1 else "true"
     try:
         yield
     finally:
+        os.environ = environment  # noqa: B003
         if own is None:
-            del os.environ[_PARALLEL]
+            del environment[_PARALLEL]
+        else:
+            environment[_PARALLEL] = own

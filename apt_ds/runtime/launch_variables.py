@@ -14,13 +14,18 @@ NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "LOCAL_WORLD_SIZE",
 REQUIRED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK")  # by DeepSpeed
 
 
-def number(name: str, default: int = 0, environment: Mapping[str, str] = os.environ) -> int:
-    """The number in a variable. `default` where the variable is unset or empty.
+def number(name: str, default: int = 0, environment: Mapping[str, str] | None = None) -> int:
+    """The number in a variable.
+
+    Args:
+        name: the variable.
+        default: what an unset or empty variable stands for.
+        environment: None for `os.environ`, which a library may have replaced since the import.
 
     Raises:
         UserError: the variable holds anything but a whole number of at least 0.
     """
-    text = environment.get(name, "").strip()
+    text = (os.environ if environment is None else environment).get(name, "").strip()
     if not text:
         return default
     if not (text.isascii() and text.isdecimal() and len(text) <= LONGEST):

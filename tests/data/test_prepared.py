@@ -249,6 +249,19 @@ def test_an_error_of_a_worker_is_the_users(data: Path, tmp_path: Path) -> None:
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+@pytest.mark.parametrize("choice", ["true", None])
+def test_several_processes_leave_the_environment(
+    choice: str | None, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`datasets` would leave a copy: what an earlier import holds and what the run sets later would differ."""
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    if choice is not None:
+        monkeypatch.setenv("TOKENIZERS_PARALLELISM", choice)
+    environment, values = os.environ, dict(os.environ)
+    rows_in(data, tmp_path / "cache", processes=2)
+    assert os.environ is environment and dict(os.environ) == values
+
+
 def test_processes_by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     assert [prepared.default_processes(rows) for rows in (10, 99, 100, 10**6)] == [1, 1, 2, 8]

@@ -73,6 +73,14 @@ def test_a_run_refuses_a_variable_that_is_no_number(name: str, value: str, monke
         zero.init_distributed()
 
 
+def test_the_present_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library may put another mapping in the place of os.environ."""
+    monkeypatch.setattr(os, "environ", {"RANK": "3", "LOCAL_RANK": "x"})
+    assert launch_variables.number("RANK") == 3
+    with pytest.raises(UserError, match=r"^LOCAL_RANK='x' is not a number"):
+        launch_variables.check_variables()
+
+
 def test_a_command_refuses_a_number_of_processes_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is read after the work, when the ranks part."""
     monkeypatch.setattr(collectives, "ready", lambda: False)
