@@ -25,8 +25,13 @@ from apt_ds.training.walk_batches import walk_batches
 class OneShotCut:
     """Scores blocks on the calibration data and plans the one cut of a run.
 
-    run: the options; steps: runs a step; pruner: takes scores and decides; meter: measures the time; allocator:
-    searches sizes; scales: learns factors.
+    Attributes:
+        run: the options.
+        steps: runs a step.
+        pruner: takes scores and decides.
+        meter: measures the time.
+        allocator: searches sizes.
+        scales: learns factors.
     """
 
     def __init__(self, run: RunConfig, steps: TrainStep, pruner: Pruner, meter: Meter) -> None:
@@ -35,59 +40,58 @@ class OneShotCut:
         self.allocator = Allocator(pruner, task_loss, batches, run.pruning.allocate_evaluations)
         self.scales = ScaleLearner(run.pruning.scale_steps, lambda: pruner.masks, task_loss, batches)
 
-    def plan(self, run_engine: RunEngine, keep: Callable[[], None]) -> Plan:
+    def plan(self, run_engine: RunEngine, save_or_end: Callable[[], None]) -> Plan:
         """The plan of the cut. Collective.
 
         Args:
             run_engine: its engine trains the whole model. The weights do not change. The engine may.
-            keep: saves and ends the run where that is due. Called after each scored step.
+            save_or_end: saves and ends the run where that is due. Called after each scored step.
         """
-        self._score(run_engine.engine, keep)
+        self._score(run_engine.engine, save_or_end)
         if self.pruner.scorer.reads_layer_inputs:
             self._score_layer_inputs(run_engine)
         engine = run_engine.engine
         zero.release_gathered(engine)
         with self.meter.scoring(at_once=True):
-            plan = self.pruner.cut_now(engine.module, self._allocate(engine, keep))
+            plan = self.pruner.cut_now(engine.module, self._allocate(engine, save_or_end))
             if not self.run.pruning.scales or plan.keep is None or plan.keep.all():
                 return plan
             self.steps.set_scoring(engine, False)
-            found = self.scales.learn(engine, self.pruner.anatomy, plan.keep, self._listening(keep))
-            return replace(plan, scale=found)
+            factors = self.scales.learn(engine, self.pruner.anatomy, plan.keep, self._listening(save_or_end))
+            return replace(plan, scale=factors)
 
-    def _allocate(self, engine: zero.Engine, keep: Callable[[], None]) -> Allocate | None:
+    def _allocate(self, engine: zero.Engine, save_or_end: Callable[[], None]) -> Allocate | None:
         """What searches the sizes of the decision, if the options ask for it."""
         if not self.run.pruning.allocates:
             return None
 
         def improve(scores: np.ndarray, start: np.ndarray) -> np.ndarray:
             self.steps.set_scoring(engine, False)
-            decision = self.allocator.improve(engine, scores, start, self._listening(keep))
+            decision = self.allocator.improve(engine, scores, start, self._listening(save_or_end))
             self.steps.metrics_logger.say(self.allocator.line())
             return decision
 
         return improve
 
-    def _listening(self, keep: Callable[[], None]) -> Callable[[], None]:
-        """`keep`, after the ranks have heard of each other's signals."""
+    def _listening(self, save_or_end: Callable[[], None]) -> Callable[[], None]:
+        """`save_or_end`, after the ranks have heard of each other's signals."""
 
         def after() -> None:
             self.steps.early_end.listen()
-            keep()
+            save_or_end()
 
         return after
 
-    def _score(self, engine: zero.Engine, keep: Callable[[], None]) -> None:
+    def _score(self, engine: zero.Engine, save_or_end: Callable[[], None]) -> None:
         """Give the pruner the scores of all blocks. Collective."""
-        pruning = self.run.pruning
-        if pruning.score == "taylor":
+        if self.pruner.scorer.uses_weight_gradients:
             with self.meter.scoring(at_once=True):
                 self.steps.score_by_weight_gradients(engine)
-            keep()
-        elif pruning.score != "random":
-            for number in range(pruning.calibration_steps):
+            save_or_end()
+        elif self.pruner.scorer.uses_hooks:
+            for number in range(self.run.pruning.calibration_steps):
                 self.steps.run(engine, number, calibrating=True)
-                keep()
+                save_or_end()
 
     def _score_layer_inputs(self, run_engine: RunEngine) -> None:
         """Complete the scores between two engines: a walk needs a model without one. Collective."""

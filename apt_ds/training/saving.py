@@ -68,20 +68,20 @@ class Saver:
     def _save_for_export(self, run_engine: RunEngine, step: int) -> None:
         """Save the last step until the model is written. A run without room for it goes on. Collective."""
         try:
-            self.save(run_engine, step, keep=0)
+            self.save(run_engine, step, limit=0)
         except UserError as error:
             self.metrics_logger.warn(f"the last step is not saved before the model is written: {error}")
         else:
             self.temporary = True
 
-    def save(self, run_engine: RunEngine, step: int, unscored: Content | None = None, keep: int | None = None) -> None:
+    def save(self, run_engine: RunEngine, step: int, unscored: Content | None = None, limit: int | None = None) -> None:
         """Write a checkpoint of this step boundary. Collective.
 
         Args:
             run_engine: has the engine.
             step: number of updates so far.
             unscored: the state before the scoring that has begun.
-            keep: how many checkpoints stay. None takes --save_total_limit.
+            limit: how many checkpoints stay. None takes --save_total_limit.
 
         Raises:
             UserError: the checkpoint cannot be written.
@@ -97,7 +97,7 @@ class Saver:
         shape = shape_of(engine.module, self.state.pruner)
 
         def write() -> None:
-            made = Checkpoint(
+            saved = Checkpoint(
                 step=step,
                 run=self.run_config.flags(),
                 counts=self.counts,
@@ -108,8 +108,8 @@ class Saver:
                 metrics=self.metrics_logger.metrics(),
                 base=self.base,
             )
-            limit = self.run_config.output.save_total_limit if keep is None else keep
-            checkpoint.write(self.metrics_logger.folder, made, limit, shards)
+            most = self.run_config.output.save_total_limit if limit is None else limit
+            checkpoint.write(self.metrics_logger.folder, saved, most, shards)
 
         collectives.on_main(write)
         self.meter.forget_peak()

@@ -65,7 +65,7 @@ class Trainer(RunParts):
         after, new = self.evaluations.after(self.engine, self.done)
         if new:
             self.saver.add_evaluation(self.done, after)
-        self._keep()
+        self._save_or_end()
         summary = self._summary()
         summary["after"] = {**after, **self.meter.final()}
         if self.teacher is not None:
@@ -91,7 +91,7 @@ class Trainer(RunParts):
             every = self.run_config.output.eval_steps
             if every > 0 and self.done % every == 0:
                 self.evaluate(self.done)
-            self._keep()
+            self._save_or_end()
 
     def train_step(self, step: int) -> None:
         """Run one optimizer step over a global batch. Collective."""
@@ -102,7 +102,7 @@ class Trainer(RunParts):
         unscored = self.state.snapshot(self.engine)
         if self.run_config.pruning.compensates and lacks_biases(self.engine.module, self.pruner.anatomy):
             self.metrics_logger.warn(NO_BIAS)
-        self.rebuild(step, self.one_shot_cut.plan(self.run_engine, lambda: self._keep(unscored)), fresh=True)
+        self.rebuild(step, self.one_shot_cut.plan(self.run_engine, lambda: self._save_or_end(unscored)), fresh=True)
 
     def adjust(self, step: int) -> None:
         """After `step` updates: move masks, let the teacher learn, and cut or grow where it is due. Collective."""
@@ -162,7 +162,7 @@ class Trainer(RunParts):
         """The score after `step` updates. Collective."""
         return self.evaluations.score(self.engine, step, self.pruner.at_target())
 
-    def _keep(self, unscored: Content | None = None) -> None:
+    def _save_or_end(self, unscored: Content | None = None) -> None:
         """Save the run if it is time, and end it if it must end. Collective."""
         self.saver.save_if_due(self.run_engine, self.done, self.early_end.must_end(), unscored)
         self.early_end.end(f"after step {self.done}")

@@ -38,13 +38,13 @@ def _folder(output: Path, step: int, partial: bool = False) -> Path:
     return output / f"checkpoint-{step}{'.tmp' if partial else ''}"
 
 
-def write(output: Path, checkpoint: Checkpoint, keep: int, shards: ShardWriter | None = None) -> Path:
+def write(output: Path, checkpoint: Checkpoint, limit: int, shards: ShardWriter | None = None) -> Path:
     """Write `output/checkpoint-STEP`, then remove the oldest checkpoints. On one rank.
 
     Args:
         output: the run's output folder.
         checkpoint: the content.
-        keep: how many checkpoints stay. 0 keeps all.
+        limit: how many checkpoints stay. 0 keeps all.
         shards: what `begin` returned, with tensors besides those of `checkpoint`.
 
     Raises:
@@ -71,7 +71,7 @@ def write(output: Path, checkpoint: Checkpoint, keep: int, shards: ShardWriter |
             "--resume_from_checkpoint last"
         ) from None
     others = sorted(path for path in numbered(output) if path[0] != checkpoint.step)
-    for number, _ in others[: max(0, len(others) + 1 - keep)] if keep else []:
+    for number, _ in others[: max(0, len(others) + 1 - limit)] if limit else []:
         remove(output, number)
     return folder
 
