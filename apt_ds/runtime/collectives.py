@@ -143,20 +143,15 @@ def on_each_rank(action: Callable[[], T]) -> T:
     return cast(T, result)
 
 
-def on_each_node(action: Callable[[], object]) -> None:
-    """Run `action` on the first rank of every node; the others wait. Collective.
+def on_each_node(action: Callable[[], T]) -> T | None:
+    """Run `action` on the first rank of every node. The others wait. Collective.
 
     An exception on one node is raised on every rank of all nodes.
+
+    Returns:
+        What `action` returned, on the first rank of every node. None on the others.
     """
-    failure: Exception | None = None
-    if local_rank() == 0:
-        try:
-            action()
-        except Exception as error:
-            failure = error
-    for reported in gather_objects(failure):
-        if reported is not None:
-            raise reported
+    return on_each_rank(lambda: action() if local_rank() == 0 else None)
 
 
 def from_node(make: Callable[[], bytes]) -> bytes:

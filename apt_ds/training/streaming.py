@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
 from apt_ds.config.errors import UserError
 from apt_ds.config.run_config import RunConfig
@@ -25,8 +25,6 @@ from apt_ds.models.loading import Base
 from apt_ds.runtime import collectives, heartbeat, notices
 from apt_ds.training.data_figures import SourceFigures
 from apt_ds.training.prepared_data import HELD_OUT
-
-T = TypeVar("T")
 
 FIRST = 4  # rows of each source that its fingerprint covers
 
@@ -49,7 +47,7 @@ class Stream:
         self.sources = [stream_source(source.name, self.retries) for source in sources]
         self.starts = [Start() for _ in sources]
         self.fingerprint = ""
-        self._told: dict[str, set[str]] = {}
+        self._warned: dict[str, set[str]] = {}
 
     @property
     def max_length(self) -> int:
@@ -69,11 +67,11 @@ class Stream:
         return MixedRows(sources, self.weights)
 
     def _encoder(self, source: StreamSource, tokenizer: Any) -> Encoder:
-        length, told = self.max_length, self._told.setdefault(source.name, set())
+        length, warned = self.max_length, self._warned.setdefault(source.name, set())
         if not source.plain_text:
-            return ConversationEncoder(source.name, instruction_recipe(tokenizer, length, self.now), told)
+            return ConversationEncoder(source.name, instruction_recipe(tokenizer, length, self.now), warned)
         begins = architecture_of(self.base.config).begins_with_bos
-        return TextEncoder(source.name, tokenizer, length, tokenizer.bos_token_id if begins else None, told)
+        return TextEncoder(source.name, tokenizer, length, tokenizer.bos_token_id if begins else None, warned)
 
     def hold_out(self, total: int) -> tuple[list[Row], list[Any]]:
         """Set the first examples of each source aside, `total` in all. Training begins after them.
@@ -107,10 +105,10 @@ class Stream:
                     f"--eval_size: cannot hold out {count} examples of {source.name}{share}: it has "
                     f"{len(rows)}; give less, or --eval_data_path"
                 )
-            made = encoder.encode(records)
-            if made and isinstance(encoder, ConversationEncoder):
+            encoded = encoder.encode(records)
+            if encoded and isinstance(encoder, ConversationEncoder):
                 examples += encoder.examples(records)
-            rows += as_rows(made[: count - len(rows)])
+            rows += as_rows(encoded[: count - len(rows)])
         return rows, examples, part.next_place()
 
     def take_fingerprint(self) -> None:
@@ -138,7 +136,12 @@ class Stream:
 
 @dataclass(frozen=True)
 class StreamOrder:
-    """The rows of a stream, numbered as steps take them. n: rows of all steps."""
+    """The rows of a stream, numbered as steps take them.
+
+    Attributes:
+        n: rows of all steps.
+        global_batch: rows of one step.
+    """
 
     n: int
     global_batch: int
@@ -177,21 +180,8 @@ def open_stream(
         stream.take_fingerprint()
         return stream, *held_out
 
-    stream, rows, examples = on_every_rank(read)
+    stream, rows, examples = collectives.on_each_rank(read)
     return stream, TokenizedSet.of(rows), examples
-
-
-def on_every_rank(action: Callable[[], T]) -> T:
-    """Run `action` on every rank. An exception of one is raised on all. Collective."""
-    failure: Exception | None = None
-    try:
-        made = action()
-    except Exception as error:
-        failure = error
-    for reported in collectives.gather_objects(failure):
-        if reported is not None:
-            raise reported
-    return made
 
 
 def as_rows(rows: Sequence[ArrayRow]) -> list[Row]:
