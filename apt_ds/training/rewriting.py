@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -60,16 +60,16 @@ def with_own_answers(run: RunConfig, base: Base, data: Data) -> Data:
     rewriter = Rewriter(run, base, data)
     ends = np.cumsum([0, *map(len, parts)])
     wanted = wanted_rows(run, data.order, data.total_steps, several=len(parts) > 1)
-    made: list[Rows] = []
+    new_parts: list[Rows] = []
     for number, (source, part) in enumerate(zip(data.sources, parts, strict=True)):
         own = None if wanted is None else wanted[(wanted >= ends[number]) & (wanted < ends[number + 1])] - ends[number]
         # a source of which the run takes nothing stays
         rewritable = isinstance(part, TokenizedSet) and (own is None or len(own))
-        made.append(rewriter.rewritten(source.name, part, own) if rewritable else part)  # type: ignore[arg-type]
+        new_parts.append(rewriter.rewritten(source.name, part, own) if rewritable else part)  # type: ignore[arg-type]
     rewriter.close()
     figures = asdict(rewriter.figures)
     del figures["tokens"]
-    train = joined(made, data.sources)
+    train = joined(new_parts, data.sources)
     order, steps = sampling(run, train, data.sources, collectives.world_size())
     rewritten: Any = figures | {"mean_tokens": rewriter.figures.mean_tokens}
     data = replace(data, train=train, order=order, total_steps=steps, rewritten=rewritten)
@@ -109,6 +109,18 @@ def wanted_rows(run: RunConfig, order: Order, steps: int, several: bool) -> np.n
     return np.unique(np.array([index for step in range(steps) for index in inner.indices(step)], np.int64))
 
 
+class Answers(NamedTuple):
+    """The answers to the chosen examples of a source.
+
+    Attributes:
+        lines: conversations as JSON lines.
+        figures: those of `RewritingFigures`.
+    """
+
+    lines: str
+    figures: dict[str, Any]
+
+
 class Rewriter:
     """Rewrites sources one after the other. The model is loaded once an answer is missing in the cache.
 
@@ -141,8 +153,8 @@ class Rewriter:
         chosen = Part(prepared, numbers if rows is None else numbers[rows])
         folder = self._entry(name, chosen)
         answers = prepared_on_node(self.run, lambda: example_source(str(folder / FILE)), self.recipe)
-        made = whole(answers).tokenized()
-        if not len(made):
+        tokenized = whole(answers).tokenized()
+        if not len(tokenized):
             raise every_answer_cut(chosen.examples(), self.base.tokenizer, self.run.data.max_seq_length, self.data.now)
         facts: dict[str, Any] = collectives.on_main(lambda: cache.read_meta(folder)["figures"])
         collectives.barrier()
@@ -154,42 +166,49 @@ class Rewriter:
             print(f"{name}: {figures.describe()}", file=sys.stderr, flush=True)
             if warning := figures.warning(LIMIT, bool(self.base.tokenizer.chat_template)):
                 notices.warn(f"--rewrite_answers: {name}: {warning}")
-        made.dropped += part.dropped + figures.dropped
-        return made
+        tokenized.dropped += part.dropped + figures.dropped
+        return tokenized
 
     def _entry(self, name: str, chosen: Part[Example]) -> Path:
-        """The folder of this node's cache with the answers, which this makes where it is absent. Collective."""
-        first, places = collectives.local_rank() == 0, []
+        """The folder of this node's cache with the answers, which this makes where it is absent. Collective.
 
-        def look() -> None:
-            key = cache.key_of("answers", example_source(name).identity(), *self._facts(chosen.numbers))
-            places.append(self.settings.root() / key)
+        Returns:
+            The folder, on the first rank of every node. `Path()` on the others.
+        """
+        is_first = collectives.local_rank() == 0
+        folder = collectives.on_each_node(lambda: self._folder(name, chosen.numbers)) or Path()
+        exists = is_first and folder.is_dir()
+        is_whole = exists and not self.settings.overwrite and _is_whole(folder)
+        states = collectives.gather_objects((is_first, is_whole))
+        ranks_with_answers = [rank for rank, (_, has_answers) in enumerate(states) if has_answers]
+        ranks_without_answers = [rank for rank, (first, has_answers) in enumerate(states) if first and not has_answers]
+        if not ranks_without_answers:
+            return folder
+        answers = self._answers(name, chosen, folder, ranks_with_answers)
+        # a folder that exists and is not used is damaged, or is to be made again
+        stored = collectives.on_each_node(lambda: folder if is_whole else self._store(folder, answers, exists))
+        return stored or folder
 
-        collectives.on_each_node(look)
-        # a folder that is there and not used is damaged, or is to be made again
-        replaces = first and places[0].is_dir()
-        found = replaces and not self.settings.overwrite and _whole(places[0])
-        states = collectives.gather_objects((first, found))
-        lacking = [rank for rank, (is_first, there) in enumerate(states) if is_first and not there]
-        if not lacking:
-            return places[0] if first else Path()
-        having = [rank for rank, (_, there) in enumerate(states) if there]
-        if having:
-            own = _content(places[0]) if collectives.rank() == having[0] else ("", {})
-            text, facts = collectives.gather_objects(own)[having[0]]
-        else:
-            text, facts = self._write(name, chosen.examples())
+    def _folder(self, name: str, numbers: np.ndarray) -> Path:
+        """Where this node's cache has the answers to the examples of these numbers."""
+        return self.settings.root() / cache.key_of("answers", example_source(name).identity(), *self._facts(numbers))
+
+    def _answers(self, name: str, chosen: Part[Example], folder: Path, ranks_with_answers: list[int]) -> Answers:
+        """The answers that a rank has in its `folder`, or else new ones of the model. Collective."""
+        if not ranks_with_answers:
+            return self._write(name, chosen.examples())
+        source = ranks_with_answers[0]
+        own = _read(folder) if collectives.rank() == source else Answers("", {})
+        return collectives.gather_objects(own)[source]
+
+    def _store(self, folder: Path, answers: Answers, replaces: bool) -> Path:
+        """Write answers to `folder`. Returns it, or a temporary folder if the cache cannot be written."""
 
         def fill(partial: Path) -> dict[str, Any]:
-            (partial / FILE).write_text(text, "utf-8")
-            return {"figures": facts}
+            (partial / FILE).write_text(answers.lines, "utf-8")
+            return {"figures": answers.figures}
 
-        def keep() -> None:
-            if not found:
-                places[0] = cache.write_entry(self.settings.root(), places[0].name, fill, replaces)
-
-        collectives.on_each_node(keep)
-        return places[0] if first else Path()
+        return cache.write_entry(self.settings.root(), folder.name, fill, replaces)
 
     def _facts(self, numbers: np.ndarray) -> list[Any]:
         """What decides the answers, besides the data. The batch size changes no more than rounding."""
@@ -199,23 +218,23 @@ class Rewriter:
         model = [self.fingerprint, run.model.base_bits, run.optim.bf16, run.optim.fp16]
         return [dict(self.recipe.options), model, options.max_new_tokens, sampled, kept]
 
-    def _write(self, name: str, examples: Sequence[Example]) -> tuple[str, dict[str, Any]]:
-        """The answers of the model as JSON lines, and figures. Collective."""
+    def _write(self, name: str, examples: Sequence[Example]) -> Answers:
+        """New answers of the model. Collective."""
         tokenizer, length = self.base.tokenizer, self.run.data.max_seq_length
         plan = plan_of(examples, tokenizer, length, self.options, self.data.now)
         if collectives.is_main():
             print(f"{name}: {plan.describe(self.options)}", file=sys.stderr, flush=True)
-        made, figures = rewrite(self.model.runner(), tokenizer, plan, self.options)
-        if not made:
+        rewritten, figures = rewrite(self.model.runner(), tokenizer, plan, self.options)
+        if not rewritten:
             raise UserError(f"--rewrite_answers: the model gives no text to any prompt of {name}: give another model")
-        return json_lines(made), asdict(figures)
+        return Answers(json_lines(rewritten), asdict(figures))
 
     def close(self) -> None:
         """Free the model."""
         self.model.close()
 
 
-def _whole(folder: Path) -> bool:
+def _is_whole(folder: Path) -> bool:
     """Whether a folder of the cache has answers as they were written. Warns if not."""
     try:
         return "figures" in cache.read_meta(folder)
@@ -224,5 +243,6 @@ def _whole(folder: Path) -> bool:
         return False
 
 
-def _content(folder: Path) -> tuple[str, dict[str, Any]]:
-    return (folder / FILE).read_text("utf-8"), cache.read_meta(folder)["figures"]
+def _read(folder: Path) -> Answers:
+    """The answers of a whole folder of the cache."""
+    return Answers((folder / FILE).read_text("utf-8"), cache.read_meta(folder)["figures"])
