@@ -47,7 +47,18 @@ def write_final_adapters(
     source = str(Path(base.source).resolve()) if Path(base.source).is_dir() else base.source
     if anatomy.sizes != base.anatomy.sizes or has_other_parts(base):
         folder = (output / "base").resolve()
-        export(model, anatomy, base.config, generation, base.tokenizer, folder, base.kind, bits, dtype, merge=False)
+        export(
+            model,
+            anatomy,
+            base.config,
+            generation,
+            base.tokenizer,
+            folder,
+            task=base.kind,
+            bits=bits,
+            dtype=dtype,
+            merge=False,
+        )
         source = str(folder)
     hash_ = collectives.on_main(lambda: fingerprint_of_source(source, f"the base {source!r} of the adapters"))
     labels = tuple((base.config.id2label or {}).values()) if base.kind == CLASSIFICATION else ()

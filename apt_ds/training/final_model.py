@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
-import torch
 from torch import nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from apt_ds.config.errors import UserError
 from apt_ds.config.output_options import PADDED
@@ -19,58 +15,52 @@ from apt_ds.models.export.configs import written
 from apt_ds.models.export.facts import VERSION, BaseFacts, Facts, kept_sublayers, public_name, versions
 from apt_ds.models.export.write import Exported, export
 from apt_ds.models.loading import Base
-from apt_ds.pruning.pruner import Pruner
 from apt_ds.training.final_adapters import write_final_adapters
+from apt_ds.training.run_parts import RunParts
 
 
-def write_final_model(
-    model: PreTrainedModel,
-    pruner: Pruner,
-    base: Base,
-    generation: GenerationConfig | None,
-    output: Path,
-    run: RunConfig,
-    dtype: torch.dtype,
-    fingerprints: dict[str, str],
-    advice: str,
-    warn: Callable[[str], None],
-) -> Exported:
-    """Write the model, and its adapters if asked for. Collective.
+def write_final_model(parts: RunParts, model: PreTrainedModel) -> Exported:
+    """Write the model to `model/`, and its adapters if asked for. Collective.
 
     Args:
+        parts: what the run consists of. Its pruner knows the blocks of `model`, and which of the base model's they are.
         model: has no engine and no hooks.
-        pruner: knows the blocks of `model`, and which of the base model's they are.
-        base: the base model that the run started from.
-        generation: generation settings of the base model. None if it cannot generate.
-        output: the output folder of the run. The model goes to `model/`.
-        run: the options.
-        dtype: dtype of weights that are not quantized.
-        fingerprints: of the base model as `model`, and of the data.
-        advice: how to go on after a failure, for the end of a message.
-        warn: prints a line.
 
     Raises:
-        UserError: the model cannot be written.
+        UserError: the model cannot be written. The message says how to go on.
     """
-    bits, form = run.model.export_bits, run.output.export_format
-    facts = facts_of(model, pruner, base, run, fingerprints)
-    content = model, pruner.anatomy, base.config, generation, base.tokenizer
+    run, base, anatomy = parts.run_config, parts.base, parts.pruner.anatomy
+    output, bits = parts.metrics_logger.folder, run.model.export_bits
+    facts, advice = facts_of(parts, model), parts.saver.advice(parts.done)
     try:
-        result = export(*content, output / "model", base.kind, bits, dtype, form, facts)
+        result = export(
+            model,
+            anatomy,
+            base.config,
+            parts.generation,
+            base.tokenizer,
+            output / "model",
+            task=base.kind,
+            bits=bits,
+            dtype=parts.written_dtype,
+            form=run.output.export_format,
+            facts=facts,
+        )
         if run.output.export_adapters:
-            write_final_adapters(model, pruner.anatomy, base, generation, output, bits, dtype)
+            write_final_adapters(model, anatomy, base, parts.generation, output, bits, parts.written_dtype)
         return result
     except UserError as error:
         raise UserError(f"{error}{advice}") from None
     except Exception:
-        warn(f"the model was not written{advice}")
+        parts.metrics_logger.warn(f"the model was not written{advice}")
         raise
 
 
-def facts_of(model: nn.Module, pruner: Pruner, base: Base, run: RunConfig, fingerprints: dict[str, str]) -> Facts:
+def facts_of(parts: RunParts, model: nn.Module) -> Facts:
     """What `apt_ds.json` says. Arguments are those of `write_final_model`. `export` completes the form."""
-    whole, data = base.anatomy, dict(fingerprints)
-    sublayers, hidden = kept_sublayers(whole, pruner.blocks.kept_ids, pruner.blocks.scale)
+    run, base, blocks = parts.run_config, parts.base, parts.pruner.blocks
+    whole, data = base.anatomy, dict(parts.saver.fingerprints)
+    sublayers, hidden = kept_sublayers(whole, blocks.kept_ids, blocks.scale)
     about = BaseFacts(
         name=public_name(run.model.model_name_or_path),
         model_type=base.config.model_type,

@@ -199,7 +199,7 @@ class AptCallback(TrainerCallback):
         if not self.cuts_while_training:
             # the masks of a training that was interrupted may be on their way
             model, anatomy = cut_copy(model, self.base_config, anatomy, pruner.decision, self.kind, self.run.targets)
-        export(model, anatomy, self.base_config, generation, tokenizer, Path(folder), self.kind)
+        export(model, anatomy, self.base_config, generation, tokenizer, Path(folder), task=self.kind)
 
     def summary(self) -> dict[str, object]:
         """Kept fraction, sizes and ranks of the model that `export` writes."""

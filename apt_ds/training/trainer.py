@@ -169,18 +169,7 @@ class Trainer(RunParts):
 
     def _summary(self) -> Summary:
         """The run's figures, all but the last evaluation. The engine must exist. Collective."""
-        return run_figures(
-            self.run_config,
-            self.engine.module,
-            self.pruner,
-            self.repairer,
-            self.one_shot_cut,
-            self.evaluations,
-            self.meter,
-            self.score_history,
-            self.steps.batches,
-            self._excluded(),
-        )
+        return run_figures(self, self._excluded())
 
     def finish(self) -> Exported:
         """Write the model, then free the engine's memory. Collective.
@@ -192,18 +181,7 @@ class Trainer(RunParts):
             UserError: the model cannot be written. The message says how to go on.
         """
         heartbeat.phase("writing the model", limited=False)
-        written = write_final_model(
-            cast(PreTrainedModel, self.run_engine.remove()),
-            self.pruner,
-            self.base,
-            self.generation,
-            self.metrics_logger.folder,
-            self.run_config,
-            self.written_dtype,
-            self.saver.fingerprints,
-            self.saver.advice(self.done),
-            self.metrics_logger.warn,
-        )
+        written = write_final_model(self, cast(PreTrainedModel, self.run_engine.remove()))
         zero.free_memory()
         return written
 

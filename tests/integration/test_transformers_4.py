@@ -131,7 +131,7 @@ def test_sizes_by_layer_of_mixtures_need_version_5(request: pytest.FixtureReques
     model, anatomy = tiny_experts.dressed("mixtral")
     base, keep = copy.deepcopy(model.config), tiny_experts.keep_of(anatomy, "adaptive")
     smaller = apply_plan(model, anatomy, Plan(keep=keep), None, torch.Generator())
-    write.export(model, smaller, base, None, tiny.tokenizer(), tmp_path / "model", LANGUAGE_MODEL)
+    write.export(model, smaller, base, None, tiny.tokenizer(), tmp_path / "model", task=LANGUAGE_MODEL)
     script = """
 import sys, torch, transformers
 try:

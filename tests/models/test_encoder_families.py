@@ -118,7 +118,7 @@ def test_a_window_hides_distant_tokens_and_survives_the_export(tmp_path: Path) -
     base = copy.deepcopy(model.config)
     anatomy = anatomy_of(base, CLASSIFICATION)
     smaller = apply_plan(model, anatomy, Plan(keep=random_keep(anatomy, 2)), None, torch.Generator())
-    write.export(model, smaller, base, None, tiny.tokenizer(), tmp_path, CLASSIFICATION)
+    write.export(model, smaller, base, None, tiny.tokenizer(), tmp_path, task=CLASSIFICATION)
     read = AutoConfig.from_pretrained(tmp_path)
     assert read.layer_types == ["full_attention", "sliding_attention"] and read.local_attention == 4
     assert read.rope_parameters["full_attention"]["rope_theta"] == 1000.0
@@ -168,7 +168,7 @@ def test_projected_embeddings_may_be_as_wide_as_the_stream_that_is_left(kind: st
         count = {"head": 2, "neuron": 20, "hidden": base.embedding_size}[anatomy.kind(site)]
         keep[span] = np.arange(span.stop - span.start) < count
     smaller = apply_plan(model, anatomy, Plan(keep=keep), None, torch.Generator())
-    write.export(model, smaller, base, None, tiny.tokenizer(), tmp_path / "model", tiny.TASKS[kind])
+    write.export(model, smaller, base, None, tiny.tokenizer(), tmp_path / "model", task=tiny.TASKS[kind])
     read = AUTO_CLASSES[tiny.TASKS[kind]].from_pretrained(tmp_path / "model", attn_implementation="eager")
     assert type(read).__name__.startswith("Apt") and read.config.hidden_size == read.config.embedding_size
     assert torch.allclose(tiny.answer(read), tiny.answer(model), atol=1e-5)

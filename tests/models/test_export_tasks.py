@@ -109,7 +109,7 @@ def exported(kind: str, cut: str, folder: Path) -> PreTrainedModel:
     base = model.config.__class__(**model.config.to_dict())
     smaller = apply_plan(model, anatomy, Plan(keep=keep_of(anatomy, cut)), None, torch.Generator())
     generation = model.generation_config if model.can_generate() else None
-    write.export(model, smaller, base, generation, tiny.tokenizer(), folder, tiny.TASKS[kind])
+    write.export(model, smaller, base, generation, tiny.tokenizer(), folder, task=tiny.TASKS[kind])
     return model
 
 
@@ -172,7 +172,7 @@ def test_a_t5_with_an_output_layer_of_its_own_keeps_it(cut: str, tmp_path: Path)
     anatomy = anatomy_of(base, tiny.TASKS["t5"])
     architecture_of(base).prepare(model, anatomy)
     smaller = apply_plan(model, anatomy, Plan(keep=keep_of(anatomy, cut)), None, torch.Generator())
-    write.export(model, smaller, base, None, tiny.tokenizer(), tmp_path / "model", tiny.TASKS["t5"])
+    write.export(model, smaller, base, None, tiny.tokenizer(), tmp_path / "model", task=tiny.TASKS["t5"])
     names = set(load_file(tmp_path / "model" / "model.safetensors"))
     assert {"shared.weight", "lm_head.weight"} <= names and "encoder.embed_tokens.weight" not in names
     kind = T5ForConditionalGeneration if cut == "alike" else AptT5ForConditionalGeneration
@@ -187,7 +187,7 @@ def test_labels_are_those_of_the_trained_model(tmp_path: Path) -> None:
     base = model.config.__class__(**model.config.to_dict())
     names = {0: "no", 1: "yes"}
     model.config.id2label, model.config.label2id = names, {name: i for i, name in names.items()}
-    write.export(model, anatomy, base, None, tiny.tokenizer(), tmp_path / "model", tiny.TASKS["bert-classes"])
+    write.export(model, anatomy, base, None, tiny.tokenizer(), tmp_path / "model", task=tiny.TASKS["bert-classes"])
     config = json.loads((tmp_path / "model" / "config.json").read_text(encoding="utf8"))
     assert config["id2label"] == {"0": "no", "1": "yes"} and config["label2id"] == {"no": 0, "yes": 1}
 

@@ -75,13 +75,13 @@ def test_the_base_model_cut_by_the_indices_has_the_written_weights(kind: str, tm
     base, again = copy.deepcopy(model.config), copy.deepcopy(model)
     smaller, history = cut(model, whole, 2)
     folder, task = tmp_path / "model", tiny.TASKS[kind]
-    write.export(model, smaller, base, None, tiny.tokenizer(), folder, task, facts=facts_of(model, whole, history))
+    write.export(model, smaller, base, None, tiny.tokenizer(), folder, task=task, facts=facts_of(model, whole, history))
     facts = read_facts(folder)
     assert facts["export_format"] == "adaptive"
     keep = keep_of(facts, whole)
     assert kept_sizes(whole.sizes, keep) == smaller.sizes
     cut_anatomy = apply_plan(again, whole, Plan(keep=keep), None, torch.Generator())
-    write.export(again, cut_anatomy, base, None, tiny.tokenizer(), tmp_path / "again", task)
+    write.export(again, cut_anatomy, base, None, tiny.tokenizer(), tmp_path / "again", task=task)
     written, expected = (load_file(place / "model.safetensors") for place in (folder, tmp_path / "again"))
     assert written.keys() == expected.keys()
     assert all(torch.equal(written[name], expected[name]) for name in expected)

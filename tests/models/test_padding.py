@@ -43,7 +43,7 @@ def padded(model: PreTrainedModel, anatomy: Anatomy, keep: np.ndarray, folder: P
     """Cut the model in place, write it padded, and read that with a stock class."""
     base = copy.deepcopy(model.config)
     smaller = apply_plan(model, anatomy, Plan(keep=keep), None, torch.Generator())
-    result = write.export(model, smaller, base, None, tiny.tokenizer(), folder, task, form="padded")
+    result = write.export(model, smaller, base, None, tiny.tokenizer(), folder, task=task, form="padded")
     assert result.format == "padded" and 0 < result.padding_bytes < result.bytes
     assert not list(folder.glob("*.py"))
     eager = {} if model.config.model_type == "modernbert" else {"attn_implementation": "eager"}
@@ -101,7 +101,9 @@ def test_hidden_sizes_that_no_heads_make_are_refused(tmp_path: Path) -> None:
     keep[-anatomy.sizes.hidden :] = np.arange(anatomy.sizes.hidden) < 23
     smaller = apply_plan(model, anatomy, Plan(keep=keep), None, torch.Generator())
     with pytest.raises(UserError, match=r"no number of heads, from . on, fits its 23 hidden dimensions; give adaptive"):
-        write.export(model, smaller, base, None, tiny.tokenizer(), tmp_path, tiny.TASKS["bert-classes"], form="padded")
+        write.export(
+            model, smaller, base, None, tiny.tokenizer(), tmp_path, task=tiny.TASKS["bert-classes"], form="padded"
+        )
 
 
 def test_the_entries_of_a_block_go_to_its_place() -> None:

@@ -344,7 +344,7 @@ def test_heads_that_are_trained_whole_are_not_quantized(kind: str, tmp_path: Pat
     smaller = apply_plan(model.eval(), anatomy, Plan(keep=keep), None, torch.Generator())
     for at in (16, bits):
         folder = tmp_path / f"{at}"
-        write.export(model, smaller, config, None, tiny.tokenizer(), folder, task, at)
+        write.export(model, smaller, config, None, tiny.tokenizer(), folder, task=task, bits=at)
         read, _ = loading.read_weights(str(folder), *eager, task)
         kinds = {type(read.get_submodule(path)).__name__ for path in quantized}
         assert kinds == {"Linear" if at == 16 else "QuantizedLinear"}

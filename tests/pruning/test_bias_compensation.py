@@ -124,7 +124,7 @@ def test_every_form_of_a_llama_holds_new_biases(form: str, tmp_path: Path) -> No
     smaller = apply_plan(model, anatomy, Plan(keep=keep), None, torch.Generator())
     folder = tmp_path / "model"
     write.export(
-        model, smaller, base.config, None, tiny.tokenizer(), folder, LANGUAGE_MODEL, dtype=torch.float32, form=form
+        model, smaller, base.config, None, tiny.tokenizer(), folder, task=LANGUAGE_MODEL, dtype=torch.float32, form=form
     )
     loaded, report = AutoModelForCausalLM.from_pretrained(
         folder, trust_remote_code=form == "adaptive", output_loading_info=True

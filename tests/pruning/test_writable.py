@@ -235,7 +235,7 @@ def test_every_choice_for_an_encoder_or_t5_answers_the_same_without_apt_ds(tmp_p
         )
         smaller = apply_plan(model, anatomy, Plan(keep=keep), None, torch.Generator())
         name = f"{kind} {len(blocks)}"
-        write.export(model, smaller, base, None, tiny.tokenizer(), tmp_path / name, tiny.TASKS[kind])
+        write.export(model, smaller, base, None, tiny.tokenizer(), tmp_path / name, task=tiny.TASKS[kind])
         bundled = bool(list((tmp_path / name).glob("*.py")))
         greedy = {"max_new_tokens": 2, "do_sample": False}
         models[name] = model

@@ -42,7 +42,7 @@ def write_cut(row: str, structure: str, folder: Path) -> Written:
     config = copy.deepcopy(model.config)
     original = Base(str(folder / "original"), config, tiny.tokenizer(), anatomy, task)
     if structure == "whole":
-        write.export(model, anatomy, config, None, tiny.tokenizer(), folder / "original", task, merge=False)
+        write.export(model, anatomy, config, None, tiny.tokenizer(), folder / "original", task=task, merge=False)
         keep = None
     elif decoder:
         keep = test_families.keep_of(anatomy, config, structure)
@@ -54,6 +54,6 @@ def write_cut(row: str, structure: str, folder: Path) -> Written:
     apply_plan(model, smaller, Plan(grow={kept[0]: 5, kept[-1]: 4}), None, generator)
     for _, layer in adapters(model):
         layer.lora_B.data.normal_(0, 0.1)
-    write.export(model, smaller, config, None, tiny.tokenizer(), folder / "model", task)
+    write.export(model, smaller, config, None, tiny.tokenizer(), folder / "model", task=task)
     write_final_adapters(model, smaller, original, None, folder, 16, torch.float32)
     return Written(model.eval(), smaller, task, folder)

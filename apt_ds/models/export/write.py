@@ -72,6 +72,7 @@ def export(
     generation: GenerationConfig | None,
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
+    *,
     task: str = LANGUAGE_MODEL,
     bits: int = 16,
     dtype: torch.dtype | None = None,
