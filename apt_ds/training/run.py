@@ -32,6 +32,7 @@ from apt_ds.training import checkpoint, preflight
 from apt_ds.training.checkpoint import Checkpoint
 from apt_ds.training.concluding import conclude, find_destination
 from apt_ds.training.datasets import read_data
+from apt_ds.training.hub import Destination
 from apt_ds.training.metrics import MetricsLogger
 from apt_ds.training.output_folder import check_output, discard_output, prepare_output
 from apt_ds.training.quantized_export import write_quantized
@@ -70,29 +71,58 @@ def train(run: RunConfig, signals: StopSignals | None = None) -> Summary:
                 trainer = prepare(run, stop_signals)
                 summary, failure = _train_and_quantize(run, trainer, stop_signals)
                 collectives.barrier()
-            except BaseException as error:
-                if trainer is not None:
-                    ended: Ended = "stopped" if isinstance(error, Stopped) else "failed"
-                    trainer.metrics_logger.finish_trackers({}, "", ended)
-                stop_signals.discard()
-                if not isinstance(error, RuntimeError | MemoryError):
-                    raise
+            except (RuntimeError, MemoryError) as error:
+                _abandon(trainer, "failed", stop_signals)
                 translated = translate_error(error, watchdog)
                 if translated is error:
                     raise
                 raise translated from error
-        if destination is not None:
-            # the card names the whole repository
-            run = run.replace(hub_model_id=destination.repository)
-        if stop_signals.asked:
-            # The signal came while the model was written. The run writes its summary and measures nothing more.
-            run = run.replace(report=False)
-        summary = conclude(run, trainer, summary, destination, stopped=bool(stop_signals.asked))
-        if failure is not None:
-            # a launcher ends the first rank, which reports, as soon as another one has failed
-            collectives.barrier()
-            raise failure
-        return summary
+            except BaseException as error:
+                _abandon(trainer, "stopped" if isinstance(error, Stopped) else "failed", stop_signals)
+                raise
+        return _conclude(run, trainer, summary, failure, destination, bool(stop_signals.asked))
+
+
+def _abandon(trainer: Trainer | None, state: Ended, stop_signals: StopSignals) -> None:
+    """End the trackers of a run that stopped or failed, and remove its output folder if it has nothing to keep."""
+    if trainer is not None:
+        trainer.metrics_logger.finish_trackers({}, "", state)
+    stop_signals.discard()
+
+
+def _conclude(
+    run: RunConfig,
+    trainer: Trainer,
+    summary: Summary,
+    failure: UserError | None,
+    destination: Destination | None,
+    stopped: bool,
+) -> Summary:
+    """Report a run whose model is written. Collective.
+
+    Args:
+        run: the options.
+        trainer: has trained and written the model.
+        summary: figures of the run.
+        failure: why there is no quantized copy.
+        destination: where to upload the model. None: nowhere.
+        stopped: whether a signal came while the model was written.
+
+    Raises:
+        UserError: `failure`, after the report.
+    """
+    if destination is not None:
+        # the card names the whole repository
+        run = run.replace(hub_model_id=destination.repository)
+    if stopped:
+        # the run writes its summary and measures nothing more
+        run = run.replace(report=False)
+    summary = conclude(run, trainer, summary, destination, stopped)
+    if failure is not None:
+        # a launcher ends the first rank, which reports, as soon as another one has failed
+        collectives.barrier()
+        raise failure
+    return summary
 
 
 def _train_and_quantize(
