@@ -26,8 +26,10 @@ from apt_ds.runtime import collectives, profiler, zero
 class StepObserver:
     """The scorer, the masks and the adapters' importance of a run.
 
-    policy: says which steps score blocks; cut_done: whether a cut of all blocks at once has happened; seconds: spent on
-    scores at step boundaries and on searches since the last `take_seconds`.
+    Attributes:
+        policy: says which steps score blocks.
+        cut_done: whether a cut of all blocks at once has happened.
+        seconds: spent on scores at step boundaries and on searches since the last `take_seconds`.
     """
 
     def __init__(self, run: RunConfig, anatomy: Anatomy, total_steps: int, device: torch.device) -> None:
@@ -83,30 +85,36 @@ class StepObserver:
 
     @profiler.timed("salience")
     @torch.no_grad()
-    def observations(self, engine: zero.Engine, scoring: bool, importance: bool) -> Tensor:
-        """This rank's sums and importances of the step, fp32, flat. One all-reduce sums them over ranks."""
-        parts = [torch.zeros(0, device=self.scorer.device)]
+    def observations(self, engine: zero.Engine, scoring: bool, importance: bool) -> tuple[Tensor, Tensor]:
+        """This rank's parts of what a step observes. One all-reduce sums them over ranks.
+
+        Args:
+            engine: has the gradients of the step.
+            scoring: whether the step scores blocks.
+            importance: whether the step compares adapters.
+
+        Returns:
+            The scorer's sums over blocks, fp32 in the scorer's own shape, and the importance of each adapter, fp32
+            [adapters]. Empty where the step does not observe them.
+        """
+        nothing = torch.zeros(0, device=self.scorer.device)
         if scoring and isinstance(self.scorer, L0Gates):
             self.scorer.abs_sums = self.masks.gradients(self.scorer.device)
-        if scoring:
-            parts.append(self.scorer.abs_sums.flatten())
-        if importance:
-            parts.append(self.growth.observe(engine))
-        return torch.cat(parts)
+        block_sums = self.scorer.abs_sums if scoring else nothing
+        return block_sums, self.growth.observe(engine) if importance else nothing
 
     @profiler.timed("salience")
-    def observe(self, engine: zero.Engine, reduced: Tensor, scoring: bool, importance: bool) -> None:
-        """Take the reduced `observations` of a step with a finite loss into the averages. Collective."""
+    def observe(self, engine: zero.Engine, block_sums: Tensor, importances: Tensor) -> None:
+        """Take the `observations` of a step with a finite loss, summed over ranks, into the averages. Collective."""
         start = time.perf_counter()
-        count = self.scorer.abs_sums.numel() if scoring else 0
-        if scoring:
-            self.scorer.abs_sums.copy_(reduced[:count].view_as(self.scorer.abs_sums))
+        if block_sums.numel():
+            self.scorer.abs_sums.copy_(block_sums)
             if self.scorer.stale:
                 zero.release_gathered(engine)
                 self.scorer.measure_outliers(engine.module)
             self.scorer.update(1.0 / (zero.loss_scale(engine) * collectives.world_size()))
-        if importance:
-            self.growth.update(reduced[count:])
+        if importances.numel():
+            self.growth.update(importances)
         self.seconds["salience"] += time.perf_counter() - start
 
     def discard(self) -> None:

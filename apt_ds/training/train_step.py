@@ -52,14 +52,15 @@ class TrainStep:
         self.metrics_logger, self.meter, self.early_end = metrics_logger, meter, early_end
         self.device, self.dtype = zero.device(), loading.run_dtype(run)
         self.batches = self._batches(pad_id)
-        self.calibration_batches = self.batches
-        if data.calibration is None and (data.stream is not None or run.pruning.dense_teacher):
-            # A stream begins at the first step, whatever step the training is at. Scores are of the task's loss.
-            self.calibration_batches = self._batches(pad_id)
-        elif data.calibration is not None:
+        if data.calibration is not None:
             self.calibration_batches = MicroBatches(
                 run, data.calibration.rows, data.calibration.order, pad_id, self.device
             )
+        elif data.stream is not None or run.pruning.dense_teacher:
+            # A stream begins at the first step, whatever step the training is at. Scores are of the task's loss.
+            self.calibration_batches = self._batches(pad_id)
+        else:
+            self.calibration_batches = self.batches
         self.scoring = False
 
     def _batches(self, pad_id: int) -> MicroBatches:
@@ -93,11 +94,11 @@ class TrainStep:
         own = self.own_sums(engine, loss, importance)
         sums = own.unpack(collectives.all_reduce_sum(own.pack()))
         if self.scoring:  # scores are of the weights before the update
-            values = self.take(engine, sums, importance)
+            values = self.read_sums(engine, sums)
             applied = zero.step(engine)
         else:  # the host starts the update while the device still computes gradients
             applied = zero.step(engine)
-            values = self.take(engine, sums, importance)
+            values = self.read_sums(engine, sums)
 
         mean, seconds = values.loss / self.training_loss.loss_denominator, time.perf_counter() - start
         self.early_end.watch(name, mean, values.finite and applied)
@@ -135,28 +136,22 @@ class TrainStep:
 
     def own_sums(self, engine: zero.Engine, loss: torch.Tensor, importance: bool) -> StepSums:
         """This rank's parts of the step's sums."""
-        observations = self.pruner.observations(engine, self.scoring, importance)
-        blocks = self.blocks_observed()
+        block_sums, adapter_importances = self.pruner.observations(engine, self.scoring, importance)
         return StepSums(
             loss=loss,
             stop=torch.full((), float(self.early_end.received), device=self.device),
             teacher_distances=self.training_loss.pending(),
-            block_sums=observations[:blocks],
-            adapter_importances=observations[blocks:],
+            block_sums=block_sums,
+            adapter_importances=adapter_importances,
         )
 
-    def blocks_observed(self) -> int:
-        """How many of the pruner's observations are sums over blocks. The others are importances of adapters."""
-        return self.pruner.scorer.abs_sums.numel() if self.scoring else 0
-
-    def take(self, engine: zero.Engine, sums: StepSums, importance: bool) -> StepValues:
+    def read_sums(self, engine: zero.Engine, sums: StepSums) -> StepValues:
         """Wait for the device, read the sums of a step, and give them to the loss and the pruner. Collective."""
         values = sums.read()
         self.early_end.listen_if(values.stop_ranks)
         if values.finite:
             self.training_loss.observe(values.teacher_distances)
-            observations = torch.cat([sums.block_sums, sums.adapter_importances])
-            self.pruner.observe(engine, observations, self.scoring, importance)
+            self.pruner.observe(engine, sums.block_sums, sums.adapter_importances)
         else:
             self.pruner.discard()
         return values
@@ -181,7 +176,7 @@ class TrainStep:
             self.early_end.listen()
             if self.early_end.signal:
                 return
-        heartbeat.phase("weighing blocks", limited=False)
+        heartbeat.phase("scoring blocks by weight gradients", limited=False)
         self.pruner.score_by_weight_gradients(engine)
 
     def close(self) -> None:
