@@ -14,8 +14,6 @@ from apt_ds.config.errors import UserError
 from apt_ds.config.run_config import RunConfig
 from apt_ds.config.tasks import ANSWERS, CLASSIFICATION, GENERATION, LANGUAGE_MODEL, TEXTS
 from apt_ds.data import glue, seq2seq
-from apt_ds.data.conversations import Example, example_source
-from apt_ds.data.instructions import every_answer_cut, instruction_recipe
 from apt_ds.data.length_order import Order
 from apt_ds.data.mmlu import SUBJECTS, Mmlu
 from apt_ds.data.mmlu import load as load_mmlu
@@ -28,14 +26,14 @@ from apt_ds.eval.task_evaluators import ClassEvaluator, TextEvaluator
 from apt_ds.models.architectures import architecture_of
 from apt_ds.models.loading import Base
 from apt_ds.runtime import collectives, notices
-from apt_ds.training.prepared_data import Part, prepared_on_node, split, train_and_held_out, whole
+from apt_ds.training.prepared_data import train_and_held_out
 from apt_ds.training.questions import read_spans
 from apt_ds.training.run_data import Data, repair_sources, scored_sources
 from apt_ds.training.sampling import Sampled, calibration_order, sampling
-from apt_ds.training.sources import Sets, SourcePart, SourceReader
+from apt_ds.training.sources import Sets, SourceReader
 from apt_ds.training.streaming import Stream, StreamOrder, open_stream
 
-TOLD = 0.01  # part of the examples
+WARN_ABOVE = 0.01  # fraction of examples left out
 
 
 def read_data(run: RunConfig, base: Base, now: datetime | None = None) -> Data:
@@ -65,17 +63,28 @@ def read_data(run: RunConfig, base: Base, now: datetime | None = None) -> Data:
         _warn_of_dropped(sets.held_out, "evaluation", run.data.max_seq_length)
     calibration = read_calibration(run, base, now)
     texts = read_perplexity_texts(run, base)
-    data = Data(sets.train, sets.held_out, sets.examples, order, steps, texts, sets.task_evaluator, now)
-    data.mmlu = read_mmlu(run, base) if run.data.mmlu_path else None
-    data.sources, data.calibration, data.stream = sources, calibration, stream
+    data = Data(
+        train=sets.train,
+        held_out=sets.held_out,
+        held_out_examples=sets.examples,
+        order=order,
+        total_steps=steps,
+        texts=texts,
+        task_evaluator=sets.task_evaluator,
+        now=now,
+        mmlu=read_mmlu(run, base) if run.data.mmlu_path else None,
+        sources=sources,
+        calibration=calibration,
+        stream=stream,
+    )
     data.calibration_figures, data.repair_figures = scored_sources(run, data), repair_sources(run, data)
     return data
 
 
 def _warn_of_dropped(rows: Rows, purpose: str, length: int) -> None:
-    """Say on rank 0 how many examples are left out, if they are more than `TOLD` of all."""
+    """Say on rank 0 how many examples are left out, if they are more than `WARN_ABOVE` of all."""
     every = len(rows) + rows.dropped
-    if collectives.is_main() and rows.dropped > TOLD * every:
+    if collectives.is_main() and rows.dropped > WARN_ABOVE * every:
         notices.warn(
             f"{rows.dropped} of {every} {purpose} examples are left out: "
             f"none of their first {length} tokens is trained (--max_seq_length)"
@@ -139,7 +148,7 @@ def read_calibration(run: RunConfig, base: Base, now: datetime) -> Sampled | Non
         return None
     sources = sources_of(run, base, flag, path)
     if base.kind == LANGUAGE_MODEL:
-        rows = SourceReader(run, base, now, instruction_reader(run, base, now)).whole(path, flag)
+        rows = SourceReader(run, base, now).whole(path, flag)
     else:
         # the training part of a reader whose evaluation part is as small as it can be
         rows = READERS[base.kind](run.replace(data_path=path, eval_data_path=path, eval_size=1), base, now).train
@@ -148,7 +157,7 @@ def read_calibration(run: RunConfig, base: Base, now: datetime) -> Sampled | Non
 
 def read_language(run: RunConfig, base: Base, now: datetime) -> Sets:
     """Conversations and plain text. Loss and perplexity evaluate them."""
-    return SourceReader(run, base, now, instruction_reader(run, base, now)).sets()
+    return SourceReader(run, base, now).sets()
 
 
 def read_stream(run: RunConfig, base: Base, now: datetime, sources: Sequence[WeightedSource]) -> tuple[Sets, Stream]:
@@ -157,29 +166,7 @@ def read_stream(run: RunConfig, base: Base, now: datetime, sources: Sequence[Wei
     train = TokenizedSet({}, 0, stream.fingerprint)
     if not run.data.eval_data_path:
         return Sets(train, held_out, examples, None), stream
-    reader = SourceReader(run, base, now, instruction_reader(run, base, now))
-    return Sets(train, *reader.evaluation(), None), stream
-
-
-def instruction_reader(run: RunConfig, base: Base, now: datetime) -> Callable[[str, int, int], SourcePart]:
-    """A function that reads one source of conversations: see `SourceReader`."""
-    recipe = instruction_recipe(base.tokenizer, run.data.max_seq_length, now)
-
-    def tokenized(part: Part[Example]) -> TokenizedSet:
-        made = part.tokenized()
-        if not len(made):
-            raise every_answer_cut(part.examples(), base.tokenizer, run.data.max_seq_length, now)
-        return made
-
-    def read(name: str, count: int, most: int) -> SourcePart:
-        data = prepared_on_node(run, lambda: example_source(name), recipe)
-        if not count:
-            part = whole(data, most)
-            return SourcePart(tokenized(part), None, part.examples)
-        train, held_out = split(run, data, count)
-        return SourcePart(tokenized(train), tokenized(held_out), held_out.examples)
-
-    return read
+    return Sets(train, *SourceReader(run, base, now).evaluation(), None), stream
 
 
 def read_classes(run: RunConfig, base: Base, _: datetime) -> Sets:

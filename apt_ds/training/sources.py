@@ -9,20 +9,30 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from apt_ds.config.run_config import RunConfig
+from apt_ds.data.conversations import Example, example_source
+from apt_ds.data.instructions import every_answer_cut, instruction_recipe
 from apt_ds.data.kept import Kept, blocks_of, kept_tokens
 from apt_ds.data.plain_text import TokenBlocks
 from apt_ds.data.rows import Joined, Rows, split_rows
 from apt_ds.data.source_kind import is_plain_text
 from apt_ds.data.sources import WeightedSource, apportion, parse_sources
+from apt_ds.data.tokenized import TokenizedSet
 from apt_ds.eval.task_evaluators import TaskEvaluator
 from apt_ds.models.architectures import architecture_of
 from apt_ds.models.loading import Base
 from apt_ds.runtime import collectives
-from apt_ds.training.prepared_data import HELD_OUT, cache_settings
+from apt_ds.training.prepared_data import HELD_OUT, Part, cache_settings, prepared_on_node, split, whole
 
 
 class Sets(NamedTuple):
-    """What a reader returns: both sets, the examples behind `held_out`, and the evaluator of the task."""
+    """What a reader returns.
+
+    Attributes:
+        train: the training set.
+        held_out: the evaluation set.
+        examples: the examples behind `held_out`.
+        task_evaluator: measures the task's metrics. None if loss and perplexity say all.
+    """
 
     train: Rows
     held_out: Rows
@@ -31,7 +41,13 @@ class Sets(NamedTuple):
 
 
 class SourcePart(NamedTuple):
-    """What is read of one source: rows to train on, rows held out if any, and the examples behind these."""
+    """What is read of one source.
+
+    Attributes:
+        train: rows to train on.
+        held_out: rows that are held out. None: none are.
+        examples: returns the conversations behind `held_out`, or behind `train` if nothing is held out.
+    """
 
     train: Rows
     held_out: Rows | None
@@ -41,18 +57,16 @@ class SourcePart(NamedTuple):
 class SourceReader:
     """Reads the sources that options name. All its methods are collective."""
 
-    def __init__(
-        self, run: RunConfig, base: Base, now: datetime, read_instructions: Callable[[str, int, int], SourcePart]
-    ) -> None:
+    def __init__(self, run: RunConfig, base: Base, now: datetime) -> None:
         """Prepare to read.
 
         Args:
             run: the options.
             base: its tokenizer makes the rows.
             now: the time that chat templates write.
-            read_instructions: (source, examples to hold out, most examples or 0) -> conversations.
         """
-        self.run, self.base, self.now, self.read_instructions = run, base, now, read_instructions
+        self.run, self.base, self.now = run, base, now
+        self.recipe = instruction_recipe(base.tokenizer, run.data.max_seq_length, now)
 
     def sets(self) -> Sets:
         """Training and evaluation sets by --data_path, --eval_data_path and --eval_size."""
@@ -96,13 +110,29 @@ class SourceReader:
             most: examples or blocks of text to keep. 0: all.
         """
         if not collectives.on_main(lambda: is_plain_text(name)):
-            return self.read_instructions(name, held_out, most)
+            return self._conversations(name, held_out, most)
         blocks: Rows = self._blocks(name, flag)
         if most and most < len(blocks):
             blocks = split_rows(blocks, most, self.run.optim.seed, name)[1]
-        whole = self.run.data.eval_size or HELD_OUT
-        train, aside = split_rows(blocks, held_out, self.run.optim.seed, name, whole)
+        total = self.run.data.eval_size or HELD_OUT
+        train, aside = split_rows(blocks, held_out, self.run.optim.seed, name, total)
         return SourcePart(train, aside if held_out else None, list)
+
+    def _conversations(self, name: str, held_out: int, most: int) -> SourcePart:
+        """Conversations of one source. Arguments are those of `part`."""
+        data = prepared_on_node(self.run, lambda: example_source(name), self.recipe)
+        if not held_out:
+            part = whole(data, most)
+            return SourcePart(self._tokenized(part), None, part.examples)
+        train, aside = split(self.run, data, held_out)
+        return SourcePart(self._tokenized(train), self._tokenized(aside), aside.examples)
+
+    def _tokenized(self, part: Part[Example]) -> TokenizedSet:
+        """The rows of conversations. Raises UserError if none has an answer within the maximum length."""
+        rows = part.tokenized()
+        if not len(rows):
+            raise every_answer_cut(part.examples(), self.base.tokenizer, self.run.data.max_seq_length, self.now)
+        return rows
 
     def _blocks(self, name: str, flag: str) -> TokenBlocks:
         """Plain text, tokenized by the first rank of every node into a file that all its ranks map into memory.
@@ -114,21 +144,21 @@ class SourceReader:
         bos_id = tokenizer.bos_token_id if begins else None
 
         def make() -> bytes:
-            found = kept_tokens(name, flag, tokenizer, cache_settings(self.run))
+            tokens = kept_tokens(name, flag, tokenizer, cache_settings(self.run))
             try:
-                made = blocks_of(found.folder, length, bos_id)
+                fingerprint = blocks_of(tokens.folder, length, bos_id).fingerprint
             except BaseException:
-                found.remove_temporary()
+                tokens.remove_temporary()
                 raise
-            return json.dumps([str(found.folder), found.temporary, made.fingerprint]).encode()
+            return json.dumps([str(tokens.folder), tokens.temporary, fingerprint]).encode()
 
-        place, temporary, fingerprint = json.loads(collectives.from_node(make))
-        found = Kept(Path(place), temporary)
-        blocks = blocks_of(found.folder, length, bos_id, fingerprint)
+        folder, temporary, fingerprint = json.loads(collectives.from_node(make))
+        tokens = Kept(Path(folder), temporary)
+        blocks = blocks_of(tokens.folder, length, bos_id, fingerprint)
         collectives.barrier()
         if collectives.local_rank() == 0:
             # what is mapped stays readable, and goes with the last process
-            found.remove_temporary()
+            tokens.remove_temporary()
         return blocks
 
     def _apportioned(self, total: int, sources: Sequence[WeightedSource]) -> list[int]:
