@@ -38,7 +38,8 @@ def main() -> None:
     # the hub's client takes a second to import: a wrong flag should not wait for it
     from apt_ds.models.architectures.licence_terms import terms_of
     from apt_ds.models.origin import licence_in_card
-    from apt_ds.training.hub import check_destination, reason, upload
+    from apt_ds.training.hub import check_destination, upload
+    from apt_ds.training.trackers.background import short_reason
 
     options = saved_options(output)
     terms = terms_of(licence_in_card(output / "model"))
@@ -52,7 +53,7 @@ def main() -> None:
     try:
         url = upload(output / "model", destination)
     except Exception as error:
-        raise UserError(f"the model was not uploaded: {reason(error)}") from None
+        raise UserError(f"the model was not uploaded: {short_reason(error)}") from None
     print(f"uploaded: {url}", flush=True)
 
 

@@ -12,11 +12,11 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from apt_ds.config.errors import UserError
+from apt_ds.training.trackers.background import short_reason
 
 REFUSED = (401, 403)  # status of an answer to a token that is wrong or may not do it
 # files of an earlier upload that would contradict this one, unless this one has them too
 REPLACED = ["model*.safetensors", "model.safetensors.index.json", "modeling_apt_*.py", "apt_*.py", "apt_ds.json"]
-LONGEST = 300  # characters of a reason
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _with_user(repository: str, token: str) -> str:
 
 
 def _warn(error: Exception) -> None:
-    text = f"the hub does not answer now ({reason(error)}). The run tries again once its model is written"
+    text = f"the hub does not answer now ({short_reason(error)}). The run tries again once its model is written"
     print(f"--push_to_hub: {text}", file=sys.stderr, flush=True)
 
 
@@ -115,7 +115,7 @@ def upload_or_say_how(output: Path, destination: Destination) -> None:
     try:
         url = upload(output / "model", destination)
     except Exception as error:
-        failed(output, destination, reason(error))
+        failed(output, destination, short_reason(error))
     else:
         print(f"uploaded: {url}", flush=True)
 
@@ -125,9 +125,3 @@ def failed(output: Path, destination: Destination, why: str) -> None:
     command = f"python -m apt_ds.commands.push {shlex.quote(str(output))} --hub_model_id {destination.repository}"
     command += " --hub_private_repo" if destination.private else ""
     print(f"the run succeeded, but its model was not uploaded: {why}. Later: {command}", file=sys.stderr, flush=True)
-
-
-def reason(error: Exception) -> str:
-    """An error of the hub's client in one short line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 
 PENDING = 10_000  # calls that may wait for a tracker that does not answer
+LONGEST = 300  # characters of the line of an error
 Action = Callable[[], None]
 
 
@@ -49,11 +50,11 @@ class Background:
             try:
                 action()
             except Exception as error:
-                self.failure = describe(error)
+                self.failure = short_reason(error)
                 return
 
 
-def describe(error: BaseException) -> str:
-    """An error of a tracker in one short line."""
+def short_reason(error: BaseException) -> str:
+    """An error of a tracker or of the hub's client as one line, without its full stop."""
     text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    return text if len(text) <= 300 else f"{text[:297]}..."
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."

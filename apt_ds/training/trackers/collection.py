@@ -14,7 +14,7 @@ from apt_ds.config.errors import UserError
 from apt_ds.config.run_config import SECRETS, RunConfig
 from apt_ds.runtime import collectives
 from apt_ds.runtime.files import write_json
-from apt_ds.training.trackers.background import Background, describe
+from apt_ds.training.trackers.background import Background, short_reason
 from apt_ds.training.trackers.mlflow_run import MlflowTracker
 from apt_ds.training.trackers.tensorboard_events import TensorBoardTracker
 from apt_ds.training.trackers.tracker import Ended, TrackedRun, Tracker
@@ -42,7 +42,7 @@ class Trackers:
         names = run.output.trackers if collectives.is_main() else ()
         self._trackers: dict[str, Tracker] = {name: makers[name]() for name in names}
         self._background: dict[str, Background] = {}
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     def start(self, step: int) -> None:
         """Open the run in each tracker, before the run's next step. On the first rank. The output folder must exist.
@@ -60,7 +60,7 @@ class Trackers:
             except Exception as error:
                 self.finish({}, "", "failed")
                 raise UserError(
-                    f"--report_to {name} cannot start: {describe(error)}. Correct that, or remove {name} "
+                    f"--report_to {name} cannot start: {short_reason(error)}. Correct that, or remove {name} "
                     "from --report_to"
                 ) from None
             self._background[name] = Background(name)
@@ -82,8 +82,8 @@ class Trackers:
 
     def take_failures(self) -> list[str]:
         """One line for each tracker that has failed since the last call."""
-        failed = [name for name, one in self._background.items() if one.failure and name not in self._told]
-        self._told.update(failed)
+        failed = [name for name, one in self._background.items() if one.failure and name not in self._reported]
+        self._reported.update(failed)
         return [
             f"--report_to {name} failed: {self._background[name].failure}. The run goes on without {name}"
             for name in failed
