@@ -138,26 +138,28 @@ class Allocator:
         if not any(predictions(rows, self.task_loss) for rows in steps):
             raise UserError("--allocate kl finds no trained token in the calibration data: give another source")
         judge = FunnelJudge(divergence, self.evaluations, steps)
-        found = allocate(scores, start, pruner.anatomy, pruner.rules, pruner.budget(pruner.run.pruning.sparsity), judge)
+        result = allocate(
+            scores, start, pruner.anatomy, pruner.rules, pruner.budget(pruner.run.pruning.sparsity), judge
+        )
         self.figures = AllocationFigures(
-            kl_before=finite(found.before),
-            kl_after=finite(found.after),
+            kl_before=finite(result.before),
+            kl_after=finite(result.after),
             evaluations=divergence.evaluations,
             tokens=divergence.tokens,
             seconds=seconds_after(zero.device()) - begin,
-            moves=found.moves,
-            accepted=found.accepted,
+            moves=result.moves,
+            accepted=result.accepted,
         )
-        return found.keep
+        return result.keep
 
     def line(self) -> str:
         """The result in one line."""
-        found = self.figures
-        assert found is not None
-        before, after = (math.inf if value is None else value for value in (found["kl_before"], found["kl_after"]))
+        figures = self.figures
+        assert figures is not None
+        before, after = (math.inf if value is None else value for value in (figures["kl_before"], figures["kl_after"]))
         return (
-            f"divergence from the dense model {before:.4f} -> {after:.4f} after {found['moves']} moves "
-            f"({found['evaluations']} evaluations)"
+            f"divergence from the dense model {before:.4f} -> {after:.4f} after {figures['moves']} moves "
+            f"({figures['evaluations']} evaluations)"
         )
 
     def summary(self) -> dict[str, Any]:

@@ -40,9 +40,9 @@ class EarlyEnd:
 
     def listen(self) -> None:
         """Learn what some rank has received. Collective."""
-        found = collectives.gather_objects((self.stop_signals.asked, self.metrics_logger.failure))
-        self.signal = max(asked for asked, _ in found)
-        self.failure = next((failure for _, failure in found if failure is not None), None)
+        reports = collectives.gather_objects((self.stop_signals.asked, self.metrics_logger.failure))
+        self.signal = max(asked for asked, _ in reports)
+        self.failure = next((failure for _, failure in reports if failure is not None), None)
 
     def listen_if(self, stop_ranks: int) -> None:
         """Learn what some rank has received, if a step's sums counted such ranks. Collective: they count alike."""

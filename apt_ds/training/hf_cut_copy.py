@@ -58,14 +58,14 @@ def cut_copy(
 
 def _copy_weights(model: nn.Module, target: nn.Module) -> None:
     """Give every module of `target` copies of the parameters of `model`, one module gathered at a time. Collective."""
-    made: dict[int, nn.Parameter] = {}  # by identity: tied weights are one parameter of several modules
+    copies: dict[int, nn.Parameter] = {}  # by identity: tied weights are one parameter of several modules
     for path, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
         with zero.gathered(list(own.values())):
             for name, parameter in own.items():
-                if id(parameter) not in made:
-                    made[id(parameter)] = nn.Parameter(_copied(parameter), requires_grad=False)
-                setattr(target.get_submodule(path), name, made[id(parameter)])
+                if id(parameter) not in copies:
+                    copies[id(parameter)] = nn.Parameter(_copied(parameter), requires_grad=False)
+                setattr(target.get_submodule(path), name, copies[id(parameter)])
 
 
 def _copied(parameter: nn.Parameter) -> torch.Tensor:

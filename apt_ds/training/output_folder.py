@@ -130,19 +130,19 @@ def _prepare(folder: Path, run: RunConfig, saved: Checkpoint | None) -> None:
         raise UserError(f"--output_dir {str(folder)!r} cannot be written: {error.strerror or error}") from None
 
 
-def discard_output(folder: Path, made: list[Path] | None) -> None:
+def discard_output(folder: Path, new_folders: list[Path] | None) -> None:
     """Remove what `prepare_output` wrote if the run ends without a step or a checkpoint. On one rank.
 
     Args:
         folder: the output folder. It stays if it had or has other content.
-        made: what `check_output` returned.
+        new_folders: what `check_output` returned.
     """
-    if made is None or not folder.is_dir():
+    if new_folders is None or not folder.is_dir():
         return
     sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
     if sizes.keys() <= {"config.yaml", "metrics.jsonl", *TRACKED} and not sizes.get("metrics.jsonl"):
         with suppress(OSError):  # another process may have written into it
             for name in sizes:
                 shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
-            for path in made:
+            for path in new_folders:
                 path.rmdir()

@@ -40,8 +40,8 @@ class Part(Generic[E]):
             return b"" if self.data.folder is None else self.data.tokenized(self.numbers).fingerprint.encode()
 
         # on every node: one may have files where another has the same data in memory
-        made = collectives.from_node(known)
-        return self.data.tokenized(self.numbers, made.decode())
+        fingerprint = collectives.from_node(known)
+        return self.data.tokenized(self.numbers, fingerprint.decode())
 
 
 def cache_settings(run: RunConfig) -> CacheSettings:

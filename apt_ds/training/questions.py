@@ -71,8 +71,8 @@ def question_rows(
         if 0 < source.bytes() <= SMALL_BYTES:
             return IN_MEMORY + encode().to_bytes()
         facts = ["squad", source.identity(), part, tokenizer_identity(base.tokenizer), lengths]
-        found = kept_rows(facts, cache_settings(run), encode)
-        return json.dumps([str(found.folder), found.temporary]).encode()
+        kept = kept_rows(facts, cache_settings(run), encode)
+        return json.dumps([str(kept.folder), kept.temporary]).encode()
 
     content = collectives.from_node(make)
     in_memory = content.startswith(IN_MEMORY)

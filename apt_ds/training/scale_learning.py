@@ -63,14 +63,14 @@ class ScaleLearner:
             after()
         # devices may differ in the last bit
         scale = collectives.from_main(scale.detach().clamp(min=0.0))
-        before, found = self._checked(engine, torch.ones_like(scale), scale)
-        values = scale.double().cpu().numpy() if found < before else np.ones(len(keep))
+        loss_before, loss_after = self._checked(engine, torch.ones_like(scale), scale)
+        values = scale.double().cpu().numpy() if loss_after < loss_before else np.ones(len(keep))
         chosen = values[keep]
         seconds = seconds_after(zero.device()) - begin
         self.figures = ScaleFigures(
             steps=self.steps,
-            loss_before=finite(before),
-            loss_after=finite(min(before, found)),
+            loss_before=finite(loss_before),
+            loss_after=finite(min(loss_before, loss_after)),
             smallest=float(chosen.min()),
             largest=float(chosen.max()),
             seconds=seconds,

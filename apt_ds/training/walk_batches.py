@@ -18,12 +18,12 @@ def walk_batches(run: RunConfig, task_loss: TaskLoss, batches: MicroBatches, mod
     """This rank's batches of the first `--repair_examples` calibration examples. Rows go to the two halves in turn."""
     world, rank = collectives.world_size(), collectives.rank()
     steps = -(-run.pruning.repair_examples // run.optim.global_batch(world))
-    made = []
+    walk = []
     for step in range(steps):
         for micro in range(batches.per_step):
             number = (step * batches.per_step + micro) * world + rank
-            made.append(_walk_batch(task_loss, model, batches.on_device(step, micro), number))
-    return made
+            walk.append(_walk_batch(task_loss, model, batches.on_device(step, micro), number))
+    return walk
 
 
 def _walk_batch(task_loss: TaskLoss, model: nn.Module, batch: Batch, number: int) -> WalkBatch:

@@ -135,13 +135,13 @@ def shares_keys(base: Base) -> bool:
 
 def versions() -> dict[str, str]:
     """Versions of what made the model."""
-    found = {"apt_ds": apt_ds.__version__, "Python": platform.python_version()}
+    packages = {"apt_ds": apt_ds.__version__, "Python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            packages[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return packages
 
 
 def device_name() -> str:

@@ -39,8 +39,8 @@ class MlflowTracker:
             self._id = run.resumes
             return self._id
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
-        found = self._client.get_experiment_by_name(name)
-        experiment = found.experiment_id if found is not None else self._client.create_experiment(name)
+        existing = self._client.get_experiment_by_name(name)
+        experiment = existing.experiment_id if existing is not None else self._client.create_experiment(name)
         self._id = str(self._client.create_run(experiment, run_name=run.name).info.run_id)
         for part in batches([Param(name, str(value)[:LONGEST]) for name, value in run.configuration.items()]):
             self._client.log_batch(self._id, params=part)
