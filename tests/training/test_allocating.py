@@ -37,9 +37,9 @@ def run(alone: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.Monk
 def test_parts_are_as_large_as_data_and_evaluations_allow(
     available: int, evaluations: int, stages: list[int], probes: int
 ) -> None:
-    found, own = part_sizes(available, evaluations)
-    assert found == stages and len(own) == probes and set(own) == {stages[0]}
-    assert sum(found) + sum(own) <= available
+    stage_sizes, probe_sizes = part_sizes(available, evaluations)
+    assert stage_sizes == stages and len(probe_sizes) == probes and set(probe_sizes) == {stages[0]}
+    assert sum(stage_sizes) + sum(probe_sizes) <= available
 
 
 def test_parts_share_no_row() -> None:
@@ -66,8 +66,9 @@ def searched(place: Place, output: Path, run: Run, *flags: str) -> dict[str, Any
 def test_a_language_model(place: Place, tmp_path: Path, run: Run) -> None:
     """Random scores tell nothing of layers, so that the search finds better sizes."""
     figures = searched(place, tmp_path / "out", run, "--scale_steps", "8")
-    found = figures["allocation"]
-    assert 0 < found["kl_after"] < 0.99 * found["kl_before"] and found["moves"] > 0 < found["accepted"]
+    allocation = figures["allocation"]
+    assert 0 < allocation["kl_after"] < 0.99 * allocation["kl_before"]
+    assert allocation["moves"] > 0 < allocation["accepted"]
     assert all(count % 4 == 0 for count in figures["layers"]["after"]["neurons"])
     scales = figures["scales"]
     assert scales["steps"] == 8 and scales["smallest"] < 1 < scales["largest"]
@@ -79,5 +80,5 @@ def test_other_tasks(kind: str, tmp_path: Path, run: Run) -> None:
     words = tiny.save_task(tmp_path / "task", kind)
     words += ["--scale_steps", "1", "--allocate_evaluations", "24"]
     figures = searched(Place(tmp_path), tmp_path / "out", run, *words)
-    found = figures["allocation"]
-    assert 0 < found["kl_after"] <= found["kl_before"] and figures["scales"]["loss_after"] > 0
+    allocation = figures["allocation"]
+    assert 0 < allocation["kl_after"] <= allocation["kl_before"] and figures["scales"]["loss_after"] > 0

@@ -35,7 +35,7 @@ def run() -> RunConfig:
     return resolve(["--deepspeed", str(ROOT / "ds_configs" / "zero2.json")])
 
 
-def made(run: RunConfig, step: int) -> Checkpoint:
+def checkpoint_of(run: RunConfig, step: int) -> Checkpoint:
     values = run.flags()
     tensors = {"trained": {"master:a": torch.arange(5000.0) + step}, "pruner": {"kept_ids": torch.arange(3)}}
     return Checkpoint(step, values, COUNTS, PRINTS, {"figures": {"loss": 0.1}}, tensors, {}, b'{"step": 1}\n')
@@ -46,45 +46,45 @@ def steps(output: Path) -> list[int]:
 
 
 def test_what_is_read_is_what_was_written(run: RunConfig, tmp_path: Path) -> None:
-    written = made(run, 3)
+    written = checkpoint_of(run, 3)
     path = checkpoint.write(tmp_path, written, 0)
-    found = checkpoint.find(LAST, tmp_path)
-    assert found is not None and found.path == str(path) and path.name == "checkpoint-3"
+    read = checkpoint.find(LAST, tmp_path)
+    assert read is not None and read.path == str(path) and path.name == "checkpoint-3"
     for name in ("step", "run", "counts", "fingerprints", "values", "metrics"):
-        assert getattr(found, name) == getattr(written, name), name
-    assert torch.equal(found.tensors["trained"]["master:a"], written.tensors["trained"]["master:a"])
-    found.check(run, COUNTS, PRINTS)
+        assert getattr(read, name) == getattr(written, name), name
+    assert torch.equal(read.tensors["trained"]["master:a"], written.tensors["trained"]["master:a"])
+    read.check(run, COUNTS, PRINTS)
     assert not [path.name for path in tmp_path.iterdir() if path.name != "checkpoint-3"]
     assert {file.suffix for file in path.iterdir()} == {".json", ".jsonl", ".safetensors"}
 
 
 @pytest.mark.dist
 def test_what_one_rank_cannot_read_ends_all_ranks(run: RunConfig, tmp_path: Path) -> None:
-    checkpoint.write(tmp_path, made(run, 3), limit=0)
+    checkpoint.write(tmp_path, checkpoint_of(run, 3), limit=0)
     folder = tmp_path / "checkpoint-3"
-    told = multiprocess.run(2, "unreadable_on", {"odd": 1, "folder": str(folder)}, timeout=120)
-    assert told == f"checkpoint {folder} cannot be read: [Errno 116] Stale file handle"
+    message = multiprocess.run(2, "unreadable_on", {"odd": 1, "folder": str(folder)}, timeout=120)
+    assert message == f"checkpoint {folder} cannot be read: [Errno 116] Stale file handle"
 
 
 def test_an_old_one_that_cannot_be_removed_ends_no_run(
     run: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As on NFS, where a file that is still read leaves another behind in its folder."""
-    old, remove = checkpoint.write(tmp_path, made(run, 1), 1), shutil.rmtree
+    old, remove = checkpoint.write(tmp_path, checkpoint_of(run, 1), 1), shutil.rmtree
     monkeypatch.setattr(shutil, "rmtree", lambda path, **more: path.rmdir() if path == old else remove(path, **more))
-    checkpoint.write(tmp_path, made(run, 2), 1)
+    checkpoint.write(tmp_path, checkpoint_of(run, 2), 1)
     assert "checkpoint-1 is not a checkpoint any more, but could not be removed" in capsys.readouterr().err
-    found = checkpoint.find(LAST, tmp_path)
-    assert found is not None and found.step == 2
+    newest = checkpoint.find(LAST, tmp_path)
+    assert newest is not None and newest.step == 2
 
 
 def test_the_oldest_go_only_when_there_are_too_many(run: RunConfig, tmp_path: Path) -> None:
     for step in (1, 2, 10, 3):
-        checkpoint.write(tmp_path, made(run, step), 2)
+        checkpoint.write(tmp_path, checkpoint_of(run, step), 2)
     # the one just written stays, whatever its number
     assert steps(tmp_path) == [3, 10]
     for step in (11, 12, 13):
-        checkpoint.write(tmp_path, made(run, step), 0)
+        checkpoint.write(tmp_path, checkpoint_of(run, step), 0)
     assert steps(tmp_path) == [3, 10, 11, 12, 13]
 
 
@@ -104,10 +104,10 @@ def test_damage_is_named_and_passed_over(
     name: str, harm: Callable[[Path], None], run: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for step in (4, 8):
-        checkpoint.write(tmp_path, made(run, step), 0)
+        checkpoint.write(tmp_path, checkpoint_of(run, step), 0)
     harm(tmp_path / "checkpoint-8" / name)
-    found = checkpoint.find(LAST, tmp_path)
-    assert found is not None and found.step == 4
+    older = checkpoint.find(LAST, tmp_path)
+    assert older is not None and older.step == 4
     (line,) = capsys.readouterr().err.splitlines()
     assert "checkpoint-8" in line and name in line
     with pytest.raises(DamagedError, match=name):
@@ -118,7 +118,7 @@ def test_damage_is_named_and_passed_over(
 
 
 def test_a_manifest_that_only_looks_otherwise_is_refused(run: RunConfig, tmp_path: Path) -> None:
-    manifest = checkpoint.write(tmp_path, made(run, 1), 0) / MANIFEST
+    manifest = checkpoint.write(tmp_path, checkpoint_of(run, 1), 0) / MANIFEST
     manifest.write_text(manifest.read_text().replace(",\n", ", \n", 1))
     with pytest.raises(DamagedError, match=MANIFEST):
         checkpoint.verify(manifest.parent)
@@ -126,7 +126,7 @@ def test_a_manifest_that_only_looks_otherwise_is_refused(run: RunConfig, tmp_pat
 
 def test_no_malformed_checkpoint_raises_anything_else(run: RunConfig, tmp_path: Path) -> None:
     draw = random.Random(0)
-    good = checkpoint.write(tmp_path, made(run, 1), 0)
+    good = checkpoint.write(tmp_path, checkpoint_of(run, 1), 0)
     refused = 0
     for number in range(300):
         path = tmp_path / f"checkpoint-{number + 2}"
@@ -142,9 +142,9 @@ def test_no_malformed_checkpoint_raises_anything_else(run: RunConfig, tmp_path: 
         file.write_bytes(content)
         if content == (good / file.name).read_bytes():
             continue
-        with pytest.raises(UserError) as told:
+        with pytest.raises(UserError) as refusal:
             checkpoint.find(str(path), tmp_path)
-        assert str(path) in str(told.value) and "\n" not in str(told.value)
+        assert str(path) in str(refusal.value) and "\n" not in str(refusal.value)
         refused += 1
         shutil.rmtree(path)
     assert refused > 280
@@ -165,15 +165,15 @@ def test_another_configuration_of_the_base_is_refused_by_field_and_values(
     change: dict[str, Any], parts: list[str], run: RunConfig, tmp_path: Path
 ) -> None:
     before, after = tiny.config(), read_again(tiny.config(), tmp_path, change)
-    written = made(run, 1)
+    written = checkpoint_of(run, 1)
     written.base = decisive(before)
     checkpoint.write(tmp_path, written, 0)
     saved = checkpoint.find(LAST, tmp_path)
     assert saved is not None
     saved.check_base(decisive(read_again(before, tmp_path, {})))
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as refusal:
         saved.check_base(decisive(after))
-    assert [part for part in ["checkpoint-1", *parts] if part not in str(told.value)] == [], told.value
+    assert [part for part in ["checkpoint-1", *parts] if part not in str(refusal.value)] == [], refusal.value
 
 
 def read_again(config: PretrainedConfig, folder: Path, change: dict[str, Any]) -> PretrainedConfig:
@@ -197,7 +197,7 @@ def test_a_checkpoint_of_an_older_format_is_refused_in_a_line_that_says_so(
     run: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoint_manifest, "FORMAT", 4)
-    path = checkpoint.write(tmp_path, made(run, 1), 0)
+    path = checkpoint.write(tmp_path, checkpoint_of(run, 1), 0)
     monkeypatch.undo()
     refused = rf"checkpoint-1 has format 4, this version reads {checkpoint_manifest.FORMAT}\. Resume it"
     with pytest.raises(UserError, match=refused):
@@ -205,7 +205,7 @@ def test_a_checkpoint_of_an_older_format_is_refused_in_a_line_that_says_so(
 
 
 def test_another_run_is_refused_in_one_line(run: RunConfig) -> None:
-    saved = made(run, 1)
+    saved = checkpoint_of(run, 1)
     free = {"save_steps": 7, "logging_steps": 9, "deepspeed": "x", "output_dir": "y", "per_device_train_batch_size": 1}
     saved.check(run.replace(**free), COUNTS, PRINTS)
     for change in ({"sparsity": 0.4}, {"seed": 5}, {"learning_rate": 1.0}, {"bf16": False}, {"rank": 9}):
@@ -222,7 +222,7 @@ def test_another_run_is_refused_in_one_line(run: RunConfig) -> None:
 
 def test_a_checkpoint_without_a_hash_of_mmlu_goes_on_without_mmlu(run: RunConfig) -> None:
     """As earlier versions wrote it."""
-    saved = made(run, 1)
+    saved = checkpoint_of(run, 1)
     saved.check(run, COUNTS, PRINTS | {"mmlu": ""})
     refused = "does not record the set of questions of --mmlu_path and --mmlu_limit: resume without it"
     with pytest.raises(UserError, match=refused):
@@ -242,27 +242,27 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_leaves_earlier_checkpoints_alone(run: RunConfig, small_disk: Path) -> None:
-    checkpoint.write(small_disk, made(run, 1), 1)
+    checkpoint.write(small_disk, checkpoint_of(run, 1), 1)
     with pytest.raises(UserError, match=r"cannot write the checkpoint .*checkpoint-2: No space left"):
-        checkpoint.write(small_disk, made(run, 2), 1)
+        checkpoint.write(small_disk, checkpoint_of(run, 2), 1)
     assert [path.name for path in small_disk.iterdir()] == ["checkpoint-1"]
     checkpoint.verify(small_disk / "checkpoint-1")
 
 
 def test_a_file_size_limit_does_the_same(run: RunConfig, tmp_path: Path) -> None:
-    checkpoint.write(tmp_path, made(run, 1), 1)
+    checkpoint.write(tmp_path, checkpoint_of(run, 1), 1)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     try:
         with pytest.raises(UserError, match=r"cannot write the checkpoint .*checkpoint-2: .*File too large"):
-            checkpoint.write(tmp_path, made(run, 2), 1)
+            checkpoint.write(tmp_path, checkpoint_of(run, 2), 1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
 
 
 def test_what_an_interrupted_save_left_is_swept(run: RunConfig, tmp_path: Path) -> None:
-    checkpoint.write(tmp_path, made(run, 1), 0)
+    checkpoint.write(tmp_path, checkpoint_of(run, 1), 0)
     (tmp_path / "checkpoint-2.tmp").mkdir()
     (tmp_path / "checkpoint-notes").mkdir()
     checkpoint.sweep(tmp_path, everything=False)
@@ -286,7 +286,7 @@ def test_a_fingerprint_sees_every_weight_and_where_it_is() -> None:
 
 
 def test_a_manifest_is_json_that_people_can_read(run: RunConfig, tmp_path: Path) -> None:
-    manifest = json.loads((checkpoint.write(tmp_path, made(run, 1), 0) / MANIFEST).read_text())
+    manifest = json.loads((checkpoint.write(tmp_path, checkpoint_of(run, 1), 0) / MANIFEST).read_text())
     assert manifest["step"] == 1 and manifest["versions"].keys() == {"torch", "deepspeed", "transformers"}
     assert manifest["run"]["sparsity"] == run.pruning.sparsity and set(manifest["files"]) >= {
         "state.json",

@@ -28,9 +28,9 @@ def trainer(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """A run before its first step. Its steps have two micro-batches of two rows."""
     with own_world():
         words = place.words(tmp_path_factory.mktemp("run") / "out", *PRETUNING, "--report", "false")
-        made = training_run.prepare(resolve([*words, "--gradient_accumulation_steps", "2"]))
-        yield made
-        made.finish()
+        prepared = training_run.prepare(resolve([*words, "--gradient_accumulation_steps", "2"]))
+        yield prepared
+        prepared.finish()
 
 
 def logits_of(model: nn.Module, row: Row) -> Tensor:
@@ -56,9 +56,9 @@ def test_the_mean_is_that_of_plain_pytorch(trainer: Trainer, whole: None) -> Non
     steps = list(calibration_rows(batches, task_loss, 60))
     rows = [row for step in steps for row in step]
     assert predictions(steps[0], task_loss) < 60 <= predictions(rows, task_loss)
-    found = DenseDivergence(engine, masks, task_loss, batches, 10, lambda: passes.append(1))
+    measured = DenseDivergence(engine, masks, task_loss, batches, 10, lambda: passes.append(1))
     part, training = Part(rows[:7]), engine.training
-    value = found.mean(keep, part)
+    value = measured.mean(keep, part)
     plain, own = copy.deepcopy(engine.module), Masks(trainer.pruner.anatomy)
     for module in plain.modules():
         module._forward_pre_hooks.clear()
@@ -72,8 +72,9 @@ def test_the_mean_is_that_of_plain_pytorch(trainer: Trainer, whole: None) -> Non
     count = predictions(rows[:7], task_loss)
     assert value == pytest.approx(float(total) / count, rel=1e-4)
     # the dense pass is taken once
-    assert found.mean(keep, part) == value and found.mean(np.ones(len(keep), bool), part) == pytest.approx(0, abs=1e-6)
-    assert (found.tokens, len(passes), found.evaluations) == (count, 4, 4 * round(count / 10))
+    assert measured.mean(keep, part) == value
+    assert measured.mean(np.ones(len(keep), bool), part) == pytest.approx(0, abs=1e-6)
+    assert (measured.tokens, len(passes), measured.evaluations) == (count, 4, 4 * round(count / 10))
     assert (masks.values == 1).all() and engine.training == training
 
 

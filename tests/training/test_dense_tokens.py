@@ -36,16 +36,16 @@ def test_only_rows_of_the_steps_are_read() -> None:
 
 def payloads(world: int, patch: pytest.MonkeyPatch) -> list[list[dense_tokens.Payload]]:
     """What the ranks of a world compute, one rank after the other."""
-    found = []
+    by_rank = []
     patch.setattr(collectives, "world_size", lambda: world)
     patch.setattr(collectives, "gather_objects", lambda value: [value])
     for rank in range(world):
         patch.setattr(collectives, "rank", lambda rank=rank: rank)
         run = RunConfig(per_device_eval_batch_size=2, distill_temperature=1.5)
         rounds = list(DensePass(run, SET, LAYOUT, tiny.model().eval(), 0).rounds())
-        found.append([payload for one in rounds for payload in one])
+        by_rank.append([payload for one in rounds for payload in one])
         assert len(rounds) == -(-4 // world)
-    return found
+    return by_rank
 
 
 def test_every_row_is_read_once_and_alike_in_any_world(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,11 +22,11 @@ def test_the_command_can_be_typed_again(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_versions_are_those_that_run() -> None:
-    found = environment.describe()
-    assert torch.__version__.startswith(found["versions"]["torch"])
-    assert found["versions"]["transformers"] == transformers.__version__
-    assert found["versions"]["python"] == sys.version.split()[0]
-    assert found["world_size"] == 1 and found["device"].startswith("CPU, ")
+    facts = environment.describe()
+    assert torch.__version__.startswith(facts["versions"]["torch"])
+    assert facts["versions"]["transformers"] == transformers.__version__
+    assert facts["versions"]["python"] == sys.version.split()[0]
+    assert facts["world_size"] == 1 and facts["device"].startswith("CPU, ")
 
 
 def test_the_command_names_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:

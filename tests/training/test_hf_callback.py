@@ -38,11 +38,11 @@ def train(folder: Path, options: dict[str, Any], **changes: Any) -> tuple[Traine
     tiny.save_model(folder / "model")
     callback = apt_ds.AptCallback(**(hf_jobs.OPTIONS | {"rank": 2} | options))
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
-    made = hf_jobs.trainer(model, hf_jobs.arguments(folder / "out", **changes), callback)
+    trainer = hf_jobs.trainer(model, hf_jobs.arguments(folder / "out", **changes), callback)
     watch = Watch(callback)
-    made.add_callback(watch)
-    made.train()
-    return made, callback, watch
+    trainer.add_callback(watch)
+    trainer.train()
+    return trainer, callback, watch
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +53,14 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Trai
 
 
 def test_the_model_shrinks_and_its_adapters_grow_while_the_loss_falls(plain: Any) -> None:
-    _, made, callback, watch = plain
-    losses = [row["loss"] for row in made.state.log_history if "loss" in row]
+    _, trainer, callback, watch = plain
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     assert len(losses) == hf_jobs.STEPS and losses[-1] < losses[0] - 0.5
     assert watch.kept[0] == 1.0 and watch.kept[-1] <= 0.6 and len(set(watch.kept)) > 2
     assert callback.cuts_while_training and len(watch.optimizers) == 1
     summary = callback.summary()
     assert summary["kept"] == watch.kept[-1] and max(summary["ranks"].values()) > 2  # type: ignore[attr-defined]
-    weight = made.model.get_submodule("model.layers.0.mlp.down_proj").weight
+    weight = trainer.model.get_submodule("model.layers.0.mlp.down_proj").weight
     assert weight.shape[1] < 48
 
 
@@ -72,34 +72,34 @@ def test_pruning_may_start_later(tmp_path: Path) -> None:
 
 
 def test_the_optimizer_trains_what_remains(plain: Any) -> None:
-    _, made, _, _ = plain
-    trained = {id(p) for group in made.optimizer.param_groups for p in group["params"]}
-    assert trained == {id(p) for p in made.model.parameters() if p.requires_grad}
-    for _, layer in adapters(made.model):
-        entry = made.optimizer.state[layer.lora_B]
+    _, trainer, _, _ = plain
+    trained = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert trained == {id(p) for p in trainer.model.parameters() if p.requires_grad}
+    for _, layer in adapters(trainer.model):
+        entry = trainer.optimizer.state[layer.lora_B]
         assert entry["exp_avg"].shape == layer.lora_B.shape and entry["step"] == hf_jobs.STEPS
 
 
 def test_the_export_computes_what_was_trained(plain: Any) -> None:
-    folder, made, callback, _ = plain
+    folder, trainer, callback, _ = plain
     callback.export(folder / "pruned")
     with torch.no_grad():
-        expected = made.model.eval()(input_ids=tiny.ids()).logits
+        expected = trainer.model.eval()(input_ids=tiny.ids()).logits
         written = AutoModelForCausalLM.from_pretrained(folder / "pruned")
         torch.testing.assert_close(written(tiny.ids()).logits, expected, atol=1e-5, rtol=0)
     assert written.config.intermediate_size < 48 and not any("lora" in name for name, _ in written.named_parameters())
     assert (folder / "pruned" / "tokenizer.json").is_file()
     with pytest.raises(UserError, match="AptCallback has pruned already"):
-        made.train()
+        trainer.train()
 
 
 def test_masked_training_equals_training_with_cuts_at_the_end(tmp_path: Path) -> None:
     """Cuts that wait, micro-batches, checkpointing and an evaluation on the way change no decision."""
     _, once, _ = train(tmp_path / "once", {"rank_growth": "none", "defer_cuts": True})
     changes = {"gradient_accumulation_steps": 2, "gradient_checkpointing": True}
-    made, split, _ = train(tmp_path / "split", {"rank_growth": "none", "defer_cuts": True}, **changes)
+    trainer, split, _ = train(tmp_path / "split", {"rank_growth": "none", "defer_cuts": True}, **changes)
     torch.testing.assert_close(split.pruner.scores(), once.pruner.scores(), rtol=1e-3, atol=0)
-    assert split.summary() == once.summary() and set(ranks(made.model).values()) == {2}
+    assert split.summary() == once.summary() and set(ranks(trainer.model).values()) == {2}
 
 
 def test_a_training_that_ends_early_exports_what_its_masks_say(
@@ -112,9 +112,9 @@ def test_a_training_that_ends_early_exports_what_its_masks_say(
     tiny.save_model(tmp_path / "model")
     callback = apt_ds.AptCallback(**hf_jobs.OPTIONS)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    made = hf_jobs.trainer(model, hf_jobs.arguments(tmp_path / "out"), callback)
-    made.add_callback(Stop())
-    made.train()
+    trainer = hf_jobs.trainer(model, hf_jobs.arguments(tmp_path / "out"), callback)
+    trainer.add_callback(Stop())
+    trainer.train()
     assert "AptCallback: training ended at step 3 of 12: the budget may not be met" in capsys.readouterr().err
     callback.export(tmp_path / "pruned")
     with torch.no_grad():
@@ -129,9 +129,9 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="AptCallback has not seen a training yet"):
         callback.export(tmp_path / "pruned")
     args = hf_jobs.arguments(tmp_path / "out", max_steps=4)
-    made = hf_jobs.trainer(tiny.model(), args, callback)
+    trainer = hf_jobs.trainer(tiny.model(), args, callback)
     with pytest.raises(UserError, match="prune_steps 8 is more than the 4 steps of the training"):
-        made.train()
+        trainer.train()
     with pytest.raises(UserError, match="AptCallback has another model already"):
         callback.attach(tiny.model())
     with pytest.raises(UserError, match="prune_steps -1 is not allowed"):
@@ -144,12 +144,12 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         late.train()
     model = tiny.model()
     old = torch.optim.AdamW(model.parameters()), None
-    made = Trainer(model, args, train_dataset=hf_jobs.examples(), optimizers=old, callbacks=[apt_ds.AptCallback()])
+    trainer = Trainer(model, args, train_dataset=hf_jobs.examples(), optimizers=old, callbacks=[apt_ds.AptCallback()])
     with pytest.raises(UserError, match=r"it was made before AptCallback.attach\(model\)"):
-        made.train()
+        trainer.train()
     callback = apt_ds.AptCallback(prune_steps=2, align=4, mask_step=1.0)
-    made = Trainer(tiny.model(), args, train_dataset=hf_jobs.examples(), callbacks=[callback])
-    made.train()
+    trainer = Trainer(tiny.model(), args, train_dataset=hf_jobs.examples(), callbacks=[callback])
+    trainer.train()
     with pytest.raises(UserError, match=r"AptCallback.export needs a tokenizer"):
         callback.export(tmp_path / "pruned")
 
@@ -165,18 +165,18 @@ def test_ddp_and_deepspeed_only_mask_and_the_export_cuts(tmp_path: Path) -> None
         (2, "zero2", ZERO["zero2"]),
         (2, "zero3", ZERO["zero3"]),
     ]
-    found = {}
+    results = {}
     for world, name, changes in runs:
         arguments = {"folder": str(tmp_path), "cases": {name: changes}}
-        found[world, name] = multiprocess.run(world, "hf_jobs.callback_runs", arguments)[name]
-    first = found[1, "zero2"]
-    assert [run["wrapped"] for run in found.values()] == [
+        results[world, name] = multiprocess.run(world, "hf_jobs.callback_runs", arguments)[name]
+    first = results[1, "zero2"]
+    assert [run["wrapped"] for run in results.values()] == [
         "DeepSpeedEngine",
         "DistributedDataParallel",
         "DeepSpeedEngine",
         "DeepSpeedEngine",
     ]
-    for place, run in found.items():
+    for place, run in results.items():
         assert not run["cuts"] and run["difference"] < 1e-5, place
         assert run["summary"] == first["summary"] and run["summary"]["kept"] <= 0.6, place
         torch.testing.assert_close(torch.tensor(run["scores"]), torch.tensor(first["scores"]), rtol=1e-3, atol=0)
@@ -203,16 +203,16 @@ def test_sft_trainer_of_trl(tmp_path: Path) -> None:
     )
     rows = [{"text": " ".join(["cat sees dog"] * (1 + number % 4))} for number in range(64)]
     model = tiny.model()
-    made = trl.SFTTrainer(
+    trainer = trl.SFTTrainer(
         model, arguments, train_dataset=Dataset.from_list(rows), processing_class=tiny.tokenizer(), callbacks=[callback]
     )
-    made.train()
-    losses = [row["loss"] for row in made.state.log_history if "loss" in row]
+    trainer.train()
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     assert losses[-1] < losses[0] - 0.5 and callback.summary()["kept"] <= 0.6  # type: ignore[operator]
     callback.export(tmp_path / "pruned")
     with torch.no_grad():
         written = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned")
-        expected = made.model.eval()(input_ids=tiny.ids()).logits
+        expected = trainer.model.eval()(input_ids=tiny.ids()).logits
         torch.testing.assert_close(written(tiny.ids()).logits, expected, atol=1e-5, rtol=0)
 
 

@@ -30,10 +30,10 @@ def test_the_copy_equals_the_masked_model(row: str) -> None:
     masked = tiny.answer(model)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     targets = test_families.TARGETS if decoder else ("q", "v", "up")
-    made, smaller = cut_copy(
+    copied, smaller = cut_copy(
         model, config, anatomy, keep, tiny.TASKS.get(row, "language model"), tuple(t for t in targets)
     )
     assert smaller.num_parameters(smaller.sizes) < anatomy.num_parameters(anatomy.sizes)
-    torch.testing.assert_close(tiny.answer(made.eval()), masked, atol=1e-5, rtol=0)
+    torch.testing.assert_close(tiny.answer(copied.eval()), masked, atol=1e-5, rtol=0)
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     assert torch.equal(tiny.answer(model), masked)

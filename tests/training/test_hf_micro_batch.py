@@ -16,23 +16,23 @@ def scorer(model: torch.nn.Module, task: str = "language model") -> Salience:
 
 
 def test_padding_does_not_count() -> None:
-    found, mask = scorer(tiny.model()), torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
-    announce(found, (), {"input_ids": tiny.ids(2, 4), "attention_mask": mask}, torch.float32)
-    assert found.tokens is not None and found.tokens.members is None and found.tokens.rows == 2
-    assert torch.equal(found.tokens.valid, mask.reshape(1, -1).float())
+    salience, mask = scorer(tiny.model()), torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
+    announce(salience, (), {"input_ids": tiny.ids(2, 4), "attention_mask": mask}, torch.float32)
+    assert salience.tokens is not None and salience.tokens.members is None and salience.tokens.rows == 2
+    assert torch.equal(salience.tokens.valid, mask.reshape(1, -1).float())
 
 
 def test_without_a_mask_all_tokens_count_and_positions_part_examples() -> None:
-    found = scorer(tiny.model())
+    salience = scorer(tiny.model())
     positions = torch.tensor([[0, 1, 0, 1, 2]])
-    announce(found, (tiny.ids(1, 5),), {"position_ids": positions}, torch.float32)
-    assert found.tokens is not None and found.tokens.members is not None
-    assert found.tokens.members.tolist() == [[1, 1, 0, 0, 0], [0, 0, 1, 1, 1]]
+    announce(salience, (tiny.ids(1, 5),), {"position_ids": positions}, torch.float32)
+    assert salience.tokens is not None and salience.tokens.members is not None
+    assert salience.tokens.members.tolist() == [[1, 1, 0, 0, 0], [0, 0, 1, 1, 1]]
 
 
 def test_a_decoder_counts_tokens_with_a_label() -> None:
-    found = scorer(tiny.small("t5"), "generation")
+    salience = scorer(tiny.small("t5"), "generation")
     labels = torch.tensor([[5, 6, -100], [7, -100, -100]])
-    announce(found, (), {"input_ids": tiny.ids(2, 4), "labels": labels}, torch.float32)
-    assert found.decoder_tokens is not None
-    assert found.decoder_tokens.valid.tolist() == [[1, 1, 0, 1, 0, 0]]
+    announce(salience, (), {"input_ids": tiny.ids(2, 4), "labels": labels}, torch.float32)
+    assert salience.decoder_tokens is not None
+    assert salience.decoder_tokens.valid.tolist() == [[1, 1, 0, 1, 0, 0]]

@@ -42,8 +42,8 @@ def test_a_cut_and_a_growth_take_the_moments_along(carry: bool) -> None:
     apply_plan(model, anatomy, Plan(keep=keep, grow={path: 5}), state.for_surgery(), torch.Generator())
     hf_optimizer.put(optimizer, model, state, carry)
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.2]
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    assert held == {id(p) for p in model.parameters() if p.requires_grad}
+    parameters = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert parameters == {id(p) for p in model.parameters() if p.requires_grad}
     if not carry:
         assert not optimizer.state
     for name, parameter in model.named_parameters() if carry else ():

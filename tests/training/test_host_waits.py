@@ -47,22 +47,22 @@ def prepared(place: Place, *flags: str, **files: str) -> Trainer:
     """A run after two steps."""
     words = ["--max_steps", "8", "--save_steps", "0", "--gradient_accumulation_steps", "2", "--prune_every", "100"]
     words += ["--overwrite_output_dir", "--mask_step", "0.25"]
-    made = training_run.prepare(resolve(place.words(place.folder / "out", *words, *flags, **files)))
+    run = training_run.prepare(resolve(place.words(place.folder / "out", *words, *flags, **files)))
     for step in range(2):
-        made.train_step(step)
-        made.adjust(step + 1)
-    return made
+        run.train_step(step)
+        run.adjust(step + 1)
+    return run
 
 
 @contextmanager
-def watched_run(made: Trainer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
+def watched_run(run: Trainer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
     """All that a run has on its device is watched. The run ends."""
-    known = [value for value in vars(made.pruner.scorer).values() if isinstance(value, torch.Tensor)]
-    with watched(monkeypatch, made.engine.module, known) as device:
+    known = [value for value in vars(run.pruner.scorer).values() if isinstance(value, torch.Tensor)]
+    with watched(monkeypatch, run.engine.module, known) as device:
         yield device
-    made.finish()
-    made.metrics_logger.close()
-    made.metrics_logger.finish_trackers({}, "", "finished")
+    run.finish()
+    run.metrics_logger.close()
+    run.metrics_logger.finish_trackers({}, "", "finished")
 
 
 def own(device: Device) -> list[str]:
@@ -72,9 +72,9 @@ def own(device: Device) -> list[str]:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_step_waits_once(place: Place, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
-    made = prepared(place, *MODES[mode])
-    with watched_run(made, monkeypatch) as device:
-        made.train_step(2)
+    run = prepared(place, *MODES[mode])
+    with watched_run(run, monkeypatch) as device:
+        run.train_step(2)
     assert own(device) == ["step_sums.py"]
     # DeepSpeed's look at the norm of the gradients, by which it skips a step that is not finite
     others = [wait for wait in device.waits if "/deepspeed/" in wait.where]
@@ -86,44 +86,44 @@ def test_an_update_without_scores_begins_before_the_host_waits(
     place: Place, monkeypatch: pytest.MonkeyPatch, mode: str, first: str
 ) -> None:
     """DeepSpeed's wait comes first then. With scores it comes last: they are of the weights before the update."""
-    made = prepared(place, *MODES[mode], "--max_grad_norm", "1")
-    with watched_run(made, monkeypatch) as device:
-        made.train_step(2)
+    run = prepared(place, *MODES[mode], "--max_grad_norm", "1")
+    with watched_run(run, monkeypatch) as device:
+        run.train_step(2)
     assert device.waits[0].where.rpartition("/")[2].partition(":")[0] == first
 
 
 def test_layers_matched_in_the_same_step_wait_once_more(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mapping of layers decides the loss, so that the host needs the distances before the sums."""
-    made = prepared(place, *MODES["distilling"], "--layer_match", "step")
-    with watched_run(made, monkeypatch) as device:
-        made.train_step(2)
+    run = prepared(place, *MODES["distilling"], "--layer_match", "step")
+    with watched_run(run, monkeypatch) as device:
+        run.train_step(2)
     assert own(device) == ["distillation.py", "step_sums.py"]
 
 
 def test_gates_copy_their_gradients_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are on the host. The copy follows the step's wait, so that the device has no work then."""
-    made = prepared(place, *GRADUAL, "--score", "l0", "--gate_learning_rate", "2")
-    with watched(monkeypatch, made.engine.module, [made.pruner.scorer.abs_sums]) as device:
-        made.train_step(2)
+    run = prepared(place, *GRADUAL, "--score", "l0", "--gate_learning_rate", "2")
+    with watched(monkeypatch, run.engine.module, [run.pruner.scorer.abs_sums]) as device:
+        run.train_step(2)
     assert own(device) == ["step_sums.py", "l0_gates.py"]
-    made.finish()
-    made.metrics_logger.close()
+    run.finish()
+    run.metrics_logger.close()
 
 
 def test_a_decision_copies_the_scores_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = prepared(place, *MODES["scoring"])
-    made.train_step(2)
-    with watched_run(made, monkeypatch) as device:
-        made.adjust(3)
-        made.train_step(3)
+    run = prepared(place, *MODES["scoring"])
+    run.train_step(2)
+    with watched_run(run, monkeypatch) as device:
+        run.adjust(3)
+        run.train_step(3)
     assert own(device) == ["salience.py", "step_sums.py"]
 
 
 @pytest.mark.parametrize("metric", ["loss", "perplexity"])
 def test_an_evaluation_waits_once(place: Place, monkeypatch: pytest.MonkeyPatch, metric: str) -> None:
-    made = prepared(place, *MODES["plain"], "--per_device_eval_batch_size", "1")
-    evaluator, engine = made.evaluations.evaluator, made.engine
-    with watched_run(made, monkeypatch) as device:
+    run = prepared(place, *MODES["plain"], "--per_device_eval_batch_size", "1")
+    evaluator, engine = run.evaluations.evaluator, run.engine
+    with watched_run(run, monkeypatch) as device:
         if metric == "loss":
             assert evaluator.loss(engine) > 0
         else:
@@ -133,7 +133,7 @@ def test_an_evaluation_waits_once(place: Place, monkeypatch: pytest.MonkeyPatch,
 
 def test_a_rebuild_is_measured_to_the_end_of_the_devices_work(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both of its ends ask the device to finish, and a step does not."""
-    made, events = prepared(place, *MODES["scoring"]), []
+    run, events = prepared(place, *MODES["scoring"]), []
     monkeypatch.setattr(trainer, "seconds_after", lambda device: events.append("finish") or time.perf_counter())
     original = trainer.rebuild.rebuild
 
@@ -143,34 +143,34 @@ def test_a_rebuild_is_measured_to_the_end_of_the_devices_work(place: Place, monk
         time.sleep(0.05)
 
     monkeypatch.setattr(trainer.rebuild, "rebuild", rebuilt)
-    made.train_step(2)
+    run.train_step(2)
     assert events == []
-    made.rebuild(3, Plan())
-    assert events == ["finish", "rebuild", "finish"] and made.meter.rebuilds[-1] >= 0.05
-    made.finish()
-    made.metrics_logger.close()
+    run.rebuild(3, Plan())
+    assert events == ["finish", "rebuild", "finish"] and run.meter.rebuilds[-1] >= 0.05
+    run.finish()
+    run.metrics_logger.close()
 
 
 def test_what_transformers_looks_at_would_be_seen(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without what the host knows of the rows, every micro-batch waits."""
-    made = prepared(place, *MODES["plain"])
+    run = prepared(place, *MODES["plain"])
     monkeypatch.setattr(token_losses, "known_rows", lambda packed, padded: nullcontext())
-    with watched_run(made, monkeypatch) as device:
-        made.train_step(2)
+    with watched_run(run, monkeypatch) as device:
+        run.train_step(2)
     assert own(device) == ["masking_utils.py", "masking_utils.py", "step_sums.py"]
 
 
 def test_a_look_at_a_loss_would_be_seen(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = prepared(place, *MODES["plain"])
-    original = made.training_loss.micro_batch_loss
+    run = prepared(place, *MODES["plain"])
+    original = run.training_loss.micro_batch_loss
 
     def looked_at(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
         loss, loss_sum = original(*arguments)
         assert float(loss_sum) > 0 and loss_sum.item() == loss_sum.tolist() == loss_sum.cpu().item()
         return loss, loss_sum
 
-    monkeypatch.setattr(made.training_loss, "micro_batch_loss", looked_at)
-    with watched_run(made, monkeypatch) as device:
-        made.train_step(2)
+    monkeypatch.setattr(run.training_loss, "micro_batch_loss", looked_at)
+    with watched_run(run, monkeypatch) as device:
+        run.train_step(2)
     assert [wait.op for wait in device.waits[:4]] == ["_local_scalar_dense", "_local_scalar_dense", "tolist", "cpu"]
     assert own(device) == 8 * ["test_host_waits.py"] + ["step_sums.py"]

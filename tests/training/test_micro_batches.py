@@ -34,12 +34,12 @@ FLAGS = {
 def rows() -> Joined:
     """Instructions of many lengths and blocks of text. The first token of each names it."""
     draw = np.random.default_rng(0)
-    made = []
+    instructions = []
     for number in range(60):
         ids = [100 + number, *draw.integers(3, 90, draw.integers(1, 30)).tolist()]
-        made.append({"input_ids": ids, "labels": [IGNORED, *ids[1:]]})
+        instructions.append({"input_ids": ids, "labels": [IGNORED, *ids[1:]]})
     text = TokenBlocks(np.arange(1000, 1000 + 20 * 32, dtype=np.int32), 32, None)
-    return Joined([TokenizedSet.of(made), text])
+    return Joined([TokenizedSet.of(instructions), text])
 
 
 SET = rows()
@@ -54,25 +54,25 @@ def ranks(mode: str, world: int, micro: int, workers: int, patch: pytest.MonkeyP
     """The micro-batches of every rank."""
     size = {"per_device_train_batch_size": BATCH // world // micro, "gradient_accumulation_steps": micro}
     run = RunConfig(max_seq_length=48, dataloader_num_workers=workers, **size, **FLAGS[mode])
-    made = []
+    batches = []
     patch.setattr(collectives, "world_size", lambda: world)
     for rank in range(world):
         patch.setattr(collectives, "rank", lambda rank=rank: rank)
-        made.append(MicroBatches(run, SET, order_of(mode), 0, CPU))
-    return made
+        batches.append(MicroBatches(run, SET, order_of(mode), 0, CPU))
+    return batches
 
 
 def examples(batch: Batch) -> list[list[int]]:
     """The token ids of each example of a batch."""
-    found = []
+    ids = []
     for i, row in enumerate(batch.input_ids):
         real = row[batch.attention_mask[i] == 1]
         if batch.position_ids is None:
-            found.append(real.tolist())
+            ids.append(real.tolist())
         else:
             starts = (batch.position_ids[i, : len(real)] == 0).nonzero().flatten().tolist()
-            found += [real[a:b].tolist() for a, b in zip(starts, [*starts[1:], len(real)], strict=True)]
-    return found
+            ids += [real[a:b].tolist() for a, b in zip(starts, [*starts[1:], len(real)], strict=True)]
+    return ids
 
 
 def equal(one: Batch, other: Batch) -> bool:
@@ -84,14 +84,14 @@ def equal(one: Batch, other: Batch) -> bool:
 def test_any_split_sees_the_same_examples(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     order = order_of(mode)
     for world, micro in ((1, 1), (1, 4), (2, 2), (4, 1), (2, 1)):
-        made = ranks(mode, world, micro, 0, monkeypatch)
+        by_rank = ranks(mode, world, micro, 0, monkeypatch)
         for step in range(6):
-            seen = [ids for rank in made for m in range(micro) for ids in examples(rank.on_host(step, m))]
+            seen = [ids for rank in by_rank for m in range(micro) for ids in examples(rank.on_host(step, m))]
             assert sorted(seen) == sorted(SET[i]["input_ids"] for i in order.indices(step)), (world, micro, step)
-            assert made[0].rows(step) == [SET[i] for i in order.indices(step)]
+            assert by_rank[0].rows(step) == [SET[i] for i in order.indices(step)]
             # the report of fill is of these very tensors
-            batches = [rank.on_host(step, m) for rank in made for m in range(micro)]
-            layout = made[0].step(step).layout
+            batches = [rank.on_host(step, m) for rank in by_rank for m in range(micro)]
+            layout = by_rank[0].step(step).layout
             assert layout.tokens == sum(int(batch.attention_mask.sum()) for batch in batches)
             assert layout.tensor_tokens == sum(batch.input_ids.numel() for batch in batches)
 
@@ -109,20 +109,20 @@ def test_threads_and_a_new_start_change_nothing(mode: str, monkeypatch: pytest.M
     straight = ranks(mode, 2, 2, 0, monkeypatch)[1]
     expected = {(step, m): straight.on_host(step, m) for step in range(STEPS) for m in range(2)}
     for workers, start in ((1, 0), (2, 11), (0, 23), (3, 29)):
-        made = ranks(mode, 2, 2, workers, monkeypatch)[1]
+        batches = ranks(mode, 2, 2, workers, monkeypatch)[1]
         for step in range(start, STEPS):
             # a preview asks for later micro-batches before the first
             for m in (1, 0, 1):
-                assert equal(made.on_host(step, m), expected[step, m]), (workers, step, m)
-        made.close()
+                assert equal(batches.on_host(step, m), expected[step, m]), (workers, step, m)
+        batches.close()
 
 
 def test_a_single_source_has_todays_order(monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunConfig(per_device_train_batch_size=4)
-    made = MicroBatches(run, SET.parts[0], GlobalOrder(60, 4, 128), 0, CPU)
+    batches = MicroBatches(run, SET.parts[0], GlobalOrder(60, 4, 128), 0, CPU)
     permutation = np.random.default_rng([128, 0]).permutation(60)
-    assert made.rows(3) == [SET[int(i)] for i in permutation[12:16]]
-    assert [ids[0] for ids in examples(made.on_host(3, 0))] == [100 + int(i) for i in permutation[12:16]]
+    assert batches.rows(3) == [SET[int(i)] for i in permutation[12:16]]
+    assert [ids[0] for ids in examples(batches.on_host(3, 0))] == [100 + int(i) for i in permutation[12:16]]
 
 
 @pytest.mark.parametrize("mode", list(FLAGS))

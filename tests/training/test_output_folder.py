@@ -27,21 +27,21 @@ def saved(output: Path) -> Checkpoint:
 
 def test_a_run_that_did_nothing_leaves_no_folder(tmp_path: Path) -> None:
     output = tmp_path / "a" / "b"
-    made = check_output(run_into(output))
-    assert made == [output, output.parent] and not output.parent.exists()
+    new_folders = check_output(run_into(output))
+    assert new_folders == [output, output.parent] and not output.parent.exists()
     prepare_output(run_into(output))
     assert sorted(path.name for path in output.iterdir()) == ["config.yaml", "metrics.jsonl"]
-    discard_output(output, made)
+    discard_output(output, new_folders)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "notes.txt"])
 def test_a_folder_with_content_stays(name: str, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    made = check_output(run_into(output))
+    new_folders = check_output(run_into(output))
     prepare_output(run_into(output))
     (output / name).write_text("a line\n")
-    discard_output(output, made)
+    discard_output(output, new_folders)
     assert (output / name).read_text() == "a line\n" and (output / "config.yaml").exists()
 
 

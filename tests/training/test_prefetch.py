@@ -17,11 +17,11 @@ from tests.support.launcher import Place, Run
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_steps_get_their_values(workers: int) -> None:
-    made: list[int] = []
+    calls: list[int] = []
     threads: set[str] = set()
 
     def make(step: int) -> int:
-        made.append(step)
+        calls.append(step)
         threads.add(threading.current_thread().name.split("_")[0])
         return step * step
 
@@ -31,7 +31,7 @@ def test_steps_get_their_values(workers: int) -> None:
     assert [prefetcher.get(step) for step in steps] == [step * step for step in steps]
     prefetcher.close()
     assert threads == {"dataloader" if workers else threading.current_thread().name.split("_")[0]}
-    assert [made.count(step) for step in range(5, 12)] == [1] * 7
+    assert [calls.count(step) for step in range(5, 12)] == [1] * 7
     assert prefetcher.get(7) == 49
     prefetcher.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("dataloader")]

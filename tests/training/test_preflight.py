@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.dist
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "fact"),
     [
         ("data", "fingerprint of the train data"),
         ("model", "model file model.safetensors"),
@@ -41,14 +41,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("version", "version of transformers"),
     ],
 )
-def test_the_rank_that_differs_is_named_and_all_end(change: str, said: str, folder: Path) -> None:
+def test_the_rank_that_differs_is_named_and_all_end(change: str, fact: str, folder: Path) -> None:
     with pytest.raises(multiprocess.WorldFailedError) as failure:
         multiprocess.run(3, "differing", {"folder": str(folder), "odd": 1, "change": change}, timeout=120)
     ended = failure.value
     assert ended.statuses == [2, 2, 2], ended.text
-    told = [line for line in ended.text.splitlines() if line.startswith("error: ")]
-    assert len(told) == 3 and "Traceback" not in ended.text, ended.text
-    assert all(f"ranks differ in {said}: rank 1 on " in line for line in told), told
+    errors = [line for line in ended.text.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 3 and "Traceback" not in ended.text, ended.text
+    assert all(f"ranks differ in {fact}: rank 1 on " in line for line in errors), errors
     assert not (folder / "out_3").exists()
 
 

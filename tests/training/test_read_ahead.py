@@ -29,18 +29,18 @@ def test_values_come_in_order(ahead: int) -> None:
 
 def test_it_works_while_the_caller_does() -> None:
     second = threading.Event()
-    made: list[int] = []
+    calls: list[int] = []
 
     def make() -> int:
-        made.append(1)
-        if len(made) == 2:
+        calls.append(1)
+        if len(calls) == 2:
             second.set()
-        return len(made)
+        return len(calls)
 
     reading = ReadAhead(make, 1)
     assert reading.next() == 1 and second.wait(10)
     time.sleep(0.01)
-    assert len(made) == 2
+    assert len(calls) == 2
     reading.close()
 
 

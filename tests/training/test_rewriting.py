@@ -31,9 +31,9 @@ REWRITE = ["--rewrite_answers", "--rewrite_max_new_tokens", "12", *PLAIN]
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """Data, and a model that ends about half of its answers: 50 words of its vocabulary end them."""
-    made = inputs(tmp_path_factory.mktemp("rewriting"))
-    GenerationConfig(eos_token_id=[2, *range(150, 170)]).save_pretrained(made.folder / "model")
-    return made
+    place = inputs(tmp_path_factory.mktemp("rewriting"))
+    GenerationConfig(eos_token_id=[2, *range(150, 170)]).save_pretrained(place.folder / "model")
+    return place
 
 
 def options(place: Place, cache: Path, *flags: str) -> RunConfig:
@@ -139,8 +139,8 @@ def test_plain_text_of_a_mixture_stays(alone: None, place: Place, tmp_path: Path
 )
 def test_rows_that_a_run_takes(place: Place, order: Any, flags: list[str], expected: int | None) -> None:
     config = resolve(place.words(place.folder / "none", *PLAIN, "--calibration_steps", "2", *flags))
-    found = rewriting.wanted_rows(config, order, config.optim.max_steps, several=False)
-    assert (None if found is None else len(found)) == expected
+    rows = rewriting.wanted_rows(config, order, config.optim.max_steps, several=False)
+    assert (None if rows is None else len(rows)) == expected
     assert isinstance(order, MixtureOrder) or rewriting.wanted_rows(config, order, 3, several=True) is None
 
 
@@ -184,9 +184,9 @@ def test_ranks_share_the_work(alone: None, place: Place, tmp_path: Path, stage: 
     """Two ranks of one node or of two write what one writes. A node that lacks the file later gets the other's."""
     one = both(options(place, tmp_path / "cache", "--per_device_train_batch_size", "4"))[1]
     arguments = {"folder": str(place.folder), "output": str(tmp_path), "stage": stage, "nodes": nodes}
-    found = multiprocess.run(2, "rewriting_jobs.shared", arguments)
-    assert found["fingerprints"] == [one.fingerprints()["train"]] * 6
-    assert found["loaded"] == [1, 1]
+    results = multiprocess.run(2, "rewriting_jobs.shared", arguments)
+    assert results["fingerprints"] == [one.fingerprints()["train"]] * 6
+    assert results["loaded"] == [1, 1]
     files = [list((tmp_path / f"node_{node}").glob("*/answers.jsonl")) for node in range(nodes)]
     assert all(len(each) == 1 for each in files)
     assert len({each[0].read_text("utf-8") for each in files}) == 1

@@ -77,12 +77,13 @@ def test_an_earlier_step_rewinds(run: RunConfig, data: Data, straight: list) -> 
 
 def test_passes_have_all_rows_in_other_orders(run: RunConfig, data: Data, straight: list) -> None:
     rows = [tuple(row["input_ids"]) for step in straight for row in step]
-    told = [tuple(row["input_ids"]) for step in straight for row in step if row["labels"][0] == -100]
-    passes = [told[46 * n : 46 * (n + 1)] for n in range(len(told) // 46)]  # 48 records, 2 of them held out
+    conversations = [tuple(row["input_ids"]) for step in straight for row in step if row["labels"][0] == -100]
+    # 48 records, 2 of them held out
+    passes = [conversations[46 * n : 46 * (n + 1)] for n in range(len(conversations) // 46)]
     assert len(passes) == 3 and all(set(one) == set(passes[0]) for one in passes)
     assert passes[0] != passes[1] != passes[2]
     figures = data.describe()["sources"]
-    assert [row["seen"] for row in figures] == [len(told), len(rows) - len(told)]
+    assert [row["seen"] for row in figures] == [len(conversations), len(rows) - len(conversations)]
     assert figures[0]["seen"] == round(0.7 * STEPS * BATCH)
 
 

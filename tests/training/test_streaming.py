@@ -43,8 +43,8 @@ def sources(place: Place) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def server(sources: dict[str, str]) -> Iterator[Server]:
     """Serves the files."""
-    with serving(Path(sources["lines"]).parent) as made:
-        yield made
+    with serving(Path(sources["lines"]).parent) as server:
+        yield server
 
 
 def read(place: Place, *flags: str) -> Data:

@@ -140,12 +140,12 @@ def test_mlflow_is_read_back_and_resumed(tmp_path: Path, monkeypatch: pytest.Mon
     identity = json.loads((tmp_path / "out" / "trackers.json").read_text())["mlflow"]
     assert client.get_run(identity).info.status == "KILLED"
     reports.report(2, range(3, 5), finish=True)
-    (found,) = client.search_runs([client.get_experiment_by_name("apt_ds").experiment_id])
-    assert (found.info.run_id, found.info.status, found.info.run_name) == (identity, "FINISHED", "out")
+    (stored,) = client.search_runs([client.get_experiment_by_name("apt_ds").experiment_id])
+    assert (stored.info.run_id, stored.info.status, stored.info.run_name) == (identity, "FINISHED", "out")
     assert [(m.step, m.value) for m in client.get_metric_history(identity, "train/loss")] == [
         (step, 1.0 / step) for step in range(1, 5)
     ]
-    assert found.data.params["sparsity"] == "0.3" and found.data.metrics["summary/after/parameters"] == 5
+    assert stored.data.params["sparsity"] == "0.3" and stored.data.metrics["summary/after/parameters"] == 5
     artifacts = tmp_path / "out" / "runs" / "mlruns"
     assert sorted(path.name for path in artifacts.rglob("step-*.json")) == [f"step-{n:08d}.json" for n in range(1, 5)]
     (table,) = artifacts.rglob("summary.txt")
@@ -169,8 +169,8 @@ def test_a_tracker_that_breaks_in_the_middle_ends_no_run(
     monkeypatch.setitem(collection.MAKERS, "tensorboard", Breaks)  # type: ignore[arg-type]
     ended = run(words(place, tmp_path / "out", "--report_to", "tensorboard"))
     assert ended.status == 0, ended.err
-    said = [line for line in ended.err.splitlines() if "--report_to tensorboard failed" in line]
-    assert len(said) == 1 and "no route to the tracker. The run goes on without tensorboard" in said[0]
+    lines = [line for line in ended.err.splitlines() if "--report_to tensorboard failed" in line]
+    assert len(lines) == 1 and "no route to the tracker. The run goes on without tensorboard" in lines[0]
     assert len(lines_of(tmp_path / "out")) == STEPS and (tmp_path / "out" / "model" / "config.json").exists()
     assert [event.step for event in events(tmp_path / "out" / "runs").Scalars("train/loss")] == [1]
 
