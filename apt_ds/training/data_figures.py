@@ -8,10 +8,11 @@ from typing import TypedDict
 class SourceFigures(TypedDict):
     """One source of a data set.
 
-    name: as the option has it.
-    weight: fraction of the examples that a mixture takes from it.
-    rows: examples of the source, without those held out. 0 with --streaming, where their number is unknown.
-    seen: examples that the steps take from it. A row counts each time.
+    Attributes:
+        name: as the option has it.
+        weight: fraction of the examples that a mixture takes from it.
+        rows: examples of the source, without those held out. 0 with --streaming, where their number is unknown.
+        seen: examples that the steps take from it. A row counts each time.
     """
 
     name: str
@@ -23,9 +24,14 @@ class SourceFigures(TypedDict):
 class RewrittenAnswers(TypedDict):
     """What --rewrite_answers did.
 
-    rewritten: training examples with an answer of the dense model. unfinished: those of them that were cut at a limit.
-    kept: examples of conversations that stay as they were: calls of tools, no trained last answer, or no room for one.
-    dropped: examples whose new answer is empty. mean_tokens: of a new answer. seconds: of writing them, once.
+    Attributes:
+        rewritten: training examples with an answer of the dense model.
+        unfinished: those of them that were cut at a limit.
+        kept: examples of conversations that stay as they were: calls of tools, no trained last answer, or no room
+            for one.
+        dropped: examples whose new answer is empty.
+        mean_tokens: of a new answer.
+        seconds: of writing them, once.
     """
 
     rewritten: int
@@ -46,13 +52,14 @@ class _DataSizes(TypedDict):
 class DataSizes(_DataSizes, total=False):
     """What the run reads.
 
-    train, held_out: examples. With --streaming, train counts those that the steps take.
-    dropped: training examples left out. With --streaming: of those that were read.
-    steps: optimizer steps of the run.
-    sources: of the training data, seen in all steps.
-    calibration: of the data that scores before a one-shot cut, seen in --calibration_steps.
-    repair: of the data that a repair reads at each cut, seen in --repair_examples.
-    rewritten: with --rewrite_answers. Sizes then count the examples that the run trains, with --max_steps.
+    Attributes:
+        train, held_out: examples. With --streaming, train counts those that the steps take.
+        dropped: training examples left out. With --streaming: of those that were read.
+        steps: optimizer steps of the run.
+        sources: of the training data, seen in all steps.
+        calibration: of the data that scores before a one-shot cut, seen in --calibration_steps.
+        repair: of the data that a repair reads at each cut, seen in --repair_examples.
+        rewritten: with --rewrite_answers. Sizes then count the examples that the run trains, with --max_steps.
     """
 
     sources: list[SourceFigures]

@@ -21,12 +21,13 @@ class SizeFigures(TypedDict):
 class PhaseMemory(TypedDict, total=False):
     """Peak bytes of each phase without `base_memory_bytes`. A phase that the run did not have is absent.
 
-    loading: base model, adapters and the first engine.
-    evaluation: evaluations of the model in training.
-    dense_steps, final_steps: steps before the first cut, and steps at the final size.
-    scoring: what scores blocks for a cut at once.
-    rebuilds: the largest rebuild.
-    writing: the export.
+    Attributes:
+        loading: base model, adapters and the first engine.
+        evaluation: evaluations of the model in training.
+        dense_steps, final_steps: steps before the first cut, and steps at the final size.
+        scoring: what scores blocks for a cut at once.
+        rebuilds: the largest rebuild.
+        writing: the export.
     """
 
     loading: int
@@ -41,10 +42,12 @@ class PhaseMemory(TypedDict, total=False):
 class WholeFigures(TypedDict):
     """Cost of a whole run.
 
-    seconds: steps, scoring and rebuilds together. Evaluation is not in it.
-    peak_memory_bytes, peak_reserved_bytes: bytes in use, and bytes that the GPU's allocator reserved (None on the CPU).
-    base_memory_bytes: what the process that ended the run used before it loaded the model. 0 on a GPU.
-    non_padding: fraction of the training batches' tokens that is not padding. None without a step.
+    Attributes:
+        seconds: steps, scoring and rebuilds together. Evaluation is not in it.
+        peak_memory_bytes, peak_reserved_bytes: bytes in use, and bytes that the GPU's allocator reserved (None on
+            the CPU).
+        base_memory_bytes: what the process that ended the run used before it loaded the model. 0 on a GPU.
+        non_padding: fraction of the training batches' tokens that is not padding. None without a step.
     """
 
     seconds: float

@@ -21,7 +21,8 @@ class Ranks(TypedDict):
 class StepSeconds(TypedDict):
     """Seconds of one step, and of the rebuild, scoring and search since the line before.
 
-    salience, search: time at step boundaries.
+    Attributes:
+        salience, search: time at step boundaries.
     """
 
     step: float
@@ -47,17 +48,18 @@ class _MetricsLine(TypedDict):
 class MetricsLine(_MetricsLine, total=False):
     """One line of `metrics.jsonl`.
 
-    step: number of updates so far.
-    loss: mean over the global batch. None if it is not finite.
-    kept, target: fractions of the prunable parameters, actual and scheduled.
-    tokens_per_second: over all ranks, of this step.
-    non_padding: fraction of the global batch's tokens that is not padding.
-    peak_memory_bytes: since the last step or rebuild.
-    sizes_before: sizes of the base model. On the first line.
-    sizes: sizes of every layer. On the first line, and on the first line after a rebuild.
-    warnings: printed during training since the line before. Absent without one.
-    teacher_distance: with --distill logits: KL(dense || student), mean over the trained tokens of the last step with a
-        finite loss, in nats.
+    Attributes:
+        step: number of updates so far.
+        loss: mean over the global batch. None if it is not finite.
+        kept, target: fractions of the prunable parameters, actual and scheduled.
+        tokens_per_second: over all ranks, of this step.
+        non_padding: fraction of the global batch's tokens that is not padding.
+        peak_memory_bytes: since the last step or rebuild.
+        sizes_before: sizes of the base model. On the first line.
+        sizes: sizes of every layer. On the first line, and on the first line after a rebuild.
+        warnings: printed during training since the line before. Absent without one.
+        teacher_distance: with --distill logits: KL(dense || student), mean over the trained tokens of the last step
+            with a finite loss, in nats.
     """
 
     sizes_before: LayerSizes

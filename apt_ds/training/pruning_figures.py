@@ -23,10 +23,11 @@ class _LayerSizes(TypedDict):
 class LayerSizes(_LayerSizes, total=False):
     """Numbers of blocks of every sublayer, in the order of the model.
 
-    hidden: dimensions of the residual stream.
-    heads: of every attention sublayer.
-    neurons: of every feed-forward sublayer. In a mixture: of each expert.
-    experts: of every mixture.
+    Attributes:
+        hidden: dimensions of the residual stream.
+        heads: of every attention sublayer.
+        neurons: of every feed-forward sublayer. In a mixture: of each expert.
+        experts: of every mixture.
     """
 
     experts: list[int]
@@ -53,9 +54,12 @@ class _PruningFigures(TypedDict):
 
 
 class RepairedSite(TypedDict):
-    """A repaired layer. error_cut, error_repaired: squared error of its output, as a fraction of the squared output.
+    """A repaired layer.
 
-    path: the layer. ridge: how strongly the fit leans to the plain cut, None where the plain cut was best.
+    Attributes:
+        path: the layer.
+        ridge: how strongly the fit leans to the plain cut. None where the plain cut was best.
+        error_cut, error_repaired: squared error of its output, as a fraction of the squared output.
     """
 
     path: str
@@ -65,7 +69,12 @@ class RepairedSite(TypedDict):
 
 
 class RepairFigures(TypedDict):
-    """What --repair did. tokens: those that it read, over all ranks. seconds: the time of all repairs."""
+    """What --repair did.
+
+    Attributes:
+        tokens: tokens that all repairs read, over all ranks.
+        seconds: the time of all repairs.
+    """
 
     tokens: int
     seconds: float
@@ -75,11 +84,13 @@ class RepairFigures(TypedDict):
 class AllocationFigures(TypedDict):
     """What --allocate kl did.
 
-    kl_before, kl_after: mean divergence from the dense model in nats over the tokens that judged last, with the sizes
-    of the score and with those of the search. None if it was not finite.
-    evaluations: forward passes in units of 2,048 predictions, those of the dense model included.
-    tokens: predictions that the search read. Each counts once.
-    moves: groups of blocks that left a layer for another. accepted: candidates that won.
+    Attributes:
+        kl_before, kl_after: mean divergence from the dense model in nats over the tokens that judged last, with the
+            sizes of the score and with those of the search. None if it was not finite.
+        evaluations: forward passes in units of 2,048 predictions, those of the dense model included.
+        tokens: predictions that the search read. Each counts once.
+        moves: groups of blocks that left a layer for another.
+        accepted: candidates that won.
     """
 
     kl_before: float | None
@@ -94,9 +105,10 @@ class AllocationFigures(TypedDict):
 class ScaleFigures(TypedDict):
     """What --scale_steps did.
 
-    loss_before, loss_after: cross-entropy plus divergence, without and with the factors, on steps that did not learn.
-        None if it was not finite.
-    smallest, largest: factor of the blocks that remain. Both are 1 where the factors were dropped.
+    Attributes:
+        loss_before, loss_after: cross-entropy plus divergence, without and with the factors, on steps that did not
+            learn. None if it was not finite.
+        smallest, largest: factor of the blocks that remain. Both are 1 where the factors were dropped.
     """
 
     steps: int
@@ -110,17 +122,19 @@ class ScaleFigures(TypedDict):
 class PruningFigures(_PruningFigures, total=False):
     """What pruning did.
 
-    target_kept, kept: fractions of the prunable parameters.
-    prunable_parameters: number that is kept.
-    align: multiple that the number of neurons of a layer keeps to.
-    layers: sizes of every layer.
-    ranks: final rank of every adapter, by the path of its module in the written model's shapes. {} without adapters.
-    excluded: consumers that the kept sizes exclude, a line for each reason.
-    rebuild_seconds, rebuild_peak_bytes: of each rebuild.
-    requantization_error_mean, requantization_error_max: relative error of quantizing cut weights again.
-    repair: what --repair did. Absent without it.
-    allocation: what --allocate kl did. Absent without it.
-    scales: what --scale_steps did. Absent without it.
+    Attributes:
+        target_kept, kept: fractions of the prunable parameters.
+        prunable_parameters: number that is kept.
+        align: multiple that the number of neurons of a layer keeps to.
+        layers: sizes of every layer.
+        ranks: final rank of every adapter, by the path of its module in the written model's shapes. {} without
+            adapters.
+        excluded: consumers that the kept sizes exclude, a line for each reason.
+        rebuild_seconds, rebuild_peak_bytes: of each rebuild.
+        requantization_error_mean, requantization_error_max: relative error of quantizing cut weights again.
+        repair: what --repair did. Absent without it.
+        allocation: what --allocate kl did. Absent without it.
+        scales: what --scale_steps did. Absent without it.
     """
 
     requantization_error_mean: float

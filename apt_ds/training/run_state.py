@@ -43,7 +43,12 @@ class Stateful(Protocol):
 
 @dataclass
 class Content:
-    """A run at a step boundary. values: JSON values by member. tensors: tensors by member and name."""
+    """A run at a step boundary.
+
+    Attributes:
+        values: JSON values by member.
+        tensors: tensors by member and name.
+    """
 
     values: dict[str, Any]
     tensors: dict[str, Tensors]

@@ -17,7 +17,13 @@ VERSION = 1
 
 
 class ProfileFigures(TypedDict):
-    """seconds: median by phase of a step. share: fraction of the step. steps: how many were counted."""
+    """The time that steps spend in each phase, with --profile.
+
+    Attributes:
+        seconds: median over steps, by phase.
+        share: fraction of the step, by phase.
+        steps: how many were counted.
+    """
 
     seconds: dict[str, float]
     share: dict[str, float]
@@ -35,10 +41,11 @@ class Sample(TypedDict):
 class Environment(TypedDict):
     """Where a run came from.
 
-    command: the words of the process, as a shell reads them.
-    world_size: processes.
-    device: name of the first rank's device.
-    versions: of Python and of the packages that compute.
+    Attributes:
+        command: the words of the process, as a shell reads them.
+        world_size: processes.
+        device: name of the first rank's device.
+        versions: of Python and of the packages that compute.
     """
 
     command: str
@@ -50,10 +57,12 @@ class Environment(TypedDict):
 class QuantizedFigures(TypedDict):
     """The quantized copy of the written model, with --export_quantization.
 
-    format: fp8, w4a16 or nf4. folder: its name in the output folder.
-    held_out_loss_before, held_out_loss: of the written model and of the copy, both loaded from their folders.
-    checkpoint_bytes: size of the copy's weights.
-    mean_weight_error, largest_weight_error: relative error of a matrix.
+    Attributes:
+        format: fp8, w4a16 or nf4.
+        folder: its name in the output folder.
+        held_out_loss_before, held_out_loss: of the written model and of the copy, both loaded from their folders.
+        checkpoint_bytes: size of the copy's weights.
+        mean_weight_error, largest_weight_error: relative error of a matrix.
     """
 
     format: str
@@ -68,7 +77,10 @@ class QuantizedFigures(TypedDict):
 class WrittenModel(TypedDict):
     """The folder of the written model.
 
-    format: stock, adaptive or padded. bytes: of its weights. padding_bytes: those of them that are padding.
+    Attributes:
+        format: stock, adaptive or padded.
+        bytes: of its weights.
+        padding_bytes: those of them that are padding.
     """
 
     format: str
@@ -98,12 +110,13 @@ class _Summary(TypedDict):
 class Summary(_Summary, total=False):
     """The content of `summary.json`.
 
-    before, after_cut, after: evaluations of the base model, after a cut at once, and after the last step.
-    written: the folder of the written model.
-    profile: with --profile, by "dense" and "cut".
-    warnings: lines that the first rank printed as warnings since the run's last start.
-    samples, note: with --report. The note says why generation was not measured.
-    quantized: with --export_quantization.
+    Attributes:
+        before, after_cut, after: evaluations of the base model, after a cut at once, and after the last step.
+        written: the folder of the written model.
+        profile: with --profile, by "dense" and "cut".
+        warnings: lines that the first rank printed as warnings since the run's last start.
+        samples, note: with --report. The note says why generation was not measured.
+        quantized: with --export_quantization.
     """
 
     after_cut: ModelFigures

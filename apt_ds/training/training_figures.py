@@ -24,10 +24,13 @@ class _DistillFigures(TypedDict):
 class DistillFigures(_DistillFigures, total=False):
     """What --distill logits did.
 
-    source: cache or live.
-    distance: KL(dense || student) of the last step with a finite loss, mean over its tokens in nats. None without one.
-    tokens: trained tokens that the cache has. bytes: of the cache on the disk. seconds: time that it took when it was
-        made. All three are absent with --teacher_source live.
+    Attributes:
+        source: cache or live.
+        distance: KL(dense || student) of the last step with a finite loss, mean over its tokens in nats. None
+            without one.
+        tokens: trained tokens that the cache has. Absent with --teacher_source live.
+        bytes: of the cache on the disk. Absent with --teacher_source live.
+        seconds: time that the cache took when it was made. Absent with --teacher_source live.
     """
 
     tokens: int
@@ -42,9 +45,10 @@ class _TrainingFigures(WholeFigures):
 class TrainingFigures(_TrainingFigures, total=False):
     """Cost of the whole run, and its scores.
 
-    history: scores at --eval_steps and at adjustments with a teacher.
-    reference_score, reached_97_percent, reached_97_percent_pruned: with --reference_score.
-    distill: what --distill logits did. Absent without it.
+    Attributes:
+        history: scores at --eval_steps and at adjustments with a teacher.
+        reference_score, reached_97_percent, reached_97_percent_pruned: with --reference_score.
+        distill: what --distill logits did. Absent without it.
     """
 
     reference_score: float
