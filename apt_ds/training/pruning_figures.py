@@ -72,7 +72,7 @@ class RepairFigures(TypedDict):
     """What --repair did.
 
     Attributes:
-        tokens: tokens that all repairs read, over all ranks.
+        tokens: tokens that the last repair read, over all ranks.
         seconds: the time of all repairs.
     """
 
