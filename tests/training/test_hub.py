@@ -13,8 +13,8 @@ from huggingface_hub import ModelCard, constants
 
 from apt_ds.commands import push
 from apt_ds.config.errors import UserError
-from apt_ds.training import hub as uploading
 from apt_ds.training.hub import Destination, check_destination, upload
+from apt_ds.training.trackers.background import short_reason
 from tests.support.hub_server import READ_TOKEN, TOKEN, USER, Hub, hub_server
 from tests.support.launcher import GRADUAL, Place, Run
 
@@ -181,5 +181,5 @@ def test_a_later_upload_takes_the_options_of_the_run(tmp_path: Path, hub: Hub, m
 
 
 def test_reasons_are_one_short_line() -> None:
-    assert uploading.reason(ValueError("a\n b")) == "a b" and len(uploading.reason(ValueError("x" * 999))) == 300
-    assert uploading.reason(KeyError()) == "KeyError" and TOKEN not in repr(Destination("a", False, TOKEN))
+    assert short_reason(ValueError("a\n b.")) == "a b" and len(short_reason(ValueError("x" * 999))) == 300
+    assert short_reason(KeyError()) == "KeyError" and TOKEN not in repr(Destination("a", False, TOKEN))
