@@ -1,4 +1,4 @@
-"""Checks of the paths that users give, which may be any text.
+"""The folder of this package's caches, and checks of the paths that users give, which may be any text.
 
 `Path.is_file` and its like raise OSError for a name that is too long. `os.path.isfile` and its like return False.
 """
@@ -6,12 +6,20 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from apt_ds.config.errors import UserError
 
 LONGEST_NAME = 255  # bytes of the name of a file or folder, on the usual file systems
 LONGEST_PATH = 4095  # bytes of a path on Linux
 SHOWN = 200  # characters of a value that a message quotes
+
+
+def cache_root() -> Path:
+    """The folder of all that this package keeps for later runs: APT_DS_CACHE, or `apt_ds` in the user's cache."""
+    if root := os.environ.get("APT_DS_CACHE"):
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "apt_ds"
 
 
 def shortened(text: str) -> str:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from apt_ds.config.errors import UserError
+from apt_ds.config.paths import cache_root
 
 META = "meta.json"
 LEFT = 24 * 3600  # seconds without a change after which an unfinished folder counts as left behind
@@ -40,10 +41,12 @@ class DamagedError(Exception):
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """Where tokenized data sets are kept.
+    """Where tokenized data sets are kept, and how they are made.
 
-    folder: '' for the default. overwrite: make a data set again that is there. processes: that tokenize; 0: as many as
-    this node has processors, fewer for few rows.
+    Attributes:
+        folder: the folder of the cache. '' is the default.
+        overwrite: make a data set again that the cache has.
+        processes: number of processes that tokenize. 0 takes one for each processor of this node, fewer for few rows.
     """
 
     folder: str = ""
@@ -56,10 +59,7 @@ class CacheSettings:
             return Path(self.folder)
         if shared := os.environ.get("HF_DATASETS_CACHE"):
             return Path(shared) / "apt_ds"
-        own = (
-            os.environ.get("APT_DS_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "apt_ds"
-        )
-        return Path(own) / "data"
+        return cache_root() / "data"
 
 
 def write_entry(root: Path, key: str, fill: Callable[[Path], dict[str, Any]], overwrite: bool = False) -> Path:
@@ -180,7 +180,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
 def _checksum(file: Path) -> list[int]:
     """Size and CRC of a file; of a large one, the CRC of blocks that are spread over it."""
-    size, found = file.stat().st_size, 0
+    size, crc = file.stat().st_size, 0
     last = max(0, size - _BLOCK)
     places: Sequence[int] = range(0, size, _BLOCK)
     if len(places) > _CHECKED:
@@ -188,8 +188,18 @@ def _checksum(file: Path) -> list[int]:
     with file.open("rb") as content:
         for place in places:
             content.seek(place)
-            found = zlib.crc32(content.read(_BLOCK), found)
-    return [size, found]
+            crc = zlib.crc32(content.read(_BLOCK), crc)
+    return [size, crc]
+
+
+def remember(file: Path, text: str) -> None:
+    """Write a small file into a folder of the cache. A folder that cannot be written stays without it."""
+    try:
+        partial = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+        partial.write_text(text, "utf-8")
+        partial.replace(file)
+    except OSError as error:
+        log.debug("%s is not kept: %s", file, error.strerror)
 
 
 def key_of(*facts: Any) -> str:

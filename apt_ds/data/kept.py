@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -22,9 +20,9 @@ import numpy as np
 from apt_ds.config.errors import UserError
 from apt_ds.data import cache, plain_text
 from apt_ds.data.arrow_files import rows_of, write_columns
-from apt_ds.data.cache import CacheSettings, DamagedError
+from apt_ds.data.cache import CacheSettings
 from apt_ds.data.plain_text import TokenBlocks
-from apt_ds.data.prepared import SMALL_BYTES, collected_warnings, repeat_notices
+from apt_ds.data.prepared import SMALL_BYTES, cached, collected_warnings
 from apt_ds.data.readers import find_source
 from apt_ds.data.source_kind import text_files
 from apt_ds.data.text_slices import text_part
@@ -36,15 +34,13 @@ if TYPE_CHECKING:
 
 TOKENS = "tokens.int32"
 
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class Kept:
     """A folder of the cache.
 
     Attributes:
-        folder: it.
+        folder: the path of the folder.
         temporary: the folder is outside the cache, and to be removed once all processes of the node have opened it.
     """
 
@@ -64,16 +60,10 @@ def kept(facts: Sequence[Any], settings: CacheSettings, fill: Callable[[Path], d
         UserError: the disk is full, or what `fill` raises.
     """
     root, key = settings.root(), cache.key_of(*facts)
-    folder, again = root / key, settings.overwrite
-    if folder.is_dir() and not again:
-        try:
-            cache.read_meta(folder)
-        except DamagedError as error:
-            log.warning("the cached data %s is damaged (%s): it is made again", folder, error)
-            again = True
-        else:
-            repeat_notices(folder)
-            return Kept(folder)
+    folder = root / key
+    again = settings.overwrite or folder.is_dir()
+    if not settings.overwrite and cached(folder, lambda: cache.read_meta(folder)) is not None:
+        return Kept(folder)
     with collected_warnings() as notices:
         folder = cache.write_entry(root, key, lambda partial: fill(partial) | {"notices": notices}, again)
     return Kept(folder, cache.is_temporary(folder, root))
@@ -83,9 +73,9 @@ def kept_rows(facts: Sequence[Any], settings: CacheSettings, make: Callable[[], 
     """The folder with the rows that `make` makes. See `kept`, and `opened_rows`."""
 
     def fill(folder: Path) -> dict[str, Any]:
-        made = make()
-        write_columns(folder, made.columns)
-        return {"rows": len(made), "dropped": made.dropped, "fingerprint": made.fingerprint}
+        rows = make()
+        write_columns(folder, rows.columns)
+        return {"rows": len(rows), "dropped": rows.dropped, "fingerprint": rows.fingerprint}
 
     return kept(facts, settings, fill)
 
@@ -137,12 +127,7 @@ def blocks_of(folder: Path, length: int, bos_id: int | None, fingerprint: str = 
         fingerprint = written
     blocks = TokenBlocks(ids, length, bos_id, fingerprint)
     if not fingerprint:
-        try:
-            partial = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-            partial.write_text(blocks.fingerprint, "utf-8")
-            partial.replace(file)
-        except OSError as error:
-            log.debug("%s is not kept: %s", file, error.strerror)
+        cache.remember(file, blocks.fingerprint)
     return blocks
 
 

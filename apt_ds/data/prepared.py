@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -28,6 +28,7 @@ from apt_ds.data.recipe import Examples, Recipe, RowMaker, collection_paused
 from apt_ds.data.tokenized import Column, Row, TokenizedSet, columns_of, fingerprint_of
 
 E = TypeVar("E")
+C = TypeVar("C")
 
 SMALL = 5000  # examples that are read into memory, since a cache would take longer
 SMALL_BYTES = 2 << 20  # of files that cannot hold more examples than that
@@ -74,17 +75,12 @@ class Prepared(Generic[E]):
         if self.folder is None or self.temporary:
             return fingerprint_of(self.columns, kept)
         file = self.folder / f"fingerprint-{hashlib.sha256(kept.tobytes()).hexdigest()[:16]}"
-        if file.is_file() and len(found := file.read_text("utf-8", errors="replace")) == 64:
-            return found
+        if file.is_file() and len(known := file.read_text("utf-8", errors="replace")) == 64:
+            return known
         # mapped apart: its pages do not stay in the memory of this process
-        found = fingerprint_of(rows_of(self.folder), kept)
-        try:
-            partial = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-            partial.write_text(found, "utf-8")
-            partial.replace(file)
-        except OSError as error:
-            log.debug("%s is not kept: %s", file, error.strerror)
-        return found
+        fingerprint = fingerprint_of(rows_of(self.folder), kept)
+        cache.remember(file, fingerprint)
+        return fingerprint
 
     def to_bytes(self, recipe: Recipe[E]) -> bytes:
         """What the other processes of the node need for `from_bytes`."""
@@ -103,7 +99,7 @@ class Prepared(Generic[E]):
         if "folder" in facts:
             return opened(Path(facts["folder"]), recipe, facts["name"], facts["temporary"])
         flags, _, rows = rest.partition(b"\n")
-        examples = [recipe.load(made, where) for made, where in facts["examples"]]
+        examples = [recipe.load(content, where) for content, where in facts["examples"]]
         trained = np.frombuffer(bytes.fromhex(flags.decode()), bool)
         return cls(examples, TokenizedSet.from_bytes(rows).columns, trained, facts["name"])
 
@@ -122,16 +118,10 @@ def prepare(source: Source, recipe: Recipe[E], settings: CacheSettings) -> Prepa
     if 0 < source.bytes() <= SMALL_BYTES:
         return _in_memory(list(recipe.read(source.records(), source.name)), recipe, source.name)
     root, key = settings.root(), cache.key_of(source.identity(), recipe.options)
-    folder, again = root / key, settings.overwrite
-    if folder.is_dir() and not again:
-        try:
-            found = opened(folder, recipe, source.name)
-        except DamagedError as error:
-            log.warning("the cached data %s is damaged (%s): it is made again", folder, error)
-            again = True
-        else:
-            repeat_notices(folder)
-            return found
+    folder = root / key
+    again = settings.overwrite or folder.is_dir()
+    if not settings.overwrite and (data := cached(folder, lambda: opened(folder, recipe, source.name))) is not None:
+        return data
     with collected_warnings() as notices:
         examples = recipe.read(source.records(), source.name)
         head = list(islice(examples, SMALL + 1))
@@ -196,6 +186,19 @@ def default_processes(rows: int) -> int:
     return max(1, min(len(os.sched_getaffinity(0)), rows // SMALL))
 
 
+def cached(folder: Path, read: Callable[[], C]) -> C | None:
+    """What `read` reads of a folder of the cache. None where the folder is absent or damaged, and to be made again."""
+    if not folder.is_dir():
+        return None
+    try:
+        content = read()
+    except DamagedError as error:
+        log.warning("the cached data %s is damaged (%s): it is made again", folder, error)
+        return None
+    _repeat_notices(folder)
+    return content
+
+
 @contextmanager
 def collected_warnings() -> Iterator[list[str]]:
     """Collects the warnings of the readers, which a later start repeats."""
@@ -213,7 +216,7 @@ def collected_warnings() -> Iterator[list[str]]:
         logger.removeHandler(collector)
 
 
-def repeat_notices(folder: Path) -> None:
+def _repeat_notices(folder: Path) -> None:
     """Warn of what the readers warned of when a folder of the cache was made."""
     for message in json.loads((folder / cache.META).read_text("utf-8")).get("notices", []):
         log.warning("%s", message)

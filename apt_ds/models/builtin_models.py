@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from apt_ds.config.errors import UserError
+from apt_ds.config.paths import cache_root
 from apt_ds.runtime import collectives
 
 SMOLLM2, MINILM = "builtin:smollm2", "builtin:minilm"
@@ -49,8 +50,7 @@ def _minilm_folder() -> Path:
 
 
 def _smollm2_folder() -> Path:
-    cache = os.environ.get("APT_DS_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "apt_ds"
-    return Path(cache) / "smollm2-135m-instruct"
+    return cache_root() / "smollm2-135m-instruct"
 
 
 def _unpack_smollm2() -> None:
