@@ -23,7 +23,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError instead of leaving the process."""
-        raise UserError(f"{one_line(message)}; --help lists all options")
+        raise UserError(f"{one_line(message)}. --help lists all options")
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
         """The values of `argv`, and as `stated` the names of those that it states. Raises UserError."""
@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
         known, unknown = (None, wrong) if wrong else self.parse_known_args(list(argv))
         if known is None or unknown:
             flag = next((word for word in unknown if word.startswith("-")), unknown[0]).split("=")[0]
-            raise UserError(f"{flag} is an unknown option{suggest(flag, self.names())}; --help lists all options")
+            raise UserError(f"{flag} is an unknown option{suggest(flag, self.names())}. --help lists all options")
         known.stated = frozenset(self._option_string_actions[flag].dest for flag in flags)
         return known
 

@@ -30,7 +30,7 @@ def _of_training(run: RunConfig) -> Iterator[str]:
     if optim.max_steps == 0:
         yield "--max_steps 0 is not allowed: give at least 1, or -1 for --num_train_epochs"
     if optim.bf16 and optim.fp16:
-        yield "--bf16 true and --fp16 true exclude each other: give at most one"
+        yield "--bf16 true and --fp16 true exclude each other. Give at most one"
     if optim.trainable == "all" and adapter.grows:
         yield (
             f"--train all requires --rank_growth none (got {adapter.rank_growth}), as the run has no adapters: "
@@ -54,7 +54,7 @@ def _of_scores(run: RunConfig) -> Iterator[str]:
     """How blocks are ranked."""
     pruning = run.pruning
     if pruning.mode == "gradual" and (pruning.score in ("fisher", "taylor", "obs") or pruning.scores_inputs):
-        yield f"--pruning gradual does not support --score {pruning.score}: give --score salience or random"
+        yield f"--pruning gradual does not support --score {pruning.score}. Give --score salience or random"
     if pruning.prunes and pruning.score == "obs" and "hidden" in pruning.block_kinds:
         yield (
             f"--score obs does not support --prune_blocks {pruning.prune_blocks}, as it scores heads and neurons "
@@ -65,7 +65,7 @@ def _of_scores(run: RunConfig) -> Iterator[str]:
     if pruning.learns_gates and pruning.pruning_start:
         yield f"--score l0 does not support --pruning_start {pruning.pruning_start:g}: leave it out"
     if pruning.mode == "posttuning" and pruning.score == "taylor":
-        yield "--pruning posttuning does not support --score taylor: give --score fisher or salience"
+        yield "--pruning posttuning does not support --score taylor. Give --score fisher or salience"
     if pruning.prunes and not pruning.block_kinds:
         yield f"--prune_blocks hidden does not support --score {pruning.score}, which scores heads and neurons only"
 
@@ -76,7 +76,7 @@ def _of_cuts(run: RunConfig) -> Iterator[str]:
     if pruning.allow_empty_layers and pruning.structure != "adaptive":
         yield f"--allow_empty_layers requires --structure adaptive (got {pruning.structure}), as layers then differ"
     if pruning.repairs and pruning.score == "fisher":
-        yield "--repair ls does not support --score fisher, which has a fit of its own: give --repair none"
+        yield "--repair ls does not support --score fisher, which has a fit of its own. Give --repair none"
     yield from _of_repaired_gradual_cuts(run)
     for flag, given in (("--allocate kl", pruning.allocates), ("--scale_steps", pruning.scales)):
         if given and not pruning.one_shot:
@@ -87,16 +87,16 @@ def _of_cuts(run: RunConfig) -> Iterator[str]:
         "flap": "changes biases after the factors are learnt",
     }
     if pruning.scales and (reason := reasons.get(pruning.score)):
-        yield f"--scale_steps does not support --score {pruning.score}, which {reason}: give --scale_steps 0"
+        yield f"--scale_steps does not support --score {pruning.score}, which {reason}. Give --scale_steps 0"
     if pruning.scales and pruning.repairs:
         yield (
             f"--scale_steps does not support --repair {pruning.repair}, which changes the weights after the "
-            "factors are learnt: give --scale_steps 0 or --repair none"
+            "factors are learnt. Give --scale_steps 0 or --repair none"
         )
     if pruning.mode == "gradual" and pruning.pruning_start + pruning.pruning_phase > 1 + 1e-9:
         yield (
             f"--pruning_start {pruning.pruning_start:g} and --pruning_phase {pruning.pruning_phase:g} exceed the "
-            "run: give at most 1 together"
+            "run. Give at most 1 together"
         )
 
 
@@ -110,7 +110,7 @@ def _of_repaired_gradual_cuts(run: RunConfig) -> Iterator[str]:
     elif pruning.self_distills and pruning.teacher == "unpruned":
         yield (
             "--repair ls with --pruning gradual does not support --distill layers with --teacher unpruned, which "
-            "needs the unchanged weights of every block: give --teacher shrinking, --distill none or logits"
+            "needs the unchanged weights of every block. Give --teacher shrinking, --distill none or logits"
         )
     elif pruning.self_distills and run.optim.trainable == "all":
         yield (
@@ -133,7 +133,7 @@ def _of_teachers(run: RunConfig) -> Iterator[str]:
             "gradual pruning. Language models may give --distill logits"
         )
     if pruning.dense_teacher and data.task != INSTRUCTIONS:
-        yield f"--distill logits does not support --task {data.task}: give --task instructions, or --distill layers"
+        yield f"--distill logits does not support --task {data.task}. Give --task instructions, or --distill layers"
     if pruning.dense_teacher and data.streaming and pruning.teacher_source == "cache":
         yield (
             "--distill logits with --teacher_source cache does not support --streaming true: the dense model reads "
@@ -161,7 +161,7 @@ def _of_data(run: RunConfig) -> Iterator[str]:
     if data.streaming and optim.max_steps < 1:
         yield f"--streaming true requires --max_steps of at least 1 (got {optim.max_steps}): a stream has no length"
     if data.streaming and data.group_by_length:
-        yield "--streaming true does not support --group_by_length true: lengths are unknown; give --packing true"
+        yield "--streaming true does not support --group_by_length true: lengths are unknown. Give --packing true"
     if data.rewrite_answers and data.task != INSTRUCTIONS:
         yield f"--rewrite_answers does not support --task {data.task}: only language models write answers"
     if data.rewrite_answers and data.streaming:
@@ -188,6 +188,6 @@ def _of_output(run: RunConfig) -> Iterator[str]:
         yield f"--report_to {run.output.report_to} is not allowed: give none, or the names of trackers"
     if run.output.export_format == STOCK and pruning.prunes and pruning.structure == "adaptive":
         yield (
-            "--export_format stock does not support --structure adaptive, as layers then differ; give "
+            "--export_format stock does not support --structure adaptive, as layers then differ. Give "
             "--export_format padded, which fills the smaller layers up with zeros"
         )

@@ -37,14 +37,14 @@ def load_config(run: RunConfig, world_size: int, hidden_size: int) -> Config:
     zero = config.setdefault("zero_optimization", {})
     stage = zero.get("stage", 0)
     if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
-        raise UserError(f"{where}: zero_optimization.stage is {stage!r}; allowed: 0, 1, 2, 3")
+        raise UserError(f"{where}: zero_optimization.stage is {stage!r}. Allowed: 0, 1, 2, 3")
     for section in ("offload_optimizer", "offload_param"):
         inner = zero.get(section)
         if inner is None or (isinstance(inner, dict) and inner.get("device", "none") == "none"):
             # as many examples have it: such a section offloads nothing
             zero.pop(section, None)
     if stage == 0 and (run.optim.bf16 or run.optim.fp16):
-        raise UserError(f"{where}: ZeRO stage 0 trains in fp32 only here; use stage 1 or drop --bf16/--fp16")
+        raise UserError(f"{where}: ZeRO stage 0 trains in fp32 only here. Use stage 1 or drop --bf16/--fp16")
     micro, accumulation = run.optim.per_device_train_batch_size, run.optim.gradient_accumulation_steps
     fill = _Filler(config, where)
     fill("train_micro_batch_size_per_gpu", micro, "--per_device_train_batch_size")
@@ -61,7 +61,7 @@ def load_config(run: RunConfig, world_size: int, hidden_size: int) -> Config:
     config["wall_clock_breakdown"] = False
     left = [path for path in _autos(config) if path not in BY_MODEL]
     if left:
-        raise UserError(f'{where}: nothing decides the value of {", ".join(left)}; replace "auto" by a number')
+        raise UserError(f'{where}: nothing decides the value of {", ".join(left)}. Replace "auto" by a number')
     return config
 
 
@@ -74,12 +74,12 @@ def _optimizer(config: Config, run: RunConfig, fill: _Filler, where: str) -> Non
         )
     optimizer = config.setdefault("optimizer", {"type": "AdamW", "params": {}})
     if optimizer.get("type") != "AdamW":
-        raise UserError(f"{where}: optimizer.type is {optimizer.get('type')!r}; allowed: 'AdamW'")
+        raise UserError(f"{where}: optimizer.type is {optimizer.get('type')!r}. Allowed: 'AdamW'")
     if not isinstance(optimizer.get("params", {}), dict):
         raise UserError(f"{where}: optimizer.params must be an object, found {optimizer['params']!r}")
     unknown = sorted(set(optimizer.get("params", {})) - set(ADAMW))
     if unknown:
-        raise UserError(f"{where}: optimizer.params has unknown {', '.join(unknown)}; known: {', '.join(ADAMW)}")
+        raise UserError(f"{where}: optimizer.params has unknown {', '.join(unknown)}. Known: {', '.join(ADAMW)}")
     if not offload:
         # torch's AdamW needs no compiler; offload needs DeepSpeed's own
         optimizer.setdefault("params", {}).setdefault("torch_adam", True)
@@ -102,7 +102,7 @@ def _check_scheduler(section: Any, run: RunConfig, where: str) -> None:
         raise UserError(f"{where}: 'scheduler' must be an object with a 'type' and an object 'params'")
     if section.get("type", "WarmupLR") not in SCHEDULERS:
         raise UserError(
-            f"{where}: scheduler.type is {section['type']!r}; allowed: {', '.join(SCHEDULERS)}. Remove the section and "
+            f"{where}: scheduler.type is {section['type']!r}. Allowed: {', '.join(SCHEDULERS)}. Remove the section and "
             "use --lr_scheduler_type"
         )
     total = run.optim.max_steps if run.optim.max_steps > 0 else None
@@ -124,7 +124,7 @@ def _check_scheduler(section: Any, run: RunConfig, where: str) -> None:
         if given not in ("auto", value):
             says = "does not say how many" if value is None else f"means {value!r}"
             raise UserError(
-                f'{where}: scheduler.params.{name} is {given!r} but {flag} {says}; set it to "auto" or make them equal'
+                f'{where}: scheduler.params.{name} is {given!r} but {flag} {says}. Set it to "auto" or make them equal'
             )
 
 
@@ -133,7 +133,7 @@ def _offload(zero: Config, where: str) -> None:
     if isinstance(zero.get("offload_param"), dict) and zero["offload_param"].get("device") == "nvme":
         raise UserError(
             f"{where}: zero_optimization.offload_param.device 'nvme' is not supported, since weights are read and cut "
-            "where they lie; use 'cpu', and nvme for offload_optimizer alone"
+            "where they lie. Use 'cpu', and nvme for offload_optimizer alone"
         )
     section = zero.get("offload_optimizer", {})
     if not isinstance(section, dict) or section.get("device") != "nvme":
@@ -141,8 +141,8 @@ def _offload(zero: Config, where: str) -> None:
     folder = str(section.get("nvme_path", ""))
     if not folder or not Path(folder).is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(
-            f"{where}: zero_optimization.offload_optimizer.nvme_path {folder!r} is no folder that can be written on "
-            f"{socket.gethostname()}; make it, or name another"
+            f"{where}: zero_optimization.offload_optimizer.nvme_path {folder!r} is not a folder that can be written on "
+            f"{socket.gethostname()}. Make it, or name another"
         )
 
 
@@ -164,7 +164,7 @@ class _Filler:
             node[key] = value
         elif flag and node[key] != value:
             raise UserError(
-                f'{self.where}: {path} is {node[key]!r} but {flag} says {value!r}; set it to "auto" or make them equal'
+                f'{self.where}: {path} is {node[key]!r} but {flag} says {value!r}. Set it to "auto" or make them equal'
             )
 
 

@@ -26,7 +26,7 @@ def read_json(path: str) -> dict[str, Any]:
         data = Path(path).read_bytes()
         value = json.loads(without_comments(data.decode(json.detect_encoding(data))), object_pairs_hook=unrepeated)
     except OSError as error:
-        raise UserError(f"DeepSpeed config {path!r}: {error.strerror}; give a file, as ds_configs/zero3.json") from None
+        raise UserError(f"DeepSpeed config {path!r}: {error.strerror}. Give a file, as ds_configs/zero3.json") from None
     except UserError as error:
         raise UserError(f"DeepSpeed config {path}: {error}") from None
     except (ValueError, RecursionError) as error:

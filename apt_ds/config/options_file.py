@@ -62,11 +62,11 @@ def read_options(path: str) -> dict[str, Value]:
     """
     content = _content(path)
     if not isinstance(content, dict):
-        raise UserError(f"--config {path!r} has no options: give lines of the form name: value")
+        raise UserError(f"--config {path!r} has no options. Give lines of the form name: value")
     for key in content:
         if key not in OPTIONS:
             hint = suggest(str(key), OPTIONS)
-            raise UserError(f"{path}: {key!r} is an unknown option{hint}; --help lists all options")
+            raise UserError(f"{path}: {key!r} is an unknown option{hint}. --help lists all options")
     return {name: _value(f"{path}: {name}", name, value) for name, value in content.items()}
 
 
@@ -98,7 +98,7 @@ def _text(path: str) -> str:
         text = "\0"
     # UTF-16 without a byte order mark has NUL bytes
     if data.startswith(OTHER_ENCODINGS) or "\0" in text:
-        raise UserError("the file is not text in UTF-8: save it as UTF-8")
+        raise UserError("the file is not text in UTF-8. Save it as UTF-8")
     return text
 
 

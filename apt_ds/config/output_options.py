@@ -17,7 +17,7 @@ QUANTIZATIONS = ("none", "fp8", "w4a16", "nf4")
 TRACKERS = ("none", "tensorboard", "wandb", "mlflow")
 AUTO_FORM, STOCK, ADAPTIVE, PADDED = EXPORT_FORMATS = ("auto", "stock", "adaptive", "padded")
 NOT_STOCK = (
-    "--export_format stock: no stock class has the sizes that the layers keep; give padded, which fills them up with "
+    "--export_format stock: no stock class has the sizes that the layers keep. Give padded, which fills them up with "
     "zeros, or adaptive"
 )
 

@@ -46,5 +46,6 @@ def check_path(flag: str, path: str, advice: str) -> None:
     """
     if too_long(path):
         raise UserError(
-            f"{flag} {shortened(path)!r} is no file or folder, since a name has at most {LONGEST_NAME} bytes: {advice}"
+            f"{flag} {shortened(path)!r} is not a file or folder, since a name has at most {LONGEST_NAME} bytes: "
+            f"{advice}"
         )

@@ -69,7 +69,7 @@ def _read_command_line(argv: Sequence[str], also: Sequence[str]) -> dict[str, Va
     if unknown:
         flag = next((word for word in unknown if word.startswith("-")), unknown[0]).split("=")[0]
         names = ["--config", *(f"--{name}" for name in OPTIONS), *also]
-        raise UserError(f"{flag} is an unknown option{suggest(flag, names)}; --help lists all options")
+        raise UserError(f"{flag} is an unknown option{suggest(flag, names)}. --help lists all options")
     return {
         name: converted(f"--{name}", OPTIONS[name], value) if name in OPTIONS else value
         for name, value in vars(known).items()

@@ -99,7 +99,7 @@ class RunConfig:
         self._check_allowed()
         for name in REQUIRED:
             if not self.flag(name):
-                raise UserError(f"--{name} is missing: give {OPTIONS[name].metadata['help']}")
+                raise UserError(f"--{name} is missing. Give {OPTIONS[name].metadata['help']}")
         for name in PATHS:
             check_path(f"--{name}", self.flag(name), "give a shorter path")
         if not os.path.isfile(self.distributed.deepspeed):

@@ -90,8 +90,8 @@ def write_rows(folder: Path, maker: Maker, processes: int) -> tuple[np.ndarray, 
             if "abruptly died" not in str(error):
                 raise
             raise UserError(
-                f"a process that tokenizes has died, which a full memory causes; "
-                f"give fewer --preprocessing_num_workers than {processes}"
+                f"a process that tokenizes has died, which a full memory causes. "
+                f"Give fewer --preprocessing_num_workers than {processes}"
             ) from error
     tables = [_mapped(file) for file in _row_files(folder)]
     trained = np.concatenate([table.column(_TRAINED).to_numpy() for table in tables]).astype(bool)

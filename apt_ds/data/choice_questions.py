@@ -76,14 +76,14 @@ def load(data_dir: str, limit: int = 0) -> list[Task]:
         UserError: The folder lacks a file, or a file has no question.
     """
     if not os.path.isdir(data_dir):
-        raise UserError(f"{FLAG} {shortened(data_dir)!r} is not a folder: give one with sst2/, plain/ and wikitext2/")
+        raise UserError(f"{FLAG} {shortened(data_dir)!r} is not a folder. Give one with sst2/, plain/ and wikitext2/")
     if missing := [path for path in (SST2, WIKIPEDIA_HALF.path, WIKITEXT) if not (Path(data_dir) / path).exists()]:
         raise UserError(f"{FLAG} {data_dir!r} lacks {missing[0]}, which the suite asks from")
     tasks = []
     for name, (read, by_length) in TASKS.items():
         questions = read(Path(data_dir))
         if not questions:
-            raise UserError(f"{FLAG} {data_dir!r} has no question for {name}: give larger files")
+            raise UserError(f"{FLAG} {data_dir!r} has no question for {name}. Give larger files")
         random.Random(SEED).shuffle(questions)
         tasks.append(Task(name, tuple(questions[: limit or None]), by_length))
     return tasks
@@ -114,7 +114,7 @@ def balanced(task: str, folder: Path, count: int) -> list[glue.Pair]:
     random.Random(SEED).shuffle(pairs)
     classes = [[pair for pair in pairs if pair.label == label] for label in range(len(glue.labels_of(task)))]
     if min(map(len, classes)) < -(-count // len(classes)):
-        raise UserError(f"{folder} has too few training examples of a class: give at least {count} of each")
+        raise UserError(f"{folder} has too few training examples of a class. Give at least {count} of each")
     return [classes[i % len(classes)][i // len(classes)] for i in range(count)]
 
 

@@ -22,7 +22,7 @@ def read_columns(path: Path) -> Iterator[tuple[str, Any]]:
         yield from located_rows(path, batch, number)
         number += batch.num_rows
     if not number:
-        raise UserError(f"{path} is empty; it needs at least one record")
+        raise UserError(f"{path} is empty. Give a file with at least one record")
 
 
 def record_batches(path: Path, row_groups: Sequence[int] | None = None) -> Iterator[Any]:
@@ -80,7 +80,7 @@ def schema_names(path: Path) -> tuple[str, ...]:
 def _check_names(path: Path, names: Sequence[str]) -> None:
     for i, name in enumerate(names):
         if name in names[:i]:
-            raise UserError(f"{path}: two columns have the same name ('{name}'); rename or remove one of them")
+            raise UserError(f"{path}: two columns have the same name ('{name}'). Rename or remove one of them")
 
 
 def located_rows(path: Path, batch: Any, start: int, chosen: Sequence[int] | None = None) -> Iterator[tuple[str, Any]]:
@@ -112,10 +112,10 @@ def _bad_value(path: Path, batch: Any, start: int, rows: Sequence[int]) -> str:
             try:
                 column[i].as_py()
             except UnicodeDecodeError:
-                return f"{path}, row {row}: column '{name}' has text that is not UTF-8; save it as UTF-8"
+                return f"{path}, row {row}: column '{name}' has text that is not UTF-8. Save it as UTF-8"
             except _ERRORS as error:
                 problem = f"column '{name}' has a value that cannot be read as {column.type} ({_reason(error)})"
-                return f"{path}, row {row}: {problem}; mend the value or remove the column"
+                return f"{path}, row {row}: {problem}. Mend the value or remove the column"
     return ""
 
 
@@ -134,12 +134,12 @@ def unreadable(path: Path, error: Exception) -> str:
     """What is wrong with a Parquet or Arrow file that pyarrow cannot read."""
     reason = _reason(error)
     if isinstance(error, UnicodeDecodeError):
-        return f"{path}: the name of a column is not UTF-8 text; save the file with another name"
+        return f"{path}: the name of a column is not UTF-8 text. Save the file with another name"
     if _NO_UTF8 in reason:
-        return f"{path}: {_column_without_utf8(path)} has text that is not UTF-8; save it as UTF-8"
+        return f"{path}: {_column_without_utf8(path)} has text that is not UTF-8. Save it as UTF-8"
     if isinstance(error, NotImplementedError):
-        return f"{path}: a column has a type that cannot be read ({reason}); remove the column or save it as text"
-    return f"{path} is not a whole {path.suffix[1:].title()} file ({reason}); copy or make it again"
+        return f"{path}: a column has a type that cannot be read ({reason}). Remove the column or save it as text"
+    return f"{path} is not a whole {path.suffix[1:].title()} file ({reason}). Copy or make it again"
 
 
 def _column_without_utf8(path: Path) -> str:

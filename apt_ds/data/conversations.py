@@ -136,7 +136,7 @@ def read_examples(records: Iterable[Located], name: str) -> Iterator[Example]:
     leave_out(blank, total, EMPTY, name)
     leave_out(untrained, total, UNTRAINED, name)
     if not count:
-        raise UserError(f"{name} holds no records; it needs at least one")
+        raise UserError(f"{name} holds no records. Give a source with at least one")
     warn_unused(unused, name)
 
 
@@ -165,7 +165,7 @@ def parse_record(record: Any, where: str, unused: Unused) -> Example:
             return Example(tuple(turns.messages), "", "", tools, turns.untrained, where, unfinished)
     instruction, output = text_of(record, ("instruction",), where), text_of(record, ("output",), where)
     if not instruction.strip():
-        raise UserError(f"{where}: the instruction is empty; fill it in or remove the record")
+        raise UserError(f"{where}: the instruction is empty. Fill it in or remove the record")
     input = "" if record.get("input") is None else text_of(record, ("input",), where)
     unused.note(record, _ALPACA, where)
     facts: dict[str, Any] = {"tools": tools, "where": where, "unfinished": unfinished}
@@ -197,5 +197,5 @@ def _with_system(turns: Turns, record: dict[str, Any], where: str) -> Turns:
     if message in turns.messages:
         return turns
     if any(turn["role"] == "system" for turn in turns.messages):
-        raise UserError(f"{where}: 'system' differs from the system message of the conversation; keep one of them")
+        raise UserError(f"{where}: 'system' differs from the system message of the conversation. Keep one of them")
     return Turns([message, *turns.messages], frozenset(index + 1 for index in turns.untrained))

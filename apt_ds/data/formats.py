@@ -26,7 +26,7 @@ def read_table(path: Path, headerless: Sequence[str] = ()) -> Iterator[Located]:
     lines = _tsv(path) if path.suffix.lower() == ".tsv" else _csv(path)
     first = next(lines, None)
     if first is None:
-        raise UserError(f"{path} is empty; it needs at least one record")
+        raise UserError(f"{path} is empty. Give a file with at least one record")
     header, has_header = header_of(path, first[1], headerless)
     torn: list[str] = []
     total = 0
@@ -46,7 +46,7 @@ def header_of(path: Path, cells: Sequence[str], headerless: Sequence[str] = ()) 
     if len(header) == len(headerless) and not set(header) & set(headerless):
         return list(headerless), False
     if len(set(header)) < len(header):
-        raise UserError(f"{path}, line 1: two columns have the same name; the first line must name each column")
+        raise UserError(f"{path}, line 1: two columns have the same name. The first line must name each column")
     return header, True
 
 
@@ -84,7 +84,7 @@ def csv_reader(lines: Iterable[str]) -> Any:
 def csv_problem(error: csv.Error) -> str:
     """What a message says is wrong with a CSV file."""
     if str(error).startswith("field larger than field limit"):
-        return f"a cell has more than {LONGEST_CELL} characters; close its quote or split the cell"
+        return f"a cell has more than {LONGEST_CELL} characters. Close its quote or split the cell"
     return str(error)
 
 

@@ -117,7 +117,7 @@ def find(task: str, path: str, split: str) -> Source:
     """Where the records of a split are, see `read`."""
     assert split in ("train", "validation")
     if task not in GLUE:
-        raise UserError(f"unknown task {task!r} of GLUE; give one of {', '.join(GLUE)}")
+        raise UserError(f"unknown task {task!r} of GLUE. Give one of {', '.join(GLUE)}")
     glue = GLUE[task]
     place = HUB_NAME if path == "glue" else path
     hub = ("", "train" if split == "train" else glue.validation, task if place == HUB_NAME else "")
@@ -137,7 +137,7 @@ def read_pairs(task: str, records: Iterable[Located], name: str) -> Iterator[Pai
             blank.append(pair.where)
     leave_out(blank, count, "there is no text", name)
     if len(blank) == count:
-        raise UserError(f"{name} holds no records; it needs at least one")
+        raise UserError(f"{name} holds no records. Give a source with at least one")
 
 
 def _pair(task: str, located: Located) -> Pair:
@@ -148,22 +148,24 @@ def _pair(task: str, located: Located) -> Pair:
 
 def _label(task: str, value: Any, where: str) -> int | float:
     labels = GLUE[task].labels
-    said = "null" if value is None else str(value).strip()
+    text = "null" if value is None else str(value).strip()
     usable = isinstance(value, str | int | float) and not isinstance(value, bool)
     if labels is None:
         try:
-            score = float(said) if usable else math.nan
+            score = float(text) if usable else math.nan
         except ValueError:
             score = math.nan
         if not 0 <= score <= HIGHEST_SCORE:
-            raise UserError(f"{where}: {said[:40]!r} is no score of {task}; give a number from 0 to {HIGHEST_SCORE:g}")
+            raise UserError(
+                f"{where}: {text[:40]!r} is not a score of {task}. Give a number from 0 to {HIGHEST_SCORE:g}"
+            )
         return score
-    if usable and said in labels:
-        return labels.index(said)
-    if usable and said in map(str, range(len(labels))):
-        return int(said)
+    if usable and text in labels:
+        return labels.index(text)
+    if usable and text in map(str, range(len(labels))):
+        return int(text)
     allowed = ", ".join(f"{name} or {number}" for number, name in enumerate(labels))
-    raise UserError(f"{where}: {said[:40]!r} is no label of {task}; give {allowed}")
+    raise UserError(f"{where}: {text[:40]!r} is not a label of {task}. Give {allowed}")
 
 
 def encode(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, max_length: int) -> TokenizedSet:

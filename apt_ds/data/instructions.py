@@ -50,7 +50,7 @@ def every_answer_cut(
     """The error of a length that leaves nothing of any answer."""
     shortest = min(len(prompt_ids(example, tokenizer, now)) for example in examples)
     reason = f"the shortest prompt alone takes {shortest} tokens"
-    return UserError(f"--max_seq_length {max_length} cuts off every answer ({reason}); raise it")
+    return UserError(f"--max_seq_length {max_length} cuts off every answer ({reason}). Raise it")
 
 
 def instruction_recipe(

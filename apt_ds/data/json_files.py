@@ -38,7 +38,7 @@ def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         return values
     keys = [key for key, _ in pairs]
     key = next(key for key in keys if keys.count(key) > 1)
-    raise RepeatedKeyError(f"the key '{mended(key)}' occurs twice in one object; remove or rename one of them")
+    raise RepeatedKeyError(f"the key '{mended(key)}' occurs twice in one object. Remove or rename one of them")
 
 
 _PLAIN, _CHECKING = json.JSONDecoder(), json.JSONDecoder(object_pairs_hook=_unrepeated)
@@ -144,13 +144,13 @@ def _whole(path: Path, done: int, mender: Mender) -> Iterator[Any]:
     """The records after the first `done`, of a file that is parsed at once."""
     text = read_text(path)
     if not text.strip():
-        raise UserError(f"{path} is empty; it needs at least one record")
+        raise UserError(f"{path} is empty. Give a file with at least one record")
     try:
         content = loads(text, (_CHECKING if len(text) <= _BLOCK else _PLAIN).decode)
     except RepeatedKeyError as error:
         raise UserError(f"{path}: {error}") from error
     except json.JSONDecodeError as error:
-        hint = "; name it .jsonl if it holds one record per line" if error.msg == "Extra data" else ""
+        hint = ". Name it .jsonl if it holds one record per line" if error.msg == "Extra data" else ""
         where = f"{path}, line {error.lineno}, column {error.colno}"
         raise UserError(f"{where}: not valid JSON ({error.msg}){hint}") from error
     records = content.get("data") if isinstance(content, dict) else content
@@ -173,7 +173,7 @@ def read_jsonl(path: Path) -> Iterator[Located]:
         where = f"{path}, line {number}"
         yield where, record_of_line(line, where, mender, count)
     if not count:
-        raise UserError(f"{path} is empty; it needs at least one record")
+        raise UserError(f"{path} is empty. Give a file with at least one record")
     mender.warn()
 
 
@@ -185,7 +185,7 @@ def record_of_line(line: str, where: str, mender: Mender, number: int) -> Any:
         raise UserError(f"{where}: {error}") from error
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and line[error.pos - 1] == "\r":
-            raise UserError(f"{where}: lines end with CR; save the file with LF line ends") from error
-        problem = f"not valid JSON ({error.msg}); put one record on one line"
+            raise UserError(f"{where}: lines end with CR. Save the file with LF line ends") from error
+        problem = f"not valid JSON ({error.msg}). Put one record on one line"
         raise UserError(f"{where}, column {error.colno}: {problem}") from error
     return mender.mend(record, where) if may_hold_surrogates(line) else record

@@ -113,7 +113,7 @@ def load(
     for subject in wanted:
         if subject not in SUBJECTS:
             close = difflib.get_close_matches(subject, SUBJECTS, n=2) or ["abstract_algebra", "and 56 others"]
-            raise UserError(f"--subjects: {subject!r} is no subject of MMLU (did you mean {' or '.join(close)}?)")
+            raise UserError(f"--subjects: {subject!r} is not a subject of MMLU (did you mean {' or '.join(close)}?)")
     found = _read_folder(Path(data_dir), wanted, flag) if data_dir else _read_hub(wanted)
     found = found.first(limit) if limit else found
     return found.sampled(sample, seed) if sample else found
@@ -122,14 +122,14 @@ def load(
 def _read_folder(folder: Path, wanted: list[str], flag: str) -> Mmlu:
     if not os.path.isdir(folder):
         raise UserError(
-            f"{flag} {shortened(str(folder))!r} is no folder; give one that holds dev/ and test/ with CSV files"
+            f"{flag} {shortened(str(folder))!r} is not a folder. Give one that holds dev/ and test/ with CSV files"
         )
     paths = {(split, s): folder / split / f"{s}_{split}.csv" for split in ("dev", "test") for s in wanted}
     if missing := [path for path in paths.values() if not path.is_file()]:
         raise UserError(
             f"{flag} {str(folder)!r} lacks {missing[0].relative_to(folder)}"
             + (f" and {len(missing) - 1} more files" if len(missing) > 1 else "")
-            + "; give the folder of MMLU's original CSV files"
+            + ". Give the folder of MMLU's original CSV files"
             + (", or --subjects for those that are there" if flag == FLAG else "")
         )
     return _by_subject(wanted, lambda split, subject: read_csv(paths[split, subject], subject))
@@ -154,17 +154,17 @@ def read_csv(path: Path, subject: str) -> list[Question]:
     except csv.Error as error:
         raise UserError(f"{path} cannot be read as CSV: {csv_problem(error)}") from None
     if not questions:
-        raise UserError(f"{path} holds no question; give lines of question, four choices and a letter")
+        raise UserError(f"{path} holds no question. Give lines of question, four choices and a letter")
     return questions
 
 
 def _question(row: list[str], subject: str, where: str, line: int) -> Question:
     if len(row) != COLUMNS:
-        raise UserError(f"{where}: {len(row)} columns; give {COLUMNS}: question, four choices, letter")
+        raise UserError(f"{where} has {len(row)} columns. Give {COLUMNS}: question, four choices, letter")
     *choices, letter = row[1:]
     letter = letter.strip()
     if len(letter) != 1 or letter not in LETTERS:
-        raise UserError(f"{where}: the last column is {letter[:40]!r}; give the letter A, B, C or D, and no header")
+        raise UserError(f"{where}: the last column is {letter[:40]!r}. Give the letter A, B, C or D, and no header")
     return Question(subject, row[0], tuple(choices), LETTERS.index(letter), line)
 
 
@@ -180,7 +180,7 @@ def _read_hub(wanted: list[str]) -> Mmlu:
         except Exception as error:  # the library raises whatever its parts do
             text = " ".join(str(error).split())[:160]
             raise UserError(
-                f"data set {HUB_NAME} cannot be loaded ({text}); give --data_dir with MMLU's original CSV files"
+                f"data set {HUB_NAME} cannot be loaded ({text}). Give --data_dir with MMLU's original CSV files"
             ) from None
         return [Question(subject, r["question"], tuple(r["choices"]), int(r["answer"])) for r in rows]
 

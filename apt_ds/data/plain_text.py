@@ -114,7 +114,7 @@ def check_end_token(tokenizer: PreTrainedTokenizerBase) -> None:
     if tokenizer.eos_token_id is None:
         name = tokenizer.name_or_path or "the model"
         raise UserError(
-            f"the tokenizer of {name} has no end token to separate texts; set eos_token in its tokenizer_config.json"
+            f"the tokenizer of {name} has no end token to separate texts. Set eos_token in its tokenizer_config.json"
         )
 
 
@@ -192,9 +192,9 @@ def write_tokens(pieces: Iterable[np.ndarray], path: Path, source: str) -> int:
                 count += len(ids)
     except OSError as error:
         raise UserError(
-            f"the tokens of {source} cannot be written to {path.parent} ({error.strerror}); "
-            "free space, or set TMPDIR or --data_cache_dir"
+            f"the tokens of {source} cannot be written to {path.parent} ({error.strerror}). "
+            "Free space, or set TMPDIR or --data_cache_dir"
         ) from error
     if count < 2:
-        raise UserError(f"{source} holds no text; it needs at least one document")
+        raise UserError(f"{source} holds no text. Give a source with at least one")
     return count

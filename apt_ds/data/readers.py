@@ -126,7 +126,7 @@ def find_files(name: str, stems: Sequence[str], endings: Sequence[str] = ENDINGS
     found = [path / f"{stem}{ending}" for stem in stems for ending in endings]
     found = [file for file in found if file.is_file()]
     if len(found) > 1:
-        raise UserError(f"{name} holds both {found[0].name} and {found[1].name}; give the path of one of them")
+        raise UserError(f"{name} holds both {found[0].name} and {found[1].name}. Give the path of one of them")
     return found or _shards(path, stems, endings)
 
 
@@ -142,7 +142,7 @@ def _shards(path: Path, stems: Sequence[str], endings: Sequence[str]) -> list[Pa
         raise UserError(f"{path} holds no {wanted} (endings: {', '.join(endings)})")
     odd = [file for file in found if file.suffix.lower() != found[0].suffix.lower()]
     if odd:
-        raise UserError(f"{path} holds both {found[0].name} and {odd[0].name}; keep the shards of one format")
+        raise UserError(f"{path} holds both {found[0].name} and {odd[0].name}. Keep the shards of one format")
     return found
 
 
@@ -174,7 +174,7 @@ def read_file(path: Path, endings: Sequence[str] = ENDINGS, headerless: Sequence
     """
     ending = path.suffix.lower()
     if ending not in endings:
-        raise UserError(f"{path}: unknown file ending '{path.suffix}'; use one of {', '.join(endings)}")
+        raise UserError(f"{path}: unknown file ending '{path.suffix}'. Use one of {', '.join(endings)}")
     return read_table(path, headerless) if ending in (".tsv", ".csv") else READERS[ending](path)
 
 
@@ -189,7 +189,7 @@ def load_hub(name: str, split: str, config: str = "", streaming: bool = False) -
     try:
         import datasets
     except ImportError as error:
-        raise UserError(f"{name} is no file, and hub datasets need `pip install datasets`") from error
+        raise UserError(f"{name} is not a file, and hub datasets need `pip install datasets`") from error
     parts = _HUB_NAME.fullmatch(name)
     assert parts is not None
     config = parts["config"] or config

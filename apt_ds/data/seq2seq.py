@@ -55,7 +55,7 @@ def read(task: str, path: str, split: str) -> list[Exchange]:
 def find(task: str, path: str, split: str) -> Source:
     """Where the records of a split are, see `read`."""
     if task not in tasks():
-        raise UserError(f"unknown task {task!r}; give one of {', '.join(tasks())}")
+        raise UserError(f"unknown task {task!r}. Give one of {', '.join(tasks())}")
     if task.startswith(T5):
         return glue.find(task.removeprefix(T5), path, split)
     name, config = HUB.get(path, (path, ""))
@@ -79,7 +79,7 @@ def read_exchanges(task: str, records: Iterable[Located], name: str) -> Iterator
             blank.append(one.where)
     leave_out(blank, count, "the source or the target is empty", name)
     if len(blank) == count:
-        raise UserError(f"{name} holds no records; it needs at least one")
+        raise UserError(f"{name} holds no records. Give a source with at least one")
 
 
 def _exchange(located: Located, prefix: str) -> Exchange:
@@ -88,7 +88,7 @@ def _exchange(located: Located, prefix: str) -> Exchange:
     columns = next((pair for pair in COLUMNS if pair[0] in given and pair[1] in given), None)
     if columns is None and given:
         wanted = ", ".join(" and ".join(pair) for pair in COLUMNS)
-        raise UserError(f"{where}: no two columns to learn from (it has: {', '.join(given)[:200]}); give {wanted}")
+        raise UserError(f"{where}: no two columns to learn from (it has: {', '.join(given)[:200]}). Give {wanted}")
     source, target = (text_of(record, (column,), where) for column in columns or COLUMNS[0])
     return Exchange(prefix + source, target, where)
 
@@ -139,7 +139,7 @@ class ExchangeEncoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_source: int, max_target: int) -> None:
         for length in (max_source, max_target):
             if length < 2:
-                raise UserError(f"a length of {length} tokens leaves no room beside the end token; raise it")
+                raise UserError(f"a length of {length} tokens leaves no room beside the end token. Raise it")
         if tokenizer.eos_token_id is None:
             name = tokenizer.name_or_path or "the model"
             raise UserError(f"the tokenizer of {name} has no eos_token to end a text with")

@@ -37,7 +37,7 @@ def is_plain_text(name: str, split: str = "train") -> bool:
     if not part.whole and part.path.suffix.lower() == TEXT_ENDING and not os.path.exists(part.path):
         raise UserError(f"no such data file or folder: {part.path}")
     if not part.whole and not (os.path.isfile(part.path) and text_files(part.path)):
-        raise UserError(f"{name}: a slice requires one {TEXT_ENDING} file; give the name of the whole source")
+        raise UserError(f"{name}: a slice requires one {TEXT_ENDING} file. Give the name of the whole source")
     if text_files(part.path):
         return True
     try:
@@ -63,7 +63,7 @@ def text_files(path: Path) -> list[Path]:
     texts = [file for file in files if file.suffix.lower() == TEXT_ENDING and os.path.isfile(file)]
     others = [file for file in files if file.suffix.lower() in READERS]
     if texts and others:
-        raise UserError(f"{path} holds both {texts[0].name} and {others[0].name}; keep the files of one format")
+        raise UserError(f"{path} holds both {texts[0].name} and {others[0].name}. Keep the files of one format")
     return texts
 
 

@@ -42,16 +42,16 @@ def parse_sources(text: str, flag: str) -> list[WeightedSource]:
     """
     sources = [_with_weight(item.strip(), f"{flag} {text!r}") for item in _items(text)]
     if any(not source.name for source in sources):
-        raise UserError(f"{flag} {text!r} has an empty name: give the name of a source before and after each comma")
+        raise UserError(f"{flag} {text!r} has an empty name. Give the name of a source before and after each comma")
     weights = [source.weight for source in sources]
     if None in weights and any(weight is not None for weight in weights):
         name = sources[weights.index(None)].name
-        raise UserError(f"{flag}: {name!r} has no weight, other sources have one: give all sources a weight, or none")
+        raise UserError(f"{flag}: {name!r} has no weight, other sources have one. Give all sources a weight, or none")
     seen: set[str] = set()
     for source in sources:
         _check_name(flag, source.name)
         if _identity(source.name) in seen:
-            raise UserError(f"{flag}: {source.name!r} is named twice: give each source once, with its whole weight")
+            raise UserError(f"{flag}: {source.name!r} is named twice. Give each source once, with its whole weight")
         seen.add(_identity(source.name))
     return sources
 
@@ -97,7 +97,7 @@ def _with_weight(item: str, where: str) -> WeightedSource:
         return WeightedSource(item)
     weight = float(number)
     if not 0 < weight < math.inf:
-        raise UserError(f"{where}: the weight of {name!r} is {number.strip()}: give a number above 0")
+        raise UserError(f"{where}: the weight of {name!r} is {number.strip()}. Give a number above 0")
     return WeightedSource(name.strip(), weight)
 
 

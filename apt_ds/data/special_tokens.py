@@ -26,8 +26,8 @@ def end_token(tokenizer: PreTrainedTokenizerBase) -> str:
     """
     if tokenizer.eos_token is None:
         raise UserError(
-            f"the tokenizer of {tokenizer.name_or_path or 'the model'} has no end-of-sequence token; "
-            "set eos_token in its tokenizer_config.json"
+            f"the tokenizer of {tokenizer.name_or_path or 'the model'} has no end-of-sequence token. "
+            "Set eos_token in its tokenizer_config.json"
         )
     return tokenizer.eos_token
 

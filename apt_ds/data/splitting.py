@@ -31,8 +31,8 @@ def held_out_numbers(total: int, n: int, seed: int, name: str = "", whole: int =
     """
     if n and total == 1:
         raise UserError(
-            f"--eval_size: {name or 'the data'} has only one example, so none can be held out; "
-            "add examples or give --eval_data_path"
+            f"--eval_size: {name or 'the data'} has only one example, so none can be held out. "
+            "Add examples or give --eval_data_path"
         )
     if not 0 <= n < total:
         raise cannot_hold_out(n, total, f"examples{name and f' of {name}'}", whole)
@@ -44,7 +44,7 @@ def held_out_numbers(total: int, n: int, seed: int, name: str = "", whole: int =
 def cannot_hold_out(n: int, total: int, what: str, whole: int = 0) -> UserError:
     """The error of a source that is too small. what: its examples. The others are as in `held_out_numbers`."""
     if whole in (0, n):
-        text = f"give at most {total - 1}, or --eval_data_path"
-        return UserError(f"--eval_size: cannot hold out {n} of {total} {what}; {text}")
-    text = f"its share of {whole}; give a smaller --eval_size, or --eval_data_path"
+        text = f"Give at most {total - 1}, or --eval_data_path"
+        return UserError(f"--eval_size: cannot hold out {n} of {total} {what}. {text}")
+    text = f"its share of {whole}. Give a smaller --eval_size, or --eval_data_path"
     return UserError(f"--eval_size: cannot hold out {n} of {total} {what}, {text}")

@@ -90,7 +90,7 @@ def read_questions(records: Iterable[Located], name: str) -> Iterator[Question]:
             places[question.id] = place
             yield question
     if not places:
-        raise UserError(f"{name} holds no questions; it needs at least one")
+        raise UserError(f"{name} holds no questions. Give a source with at least one")
 
 
 def _questions(record: Any, where: str) -> Iterator[tuple[str, Question]]:
@@ -122,7 +122,7 @@ def _question(asked: Any, paragraph: Any, article: Any, where: str) -> Question:
     context, question = text_of(paragraph, ("context",), where), text_of(asked, ("question",), where)
     for name, text in (("context", context), ("question", question)):
         if not text.strip():
-            raise UserError(f"{where}: the {name} is empty; fill it in or remove the question")
+            raise UserError(f"{where}: the {name} is empty. Fill it in or remove the question")
     return Question(identity, title, context, question, tuple(answers))
 
 
@@ -143,7 +143,7 @@ def split_by_article(
     """
     titles = sorted({question.title for question in questions})
     if len(titles) < 2:
-        raise UserError("the questions are all of one article and cannot be split by article; give --eval_data_path")
+        raise UserError("the questions are all of one article and cannot be split by article. Give --eval_data_path")
     held_out: set[str] = set()
     count = 0
     for i in np.random.default_rng(seed).permutation(len(titles))[:-1]:
@@ -167,7 +167,7 @@ def encode(
     usable = [question for question in questions if question.span() or not question.answers]
     dropped = len(questions) - len(usable)
     if not usable:
-        raise UserError(f"none of the {dropped} answers lies in its context where it says; is this SQuAD's JSON?")
+        raise UserError(f"none of the {dropped} answers lies in its context where it says. Give SQuAD's JSON")
     if dropped:
         first = next(question.id for question in questions if question.answers and not question.span())
         log.warning("left out %d questions whose answers lie outside their context, the first: %s", dropped, first)
@@ -190,15 +190,15 @@ def _cut(
     questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase, max_length: int, doc_stride: int
 ) -> Iterator[tuple[int, Row, tuple[Span | None, ...]]]:
     if not tokenizer.is_fast:
-        raise UserError("the tokenizer does not tell where its tokens stand in the text; a tokenizer.json is needed")
+        raise UserError("the tokenizer gives no character offsets. Give a folder with tokenizer.json")
     check_room(tokenizer, True, max_length)
     framing = tokenizer.num_special_tokens_to_add(pair=True)
     asked = _shortened(questions, tokenizer, min(QUESTION_TOKENS, max_length // 2))
     longest = max(len(ids) for ids in tokenizer(asked, add_special_tokens=False)["input_ids"])
     if (room := max_length - framing - longest) <= doc_stride:
         raise UserError(
-            f"windows of {max_length} tokens leave {room} for the context, which cannot overlap by {doc_stride}; "
-            "raise --max_seq_length or lower --doc_stride"
+            f"windows of {max_length} tokens leave {room} for the context, which cannot overlap by {doc_stride}. "
+            "Raise --max_seq_length or lower --doc_stride"
         )
     for start in range(0, len(questions), _CHUNK):
         part = questions[start : start + _CHUNK]

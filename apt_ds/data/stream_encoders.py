@@ -97,7 +97,7 @@ class ConversationEncoder(Encoder):
         """Check what was left out, and whether anything is left."""
         self._check()
         if self.counts["read"] == self.counts["empty"] + self.counts["untrained"] + self.counts["cut"]:
-            raise UserError(f"{self.name}: --max_seq_length cuts off every answer; raise it")
+            raise UserError(f"{self.name}: --max_seq_length cuts off every answer. Raise it")
 
     def state(self) -> State:
         """Counts, and the first place of what was left out."""
@@ -128,7 +128,7 @@ class ConversationEncoder(Encoder):
             if count > TOLERANCE * total:
                 leave_out([self.first[why]] * count, total, problem, self.name)
             if count and why not in self._told:
-                log.warning("%s: left out %d records so far; %s: %s", self.name, count, self.first[why], problem)
+                log.warning("%s: left out %d records so far. %s: %s", self.name, count, self.first[why], problem)
                 self._told.add(why)
 
 
@@ -188,7 +188,7 @@ class TextEncoder(Encoder):
         """Check that there was a block."""
         if not self.blocks:
             raise UserError(
-                f"{self.name}: the part of a process has fewer than {self.text_tokens} tokens, those of a block; give "
+                f"{self.name}: the part of a process has fewer than {self.text_tokens} tokens, those of a block. Give "
                 "more text, or a smaller --max_seq_length"
             )
 

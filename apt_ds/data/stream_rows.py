@@ -54,7 +54,7 @@ class EncodedPart:
         if self._last:
             if not records and not self._before["part"]["count"]:
                 raise UserError(
-                    f"{self.part.name} has no record left for process {self.part.rank}, after those held out; give "
+                    f"{self.part.name} has no record left for process {self.part.rank}, after those held out. Give "
                     "more records, or a smaller --eval_size"
                 )
             self.encoder.end_pass()

@@ -94,7 +94,7 @@ class LineShard(Shard):
         try:
             return content.decode().removesuffix("\n")
         except UnicodeDecodeError as error:
-            raise UserError(f"{where}: not UTF-8 text (byte {error.start} of it); save it as UTF-8") from error
+            raise UserError(f"{where}: not UTF-8 text (byte {error.start} of it). Save it as UTF-8") from error
 
 
 class ColumnShard(Shard):
@@ -176,7 +176,7 @@ class TextShard(Shard):
         except UnicodeDecodeError as error:
             mark = len(_MARK) if offset == 0 and piece.startswith(_MARK) else 0
             place = offset + mark + error.start
-            raise UserError(f"{self.label} is not UTF-8 text (byte {place}); save it as UTF-8") from error
+            raise UserError(f"{self.label} is not UTF-8 text (byte {place}). Save it as UTF-8") from error
         return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

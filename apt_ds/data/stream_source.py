@@ -56,7 +56,7 @@ def stream_source(name: str, retries: Retries | None = None) -> StreamSource:
     make, identity = _found(name)
     first = StreamPart(name, make(), retries=retries).read(1)
     if not first:
-        raise UserError(f"{name} holds no records; it needs at least one")
+        raise UserError(f"{name} holds no records. Give a source with at least one")
     where, record = first[0]
     return StreamSource(name, make, has_plain_text(columns_of_record(record, where)), identity)
 
@@ -64,7 +64,7 @@ def stream_source(name: str, retries: Retries | None = None) -> StreamSource:
 def _found(name: str) -> tuple[Callable[[], list[Shard]], str]:
     """How to make the shards of a source, and its identity."""
     if not text_part(name).whole:
-        raise UserError(f"{name}: --streaming does not support a slice, as it reads a file once; give the whole file")
+        raise UserError(f"{name}: --streaming does not support a slice, as it reads a file once. Give the whole file")
     if is_address(name):
         return (lambda: [AddressShard(name)]), AddressShard(name).facts()
     files = tuple(text_files(Path(name)))

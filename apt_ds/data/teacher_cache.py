@@ -186,7 +186,7 @@ def usable(folder: Path, facts: Facts) -> bool:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     if not (folder / META).is_file() or not (folder / ROWS).is_file():
-        raise UserError(f"--teacher_cache {str(folder)!r} is not a cache of probabilities: give a folder that is empty")
+        raise UserError(f"--teacher_cache {str(folder)!r} is not a cache of probabilities. Give a folder that is empty")
     meta = read_meta(folder)
     then = meta.get("facts", {}) if meta.get("format") == FORMAT else {}
     for name, label in LABELS.items():
@@ -201,7 +201,7 @@ def usable(folder: Path, facts: Facts) -> bool:
 def refuse_other(folder: Path) -> None:
     """Raise UserError where something else is in the folder's place, which `CacheWriter.finish` could not replace."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(f"--teacher_cache {str(folder)!r} is not a cache of probabilities: give a folder that is empty")
+        raise UserError(f"--teacher_cache {str(folder)!r} is not a cache of probabilities. Give a folder that is empty")
 
 
 def remove(folder: Path) -> None:

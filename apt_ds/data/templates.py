@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # a template is code of the model's author: these are its mistakes, or its refusals
 FAILURES = (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError)
 CLOCK = "strftime_now"  # the function by which a template reads the time
-ADVICE = "give a model whose chat template does, or remove them"
+ADVICE = "Give a model whose chat template does, or remove them"
 
 
 def render(
@@ -51,7 +51,7 @@ def render(
             # text, since it is not tokenized
             return str(tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=ask))
     except jinja2.TemplateSyntaxError as error:
-        problem = f"is not valid Jinja (line {error.lineno}: {_line(error)}); correct it"
+        problem = f"is not valid Jinja (line {error.lineno}: {_line(error)}). Correct it"
         raise UserError(f"the chat template of {_name(tokenizer)} {problem}") from error
     except FAILURES as error:
         roles = ", ".join(message["role"] for message in messages)
@@ -129,7 +129,7 @@ def fitted(example: Example, tokenizer: PreTrainedTokenizerBase, now: datetime |
     if not missing and refusal is not None:
         raise refusal
     fields = ", ".join(missing[:4]) or "'tool_calls' as JSON"
-    raise UserError(f"{_place(example)}the chat template of {_name(tokenizer)} does not write {fields}; {ADVICE}")
+    raise UserError(f"{_place(example)}the chat template of {_name(tokenizer)} does not write {fields}. {ADVICE}")
 
 
 def check_system(example: Example, whole: str, tokenizer: PreTrainedTokenizerBase, now: datetime | None = None) -> None:
@@ -141,7 +141,7 @@ def check_system(example: Example, whole: str, tokenizer: PreTrainedTokenizerBas
     text = render(marked, tokenizer, now)
     if any(field.endswith("'system'") and mark not in text for mark, field in marks.items()):
         name = _name(tokenizer)
-        raise UserError(f"{_place(example)}the chat template of {name} does not write the system message; {ADVICE}")
+        raise UserError(f"{_place(example)}the chat template of {name} does not write the system message. {ADVICE}")
 
 
 def refuse_calls(example: Example) -> None:
@@ -150,14 +150,14 @@ def refuse_calls(example: Example) -> None:
     fields += ["'tool_calls'"] if _calls(example) else []
     if fields:
         problem = f"the tokenizer has no chat template, so {' and '.join(fields)} cannot be written"
-        raise UserError(f"{_place(example)}{problem}; {ADVICE}")
+        raise UserError(f"{_place(example)}{problem}. {ADVICE}")
 
 
 def refuse_apart(example: Example) -> None:
     """Raise UserError where the last answer calls tools, and the template does not write it after its own prompt."""
     if "tool_calls" in example.messages[-1]:
         problem = "the chat template does not write the last call after its generation prompt"
-        raise UserError(f"{_place(example)}{problem}; {ADVICE}")
+        raise UserError(f"{_place(example)}{problem}. {ADVICE}")
 
 
 def ends_turn(message: Message, text: str, tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -92,7 +92,7 @@ def cr_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _not_utf8(path: Path, byte: int) -> str:
-    return f"{path} is not UTF-8 text (byte {byte}); save it as UTF-8"
+    return f"{path} is not UTF-8 text (byte {byte}). Save it as UTF-8"
 
 
 def read_plain(path: Path, flag: str) -> str:
@@ -174,4 +174,4 @@ def read_pieces(path: Path, flag: str, size: int = 1 << 20) -> Iterator[str]:
 
 
 def _not_fetched(path: Path) -> str:
-    return f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository"
+    return f"{path} is a Git LFS pointer, not the file itself. Run `git lfs pull` in its repository"

@@ -16,26 +16,26 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
         UserError: it does not; says what is wrong.
     """
     name = tokenizer.name_or_path or "the model"
-    advice = "give the tokenizer that belongs to the model"
+    advice = "Give the tokenizer that belongs to the model"
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if largest >= config.vocab_size:
         raise UserError(
-            f"the tokenizer of {name} has ids up to {largest}, the model embeds only {config.vocab_size}; {advice}"
+            f"the tokenizer of {name} has ids up to {largest}, the model embeds only {config.vocab_size}. {advice}"
         )
     check_ids(config)
     for token in needed:
         if getattr(tokenizer, token) is None:
-            raise UserError(f"the tokenizer of {name} has no {token}, which {config.model_type} needs; {advice}")
+            raise UserError(f"the tokenizer of {name} has no {token}, which {config.model_type} needs. {advice}")
     # positions may be counted, and a decoder started, by the padding token of the configuration
     if needed and config.pad_token_id not in (None, tokenizer.pad_token_id):
         pads = f"pads with id {tokenizer.pad_token_id}, the model with {config.pad_token_id}"
-        raise UserError(f"the tokenizer of {name} {pads}; {advice}")
+        raise UserError(f"the tokenizer of {name} {pads}. {advice}")
     if "cls_token" in needed:
         framed = tokenizer("")["input_ids"]
         if framed[:1] != [tokenizer.cls_token_id] or framed[-1] != tokenizer.sep_token_id:
             raise UserError(
                 f"the tokenizer of {name} does not put text between {tokenizer.cls_token} and "
-                f"{tokenizer.sep_token}, which {config.model_type} needs; {advice}"
+                f"{tokenizer.sep_token}, which {config.model_type} needs. {advice}"
             )
 
 
@@ -55,7 +55,7 @@ def check_room(tokenizer: PreTrainedTokenizerBase, pair: bool, max_length: int) 
     """UserError where `max_length` tokens hold nothing but what the tokenizer frames one text or a pair with."""
     framing = tokenizer.num_special_tokens_to_add(pair=pair)
     if max_length < framing + 1 + pair:
-        raise UserError(f"a length of {max_length} tokens leaves no room beside {framing} special ones; raise it")
+        raise UserError(f"a length of {max_length} tokens leaves no room beside {framing} special ones. Raise it")
 
 
 def check_lengths(config: PretrainedConfig, longest: int, block: int) -> None:

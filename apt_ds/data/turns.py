@@ -71,7 +71,7 @@ def refuse_unsupported(given: dict[str, Any], names: tuple[str, ...], where: str
     """Raise UserError for the first of `names` that has a value."""
     for name in names:
         if not is_empty(given.get(name)):
-            raise UserError(f"{where}: '{name}' is not supported: only text is trained; remove it or the record")
+            raise UserError(f"{where}: '{name}' is not supported: only text is trained. Remove it or the record")
 
 
 def read_turns(turns: Any, form: Form, where: str, unused: Unused) -> Turns:
@@ -99,7 +99,7 @@ def read_turns(turns: Any, form: Form, where: str, unused: Unused) -> Turns:
 def _read_turn(turn: dict[str, Any], form: Form, place: str, unused: Unused) -> Message:
     given_role = text_of(turn, (form.role,), place)
     if given_role not in ROLES:
-        raise UserError(f"{place}: unknown {form.role} '{given_role}'; use one of {', '.join(ROLES)}")
+        raise UserError(f"{place}: unknown {form.role} '{given_role}'. Use one of {', '.join(ROLES)}")
     role = ROLES[given_role]
     refuse_unsupported(turn, _UNSUPPORTED, place)
     if given_role == CALL:
@@ -109,7 +109,7 @@ def _read_turn(turn: dict[str, Any], form: Form, place: str, unused: Unused) -> 
         calls = _read_calls(turn, place)
         if calls and role != "assistant":
             raise UserError(
-                f"{place}: '{_call_column(turn)}' on a message of the {role}; only an assistant calls tools"
+                f"{place}: '{_call_column(turn)}' on a message of the {role}. Only an assistant calls tools"
             )
         blank = bool(calls) and turn.get(form.text) is None
         message = {"role": role, "content": "" if blank else _read_text(turn, form.text, place)}
@@ -137,8 +137,8 @@ def _read_text(turn: dict[str, Any], column: str, place: str) -> str:
         elif what == "text" and isinstance(part.get("text"), str):
             texts.append(part["text"])
         else:
-            problem = f"part {number} is {str(what)[:40]!r}; only parts of type 'text' are supported"
-            raise UserError(f"{place}, '{column}': {problem}; remove the part or the record")
+            problem = f"part {number} is {str(what)[:40]!r}. Only parts of type 'text' are supported"
+            raise UserError(f"{place}, '{column}': {problem}. Remove the part or the record")
     return "".join(texts)
 
 
@@ -150,12 +150,12 @@ def _is_trained(turn: dict[str, Any], role: str, place: str) -> bool:
         if value is None:
             continue
         if not isinstance(value, int | float) or value not in (0, 1):
-            raise UserError(f"{place}: '{name}' is {str(value)[:40]!r}; give 0 (not trained) or 1 (trained)")
+            raise UserError(f"{place}: '{name}' is {str(value)[:40]!r}. Give 0 (not trained) or 1 (trained)")
         if value and role != "assistant":
-            raise UserError(f"{place}: '{name}' is {value} on a message of the {role}; only answers are trained")
+            raise UserError(f"{place}: '{name}' is {value} on a message of the {role}. Only answers are trained")
         said[bool(value)] = name
     if len(said) > 1:
-        raise UserError(f"{place}: '{said[False]}' and '{said[True]}' contradict each other; keep one of them")
+        raise UserError(f"{place}: '{said[False]}' and '{said[True]}' contradict each other. Keep one of them")
     return False not in said
 
 
@@ -184,7 +184,7 @@ def _calls_of_text(text: str, place: str) -> list[dict[str, Any]]:
     calls = found if isinstance(found, list) else [found]
     if not calls or not all(isinstance(call, dict) for call in calls):
         raise UserError(
-            f'{place}: not JSON of the form {{"name": ..., "arguments": {{...}}}}; mend or remove the record'
+            f'{place}: not JSON of the form {{"name": ..., "arguments": {{...}}}}. Mend or remove the record'
         )
     return [_read_call(call, f"{place}, call {number}") for number, call in enumerate(calls, start=1)]
 
@@ -192,13 +192,13 @@ def _calls_of_text(text: str, place: str) -> list[dict[str, Any]]:
 def _read_call(call: Any, place: str) -> dict[str, Any]:
     inner = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(inner, dict) or not isinstance(inner.get("name"), str) or not inner["name"]:
-        raise UserError(f"{place}: unknown form of a call; give an object with 'name' and 'arguments'")
+        raise UserError(f"{place}: unknown form of a call. Give an object with 'name' and 'arguments'")
     arguments = inner.get("arguments")
     if isinstance(arguments, str) and arguments.strip():
         try:
             arguments = _loads(arguments)
         except (ValueError, RecursionError):
-            raise UserError(f"{place}: 'arguments' is text, but not JSON; mend or remove the record") from None
+            raise UserError(f"{place}: 'arguments' is text, but not JSON. Mend or remove the record") from None
     arguments = {} if is_empty(arguments) or isinstance(arguments, str) else arguments
     if not isinstance(arguments, dict):
         raise UserError(f"{place}: 'arguments' must be an object, or JSON of one, not {kind(arguments)}")
@@ -212,7 +212,7 @@ def read_tools(record: dict[str, Any], where: str) -> tuple[dict[str, Any], ...]
     if not given:
         return ()
     if len(given) > 1:
-        raise UserError(f"{where}: both 'tools' and 'functions' are given; keep one of them")
+        raise UserError(f"{where}: both 'tools' and 'functions' are given. Keep one of them")
     value, place = record[given[0]], f"{where}: '{given[0]}'"
     if isinstance(value, str):
         if not value.strip():
@@ -220,7 +220,7 @@ def read_tools(record: dict[str, Any], where: str) -> tuple[dict[str, Any], ...]
         try:
             value = _loads(value)
         except (ValueError, RecursionError):
-            raise UserError(f"{place} is text, but not JSON of a list; mend or remove it") from None
+            raise UserError(f"{place} is text, but not JSON of a list. Mend or remove it") from None
     if not isinstance(value, list):
         raise UserError(f"{place} must be a list, not {kind(value)}")
     return tuple(_read_tool(tool, f"{place}, number {number}") for number, tool in enumerate(value, start=1))
@@ -230,7 +230,7 @@ def _read_tool(tool: Any, place: str) -> dict[str, Any]:
     inner = tool.get("function", tool) if isinstance(tool, dict) else None
     known = isinstance(inner, dict) and isinstance(inner.get("name"), str) and inner["name"]
     if not known or tool.get("type", "function") != "function":
-        raise UserError(f"{place}, has an unknown form; give objects with 'name', 'description' and 'parameters'")
+        raise UserError(f"{place}, has an unknown form. Give objects with 'name', 'description' and 'parameters'")
     return tool if inner is not tool else {"type": "function", "function": tool}
 
 

@@ -20,8 +20,8 @@ def leave_out(places: Collection[str], total: int, problem: str, name: str) -> N
     first = next(iter(places))
     if len(places) > TOLERANCE * total:
         others = f" (as in {len(places) - 1} more records)" if len(places) > 1 else ""
-        raise UserError(f"{first}: {problem}{others}; mend or remove the record")
-    log.warning("%s: left out %d records; %s: %s", name, len(places), first, problem)
+        raise UserError(f"{first}: {problem}{others}. Mend or remove the record")
+    log.warning("%s: left out %d records. %s: %s", name, len(places), first, problem)
 
 
 def value_of(record: Any, columns: Sequence[str], where: str) -> Any:
@@ -32,7 +32,7 @@ def value_of(record: Any, columns: Sequence[str], where: str) -> Any:
         if column in record:
             return record[column]
     present = ", ".join(map(str, record))[:200] or "nothing"
-    raise UserError(f"{where}: no column '{' or '.join(columns)}' (it has: {present}); rename or add it")
+    raise UserError(f"{where}: no column '{' or '.join(columns)}' (it has: {present}). Rename or add it")
 
 
 def text_of(record: Any, columns: Sequence[str], where: str) -> str:

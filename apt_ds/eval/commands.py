@@ -154,7 +154,7 @@ def run_rewrite(args: argparse.Namespace) -> dict[str, Any]:
     examples = load_examples(args.data_path)[: args.limit or None]
     loaded = loading.load(args.model, args.bf16, args.deepspeed, trust=args.trust_remote_code)
     if loading.task_type_of(loaded.model.config) != LANGUAGE_MODEL:
-        raise UserError(f"--model {args.model!r} is no language model: only language models write answers")
+        raise UserError(f"--model {args.model!r} is not a language model: only language models write answers")
     context = getattr(loaded.model.config, "max_position_embeddings", None) or args.max_seq_length
     if args.max_seq_length > context:
         raise UserError(

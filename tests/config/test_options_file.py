@@ -137,8 +137,8 @@ def test_a_byte_order_mark_is_no_part_of_the_content(tmp_path: Path) -> None:
         assert read_options(written(tmp_path, content.encode("utf-8-sig"), name)) == {"rank": 4}
         for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32"):
             path = written(tmp_path, content.encode(encoding), name)
-            assert refused(path) == f"{name}: the file is not text in UTF-8: save it as UTF-8"
-    assert "save it as UTF-8" in refused(written(tmp_path, b"run_name: \xe4"))
+            assert refused(path) == f"{name}: the file is not text in UTF-8. Save it as UTF-8"
+    assert "Save it as UTF-8" in refused(written(tmp_path, b"run_name: \xe4"))
     assert "has no options" in refused(written(tmp_path, b"\xef\xbb\xbf"))
 
 

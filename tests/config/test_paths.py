@@ -20,7 +20,7 @@ def test_a_long_value_is_shortened_in_the_middle() -> None:
 
 @pytest.mark.parametrize("path", [LONG, f"folder/{LONG}/file.json", 128 * "ü", 900 * "name/"])
 def test_a_path_that_no_file_can_have_is_refused(path: str) -> None:
-    with pytest.raises(UserError, match=r"^--output '.*' is no file or folder, .*: give a shorter name$") as caught:
+    with pytest.raises(UserError, match=r"^--output '.*' is not a file or folder, .*: give a shorter name$") as caught:
         check_path("--output", path, "give a shorter name")
     assert path not in str(caught.value) or len(path) < 200
 
@@ -33,6 +33,6 @@ def test_other_paths_are_taken(path: str) -> None:
 @pytest.mark.parametrize("name", PATHS)
 def test_every_path_of_a_run_is_checked(name: str) -> None:
     words = {"deepspeed": "ds_configs/zero2.json", "model_name_or_path": "m", "data_path": "d"} | {name: LONG}
-    with pytest.raises(UserError, match=f"^--{name} 'xx.* is no file or folder"):
+    with pytest.raises(UserError, match=f"^--{name} 'xx.* is not a file or folder"):
         resolve([word for flag, value in words.items() for word in (f"--{flag}", value)])
     assert type(OPTIONS[name].default) is str

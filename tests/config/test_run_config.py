@@ -71,7 +71,7 @@ def test_stated_flags_win_over_recipe_and_preset() -> None:
     ("flags", "text"),
     [
         ({"method": "lora", "pruning": "gradual"}, "--pruning gradual contradicts --method lora"),
-        ({"export_format": "stock", "structure": "adaptive"}, "give --export_format padded, which fills the smaller"),
+        ({"export_format": "stock", "structure": "adaptive"}, "Give --export_format padded, which fills the smaller"),
         ({"method": "lorra"}, "--method 'lorra' is not allowed"),
         ({"preset": "quickstrat"}, "did you mean quickstart"),
         ({"sparsity": 1.5}, "--sparsity 1.5 is not allowed"),
@@ -85,7 +85,7 @@ def test_stated_flags_win_over_recipe_and_preset() -> None:
         ({"distill": "logits", "streaming": True, "max_steps": 3}, "does not support --streaming true"),
         ({"distill": "logits", "teacher_source": "live", "teacher_cache": "a"}, "--teacher_cache requires"),
         ({"teacher_cache": "a"}, "--teacher_cache requires --distill logits (got none)"),
-        ({"score": "flap", "pruning": "gradual"}, "--pruning gradual does not support --score flap: give --score sal"),
+        ({"score": "flap", "pruning": "gradual"}, "--pruning gradual does not support --score flap. Give --score sal"),
         ({"score": "wanda_sp", "prune_blocks": "hidden"}, "--prune_blocks hidden does not support --score wanda_sp"),
         ({"score": "l0", "pruning": "posttuning"}, "--score l0 requires --pruning gradual (got posttuning)"),
         (

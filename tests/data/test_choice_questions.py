@@ -73,7 +73,7 @@ def test_chance_is_a_draw_or_the_most_frequent_answer() -> None:
 
 
 def test_missing_data_is_named(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--data_dir 'nowhere' is not a folder: give one with sst2/"):
+    with pytest.raises(UserError, match=r"--data_dir 'nowhere' is not a folder\. Give one with sst2/"):
         load("nowhere")
     write_folder(tmp_path / "few")
     (tmp_path / "few" / "plain" / "wikipedia.txt").write_text("short\n", encoding="utf8")
@@ -82,5 +82,5 @@ def test_missing_data_is_named(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "few" / "plain" / "wikipedia.txt").unlink()
     with pytest.raises(UserError, match=r"^--data_dir '.*few' lacks plain/wikipedia\.txt, which the suite asks from"):
         load(str(tmp_path / "few"))
-    with pytest.raises(UserError, match="too few training examples of a class: give at least 14 of each"):
+    with pytest.raises(UserError, match=r"too few training examples of a class\. Give at least 14 of each"):
         choice_questions.balanced("sst2", tmp_path / "few" / "sst2", 14)

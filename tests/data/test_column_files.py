@@ -51,7 +51,7 @@ def test_a_value_out_of_range_is_named(kind: str, name: str, streamed: bool, tmp
     path = write_table(tmp_path / name, pa.table({"instruction": ["a"] * 3, "output": ["b"] * 3, "when": VALUES[kind]}))
     message = refusal(path, streamed)
     assert message.startswith(f"{path}, row 3: column 'when' has a value that cannot be read as ")
-    assert message.endswith("; mend the value or remove the column")
+    assert message.endswith(". Mend the value or remove the column")
 
 
 def test_rows_of_other_batches_count(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_an_unknown_time_zone_is_named(tmp_path: Path) -> None:
 def test_text_that_is_not_utf8_is_named(inside: bool, name: str, streamed: bool, tmp_path: Path) -> None:
     column = pa.ListArray.from_arrays([0, 1, 2, 3], not_utf8()) if inside else not_utf8()
     path = write_table(tmp_path / name, pa.table({"instruction": ["a"] * 3, "output": column}))
-    expected = f"{path}, row 3: column 'output' has text that is not UTF-8; save it as UTF-8"
+    expected = f"{path}, row 3: column 'output' has text that is not UTF-8. Save it as UTF-8"
     assert refusal(path, streamed) == expected
 
 
@@ -85,7 +85,7 @@ def test_text_that_is_not_utf8_is_named(inside: bool, name: str, streamed: bool,
 def test_a_dictionary_of_text_that_is_not_utf8_is_named(streamed: bool, tmp_path: Path) -> None:
     column = pa.DictionaryArray.from_arrays(pa.array([0, 1, 2]), not_utf8())
     path = write_table(tmp_path / "a.parquet", pa.table({"instruction": ["a"] * 3, "output": column}))
-    assert refusal(path, streamed) == f"{path}: column 'output' has text that is not UTF-8; save it as UTF-8"
+    assert refusal(path, streamed) == f"{path}: column 'output' has text that is not UTF-8. Save it as UTF-8"
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -93,7 +93,7 @@ def test_a_dictionary_of_text_that_is_not_utf8_is_named(streamed: bool, tmp_path
 def test_two_columns_of_one_name_are_refused(name: str, streamed: bool, tmp_path: Path) -> None:
     columns = [pa.array([text]) for text in ("a", "b", "c")]
     path = write_table(tmp_path / name, pa.Table.from_arrays(columns, ["instruction", "output", "output"]))
-    expected = f"{path}: two columns have the same name ('output'); rename or remove one of them"
+    expected = f"{path}: two columns have the same name ('output'). Rename or remove one of them"
     assert refusal(path, streamed) == expected
 
 

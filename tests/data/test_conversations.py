@@ -66,7 +66,7 @@ def test_line_separators_inside_a_string_do_not_end_the_line(tmp_path: Path) -> 
 BROKEN = [
     (("a.jsonl", RECORD, "", '{"instruction": '), r"a\.jsonl, line 3, column \d+: not valid JSON"),
     (("a.json", '[{"instruction": "x",', "oops]"), r"a\.json, line 2, column 1: not valid JSON"),
-    (("a.json", RECORD, RECORD), r"line 2, column 1: .*name it \.jsonl"),
+    (("a.json", RECORD, RECORD), r"line 2, column 1: .*Name it \.jsonl"),
     (
         ("a.jsonl", RECORD, {"instruction": "x", "answer": "y"}),
         r"line 2: no column 'output' .*instruction, answer",

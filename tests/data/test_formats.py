@@ -52,11 +52,11 @@ def test_a_list_is_decoded_block_by_block(
 BROKEN = {
     '[{"a": 1},\n{"a": }]': r"line 2, column 7: not valid JSON",
     '[{"a": 1}\n{"a": 2}]': r"line 2, column 1: not valid JSON",
-    '[{"a": 1}]\n[2]': r"line 2, column 1: not valid JSON \(Extra data\); name it .jsonl",
+    '[{"a": 1}]\n[2]': r"line 2, column 1: not valid JSON \(Extra data\)\. Name it .jsonl",
     '[{"a": 1},': "not valid JSON",
     '[{"a": 1},]': "line 1, column 1.: not valid JSON",
     '[{"a": "': "not valid JSON",
-    '{"a": 1}\n{"a": 2}': "name it .jsonl",
+    '{"a": 1}\n{"a": 2}': "Name it .jsonl",
     "": "is empty",
 }
 
@@ -142,7 +142,7 @@ def test_a_key_that_is_there_twice_is_named(case: str, name: str, tmp_path: Path
         StreamPart("s", [shard_of_file(path)]).read(9) if name == "stream.jsonl" else list(readers.read_file(path))
     place = {"a.json": ", record 2", "data.json": ""}.get(name, ", line 2")
     assert (
-        str(mistake.value) == f"{path}{place}: the key '{key}' occurs twice in one object; remove or rename one of them"
+        str(mistake.value) == f"{path}{place}: the key '{key}' occurs twice in one object. Remove or rename one of them"
     )
 
 

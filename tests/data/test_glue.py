@@ -93,47 +93,52 @@ def test_a_folder_has_a_file_for_each_split(task: str, stem: str, tmp_path: Path
 
 HEAD = "sentence\tlabel\n"
 WRONG = [
-    ("sst2", "a.tsv", f"{HEAD}the cat\t1\na dog\t2\n", r"a\.tsv, line 3: '2' is no label of sst2; give negative or 0"),
+    (
+        "sst2",
+        "a.tsv",
+        f"{HEAD}the cat\t1\na dog\t2\n",
+        r"a\.tsv, line 3: '2' is not a label of sst2\. Give negative or 0",
+    ),
     (
         "sst2",
         "a.tsv",
         f"{HEAD}the cat\tgood\n",
-        "line 2: 'good' is no label of sst2; give negative or 0, positive or 1",
+        "line 2: 'good' is not a label of sst2. Give negative or 0, positive or 1",
     ),
-    ("sst2", "a.tsv", f"{HEAD}the cat\t-1\n", "line 2: '-1' is no label"),
-    ("sst2", "a.tsv", f"{HEAD}the cat\t\n", "line 2: '' is no label"),
-    ("sst2", "a.jsonl", '{"sentence": "the cat", "label": true}', "line 1: 'True' is no label"),
-    ("sst2", "a.json", [{"sentence": "the cat", "label": None}], "record 1: 'null' is no label"),
+    ("sst2", "a.tsv", f"{HEAD}the cat\t-1\n", "line 2: '-1' is not a label"),
+    ("sst2", "a.tsv", f"{HEAD}the cat\t\n", "line 2: '' is not a label"),
+    ("sst2", "a.jsonl", '{"sentence": "the cat", "label": true}', "line 1: 'True' is not a label"),
+    ("sst2", "a.json", [{"sentence": "the cat", "label": None}], "record 1: 'null' is not a label"),
     ("sst2", "a.json", [{"sentence": 3, "label": 1}], "record 1: 'sentence' must be text, not int"),
     ("sst2", "a.json", ["the cat"], "record 1: a record must be an object, not str"),
     ("sst2", "a.json", "[" * 100_000, r"a\.json, line 1, column 1: not valid JSON"),
-    ("sst2", "a.json", [{"sentence": "  ", "label": 1}], "record 1: there is no text; mend or remove the record"),
+    ("sst2", "a.json", [{"sentence": "  ", "label": 1}], "record 1: there is no text. Mend or remove the record"),
     (
         "mnli",
         "a.tsv",
         "sentence1\tsentence2\tlabel\na\tb\tmaybe\n",
-        "give entailment or 0, neutral or 1, contradiction or 2",
+        "Give entailment or 0, neutral or 1, contradiction or 2",
     ),
     (
         "stsb",
         "a.tsv",
         "sentence1\tsentence2\tscore\na\tb\t5.1\n",
-        "line 2: '5.1' is no score of stsb; give a number from 0 to 5",
+        "line 2: '5.1' is not a score of stsb. Give a number from 0 to 5",
     ),
-    ("stsb", "a.tsv", "sentence1\tsentence2\tscore\na\tb\tnan\n", "line 2: 'nan' is no score"),
-    ("stsb", "a.tsv", "sentence1\tsentence2\tscore\na\tb\tgood\n", "line 2: 'good' is no score"),
+    ("stsb", "a.tsv", "sentence1\tsentence2\tscore\na\tb\tnan\n", "line 2: 'nan' is not a score"),
+    ("stsb", "a.tsv", "sentence1\tsentence2\tscore\na\tb\tgood\n", "line 2: 'good' is not a score"),
     ("rte", "a.tsv", f"{HEAD}the cat\t1\n", r"line 2: no column 'sentence1' \(it has: sentence, label\)"),
     ("mrpc", "a.tsv", f"{HEAD}the cat\t1\n", "line 2: no column 'sentence1 or #1 String'"),
     ("sst2", "a.tsv", "sentence\tscore\nthe cat\t1\n", "line 2: no column 'label'"),
-    ("sst2", "a.tsv", f"{HEAD}the cat\n", "line 2: not the 2 columns of the first line; mend or remove"),
+    ("sst2", "a.tsv", f"{HEAD}the cat\n", "line 2: not the 2 columns of the first line. Mend or remove"),
     ("sst2", "a.tsv", f"{HEAD}the\tcat\t1\na\tb\t0", r"line 2: not the 2 columns .* \(as in 1 more records\)"),
     ("sst2", "a.tsv", "label\tlabel\nthe cat\t1\n", "line 1: two columns have the same name"),
     ("sst2", "a.tsv", HEAD, r"a\.tsv holds no records"),
     ("sst2", "a.tsv", " \n", r"a\.tsv is empty"),
     ("sst2", "a.csv", 'sentence,label\n"the cat,1\n', r"a\.csv, line 2: not valid CSV"),
-    ("sst2", "a.xlsx", "?", r"unknown file ending '\.xlsx'; use one of \.json, \.jsonl, \.tsv, \.csv"),
-    ("cola", "a.tsv", "gj04\t2\t\tthe cat\n", "line 1: '2' is no label of cola"),
-    ("sst3", "a.tsv", HEAD, "unknown task 'sst3' of GLUE; give one of sst2, mnli"),
+    ("sst2", "a.xlsx", "?", r"unknown file ending '\.xlsx'\. Use one of \.json, \.jsonl, \.tsv, \.csv"),
+    ("cola", "a.tsv", "gj04\t2\t\tthe cat\n", "line 1: '2' is not a label of cola"),
+    ("sst3", "a.tsv", HEAD, "unknown task 'sst3' of GLUE. Give one of sst2, mnli"),
 ]
 
 
@@ -150,7 +155,7 @@ def test_folders_and_names_that_are_nothing(tmp_path: Path) -> None:
         glue.read("sst2", str(tmp_path), "validation")
     for name in ("train.tsv", "train.csv"):
         write(tmp_path / name, "sentence\tlabel\n")
-    with pytest.raises(UserError, match=r"holds both train\.tsv and train\.csv; give the path"):
+    with pytest.raises(UserError, match=r"holds both train\.tsv and train\.csv\. Give the path"):
         glue.read("sst2", str(tmp_path), "train")
     for missing in ("missing.tsv", "./missing"):
         with pytest.raises(UserError, match=f"^no such data file or folder: {missing}$"):
@@ -161,7 +166,7 @@ def test_a_few_torn_lines_of_a_large_file_are_left_out(tmp_path: Path, caplog: p
     path = write(tmp_path / "train.tsv", HEAD + "the cat\t1\n" * 150 + "torn\n")
     with caplog.at_level(logging.WARNING):
         assert len(glue.read("sst2", path, "train")) == 150
-    assert f"left out 1 records; {path}, line 152: not the 2 columns" in caplog.text
+    assert f"left out 1 records. {path}, line 152: not the 2 columns" in caplog.text
 
 
 def test_the_hub_is_asked_for_the_right_split(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +229,7 @@ def test_a_tokenizer_must_be_the_models() -> None:
         (
             tok,
             BertConfig(vocab_size=225, pad_token_id=0),
-            "has ids up to 225, the model embeds only 225; give the token",
+            "has ids up to 225, the model embeds only 225. Give the token",
         ),
         (bare, BertConfig(**BERT), "has no cls_token, which bert needs"),
         (tok, RobertaConfig(**ROBERTA), "pads with id 0, the model with 1"),

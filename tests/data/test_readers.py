@@ -44,7 +44,7 @@ def test_all_formats_give_the_same_records(tmp_path: Path, name: str, text: str)
         ("a.txt", "x", "unknown file ending"),
         ("a.json", " ", "is empty"),
         ("a.json", '{"x": 1}', "must hold a list"),
-        ("a.json", '{"x": 1}\n{"x": 2}', "name it .jsonl"),
+        ("a.json", '{"x": 1}\n{"x": 2}', "Name it .jsonl"),
         ("a.jsonl", '{"x": 1}\n{"x"', "line 2"),
         ("a.tsv", "x\tx\n1\t2\n", "same name"),
         ("a.tsv", "x\ty\n1\n", "not the 2 columns"),
@@ -73,7 +73,7 @@ def test_a_cell_that_never_ends_is_named(tmp_path: Path, monkeypatch: pytest.Mon
         list(readers.read_file(path))
     place, _, problem = str(mistake.value).partition(": ")
     assert place.startswith(f"{path}, line ") and int(place.rpartition(" ")[2]) < 300
-    assert problem == "not valid CSV (a cell has more than 1000 characters; close its quote or split the cell)"
+    assert problem == "not valid CSV (a cell has more than 1000 characters. Close its quote or split the cell)"
 
 
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
@@ -108,9 +108,9 @@ def test_lines_of_json_that_end_with_cr_are_named(streamed: bool, tmp_path: Path
     path.write_bytes(b'{"instruction":"a","output":"b"}\r{"instruction":"c","output":"d"}\r')
     with pytest.raises(UserError) as mistake:
         StreamPart("s", [shard_of_file(path)]).read(9) if streamed else list(readers.read_file(path))
-    assert str(mistake.value) == f"{path}, line 1: lines end with CR; save the file with LF line ends"
+    assert str(mistake.value) == f"{path}, line 1: lines end with CR. Save the file with LF line ends"
     path.write_bytes(b'{"instruction":"a"} {"instruction":"b"}\r\n')
-    with pytest.raises(UserError, match=r"not valid JSON \(Extra data\); put one record on one line"):
+    with pytest.raises(UserError, match=r"not valid JSON \(Extra data\)\. Put one record on one line"):
         list(readers.read_file(path))
 
 
@@ -178,7 +178,7 @@ def test_training_files_may_have_any_names(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no dev"):
         readers.find_files(str(tmp_path), ["dev"])
     shards(tmp_path, "data/c.json")
-    with pytest.raises(UserError, match=r"holds both a\.jsonl and c\.json; keep the shards of one format"):
+    with pytest.raises(UserError, match=r"holds both a\.jsonl and c\.json\. Keep the shards of one format"):
         readers.find_files(str(tmp_path), ["train"])
 
 

@@ -32,5 +32,5 @@ def test_rows_set_aside_are_no_rows_to_train_on() -> None:
     assert split_rows(whole, 5, 1, "")[0].fingerprint == train.fingerprint != split_rows(whole, 5, 2, "")[0].fingerprint
     assert split_rows(whole, 0, 1, "")[0] is whole
     assert Subset(whole, np.array([3, 1])).lengths.tolist() == [4, 2]
-    with pytest.raises(UserError, match=r"cannot hold out 20 of 20 blocks of text of wiki.txt; give at most 19"):
+    with pytest.raises(UserError, match=r"cannot hold out 20 of 20 blocks of text of wiki.txt\. Give at most 19"):
         split_rows(whole, 20, 1, "wiki.txt")

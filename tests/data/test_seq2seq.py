@@ -53,13 +53,13 @@ WRONG = [
     ),
     ("text", [{"source": "a", "target": 3}], "record 1: 'target' must be text, not int"),
     ("text", [{"source": None, "target": "b"}], "record 1: 'source' must be text, not null"),
-    ("cnndm", [{"source": " ", "target": "b"}], "record 1: the source or the target is empty; mend or remove"),
+    ("cnndm", [{"source": " ", "target": "b"}], "record 1: the source or the target is empty. Mend or remove"),
     ("text", [{"source": "a", "target": ""}], "record 1: the source or the target is empty"),
     ("text", [3], "record 1: a record must be an object, not int"),
     ("text", [{}], r"record 1: no column 'article' \(it has: nothing\)"),
     ("text", [], "holds no records"),
-    ("t5-sst2", [{"sentence": "a", "label": 2}], "record 1: '2' is no label of sst2"),
-    ("t5-sst3", [], "unknown task 't5-sst3'; give one of cnndm, text, t5-sst2"),
+    ("t5-sst2", [{"sentence": "a", "label": 2}], "record 1: '2' is not a label of sst2"),
+    ("t5-sst3", [], "unknown task 't5-sst3'. Give one of cnndm, text, t5-sst2"),
 ]
 
 

@@ -65,5 +65,5 @@ def test_a_licence_beside_records_makes_no_text_of_them(tmp_path: Path) -> None:
     (tmp_path / "LICENSE.txt").write_text("All rights reserved.")
     assert is_plain_text(str(tmp_path))
     (tmp_path / "train.jsonl").write_text(json.dumps({"instruction": "a", "output": "b"}))
-    with pytest.raises(UserError, match=r"holds both LICENSE\.txt and train\.jsonl; keep the files of one format"):
+    with pytest.raises(UserError, match=r"holds both LICENSE\.txt and train\.jsonl\. Keep the files of one format"):
         is_plain_text(str(tmp_path))

@@ -53,7 +53,7 @@ def test_an_existing_file_keeps_its_commas_and_colons(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("a.json:0,b.json:1", "--data_path 'a.json:0,b.json:1': the weight of 'a.json' is 0: give a number above 0"),
+        ("a.json:0,b.json:1", "--data_path 'a.json:0,b.json:1': the weight of 'a.json' is 0. Give a number above 0"),
         ("a.json:-1,b.json:1", "weight of 'a.json' is -1"),
         ("a.json:1e999,b.json:1", "weight of 'a.json' is 1e999"),
         ("a.json:0.5,b.json", "'b.json' has no weight, other sources have one"),
@@ -90,7 +90,7 @@ def test_a_name_that_no_file_can_have_is_one_line(text: str) -> None:
         parse_sources(text, "--data_path")
     message = str(caught.value)
     assert message.startswith("--data_path '") and " ... " in message and len(message) < 500, message
-    assert "is no file or folder" in message and "give a file, a folder or a hub name" in message
+    assert "is not a file or folder" in message and "give a file, a folder or a hub name" in message
 
 
 def test_an_address_and_many_short_names_may_be_long() -> None:

@@ -32,14 +32,14 @@ def test_a_single_example_is_not_held_out() -> None:
 
 
 def test_a_source_that_is_too_small_is_named_with_its_share() -> None:
-    text = "--eval_size: cannot hold out 50 of 50 examples of a.jsonl; give at most 49, or --eval_data_path"
+    text = "--eval_size: cannot hold out 50 of 50 examples of a.jsonl. Give at most 49, or --eval_data_path"
     for whole in (0, 50):
         with pytest.raises(UserError) as caught:
             held_out_numbers(50, 50, seed=0, name="a.jsonl", whole=whole)
         assert str(caught.value) == text
     text = (
-        "--eval_size: cannot hold out 60 of 50 examples of a.jsonl, its share of 90; "
-        "give a smaller --eval_size, or --eval_data_path"
+        "--eval_size: cannot hold out 60 of 50 examples of a.jsonl, its share of 90. "
+        "Give a smaller --eval_size, or --eval_data_path"
     )
     with pytest.raises(UserError) as caught:
         held_out_numbers(50, 60, seed=0, name="a.jsonl", whole=90)

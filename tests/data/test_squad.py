@@ -87,7 +87,7 @@ WRONG = [
     (changed(0, "paragraphs", 0, "context", value=...), f"{PLACE}: no column 'context'"),
     (changed(0, "paragraphs", 0, "context", value=" "), f"{PLACE}: the context is empty"),
     (changed(0, "title", value=1), f"{PLACE}: 'title' must be text, not int"),
-    (changed(*FIRST, "question", value=""), f"{PLACE}: the question is empty; fill it in"),
+    (changed(*FIRST, "question", value=""), f"{PLACE}: the question is empty. Fill it in"),
     (changed(*FIRST, "id", value=4), f"{PLACE}: 'id' must be text, not int"),
     (changed(*FIRST, "id", value="q10"), "record 2, paragraph 1, question 1: the id 'q10' is that of .*" + PLACE),
     (changed(*FIRST, "answers", value=...), f"{PLACE}: no column 'answers'"),
@@ -168,7 +168,7 @@ def test_long_questions_are_cut_and_short_windows_refused() -> None:
     rows = squad.encode([asked("cat " * 200, CONTEXT)], tok, 120, 8)
     assert rows[0]["input_ids"].count(6) == 60 + 1
     for length, stride, message in (
-        (16, 10, "windows of 16 tokens leave 10 for the context, which cannot overlap by 10; raise --max_seq_length"),
+        (16, 10, "windows of 16 tokens leave 10 for the context, which cannot overlap by 10. Raise --max_seq_length"),
         (4, 1, "a length of 4 tokens leaves no room beside 3 special ones"),
     ):
         with pytest.raises(UserError, match=message):

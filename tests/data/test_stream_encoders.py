@@ -47,7 +47,7 @@ def test_few_broken_records_are_left_out_and_told_once(tmp_path: Path, caplog: p
     assert len(rows) == 1199 - made.dropped
     assert [message.split(" (")[0] for message in caplog.messages] == [
         "a.jsonl: not used: 'more'",
-        "a.jsonl: left out 1 records so far; a.jsonl, line 6: the output is empty",
+        "a.jsonl: left out 1 records so far. a.jsonl, line 6: the output is empty",
     ]
     again = encoder()
     again.load(json.loads(json.dumps(made.state())))
@@ -57,7 +57,7 @@ def test_few_broken_records_are_left_out_and_told_once(tmp_path: Path, caplog: p
 def test_many_broken_records_are_an_error(tmp_path: Path) -> None:
     made = encoder()
     made.encode([("a.jsonl, line 1", {"instruction": "the", "output": ""}), *records(tmp_path, 9)])
-    with pytest.raises(UserError, match=r"a\.jsonl, line 1: the output is empty; mend or remove the record"):
+    with pytest.raises(UserError, match=r"a\.jsonl, line 1: the output is empty\. Mend or remove the record"):
         made.end_pass()
     with pytest.raises(UserError, match="line 7: the instruction is empty"):
         encoder().encode([("a.jsonl, line 7", {"instruction": "", "output": "x"})])

@@ -87,10 +87,10 @@ def test_calls_are_trained_and_tools_and_results_are_context(template: str, tmp_
     ("template", "left_out"),
     [
         (TEMPLATE, "'tools', 'tool_calls' of message 2"),
-        (WITHOUT_TOOLS, "not write 'tools';"),
-        (WITHOUT_CALLS, "not write 'tool_calls' of message 2;"),
-        (WITHOUT_ARGUMENTS, "not write 'tool_calls' of message 2;"),
-        (WITHOUT_RESULTS, "not write message 3 of role 'tool';"),
+        (WITHOUT_TOOLS, "not write 'tools'. Give"),
+        (WITHOUT_CALLS, "not write 'tool_calls' of message 2. Give"),
+        (WITHOUT_ARGUMENTS, "not write 'tool_calls' of message 2. Give"),
+        (WITHOUT_RESULTS, "not write message 3 of role 'tool'. Give"),
         (None, "no chat template, so 'tools' and 'tool_calls' cannot be written"),
     ],
 )

@@ -70,7 +70,7 @@ def test_a_long_question_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     path.write_text(f'"{question}",a,b,c,d,B\n', encoding="utf8")
     assert data.read_csv(path, "anatomy") == [Question("anatomy", question, ("a", "b", "c", "d"), 1, 1)]
     monkeypatch.setattr(formats, "LONGEST_CELL", 1000)
-    with pytest.raises(UserError, match=r"as CSV: a cell has more than 1000 characters; close its quote"):
+    with pytest.raises(UserError, match=r"as CSV: a cell has more than 1000 characters\. Close its quote"):
         data.read_csv(path, "anatomy")
 
 
@@ -88,7 +88,7 @@ def test_a_mark_and_blank_lines_are_no_part_of_a_question(first: str, end: str, 
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        ("q,a,b,c,d,A\nq,a,b,c,A\n", "line 2: 5 columns; give 6"),
+        ("q,a,b,c,d,A\nq,a,b,c,A\n", "line 2 has 5 columns. Give 6"),
         ("question,A,B,C,D,answer\n", "line 1: the last column is 'answer'"),
         ("", "holds no question"),
         ('"q,a', "cannot be read as CSV"),

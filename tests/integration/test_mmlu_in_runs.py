@@ -128,6 +128,6 @@ def test_missing_solved_examples_are_named_by_the_option_of_the_run(exam: Place,
     (folder / "dev" / "anatomy_dev.csv").unlink()
     ended = run(words(exam, tmp_path / "out", "--mmlu_path", str(folder)))
     assert ended.status == 2 and ended.mistakes[0].endswith(
-        "lacks dev/anatomy_dev.csv; give the folder of MMLU's original CSV files"
+        "lacks dev/anatomy_dev.csv. Give the folder of MMLU's original CSV files"
     )
     assert f"--mmlu_path {str(folder)!r} lacks" in ended.mistakes[0]

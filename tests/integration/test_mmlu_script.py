@@ -108,7 +108,7 @@ def folder_for_answers(place: Path, tmp_path: Path) -> list[str]:
     ("words", "line"),
     [
         (no_model, "no model and tokenizer there"),
-        (unknown_subject, "'anatmy' is no subject of MMLU (did you mean anatomy"),
+        (unknown_subject, "'anatmy' is not a subject of MMLU (did you mean anatomy"),
         (missing_files, "lacks dev/abstract_algebra_dev.csv and 107 more files"),
         (unknown_flag, "--num_shot is an unknown option (did you mean --num_shots"),
         (no_folder_for_json, "does not exist"),

@@ -66,7 +66,7 @@ def test_the_task_is_learnt_before_anything_is_pruned(task: list[str], tmp_path:
     ("flags", "problem"),
     [
         (["--pruning_start", "0.6"], ""),
-        (["--pruning_start", "0.7"], "--pruning_start 0.7 and --pruning_phase 0.4 exceed the run: give at most 1"),
+        (["--pruning_start", "0.7"], "--pruning_start 0.7 and --pruning_phase 0.4 exceed the run. Give at most 1"),
         (["--pruning_start", "0.7", "--pruning", "pretuning"], ""),
         (["--pruning_start", "1"], "--pruning_start 1.0 is not allowed: give at least 0 and below 1"),
     ],

@@ -79,7 +79,7 @@ MISTAKES: dict[str, tuple[Spoil, list[str]]] = {
     "empty file": (data("d.json", "\n"), ["d.json is empty"]),
     "empty list": (data("d.json", []), ["d.json holds no records"]),
     "no column": (data("d.json", [ROW, {"instruction": "a", "answer": "b"}]), ["record 2", "'output'", "answer"]),
-    "fewer examples than held out": (data("d.json", [ROW] * 4), ["--eval_size", "give at most 3"]),
+    "fewer examples than held out": (data("d.json", [ROW] * 4), ["--eval_size", "Give at most 3"]),
     "examples cut before the answer": (flags("--max_seq_length", "8"), ["8", "cuts off every answer"]),
     "sparsity 1": (flags("--sparsity", "1.0"), ["--sparsity 1.0", "at least 0 and below 1"]),
     "negative sparsity": (flags("--sparsity", "-0.1"), ["--sparsity -0.1", "at least 0 and below 1"]),

@@ -135,7 +135,7 @@ def test_unequal_layers_are_no_stock_model(tmp_path: Path) -> None:
     model = tiny.model()
     base, anatomy = copy.deepcopy(model.config), anatomy_of(model.config)
     smaller = apply_plan(model, anatomy, Plan(keep=random_keep(anatomy, 1)), None, torch.Generator())
-    with pytest.raises(UserError, match=r"--export_format stock: no stock class has the sizes .*; give padded"):
+    with pytest.raises(UserError, match=r"--export_format stock: no stock class has the sizes .*\. Give padded"):
         write.export(model, smaller, base, None, tiny.tokenizer(), tmp_path / "model", form="stock")
 
 

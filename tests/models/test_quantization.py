@@ -376,9 +376,9 @@ def test_a_missing_library_or_device_is_named(option: dict[str, object], monkeyp
 OPTIMIZER = "offload_optimizer"
 OFFLOADED = {
     "moments of 8 bits": (OPTIMIZER, {"device": "cpu"}, "adamw_8bit", "offload_optimizer requires --optim adamw_torch"),
-    "no such folder": (OPTIMIZER, {"device": "nvme", "nvme_path": "/none"}, "adamw_torch", "'/none' is no folder"),
-    "no folder named": (OPTIMIZER, {"device": "nvme"}, "adamw_torch", "nvme_path '' is no folder"),
-    "weights on a disk": ("offload_param", {"device": "nvme", "nvme_path": "/tmp"}, "adamw_torch", "use 'cpu'"),
+    "no such folder": (OPTIMIZER, {"device": "nvme", "nvme_path": "/none"}, "adamw_torch", "'/none' is not a folder"),
+    "no folder named": (OPTIMIZER, {"device": "nvme"}, "adamw_torch", "nvme_path '' is not a folder"),
+    "weights on a disk": ("offload_param", {"device": "nvme", "nvme_path": "/tmp"}, "adamw_torch", "Use 'cpu'"),
 }
 
 

@@ -121,7 +121,7 @@ def test_nothing_is_scored_without_a_finite_step_and_by_inputs_that_are_not_fini
 @pytest.mark.parametrize(
     ("flags", "problem"),
     [
-        ({"pruning": "gradual"}, "--pruning gradual does not support --score obs: give --score salience or random"),
+        ({"pruning": "gradual"}, "--pruning gradual does not support --score obs. Give --score salience or random"),
         ({"prune_blocks": "neurons,hidden"}, "--score obs does not support --prune_blocks neurons,hidden"),
     ],
 )

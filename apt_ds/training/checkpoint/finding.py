@@ -35,7 +35,7 @@ def find(wanted: str, output: Path) -> Checkpoint | None:
 
 def _named(path: Path) -> Path:
     if not path.is_dir():
-        raise UserError(f"--resume_from_checkpoint {str(path)!r} is no folder: give {LAST} or a checkpoint's folder")
+        raise UserError(f"--resume_from_checkpoint {str(path)!r} is not a folder: give {LAST} or a checkpoint's folder")
     if path.resolve().name.startswith(LEFT):
         raise UserError(f"{path} was left by a run that went back: rename it to checkpoint-STEP to use it")
     verify(path)
