@@ -60,7 +60,7 @@ RECIPES: dict[str, Preset] = {
 
 
 def language_model_cut(value: Callable[[str], Any]) -> Preset:
-    """What the default recipe adds for a language model that is cut before it tunes (METHOD.md, section 12).
+    """What the default recipe adds for a language model that is cut before it tunes (METHOD.md section 12).
 
     {} for all other runs, and where another option of the run does not support it or has a correction of its own.
 

@@ -1,4 +1,4 @@
-"""From what a user writes to a checked configuration: defaults < preset < recipe < file < command line."""
+"""From what a user writes to a checked configuration: defaults < preset < recipe < method < file < command line."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _read_command_line(argv: Sequence[str], also: Sequence[str]) -> dict[str, Va
     """What `argv` states, converted; `config` is a key of its own."""
     usage = "train.py --deepspeed FILE [--preset NAME] [--config FILE] [--NAME VALUE ...]"
     parser = cli.Parser(usage, argument_default=argparse.SUPPRESS)
-    groups = {"source": parser.add_argument_group("source (defaults < preset < recipe < file < command line)")}
+    groups = {"source": parser.add_argument_group("source (defaults < preset < recipe < method < file < command line)")}
     groups["source"].add_argument("--config", metavar="FILE", help="a YAML or JSON file of options")
     for name, spec in OPTIONS.items():
         title, kind = PLACES[name].group, type(spec.default)

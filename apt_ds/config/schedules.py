@@ -1,7 +1,7 @@
 """What depends on the step alone: sparsity, rank budget, learning rate, distillation weight, adjustments.
 
 Pure functions of optimizer steps counted from 0, the step being the number of updates done. They carry the
-schedules of method.md sections 4, 5, 6 and 7.
+schedules of METHOD.md sections 4, 5, 6 and 7.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SNAP = 1e-3  # fraction of a mask's step, below which a mask has arrived
 
 
 def kept_fraction(step: int, total: int, sparsity: float) -> float:
-    """Fraction of the model's parameters kept at `step` of a pruning phase of `total` steps (method.md 4).
+    """Fraction of the model's parameters kept at `step` of a pruning phase of `total` steps (METHOD.md section 4).
 
     kept = 1 - gamma_t, gamma_t = gamma_T - gamma_T (1 - t/T)^3: 1 at step 0, 1 - sparsity from `total` on.
     """
@@ -27,7 +27,7 @@ def kept_fraction(step: int, total: int, sparsity: float) -> float:
 
 
 def gate_target(step: int, phase: int, sparsity: float) -> float:
-    """The removed fraction t that the Lagrangian of learned gates asks for (CoFi, METHOD.md 16).
+    """The removed fraction t that the Lagrangian of learned gates asks for (CoFi, METHOD.md section 16).
 
     Linear from 0 at step 0 to `sparsity` after `GATE_WARMUP` of the phase, then constant.
     """
@@ -104,7 +104,7 @@ def mask_notice(asked: float, total: int, phase: int) -> str:
 
 
 def rank_budget(step: int, total: int, initial: int, factor: float) -> int:
-    """Adapter parameters allowed at `step` of a growth phase of `total` steps (method.md 5).
+    """Adapter parameters allowed at `step` of a growth phase of `total` steps (METHOD.md section 5).
 
     Linear from `initial` parameters at step 0 to `factor * initial` from `total` on, rounded down.
     """
@@ -117,7 +117,7 @@ def warmup_steps(total: int, ratio: float, steps: int) -> int:
 
 
 def learning_rate(step: int, total: int, base: float, kind: str, warmup: int) -> float:
-    """Learning rate of the update that follows `step` updates (method.md 6), as in transformers' schedules.
+    """Learning rate of the update that follows `step` updates (METHOD.md section 6), as in transformers' schedules.
 
     Linear from 0 to `base` over `warmup` steps, then by `kind`: 'constant', 'linear' to 0 at `total`, or
     'cosine', half a wave to 0 at `total`. Raises KeyError for another kind.
@@ -129,12 +129,12 @@ def learning_rate(step: int, total: int, base: float, kind: str, warmup: int) ->
 
 
 def distill_weight(step: int, total: int) -> float:
-    """mu, distillation's share of the objective (method.md 7): linear from 0 to 1 at `total`, then 1."""
+    """mu, distillation's share of the objective (METHOD.md section 7): linear from 0 to 1 at `total`, then 1."""
     return _progress(step, total)
 
 
 def is_adjustment(step: int, every: int, last: int, start: int = 0) -> bool:
-    """True when blocks are cut and ranks grow after `step` updates (method.md 4 and 5).
+    """True when blocks are cut and ranks grow after `step` updates (METHOD.md sections 4 and 5).
 
     Every `every` steps after `start` and up to `last`, and at `last` itself, so that the phase ends on its target.
     """

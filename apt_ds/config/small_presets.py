@@ -6,7 +6,10 @@ from apt_ds.config.methods import Preset
 
 
 def _small() -> Preset:
-    """What the small models share: gradual pruning under a teacher for half of the epochs (sections 6, 7 and 9)."""
+    """What the small models share: gradual pruning under a teacher for half of the epochs.
+
+    METHOD.md sections 6, 7 and 9.
+    """
     return {
         "sparsity": 0.6,
         "pruning": "gradual",
@@ -99,7 +102,7 @@ def roberta_glue_small() -> Preset:
 
     Command: `deepspeed launchers/train.py --deepspeed ds_configs/zero2.json --preset roberta-glue-small --task rte`
     Time: minutes on one GPU, 40 epochs of 2,500 to 8,500 examples.
-    Expect: the paper gives no figures for these that method.md holds.
+    Expect: the paper gives no figures for these that METHOD.md holds.
     """
     return roberta_sst2() | {
         "task": "rte",
@@ -138,7 +141,7 @@ def t5_glue_small() -> Preset:
 
     Command: `deepspeed launchers/train.py --deepspeed ds_configs/zero2.json --preset t5-glue-small --task rte`
     Time: minutes on one GPU.
-    Expect: the paper gives no figures for these that method.md holds.
+    Expect: the paper gives no figures for these that METHOD.md holds.
     """
     return t5_sst2() | {"task": "rte", "output_dir": "apt_out/t5-glue-small", "prune_every": 80, "eval_steps": 80}
 
