@@ -84,14 +84,13 @@ class TokenBlocks:
         return digest.hexdigest()
 
 
-def documents(name: str, flag: str, split: str = "train") -> Iterator[Document]:
+def documents(name: str, flag: str) -> Iterator[Document]:
     """The documents of a source, each in pieces. After the last one it warns of columns that are not used.
 
     Args:
         name: a .txt file, a slice of one, or a folder of them. Or a file, a folder of shards or a hub data set with a
             column `text`.
         flag: the option that named it, for messages.
-        split: a split of a data set of the hub.
 
     Raises:
         UserError: the source cannot be read, or a text is not text. The message names file and record.
@@ -102,7 +101,7 @@ def documents(name: str, flag: str, split: str = "train") -> Iterator[Document]:
             yield part._replace(path=path).pieces(flag)
         return
     unused = Unused()
-    for where, record in find_source(name, (split,), hub=(name, split, "")).records():
+    for where, record in find_source(name, ("train",)).records():
         text = text_of(record, (TEXT,), where)
         unused.note(record, (TEXT,), where)
         yield (text,)

@@ -164,7 +164,7 @@ def is_hub_name(name: str) -> bool:
     return found is not None and found["name"] != "builtin" and Path(found["name"]).suffix.lower() not in _FILE_ENDINGS
 
 
-def read_file(path: Path, endings: Sequence[str] = ENDINGS, headerless: Sequence[str] = ()) -> Iterator[Located]:
+def read_file(path: Path, headerless: Sequence[str] = ()) -> Iterator[Located]:
     """The records of a file: .json (one list, or an object with it under 'data'), .jsonl, .tsv, .csv, .parquet, .arrow.
 
     headerless: the columns of a table that has no header line, recognised by a first line with none of these names.
@@ -173,8 +173,8 @@ def read_file(path: Path, endings: Sequence[str] = ENDINGS, headerless: Sequence
         UserError: another ending, not readable, empty, not of its form; names file and line.
     """
     ending = path.suffix.lower()
-    if ending not in endings:
-        raise UserError(f"{path}: unknown file ending '{path.suffix}'. Use one of {', '.join(endings)}")
+    if ending not in ENDINGS:
+        raise UserError(f"{path}: unknown file ending '{path.suffix}'. Use one of {', '.join(ENDINGS)}")
     return read_table(path, headerless) if ending in (".tsv", ".csv") else READERS[ending](path)
 
 

@@ -21,14 +21,13 @@ _CONVERSATION = {"instruction", "messages", "conversations"}
 _HEAD = 1 << 16  # characters of a JSON file that should hold its first record
 
 
-def is_plain_text(name: str, split: str = "train") -> bool:
+def is_plain_text(name: str) -> bool:
     """Whether the source is .txt files, or has a column `text` and none of a conversation.
 
     A source that cannot be read counts as conversations: their reader says what is wrong with it.
 
     Args:
         name: a file, a slice of one, a folder of files, or a data set of the hub.
-        split: a split of a data set of the hub.
 
     Raises:
         UserError: a slice of anything but a .txt file, or of one that does not exist.
@@ -41,7 +40,7 @@ def is_plain_text(name: str, split: str = "train") -> bool:
     if text_files(part.path):
         return True
     try:
-        source = find_source(name, (split,), hub=(name, split, ""))
+        source = find_source(name, ("train",))
         columns = set(_columns_of_file(source.files[0]) if source.files else source.hub().column_names)
     except (OSError, ValueError, RecursionError, UserError):
         return False

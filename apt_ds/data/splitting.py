@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from apt_ds.config.errors import UserError
-from apt_ds.data.conversations import Example
-
-
-def split_held_out(examples: Sequence[Example], n: int, seed: int) -> tuple[list[Example], list[Example]]:
-    """Sets `n` examples aside: (train, held_out), chosen by `seed`, both in their original order."""
-    train, held_out = held_out_numbers(len(examples), n, seed)
-    return [examples[i] for i in train], [examples[i] for i in held_out]
 
 
 def held_out_numbers(total: int, n: int, seed: int, name: str = "", whole: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of the examples to train on and of the `n` held out, of `total`, see `split_held_out`.
+    """Splits examples: the numbers of those to train on, and of the `n` held out. Both increase.
 
     Args:
         total: examples of the source.

@@ -95,14 +95,6 @@ def _not_utf8(path: Path, byte: int) -> str:
     return f"{path} is not UTF-8 text (byte {byte}). Save it as UTF-8"
 
 
-def read_plain(path: Path, flag: str) -> str:
-    """`read_text` with every line end as a newline. flag: the option that a UserError names."""
-    try:
-        return read_text(path).replace("\r\n", "\n").replace("\r", "\n")
-    except UserError as error:
-        raise UserError(f"{flag}: {error}") from None
-
-
 def may_hold_surrogates(text: str) -> bool:
     """Whether JSON escapes any, alone or as the half of a pair."""
     return bool(_ESCAPED.search(text))
@@ -144,10 +136,16 @@ def mended(value: Any) -> Any:
 
 
 def read_pieces(path: Path, flag: str, size: int = 1 << 20) -> Iterator[str]:
-    """`read_plain` in pieces of about `size` bytes, so that a file of any size needs no more memory than that.
+    """The text of a file in pieces, without its byte order mark, with every line end as a newline.
+
+    Args:
+        path: the file.
+        flag: the option that a UserError names.
+        size: bytes of a piece, about. A file of any size needs no more memory than that.
 
     Raises:
-        UserError: as `read_plain`, once the piece is asked for.
+        UserError: the file cannot be read, is not UTF-8, or is the pointer that Git LFS leaves instead of a file. It is
+            raised once the piece is asked for.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     newlines = io.IncrementalNewlineDecoder(decoder, translate=True)

@@ -5,21 +5,24 @@ from __future__ import annotations
 import pytest
 
 from apt_ds.config.errors import UserError
-from apt_ds.data.conversations import Example
-from apt_ds.data.splitting import held_out_numbers, split_held_out
+from apt_ds.data.splitting import held_out_numbers
 
 
 def test_split_is_deterministic_and_leaves_training_data() -> None:
-    examples = [Example.from_instruction(f"Say {i}.", "", str(i)) for i in range(50)]
-    train, held_out = split_held_out(examples, 10, seed=3)
-    assert (train, held_out) == split_held_out(examples, 10, seed=3)
+    def split(n: int, seed: int) -> tuple[list[int], list[int]]:
+        train, held_out = held_out_numbers(50, n, seed)
+        return train.tolist(), held_out.tolist()
+
+    train, held_out = split(10, seed=3)
+    assert (train, held_out) == split(10, seed=3)
     assert len(train) == 40 and len(held_out) == 10
-    assert sorted(train + held_out, key=lambda e: int(e.output)) == examples
-    assert held_out != split_held_out(examples, 10, seed=4)[1]
-    assert split_held_out(examples, 0, seed=3) == (examples, [])
+    assert train == sorted(train) and held_out == sorted(held_out)
+    assert sorted(train + held_out) == list(range(50))
+    assert held_out != split(10, seed=4)[1]
+    assert split(0, seed=3) == (list(range(50)), [])
     for n in (50, 60, -1):
         with pytest.raises(UserError, match=f"cannot hold out {n} of 50 examples"):
-            split_held_out(examples, n, seed=3)
+            split(n, seed=3)
 
 
 def test_a_single_example_is_not_held_out() -> None:

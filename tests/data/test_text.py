@@ -13,7 +13,7 @@ from apt_ds.config.errors import UserError
 from apt_ds.data import glue, mmlu, seq2seq, squad
 from apt_ds.data.conversations import load_examples
 from apt_ds.data.readers import read_file
-from apt_ds.data.text import read_pieces, read_plain
+from apt_ds.data.text import read_pieces
 from apt_ds.eval.corpus_perplexity import Corpus
 from tests.support import tiny
 
@@ -66,7 +66,7 @@ READERS: dict[str, Callable[[str], object]] = {
     "dev.json": lambda path: squad.read(path, "validation"),
     "b.jsonl": lambda path: seq2seq.read("text", path, "train"),
     "anatomy_dev.csv": lambda path: mmlu.read_csv(Path(path), "anatomy"),
-    "a.txt": lambda path: read_plain(Path(path), "--perplexity_path"),
+    "a.txt": lambda path: list(read_pieces(Path(path), "--perplexity_path")),
     "b.txt": lambda path: Corpus(path).text(),
 }
 
@@ -108,14 +108,15 @@ def test_a_corpus_begins_with_its_text(tmp_path: Path) -> None:
     plain.write_text("the cat sees a dog\n\nthe end", "utf-8")
     marked.write_bytes("\ufeffthe cat sees a dog\r\n\r\nthe end".encode())
     assert Corpus(str(marked)).text() == Corpus(str(plain)).text() == plain.read_text("utf-8")
-    assert read_plain(marked, "--perplexity_path") == read_plain(plain, "--perplexity_path")
+    pieces = [list(read_pieces(path, "--perplexity_path")) for path in (marked, plain)]
+    assert pieces[0] == pieces[1] == [plain.read_text("utf-8")]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 1 << 20])
 def test_pieces_of_a_text_file_are_the_whole(size: int, tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_bytes(b"\xef\xbb\xbf" + "öne\r\n\r\rtwo €\U0001f600\n\r\n".encode() + b"\r")
-    assert "".join(read_pieces(path, "--data_path", size)) == read_plain(path, "--data_path")
+    assert "".join(read_pieces(path, "--data_path", size)) == "öne\n\n\ntwo €\U0001f600\n\n\n"
 
 
 @pytest.mark.parametrize("size", [1, 3, 1 << 20])

@@ -13,7 +13,7 @@ import pytest
 
 from apt_ds.config.errors import UserError
 from apt_ds.config.resolve import resolve
-from apt_ds.data.splitting import split_held_out
+from apt_ds.data.splitting import held_out_numbers
 from apt_ds.data.tokenizer_checks import check_lengths
 from apt_ds.models import loading
 from apt_ds.training import checkpoint, datasets
@@ -124,7 +124,7 @@ def test_one_record_trains_where_others_are_judged(place: Place, tmp_path: Path,
     assert len(data.train) == 1 and len(data.held_out) == 4
     assert data.order.indices(3) == [0, 0]
     with pytest.raises(UserError, match="only one example"):
-        split_held_out(["x"], 1, 0)
+        held_out_numbers(1, 1, 0)
 
 
 @pytest.fixture(scope="module")

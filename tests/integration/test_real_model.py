@@ -10,7 +10,7 @@ import pytest
 import apt_ds
 from apt_ds.data.conversations import load_examples
 from apt_ds.data.instructions import build_dataset
-from apt_ds.data.text import read_plain
+from apt_ds.data.text import read_pieces
 from apt_ds.eval.corpus_perplexity import token_blocks
 from apt_ds.models import builtin_models, loading
 
@@ -32,7 +32,7 @@ def test_smollm2_unpacks_and_reads_real_text(real_data: Path, tmp_path: Path, mo
     base = loading.find_base(builtin_models.SMOLLM2)
     assert base.anatomy.num_parameters(base.anatomy.sizes) == 106_168_320
     assert base.config.num_key_value_heads == 3 and base.tokenizer.chat_template
-    text = read_plain(real_data / "wikitext2" / "validation.txt", "--perplexity_path")
+    text = "".join(read_pieces(real_data / "wikitext2" / "validation.txt", "--perplexity_path"))
     blocks = token_blocks(text, base.tokenizer, 1024, source="validation.txt")
     assert blocks.shape == (267, 1024)
     rows = build_dataset(load_examples(real_data / "alpaca" / "alpaca_gpt4_train.json"), base.tokenizer, 512)
