@@ -1,4 +1,4 @@
-"""What a language model eats: conversations, read from files or the hub.
+"""Conversations to train on, read from files or the hub.
 
 Reading is strict: a broken record stops the run with its line, because a silently skipped one changes the result.
 """
