@@ -18,7 +18,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, usage: str, **settings: Any) -> None:
         super().__init__(usage=usage, allow_abbrev=False, **settings)
-        # the deepspeed launcher passes it; not for users
+        # the deepspeed launcher passes it. It is not for users
         self.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
 
     def error(self, message: str) -> NoReturn:

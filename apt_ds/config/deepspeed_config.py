@@ -23,7 +23,7 @@ ADAMW = ("lr", "betas", "eps", "weight_decay", "torch_adam", "adam_w_mode", "fp3
 def load_config(run: RunConfig, world_size: int, hidden_size: int) -> Config:
     """Read `run.deepspeed` and resolve it for `world_size` processes.
 
-    Every "auto" takes the run's value; a fixed value that differs from the run's flag is an error.
+    Every "auto" takes the run's value. A fixed value that differs from the run's flag is an error.
 
     Raises:
         UserError: no such file, not JSON, or a contradiction.
@@ -81,7 +81,7 @@ def _optimizer(config: Config, run: RunConfig, fill: _Filler, where: str) -> Non
     if unknown:
         raise UserError(f"{where}: optimizer.params has unknown {', '.join(unknown)}. Known: {', '.join(ADAMW)}")
     if not offload:
-        # torch's AdamW needs no compiler; offload needs DeepSpeed's own
+        # torch's AdamW needs no compiler. Offload needs DeepSpeed's own
         optimizer.setdefault("params", {}).setdefault("torch_adam", True)
     fill("optimizer.params.lr", run.optim.learning_rate, "--learning_rate")
     fill("optimizer.params.betas", [run.optim.adam_beta1, run.optim.adam_beta2], "--adam_beta1/2")
@@ -147,7 +147,7 @@ def _offload(zero: Config, where: str) -> None:
 
 
 class _Filler:
-    """Fills "auto" at a dotted path; complains where a fixed value contradicts the run."""
+    """Fills "auto" at a dotted path. UserError where a fixed value contradicts the run."""
 
     def __init__(self, config: Config, where: str) -> None:
         self.config, self.where = config, where

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class UserError(ValueError):
-    """A mistake the user can fix; the launcher prints its one line and exits with status 2."""
+    """A mistake the user can fix. The launcher prints its one line and exits with status 2."""
 
 
 class RankError(RuntimeError):
@@ -16,7 +16,7 @@ class LostRank(RuntimeError):  # noqa: N818 - what has happened, as the watchdog
 
 
 class Stopped(Exception):  # noqa: N818 - no error: the user asked for it
-    """The run has left at a step boundary because of a signal; `status` is 128 plus its number."""
+    """The run has left at a step boundary because of a signal. `status` is 128 plus its number."""
 
     def __init__(self, number: int, text: str) -> None:
         super().__init__(text)

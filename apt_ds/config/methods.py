@@ -15,7 +15,7 @@ WITHOUT: Preset = {"rank_growth": "none", "distill": "none", "repair": "none", "
 # how the gates of CoFi are learnt
 GATES: Preset = {**WITHOUT, "pruning": "gradual", "score": "l0", "distill": "layers", "teacher": "unpruned"}
 
-# what a method means in options; the baselines share everything else with apt
+# what a method means in options. The baselines share everything else with apt
 METHODS: dict[str, Preset] = {
     "apt": {},
     "lora": {**WITHOUT, "pruning": "none"},
@@ -40,7 +40,7 @@ PRUNING_METHODS = tuple(
     name for name, options in METHODS.items() if options.get("pruning") != "none" and not name.startswith("apt_")
 )
 
-# what a recipe means in options, for every architecture; a preset keeps the settings of its task
+# what a recipe means in options, for every architecture. A preset keeps the settings of its task
 RECIPES: dict[str, Preset] = {
     "default": {},
     "paper": {

@@ -11,7 +11,7 @@ SHOWN = 2
 ENOUGH = 0.6  # similarity of a name that is worth a suggestion
 ALIKE = 0.8  # similarity of two words that are the same but for a typing error
 
-# what other trainers and evaluators call an option, by the option; where several fit, the first is suggested first
+# what other trainers and evaluators call an option, by the option. Where several fit, the first is suggested first
 SYNONYMS = {
     "learning_rate": "lr base_lr max_lr peak_lr step_size",
     "per_device_train_batch_size": "batch_size bs batch bsz micro_batch_size train_batch_size per_gpu_train_batch_size",

@@ -51,7 +51,7 @@ READERS: dict[type, Callable[[str], Value]] = {int: whole, float: decimal, str: 
 
 
 class Range(NamedTuple):
-    """Finite numbers from `low` to `high`; an end that is open does not belong to it."""
+    """Finite numbers from `low` to `high`. An end that is open does not belong to it."""
 
     low: float
     high: float = math.inf
@@ -147,17 +147,26 @@ def option(
     flag: str = "",
     switch: str = "",
 ) -> Any:
-    """A field that the user sets; its type is the type of `default`. flag: its name for users, if it has another.
+    """A field that the user sets. Its type is the type of `default`.
 
-    switch: see `choice`.
+    Args:
+        default: the value of a run that does not state the option.
+        help: what the help page says.
+        allowed: the values that the option may have. None: all of its type.
+        switch: see `choice`.
+        flag: its name for users, if it has another.
     """
     return field(default=default, metadata={"flag": flag, "help": help, "allowed": allowed, "switch": switch})
 
 
 def choice(values: str, help: str, flag: str = "", switch: str = "") -> Any:
-    """A field whose value is one of `values`, which are comma-separated; the first is the default.
+    """A field whose value is one of several.
 
-    switch: the value that true, or the flag alone, means. False then means the first value.
+    Args:
+        values: the allowed values, separated by commas. The first one is the default.
+        help: what the help page says.
+        switch: the value that true, or the flag alone, means. False then means the first value.
+        flag: its name for users, if it has another.
     """
     return option(split_commas(values)[0], help, OneOf(split_commas(values)), flag, switch)
 

@@ -40,11 +40,11 @@ def llama2_7b_alpaca() -> Preset:
     """LLaMA-2 7B on Alpaca-GPT4, 30 % removed before tuning, by the paper's Table 6 (METHOD.md section 9).
 
     Command: `deepspeed --num_gpus 8 launchers/train.py --deepspeed ds_configs/zero3.json
-    --preset llama2-7b-alpaca`. The global batch is 32: 4 per device on 8 devices; with fewer devices raise
+    --preset llama2-7b-alpaca`. The global batch is 32: 4 per device on 8 devices. With fewer devices raise
     `--gradient_accumulation_steps` by the same factor.
     Time: the paper reports 106.0 % of LoRA's time per step, 75.8 % of its training memory.
     Expect: the paper reports ARC 45.4, HellaSwag 71.1, MMLU 36.9, TruthfulQA 46.6, average 50.0, against 57.9
-    for LoRA without pruning; inference 1.17x as fast in 67.2 % of the memory (METHOD.md section 10).
+    for LoRA without pruning. Inference 1.17x as fast in 67.2 % of the memory (METHOD.md section 10).
     """
     return {
         "model_name_or_path": "meta-llama/Llama-2-7b-hf",

@@ -18,11 +18,15 @@ DEFAULT_PRESET = "quickstart"
 
 
 def resolve(argv: Sequence[str], also: Sequence[str] = ()) -> RunConfig:
-    """The checked configuration of the arguments `argv` (without the program's name).
+    """The checked configuration of a command line.
 
-    also: options of the calling script, which an unknown one may be meant for.
+    Args:
+        argv: the arguments, without the program's name.
+        also: options of the calling script, which an unknown one may be meant for.
 
-    Raises `UserError` for anything the user wrote wrongly, and SystemExit(0) after `--help`.
+    Raises:
+        UserError: the user wrote something wrongly.
+        SystemExit: with 0, after `--help`.
     """
     given = _read_command_line(argv, also)
     path = given.pop("config", None)
@@ -52,7 +56,7 @@ def _merge(path: str, given: dict[str, Value]) -> dict[str, Value]:
 
 
 def _read_command_line(argv: Sequence[str], also: Sequence[str]) -> dict[str, Value]:
-    """What `argv` states, converted; `config` is a key of its own."""
+    """What `argv` states, converted. `config` is a key of its own."""
     usage = "train.py --deepspeed FILE [--preset NAME] [--config FILE] [--NAME VALUE ...]"
     parser = cli.Parser(usage, argument_default=argparse.SUPPRESS)
     groups = {"source": parser.add_argument_group("source (defaults < preset < recipe < method < file < command line)")}

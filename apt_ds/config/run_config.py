@@ -32,7 +32,7 @@ SECRETS = ("hub_token",)  # no file, tracker or message gets their values
 
 @dataclass(frozen=True, init=False)
 class RunConfig:
-    """Everything a run decides, frozen. `RunConfig(sparsity=0.3, ...)` takes flags; fields are groups of options.
+    """Everything a run decides, frozen. `RunConfig(sparsity=0.3, ...)` takes flags. Fields are groups of options.
 
     A flag that is not given takes its value from `method`, else `recipe`, else `preset`, else its default.
     The constructor checks names only: `check` checks values. `config.resolve.resolve` makes one from a command line.

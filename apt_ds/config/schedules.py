@@ -142,5 +142,5 @@ def is_adjustment(step: int, every: int, last: int, start: int = 0) -> bool:
 
 
 def _progress(step: int, total: int) -> float:
-    """The fraction of the phase that is over, from 0 to 1; a phase without steps is over."""
+    """The fraction of the phase that is over, from 0 to 1. A phase without steps is over."""
     return min(max(step / total, 0.0), 1.0) if total > 0 else 1.0

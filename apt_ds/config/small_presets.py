@@ -58,9 +58,9 @@ def roberta_sst2() -> Preset:
     """RoBERTa-base on SST-2, 60 % removed.
 
     Command: `deepspeed launchers/train.py --deepspeed ds_configs/zero2.json --preset roberta-sst2`. The global batch is
-    32, on one device; on N devices set `--per_device_train_batch_size` to 32/N.
+    32, on one device. On N devices set `--per_device_train_batch_size` to 32/N.
     Time: the paper reports 592 % of full fine-tuning's time to 97 % of its accuracy, 70.1 % of its memory.
-    Expect: the paper reports an accuracy of 94.5 (full fine-tuning 94.8, LoRA then pruning 93.0); inference 2.42x
+    Expect: the paper reports an accuracy of 94.5 (full fine-tuning 94.8, LoRA then pruning 93.0). Inference 2.42x
     as fast.
     """
     return _small() | {
@@ -117,7 +117,7 @@ def t5_sst2() -> Preset:
 
     Command: `deepspeed launchers/train.py --deepspeed ds_configs/zero2.json --preset t5-sst2`
     Time: the paper reports 485 % of full fine-tuning's time to 97 % of its accuracy, 73.9 % of its memory.
-    Expect: the paper reports an accuracy of 95.0; inference 1.34x as fast.
+    Expect: the paper reports an accuracy of 95.0. Inference 1.34x as fast.
     """
     return roberta_sst2() | {
         "model_name_or_path": "google/t5-base-lm-adapt",
@@ -150,7 +150,7 @@ def t5_cnndm() -> Preset:
     """T5-base on CNN/DailyMail, 60 % removed.
 
     Command: `deepspeed launchers/train.py --deepspeed ds_configs/zero2.json --preset t5-cnndm`
-    Time: the paper gives none for this task; 16 epochs of 287,000 articles.
+    Time: the paper gives none for this task. 16 epochs of 287,000 articles.
     Expect: the paper reports ROUGE-1/2/L of 38.6/17.0/35.8.
     """
     return t5_sst2() | {

@@ -23,15 +23,24 @@ MULTIPLE = 8  # padded lengths are multiples of it: matrix products of odd sizes
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded rows; what they do not have is None. L and T are rounded up to a multiple.
+    """Right-padded rows. L, the tokens of a row, and T, the tokens of a decoder's row, are rounded up to a multiple.
 
-    input_ids, attention_mask (1 real, 0 padding), token_type_ids: [B, L]. labels, -100 where untrained: [B, L]
-    of a causal model, [B, T] of a decoder. targets: [B, 1] class (int64) or score (float32), [B, 2] first and
-    last token of the answer (int64). padded: whether attention_mask has a 0. packed: whether position_ids restart
-    inside a row. Both tell the host what it would else ask the device, None if unknown. Of packed rows: position_ids
-    [B, L], which restart at every example; starts, the first token of every example in the rows one after the other,
-    and their end, int32 [examples + 1]; longest, tokens of the longest example. With a teacher, for each trained token:
-    teacher_ids, its k likeliest tokens, int32 [tokens, k]; teacher_log_probabilities, of those, fp16 [tokens, k].
+    What the rows do not have is None.
+
+    Attributes:
+        input_ids: [B, L].
+        attention_mask: [B, L]. 1 for a token, 0 for padding.
+        labels: [B, L] of a causal model, [B, T] of a decoder. -100 where untrained.
+        token_type_ids: [B, L].
+        targets: [B, 1], class (int64) or score (float32). Or [B, 2], first and last token of the answer (int64).
+        position_ids: [B, L], of packed rows. They restart at every example.
+        starts: int32 [examples + 1], of packed rows. The first token of every example in the rows one after the other,
+            and the end of the rows.
+        longest: tokens of the longest example of packed rows.
+        padded: whether attention_mask has a 0. None if unknown. It saves the host from asking the device.
+        packed: whether position_ids restart inside a row. None if unknown. It saves the host from asking the device.
+        teacher_ids: int32 [tokens, k], with a teacher. Its k likeliest tokens for each trained token.
+        teacher_log_probabilities: fp16 [tokens, k]. Their log-probabilities.
     """
 
     input_ids: Tensor
@@ -100,7 +109,7 @@ def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class GlobalOrder:
-    """Which of `n` samples each optimizer step sees; a pure function of seed and step.
+    """Which of `n` samples each optimizer step sees, as a pure function of seed and step.
 
     Epochs are permutations laid end to end, so a step may end one epoch and begin the next, and no sample
     is left out. `global_batch` may exceed `n`.

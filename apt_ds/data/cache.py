@@ -155,7 +155,7 @@ def _umask() -> int:
 
 
 def discard(folder: Path) -> None:
-    """Remove a folder of the cache if it is there; a process that has mapped its files keeps them."""
+    """Remove a folder of the cache if it is there. A process that has mapped its files keeps them."""
     old = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".old", dir=folder.parent))
     with suppress(FileNotFoundError):  # another process was first, or there was none
         folder.rename(old / folder.name)
@@ -179,7 +179,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
 
 def _checksum(file: Path) -> list[int]:
-    """Size and CRC of a file; of a large one, the CRC of blocks that are spread over it."""
+    """Size and CRC of a file. Of a large one, the CRC of blocks that are spread over it."""
     size, crc = file.stat().st_size, 0
     last = max(0, size - _BLOCK)
     places: Sequence[int] = range(0, size, _BLOCK)
@@ -203,7 +203,7 @@ def remember(file: Path, text: str) -> None:
 
 
 def key_of(*facts: Any) -> str:
-    """The name of the folder for facts that JSON can write; versions of the code count too."""
+    """The name of the folder for facts that JSON can write. Versions of the code count too."""
     text = json.dumps([_code(), *facts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

@@ -40,15 +40,16 @@ _ALPACA = ("instruction", "input", "output", "history", *_SHARED)
 
 @dataclass(frozen=True)
 class Example:
-    """One conversation to learn from; its last message is the assistant's.
+    """One conversation to train on. Its last message is the assistant's.
 
-    An instruction record keeps its raw `instruction` and `input` for the Alpaca prompt; both are empty in a
-    chat record.
-
-    tools: the functions the assistant may call, as chat templates take them.
-    untrained: indices of answers that are context only.
-    unfinished: the last answer was cut where its generation reached a limit. No end of turn is trained after it.
-    where: the file and the record, for messages.
+    Attributes:
+        messages: the turns, as chat templates take them.
+        instruction: of an instruction record, as it was given, for the Alpaca prompt. Empty in a chat record.
+        input: the same for its `input`.
+        tools: the functions the assistant may call, as chat templates take them.
+        untrained: indices of answers that are context only.
+        where: the file and the record, for messages.
+        unfinished: the last answer was cut where its generation reached a limit. No end of turn is trained after it.
     """
 
     messages: tuple[Message, ...]
@@ -72,7 +73,7 @@ class Example:
         return self.messages[-1]["content"]
 
     def empty_answer(self) -> str:
-        """Where a trained answer is empty; '' if all say something."""
+        """Where a trained answer is empty. '' if no trained answer is."""
         answers = [i for i, message in enumerate(self.messages) if message["role"] == "assistant"]
         for number, i in enumerate(answers, start=1):
             message = self.messages[i]
@@ -97,8 +98,13 @@ def load_examples(data_path: str | Path, split: str = "train") -> list[Example]:
     and content, or conversations with from and value). A record may also have a system prompt, earlier pairs of
     question and answer (`history`), tools, and `finish_reason` ("length": the last answer was cut and has no end).
     One warning names the columns that are not used.
-    `split` names the part of a hub dataset; a file is one split.
-    UserError names the file and the line or record of whatever cannot be used.
+
+    Args:
+        data_path: what the user gave.
+        split: the part of a hub data set. A file is one split.
+
+    Raises:
+        UserError: something cannot be used. The message names the file, and the line or record.
     """
     source = example_source(data_path, split)
     return list(read_examples(source.records(), source.name))

@@ -18,7 +18,7 @@ from apt_ds.data.json_files import Located, read_json, read_jsonl
 from apt_ds.data.text import check_pointer, cr_lines, ends_lines_with_cr, lines_of, read_text
 from apt_ds.data.values import leave_out
 
-LONGEST_CELL = 1 << 26  # characters of a CSV file; a quote that is not closed fills no more memory
+LONGEST_CELL = 1 << 26  # characters of a CSV file. A quote that is not closed fills no more memory
 
 
 def read_table(path: Path, headerless: Sequence[str] = ()) -> Iterator[Located]:
@@ -94,7 +94,7 @@ def is_blank(cells: Sequence[str]) -> bool:
 
 
 def column_names(path: Path) -> tuple[str, ...] | None:
-    """The columns of a table file; None for a format whose records each have their own."""
+    """The columns of a table file. None for a format whose records each have their own."""
     ending = path.suffix.lower()
     if ending not in TABLES:
         return None

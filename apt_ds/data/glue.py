@@ -25,10 +25,13 @@ HIGHEST_SCORE = 5.0  # of STS-B
 class Glue:
     """One task.
 
-    texts: for one or two texts the names its column may have, the hub's first. labels: names in the order of
-    their numbers, None for a score from 0 to 5. metrics: names of `eval.metrics`, the one that counts first.
-    label_columns: names the column of the label may have. validation: the hub's name of the split to judge on,
-    and the first word of a local file. headerless: the columns of GLUE's own file where it has no header.
+    Attributes:
+        texts: the names that the column of each of its one or two texts may have, the hub's first.
+        labels: the names of the classes, in the order of their numbers. None for a score from 0 to 5.
+        metrics: names of `eval.metrics`, the one that counts first.
+        label_columns: names that the column of the label may have.
+        validation: the hub's name of the split to judge on, and the first word of a local file.
+        headerless: the columns of GLUE's own file where it has no header.
     """
 
     texts: tuple[tuple[str, ...], ...]
@@ -87,7 +90,7 @@ GLUE: dict[str, Glue] = {
 
 
 def labels_of(task: str) -> tuple[str, ...]:
-    """The names of a task's classes; none where it has no classes."""
+    """The names of a task's classes. Empty where it has no classes."""
     return (GLUE[task].labels or ()) if task in GLUE else ()
 
 
@@ -103,11 +106,14 @@ class Pair(NamedTuple):
 def read(task: str, path: str, split: str) -> list[Pair]:
     """The `train` or `validation` split of a task.
 
-    path: a file (all of it, whatever the split), a folder with train.* and validation.* or dev.* (TSV, CSV, JSON,
-    JSON lines; GLUE's own layouts too), `glue`, or the name of another hub data set with such columns.
+    Args:
+        task: a name of `GLUE`.
+        path: a file (all of it, whatever the split), a folder with train.* and validation.* or dev.* (TSV, CSV,
+            JSON, JSON lines, and GLUE's own layouts), `glue`, or another hub data set with such columns.
+        split: `train` or `validation`.
 
     Raises:
-        UserError: an unknown task, no such data, or a record that does not fit; names file and line.
+        UserError: an unknown task, no such data, or a record that does not fit. The message names file and line.
     """
     source = find(task, path, split)
     return list(read_pairs(task, source.records(), source.name))

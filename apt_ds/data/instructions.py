@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 def build_dataset(
     examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int, now: datetime | None = None
 ) -> TokenizedSet:
-    """Encodes all examples; UserError when max_length (tokens) leaves nothing of any answer.
+    """Encodes all examples. UserError when max_length (tokens) leaves nothing of any answer.
 
-    now: the time that a chat template writes; None takes this host's clock for each example.
+    now: the time that a chat template writes. None takes this host's clock for each example.
     """
     encoded = encode_many(examples, tokenizer, max_length, now)
     rows = tuple(row for row in encoded if is_trained(row))
@@ -100,7 +100,7 @@ def encode_many(
 ) -> list[Row]:
     """Token ids and labels of examples, both of the same length, at most `max_length`.
 
-    Cut from the right; when the answer lies wholly beyond the cut every label is -100. Answers of
+    Cut from the right. When the answer lies wholly beyond the cut every label is -100. Answers of
     `Example.untrained` have labels of -100 too. No end of turn follows the last answer of `Example.unfinished`.
     """
     return InstructionEncoder(tokenizer, max_length, now)(examples)
@@ -109,7 +109,7 @@ def encode_many(
 class InstructionEncoder:
     """Makes rows of examples. Keep it for many calls: it remembers what the tokenizer makes of common texts.
 
-    now: the time that a chat template writes; None takes this host's clock for each example.
+    now: the time that a chat template writes. None takes this host's clock for each example.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, now: datetime | None = None) -> None:

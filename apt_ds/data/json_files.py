@@ -97,7 +97,7 @@ class _Buffer:
         self.suspect = may_hold_surrogates(self.text)
 
     def character(self) -> str:
-        """The next character that is not blank, left in place; '' at the end."""
+        """The next character that is not blank, left in place. '' at the end."""
         while True:
             while self.place < len(self.text):
                 if self.text[self.place] not in _BLANKS:

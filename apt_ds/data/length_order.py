@@ -16,7 +16,7 @@ LEAST_WINDOWS = 4  # windows of an epoch
 
 
 class Order(Protocol):
-    """Which rows each optimizer step sees; a pure function of the step."""
+    """Which rows each optimizer step sees, as a pure function of the step."""
 
     @property
     def n(self) -> int:
@@ -44,7 +44,11 @@ class LengthOrder:
     A window holds the same rows as without grouping. A window also ends at `total_steps`, so that the whole run sees
     the same rows.
 
-    order: what is grouped. lengths: tokens of each row, int64 [rows]. total_steps: steps of the run.
+    Attributes:
+        order: the order whose steps are grouped.
+        lengths: tokens of each row, int64 [rows].
+        total_steps: steps of the run.
+        seed: shuffles the steps.
     """
 
     order: GlobalOrder | MixtureOrder

@@ -21,9 +21,12 @@ PERIOD = 10_000  # shares of sources are multiples of 1 / PERIOD
 
 
 class Pattern(NamedTuple):
-    """source: of each place. earlier: places before it with the same source. Both int64 [PERIOD].
+    """Which source each place of the pattern takes.
 
-    quotas: places of each source.
+    Attributes:
+        source: the source of each place, int64 [PERIOD].
+        earlier: places before each place with the same source, int64 [PERIOD].
+        quotas: places of each source.
     """
 
     source: np.ndarray
@@ -60,7 +63,7 @@ def _permutation(n: int, seed: int, source: int, epoch: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class MixtureOrder:
-    """Which rows of several sources each optimizer step sees; a pure function of seed and step.
+    """Which rows of several sources each optimizer step sees, as a pure function of seed and step.
 
     The sources' rows have the indices of `rows.Joined`. Each pass over a source is a permutation of its own. A source
     with a large weight begins its next pass while others are in their first.

@@ -23,7 +23,7 @@ FLAG = "--data_dir"
 LETTERS = "ABCD"
 COLUMNS = 6  # question, four choices, the letter of the right one
 
-# the grouping of the benchmark's authors; lm-evaluation-harness counts anatomy under STEM
+# the grouping of the benchmark's authors. lm-evaluation-harness counts anatomy under STEM
 CATEGORIES: dict[str, tuple[str, ...]] = {
     "STEM": (
         *("abstract_algebra", "astronomy", "college_biology", "college_chemistry", "college_computer_science"),
@@ -53,7 +53,15 @@ SUBJECTS = tuple(sorted(subject for group in CATEGORIES.values() for subject in 
 
 
 class Question(NamedTuple):
-    """One question; `answer` is the index of the right choice, `line` where its file has it (0: not from a file)."""
+    """One question.
+
+    Attributes:
+        subject: one of `SUBJECTS`.
+        text: the question.
+        choices: the answers to choose from.
+        answer: the index of the right choice.
+        line: where its file has it. 0: not from a file.
+    """
 
     subject: str
     text: str
@@ -78,7 +86,7 @@ class Mmlu:
         return replace(self, test={subject: questions[:limit] for subject, questions in self.test.items()})
 
     def sampled(self, count: int, seed: int) -> Mmlu:
-        """`count` questions drawn over all subjects, in file order; the same ones for the same data and seed.
+        """`count` questions drawn over all subjects, in file order. The same ones for the same data and seed.
 
         Raises:
             UserError: there are fewer.
@@ -101,10 +109,15 @@ def load(
     seed: int = 0,
     flag: str = FLAG,
 ) -> Mmlu:
-    """MMLU from a folder (dev/SUBJECT_dev.csv, test/SUBJECT_test.csv), or from the hub where `data_dir` is empty.
+    """MMLU from a folder (dev/SUBJECT_dev.csv, test/SUBJECT_test.csv) or from the hub.
 
-    subjects: those wanted, all 57 if empty. limit: questions per subject; sample: questions over all subjects,
-    drawn after `limit`; 0 takes all. flag: the option that named the folder, for messages.
+    Args:
+        data_dir: the folder. Empty for the hub.
+        subjects: the subjects to read. Empty for all 57.
+        limit: questions of each subject. 0 takes all.
+        sample: questions over all subjects, drawn after `limit`. 0 takes all.
+        seed: draws the sample.
+        flag: the option that named the folder, for messages.
 
     Raises:
         UserError: an unknown subject, files that are missing or broken (with file and line), too few questions.
@@ -143,7 +156,7 @@ def read_csv(path: Path, subject: str) -> list[Question]:
     """The questions of one file, which has no header: question, four choices, letter. Blank lines are no records.
 
     Raises:
-        UserError: it cannot be read, is empty, or a record is not of this form; names file and line.
+        UserError: it cannot be read, is empty, or a record is not of this form. The message names file and line.
     """
     questions = []
     reader = csv_reader(io.StringIO(read_text(path), newline=""))

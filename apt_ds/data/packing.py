@@ -22,7 +22,11 @@ from apt_ds.data.tokenized import IGNORED, Row
 def pack(rows: Sequence[Row], pad_id: int, limit: int, single: bool = False) -> Batch:
     """The examples `rows` in as few and as short rows as `grouped` finds, see `pack_groups`.
 
-    limit: tokens a row may hold, at least those of the longest example; single: one row, however long it gets.
+    Args:
+        rows: the examples.
+        pad_id: the token of padding.
+        limit: tokens a row may hold, at least those of the longest example.
+        single: one row, however long it gets.
     """
     return pack_groups(rows, sharing([len(row["input_ids"]) for row in rows], limit, single), pad_id)
 

@@ -46,8 +46,9 @@ class Prepared(Generic[E]):
         columns: the rows' columns.
         trained: bool [examples], whether training sees the row.
         name: the name of the source.
-        folder: where the files are; None in memory.
+        folder: where the files are. None in memory.
         temporary: the folder is to be removed once all processes of the node have opened it.
+        lengths: tokens of each row, int32 [examples]. None if unknown.
     """
 
     examples: Sequence[E]
@@ -59,9 +60,11 @@ class Prepared(Generic[E]):
     lengths: np.ndarray | None = None
 
     def tokenized(self, numbers: np.ndarray | None = None, fingerprint: str = "") -> TokenizedSet:
-        """The rows of the examples `numbers` (increasing; None: all) that training sees.
+        """The rows that training sees, of some examples.
 
-        fingerprint: that of the rows where it is known.
+        Args:
+            numbers: the examples, in increasing order. None: all.
+            fingerprint: that of the rows where it is known.
         """
         numbers = np.arange(len(self.examples)) if numbers is None else numbers
         # half the memory of int64, which a million rows feel

@@ -30,7 +30,7 @@ RESPONSE = "### Response:"
 def render_prompt(example: Example | str, tokenizer: PreTrainedTokenizerBase, now: datetime | None = None) -> str:
     """The text that asks for the last answer of `example`, or for an answer to a question given as text.
 
-    Without the special tokens a tokenizer adds by itself; `prompt_ids` gives what a model should be fed.
+    Without the special tokens a tokenizer adds by itself. `prompt_ids` gives the tokens for a model.
     """
     if isinstance(example, str):
         example = Example.from_instruction(example)
@@ -60,7 +60,7 @@ def segments_of(example: Example, tokenizer: PreTrainedTokenizerBase, now: datet
 
 
 def _plain_segments(example: Example, eos: str) -> list[Segment]:
-    """The Alpaca prompt; a conversation repeats its sections turn by turn."""
+    """The Alpaca prompt. A conversation repeats its sections turn by turn."""
     templates.refuse_calls(example)
     if example.instruction:
         prompt = PREAMBLE_WITH_INPUT if example.input else PREAMBLE

@@ -31,8 +31,12 @@ _HELD_OUT = ("validation", "valid", "val", "dev", "test", "eval")  # first words
 class Source:
     """The records of one split.
 
-    name: what the user gave, or the file that was found in it. files: the files in order; none for a hub data set.
-    split, config: of a hub data set.
+    Attributes:
+        name: what the user gave, or the file that was found in it.
+        files: the files in order. None of them for a hub data set.
+        split: the split of a hub data set.
+        config: the configuration of a hub data set.
+        headerless: the columns of a table that has no header line.
     """
 
     name: str
@@ -46,7 +50,7 @@ class Source:
         """All records with their places.
 
         Raises:
-            UserError: a file or record cannot be read; names file and line, or shard and row.
+            UserError: a file or record cannot be read. The message names file and line, or shard and row.
         """
         if not self.files:
             yield from _numbered(self.name, self.hub())
@@ -62,7 +66,7 @@ class Source:
         return self._loaded[0]
 
     def bytes(self) -> int:
-        """Bytes of the files, or of the hub data set on the disk; 0 if unknown."""
+        """Bytes of the files, or of the hub data set on the disk. 0 if unknown."""
         if self.files:
             return sum(file.stat().st_size for file in self.files)
         return sum(Path(part["filename"]).stat().st_size for part in getattr(self.hub(), "cache_files", []))
@@ -111,7 +115,7 @@ def find_source(
 
 
 def find_files(name: str, stems: Sequence[str], endings: Sequence[str] = ENDINGS) -> list[Path] | None:
-    """The file `name` is, or those of a split in the folder it is; None for the name of a hub data set.
+    """The file `name`, or the files of a split in the folder `name`. None for the name of a hub data set.
 
     In a folder: the file with one of `stems`, or its shards (train-00000-of-00002.parquet, train_1.jsonl). Training
     data may have any names where no file begins with a stem.
@@ -170,7 +174,7 @@ def read_file(path: Path, headerless: Sequence[str] = ()) -> Iterator[Located]:
     headerless: the columns of a table that has no header line, recognised by a first line with none of these names.
 
     Raises:
-        UserError: another ending, not readable, empty, not of its form; names file and line.
+        UserError: another ending, not readable, empty, not of its form. The message names file and line.
     """
     ending = path.suffix.lower()
     if ending not in ENDINGS:
@@ -179,7 +183,7 @@ def read_file(path: Path, headerless: Sequence[str] = ()) -> Iterator[Located]:
 
 
 def load_hub(name: str, split: str, config: str = "", streaming: bool = False) -> Any:
-    """One split of a hub data set `name:config@revision`; `config` is that of a name without one.
+    """One split of a hub data set `name:config@revision`. `config` is that of a name without one.
 
     streaming: read it while it is downloaded, as an `IterableDataset`.
 

@@ -26,7 +26,7 @@ class Recipe(Generic[E]):
     """How the records of a task become rows.
 
     Attributes:
-        read: the examples of records, one at a time; the second argument is the name of the source.
+        read: the examples of records, one at a time. The second argument is the name of the source.
         encode: rows of examples, one each. It must survive pickling.
         dump: an example as JSON can write it, and its place.
         load: the example of what `dump` gave.

@@ -39,7 +39,7 @@ class SegmentTokenizer:
         self._known = splitting_tokens(tokenizer)
         self._words = WordIds(tokenizer, self._known)
         template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
-        # any selection of them is right; hundreds of them would take long to look for
+        # any selection of them is right. Hundreds of them would take long to look for
         self._split_at({token for token in self._known if token in template})
 
     def _split_at(self, tokens: set[str]) -> None:
@@ -109,7 +109,7 @@ def _tails(row: Sequence[Piece], parts: Sequence[str]) -> list[tuple[int, str]]:
 
 
 def _joined(parts: list[list[int]], tails: list[tuple[int, list[int]]]) -> tuple[list[int], list[int] | None]:
-    """The ids of a row, and how many of them come before each border; None where a token would span one."""
+    """The ids of a row, and how many of them come before each border. None where a token would span one."""
     starts = [0, *accumulate(map(len, parts))]
     borders: list[int] = []
     for number, before in tails:

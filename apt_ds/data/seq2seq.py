@@ -17,7 +17,7 @@ from apt_ds.data.tokenized import Row, TokenizedSet
 from apt_ds.data.tokenizer_identity import tokenizer_identity
 
 SUMMARIES = "cnndm"
-PREFIXES = {SUMMARIES: "summarize: ", "text": ""}  # what a source begins with; `text` takes sources as they are
+PREFIXES = {SUMMARIES: "summarize: ", "text": ""}  # what a source begins with. `text` takes sources as they are
 HUB = {"cnn_dailymail": ("abisee/cnn_dailymail", "3.0.0")}
 COLUMNS = (("article", "highlights"), ("document", "summary"), ("source", "target"), ("input", "output"))
 STEMS = {"train": ("train",), "validation": ("validation", "dev")}
@@ -42,11 +42,14 @@ def tasks() -> tuple[str, ...]:
 def read(task: str, path: str, split: str) -> list[Exchange]:
     """The `train` or `validation` split of `cnndm`, of `text`, or of a task of GLUE in T5's words (`t5-sst2`).
 
-    path: a file (all of it, whatever the split), a folder with train.* and validation.* or dev.*, `cnn_dailymail`,
-    or the name of another hub data set; in its records one of `COLUMNS`. For GLUE as in `glue.read`.
+    Args:
+        task: the name of the task.
+        path: a file (all of it, whatever the split), a folder with train.* and validation.* or dev.*, `cnn_dailymail`,
+            or the name of another hub data set. Its records have one of `COLUMNS`. For GLUE as in `glue.read`.
+        split: `train` or `validation`.
 
     Raises:
-        UserError: an unknown task, no such data, or a record that does not fit; names file and line.
+        UserError: an unknown task, no such data, or a record that does not fit. The message names file and line.
     """
     source = find(task, path, split)
     return list(read_exchanges(task, source.records(), source.name))
@@ -111,7 +114,7 @@ def label_word(task: str, label: int | float) -> str:
 
 
 def predicted(task: str, text: str) -> int | float:
-    """The label of a task of GLUE that a generated text says; NO_LABEL where it says none."""
+    """The label of a task of GLUE that a generated text says. NO_LABEL where it says none."""
     labels, said = GLUE[task].labels, text.strip()
     if labels is not None:
         return labels.index(said) if said in labels else NO_LABEL
@@ -125,7 +128,7 @@ def predicted(task: str, text: str) -> int | float:
 def encode(
     exchanges: Sequence[Exchange], tokenizer: PreTrainedTokenizerBase, max_source: int, max_target: int
 ) -> TokenizedSet:
-    """Rows of input_ids, at most `max_source`, and labels, at most `max_target`; both cut from the right, then ended.
+    """Rows of input_ids, at most `max_source`, and labels, at most `max_target`. Both are cut on the right, then ended.
 
     Raises:
         UserError: a length leaves no room, or the tokenizer has no end token.

@@ -15,7 +15,7 @@ from apt_ds.data.readers import find_source, read_file
 from apt_ds.data.text_slices import text_part
 
 TEXT = "text"  # the column of plain text
-LAST_PIECE = "apt_ds: last piece of its file"  # beside each piece of a text file; no user's column has this name
+LAST_PIECE = "apt_ds: last piece of its file"  # beside each piece of a text file. No user's column has this name
 TEXT_ENDING = ".txt"
 _CONVERSATION = {"instruction", "messages", "conversations"}
 _HEAD = 1 << 16  # characters of a JSON file that should hold its first record

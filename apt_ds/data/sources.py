@@ -21,7 +21,12 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 class WeightedSource(NamedTuple):
-    """name: as a reader of data takes it. weight: above 0. None if the option states no weights."""
+    """A source of an option.
+
+    Attributes:
+        name: the source as a reader of data takes it.
+        weight: its weight, above 0. None if the option states no weights.
+    """
 
     name: str
     weight: float | None = None

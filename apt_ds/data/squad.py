@@ -1,6 +1,6 @@
 """SQuAD: questions about a context, answered by a piece of it or, in version 2, by nothing.
 
-A long context is read through windows that overlap. The question comes first; the answer of a window without one is
+A long context is read through windows that overlap. The question comes first. The answer of a window without one is
 the token before everything (CLS).
 """
 
@@ -33,7 +33,15 @@ Span = tuple[int, int]  # first character, and the one after the last
 
 @dataclass(frozen=True)
 class Question:
-    """One question; `answers` are texts with their first characters in the context, none where it tells nothing."""
+    """One question.
+
+    Attributes:
+        id: the name of the question, unique in its data set.
+        title: the name of its article. Questions of one article are held out together.
+        context: the text that holds the answer.
+        question: what is asked.
+        answers: texts, each with its first character in the context. Empty where the context has no answer.
+    """
 
     id: str
     title: str
@@ -42,7 +50,7 @@ class Question:
     answers: tuple[tuple[str, int], ...]
 
     def span(self) -> Span | None:
-        """The characters of the first answer that lies where it says, blanks around it left out; None if none does."""
+        """The characters of the first answer that lies where it says, without blanks around it. None if none does."""
         for text, start in self.answers:
             if text.strip() and start >= 0 and self.context[start : start + len(text)] == text:
                 begin = start + len(text) - len(text.lstrip())
@@ -52,9 +60,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Features:
-    """The windows of questions to be answered: rows, the question of each, and of each token its characters.
+    """The windows of questions to be answered.
 
-    `offsets` has None for tokens outside the context.
+    Attributes:
+        rows: the rows of the windows.
+        examples: the question of each window.
+        offsets: for each token of each window its characters in the context. None for tokens outside the context.
     """
 
     rows: TokenizedSet
@@ -65,11 +76,14 @@ class Features:
 def read(path: str, split: str) -> list[Question]:
     """The `train` or `validation` questions.
 
-    path: a SQuAD JSON file (version 1 or 2; all of it, whatever the split) or JSON lines of flat records, a folder
-    with train.json and validation.json or dev.json, `squad`, `squad_v2`, or another hub data set with such columns.
+    Args:
+        path: a SQuAD JSON file (version 1 or 2, and all of it, whatever the split) or JSON lines of flat records, a
+            folder with train.json and validation.json or dev.json, `squad`, `squad_v2`, or another hub data set with
+            such columns.
+        split: `train` or `validation`.
 
     Raises:
-        UserError: no such data, or a record that does not fit; names file and place.
+        UserError: no such data, or a record that does not fit. The message names file and place.
     """
     source = find(path, split)
     return list(read_questions(source.records(), source.name))
@@ -158,11 +172,22 @@ def split_by_article(
 def encode(
     questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase, max_length: int = 384, doc_stride: int = 128
 ) -> TokenizedSet:
-    """Windows to train on, of at most `max_length` tokens and overlapping by `doc_stride`.
+    """Windows to train on, which overlap by `doc_stride` tokens.
 
-    Columns: input_ids, token_type_ids where the tokenizer makes them, targets: the answer's first and last token,
-    CLS twice in a window that does not hold it whole. Questions whose answers all lie elsewhere than they say are
-    left out, reported and counted in `dropped`.
+    Questions whose answers all lie elsewhere than they say are left out, reported and counted in `dropped`.
+
+    Args:
+        questions: the questions.
+        tokenizer: a tokenizer that gives character offsets.
+        max_length: tokens of a window, at most.
+        doc_stride: tokens that two windows share.
+
+    Returns:
+        Columns input_ids, token_type_ids where the tokenizer makes them, and targets: the answer's first and last
+        token, or CLS twice in a window that does not hold the whole answer.
+
+    Raises:
+        UserError: no answer lies in its context, or a window leaves no room for the context.
     """
     usable = [question for question in questions if question.span() or not question.answers]
     dropped = len(questions) - len(usable)

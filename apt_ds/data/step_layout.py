@@ -16,8 +16,9 @@ class StepLayout:
     The layout depends on the examples' lengths and the number of slots alone. So 2 ranks with 2 micro-batches have the
     slots of 1 rank with 4.
 
-    lengths: tokens of each example of the step; slots: for each slot its rows, for each row its examples by their place
-    in the step.
+    Attributes:
+        lengths: tokens of each example of the step.
+        slots: for each slot its rows, for each row its examples by their place in the step.
     """
 
     lengths: tuple[int, ...]

@@ -38,7 +38,7 @@ def render(
     now: what the template's `strftime_now` reads instead of the host's clock.
 
     Raises:
-        UserError: the template refuses the conversation; names the record, and the template's reason.
+        UserError: the template refuses the conversation. The message names the record, and the template's reason.
     """
     messages = list(example.messages[:upto])
     # dict is invariant: the method takes dict[Any, Any]
@@ -105,7 +105,7 @@ def fitted(example: Example, tokenizer: PreTrainedTokenizerBase, now: datetime |
     """The example, with the arguments of tool calls in the form that the template writes: an object, or its JSON.
 
     Raises:
-        UserError: the template leaves out tools, calls or results; names record and fields.
+        UserError: the template leaves out tools, calls or results. The message names record and fields.
     """
     if not _has_tools(example):
         return example

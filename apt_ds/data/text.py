@@ -115,14 +115,14 @@ class Mender:
         return whole
 
     def warn(self) -> None:
-        """Warn of the records that were mended; call it after the last one."""
+        """Warn of the records that were mended. Call it after the last one."""
         if self.count:
             message = "%s: replaced lone surrogates by U+FFFD in %d records, the first: %s"
             log.warning(message, self.name, self.count, self.first)
 
 
 def mended(value: Any) -> Any:
-    """The value with all its texts mended; the same object where nothing is to mend."""
+    """The value with all its texts mended. The same object where nothing is to mend."""
     if isinstance(value, str):
         return _SURROGATE.sub("\ufffd", value) if _SURROGATE.search(value) else value
     if isinstance(value, list):

@@ -63,13 +63,13 @@ class Column:
 
 
 class TokenizedSet:
-    """Rows with the same columns, ready for `collate`; make one with `of`.
+    """Rows with the same columns, ready for `collate`. `of` makes one.
 
     A column holds integers (int64) or fractions (float32).
 
     Attributes:
         columns: All rows that there are.
-        kept: The numbers of those that belong to the set, in increasing order; None: all.
+        kept: The numbers of those that belong to the set, in increasing order. None: all.
         dropped: The examples that training on them left out.
         fingerprint: The sha256 hex digest of all columns of the set's rows in order.
         lengths: Tokens of each row, int64 [rows], or int32 of a mapped set.

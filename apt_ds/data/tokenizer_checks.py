@@ -13,7 +13,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
     needed: the special tokens without which the model's input cannot be made. Other models pad with their end token.
 
     Raises:
-        UserError: it does not; says what is wrong.
+        UserError: it does not. The message says what is wrong.
     """
     name = tokenizer.name_or_path or "the model"
     advice = "Give the tokenizer that belongs to the model"
@@ -61,7 +61,10 @@ def check_room(tokenizer: PreTrainedTokenizerBase, pair: bool, max_length: int) 
 def check_lengths(config: PretrainedConfig, longest: int, block: int) -> None:
     """UserError where a language model has fewer positions than an example or a block of text has tokens.
 
-    longest: tokens of the longest example; block: tokens of a block that perplexity is taken on (0: none).
+    Args:
+        config: the configuration of the model.
+        longest: tokens of the longest example.
+        block: tokens of a block that perplexity is taken on. 0: none.
     """
     room = getattr(config, "max_position_embeddings", None)
     if room is None:

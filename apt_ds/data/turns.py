@@ -56,7 +56,7 @@ class Unused:
         self.first: dict[str, str] = {}
 
     def note(self, given: dict[str, Any], used: tuple[str, ...], where: str) -> None:
-        """Remember what `given` has besides `used`; an empty value says nothing."""
+        """Remember what `given` has besides `used`. An empty value does not count."""
         for name, value in given.items():
             if name not in used and not is_empty(value):
                 self.first.setdefault(str(name), where)
@@ -78,7 +78,7 @@ def read_turns(turns: Any, form: Form, where: str, unused: Unused) -> Turns:
     """The messages of a chat record.
 
     Raises:
-        UserError: a turn that cannot be used; names record, message and field.
+        UserError: a turn that cannot be used. The message names record, message and field.
     """
     if not isinstance(turns, list) or len(turns) < 2:
         raise UserError(f"{where}: '{form.column}' must be a list of at least a question and an answer")
@@ -125,7 +125,7 @@ def _read_turn(turn: dict[str, Any], form: Form, place: str, unused: Unused) -> 
 
 
 def _read_text(turn: dict[str, Any], column: str, place: str) -> str:
-    """The text of a turn; a list of text parts is joined."""
+    """The text of a turn. A list of text parts is joined."""
     parts = turn.get(column)
     if not isinstance(parts, list):
         return text_of(turn, (column,), place)
@@ -143,7 +143,7 @@ def _read_text(turn: dict[str, Any], column: str, place: str) -> str:
 
 
 def _is_trained(turn: dict[str, Any], role: str, place: str) -> bool:
-    """What a message's own weight says; an answer without one is trained."""
+    """Whether a message is trained by its own weight. An answer without one is trained."""
     said: dict[bool, str] = {}
     for name in WEIGHTS:
         value = turn.get(name)
@@ -207,7 +207,7 @@ def _read_call(call: Any, place: str) -> dict[str, Any]:
 
 
 def read_tools(record: dict[str, Any], where: str) -> tuple[dict[str, Any], ...]:
-    """The functions that a record offers under `tools`, or under OpenAI's older `functions`; JSON of them too."""
+    """The functions that a record offers under `tools`, or OpenAI's older `functions`. JSON text is parsed."""
     given = [name for name in ("tools", "functions") if not is_empty(record.get(name))]
     if not given:
         return ()

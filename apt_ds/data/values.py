@@ -8,13 +8,13 @@ from typing import Any
 
 from apt_ds.config.errors import UserError
 
-TOLERANCE = 0.01  # well-known sets hold a few broken records; more of them is a broken file
+TOLERANCE = 0.01  # well-known sets hold a few broken records. More of them is a broken file
 
 log = logging.getLogger("apt_ds.data.readers")
 
 
 def leave_out(places: Collection[str], total: int, problem: str, name: str) -> None:
-    """Warns that the records at `places` are left out of `total` for `problem`; a UserError where they are not few."""
+    """Warn that the records at `places` are left out of `total` for `problem`. UserError where they are not few."""
     if not places:
         return
     first = next(iter(places))
@@ -25,7 +25,7 @@ def leave_out(places: Collection[str], total: int, problem: str, name: str) -> N
 
 
 def value_of(record: Any, columns: Sequence[str], where: str) -> Any:
-    """What the first of `columns` that a record has holds; UserError where it has none or is no record."""
+    """The value of the first of `columns` that a record has. UserError where it has none or is not a record."""
     if not isinstance(record, dict):
         raise UserError(f"{where}: a record must be an object, not {kind(record)}")
     for column in columns:

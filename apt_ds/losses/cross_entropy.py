@@ -33,7 +33,7 @@ class ChunkSizes(NamedTuple):
     fp32: int
 
 
-# a CPU wants chunks that fit its caches; a GPU wants few kernel launches
+# a CPU wants chunks that fit its caches. A GPU wants few kernel launches
 CHUNK_SIZES = {"cpu": ChunkSizes(1 << 23, 1 << 19)}
 OTHER_DEVICES = ChunkSizes(1 << 25, 1 << 25)
 _ASSUMED: ContextVar[str] = ContextVar("assumed device type", default="")

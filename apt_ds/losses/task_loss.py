@@ -16,7 +16,7 @@ from apt_ds.data.batching import Batch
 from apt_ds.data.tokenized import Row
 
 Inputs = dict[str, Any]
-Logits = tuple[Tensor, ...]  # each [predictions, choices]; one choice is a regression
+Logits = tuple[Tensor, ...]  # each [predictions, choices]. One choice is a regression
 
 
 class TaskLoss(ABC):
