@@ -89,7 +89,7 @@ def test_saved_configuration_reads_back(preset: list[str], required: list[str], 
     ("words", "value"),
     [(["--bf16"], True), (["--bf16", "true"], True), (["--bf16=False"], False), ([], False)],
 )
-def test_booleans(words: list[str], value: bool, named: list[str]) -> None:
+def test_a_flag_without_a_value_is_true(words: list[str], value: bool, named: list[str]) -> None:
     assert resolve([*words, *named]).optim.bf16 is value
 
 
@@ -103,7 +103,7 @@ def test_booleans(words: list[str], value: bool, named: list[str]) -> None:
         (["--distill", "logits"], "logits"),
     ],
 )
-def test_a_choice_with_a_switch(words: list[str], value: str, named: list[str]) -> None:
+def test_a_switch_of_a_choice_means_one_of_its_values(words: list[str], value: str, named: list[str]) -> None:
     assert resolve([*named, "--pruning", "gradual", *words]).pruning.distill == value
 
 
@@ -286,7 +286,7 @@ def test_mistakes_in_a_file_name_the_file(content: str, parts: list[str], named:
     assert [part for part in ["run.yaml", *parts] if part not in text] == []
 
 
-def test_no_deepspeed_json(named: list[str]) -> None:
+def test_a_missing_deepspeed_json_is_named(named: list[str]) -> None:
     assert "--deepspeed is missing" in message(named[2:])
 
 

@@ -147,7 +147,9 @@ def test_values_of_other_types_mean_what_they_say() -> None:
         ("pretuning", 0.0, False, False, False),
     ],
 )
-def test_when_a_run_prunes(mode: str, sparsity: float, prunes: bool, gradual: bool, one_shot: bool) -> None:
+def test_a_run_prunes_where_mode_and_sparsity_say_so(
+    mode: str, sparsity: float, prunes: bool, gradual: bool, one_shot: bool
+) -> None:
     pruning = RunConfig(pruning=mode, sparsity=sparsity).pruning
     assert (pruning.prunes, pruning.gradual, pruning.one_shot) == (prunes, gradual, one_shot)
 

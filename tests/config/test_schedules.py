@@ -67,7 +67,7 @@ def test_learning_rate_is_that_of_transformers(kind: str, warmup: int) -> None:
         theirs.step()
 
 
-def test_learning_rate_at_the_ends() -> None:
+def test_the_learning_rate_starts_and_ends_at_zero_after_a_warm_up() -> None:
     assert schedules.learning_rate(0, 100, 1e-4, "cosine", 10) == 0.0
     assert schedules.learning_rate(10, 100, 1e-4, "cosine", 10) == 1e-4
     for kind in ("cosine", "linear"):

@@ -98,7 +98,9 @@ def test_the_key_depends_on_facts_and_code(monkeypatch: pytest.MonkeyPatch) -> N
     assert key_of("a", {"x": 1, "y": 2}) != keys[0]
 
 
-def test_the_root_by_option_and_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_root_is_the_option_or_else_a_folder_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     for name in ("HF_DATASETS_CACHE", "APT_DS_CACHE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

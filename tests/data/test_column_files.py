@@ -115,7 +115,7 @@ def test_a_pointer_of_git_lfs_is_no_broken_table(name: str, streamed: bool, tmp_
     assert "is a Git LFS pointer" in message and "not a whole" not in message
 
 
-def test_the_name_of_a_column_that_is_not_utf8(tmp_path: Path) -> None:
+def test_a_name_of_a_column_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     path = write_table(tmp_path / "a.arrow", pa.table({"output_": ["a"]}))
     path.write_bytes(path.read_bytes().replace(b"output_", b"outpu\xff\xfe"))
     with pytest.raises(UserError, match="the name of a column is not UTF-8 text"):

@@ -35,7 +35,7 @@ def with_turns(*turns: object) -> dict[str, object]:
     return {"messages": list(turns)}
 
 
-def test_reads_alpaca_from_both_kinds_of_file(tmp_path: Path) -> None:
+def test_alpaca_records_are_read_from_both_kinds_of_file(tmp_path: Path) -> None:
     plain = {"instruction": "Greet.", "output": "Hello"}
     expected = [
         Example.from_instruction("Add.", "1 and 2", "3"),
@@ -48,13 +48,13 @@ def test_reads_alpaca_from_both_kinds_of_file(tmp_path: Path) -> None:
     assert expected[0].output == "3"
 
 
-def test_reads_both_chat_formats(tmp_path: Path) -> None:
+def test_both_chat_formats_are_read(tmp_path: Path) -> None:
     first, second = load_examples(write(tmp_path, "a.jsonl", CHAT, SHARED))
     assert first == second == Example(tuple(CHAT["messages"]))
     assert first.instruction == "" and first.output == "Hello"
 
 
-def test_reads_the_real_alpaca(real_data: Path) -> None:
+def test_the_real_alpaca_is_read(real_data: Path) -> None:
     assert len(load_examples(real_data / "alpaca" / "alpaca_validation.json")) == 200
 
 
@@ -112,7 +112,7 @@ def test_a_broken_file_is_named_with_its_place(tmp_path: Path, content: tuple[ob
     assert "\n" not in str(caught.value) and path in str(caught.value)
 
 
-def test_wrong_encoding_folder_and_missing_file(tmp_path: Path) -> None:
+def test_a_path_without_records_is_named_with_the_reason(tmp_path: Path) -> None:
     latin = tmp_path / "latin.json"
     latin.write_bytes('[{"instruction": "é"}]'.encode("latin-1"))
     (tmp_path / "folder").mkdir()
@@ -132,7 +132,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_record(tmp_path: Path) -> Non
     assert load_examples(tmp_path / "a.jsonl") == [Example.from_instruction("Add.", "1 and 2", "3")]
 
 
-def test_a_name_that_is_nothing_offline() -> None:
+def test_an_unknown_name_is_one_line_without_the_hub() -> None:
     datasets = pytest.importorskip("datasets")
     if not datasets.config.HF_HUB_OFFLINE:
         pytest.skip("HF_HUB_OFFLINE is off, so the hub would be asked")

@@ -150,7 +150,7 @@ def test_what_cannot_be_read_is_one_line(task: str, name: str, content: Any, mes
     assert "\n" not in str(caught.value) and (path in str(caught.value) or task == "sst3")
 
 
-def test_folders_and_names_that_are_nothing(tmp_path: Path) -> None:
+def test_a_missing_file_and_two_files_of_one_split_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no validation\.\* nor dev\.\* \(endings: \.json"):
         glue.read("sst2", str(tmp_path), "validation")
     for name in ("train.tsv", "train.csv"):
@@ -188,7 +188,7 @@ def test_the_hub_is_asked_for_the_right_split(monkeypatch: pytest.MonkeyPatch) -
     ]
 
 
-def test_the_table_is_glues() -> None:
+def test_every_task_has_the_classes_and_main_metric_of_glue() -> None:
     assert {task: len(labels_of(task)) for task in GLUE} == (
         dict.fromkeys(("sst2", "qnli", "qqp", "mrpc", "cola", "rte"), 2) | {"mnli": 3, "stsb": 0}
     )
@@ -243,7 +243,7 @@ def test_a_tokenizer_must_be_the_models() -> None:
 
 
 @pytest.mark.parametrize(("task", "counts"), [("sst2", (6920, 872)), ("rte", (2490, 277))])
-def test_real_files_with_a_real_tokenizer(task: str, counts: tuple[int, int], real_data: Path) -> None:
+def test_real_files_are_read_whole_and_cut_to_a_length(task: str, counts: tuple[int, int], real_data: Path) -> None:
     found = [glue.read(task, str(real_data / task), split) for split in ("train", "validation")]
     assert tuple(map(len, found)) == counts
     assert all({pair.label for pair in pairs} == {0, 1} for pairs in found)

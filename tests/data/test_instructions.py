@@ -96,7 +96,7 @@ def parts(row: Row, tok: PreTrainedTokenizerFast) -> list[tuple[str, bool]]:
     return [(tok.decode(ids), trained) for ids, trained in runs]
 
 
-def test_alpaca_prompt_with_and_without_input() -> None:
+def test_the_alpaca_prompt_has_a_section_for_an_input_only_where_there_is_one() -> None:
     tok = tokenizer()
     with_input, without = render_prompt(ADD, tok), render_prompt(GREET, tok)
     assert with_input == (
@@ -170,7 +170,7 @@ def test_a_later_prompt_has_the_ids_of_training_too(template: str | None, first:
     assert tok.decode(row["labels"][len(prompt) :]) == "\n\nBlue it is.<|im_end|>"
 
 
-def test_words_without_a_template() -> None:
+def test_without_a_template_the_answer_and_its_end_are_trained() -> None:
     tok = tiny.tokenizer()
     example = Example.from_instruction("the cat sees", "", "a big dog")
     prompt, row = prompt_ids(example, tok), encode(example, tok, 999)

@@ -63,7 +63,7 @@ def test_the_fingerprint_knows_tokens_and_length() -> None:
     assert TokenBlocks(ids.astype(np.int64), 8, None).fingerprint == made[0].fingerprint
 
 
-def test_sources_of_text(tmp_path: Path) -> None:
+def test_a_text_file_is_one_document_and_so_is_each_record(tmp_path: Path) -> None:
     (tmp_path / "wiki.txt").write_bytes(b"\xef\xbb\xbfone\r\n\r\ntwo")
     (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n{"text": ""}\n{"text": "two"}\n')
     assert ["".join(text) for text in documents(str(tmp_path / "wiki.txt"), "--data_path")] == ["one\n\ntwo"]

@@ -262,6 +262,6 @@ def test_several_processes_leave_the_environment(
     assert os.environ is environment and dict(os.environ) == values
 
 
-def test_processes_by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_rows_have_few_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     assert [prepared.default_processes(rows) for rows in (10, 99, 100, 10**6)] == [1, 1, 2, 8]

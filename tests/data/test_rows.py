@@ -15,7 +15,7 @@ def made(*lengths: int, first: int = 0, dropped: int = 0) -> TokenizedSet:
     return TokenizedSet.of([{"input_ids": [first + i] * n} for i, n in enumerate(lengths)], dropped)
 
 
-def test_sets_one_after_the_other() -> None:
+def test_joined_sets_follow_one_another() -> None:
     both = Joined([made(2, 3, dropped=1), made(5, first=10, dropped=2)])
     assert len(both) == 3 and both.lengths.tolist() == [2, 3, 5] and both.dropped == 3
     assert [both[i]["input_ids"][0] for i in range(3)] == [0, 1, 10]

@@ -31,7 +31,7 @@ def test_pairs_are_read_from_files_and_folders(source: str, target: str, ending:
     assert seq2seq.read("cnndm", str(tmp_path), "validation") == [Exchange("summarize: the cat", "a dog", place)]
 
 
-def test_the_hub_has_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_is_asked_for_the_version_of_the_summaries(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     asked = []
 
@@ -123,7 +123,7 @@ def test_both_sides_are_cut_and_ended() -> None:
         encode([Exchange("the cat", "a dog", "")], tok, 8, 1)
 
 
-def test_real_sentences_as_text(real_data: Path) -> None:
+def test_real_sentences_are_read_as_text(real_data: Path) -> None:
     found = seq2seq.read("t5-rte", str(real_data / "rte"), "validation")
     assert len(found) == 277 and {one.target for one in found} == {"entailment", "not_entailment"}
     assert found[0].source.startswith("rte sentence1: Dana Reeve") and " sentence2: Christopher" in found[0].source

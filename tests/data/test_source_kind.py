@@ -41,7 +41,7 @@ def test_a_long_first_record_is_read_too(tmp_path: Path) -> None:
     assert is_plain_text(str(path))
 
 
-def test_text_files_and_folders(tmp_path: Path) -> None:
+def test_text_files_and_folders_of_them_are_plain_text(tmp_path: Path) -> None:
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "a.jsonl").write_text(json.dumps(TEXT))
     (tmp_path / "wiki.TXT").write_text("one two")

@@ -32,7 +32,7 @@ from apt_ds.data.sources import apportion, parse_sources
         ("c.txt[:50%]:0.5,c.txt[50%:]:2", [Named("c.txt[:50%]", 0.5), Named("c.txt[50%:]", 2)]),
     ],
 )
-def test_names_and_weights(text: str, expected: list[Named]) -> None:
+def test_a_number_after_the_last_colon_is_a_weight(text: str, expected: list[Named]) -> None:
     assert parse_sources(text, "--data_path") == expected
 
 

@@ -53,7 +53,7 @@ def test_articles_and_flat_records_are_read(tmp_path: Path) -> None:
         assert squad.read(write(tmp_path / "a.jsonl", flat % answers), "train") == questions[2:]
 
 
-def test_the_hub_has_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_is_asked_by_its_names(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     record = {
         "id": "q",

@@ -59,7 +59,7 @@ def test_a_context_without_tokens_has_no_answer() -> None:
     assert answers(made, *logits(made, {}), [question]) == {"a": ("", 0.0)}
 
 
-def test_real_questions_with_a_real_tokenizer(real_data: Path) -> None:
+def test_answers_to_real_questions_are_found_in_their_windows(real_data: Path) -> None:
     tok = minilm()
     questions = squad.read(str(real_data / "squad_v2" / "dev_a.json"), "validation")
     assert len(questions) == 6078 and len({q.title for q in questions}) == 16

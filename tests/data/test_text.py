@@ -134,7 +134,7 @@ def test_bytes_that_are_no_text_are_named(content: bytes, problem: str, size: in
         list(read_pieces(tmp_path / "text.txt", "--data_path", size))
 
 
-def test_pieces_of_no_text_file(tmp_path: Path) -> None:
+def test_a_file_without_text_is_refused_by_its_option(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--data_path: .*absent.txt cannot be read: No such file"):
         list(read_pieces(tmp_path / "absent.txt", "--data_path"))
     (tmp_path / "text.txt").write_text("version https://git-lfs.github.com/spec/v1\n")

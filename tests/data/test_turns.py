@@ -62,7 +62,7 @@ def test_all_forms_of_a_call_are_one(text: object, extra: dict[str, Any], tmp_pa
     assert found[1].messages[1] == found[2].messages[1] == wanted
 
 
-def test_sharegpt_calls_and_observations(tmp_path: Path) -> None:
+def test_sharegpt_calls_and_observations_become_calls_and_tool_messages(tmp_path: Path) -> None:
     turns = [("human", "Hi"), ("function_call", json.dumps(CALL)), ("observation", "sun"), ("gpt", "Hello")]
     several = [("human", "Hi"), ("function_call", json.dumps([CALL, CALL])), ("observation", "sun"), ("gpt", "Hello")]
     one, two = read(tmp_path, shared(*turns, system="Be brief.", tools=json.dumps([TOOL])), shared(*several, tools=""))

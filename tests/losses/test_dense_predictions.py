@@ -48,7 +48,7 @@ def test_the_gradient_is_that_of_the_formula(monkeypatch: pytest.MonkeyPatch) ->
     assert torch.allclose(own.grad, own.detach().softmax(-1) - dense.softmax(-1), atol=1e-5)
 
 
-def test_other_outputs() -> None:
+def test_values_spans_and_empty_batches_have_a_divergence() -> None:
     value, own = drawn(6, 1, 0), drawn(6, 1, 1)
     assert divergence((own,), short_form((value,))).item() == pytest.approx((own - value).square().sum().item())
     starts, ends = (drawn(4, 20, seed) for seed in (2, 3))
