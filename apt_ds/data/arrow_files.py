@@ -105,11 +105,11 @@ def _features(maker: Maker, examples: Any) -> Any:
     first = examples[:8]
     rows, _ = maker(first.column(0).to_pylist(), first.column(1).to_pylist())
 
-    def of(name: str) -> Any:
+    def column_type(name: str) -> Any:
         fraction = any(isinstance(value, float) for row in rows for value in row[name])
         return datasets.List(datasets.Value("float32" if fraction else "int32"))
 
-    return datasets.Features({name: of(name) for name in rows[0]} | {_TRAINED: datasets.Value("bool")})
+    return datasets.Features({name: column_type(name) for name in rows[0]} | {_TRAINED: datasets.Value("bool")})
 
 
 class ArrowRows:

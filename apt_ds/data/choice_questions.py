@@ -122,13 +122,13 @@ def next_sentence(folder: Path) -> list[Question]:
     """The sentence that follows a passage of an article, against sentences of other articles."""
     part = WIKIPEDIA_HALF._replace(path=folder / WIKIPEDIA_HALF.path)
     articles = enumerate(part.read(FLAG).split("\n\n"))
-    found = [(number, *pair) for number, text in articles for line in text.split("\n") for pair in passages(line)]
+    triples = [(number, *pair) for number, text in articles for line in text.split("\n") for pair in passages(line)]
     draw = random.Random(SEED)
     questions = []
-    for article, context, right in found:
+    for article, context, right in triples:
         answer, choices = draw.randrange(CANDIDATES), [right]
-        for i in draw.sample(range(len(found)), min(len(found), 4 * CANDIDATES)):
-            other, _, sentence = found[i]
+        for i in draw.sample(range(len(triples)), min(len(triples), 4 * CANDIDATES)):
+            other, _, sentence = triples[i]
             if len(choices) < CANDIDATES and other != article and sentence not in choices:
                 choices.append(sentence)
         if len(choices) == CANDIDATES:
@@ -153,11 +153,11 @@ def last_word(folder: Path) -> list[Question]:
     for paragraph in TextPart(folder / WIKITEXT).read(FLAG).split("\n"):
         sentences = _SENTENCE_END.split(detokenized(paragraph))
         for count in range(2, len(sentences) + 1):
-            found = _WORD.fullmatch(" ".join(sentences[:count]))
-            if found is None or not 100 <= len(found[1]) <= 800 or found[1].count("<unk>") > 3:
+            match = _WORD.fullmatch(" ".join(sentences[:count]))
+            if match is None or not 100 <= len(match[1]) <= 800 or match[1].count("<unk>") > 3:
                 continue
-            if re.search(rf"{found[2]}\b", found[1]):
-                questions.append(Question(found[1], (found[2],)))
+            if re.search(rf"{match[2]}\b", match[1]):
+                questions.append(Question(match[1], (match[2],)))
                 break
     return questions
 

@@ -197,9 +197,11 @@ class PairEncoder:
         texts = [[pair.first for pair in pairs]]
         if self.twofold:
             texts.append([pair.second for pair in pairs])
-        found = self.tokenizer(*texts, truncation=True, max_length=self.max_length, verbose=False)
+        encoded = self.tokenizer(*texts, truncation=True, max_length=self.max_length, verbose=False)
         columns = token_columns(self.tokenizer)
-        return [{name: found[name][i] for name in columns} | {"targets": [pair.label]} for i, pair in enumerate(pairs)]
+        return [
+            {name: encoded[name][i] for name in columns} | {"targets": [pair.label]} for i, pair in enumerate(pairs)
+        ]
 
 
 def recipe(task: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Recipe[Pair]:

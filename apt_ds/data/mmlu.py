@@ -127,9 +127,9 @@ def load(
         if subject not in SUBJECTS:
             close = difflib.get_close_matches(subject, SUBJECTS, n=2) or ["abstract_algebra", "and 56 others"]
             raise UserError(f"--subjects: {subject!r} is not a subject of MMLU (did you mean {' or '.join(close)}?)")
-    found = _read_folder(Path(data_dir), wanted, flag) if data_dir else _read_hub(wanted)
-    found = found.first(limit) if limit else found
-    return found.sampled(sample, seed) if sample else found
+    mmlu = _read_folder(Path(data_dir), wanted, flag) if data_dir else _read_hub(wanted)
+    mmlu = mmlu.first(limit) if limit else mmlu
+    return mmlu.sampled(sample, seed) if sample else mmlu
 
 
 def _read_folder(folder: Path, wanted: list[str], flag: str) -> Mmlu:

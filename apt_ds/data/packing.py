@@ -119,10 +119,10 @@ def over_slots(lengths: Sequence[int], slots: int, limit: int, single: bool = Fa
         if max(tokens) > limit:
             break
         ranked = [rows[i] for i in sorted(range(len(rows)), key=lambda i: -tokens[i])]
-        made = [ranked[start : start + count] for start in range(0, len(ranked), count)]
-        size = sum(padded_tokens(slot, lengths) for slot in made)
+        micro_batches = [ranked[start : start + count] for start in range(0, len(ranked), count)]
+        size = sum(padded_tokens(slot, lengths) for slot in micro_batches)
         if size < smallest:
-            best, smallest = made, size
+            best, smallest = micro_batches, size
     return best
 
 

@@ -127,27 +127,27 @@ def find_files(name: str, stems: Sequence[str], endings: Sequence[str] = ENDINGS
         if is_hub_name(name):
             return None
         raise UserError(f"no such data file or folder: {shortened(name)}")
-    found = [path / f"{stem}{ending}" for stem in stems for ending in endings]
-    found = [file for file in found if file.is_file()]
-    if len(found) > 1:
-        raise UserError(f"{name} holds both {found[0].name} and {found[1].name}. Give the path of one of them")
-    return found or _shards(path, stems, endings)
+    matching = [path / f"{stem}{ending}" for stem in stems for ending in endings]
+    matching = [file for file in matching if file.is_file()]
+    if len(matching) > 1:
+        raise UserError(f"{name} holds both {matching[0].name} and {matching[1].name}. Give the path of one of them")
+    return matching or _shards(path, stems, endings)
 
 
 def _shards(path: Path, stems: Sequence[str], endings: Sequence[str]) -> list[Path]:
     folders = [path, path / "data"]  # the hub keeps the files of a data set in a folder of this name
     files = [file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir()) if file.is_file()]
     files = [file for file in files if file.suffix.lower() in endings and not file.name.startswith(".")]
-    found = [file for file in files if any(re.match(rf"{re.escape(stem)}[-_.\d]", file.stem) for stem in stems)]
-    if not found and "train" in stems and not any(file.stem in stems for file in files):
-        found = [file for file in files if re.split(r"[-_.\d]", file.stem)[0] not in _HELD_OUT]
-    if not found:
+    shards = [file for file in files if any(re.match(rf"{re.escape(stem)}[-_.\d]", file.stem) for stem in stems)]
+    if not shards and "train" in stems and not any(file.stem in stems for file in files):
+        shards = [file for file in files if re.split(r"[-_.\d]", file.stem)[0] not in _HELD_OUT]
+    if not shards:
         wanted = " nor ".join(f"{stem}.*" for stem in stems)
         raise UserError(f"{path} holds no {wanted} (endings: {', '.join(endings)})")
-    odd = [file for file in found if file.suffix.lower() != found[0].suffix.lower()]
+    odd = [file for file in shards if file.suffix.lower() != shards[0].suffix.lower()]
     if odd:
-        raise UserError(f"{path} holds both {found[0].name} and {odd[0].name}. Keep the shards of one format")
-    return found
+        raise UserError(f"{path} holds both {shards[0].name} and {odd[0].name}. Keep the shards of one format")
+    return shards
 
 
 def check_columns(files: Sequence[Path]) -> None:
@@ -164,8 +164,8 @@ def check_columns(files: Sequence[Path]) -> None:
 
 def is_hub_name(name: str) -> bool:
     """Whether a data set of the hub may be called so, with a configuration and a revision if given."""
-    found = _HUB_NAME.fullmatch(name)
-    return found is not None and found["name"] != "builtin" and Path(found["name"]).suffix.lower() not in _FILE_ENDINGS
+    match = _HUB_NAME.fullmatch(name)
+    return match is not None and match["name"] != "builtin" and Path(match["name"]).suffix.lower() not in _FILE_ENDINGS
 
 
 def read_file(path: Path, headerless: Sequence[str] = ()) -> Iterator[Located]:

@@ -57,17 +57,17 @@ class SegmentTokenizer:
         tails = [_tails(row, own) for row, own in zip(rows, parts, strict=True)]
         wanted = dict.fromkeys(chain(chain.from_iterable(parts), (tail for row in tails for _, tail in row)))
         ids = dict(zip(wanted, self._plain(list(wanted)), strict=True))
-        made = []
+        labelled = []
         for row, own, row_tails in zip(rows, parts, tails, strict=True):
             whole, borders = _joined([ids[part] for part in own], [(place, ids[tail]) for place, tail in row_tails])
-            made.append(self._one_by_one(row) if borders is None else self._labelled(row, whole, borders))
-        return made
+            labelled.append(self._one_by_one(row) if borders is None else self._labelled(row, whole, borders))
+        return labelled
 
     def _plain(self, texts: list[str]) -> list[list[int]]:
-        found = self._words(texts)
-        whole = [text for text, ids in zip(texts, found, strict=True) if ids is None]
+        known = self._words(texts)
+        whole = [text for text, ids in zip(texts, known, strict=True) if ids is None]
         rest = iter(plain_ids(self.tokenizer, whole) if whole else [])
-        return [next(rest) if ids is None else ids for ids in found]
+        return [next(rest) if ids is None else ids for ids in known]
 
     def _labelled(self, row: Sequence[Piece], ids: list[int], borders: list[int]) -> Ids:
         shift = len(self.lead)

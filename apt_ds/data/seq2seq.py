@@ -115,11 +115,11 @@ def label_word(task: str, label: int | float) -> str:
 
 def predicted(task: str, text: str) -> int | float:
     """The label of a task of GLUE that a generated text says. NO_LABEL where it says none."""
-    labels, said = GLUE[task].labels, text.strip()
+    labels, answer = GLUE[task].labels, text.strip()
     if labels is not None:
-        return labels.index(said) if said in labels else NO_LABEL
+        return labels.index(answer) if answer in labels else NO_LABEL
     try:
-        score = float(said)
+        score = float(answer)
     except ValueError:
         return NO_LABEL
     return score if 0 <= score <= glue.HIGHEST_SCORE else NO_LABEL
@@ -155,8 +155,8 @@ class ExchangeEncoder:
         return [{"input_ids": source, "labels": target} for source, target in zip(sources, targets, strict=True)]
 
     def _ended(self, texts: list[str], limit: int) -> list[list[int]]:
-        made = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        return [[*ids[: limit - 1], self.tokenizer.eos_token_id] for ids in made]
+        encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        return [[*ids[: limit - 1], self.tokenizer.eos_token_id] for ids in encoded]
 
 
 def recipe(task: str, tokenizer: PreTrainedTokenizerBase, max_source: int, max_target: int) -> Recipe[Exchange]:

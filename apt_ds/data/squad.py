@@ -227,7 +227,7 @@ def _cut(
         )
     for start in range(0, len(questions), _CHUNK):
         part = questions[start : start + _CHUNK]
-        found = tokenizer(
+        encoded = tokenizer(
             asked[start : start + _CHUNK],
             [question.context for question in part],
             truncation="only_second",
@@ -236,9 +236,9 @@ def _cut(
             return_overflowing_tokens=True,
             return_offsets_mapping=True,
         )
-        for i, example in enumerate(found["overflow_to_sample_mapping"]):
-            row = {name: found[name][i] for name in token_columns(tokenizer)}
-            places = zip(found["offset_mapping"][i], found.sequence_ids(i), strict=True)
+        for i, example in enumerate(encoded["overflow_to_sample_mapping"]):
+            row = {name: encoded[name][i] for name in token_columns(tokenizer)}
+            places = zip(encoded["offset_mapping"][i], encoded.sequence_ids(i), strict=True)
             yield start + example, row, tuple(span if text == 1 else None for span, text in places)
 
 

@@ -62,16 +62,16 @@ def _reach(length: int) -> np.ndarray:
 
 
 def best_answers(
-    features: Features, found: Sequence[WindowAnswer], questions: Sequence[Question]
+    features: Features, window_answers: Sequence[WindowAnswer], questions: Sequence[Question]
 ) -> dict[str, tuple[str, float]]:
     """Of each question, by id: the likeliest piece of its context, and how much likelier it is that there is no answer.
 
-    `found` has the answer of every window. The score is the lowest of the windows' scores of CLS minus the piece's, in
-    logits. Where the tokenizer finds nothing in a context, the answer is ('', 0).
+    `window_answers` has the answer of every window. The score is the lowest of the windows' scores of CLS minus the
+    piece's, in logits. Where the tokenizer finds nothing in a context, the answer is ('', 0).
     """
     best: dict[int, tuple[float, Span]] = {}
     blank: dict[int, float] = {}
-    for example, answer in zip(features.examples, found, strict=True):
+    for example, answer in zip(features.examples, window_answers, strict=True):
         blank[example] = min(blank.get(example, math.inf), answer.blank)
         if answer.span is not None and (example not in best or answer.score > best[example][0]):
             best[example] = answer.score, answer.span
@@ -90,5 +90,5 @@ def answers(
 ) -> dict[str, tuple[str, float]]:
     """`best_answers` from the logits of every window, see `window_answer`."""
     ends = enumerate(zip(start_logits, end_logits, strict=True))
-    found = [window_answer(features, window, start, end, max_answer) for window, (start, end) in ends]
-    return best_answers(features, found, questions)
+    window_answers = [window_answer(features, window, start, end, max_answer) for window, (start, end) in ends]
+    return best_answers(features, window_answers, questions)

@@ -57,10 +57,10 @@ class AddressShard(LineShard):
             response = self._open({}, "HEAD")
             assert response is not None
             with response:
-                told = [response.headers.get(name, "") for name in ("Content-Length", "ETag", "Last-Modified")]
+                headers = [response.headers.get(name, "") for name in ("Content-Length", "ETag", "Last-Modified")]
         except self.retried as error:
             raise UserError(f"{self.label} cannot be read: {error}") from error
-        return hashlib.sha256("\0".join([self.label, *told]).encode()).hexdigest()
+        return hashlib.sha256("\0".join([self.label, *headers]).encode()).hexdigest()
 
     def _open(self, headers: dict[str, str], method: str = "GET") -> HTTPResponse | None:
         """The answer of the server. None: the range begins where the content ends."""

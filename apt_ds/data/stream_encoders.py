@@ -62,18 +62,18 @@ class ConversationEncoder(Encoder):
         counts: records `read`, those with an `empty` answer or `untrained`, rows that the length `cuts` whole.
     """
 
-    def __init__(self, name: str, recipe: Recipe[Example], told: set[str] | None = None) -> None:
-        """Make rows by a recipe. name: the source, for messages. told: what was warned of, of all its encoders."""
+    def __init__(self, name: str, recipe: Recipe[Example], warned: set[str] | None = None) -> None:
+        """Make rows by a recipe. name: the source, for messages. warned: what was warned of, of all its encoders."""
         self.name, self.recipe = name, recipe
         self.counts = {"read": 0, "empty": 0, "untrained": 0, "cut": 0}
         self.first = {"empty": "", "untrained": ""}
         self._unused = Unused()
-        self._told = set[str]() if told is None else told
+        self._warned = set[str]() if warned is None else warned
 
     def encode(self, records: Sequence[Located]) -> list[ArrayRow]:
         """The rows of some records."""
         examples = self.examples(records)
-        warn_once(self._unused, self.name, self._told)
+        warn_once(self._unused, self.name, self._warned)
         rows = [row for row in self.recipe.encode(examples) if self._trained(row)]
         if self.counts["read"] >= _ENOUGH:
             self._check()
@@ -127,9 +127,9 @@ class ConversationEncoder(Encoder):
             count, total = self.counts[why], self.counts["read"]
             if count > TOLERANCE * total:
                 leave_out([self.first[why]] * count, total, problem, self.name)
-            if count and why not in self._told:
+            if count and why not in self._warned:
                 log.warning("%s: left out %d records so far. %s: %s", self.name, count, self.first[why], problem)
-                self._told.add(why)
+                self._warned.add(why)
 
 
 class TextEncoder(Encoder):
@@ -141,7 +141,7 @@ class TextEncoder(Encoder):
         tokenizer: PreTrainedTokenizerBase,
         length: int,
         bos_id: int | None,
-        told: set[str] | None = None,
+        warned: set[str] | None = None,
     ) -> None:
         """Make blocks.
 
@@ -150,11 +150,11 @@ class TextEncoder(Encoder):
             tokenizer: makes the tokens.
             length: tokens of a block, `bos_id` included where there is one.
             bos_id: the token that begins each block.
-            told: what was warned of, of all encoders of the source.
+            warned: what was warned of, of all encoders of the source.
         """
         check_end_token(tokenizer)
         self._unused = Unused()
-        self._told = set[str]() if told is None else told
+        self._warned = set[str]() if warned is None else warned
         self.name, self.tokenizer, self.bos_id = name, tokenizer, bos_id
         self.text_tokens = length - (bos_id is not None)
         self.rest = np.zeros(0, np.int32)
@@ -169,7 +169,7 @@ class TextEncoder(Encoder):
             if text.strip():
                 own = list(pieces_of([text]))
                 pieces += [(piece, i + 1 == len(own) and record.get(LAST_PIECE, True)) for i, piece in enumerate(own)]
-        warn_once(self._unused, self.name, self._told)
+        warn_once(self._unused, self.name, self._warned)
         tokens = np.concatenate([self.rest, *encode_pieces(pieces, self.tokenizer)])
         count = len(tokens) // self.text_tokens
         self.rest, self.blocks = tokens[count * self.text_tokens :], self.blocks + count
@@ -201,8 +201,8 @@ class TextEncoder(Encoder):
         self.rest, self.blocks = np.array(state["rest"], np.int32), state["blocks"]
 
 
-def warn_once(unused: Unused, name: str, told: set[str]) -> None:
-    """Warn of the columns of a source that reading does not use, unless `told` says that this was done."""
-    if unused.first and "unused" not in told:
+def warn_once(unused: Unused, name: str, warned: set[str]) -> None:
+    """Warn of the columns of a source that reading does not use, unless `warned` says that this was done."""
+    if unused.first and "unused" not in warned:
         warn_unused(unused, name)
-        told.add("unused")
+        warned.add("unused")

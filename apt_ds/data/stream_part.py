@@ -71,21 +71,21 @@ class StreamPart:
         self.passes, self.count = 0, 0
         self._shard, self._position = 0, list[Any]()
         self._reading: Iterator[Located] | None = None
-        self._told = False
+        self._warned = False
 
     def read(self, count: int) -> list[Located]:
         """The next `count` records, fewer at the end of a pass. After the end the next pass begins."""
         if self._reading is None:
             self._reading = self._records()
-        found: list[Located] = []
+        records: list[Located] = []
         for located in self._reading:
-            found.append(located)
-            if len(found) == count:
+            records.append(located)
+            if len(records) == count:
                 self.count += count
-                return found
+                return records
         self.passes += 1
         self.count, self._shard, self._position, self._reading = 0, 0, [], None
-        return found
+        return records
 
     def state(self) -> dict[str, Any]:
         """Where `read` goes on, as JSON can write it."""
@@ -145,11 +145,11 @@ class StreamPart:
             raise UserError(
                 f"{shard.label} cannot be read after record {shard.number}: {reason} ({failures} new attempts failed)"
             ) from error
-        if not self._told:
+        if not self._warned:
             self.retries.tell(
                 f"{shard.label}: the connection dropped after record {shard.number} ({reason}): trying again"
             )
-            self._told = True
+            self._warned = True
         for _ in range(max(1, round(self.retries.waits[failures]))):
             self.retries.waiting()
             time.sleep(min(1.0, self.retries.waits[failures]))

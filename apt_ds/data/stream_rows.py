@@ -33,17 +33,17 @@ class EncodedPart:
         Raises:
             UserError: the part has no record, or nothing to train on.
         """
-        found: list[ArrayRow] = []
-        while len(found) < count:
+        rows: list[ArrayRow] = []
+        while len(rows) < count:
             if self._used == len(self._rows):
                 if self._last:
                     self._last = False
                     break
                 self._fill()
-            more = self._rows[self._used : self._used + count - len(found)]
-            found += more
+            more = self._rows[self._used : self._used + count - len(rows)]
+            rows += more
             self._used += len(more)
-        return found
+        return rows
 
     def _fill(self) -> None:
         """Encode the next records."""

@@ -134,8 +134,8 @@ def fitted(example: Example, tokenizer: PreTrainedTokenizerBase, now: datetime |
 
 def check_system(example: Example, whole: str, tokenizer: PreTrainedTokenizerBase, now: datetime | None = None) -> None:
     """Raise UserError where `whole`, the rendered conversation, lacks a system message."""
-    said = [message["content"].strip() for message in example.messages if message["role"] == "system"]
-    if all(text in whole for text in said):
+    system_texts = [message["content"].strip() for message in example.messages if message["role"] == "system"]
+    if all(text in whole for text in system_texts):
         return
     marked, marks = _marked(example)
     text = render(marked, tokenizer, now)

@@ -126,8 +126,8 @@ def mended(value: Any) -> Any:
     if isinstance(value, str):
         return _SURROGATE.sub("\ufffd", value) if _SURROGATE.search(value) else value
     if isinstance(value, list):
-        made = [mended(item) for item in value]
-        return made if any(new is not old for new, old in zip(made, value, strict=True)) else value
+        items = [mended(item) for item in value]
+        return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
     if isinstance(value, dict):
         pairs = [(mended(key), mended(item)) for key, item in value.items()]
         same = all(k is key and i is item for (k, i), (key, item) in zip(pairs, value.items(), strict=True))

@@ -74,15 +74,15 @@ def text_part(name: str, flag: str = "") -> TextPart:
     Raises:
         UserError: The slice has another form.
     """
-    found = _SLICE.fullmatch(name)
-    if found is None or os.path.exists(name):
+    match = _SLICE.fullmatch(name)
+    if match is None or os.path.exists(name):
         return TextPart(Path(name))
-    borders = found["start"].strip(), found["end"].strip()
+    borders = match["start"].strip(), match["end"].strip()
     if wrong := next((border for border in borders if border and not _BORDER.fullmatch(border)), None):
         raise UserError(f"{flag} {name!r}: {wrong!r} is not allowed in a slice: {_FORM}".strip())
     if any(border.endswith("%") and abs(int(border[:-1])) > 100 for border in borders):
         raise UserError(f"{flag} {name!r}: a slice has at most 100 per cent: {_FORM}".strip())
-    return TextPart(Path(found["name"]), *borders)
+    return TextPart(Path(match["name"]), *borders)
 
 
 def short_names(names: Sequence[str]) -> list[str]:

@@ -144,7 +144,7 @@ def _read_text(turn: dict[str, Any], column: str, place: str) -> str:
 
 def _is_trained(turn: dict[str, Any], role: str, place: str) -> bool:
     """Whether a message is trained by its own weight. An answer without one is trained."""
-    said: dict[bool, str] = {}
+    columns: dict[bool, str] = {}
     for name in WEIGHTS:
         value = turn.get(name)
         if value is None:
@@ -153,10 +153,10 @@ def _is_trained(turn: dict[str, Any], role: str, place: str) -> bool:
             raise UserError(f"{place}: '{name}' is {str(value)[:40]!r}. Give 0 (not trained) or 1 (trained)")
         if value and role != "assistant":
             raise UserError(f"{place}: '{name}' is {value} on a message of the {role}. Only answers are trained")
-        said[bool(value)] = name
-    if len(said) > 1:
-        raise UserError(f"{place}: '{said[False]}' and '{said[True]}' contradict each other. Keep one of them")
-    return False not in said
+        columns[bool(value)] = name
+    if len(columns) > 1:
+        raise UserError(f"{place}: '{columns[False]}' and '{columns[True]}' contradict each other. Keep one of them")
+    return False not in columns
 
 
 def _call_column(turn: dict[str, Any]) -> str:
@@ -178,10 +178,10 @@ def _read_calls(turn: dict[str, Any], place: str) -> list[dict[str, Any]]:
 def _calls_of_text(text: str, place: str) -> list[dict[str, Any]]:
     """The calls that a ShareGPT turn of `function_call` holds as JSON: one object, or a list of them."""
     try:
-        found = _loads(text)
+        content = _loads(text)
     except (ValueError, RecursionError):
-        found = None
-    calls = found if isinstance(found, list) else [found]
+        content = None
+    calls = content if isinstance(content, list) else [content]
     if not calls or not all(isinstance(call, dict) for call in calls):
         raise UserError(
             f'{place}: not JSON of the form {{"name": ..., "arguments": {{...}}}}. Mend or remove the record'
@@ -202,8 +202,8 @@ def _read_call(call: Any, place: str) -> dict[str, Any]:
     arguments = {} if is_empty(arguments) or isinstance(arguments, str) else arguments
     if not isinstance(arguments, dict):
         raise UserError(f"{place}: 'arguments' must be an object, or JSON of one, not {kind(arguments)}")
-    made = {"type": "function", "function": {"name": inner["name"], "arguments": arguments}}
-    return made | ({"id": call["id"]} if isinstance(call.get("id"), str) else {})
+    tool_call = {"type": "function", "function": {"name": inner["name"], "arguments": arguments}}
+    return tool_call | ({"id": call["id"]} if isinstance(call.get("id"), str) else {})
 
 
 def read_tools(record: dict[str, Any], where: str) -> tuple[dict[str, Any], ...]:

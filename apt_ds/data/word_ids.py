@@ -112,8 +112,8 @@ class WordIds:
 
 def plain_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     """The tokenizer's ids of whole texts, without special tokens of its own."""
-    found = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-    ids: list[list[int]] = found["input_ids"]
+    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+    ids: list[list[int]] = encoded["input_ids"]
     return ids
 
 
@@ -129,11 +129,11 @@ def word_patterns(tokenizer: PreTrainedTokenizerBase) -> Patterns | None:
     steps = splitter.get("pretokenizers", [splitter]) if splitter else []
     if not steps or steps[-1]["type"] != "ByteLevel" or steps[-1].get("add_prefix_space"):
         return None
-    found = [_expression(step) for step in steps]
-    if None in found:
+    expressions = [_expression(step) for step in steps]
+    if None in expressions:
         return None
     try:
-        return [re.compile(expression) for expression in found if expression]
+        return [re.compile(expression) for expression in expressions if expression]
     except re.error:
         return None
 
@@ -157,13 +157,13 @@ def _expression(step: dict[str, Any]) -> str | None:
 
 def spelled_out(expression: str) -> str | None:
     """An expression with `CLASSES` written out, without groups that capture. None: it has other classes."""
-    found, inside = [], False
+    signs, inside = [], False
     for sign in _SIGN.findall(expression):
         characters = CLASSES.get(sign.replace("S", "s"))
         if characters is not None:
             if (sign == NO_BLANK and inside) or (not characters and not inside):
                 return None
-            found.append(characters if inside else f"[{'^' if sign == NO_BLANK else ''}{characters}]")
+            signs.append(characters if inside else f"[{'^' if sign == NO_BLANK else ''}{characters}]")
         elif sign[0] == "\\" and (len(sign) > 2 or (sign[1].isalnum() and sign[1] not in "rnt")):
             return None
         elif sign in "[]" and inside == (sign == "["):
@@ -172,5 +172,5 @@ def spelled_out(expression: str) -> str | None:
             return None  # tokenizers has these at every line, and reads `{1,3}+` as any number of times
         else:
             inside = sign == "[" if sign in "[]" else inside
-            found.append(sign if inside else re.sub(r"\((?!\?)", "(?:", sign))
-    return "".join(found)
+            signs.append(sign if inside else re.sub(r"\((?!\?)", "(?:", sign))
+    return "".join(signs)

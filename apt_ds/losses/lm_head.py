@@ -139,18 +139,18 @@ def top_tokens_of(
     head, transform = _lm_head(model), _transform_of(model)
     if transform is None or getattr(head, "bias", None) is not None:
         return _top(logits_of(model, inputs, positions, count), k, temperature)
-    found: list[tuple[Tensor, Tensor]] = []
+    chunks: list[tuple[Tensor, Tensor]] = []
 
     def take(hidden: Tensor) -> Tensor:
         selected = hidden.flatten(0, -2).index_select(0, positions[:count])
         rows = max(1, cross_entropy.chunk_sizes(selected).logits // len(head.weight))
         for chunk in selected.split(rows):
             logits = F.linear(chunk, head.weight)
-            found.append(_top(transform.apply(logits.to(cross_entropy.zero_like(logits).dtype)), k, temperature))
+            chunks.append(_top(transform.apply(logits.to(cross_entropy.zero_like(logits).dtype)), k, temperature))
         return hidden.new_zeros(())
 
     _computed_at_head(model, inputs, transform, take)
-    ids, log_probabilities = zip(*found, strict=True)
+    ids, log_probabilities = zip(*chunks, strict=True)
     return torch.cat(ids), torch.cat(log_probabilities)
 
 
