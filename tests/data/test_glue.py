@@ -244,14 +244,14 @@ def test_a_tokenizer_must_be_the_models() -> None:
 
 @pytest.mark.parametrize(("task", "counts"), [("sst2", (6920, 872)), ("rte", (2490, 277))])
 def test_real_files_are_read_whole_and_cut_to_a_length(task: str, counts: tuple[int, int], real_data: Path) -> None:
-    found = [glue.read(task, str(real_data / task), split) for split in ("train", "validation")]
-    assert tuple(map(len, found)) == counts
-    assert all({pair.label for pair in pairs} == {0, 1} for pairs in found)
+    splits = [glue.read(task, str(real_data / task), split) for split in ("train", "validation")]
+    assert tuple(map(len, splits)) == counts
+    assert all({pair.label for pair in pairs} == {0, 1} for pairs in splits)
     tok = minilm()
     config = AutoConfig.from_pretrained(tok.name_or_path)
     check_tokenizer(tok, config, architecture_of(config).special_tokens)
-    rows = glue.encode(found[1], tok, 64)
+    rows = glue.encode(splits[1], tok, 64)
     assert len(rows) == counts[1] and max(len(row["input_ids"]) for row in rows.rows) <= 64
-    first = next(pair.first for pair, row in zip(found[1], rows.rows, strict=True) if len(row["input_ids"]) < 64)
-    told = next(row for row in rows.rows if len(row["input_ids"]) < 64)
-    assert tok.decode(told["input_ids"]).startswith("[CLS] " + first[:5].lower())
+    first = next(pair.first for pair, row in zip(splits[1], rows.rows, strict=True) if len(row["input_ids"]) < 64)
+    uncut = next(row for row in rows.rows if len(row["input_ids"]) < 64)
+    assert tok.decode(uncut["input_ids"]).startswith("[CLS] " + first[:5].lower())

@@ -73,14 +73,14 @@ def tokenizer(template: str | None = None, bos: bool = False, **special: str) ->
     if bos:
         inner.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 2)])
     names = {"eos_token": "<|im_end|>", "bos_token": "<s>"} | special
-    made = PreTrainedTokenizerFast(
+    word_tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner,
         additional_special_tokens=["<|im_start|>"],
         clean_up_tokenization_spaces=False,
         **names,
     )
-    made.chat_template = template
-    return made
+    word_tokenizer.chat_template = template
+    return word_tokenizer
 
 
 def parts(row: Row, tok: PreTrainedTokenizerFast) -> list[tuple[str, bool]]:

@@ -34,16 +34,21 @@ def rows(count: int) -> list[Row]:
 
 def test_rows_are_made_once(settings: CacheSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("apt_ds.data.arrow_files._WRITTEN", 10)
-    made, calls = TokenizedSet.of(rows(25), dropped=3), []
+    token_set, calls = TokenizedSet.of(rows(25), dropped=3), []
 
     def make() -> TokenizedSet:
         calls.append(1)
         logging.getLogger("apt_ds.data.squad").warning("left out 3")
-        return made
+        return token_set
 
     first = opened_rows(kept_rows(["a"], settings, make).folder)
-    assert first == made and first.rows == made.rows and first.dropped == 3 and first.fingerprint == made.fingerprint
-    assert opened_rows(kept_rows(["a"], settings, make).folder) == made and len(calls) == 1
+    assert (
+        first == token_set
+        and first.rows == token_set.rows
+        and first.dropped == 3
+        and first.fingerprint == token_set.fingerprint
+    )
+    assert opened_rows(kept_rows(["a"], settings, make).folder) == token_set and len(calls) == 1
     kept_rows(["b"], settings, make)
     kept_rows(["a"], CacheSettings(settings.folder, overwrite=True), make)
     assert len(calls) == 3
@@ -80,13 +85,13 @@ def expected(place: Path) -> np.ndarray:
 
 def test_tokens_are_made_once(texts: Path, settings: CacheSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer, tokens = tiny.tokenizer(), expected(texts)
-    found = kept_tokens(str(texts), FLAG, tokenizer, settings)
-    blocks, whole = blocks_of(found.folder, 8, 1), TokenBlocks(tokens, 8, 1)
-    assert not found.temporary and [*blocks.ids] == [*tokens] and blocks.fingerprint == whole.fingerprint
+    kept = kept_tokens(str(texts), FLAG, tokenizer, settings)
+    blocks, whole = blocks_of(kept.folder, 8, 1), TokenBlocks(tokens, 8, 1)
+    assert not kept.temporary and [*blocks.ids] == [*tokens] and blocks.fingerprint == whole.fingerprint
     monkeypatch.setattr(plain_text, "documents", lambda *_: pytest.fail("the texts were read again"))
     monkeypatch.setattr(TokenBlocks, "_fingerprint", lambda _: pytest.fail("the tokens were read again"))
     again = kept_tokens(str(texts), FLAG, tokenizer, settings)
-    assert again == found and blocks_of(again.folder, 8, 1).fingerprint == whole.fingerprint
+    assert again == kept and blocks_of(again.folder, 8, 1).fingerprint == whole.fingerprint
 
 
 def test_a_later_start_names_the_columns_that_are_not_used(
@@ -103,8 +108,8 @@ def test_a_later_start_names_the_columns_that_are_not_used(
 
 def test_other_texts_tokens_and_lengths_are_others(texts: Path, settings: CacheSettings) -> None:
     tokenizer = tiny.tokenizer()
-    found = kept_tokens(str(texts), FLAG, tokenizer, settings)
-    assert blocks_of(found.folder, 8, None).fingerprint != blocks_of(found.folder, 9, None).fingerprint
+    kept = kept_tokens(str(texts), FLAG, tokenizer, settings)
+    assert blocks_of(kept.folder, 8, None).fingerprint != blocks_of(kept.folder, 9, None).fingerprint
     rows_file = texts.parent / "rows.jsonl"
     rows_file.write_text(json.dumps({"text": "the cat"}) + "\n", encoding="utf8")
     assert [*np.memmap(kept_tokens(str(rows_file), FLAG, tokenizer, settings).folder / TOKENS, np.int32)] == [
@@ -112,7 +117,7 @@ def test_other_texts_tokens_and_lengths_are_others(texts: Path, settings: CacheS
     ]
     tokenizer.add_tokens(["<new>"])
     (texts / "b.txt").write_text("the cat", encoding="utf8")
-    folders = {found.folder, kept_tokens(str(texts), FLAG, tiny.tokenizer(), settings).folder}
+    folders = {kept.folder, kept_tokens(str(texts), FLAG, tiny.tokenizer(), settings).folder}
     folders.add(kept_tokens(str(texts), FLAG, tokenizer, settings).folder)
     assert len(folders) == 3 and all((folder / META).is_file() for folder in folders)
 
@@ -126,11 +131,11 @@ def test_small_texts_and_an_unwritable_cache_have_temporary_folders(
     blocked.write_text("", encoding="utf8")
     for small, cache in ((1 << 20, tmp_path / "cache"), (0, blocked)):
         monkeypatch.setattr(kept, "SMALL_BYTES", small)
-        found = kept_tokens(str(texts), FLAG, tiny.tokenizer(), CacheSettings(str(cache)))
-        blocks = blocks_of(found.folder, 8, None)
-        assert found.temporary and found.folder.parent == tmp_path and [*blocks.ids] == [*expected(texts)]
-        found.remove_temporary()
-        assert not found.folder.exists() and len(blocks[0]["input_ids"]) == 8
+        kept_text = kept_tokens(str(texts), FLAG, tiny.tokenizer(), CacheSettings(str(cache)))
+        blocks = blocks_of(kept_text.folder, 8, None)
+        assert kept_text.temporary and kept_text.folder.parent == tmp_path and [*blocks.ids] == [*expected(texts)]
+        kept_text.remove_temporary()
+        assert not kept_text.folder.exists() and len(blocks[0]["input_ids"]) == 8
 
 
 @pytest.mark.parametrize("small", [0, 1 << 20])
@@ -149,8 +154,8 @@ def test_slices_of_a_text_have_tokens_of_their_own(settings: CacheSettings, tmp_
     text = tmp_path / "wiki.txt"
     text.write_text("".join(f"line {n} of the text\n" for n in range(40)), "utf-8")
     names = [f"{text}[:50%]", f"{text}[50%:]", str(text)]
-    found = [kept_tokens(name, FLAG, tiny.tokenizer(), settings).folder for name in names]
-    counts = [len(blocks_of(folder, 8, None).ids) for folder in found]
-    assert len(set(found)) == 3
+    folders = [kept_tokens(name, FLAG, tiny.tokenizer(), settings).folder for name in names]
+    counts = [len(blocks_of(folder, 8, None).ids) for folder in folders]
+    assert len(set(folders)) == 3
     # every part ends with an end token of its own
     assert counts[0] + counts[1] == counts[2] + 1

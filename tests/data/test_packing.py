@@ -36,11 +36,11 @@ LIMIT = 32
 
 def rows(lengths: list[int]) -> list[Row]:
     """Examples of these lengths, all but their first two tokens trained; the first label is a trap."""
-    made = []
+    examples = []
     for i, length in enumerate(lengths):
         ids = tiny.ids(1, length, seed=i)[0].tolist()
-        made.append({"input_ids": ids, "labels": [ids[0], IGNORED, *ids[2:]][:length]})
-    return made
+        examples.append({"input_ids": ids, "labels": [ids[0], IGNORED, *ids[2:]][:length]})
+    return examples
 
 
 def test_every_example_is_in_one_row_and_rows_are_few() -> None:
@@ -63,17 +63,17 @@ def test_a_step_is_packed_over_all_micro_batches(single: bool) -> None:
     for _ in range(100):
         slots, size = draw.randint(1, 8), draw.randint(1, 6)
         lengths = [draw.choice((draw.randint(1, LIMIT), draw.randint(1, 8))) for _ in range(slots * size)]
-        made = over_slots(lengths, slots, LIMIT, single)
-        assert len(made) == slots and sorted(i for slot in made for row in slot for i in row) == list(
+        packed = over_slots(lengths, slots, LIMIT, single)
+        assert len(packed) == slots and sorted(i for slot in packed for row in slot for i in row) == list(
             range(len(lengths))
         )
-        rows = [row for slot in made for row in slot]
-        assert all(rows) and len({len(slot) for slot in made}) == 1
+        rows = [row for slot in packed for row in slot]
+        assert all(rows) and len({len(slot) for slot in packed}) == 1
         assert single or max(sum(lengths[i] for i in row) for row in rows) <= LIMIT
-        assert made == over_slots(lengths, slots, LIMIT, single)
+        assert packed == over_slots(lengths, slots, LIMIT, single)
         parts = [lengths[k * size : (k + 1) * size] for k in range(slots)]
         neighbours = [padded_tokens(sharing(part, LIMIT, single), part) for part in parts]
-        sizes = [padded_tokens(slot, lengths) for slot in made]
+        sizes = [padded_tokens(slot, lengths) for slot in packed]
         fills.append((sum(sizes), max(sizes), sum(neighbours), max(neighbours)))
     # not each step, but all steps together have less padding than neighbours in order, and smaller micro-batches
     total, largest, total_before, largest_before = map(sum, zip(*fills, strict=True))
@@ -94,8 +94,8 @@ def test_the_estimate_of_memory_knows_the_batches(
     monkeypatch.setattr(collectives, "world_size", lambda: 2)
     for rank in range(2):
         monkeypatch.setattr(collectives, "rank", lambda rank=rank: rank)
-        made = MicroBatches(run, data.train, GlobalOrder(len(data.train), 8, run.optim.seed), 0, CPU)
-        for batch in (made.on_host(step, 0) for step in range(7)):
+        batches = MicroBatches(run, data.train, GlobalOrder(len(data.train), 8, run.optim.seed), 0, CPU)
+        for batch in (batches.on_host(step, 0) for step in range(7)):
             sizes.append((*batch.input_ids.shape, 0, int((batch.labels[:, 1:] != IGNORED).sum())))
     assert batch_bounds.micro_batches(run, data, 2, base.kind) == Shape(*map(max, *sizes))
 
@@ -142,11 +142,11 @@ def learn(model: LlamaForCausalLM, salience: Salience, batch: Batch) -> dict[str
     loss = summed_loss(model, batch) / 50
     loss.backward()
     salience.end()
-    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
-    found |= {"loss": loss.detach(), "masses": salience.abs_sums.clone()}
+    learnt = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+    learnt |= {"loss": loss.detach(), "masses": salience.abs_sums.clone()}
     salience.measure_outliers(model)
     salience.update(1.0)
-    return found | {"scores": salience.average.clone()}
+    return learnt | {"scores": salience.average.clone()}
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -186,8 +186,8 @@ def test_whole_runs_decide_the_same(world: int, tmp_path: Path) -> None:
     jobs = [{"stages": [(2, False), (3, False)], "modes": {"packed": packed}}]
     if world == 1:
         jobs.append({"stages": [(3, False)], "modes": {"starts": [*packed, "--attn_implementation", "varlen"]}})
-    found = [multiprocess.run(world, "runs", {"folder": str(tmp_path), **job}) for job in jobs]
-    for name, run in (item for runs in found for item in runs.items()):
+    results = [multiprocess.run(world, "runs", {"folder": str(tmp_path), **job}) for job in jobs]
+    for name, run in (item for runs in results for item in runs.items()):
         for fact in ("alive", "ranks", "kept"):
             assert run[fact] == expected[fact], (name, fact)
         assert np.allclose(run["losses"], expected["losses"], rtol=2e-5), name

@@ -58,9 +58,9 @@ def test_blocks_hold_every_token_once_and_train_it(count: int, bos_id: int | Non
 
 def test_the_fingerprint_knows_tokens_and_length() -> None:
     ids = np.arange(50, dtype=np.int32)
-    made = [TokenBlocks(ids, 8, None), TokenBlocks(ids, 9, None), TokenBlocks(ids, 8, 1), TokenBlocks(ids + 1, 8, None)]
-    assert len({blocks.fingerprint for blocks in made}) == 4
-    assert TokenBlocks(ids.astype(np.int64), 8, None).fingerprint == made[0].fingerprint
+    sets = [TokenBlocks(ids, 8, None), TokenBlocks(ids, 9, None), TokenBlocks(ids, 8, 1), TokenBlocks(ids + 1, 8, None)]
+    assert len({blocks.fingerprint for blocks in sets}) == 4
+    assert TokenBlocks(ids.astype(np.int64), 8, None).fingerprint == sets[0].fingerprint
 
 
 def test_a_text_file_is_one_document_and_so_is_each_record(tmp_path: Path) -> None:

@@ -79,29 +79,29 @@ def own(root: Path, tmp_path: Path) -> Path:
 
 def entry(root: Path) -> Path:
     """The only folder in a cache."""
-    (found,) = root.iterdir()
-    return found
+    (folder,) = root.iterdir()
+    return folder
 
 
 def test_a_cached_set_is_what_it_is_in_memory(data: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(list(entry(root).glob("rows*.arrow"))) == 2
-    found = rows_in(data, root)
+    cached = rows_in(data, root)
     monkeypatch.setattr(prepared, "SMALL_BYTES", 1 << 20)
     plain = rows_in(data, root)
-    assert found.folder is not None and plain.folder is None
-    assert list(found.examples) == list(plain.examples)
-    assert [one.where for one in found.examples] == [one.where for one in plain.examples]
-    assert found.examples[-1].where == f"{data}, line {ROWS + 1}" and found.trained.tolist() == plain.trained.tolist()
+    assert cached.folder is not None and plain.folder is None
+    assert list(cached.examples) == list(plain.examples)
+    assert [one.where for one in cached.examples] == [one.where for one in plain.examples]
+    assert cached.examples[-1].where == f"{data}, line {ROWS + 1}" and cached.trained.tolist() == plain.trained.tolist()
     for numbers in (None, np.arange(0, ROWS + 1, 3), np.arange(ROWS + 1)):
-        one, other = found.tokenized(numbers), plain.tokenized(numbers)
+        one, other = cached.tokenized(numbers), plain.tokenized(numbers)
         assert one == other and one.rows == other.rows and one.lengths.tolist() == other.lengths.tolist()
     whole = build_dataset(list(plain.examples), golden_rows.TOKENIZERS["chatml"](), 160)
-    assert whole == found.tokenized() and whole.dropped == 1 and len(whole) == ROWS
+    assert whole == cached.tokenized() and whole.dropped == 1 and len(whole) == ROWS
 
 
 def test_the_rows_lie_in_mapped_files(data: Path, root: Path) -> None:
-    found = rows_in(data, root).tokenized()
-    assert all(not values.flags.owndata for column in found.columns.values() for _, values in column.chunks)
+    token_set = rows_in(data, root).tokenized()
+    assert all(not values.flags.owndata for column in token_set.columns.values() for _, values in column.chunks)
     assert "rows_0" in Path("/proc/self/maps").read_text("utf-8")
 
 
@@ -156,8 +156,8 @@ def test_the_time_counts_as_a_template_writes_it() -> None:
 
 def test_overwriting_makes_the_set_again(data: Path, own: Path) -> None:
     before = entry(own).stat().st_ino
-    found = rows_in(data, own, overwrite=True)
-    assert entry(own).stat().st_ino != before and len(found.tokenized()) == ROWS
+    again = rows_in(data, own, overwrite=True)
+    assert entry(own).stat().st_ino != before and len(again.tokenized()) == ROWS
 
 
 DAMAGES = ["bytes", "cut", "gone", "meta", "npy"]
@@ -175,10 +175,10 @@ def test_a_damaged_folder_is_made_again(damage: str, data: Path, own: Path, capl
         file.unlink()
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        found = rows_in(data, own)
+        again = rows_in(data, own)
     warning = next(record.getMessage() for record in caplog.records if "damaged" in record.getMessage())
     assert str(own) in warning and "made again" in warning and "\n" not in warning
-    assert found.tokenized() == expected and rows_in(data, own).tokenized() == expected
+    assert again.tokenized() == expected and rows_in(data, own).tokenized() == expected
 
 
 def test_a_cache_that_cannot_be_written_is_one_warning(
@@ -186,14 +186,14 @@ def test_a_cache_that_cannot_be_written_is_one_warning(
 ) -> None:
     (tmp_path / "file").write_text("no folder", "utf-8")
     with caplog.at_level(logging.WARNING):
-        found = rows_in(data, tmp_path / "file" / "cache")
+        temporary = rows_in(data, tmp_path / "file" / "cache")
     (warning,) = [record.getMessage() for record in caplog.records if "cannot be written" in record.getMessage()]
     assert "--data_cache_dir" in warning and str(tmp_path / "file") in warning
-    assert found.temporary and found.folder is not None and found.folder.is_dir()
-    found.remove_temporary()
-    assert not found.folder.exists()
+    assert temporary.temporary and temporary.folder is not None and temporary.folder.is_dir()
+    temporary.remove_temporary()
+    assert not temporary.folder.exists()
     # the mapped files can still be read
-    assert len(found.tokenized().rows) == ROWS and found.examples[0].where == f"{data}, line 1"
+    assert len(temporary.tokenized().rows) == ROWS and temporary.examples[0].where == f"{data}, line 1"
 
 
 def in_a_full_disk(data: Path, root: Path, sender: Connection) -> None:
@@ -219,18 +219,18 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(data: Path, root: Path, tmp_
 
 def test_small_sets_use_no_cache(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepared, "SMALL", 1000)
-    found = rows_in(data, tmp_path / "cache")
-    assert found.folder is None and not (tmp_path / "cache").exists() and len(found.tokenized()) == ROWS
+    small = rows_in(data, tmp_path / "cache")
+    assert small.folder is None and not (tmp_path / "cache").exists() and len(small.tokenized()) == ROWS
 
 
 @pytest.mark.parametrize("small", [True, False])
 def test_a_set_travels_to_other_processes(small: bool, data: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepared, "SMALL_BYTES", 1 << 20 if small else 1000)
     given = recipe()
-    made = rows_in(data, root, given)
-    arrived = Prepared.from_bytes(made.to_bytes(given), given)
-    assert list(arrived.examples) == list(made.examples) and arrived.tokenized() == made.tokenized()
-    assert arrived.examples[3].where == made.examples[3].where and (made.folder is None) == small
+    prepared_set = rows_in(data, root, given)
+    arrived = Prepared.from_bytes(prepared_set.to_bytes(given), given)
+    assert list(arrived.examples) == list(prepared_set.examples) and arrived.tokenized() == prepared_set.tokenized()
+    assert arrived.examples[3].where == prepared_set.examples[3].where and (prepared_set.folder is None) == small
 
 
 def test_a_broken_record_leaves_no_folder(data: Path, tmp_path: Path) -> None:

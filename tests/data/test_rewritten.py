@@ -30,20 +30,20 @@ def test_only_trained_texts_are_rewritten() -> None:
 
 
 def test_earlier_answers_become_context() -> None:
-    made = with_answer(CHAT, "Green", finished=True)
-    assert made.messages[:4] == CHAT.messages[:4] and made.output == "Green"
-    assert made.untrained == {2} and not made.unfinished and CHAT.untrained == frozenset()
+    rewritten = with_answer(CHAT, "Green", finished=True)
+    assert rewritten.messages[:4] == CHAT.messages[:4] and rewritten.output == "Green"
+    assert rewritten.untrained == {2} and not rewritten.unfinished and CHAT.untrained == frozenset()
 
 
 @pytest.mark.parametrize("example", [ADD, GREET, CHAT, Example(CHAT.messages, tools=TOOLS)])
 @pytest.mark.parametrize("finished", [True, False])
 def test_records_are_read_as_they_were_written(example: Example, finished: bool, tmp_path: Path) -> None:
-    made = with_answer(example, " The answer\u2028 is “3”", finished)
+    rewritten = with_answer(example, " The answer\u2028 is “3”", finished)
     file = tmp_path / "answers.jsonl"
-    file.write_text(json_lines([made, made]), "utf-8")
-    assert load_examples(file) == [made, made]
+    file.write_text(json_lines([rewritten, rewritten]), "utf-8")
+    assert load_examples(file) == [rewritten, rewritten]
     assert json.loads(file.read_text("utf-8").split("\n")[0])["finish_reason"] == ("stop" if finished else "length")
-    assert load_example(*dump_example(made)) == made
+    assert load_example(*dump_example(rewritten)) == rewritten
 
 
 @pytest.mark.parametrize("template", [None, TEMPLATE, FORGETFUL, WITHOUT_END, CROOKED])

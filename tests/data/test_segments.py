@@ -38,30 +38,30 @@ def drawn(draw: random.Random) -> list[tuple[str, bool]]:
 def test_many_rows_are_what_each_is_when_tokenized_border_by_border(name: str) -> None:
     draw, tokenizer = random.Random(5), golden_rows.TOKENIZERS[name]()
     rows = [drawn(draw) for _ in range(150)]
-    made = SegmentTokenizer(tokenizer, [1])
-    alone = [made._one_by_one(row) for row in rows]
-    assert made(rows) == alone
-    assert [made([row])[0] for row in rows] == alone
-    assert made.splitting and all(len(ids) == len(labels) for ids, labels in alone)
+    segments = SegmentTokenizer(tokenizer, [1])
+    alone = [segments._one_by_one(row) for row in rows]
+    assert segments(rows) == alone
+    assert [segments([row])[0] for row in rows] == alone
+    assert segments.splitting and all(len(ids) == len(labels) for ids, labels in alone)
 
 
 def test_equal_parts_are_tokenized_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = SegmentTokenizer(golden_rows.TOKENIZERS["chatml"]())
+    segments = SegmentTokenizer(golden_rows.TOKENIZERS["chatml"]())
     asked: list[str] = []
-    plain = made._plain
-    monkeypatch.setattr(made, "_plain", lambda texts: asked.extend(texts) or plain(texts))
+    plain = segments._plain
+    monkeypatch.setattr(segments, "_plain", lambda texts: asked.extend(texts) or plain(texts))
     question = "<|im_start|>user\nthe cat<|im_end|>\n<|im_start|>assistant\n"
     rows = [[(question, False), (f"sees {number}<|im_end|>", True)] for number in range(9)]
-    found = made(rows)
+    labelled = segments(rows)
     assert sorted(asked) == sorted(set(asked)) and len(asked) == 9 + 4
-    assert all(labels.count(IGNORED) == len(plain([question])[0]) for _, labels in found)
+    assert all(labels.count(IGNORED) == len(plain([question])[0]) for _, labels in labelled)
 
 
 def test_a_tokenizer_without_added_tokens_splits_nowhere() -> None:
     assert splitting_tokens(tiny.tokenizer()) <= {"<pad>", "<unk>", "<s>", "</s>"}
     rows = [[("the cat", False), ("sees", True)], [("", False), ("", True)], [("", True)]]
-    found = SegmentTokenizer(tiny.tokenizer())(rows)
-    assert found[1:] == [([], []), ([], [])] and found[0][1][:2] == [IGNORED, IGNORED]
+    labelled = SegmentTokenizer(tiny.tokenizer())(rows)
+    assert labelled[1:] == [([], []), ([], [])] and labelled[0][1][:2] == [IGNORED, IGNORED]
 
 
 def test_tokens_that_overlap_or_take_blanks_do_not_split() -> None:
@@ -78,7 +78,7 @@ def test_tokens_that_overlap_or_take_blanks_do_not_split() -> None:
     tokenizer.add_tokens(given)
     # of two tokens that begin alike, the longer one is found
     assert splitting_tokens(tokenizer) & {str(token) for token in given} == {"<alone>", "<<x>>y"}
-    draw, made = random.Random(2), SegmentTokenizer(tokenizer)
+    draw, segments = random.Random(2), SegmentTokenizer(tokenizer)
     texts = [str(token) for token in given] + ["y", " ", "a}", "{{a}}", "cat"]
     rows = [[("".join(draw.choices(texts, k=4)), False), ("".join(draw.choices(texts, k=3)), True)] for _ in range(200)]
-    assert made(rows) == [made._one_by_one(row) for row in rows] and {"<alone>", "<<x>>y"} <= made.splitting
+    assert segments(rows) == [segments._one_by_one(row) for row in rows] and {"<alone>", "<<x>>y"} <= segments.splitting

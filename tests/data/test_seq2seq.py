@@ -124,6 +124,8 @@ def test_both_sides_are_cut_and_ended() -> None:
 
 
 def test_real_sentences_are_read_as_text(real_data: Path) -> None:
-    found = seq2seq.read("t5-rte", str(real_data / "rte"), "validation")
-    assert len(found) == 277 and {one.target for one in found} == {"entailment", "not_entailment"}
-    assert found[0].source.startswith("rte sentence1: Dana Reeve") and " sentence2: Christopher" in found[0].source
+    exchanges = seq2seq.read("t5-rte", str(real_data / "rte"), "validation")
+    assert len(exchanges) == 277 and {one.target for one in exchanges} == {"entailment", "not_entailment"}
+    assert (
+        exchanges[0].source.startswith("rte sentence1: Dana Reeve") and " sentence2: Christopher" in exchanges[0].source
+    )

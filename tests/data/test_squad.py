@@ -153,8 +153,8 @@ def test_windows_overlap_and_cover_the_context() -> None:
     context = " ".join(words)
     answer = "w10 w11 w12"  # begins in the first window, whole in the second
     question = asked("the cat", context, (answer, context.index(answer)))
-    made = squad.windows([question], tok, 17, 4)
-    seen = [[context[a:b] for a, b in filter(None, offsets)] for offsets in made.offsets]
+    windows = squad.windows([question], tok, 17, 4)
+    seen = [[context[a:b] for a, b in filter(None, offsets)] for offsets in windows.offsets]
     # 17 less 3 special tokens and 2 of the question; each begins with the last 4 of the one before
     assert [(len(part), part[0]) for part in seen] == [(12, "w0"), (12, "w8"), (12, "w16"), (12, "w24"), (8, "w32")]
     rows = squad.encode([question], tok, 17, 4)
@@ -177,11 +177,11 @@ def test_long_questions_are_cut_and_short_windows_refused() -> None:
 
 def test_the_split_keeps_articles_whole() -> None:
     questions = [asked("the", CONTEXT, id=f"{t}{i}", title=f"t{t}") for t in range(10) for i in range(t + 1)]
-    train, held = squad.split_by_article(questions, 0.2, seed=3)
-    assert (train, held) == squad.split_by_article(questions, 0.2, seed=3)
-    assert not {q.title for q in train} & {q.title for q in held}
-    assert sorted(train + held, key=questions.index) == questions and 11 <= len(held) < 11 + 10
-    assert held != squad.split_by_article(questions, 0.2, seed=4)[1]
+    train, held_out = squad.split_by_article(questions, 0.2, seed=3)
+    assert (train, held_out) == squad.split_by_article(questions, 0.2, seed=3)
+    assert not {q.title for q in train} & {q.title for q in held_out}
+    assert sorted(train + held_out, key=questions.index) == questions and 11 <= len(held_out) < 11 + 10
+    assert held_out != squad.split_by_article(questions, 0.2, seed=4)[1]
     for fraction in (0.0, 1.0):
         assert all(squad.split_by_article(questions, fraction, seed=3))
     with pytest.raises(UserError, match="all of one article and cannot be split by article"):

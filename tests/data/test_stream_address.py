@@ -21,15 +21,15 @@ def test_addresses_are_told_from_files() -> None:
 @pytest.mark.parametrize("ranges", [True, False])
 def test_a_dropped_download_goes_on(ranges: bool, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"n": i}) + "\n" for i in range(200)))
-    told: list[str] = []
+    lines: list[str] = []
     with serving(tmp_path) as server:
         server.ranges = ranges
         server.lasts = [1000, 0, 200, 1500] if ranges else [1000, 1010, 1200, 1205, 1500]
-        retries = Retries((0.0, 0.0, 0.0), tell=told.append)
+        retries = Retries((0.0, 0.0, 0.0), tell=lines.append)
         part = StreamPart("a", [AddressShard(f"{server.address}/a.jsonl")], retries=retries)
         assert [record["n"] for _, record in part.read(1000)] == list(range(200))
         assert server.offsets[0] == 0 and any(server.offsets) == ranges and not server.lasts
-        assert len(told) == 1 and "a.jsonl: the connection dropped after record 100" in told[0]
+        assert len(lines) == 1 and "a.jsonl: the connection dropped after record 100" in lines[0]
         # half of a line is never a record
         server.lasts = [1000, 0, 0, 0]
         with pytest.raises(UserError, match=r"a\.jsonl cannot be read after record 100: .*\(3 new attempts failed\)"):

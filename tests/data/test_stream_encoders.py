@@ -29,45 +29,45 @@ def encoder(length: int = 40) -> ConversationEncoder:
 
 
 def test_rows_are_those_of_the_ordinary_reader(tmp_path: Path) -> None:
-    located, made = records(tmp_path, 100), encoder(24)
-    found = [row for start in range(0, 100, 7) for row in made.encode(located[start : start + 7])]
+    located, row_encoder = records(tmp_path, 100), encoder(24)
+    rows = [row for start in range(0, 100, 7) for row in row_encoder.encode(located[start : start + 7])]
     wanted = encode_many(load_examples(tmp_path / "data.json"), tiny.tokenizer(), 24)
-    assert [{k: v.tolist() for k, v in row.items()} for row in found] == [row for row in wanted if is_trained(row)]
-    assert made.dropped == sum(not is_trained(row) for row in wanted) > 0
-    assert all(values.dtype == np.int32 for row in found for values in row.values())
+    assert [{k: v.tolist() for k, v in row.items()} for row in rows] == [row for row in wanted if is_trained(row)]
+    assert row_encoder.dropped == sum(not is_trained(row) for row in wanted) > 0
+    assert all(values.dtype == np.int32 for row in rows for values in row.values())
 
 
 def test_few_broken_records_are_left_out_and_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    made, located = encoder(), records(tmp_path, 300) * 4
+    row_encoder, located = encoder(), records(tmp_path, 300) * 4
     located[5] = ("a.jsonl, line 6", {"instruction": "the cat", "output": ""})
     located[20] = ("a.jsonl, line 21", {**located[20][1], "more": 1})
     with caplog.at_level(logging.WARNING):
-        rows = [row for start in range(0, 1200, 64) for row in made.encode(located[start : start + 64])]
-        made.end_pass()
-    assert len(rows) == 1199 - made.dropped
+        rows = [row for start in range(0, 1200, 64) for row in row_encoder.encode(located[start : start + 64])]
+        row_encoder.end_pass()
+    assert len(rows) == 1199 - row_encoder.dropped
     assert [message.split(" (")[0] for message in caplog.messages] == [
         "a.jsonl: not used: 'more'",
         "a.jsonl: left out 1 records so far. a.jsonl, line 6: the output is empty",
     ]
     again = encoder()
-    again.load(json.loads(json.dumps(made.state())))
-    assert again.counts == made.counts
+    again.load(json.loads(json.dumps(row_encoder.state())))
+    assert again.counts == row_encoder.counts
 
 
 def test_many_broken_records_are_an_error(tmp_path: Path) -> None:
-    made = encoder()
-    made.encode([("a.jsonl, line 1", {"instruction": "the", "output": ""}), *records(tmp_path, 9)])
+    broken = encoder()
+    broken.encode([("a.jsonl, line 1", {"instruction": "the", "output": ""}), *records(tmp_path, 9)])
     with pytest.raises(UserError, match=r"a\.jsonl, line 1: the output is empty\. Mend or remove the record"):
-        made.end_pass()
+        broken.end_pass()
     with pytest.raises(UserError, match="line 7: the instruction is empty"):
         encoder().encode([("a.jsonl, line 7", {"instruction": "", "output": "x"})])
 
 
 def test_a_length_that_leaves_nothing_is_an_error(tmp_path: Path) -> None:
-    made = encoder(3)
-    assert made.encode(records(tmp_path, 9)) == [] and made.dropped == 9
+    short = encoder(3)
+    assert short.encode(records(tmp_path, 9)) == [] and short.dropped == 9
     with pytest.raises(UserError, match="--max_seq_length cuts off every answer"):
-        made.end_pass()
+        short.end_pass()
 
 
 @pytest.mark.parametrize("bos", [None, 1])
@@ -75,47 +75,53 @@ def test_text_becomes_the_blocks_of_the_ordinary_reader(bos: int | None) -> None
     tokenizer = tiny.tokenizer()
     texts = [" ".join(tiny.WORDS[n % 9 :] * (n % 4)) for n in range(50)]
     ids = np.concatenate(list(token_pieces([(text,) for text in texts], tokenizer)))
-    wanted, made = TokenBlocks(ids, 16, bos), TextEncoder("a", tokenizer, 16, bos)
+    wanted, text_encoder = TokenBlocks(ids, 16, bos), TextEncoder("a", tokenizer, 16, bos)
     located = [(f"row {n}", {"text": text}) for n, text in enumerate(texts)]
-    found = []
+    rows = []
     for start in range(0, 50, 3):
-        state = json.loads(json.dumps(made.state()))
-        made = TextEncoder("a", tokenizer, 16, bos)
-        made.load(state)
-        found += made.encode(located[start : start + 3])
+        state = json.loads(json.dumps(text_encoder.state()))
+        text_encoder = TextEncoder("a", tokenizer, 16, bos)
+        text_encoder.load(state)
+        rows += text_encoder.encode(located[start : start + 3])
     whole = len(ids) // wanted.text_tokens
-    assert [row["input_ids"].tolist() for row in found] == [wanted[i]["input_ids"] for i in range(whole)]
-    assert made.rest.tolist() == ids[whole * wanted.text_tokens :].tolist()
-    assert all(row["labels"].tolist() == row["input_ids"].tolist() for row in found)
+    assert [row["input_ids"].tolist() for row in rows] == [wanted[i]["input_ids"] for i in range(whole)]
+    assert text_encoder.rest.tolist() == ids[whole * wanted.text_tokens :].tolist()
+    assert all(row["labels"].tolist() == row["input_ids"].tolist() for row in rows)
 
 
 def test_columns_beside_a_text_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
-    told: set[str] = set()
+    warned: set[str] = set()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            made = TextEncoder("a.jsonl", tiny.tokenizer(), 16, None, told)
-            made.encode(
+            text_encoder = TextEncoder("a.jsonl", tiny.tokenizer(), 16, None, warned)
+            text_encoder.encode(
                 [("a.jsonl, line 1", {"text": "the cat", LAST_PIECE: True}), ("b", {"text": "sees", "more": 1})]
             )
-            made.encode([("a.jsonl, line 3", {"text": "the cat", "more": 2})])
+            text_encoder.encode([("a.jsonl, line 3", {"text": "the cat", "more": 2})])
     assert caplog.messages == ["a.jsonl: not used: 'more' (first in b)"]
 
 
 def test_a_column_of_the_user_called_last_is_no_mark(caplog: pytest.LogCaptureFixture) -> None:
     tokenizer = tiny.tokenizer()
-    made = TextEncoder("a.jsonl", tokenizer, 1000, None)
+    text_encoder = TextEncoder("a.jsonl", tokenizer, 1000, None)
     with caplog.at_level(logging.WARNING):
-        made.encode([("a.jsonl, line 1", {"text": "the cat", "last": 0}), ("b", {"text": "sees", "last": "Smith"})])
-    assert made.rest.tolist().count(tokenizer.eos_token_id) == 2
+        text_encoder.encode(
+            [("a.jsonl, line 1", {"text": "the cat", "last": 0}), ("b", {"text": "sees", "last": "Smith"})]
+        )
+    assert text_encoder.rest.tolist().count(tokenizer.eos_token_id) == 2
     assert caplog.messages == ["a.jsonl: not used: 'last' (first in a.jsonl, line 1)"]
 
 
 def test_the_end_token_follows_the_last_piece_alone() -> None:
     tokenizer = tiny.tokenizer()
-    made = TextEncoder("a", tokenizer, 1000, None)
-    made.encode([("a", {"text": "the cat ", LAST_PIECE: False}), ("b", {"text": "sees", LAST_PIECE: True})])
-    assert made.rest.tolist().count(tokenizer.eos_token_id) == 1 == (made.rest[-1] == tokenizer.eos_token_id)
+    text_encoder = TextEncoder("a", tokenizer, 1000, None)
+    text_encoder.encode([("a", {"text": "the cat ", LAST_PIECE: False}), ("b", {"text": "sees", LAST_PIECE: True})])
+    assert (
+        text_encoder.rest.tolist().count(tokenizer.eos_token_id)
+        == 1
+        == (text_encoder.rest[-1] == tokenizer.eos_token_id)
+    )
     with pytest.raises(UserError, match="has fewer than 1000 tokens"):
-        made.end_pass()
+        text_encoder.end_pass()
     with pytest.raises(UserError, match="c: 'text' must be text, not int"):
-        made.encode([("c", {"text": 3})])
+        text_encoder.encode([("c", {"text": 3})])

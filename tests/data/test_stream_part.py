@@ -61,10 +61,10 @@ def shards_of(kind: str, tmp_path: Path, count: int) -> list[Shard]:
 
 def everything(part: StreamPart, count: int = 7) -> list[tuple[str, int]]:
     """One pass."""
-    found: list[Any] = []
+    records: list[Any] = []
     while not part.passes:
-        found += part.read(count)
-    return [(where, int(record["n"])) for where, record in found]
+        records += part.read(count)
+    return [(where, int(record["n"])) for where, record in records]
 
 
 @pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv", ".parquet", ".arrow", "hub"])
@@ -85,15 +85,15 @@ def test_a_part_goes_on_from_every_position(kind: str, count: int, world: int, t
     shards = shards_of(kind, tmp_path, count)
     for start in (Start(), Start(0, 5)):
         part = StreamPart("s", shards, 1, world, start)
-        found, states = [], []
+        batches, states = [], []
         for _ in range(30):
             states.append(json.loads(json.dumps(part.state())))
-            found.append(part.read(5))
+            batches.append(part.read(5))
         assert part.passes >= 2
         for number in range(0, 30, 3):
             again = StreamPart("s", shards, 1, world, start)
             again.load(states[number])
-            assert [again.read(5) for _ in range(4)][: 30 - number] == found[number : number + 4], number
+            assert [again.read(5) for _ in range(4)][: 30 - number] == batches[number : number + 4], number
 
 
 def test_held_out_records_are_no_part(tmp_path: Path) -> None:

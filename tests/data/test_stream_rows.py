@@ -63,23 +63,23 @@ def expected(count: int) -> list[int]:
 def test_a_pass_ends_and_the_next_begins(count: int, tmp_path: Path) -> None:
     part = encoded(tmp_path / "a.jsonl", count)
     for _ in range(2):
-        found: list[int] = []
+        values: list[int] = []
         while len(rows := part.read(9)) == 9:
-            found += numbers(rows)
-        assert [*found, *numbers(rows)] == expected(count)
+            values += numbers(rows)
+        assert [*values, *numbers(rows)] == expected(count)
     assert part.encoder.dropped == 2 * sum(range(count))
 
 
 def test_rows_go_on_from_every_state(tmp_path: Path) -> None:
     part = encoded(tmp_path / "a.jsonl", 150)
-    states, found = [], []
+    states, batches = [], []
     for _ in range(80):
         states.append(json.loads(json.dumps(part.state())))
-        found.append(numbers(part.read(4)))
+        batches.append(numbers(part.read(4)))
     for number in range(76):
         again = encoded(tmp_path / "a.jsonl", 150)
         again.load(states[number])
-        assert [numbers(again.read(4)) for _ in range(4)] == found[number : number + 4]
+        assert [numbers(again.read(4)) for _ in range(4)] == batches[number : number + 4]
 
 
 def test_windows_are_shuffled_and_end_with_the_pass(tmp_path: Path) -> None:
@@ -103,14 +103,14 @@ def mixed(folder: Path, rank: int) -> MixedRows:
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_mixture_goes_on_from_every_state(rank: int, tmp_path: Path) -> None:
-    straight, states, found = mixed(tmp_path, rank), [], []
+    straight, states, batches = mixed(tmp_path, rank), [], []
     for _ in range(70):
         states.append(json.loads(json.dumps(straight.state())))
-        found.append(numbers(straight.take(5)))
+        batches.append(numbers(straight.take(5)))
     for number in range(66):
         again = mixed(tmp_path, rank)
         again.load(states[number])
-        assert [numbers(again.take(5)) for _ in range(3)] == found[number : number + 3]
+        assert [numbers(again.take(5)) for _ in range(3)] == batches[number : number + 3]
         assert again.dropped > 0
 
 

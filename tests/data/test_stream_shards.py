@@ -59,7 +59,7 @@ def test_row_groups_before_a_position_are_not_read(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[4:60] = bytes(56)  # the first row group is broken
     path.write_bytes(content)
-    found = list(ColumnShard(str(path)).records([25], lambda number: number % 2 == 1))
-    assert found == [(f"{path}, row {n + 1}", {"n": n}) for n in range(25, 50, 2)]
+    located = list(ColumnShard(str(path)).records([25], lambda number: number % 2 == 1))
+    assert located == [(f"{path}, row {n + 1}", {"n": n}) for n in range(25, 50, 2)]
     with pytest.raises(UserError, match=r"a\.parquet is not a whole Parquet file"):
         list(ColumnShard(str(path)).records([], lambda number: True))

@@ -67,11 +67,11 @@ def test_a_hub_data_set_is_read_shard_by_shard(tmp_path: Path, monkeypatch: pyte
     assert asked == [("some/corpus", ("en",), {"split": "train", "streaming": True, "revision": "v1"})]
     assert source.plain_text and all(isinstance(shard, HubShard) for shard in source.make())
     parts = [source.part(rank, 2) for rank in range(2)]
-    found = [[record["text"] for _, record in part.read(7)] for part in parts]
+    texts = [[record["text"] for _, record in part.read(7)] for part in parts]
     for rank, part in enumerate(parts):
         again = source.part(rank, 2)
         again.load(json.loads(json.dumps(part.state())))
         rest = [record["text"] for _, record in again.read(99)]
         assert rest == [record["text"] for _, record in part.read(99)] and len(rest) == 3
-        found[rank] += rest
-    assert found[0] == [f"{n} {i}" for n in (0, 2) for i in range(5)] and len({*found[0], *found[1]}) == 20
+        texts[rank] += rest
+    assert texts[0] == [f"{n} {i}" for n in (0, 2) for i in range(5)] and len({*texts[0], *texts[1]}) == 20

@@ -25,7 +25,7 @@ def content(place: int) -> tuple[np.ndarray, np.ndarray]:
     return ids, -ids.astype(np.float16) / 8
 
 
-def made(folder: Path) -> TeacherCache:
+def written_cache(folder: Path) -> TeacherCache:
     writer = CacheWriter(folder, LAYOUT)
     # places come in any order, and several at once
     parts = [content(place) for place in (2, 0)]
@@ -37,7 +37,7 @@ def made(folder: Path) -> TeacherCache:
 
 
 def test_tokens_come_back_row_by_row(tmp_path: Path) -> None:
-    cache = made(tmp_path / "cache")
+    cache = written_cache(tmp_path / "cache")
     assert usable(tmp_path / "cache", FACTS) and cache.layout.tokens == 6 and cache.seconds == 1.5
     ids, log_probabilities = cache.tokens_of([9, 1])
     assert np.array_equal(ids, np.concatenate([content(2)[0], content(0)[0]])) and ids.dtype == np.int32
@@ -60,7 +60,7 @@ def test_a_token_takes_384_bytes_with_64_likeliest_tokens() -> None:
     ],
 )
 def test_a_cache_of_something_else_is_refused(name: str, text: str, tmp_path: Path) -> None:
-    made(tmp_path / "cache")
+    written_cache(tmp_path / "cache")
     other = FACTS | {name: "other"}
     with pytest.raises(UserError, match=f"was made from {text}.*--overwrite_cache"):
         usable(tmp_path / "cache", other)
@@ -81,14 +81,14 @@ def test_a_folder_of_other_files_is_refused_and_stays(tmp_path: Path) -> None:
 
 
 def test_damage_is_found(tmp_path: Path) -> None:
-    digest = made(tmp_path / "cache").digest
+    digest = written_cache(tmp_path / "cache").digest
     values = bytearray((tmp_path / "cache" / IDS).read_bytes())
     values[0] ^= 1
     (tmp_path / "cache" / IDS).write_bytes(values)
     with pytest.raises(DamagedError):
         usable(tmp_path / "cache", FACTS)
     remove(tmp_path / "cache")
-    assert made(tmp_path / "cache").digest == digest
+    assert written_cache(tmp_path / "cache").digest == digest
 
 
 def test_too_small_a_disk_is_named_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,23 +64,26 @@ def example(folder: Path, record: dict[str, Any]) -> Example:
     return load_examples(path)[0]
 
 
-def trained(made: Example, template: str | None) -> list[str]:
+def trained(conversation: Example, template: str | None) -> list[str]:
     """The texts that are trained."""
     tok = tokenizer(template)
-    return [text for text, is_trained in parts(encode(made, tok, 999), tok) if is_trained]
+    return [text for text, is_trained in parts(encode(conversation, tok, 999), tok) if is_trained]
 
 
 @pytest.mark.parametrize("template", [AS_OBJECT, AS_TEXT, PRINTED])
 def test_calls_are_trained_and_tools_and_results_are_context(template: str, tmp_path: Path) -> None:
-    made, tok = example(tmp_path, RECORD), tokenizer(template)
-    (before, _), (call, first), (between, _), (answer, second) = parts(encode(made, tok, 999), tok)
+    conversation, tok = example(tmp_path, RECORD), tokenizer(template)
+    (before, _), (call, first), (between, _), (answer, second) = parts(encode(conversation, tok, 999), tok)
     assert first and second and answer == "Sunny.<|im_end|>"
     assert '"name": "weather", "description": "Tells it."' in before and "Weather?" in before
     assert "weather" in call and '{"town": "Köln"}' in call and call.endswith("</call><|im_end|>")
     assert "tool\nsun<|im_end|>" in between
-    ids = encode(made, tok, 999)["input_ids"]
-    prompt = prompt_ids(made, tok)
-    assert ids[: len(prompt)] == prompt and tok.decode(prompt) == render_prompt(made, tok) == before + call + between
+    ids = encode(conversation, tok, 999)["input_ids"]
+    prompt = prompt_ids(conversation, tok)
+    assert (
+        ids[: len(prompt)] == prompt
+        and tok.decode(prompt) == render_prompt(conversation, tok) == before + call + between
+    )
 
 
 @pytest.mark.parametrize(
@@ -95,10 +98,10 @@ def test_calls_are_trained_and_tools_and_results_are_context(template: str, tmp_
     ],
 )
 def test_what_a_template_leaves_out_is_refused_by_name(template: str | None, left_out: str, tmp_path: Path) -> None:
-    made = example(tmp_path, RECORD)
+    conversation = example(tmp_path, RECORD)
     for call in (encode, lambda *given: prompt_ids(*given[:2])):
         with pytest.raises(UserError) as caught:
-            call(made, tokenizer(template), 999)
+            call(conversation, tokenizer(template), 999)
         assert left_out in str(caught.value) and f"{tmp_path / 'a.json'}, record 1: " in str(caught.value)
         assert "\n" not in str(caught.value)
 
@@ -125,11 +128,11 @@ def test_a_system_message_that_is_left_out_is_refused() -> None:
 @pytest.mark.parametrize("template", [None, TEMPLATE, WITHOUT_END])
 def test_an_answer_of_weight_0_is_context(template: str | None) -> None:
     tok, both = tokenizer(template), encode(CHAT, tokenizer(template), 999)
-    for untrained, said in ((2, "\n\nBlue it is."), (4, "Red.")):
+    for untrained, expected in ((2, "\n\nBlue it is."), (4, "Red.")):
         row = encode(Example(CHAT.messages, untrained=frozenset([untrained])), tok, 999)
         assert row["input_ids"] == both["input_ids"]
         (text,) = [text for text, is_trained in parts(row, tok) if is_trained]
-        assert text.removesuffix("<|im_end|>") == said
+        assert text.removesuffix("<|im_end|>") == expected
     first = Example(CHAT.messages, untrained=frozenset([4]))
     assert prompt_ids(first, tok) == prompt_ids(CHAT, tok)
 

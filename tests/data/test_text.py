@@ -30,23 +30,23 @@ def test_lone_surrogates_are_replaced_with_one_warning(
     lines = [json.dumps(record) for record in records]
     (tmp_path / name).write_text(f"[{','.join(lines)}]" if name == "a.json" else "\n".join(lines), "utf-8")
     with caplog.at_level(logging.WARNING):
-        found = load_examples(tmp_path / name)
-    assert [one.output for one in found] == ["nice \U0001f600", "nice \ufffd", "\ufffdx\ufffd"]
+        examples = load_examples(tmp_path / name)
+    assert [one.output for one in examples] == ["nice \U0001f600", "nice \ufffd", "\ufffdx\ufffd"]
     assert len(caplog.records) == 1
     place = "line 2" if name == "a.jsonl" else "record 2"
     assert "in 2 records" in caplog.text and place in caplog.text
-    tiny.tokenizer()(found[1].output)
+    tiny.tokenizer()(examples[1].output)
 
 
 def test_lone_surrogates_are_found_at_any_depth(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     call = {"name": "weather", "arguments": json.dumps({"town": "K\ud83dln"})}
-    said = [{"type": "text", "text": "a\udfff"}]
-    turns = [{"role": "user", "content": said}, {"role": "assistant", "tool_calls": [call]}]
+    parts = [{"type": "text", "text": "a\udfff"}]
+    turns = [{"role": "user", "content": parts}, {"role": "assistant", "tool_calls": [call]}]
     turns += [{"role": "tool", "content": "sun"}, {"role": "assistant", "content": "Sunny"}]
     (tmp_path / "a.json").write_text(json.dumps([{"messages": turns}]), "utf-8")
-    (found,) = load_examples(tmp_path / "a.json")
-    assert found.messages[0]["content"] == "a\ufffd"
-    assert found.messages[1]["tool_calls"][0]["function"]["arguments"] == {"town": "K\ufffdln"}
+    (example,) = load_examples(tmp_path / "a.json")
+    assert example.messages[0]["content"] == "a\ufffd"
+    assert example.messages[1]["tool_calls"][0]["function"]["arguments"] == {"town": "K\ufffdln"}
     (tmp_path / "b.json").write_text(json.dumps([{"\ud800": 1}, {"a": 1}]), "utf-8")
     assert [record for _, record in read_file(tmp_path / "b.json")] == [{"\ufffd": 1}, {"a": 1}]
 

@@ -23,10 +23,10 @@ SETS = {"pairs": PAIRS, "spans": SPANS, "scores": SCORES, "summaries": SUMMARIES
 
 @pytest.mark.parametrize("name", SETS)
 def test_a_set_travels_whole(name: str) -> None:
-    made = TokenizedSet.of(SETS[name], dropped=3)
-    arrived = TokenizedSet.from_bytes(made.to_bytes())
-    assert arrived == made and arrived.dropped == 3 and len(arrived) == len(SETS[name])
-    assert TokenizedSet.of(arrived.rows).fingerprint == made.fingerprint
+    token_set = TokenizedSet.of(SETS[name], dropped=3)
+    arrived = TokenizedSet.from_bytes(token_set.to_bytes())
+    assert arrived == token_set and arrived.dropped == 3 and len(arrived) == len(SETS[name])
+    assert TokenizedSet.of(arrived.rows).fingerprint == token_set.fingerprint
     for row, given in zip(arrived.rows, SETS[name], strict=True):
         assert all(row[name] == pytest.approx(values) for name, values in given.items())
         assert {key: type(values[0]) for key, values in row.items()} == {key: type(v[0]) for key, v in given.items()}

@@ -49,17 +49,17 @@ def test_all_forms_of_a_call_are_one(text: object, extra: dict[str, Any], tmp_pa
     bare = {"role": "assistant", **extra, "tool_calls": [call]}
     older = {"role": "assistant", **extra, "function_call": call, "tool_calls": None}
     returned = {"role": "function", "name": "weather", "content": "sun"}
-    found = read(
+    examples = read(
         tmp_path,
         chat(USER, openai, result, ANSWER, tools=[WRAPPED]),
         chat(USER, bare, result, ANSWER, tools=json.dumps([WRAPPED])),
         chat(USER, older, returned, ANSWER, functions=[TOOL]),
     )
     wanted = {"role": "assistant", "content": "", "tool_calls": [READ]}
-    assert found[0].messages[1] == wanted | {"tool_calls": [READ | {"id": "7"}]}
-    for one in found:
+    assert examples[0].messages[1] == wanted | {"tool_calls": [READ | {"id": "7"}]}
+    for one in examples:
         assert one.tools == (WRAPPED,) and one.messages[2] == result and one.messages[3] == ANSWER
-    assert found[1].messages[1] == found[2].messages[1] == wanted
+    assert examples[1].messages[1] == examples[2].messages[1] == wanted
 
 
 def test_sharegpt_calls_and_observations_become_calls_and_tool_messages(tmp_path: Path) -> None:
@@ -85,8 +85,10 @@ def test_history_and_system_become_turns(tmp_path: Path) -> None:
     assert [m["role"] for m in both.messages] == ["system", *("user", "assistant") * 3]
     assert only_system.messages[0] == SYSTEM and len(only_system.messages) == 3
     assert neither == Example.from_instruction("Add.", "1 and 2", "3")
-    said, again = read(tmp_path, chat(USER, ANSWER, system="Be brief."), chat(SYSTEM, USER, ANSWER, system="Be brief."))
-    assert said.messages == again.messages == (SYSTEM, USER, ANSWER)
+    by_column, again = read(
+        tmp_path, chat(USER, ANSWER, system="Be brief."), chat(SYSTEM, USER, ANSWER, system="Be brief.")
+    )
+    assert by_column.messages == again.messages == (SYSTEM, USER, ANSWER)
 
 
 @pytest.mark.parametrize("name", ["weight", "train", "loss", "loss_mask"])

@@ -42,7 +42,7 @@ SPLITTERS = {
 def texts() -> list[str]:
     """Texts of people, and drawn ones with what texts of people seldom have."""
     lines = builtin_path().read_text(encoding="utf8").splitlines()[:150]
-    found = ["<|im_start|>user\n" + json.loads(line)["instruction"] + "<|im_end|>\n" for line in lines]
+    prompts = ["<|im_start|>user\n" + json.loads(line)["instruction"] + "<|im_end|>\n" for line in lines]
     draw = Random(1)
     signs = [
         *"aZ09 \n\t\r.'\"-\u00e9\u00df\u2019\u2026\u00a0\u00aa\u0130\u3042\U0001f600e\u0301\x1c\x0b",
@@ -51,10 +51,10 @@ def texts() -> list[str]:
         "x1",
     ]
     signs += ["<|im_start|>", "<|im_end|>", "<pad>"]
-    return found + ["".join(draw.choices(signs, k=30)) for _ in range(300)] + ["", " ", "\n\n"]
+    return prompts + ["".join(draw.choices(signs, k=30)) for _ in range(300)] + ["", " ", "\n\n"]
 
 
-def made(splitter: Any, texts: list[str], normalizer: Any = None) -> PreTrainedTokenizerFast:
+def trained_tokenizer(splitter: Any, texts: list[str], normalizer: Any = None) -> PreTrainedTokenizerFast:
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = splitter
     if normalizer:
@@ -72,16 +72,18 @@ def made(splitter: Any, texts: list[str], normalizer: Any = None) -> PreTrainedT
 @pytest.mark.parametrize("normalizer", [None, normalizers.NFC()], ids=["as it is", "NFC"])
 @pytest.mark.parametrize("name", SPLITTERS)
 def test_ids_of_words_are_those_of_the_text(name: str, normalizer: Any, texts: list[str]) -> None:
-    tokenizer = made(SPLITTERS[name], texts, normalizer)
+    tokenizer = trained_tokenizer(SPLITTERS[name], texts, normalizer)
     words = WordIds(tokenizer, splitting_tokens(tokenizer))
     for _ in range(2):  # with words that are new, and with known ones
-        found = words(texts)
-        assert [a if a is None else b for a, b in zip(found, plain_ids(tokenizer, texts), strict=True)] == found
-        assert sum(ids is not None for ids in found[:150]) > 140 and None in found
+        ids_of_words = words(texts)
+        assert [
+            a if a is None else b for a, b in zip(ids_of_words, plain_ids(tokenizer, texts), strict=True)
+        ] == ids_of_words
+        assert sum(ids is not None for ids in ids_of_words[:150]) > 140 and None in ids_of_words
 
 
 def test_a_full_memory_is_emptied(texts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer = made(GPT_2, texts)
+    tokenizer = trained_tokenizer(GPT_2, texts)
     words = WordIds(tokenizer, splitting_tokens(tokenizer))
     monkeypatch.setattr(word_ids, "MOST", 50)
     for text in texts[:40]:
@@ -98,15 +100,15 @@ def test_what_is_not_known_is_tokenized_whole(texts: list[str]) -> None:
         "another class": (split_by(r"\p{Han}+|\P{L}+|\p{L}+"), None),
     }
     for name, (splitter, normalizer) in others.items():
-        tokenizer = made(splitter, texts, normalizer)
+        tokenizer = trained_tokenizer(splitter, texts, normalizer)
         assert word_patterns(tokenizer) is None, name
         assert WordIds(tokenizer, ())(["a text", ""]) == [None, None]
 
 
 def test_a_tokenizer_that_answers_otherwise_is_left_alone(texts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """What the expressions say is compared with the tokenizer before it is used."""
-    tokenizer = made(SPLITTERS["SmolLM"], texts)
-    monkeypatch.setattr(word_ids, "word_patterns", lambda _: word_patterns(made(GPT_2, texts)))
+    tokenizer = trained_tokenizer(SPLITTERS["SmolLM"], texts)
+    monkeypatch.setattr(word_ids, "word_patterns", lambda _: word_patterns(trained_tokenizer(GPT_2, texts)))
     assert WordIds(tokenizer, splitting_tokens(tokenizer))(["no. 1234 and 56 words"]) == [None]
 
 

@@ -39,10 +39,10 @@ def expected(logits: Tensor, wanted: Tensor) -> Tensor:
 @pytest.mark.parametrize("rows", [0, 1, 7, 23])
 def test_loss_and_gradient_of_logits_are_torchs(rows: int, dtype: torch.dtype) -> None:
     logits, wanted = drawn(rows, WORDS, dtype, 5.0), targets(rows)
-    found, torchs = of_logits(logits, wanted), expected(logits, wanted)
-    assert found.dtype == torchs.dtype
-    torch.testing.assert_close(found, torchs)
-    (gradient,), (theirs,) = (torch.autograd.grad(3 * loss, logits) for loss in (found, torchs))
+    ours, torchs = of_logits(logits, wanted), expected(logits, wanted)
+    assert ours.dtype == torchs.dtype
+    torch.testing.assert_close(ours, torchs)
+    (gradient,), (theirs,) = (torch.autograd.grad(3 * loss, logits) for loss in (ours, torchs))
     assert gradient.dtype == dtype
     torch.testing.assert_close(gradient, theirs)
 
@@ -52,10 +52,10 @@ def test_loss_and_gradient_of_logits_are_torchs(rows: int, dtype: torch.dtype) -
 def test_loss_and_gradient_of_hidden_states_are_torchs(rows: int, beyond: int, dtype: torch.dtype) -> None:
     """Rows beyond the targets have no loss and no gradient."""
     hidden, weight, wanted = drawn(rows + beyond, 16, dtype), drawn(WORDS, 16, dtype).detach(), targets(rows)
-    found, torchs = of_hidden(hidden, weight, wanted), expected(F.linear(hidden[:rows], weight), wanted)
-    assert found.dtype == torchs.dtype
-    torch.testing.assert_close(found, torchs)
-    (gradient,), (theirs,) = (torch.autograd.grad(3 * loss, hidden) for loss in (found, torchs))
+    ours, torchs = of_hidden(hidden, weight, wanted), expected(F.linear(hidden[:rows], weight), wanted)
+    assert ours.dtype == torchs.dtype
+    torch.testing.assert_close(ours, torchs)
+    (gradient,), (theirs,) = (torch.autograd.grad(3 * loss, hidden) for loss in (ours, torchs))
     assert gradient.dtype == dtype and not gradient[rows:].any()
     # each row of it is a sum over the vocabulary, rounded here before it is scaled and there after
     tolerance = {"atol": 0.03, "rtol": 0.02} if dtype == torch.bfloat16 else {}
@@ -76,13 +76,13 @@ def test_what_a_family_does_after_the_head_is_in_loss_and_gradient(
     outputs = F.linear(hidden[:rows], weight).to(torch.promote_types(dtype, torch.float32))
     torchs = F.cross_entropy(transform.apply(outputs), wanted, reduction="sum")
     with torch.set_grad_enabled(needs_gradient):
-        found = of_hidden(hidden, weight, wanted, transform)
-    assert found.requires_grad == needs_gradient
-    torch.testing.assert_close(found, torchs)
+        ours = of_hidden(hidden, weight, wanted, transform)
+    assert ours.requires_grad == needs_gradient
+    torch.testing.assert_close(ours, torchs)
     plain = of_hidden(hidden, weight, wanted)
-    assert abs(plain - found) > 0.1 * plain
+    assert abs(plain - ours) > 0.1 * plain
     if needs_gradient:
-        (gradient,), (theirs,) = (torch.autograd.grad(3 * loss, hidden) for loss in (found, torchs))
+        (gradient,), (theirs,) = (torch.autograd.grad(3 * loss, hidden) for loss in (ours, torchs))
         tolerance = {"atol": 0.03, "rtol": 0.02} if dtype == torch.bfloat16 else {}
         assert not gradient[rows:].any()
         torch.testing.assert_close(gradient, theirs, **tolerance)

@@ -57,7 +57,7 @@ def test_a_student_has_the_loss_and_gradient_of_its_logits(kind: str, frozen: bo
     student.get_output_embeddings().weight.requires_grad_(not frozen)
     teacher = DenseTeacher(0.7, 2.0)
     teacher.begin()
-    found = teacher.loss(CAUSAL, student, batch)
+    losses = teacher.loss(CAUSAL, student, batch)
 
     (logits,) = CAUSAL.logits(student, batch)
     p = torch.softmax(logits.float() / 2, -1)
@@ -67,10 +67,10 @@ def test_a_student_has_the_loss_and_gradient_of_its_logits(kind: str, frozen: bo
     distance = (q * (q.log() - known.log())).sum() + (rest[0] * (rest[0].log() - rest[1].log())).sum()
     plain = F.cross_entropy(logits.float(), LABELS, reduction="sum")
     torchs = 0.3 * plain + 0.7 * 4 * distance
-    torch.testing.assert_close(found.loss, torchs, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found.cross_entropy, plain.detach())
+    torch.testing.assert_close(losses.loss, torchs, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(losses.cross_entropy, plain.detach())
     body = next(p for name, p in student.named_parameters() if name.endswith("o_proj.weight"))
-    own, theirs = (torch.autograd.grad(loss, body)[0] for loss in (found.loss, torchs))
+    own, theirs = (torch.autograd.grad(loss, body)[0] for loss in (losses.loss, torchs))
     torch.testing.assert_close(own, theirs, rtol=1e-3, atol=1e-5)
 
     teacher.observe(teacher.pending(), len(LABELS))

@@ -56,11 +56,11 @@ def expected(logits: Tensor, wanted: Tensor, known: TeacherTokens) -> Tensor:
 @pytest.mark.parametrize("rows", [0, 1, 23])
 def test_loss_and_gradient_of_logits_are_those_of_autograd(rows: int, dtype: torch.dtype, temperature: float) -> None:
     logits, wanted, known = drawn(rows, WORDS, dtype), targets(rows), teacher(rows, temperature)
-    found, torchs = of_logits(logits, wanted, known), expected(logits, wanted, known)
-    torch.testing.assert_close(found.loss, torchs)
-    torch.testing.assert_close(found.cross_entropy, cross_entropy.of_logits(logits, wanted).detach())
-    assert not found.cross_entropy.requires_grad and not found.distance.requires_grad
-    (gradient,), (theirs,) = (torch.autograd.grad(3 * loss, logits) for loss in (found.loss, torchs))
+    losses, torchs = of_logits(logits, wanted, known), expected(logits, wanted, known)
+    torch.testing.assert_close(losses.loss, torchs)
+    torch.testing.assert_close(losses.cross_entropy, cross_entropy.of_logits(logits, wanted).detach())
+    assert not losses.cross_entropy.requires_grad and not losses.distance.requires_grad
+    (gradient,), (theirs,) = (torch.autograd.grad(3 * loss, logits) for loss in (losses.loss, torchs))
     assert gradient.dtype == dtype
     torch.testing.assert_close(gradient, theirs)
 
@@ -74,12 +74,12 @@ def test_loss_and_gradient_of_hidden_states_are_those_of_autograd(
     """Rows beyond the targets have no loss and no gradient. The cap is below many of the head's outputs."""
     hidden, weight, wanted = drawn(rows + beyond, 16, dtype), drawn(WORDS, 16, dtype).detach(), targets(rows)
     known = teacher(rows, 1.0)
-    found = of_hidden(hidden, weight, wanted, known, transform)
+    losses = of_hidden(hidden, weight, wanted, known, transform)
     outputs = F.linear(hidden[:rows], weight).to(torch.promote_types(dtype, torch.float32))
     torchs = expected(transform.apply(outputs), wanted, known)
-    torch.testing.assert_close(found.loss, torchs)
-    torch.testing.assert_close(known.mix(found.cross_entropy, found.distance), found.loss.detach())
-    (gradient,), (theirs,) = (torch.autograd.grad(3 * loss, hidden) for loss in (found.loss, torchs))
+    torch.testing.assert_close(losses.loss, torchs)
+    torch.testing.assert_close(known.mix(losses.cross_entropy, losses.distance), losses.loss.detach())
+    (gradient,), (theirs,) = (torch.autograd.grad(3 * loss, hidden) for loss in (losses.loss, torchs))
     assert gradient.dtype == dtype and not gradient[rows:].any()
     # each row of it is a sum over the vocabulary, rounded here before it is scaled and there after
     torch.testing.assert_close(gradient, theirs, **({"atol": 0.03, "rtol": 0.02} if dtype == torch.bfloat16 else {}))

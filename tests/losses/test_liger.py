@@ -75,9 +75,9 @@ def test_a_frozen_head_gets_no_gradient() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_liger_gives_the_same_loss_and_gradient(dtype: torch.dtype) -> None:
     hidden, weight, targets = inputs(CUDA, dtype)
-    found, expected = liger.of_hidden(hidden, weight, targets), cross_entropy.of_hidden(hidden, weight, targets)
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
-    (gradient,), (own,) = (torch.autograd.grad(3 * loss, hidden) for loss in (found, expected))
+    fused, expected = liger.of_hidden(hidden, weight, targets), cross_entropy.of_hidden(hidden, weight, targets)
+    torch.testing.assert_close(fused, expected, rtol=1e-3, atol=1e-3)
+    (gradient,), (own,) = (torch.autograd.grad(3 * loss, hidden) for loss in (fused, expected))
     tolerance = {"atol": 0.05, "rtol": 0.05} if dtype == torch.bfloat16 else {"atol": 1e-4, "rtol": 1e-3}
     torch.testing.assert_close(gradient, own, **tolerance)
     assert not gradient[len(targets) :].any()

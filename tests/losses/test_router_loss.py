@@ -77,5 +77,5 @@ def test_a_masked_expert_adds_nothing() -> None:
     logits[:, 1] = -torch.inf
     chosen, valid = logits.topk(2, dim=-1).indices, torch.ones(6, 1)
     smaller = logits[:, [0, 2, 3]]
-    found = layer_loss(logits, chosen, valid)
-    assert torch.allclose(found / 4, layer_loss(smaller, smaller.topk(2, dim=-1).indices, valid) / 3)
+    masked = layer_loss(logits, chosen, valid)
+    assert torch.allclose(masked / 4, layer_loss(smaller, smaller.topk(2, dim=-1).indices, valid) / 3)

@@ -90,8 +90,8 @@ def test_the_snapshot_follows_cuts_and_growth(kind: str) -> None:
         smaller = apply_plan(student.model, student.anatomy, Plan(values, grown), state, torch.Generator())
     fresh = Masks(smaller)
     with student.phase.teacher.as_teacher(student.model, fresh):
-        found = student.training_loss.task_loss.logits(student.model, batch)
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, expected, strict=True))
+        outputs = student.training_loss.task_loss.logits(student.model, batch)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(outputs, expected, strict=True))
     assert not any(state.tensors.values())
     width = smaller.sizes.hidden
     assert student.model.get_submodule("transform")(torch.zeros(2, width)).shape == (2, width)
