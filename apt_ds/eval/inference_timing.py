@@ -6,7 +6,6 @@ of 128 tokens). An encoder-decoder (T5) encodes a batch and generates greedily, 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from apt_ds.config.tasks import ANSWERS, CLASSIFICATION, GENERATION, LANGUAGE_MODEL
+from apt_ds.runtime.clock import seconds_after
 
 Figures = dict[str, float | int]
 
@@ -84,13 +84,6 @@ def prompts(model: PreTrainedModel, batch: int, length: int) -> Tensor:
     return ids.to(model.device)
 
 
-def now(device: torch.device) -> float:
-    """Seconds, after the device has finished its queue."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
 @torch.no_grad()
 def run_once(model: PreTrainedModel, ids: Tensor, new_tokens: int) -> tuple[float, float]:
     """Read prompts and generate greedily.
@@ -103,13 +96,13 @@ def run_once(model: PreTrainedModel, ids: Tensor, new_tokens: int) -> tuple[floa
     Returns:
         Seconds of the prompts (prefill), and seconds of the new tokens (decode).
     """
-    start = now(model.device)
+    start = seconds_after(model.device)
     output = model(input_ids=ids, use_cache=True, logits_to_keep=1)
-    prefilled = now(model.device)
+    prefilled = seconds_after(model.device)
     for _ in range(new_tokens):
         next_ids = output.logits[:, -1:].argmax(-1)
         output = model(input_ids=next_ids, past_key_values=output.past_key_values, use_cache=True)
-    return prefilled - start, now(model.device) - prefilled
+    return prefilled - start, seconds_after(model.device) - prefilled
 
 
 def time_generation(model: PreTrainedModel, plan: TimingPlan) -> Figures:
@@ -129,9 +122,9 @@ def time_generation_at_batch(model: PreTrainedModel, plan: TimingPlan) -> Figure
 def time_encoder(model: PreTrainedModel, plan: TimingPlan) -> Figures:
     """An encoder with its head: one forward pass."""
     ids = prompts(model, plan.batch, plan.prompt)
-    start = now(model.device)
+    start = seconds_after(model.device)
     model(input_ids=ids)
-    seconds = now(model.device) - start
+    seconds = seconds_after(model.device) - start
     return {"forward_seconds": seconds, "sequences_per_second": plan.batch / seconds}
 
 
@@ -139,15 +132,15 @@ def time_encoder(model: PreTrainedModel, plan: TimingPlan) -> Figures:
 def time_encoder_decoder(model: PreTrainedModel, plan: TimingPlan) -> Figures:
     """An encoder-decoder: encodes once, then generates token by token."""
     ids = prompts(model, plan.batch, plan.prompt)
-    start = now(model.device)
+    start = seconds_after(model.device)
     encoded = model.get_encoder()(input_ids=ids)
-    encoded_at = now(model.device)
+    encoded_at = seconds_after(model.device)
     next_ids = torch.full_like(ids[:, :1], model.config.decoder_start_token_id)
     past = None
     for _ in range(plan.new_tokens):
         output = model(encoder_outputs=encoded, decoder_input_ids=next_ids, past_key_values=past, use_cache=True)
         next_ids, past = output.logits[:, -1:].argmax(-1), output.past_key_values
-    encode, decode = encoded_at - start, now(model.device) - encoded_at
+    encode, decode = encoded_at - start, seconds_after(model.device) - encoded_at
     speed = plan.batch * plan.new_tokens / decode
     return {"encode_seconds": encode, "decode_tokens_per_second": speed, "whole_seconds": encode + decode}
 

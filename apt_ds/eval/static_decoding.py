@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, StaticCache
 
-from apt_ds.eval.inference_timing import Figures, TimingPlan, now, prompts
+from apt_ds.eval.inference_timing import Figures, TimingPlan, prompts
 from apt_ds.runtime import zero
+from apt_ds.runtime.clock import seconds_after
 
 GRAPHS = 64  # that PyTorch compiles of one function: one a model and batch size
 
@@ -52,13 +53,13 @@ class StaticDecoder:
         self.cache.reset()
         output = self.model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
         tokens = [output.logits[:, -1:].argmax(-1)]
-        start = now(self.model.device)
+        start = seconds_after(self.model.device)
         for _ in range(new_tokens):
             if self.captured:
                 torch.compiler.cudagraph_mark_step_begin()
             output = self._step(input_ids=tokens[-1], past_key_values=self.cache, use_cache=True)
             tokens.append(output.logits[:, -1:].argmax(-1))
-        seconds = now(self.model.device) - start
+        seconds = seconds_after(self.model.device) - start
         return torch.cat(tokens[:new_tokens], 1), seconds
 
 

@@ -21,8 +21,9 @@ from apt_ds.analysis.bench.generation import BATCHES, plain_model
 from apt_ds.analysis.bench.synthetic import random_base
 from apt_ds.analysis.benchmark import CUTS
 from apt_ds.config.resolve import resolve
-from apt_ds.eval.inference_timing import now, prompts, run_once
+from apt_ds.eval.inference_timing import prompts, run_once
 from apt_ds.runtime import zero
+from apt_ds.runtime.clock import seconds_after
 from apt_ds.runtime.files import write_json
 from tests.support.paths import ROOT
 
@@ -75,7 +76,7 @@ class CapturedDecoding:
 
     def run(self, captured: bool = True) -> tuple[float, Tensor]:
         """Seconds of prompts and new tokens, and the new tokens, int64 [batch, new]."""
-        start = now(self.ids.device)
+        start = seconds_after(self.ids.device)
         self.prefill()
         tokens = [self.token.clone()]
         for _ in range(self.new - 1):
@@ -84,7 +85,7 @@ class CapturedDecoding:
             else:
                 self.step()
             tokens.append(self.token.clone())
-        return now(self.ids.device) - start, torch.cat(tokens, 1)
+        return seconds_after(self.ids.device) - start, torch.cat(tokens, 1)
 
 
 def eager_tokens(model: PreTrainedModel, ids: Tensor, new: int) -> Tensor:
