@@ -6,7 +6,6 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -79,7 +78,7 @@ def load(
     """
     start_ranks(bool(deepspeed))
     loading.quiet_transformers()
-    engine = inference_config(deepspeed, bf16) if deepspeed else {}
+    engine = read_inference_config(deepspeed, bf16) if deepspeed else {}
     source, config = read_config(name, trust)
     check_weights(source, f"--model {name!r}")
     tokenizer = read_part(lambda: pretrained.read_tokenizer(source, trust), *error_context(name))
@@ -152,7 +151,7 @@ def start_ranks(needed: bool = False) -> None:
         zero.init_distributed()
 
 
-def inference_config(path: str, bf16: bool) -> zero.Config:
+def read_inference_config(path: str, bf16: bool) -> zero.Config:
     """A DeepSpeed configuration for forward passes: the ZeRO section of a run's JSON.
 
     Raises:
@@ -162,14 +161,7 @@ def inference_config(path: str, bf16: bool) -> zero.Config:
     section = read_json(path).get("zero_optimization", {})
     if not isinstance(section, dict):
         raise UserError(f"DeepSpeed config {path}: 'zero_optimization' must be an object, found {section!r}")
-    zero_section = {key: value for key, value in section.items() if value != "auto" and key != "offload_optimizer"}
-    config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": 1,
-        "zero_optimization": zero_section,
-        "bf16": {"enabled": bf16},
-        "fp16": {"enabled": False},
-        "steps_per_print": 10**9,
-    }
+    config = zero.inference_config(section, {"bf16": {"enabled": bf16}, "fp16": {"enabled": False}})
     zero.check_config(config, path)
     return config
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from apt_ds.config.run_config import RunConfig
-from apt_ds.eval.loading import inference_config
+from apt_ds.eval.loading import read_inference_config
 from apt_ds.models import loading
 from apt_ds.models.loading import Base
 from apt_ds.runtime import zero
@@ -27,7 +27,7 @@ class DenseModel:
         return self._runner
 
     def _load(self) -> nn.Module:
-        config = inference_config(self.run.distributed.deepspeed, self.run.optim.bf16)
+        config = read_inference_config(self.run.distributed.deepspeed, self.run.optim.bf16)
         run = self.run
         if zero.stage(config) == 3 and run.optim.fp16:
             # an engine without loss scaling computes in bfloat16 or float32

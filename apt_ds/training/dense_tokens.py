@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -193,20 +192,11 @@ def _runner(model: nn.Module, config: zero.Config) -> Iterator[nn.Module]:
     if not zero.is_partitioned(model):
         yield model
         return
-    engine = zero.build_for_inference(model, _inference(config))
+    precision = {key: config[key] for key in ("bf16", "fp16") if key in config}
+    engine = zero.build_for_inference(model, zero.inference_config(config["zero_optimization"], precision))
     try:
         yield engine
     finally:
         zero.destroy(engine)
         del engine
         zero.free_memory()
-
-
-def _inference(config: zero.Config) -> zero.Config:
-    """DeepSpeed's configuration for forward passes alone."""
-    sections: dict[str, Any] = {key: config[key] for key in ("bf16", "fp16") if key in config}
-    stage: dict[str, Any] = config["zero_optimization"]
-    sections["zero_optimization"] = {
-        key: value for key, value in stage.items() if value != "auto" and key != "offload_optimizer"
-    }
-    return sections | {"train_micro_batch_size_per_gpu": 1, "steps_per_print": 10**9}

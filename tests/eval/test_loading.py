@@ -51,9 +51,9 @@ def test_only_the_zero_section_of_a_deepspeed_file_matters(tmp_path: Path) -> No
     path = tmp_path / "ds.json"
     zero_section = {"stage": 3, "stage3_max_live_parameters": "auto", "offload_optimizer": {"device": "cpu"}}
     path.write_text(json.dumps({"zero_optimization": zero_section, "gradient_clipping": 1.0}), encoding="utf8")
-    config = loading.inference_config(str(path), bf16=True)
+    config = loading.read_inference_config(str(path), bf16=True)
     assert config["zero_optimization"] == {"stage": 3} and config["bf16"] == {"enabled": True}
     assert "gradient_clipping" not in config
     path.write_text(json.dumps({"zero_optimization": 3}), encoding="utf8")
     with pytest.raises(UserError):
-        loading.inference_config(str(path), bf16=False)
+        loading.read_inference_config(str(path), bf16=False)

@@ -116,6 +116,23 @@ def describe_cpu_once() -> None:
     cpuinfo.get_cpu_info = functools.cache(cpuinfo.get_cpu_info)
 
 
+def inference_config(zero_section: Config, precision: Config) -> Config:
+    """A configuration for forward passes alone.
+
+    Args:
+        zero_section: `zero_optimization` of a run's file. The result leaves out values that are "auto" and the
+            optimizer's offload.
+        precision: The sections `bf16` and `fp16`.
+    """
+    section = {key: value for key, value in zero_section.items() if value != "auto" and key != "offload_optimizer"}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": section,
+        **precision,
+        "steps_per_print": 10**9,
+    }
+
+
 def build_for_inference(model: nn.Module, config: Config) -> Engine:
     """An engine that runs a sharded model (stage 3) and trains nothing: no optimizer, no gradients. Collective."""
     model.requires_grad_(False)
