@@ -6,6 +6,8 @@ from the shared prefix without being passed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedTokenizerBase
@@ -80,15 +82,38 @@ def choice_scores(
     Returns:
         fp32 [len(rows), len(choice_ids)] in nats, on the CPU.
     """
-    scores = torch.zeros(len(rows), len(choice_ids))
-    # long rows first: a batch that exceeds the memory fails at once, and similar rows need little padding
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     cache = run_prefix(runner, rows[0][:prefix], device) if prefix else []
-    for places in rank_batches(len(rows), batch_size):
+
+    def score(numbers: list[int]) -> Tensor:
+        batch = [rows[number][prefix:] for number in numbers]
+        return _last_scores(runner, batch, cache, device)[:, choice_ids].float().cpu()
+
+    return score_rows(list(map(len, rows)), len(choice_ids), score, batch_size, device)
+
+
+def score_rows(
+    lengths: list[int], columns: int, score: Callable[[list[int]], Tensor], batch_size: int, device: torch.device
+) -> Tensor:
+    """Scores of rows, in batches that the ranks share. Collective.
+
+    Args:
+        lengths: The tokens of each row.
+        columns: The scores of a row.
+        score: The scores of a batch, fp32 [batch, columns] on the CPU, from the numbers of its rows. Every rank calls
+            it equally often.
+        batch_size: Rows per device and batch.
+        device: The device that sums over ranks.
+
+    Returns:
+        fp32 [len(lengths), columns] on the CPU.
+    """
+    scores = torch.zeros(len(lengths), columns)
+    # long rows first: a batch that exceeds the memory fails at once, and similar rows need little padding
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    for places in rank_batches(len(lengths), batch_size):
         own = [order[i] for i in places]
         # a rank without rows left repeats one, because sharded weights need every rank
-        batch = [rows[i][prefix:] for i in own or [order[-1]]]
-        batch_scores = _last_scores(runner, batch, cache, device)[:, choice_ids].float().cpu()
+        batch_scores = score(own or [order[-1]])
         if own:
             scores[own] = batch_scores
     return collectives.all_reduce_sum(scores.to(device)).cpu()

@@ -8,13 +8,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from apt_ds.eval.choice_scores import PrefixCache, TokenIds, run_prefix, shared_length, with_prefix
-from apt_ds.eval.held_out import rank_batches
-from apt_ds.runtime import collectives
+from apt_ds.eval.choice_scores import PrefixCache, TokenIds, run_prefix, score_rows, shared_length, with_prefix
 
 
 class Continuation(NamedTuple):
-    """ids: token ids of both texts. targets: how many of the last ones belong to the second text."""
+    """A text and a text that may follow it, as one row.
+
+    Attributes:
+        ids: The token ids of both texts.
+        targets: How many of the last tokens belong to the second text.
+    """
 
     ids: TokenIds
     targets: int
@@ -58,20 +61,15 @@ def continuation_scores(
         The sum of the log-probabilities of the continuation's tokens, fp32 [len(rows)] in nats, and whether each of
         them is the most probable token, bool [len(rows)]. Both on the CPU.
     """
-    scores = torch.zeros(len(rows), 2)
-    # long rows first: a batch that exceeds the memory fails at once, and similar rows need little padding
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i].ids))
     # of a row at least the token before the continuation is outside the prefix
     prefix = max(0, min(shared_length([row.ids for row in rows]), *(len(row.ids) - row.targets - 1 for row in rows)))
     cache = run_prefix(runner, rows[0].ids[:prefix], device) if prefix else []
-    for places in rank_batches(len(rows), batch_size):
-        own = [order[i] for i in places]
-        # a rank without rows left repeats one, because sharded weights need every rank
-        batch = [rows[i]._replace(ids=rows[i].ids[prefix:]) for i in own or [order[-1]]]
-        found = _batch_scores(runner, batch, cache, device)
-        if own:
-            scores[own] = found
-    scores = collectives.all_reduce_sum(scores.to(device)).cpu()
+
+    def score(numbers: list[int]) -> Tensor:
+        batch = [rows[number]._replace(ids=rows[number].ids[prefix:]) for number in numbers]
+        return _batch_scores(runner, batch, cache, device)
+
+    scores = score_rows([len(row.ids) for row in rows], 2, score, batch_size, device)
     return scores[:, 0], scores[:, 1] > 0.5
 
 
