@@ -24,12 +24,13 @@ from apt_ds.config.run_config import RunConfig
 from apt_ds.losses import cross_entropy
 from apt_ds.losses.layer_matching import LayerMatcher
 from apt_ds.losses.training_loss import TrainingLoss
-from apt_ds.models import adapter, loading, quantization, task_heads
+from apt_ds.models import loading, quantization
 from apt_ds.models.architectures import architecture_of
 from apt_ds.models.attention import kernel_of
 from apt_ds.models.blocks import block_slices, plural
 from apt_ds.models.loading import Base
 from apt_ds.models.scope import competing_kinds
+from apt_ds.models.trainables import attach_trainables
 from apt_ds.pruning.activation_hooks import CountedTokens as Tokens
 from apt_ds.pruning.masks import Masks
 from apt_ds.pruning.salience import Salience
@@ -97,9 +98,9 @@ def measure(
     base: Base,
     run: RunConfig,
     batch: Shape,
-    judged: list[Shape],
+    evaluation_shapes: list[Shape],
     rank: int,
-    everything: bool,
+    trains_all_weights: bool,
     device_type: str = "cpu",
 ) -> Footprint:
     """The footprint of `base` as `run` trains it.
@@ -108,9 +109,9 @@ def measure(
         base: the model.
         run: the configuration of the run.
         batch: a training micro-batch.
-        judged: evaluation batches. The largest counts.
+        evaluation_shapes: evaluation batches. The largest counts.
         rank: rank of all adapters.
-        everything: whether all weights are trained. The model then has no adapters.
+        trains_all_weights: whether all weights are trained. The model then has no adapters.
         device_type: type of the device of the run. Fake tensors are the CPU's, but losses and scores work in pieces
             whose sizes depend on the device.
     """
@@ -118,7 +119,7 @@ def measure(
     hooks.lean = device_type != "cpu"
     with fake(), cross_entropy.chunks_of(device_type):
         model = skeleton(base, run, device_type)
-        attach_trainables(model, base, run, rank, everything)
+        attach_trainables(model, base.anatomy, run, rank, trains_all_weights)
         training_loss, masks = unmatched_loss(base, run), half_masked(base, run)
         training_loss.phase.prepare(model, base.anatomy)
         masks.install(model.train())
@@ -135,18 +136,10 @@ def measure(
         hooks.end()
         with torch.no_grad():
             model.eval()
-            peaks = [peak_bytes(model, partial(summed_loss, model, base.kind, s), backward=False) for s in judged]
+            forwards = [partial(summed_loss, model, base.kind, shape) for shape in evaluation_shapes]
+            evaluation = snapshot + max(peak_bytes(model, forward, backward=False) for forward in forwards)
         weights = weights_of(model, base, run.model.base_bits)
-    return Footprint(weights, activations, snapshot + max(peaks), *largest_units(model, weights))
-
-
-def attach_trainables(model: nn.Module, base: Base, run: RunConfig, rank: int, everything: bool) -> None:
-    """Train all weights, or adapters and the layers of the task's answer. See `measure`."""
-    if everything:
-        model.requires_grad_(True)
-    else:
-        adapter.attach(model, base.anatomy, run.targets, rank, run.optim.seed)
-        task_heads.attach(model, base.anatomy)
+    return Footprint(weights, activations, evaluation, *largest_units(model, weights))
 
 
 def unmatched_loss(base: Base, run: RunConfig) -> TrainingLoss:

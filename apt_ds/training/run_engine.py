@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from apt_ds.config.run_config import RunConfig
-from apt_ds.models import adapter, task_heads
+from apt_ds.models import adapter
+from apt_ds.models.trainables import attach_trainables
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.runtime import zero
 from apt_ds.runtime.zero import adam8bit
@@ -29,12 +30,9 @@ class RunEngine:
 
     def attach_trainables(self, model: nn.Module, scores_by_weight_gradients: bool) -> None:
         """Decide what the next engine trains: adapters and task heads, or every weight."""
-        run, anatomy = self.run_config, self.pruner.anatomy
-        if run.optim.trainable == "all" or scores_by_weight_gradients:
-            model.requires_grad_(True)
-        else:
-            adapter.attach(model, anatomy, run.targets, run.adapter.rank, run.optim.seed)
-            task_heads.attach(model, anatomy)
+        run = self.run_config
+        all_weights = run.optim.trainable == "all" or scores_by_weight_gradients
+        attach_trainables(model, self.pruner.anatomy, run, run.adapter.rank, all_weights)
 
     def trains_weights_for_scoring_only(self) -> bool:
         """Whether every weight is trainable only for its gradient, which scores blocks."""

@@ -32,7 +32,7 @@ def test_heads_adapters_and_teacher_count(kind: str, tmp_path: Path, capfd: pyte
     assert bool(shape.written) == bool(shape.trained) == (kind == "t5")
 
     def found(*more: str, shape: Shape = shape) -> Footprint:
-        return measure(base, resolve([*words, *more]), shape, [shape], 2, everything=False)
+        return measure(base, resolve([*words, *more]), shape, [shape], 2, trains_all_weights=False)
 
     plain, model = found(), tiny.small(kind)
     whole = {name: p.numel() for name, p in model.named_parameters()}
