@@ -24,17 +24,15 @@ from apt_ds.config.run_config import RunConfig
 from apt_ds.data.glue import labels_of
 from apt_ds.data.tokenizer_checks import check_lengths
 from apt_ds.eval import metrics
-from apt_ds.models import adapter, attention, initial_adapters, loading, quantization_checks
-from apt_ds.models.export import form_checks
+from apt_ds.models import attention, initial_adapters, loading
 from apt_ds.models.export.configs import writable_sizes
 from apt_ds.models.loading import Base
 from apt_ds.models.positions import check_positions
-from apt_ds.models.scope import check_experts
-from apt_ds.models.tensor_parallel import check_vocabulary
 from apt_ds.pruning.rules import mask_notice, rules_of
 from apt_ds.runtime import collectives, launch_variables, zero
 from apt_ds.training import dense_tokens
 from apt_ds.training.datasets import read_data
+from apt_ds.training.model_checks import check_model
 from apt_ds.training.run_data import Data
 from apt_ds.training.sampling import sampling
 
@@ -62,6 +60,7 @@ def files(run: RunConfig) -> tuple[Base, Data]:
     base = loading.find_base(
         run.model.model_name_or_path, run.data.task, labels_of(run.data.task), run.model.trust_remote_code
     )
+    # too few positions are a mistake that should show before the data is tokenized
     check_positions(base.config, run.data.max_seq_length)
     data = read_data(run, base)
     check_lengths(base.config, data.longest(), run.data.perplexity_length if run.data.perplexity_path else 0)
@@ -91,11 +90,7 @@ def dry_run(run: RunConfig, inputs: Callable[[RunConfig], tuple[Base, Data]] = f
     run, _ = initial_adapters.resolve(run, base, None)
     config = load_config(run, world, base.config.hidden_size)
     zero.check_config(alone(run, config), run.distributed.deepspeed)
-    check_experts(run, base.anatomy)
-    adapter.check_targets(base.anatomy, run.targets)
-    quantization_checks.check(run, base.anatomy, None if run.distributed.device_memory else zero.device())
-    check_vocabulary(base.config.vocab_size, run.pruning.tensor_parallel)
-    form_checks.check(run, base.config, base.anatomy, loading.written_dtype(base, run))
+    check_model(run, base, None if run.distributed.device_memory else zero.device())
     rules_of(run, base.anatomy, writable_sizes(base.config, base.anatomy.new_biases and run.pruning.compensates))
     metrics.load(run.data.task)
     process = psutil.Process().memory_info().rss

@@ -12,15 +12,11 @@ from apt_ds.config.resolve import resolve
 from apt_ds.config.run_config import RunConfig
 from apt_ds.data.glue import labels_of
 from apt_ds.data.tokenizer_checks import check_lengths
-from apt_ds.models import adapter, attention, initial_adapters, loading, quantization_checks
+from apt_ds.models import attention, initial_adapters, loading
 from apt_ds.models.base_config import decisive
-from apt_ds.models.export import form_checks
 from apt_ds.models.export.configs import writable_sizes
 from apt_ds.models.loading import Base
 from apt_ds.models.model_folder import check_weights
-from apt_ds.models.positions import check_positions
-from apt_ds.models.scope import check_experts
-from apt_ds.models.tensor_parallel import check_vocabulary
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.pruning.rules import mask_notice
 from apt_ds.runtime import collectives, exit_status, heartbeat, notices, zero
@@ -34,6 +30,7 @@ from apt_ds.training.concluding import conclude, find_destination
 from apt_ds.training.datasets import read_data
 from apt_ds.training.hub import Destination
 from apt_ds.training.metrics import MetricsLogger
+from apt_ds.training.model_checks import check_model
 from apt_ds.training.output_folder import check_output, discard_output, prepare_output
 from apt_ds.training.quantized_export import write_quantized
 from apt_ds.training.rewriting import with_own_answers
@@ -206,12 +203,7 @@ def _check_model(run: RunConfig, base: Base) -> zero.Config:
     config = load_config(run, collectives.world_size(), base.config.hidden_size)
     zero.check_config(config, run.distributed.deepspeed)
     preflight.check_compilers(config)
-    check_experts(run, base.anatomy)
-    adapter.check_targets(base.anatomy, run.targets)
-    quantization_checks.check(run, base.anatomy, zero.device())
-    check_vocabulary(base.config.vocab_size, run.pruning.tensor_parallel)
-    check_positions(base.config, run.data.max_seq_length)
-    form_checks.check(run, base.config, base.anatomy, loading.written_dtype(base, run))
+    check_model(run, base, zero.device())
     return config
 
 
