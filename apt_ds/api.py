@@ -104,13 +104,14 @@ def evaluate(model: str | os.PathLike[str], *, mmlu: bool = False, **options: An
     Raises:
         UserError: a mistake in the options, the model or the data.
     """
-    from apt_ds.commands import evaluate as command
-    from apt_ds.eval import commands, mmlu_script
+    from apt_ds.commands import evaluate as evaluate_command
+    from apt_ds.commands import mmlu as mmlu_command
+    from apt_ds.eval import commands
 
     argv = ["--model", str(model), *_argv(options)]
-    given = (mmlu_script.parser() if mmlu else command.parser()).read(argv)
+    given = (mmlu_command if mmlu else evaluate_command).parser().read(argv)
     with _clean_process():
-        return commands.run_mmlu(given) if mmlu else command.evaluate(given)
+        return commands.run_mmlu(given) if mmlu else evaluate_command.evaluate(given)
 
 
 def export(folder: str, **flags: Any) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from apt_ds.commands import mmlu as command
 from apt_ds.data import mmlu as data
 from apt_ds.data.mmlu import Question
-from apt_ds.eval import commands, mmlu, mmlu_script
+from apt_ds.eval import commands, mmlu
 from tests.support import multiprocess
 from tests.support.launcher import script_caller
 from tests.support.mmlu_fixtures import SUBJECTS, model, tokenizer, write_exam
@@ -34,7 +35,7 @@ def test_an_interrupted_script_asks_only_what_is_missing(
     kept = tmp_path / ("kept" if own_file else "mmlu.json.progress")
     words = ["--model", str(place / "model"), "--data_dir", str(place / "data"), "--subjects", ",".join(SUBJECTS)]
     words += ["--json", str(tmp_path / "mmlu.json"), *(["--resume_file", str(kept)] if own_file else [])]
-    given = mmlu_script.parser().read(words)
+    given = command.parser().read(words)
     original, asked = mmlu.answer_subject, []
 
     def answer(runner: Any, encoder: Any, rows: list[Question], *more: Any) -> list[int]:
@@ -125,7 +126,7 @@ def test_a_mistake_is_one_line_and_status_2(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    ended = script_caller(mmlu_script.main, capfd, monkeypatch)(*words(place, tmp_path))
+    ended = script_caller(command.main, capfd, monkeypatch)(*words(place, tmp_path))
     assert (ended.status, len(ended.mistakes)) == (2, 1), ended.err
     assert line in ended.mistakes[0] and "Traceback" not in ended.err
 
