@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from apt_ds.analysis.compare_jobs import (
-    answered,
-    answered_mmlu,
-    ask,
     finished,
-    judge,
-    mmlu_questions_of,
+    has_local_suite,
+    has_mmlu,
+    local_digest,
+    mmlu_digest,
     only_finished,
-    questions_of,
-    train,
+    run_local_suite,
+    run_mmlu,
+    run_training,
 )
 from apt_ds.analysis.compare_table import Trial, tabulate
 from apt_ds.analysis.result_table import publish
@@ -121,9 +121,9 @@ class Comparison:
             text = "give one with sst2/, plain/ and wikitext2/"
             raise UserError(f"--local_suite {shortened(self.local_data)!r} is not a folder: {text}")
         if self.mmlu_data:
-            mmlu_questions_of(self.mmlu_data, self.mmlu_sample)
+            mmlu_digest(self.mmlu_data, self.mmlu_sample)
         if self.local_data:
-            questions_of(self.local_data, self.local_limit)
+            local_digest(self.local_data, self.local_limit)
 
     def settings(self) -> list[tuple[tuple[str, str], ...]]:
         """All combinations of the varied options' values, as (name, value) pairs."""
@@ -171,11 +171,11 @@ def compare(comparison: Comparison, words: Sequence[str]) -> list[dict[str, Any]
 def complete_run(comparison: Comparison, trial: Trial, config: RunConfig) -> None:
     """Train a run and ask its model, where that is missing."""
     if not finished(trial):
-        train(comparison, trial, config)
-    if comparison.mmlu_data and not answered_mmlu(comparison, trial):
-        judge(comparison, trial, config.model.trust_remote_code)
-    if comparison.local_data and not answered(comparison, trial):
-        ask(comparison, trial, config.model.trust_remote_code)
+        run_training(comparison, trial, config)
+    if comparison.mmlu_data and not has_mmlu(comparison, trial):
+        run_mmlu(comparison, trial, config.model.trust_remote_code)
+    if comparison.local_data and not has_local_suite(comparison, trial):
+        run_local_suite(comparison, trial, config.model.trust_remote_code)
 
 
 def complete(comparison: Comparison, shared: RunConfig) -> Comparison:

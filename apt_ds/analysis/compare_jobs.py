@@ -23,13 +23,13 @@ from apt_ds.runtime.signals import Stopped
 if TYPE_CHECKING:
     from apt_ds.analysis.compare import Comparison
 
-TRAIN, MMLU, EVALUATE = "apt_ds.training.run", "apt_ds.eval.mmlu_script", "apt_ds.commands.evaluate"
+TRAIN, MMLU, EVALUATE = "apt_ds.training.run", "apt_ds.commands.mmlu", "apt_ds.commands.evaluate"
 SCRIPTS = {TRAIN: "train.py", MMLU: "eval_mmlu.py", EVALUATE: "evaluate.py"}
 # what asks the comparison to stop
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-def train(comparison: Comparison, trial: Trial, config: RunConfig) -> None:
+def run_training(comparison: Comparison, trial: Trial, config: RunConfig) -> None:
     """Run train.py under the deepspeed launcher, from the last checkpoint of an interrupted run if there is one."""
     # torch takes seconds to import: a mistake in the options should not wait for it
     from apt_ds.runtime import collectives
@@ -43,16 +43,24 @@ def train(comparison: Comparison, trial: Trial, config: RunConfig) -> None:
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "warning"]
     # the launcher's own port is fixed: two comparisons on a machine would meet there
     launcher += ["--num_accelerators", str(comparison.processes), "--master_port", str(collectives.free_port())]
-    run(trial, [*launcher, "--module", TRAIN, "--config", str(file)])
+    run_process(trial, [*launcher, "--module", TRAIN, "--config", str(file)])
     file.unlink()
 
 
-def judge(comparison: Comparison, trial: Trial, trust: bool) -> None:
+def run_mmlu(comparison: Comparison, trial: Trial, trust: bool) -> None:
     """Run eval_mmlu.py on what a run has left."""
-    words = ["--model", str(trial.folder / "model"), "--data_dir", comparison.mmlu_data]
-    words += ["--sample", str(comparison.mmlu_sample), "--json", str(trial.folder / MMLU_FILE), "--bf16"]
-    words += ["--trust_remote_code"] if trust else []
-    run(trial, [sys.executable, "-m", MMLU, *words])
+    argv = ["--model", str(trial.folder / "model"), "--data_dir", comparison.mmlu_data]
+    argv += ["--sample", str(comparison.mmlu_sample), "--json", str(trial.folder / MMLU_FILE), "--bf16"]
+    argv += ["--trust_remote_code"] if trust else []
+    run_process(trial, [sys.executable, "-m", MMLU, *argv])
+
+
+def run_local_suite(comparison: Comparison, trial: Trial, trust: bool) -> None:
+    """Run evaluate.py with the suite `local` on what a run has left."""
+    argv = ["--model", str(trial.folder / "model"), "--suite", "local", "--data_dir", comparison.local_data, "--bf16"]
+    argv += ["--limit", str(comparison.local_limit), "--json", str(trial.folder / LOCAL_FILE)]
+    argv += ["--trust_remote_code"] if trust else []
+    run_process(trial, [sys.executable, "-m", EVALUATE, *argv])
 
 
 def finished(trial: Trial) -> bool:
@@ -71,22 +79,22 @@ def only_finished(comparison: Comparison, trials: list[Trial]) -> list[Trial]:
         raise UserError(f"--finished_only found no finished run in {trials[0].folder.parent}: start without it first")
     for trial in found:
         for flag, data, file, same in (
-            ("--mmlu_data", comparison.mmlu_data, MMLU_FILE, answered_mmlu),
-            ("--local_suite", comparison.local_data, LOCAL_FILE, answered),
+            ("--mmlu_data", comparison.mmlu_data, MMLU_FILE, has_mmlu),
+            ("--local_suite", comparison.local_data, LOCAL_FILE, has_local_suite),
         ):
             if data and (trial.folder / file).exists() and not same(comparison, trial):
                 raise UserError(f"{trial.folder} has answers to other questions of {flag}: ask the same ones")
     return found
 
 
-def answered_mmlu(comparison: Comparison, trial: Trial) -> bool:
+def has_mmlu(comparison: Comparison, trial: Trial) -> bool:
     """Whether a run has the answers to these questions of MMLU."""
-    return _holds(trial.folder / MMLU_FILE, mmlu_questions_of(comparison.mmlu_data, comparison.mmlu_sample))
+    return _holds(trial.folder / MMLU_FILE, mmlu_digest(comparison.mmlu_data, comparison.mmlu_sample))
 
 
-def answered(comparison: Comparison, trial: Trial) -> bool:
+def has_local_suite(comparison: Comparison, trial: Trial) -> bool:
     """Whether a run has the answers to these questions of the suite `local`."""
-    return _holds(trial.folder / LOCAL_FILE, questions_of(comparison.local_data, comparison.local_limit))
+    return _holds(trial.folder / LOCAL_FILE, local_digest(comparison.local_data, comparison.local_limit))
 
 
 def _holds(file: Path, questions: str) -> bool:
@@ -95,7 +103,7 @@ def _holds(file: Path, questions: str) -> bool:
 
 
 @cache
-def mmlu_questions_of(data: str, sample: int) -> str:
+def mmlu_digest(data: str, sample: int) -> str:
     """A hash of the questions that eval_mmlu.py asks, which are read once.
 
     Args:
@@ -115,7 +123,7 @@ def mmlu_questions_of(data: str, sample: int) -> str:
 
 
 @cache
-def questions_of(data: str, limit: int) -> str:
+def local_digest(data: str, limit: int) -> str:
     """A hash of the questions of the suite `local`, which are read once."""
     from apt_ds.data import choice_questions
     from apt_ds.runtime import collectives
@@ -123,33 +131,25 @@ def questions_of(data: str, limit: int) -> str:
     return collectives.digest(choice_questions.load(data, limit))
 
 
-def ask(comparison: Comparison, trial: Trial, trust: bool) -> None:
-    """Run evaluate.py with the suite `local` on what a run has left."""
-    words = ["--model", str(trial.folder / "model"), "--suite", "local", "--data_dir", comparison.local_data, "--bf16"]
-    words += ["--limit", str(comparison.local_limit), "--json", str(trial.folder / LOCAL_FILE)]
-    words += ["--trust_remote_code"] if trust else []
-    run(trial, [sys.executable, "-m", EVALUATE, *words])
-
-
-def run(trial: Trial, words: list[str]) -> None:
+def run_process(trial: Trial, argv: list[str]) -> None:
     """Start a process and wait; it speaks for itself on the terminal.
 
     Raises:
         UserError: it failed.
         Stopped: a signal has ended it and the comparison.
     """
-    script = next(name for module, name in SCRIPTS.items() if module in words)
+    script = next(name for module, name in SCRIPTS.items() if module in argv)
     print(f"{trial.folder.name}: {script}", flush=True)
     package = str(Path(__file__).resolve().parents[2])
     paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
-    process = subprocess.Popen(words, env=os.environ | {"PYTHONPATH": paths})
+    process = subprocess.Popen(argv, env=os.environ | {"PYTHONPATH": paths})
     # nohup ignores SIGHUP, and so does this
     heard = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, stop) for number in heard}
+    before = {number: signal.signal(number, stop_waiting) for number in heard}
     try:
         status = process.wait()
     except Stopped:
-        end(process)
+        end_process(process)
         raise
     finally:
         for number, handler in before.items():
@@ -158,12 +158,12 @@ def run(trial: Trial, words: list[str]) -> None:
         raise UserError(f"{trial.folder.name} ended with status {status}; run again to go on with what is missing")
 
 
-def stop(number: int, frame: FrameType | None) -> NoReturn:
+def stop_waiting(number: int, frame: FrameType | None) -> NoReturn:
     """Handle a signal: leave the wait for a run."""
     raise Stopped(number, "stopped; run again to go on with what is missing")
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
+def end_process(process: subprocess.Popen[bytes]) -> None:
     """End a run with the launcher and ranks it has started; a rank saves a checkpoint first."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)

@@ -246,7 +246,7 @@ def test_a_run_whose_last_cut_is_after_its_last_step_is_compared(
     """The run is in this process. A launcher would start it."""
     tiny.save_model(tmp_path / "model")
     tiny.save_data(tmp_path / "data.json")
-    monkeypatch.setattr(compare, "train", lambda comparison, trial, config: training_run.train(config))
+    monkeypatch.setattr(compare, "run_training", lambda comparison, trial, config: training_run.train(config))
     words = command(tmp_path, "--methods", "apt", "--pruning", "gradual", "--pruning_phase", "1")[2:]
     done = script_caller(compare_command.main, capfd, monkeypatch)(*words)
     assert done.status == 0, done.err

@@ -11,14 +11,14 @@ import pytest
 
 from apt_ds.analysis import compare_jobs
 from apt_ds.analysis.compare import Comparison, plan
-from apt_ds.analysis.compare_jobs import answered, answered_mmlu, ask, judge, only_finished
+from apt_ds.analysis.compare_jobs import has_local_suite, has_mmlu, only_finished, run_local_suite, run_mmlu
 from apt_ds.analysis.compare_table import Trial, tabulate
 from apt_ds.analysis.result_table import markdown
 from apt_ds.analysis.variants import parse_variants
 from apt_ds.commands import evaluate
+from apt_ds.commands import mmlu as mmlu_command
 from apt_ds.config.errors import UserError
 from apt_ds.data.mmlu import SUBJECTS, Mmlu
-from apt_ds.eval import mmlu_script
 from tests.support import mmlu_fixtures, tiny
 from tests.support.local_tasks import write_folder
 
@@ -32,19 +32,19 @@ def test_local_tasks_are_asked_once_for_the_same_questions(tmp_path: Path, monke
     trials = plan(own, tmp_path)
     started: list[list[str]] = []
 
-    def run_here(trial: Trial, words: list[str]) -> None:
+    def run_here(trial: Trial, argv: list[str]) -> None:
         """Runs the command in this process."""
-        assert words[:3] == [sys.executable, "-m", "apt_ds.commands.evaluate"]
-        started.append(words)
-        monkeypatch.setattr(sys, "argv", words[2:])
+        assert argv[:3] == [sys.executable, "-m", "apt_ds.commands.evaluate"]
+        started.append(argv)
+        monkeypatch.setattr(sys, "argv", argv[2:])
         evaluate.main()
 
-    monkeypatch.setattr(compare_jobs, "run", run_here)
+    monkeypatch.setattr(compare_jobs, "run_process", run_here)
     for number, trial in enumerate(trials):
         tiny.save_model(trial.folder / "model", seed=number, max_position_embeddings=512)
-        assert not answered(own, trial)
-        ask(own, trial, False)
-        assert answered(own, trial) and not answered(replace(own, local_limit=5), trial)
+        assert not has_local_suite(own, trial)
+        run_local_suite(own, trial, False)
+        assert has_local_suite(own, trial) and not has_local_suite(replace(own, local_limit=5), trial)
         texts = {"a.txt": 9.0 + number, "b.txt[50%:]": 19.0 + number}
         evaluation = {"corpus_perplexity": texts["a.txt"], "corpus_perplexities": texts, "step_seconds": 1.0}
         training = dict.fromkeys(
@@ -86,24 +86,24 @@ def test_mmlu_is_asked_again_for_other_questions(tmp_path: Path, monkeypatch: py
     mmlu_fixtures.model().save_pretrained(trial.folder / "model")
     mmlu_fixtures.tokenizer().save_pretrained(trial.folder / "model")
 
-    def run_here(trial: Trial, words: list[str]) -> None:
+    def run_here(trial: Trial, argv: list[str]) -> None:
         """Runs the command in this process."""
-        assert words[:3] == [sys.executable, "-m", "apt_ds.eval.mmlu_script"]
-        monkeypatch.setattr(sys, "argv", words[2:])
-        mmlu_script.main()
+        assert argv[:3] == [sys.executable, "-m", "apt_ds.commands.mmlu"]
+        monkeypatch.setattr(sys, "argv", argv[2:])
+        mmlu_command.main()
 
-    monkeypatch.setattr(compare_jobs, "run", run_here)
-    assert not answered_mmlu(own, trial)
-    judge(own, trial, False)
-    assert answered_mmlu(own, trial)
+    monkeypatch.setattr(compare_jobs, "run_process", run_here)
+    assert not has_mmlu(own, trial)
+    run_mmlu(own, trial, False)
+    assert has_mmlu(own, trial)
     for other in (replace(own, mmlu_sample=7), replace(own, mmlu_sample=0), replace(own, mmlu_data=str(more))):
         other.check()
-        assert not answered_mmlu(other, trial)
+        assert not has_mmlu(other, trial)
     # as an earlier version wrote it: nobody knows which questions these were
     figures = json.loads((trial.folder / "mmlu.json").read_text(encoding="utf8"))
     del figures["questions"]
     (trial.folder / "mmlu.json").write_text(json.dumps(figures), encoding="utf8")
-    assert not answered_mmlu(own, trial)
+    assert not has_mmlu(own, trial)
 
 
 def test_mistakes_in_mmlu_are_found_before_training(tmp_path: Path) -> None:
