@@ -20,12 +20,12 @@ LIMITS = {("llama2-7b", 0): 12, ("llama2-13b", 0): 18, ("llama2-7b", 1): 60, ("l
 @pytest.mark.parametrize("shape", decision_cost.SHAPES)
 @pytest.mark.parametrize(("structure", "kinds", "align"), decision_cost.RULES)
 def test_a_decision_is_cheap(shape: str, structure: str, kinds: str, align: int) -> None:
-    pruner, step = decision_cost.pruner_of(shape, structure, kinds, align)
+    pruner = decision_cost.pruner_of(shape, structure, kinds, align)
     assert pruner.rules.align_neurons == (align or 64)
-    cost = decision_cost.measure(pruner, step)
+    cost = decision_cost.measure(pruner)
     assert 0 < cost.search < LIMITS[shape, align]
     assert cost.search < 1.5 * cost.advance < 1.5 * (LIMITS[shape, align] + 12)
-    budget = pruner.budget(1 - pruner.policy.kept_fraction(step, False))
+    budget = pruner.budget(1 - pruner.policy.kept_fraction(decision_cost.STEP, False))
     kept = pruner.anatomy.num_parameters(kept_sizes(pruner.anatomy.sizes, pruner.decision))
     assert 0.99 * budget <= kept <= budget < pruner.original
 
@@ -34,7 +34,7 @@ def test_a_decision_is_cheap(shape: str, structure: str, kinds: str, align: int)
 @pytest.mark.parametrize(("structure", "kinds", "align"), decision_cost.RULES)
 def test_a_search_needs_little_memory(shape: str, structure: str, kinds: str, align: int) -> None:
     """The scores alone are 3 and 4.5 MB. A grid of all triples would be gigabytes."""
-    pruner, _ = decision_cost.pruner_of(shape, structure, kinds, align)
+    pruner = decision_cost.pruner_of(shape, structure, kinds, align)
     scores = pruner.scores()
     tracemalloc.start()
     try:

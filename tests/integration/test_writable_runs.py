@@ -9,12 +9,13 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from apt_ds.analysis.bench.llamas import LLAMAS, scaled_config
+from apt_ds.analysis.bench.llamas import LLAMAS
 from apt_ds.config.resolve import resolve
 from apt_ds.training import run
 from tests.models.test_export_tasks import loaded_elsewhere
 from tests.support import tiny
 from tests.support.launcher import Place, Run, caller, own_world
+from tests.support.scaled_llamas import scaled_config
 
 AUTO = "AutoModelForCausalLM"
 HEADS = ["--prune_blocks", "heads", "--sparsity", "0.15"]

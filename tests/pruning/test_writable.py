@@ -23,7 +23,7 @@ from transformers import (
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.models.mistral.modeling_mistral import MistralRotaryEmbedding
 
-from apt_ds.analysis.bench.llamas import LLAMAS, llama_config, scaled_config
+from apt_ds.analysis.bench.llamas import LLAMAS, llama_config
 from apt_ds.config.errors import UserError
 from apt_ds.config.tasks import LANGUAGE_MODEL
 from apt_ds.models.architectures import anatomy_of, architecture_of
@@ -41,6 +41,7 @@ from tests.models.test_architectures import dressed
 from tests.models.test_export_tasks import answer_of, inputs_of, loaded_elsewhere
 from tests.support import tiny
 from tests.support.published import SHAPES, published_config
+from tests.support.scaled_llamas import scaled_config
 
 BLOCKS = (("heads",), ("neurons",), ("hidden",), ("heads", "neurons"), ("heads", "neurons", "hidden"))
 STRUCTURES = ("uniform", "adaptive")

@@ -33,6 +33,7 @@ RULES = (
     ("adaptive", "heads,neurons,hidden", 1),
 )
 STEPS, SPARSITY = 1000, 0.3
+STEP = STEPS // 4  # in the middle of the pruning phase
 ROUNDS = 7
 
 
@@ -50,8 +51,8 @@ class Milliseconds(NamedTuple):
     digest: float
 
 
-def pruner_of(shape: str, structure: str, kinds: str, align: int, step: int = STEPS // 4) -> tuple[Pruner, int]:
-    """A pruner of a published shape with drawn scores, in the middle of gradual pruning, and its step."""
+def pruner_of(shape: str, structure: str, kinds: str, align: int) -> Pruner:
+    """A pruner of a published shape with drawn scores, in the middle of gradual pruning (`STEP`)."""
     run = RunConfig(
         pruning="gradual", structure=structure, prune_blocks=kinds, align=align, sparsity=SPARSITY, max_steps=STEPS
     )
@@ -61,19 +62,17 @@ def pruner_of(shape: str, structure: str, kinds: str, align: int, step: int = ST
     prices = torch.from_numpy(anatomy.params_per_block(anatomy.sizes))
     drawn = torch.empty(len(prices), dtype=torch.float64).log_normal_(generator=torch.Generator().manual_seed(0))
     pruner.scorer.average = (drawn * prices).float()  # type: ignore[attr-defined]
-    return pruner, step
+    return pruner
 
 
-def measure(
-    pruner: Pruner, step: int, rounds: int = ROUNDS, clock: Callable[[], float] = time.perf_counter
-) -> Milliseconds:
-    """The cost of decisions of a pruner after `step` updates. clock: in seconds."""
-    budget = pruner.budget(1.0 - pruner.policy.kept_fraction(step, False))
+def measure(pruner: Pruner) -> Milliseconds:
+    """The cost of decisions of a pruner after `STEP` updates."""
+    budget = pruner.budget(1.0 - pruner.policy.kept_fraction(STEP, False))
     scores = pruner.scores()
 
     def best(action: Callable[[], object]) -> float:
         seconds = []
-        for _ in range(rounds):
+        for _ in range(ROUNDS):
             start = time.thread_time()
             action()
             seconds.append(time.thread_time() - start)
@@ -81,7 +80,7 @@ def measure(
 
     return Milliseconds(
         best(lambda: search(scores, pruner.anatomy, pruner.rules, budget)),
-        best(lambda: pruner.advance(step)),
+        best(lambda: pruner.advance(STEP)),
         best(lambda: collectives.digest(pruner.decision, pruner.masks.values)),
     )
 
@@ -95,8 +94,8 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for shape in shapes:
         for structure, kinds, align in RULES:
-            pruner, step = pruner_of(shape, structure, kinds, align)
-            cost = measure(pruner, step)
+            pruner = pruner_of(shape, structure, kinds, align)
+            cost = measure(pruner)
             figures = " | ".join(f"{value:.1f}" for value in cost)
             unit = pruner.rules.align_neurons
             print(f"| {shape} | {structure} | {kinds.replace(',', ', ')} | {unit} | {figures} |", flush=True)
