@@ -57,7 +57,7 @@ class Evaluator:
             return -self.loss(engine)
         return self.task_evaluator.evaluate(engine, self.per_device, self.pad_id)["score"]
 
-    def everything(self, engine: nn.Module) -> dict[str, Any]:
+    def evaluate(self, engine: nn.Module) -> dict[str, Any]:
         """Loss, metrics of the task with `score`, perplexities and sizes. Collective."""
         loss = self.loss(engine)
         metrics: dict[str, Any] = {"held_out_loss": loss}

@@ -60,7 +60,7 @@ class Evaluations:
         """Evaluate the model after `step` updates: loss, metrics, perplexities and sizes. Collective."""
         heartbeat.phase("evaluation", limited=False)
         with self.meter.evaluation():
-            figures = self.evaluator.everything(engine)
+            figures = self.evaluator.evaluate(engine)
         self.metrics_logger.evaluated(step, figures)
         self.early_end.listen()
         return cast(ModelFigures, figures)

@@ -182,7 +182,7 @@ def run_pieces(case: Case) -> None:
         case.step(2)
         pruner.growth.plan(3, case.model)
     with evaluation_mode(case.engine):
-        figures = trainer.evaluations.evaluator.everything(case.engine)
+        figures = trainer.evaluations.evaluator.evaluate(case.engine)
     assert figures["held_out_loss"] > 0
     trainer.training_loss.phase.update_teacher(1.0, case.model)
     trainer.steps.remove_hooks()

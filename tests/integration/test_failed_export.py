@@ -76,7 +76,7 @@ def test_a_resumed_run_only_writes_the_model(
     assert names(output) == ["checkpoint-2", "config.yaml", "metrics.jsonl"]
 
     with monkeypatch.context() as patch:
-        for owner, name in ((TrainStep, "run"), (Evaluator, "everything")):
+        for owner, name in ((TrainStep, "run"), (Evaluator, "evaluate")):
             patch.setattr(owner, name, lambda *given: pytest.fail("it trains or evaluates again"))
         assert run([*words, "--resume_from_checkpoint", "last"]).status == 0
     kept = ["checkpoint-2"] if stays else []
