@@ -129,7 +129,7 @@ def estimate_run(run: RunConfig, base: Base, data: Data, config: zero.Config, wo
     """The estimate of one rank's memory."""
     run = attention.assume(run, base.config, loading.run_dtype(run), on_gpu=not on_cpu)
     # scoring by weight gradients needs gradients of all weights until the cut
-    trains_for_score = run.pruning.mode != "none" and run.pruning.score == "taylor"
+    trains_for_score = run.pruning.prunes and run.pruning.score == "taylor"
     trains_all = run.optim.trainable == "all"
     model = measure(
         base,
@@ -147,7 +147,7 @@ def estimate_run(run: RunConfig, base: Base, data: Data, config: zero.Config, wo
         world=world,
         item=dtype.itemsize,
         stored=(base.dtype or dtype).itemsize,
-        kept=1 - prunable * run.pruning.sparsity if run.pruning.mode != "none" else 1.0,
+        kept=1 - prunable * run.pruning.sparsity if run.pruning.prunes else 1.0,
         moments=moments if trains_all or not trains_for_score else 0,
         on_cpu=on_cpu,
         repair=repair_of(run, base, data, config, world) if run.pruning.repairs else 0,
@@ -192,7 +192,7 @@ def teacher_room(run: RunConfig, base: Base, data: Data, world: int) -> str:
 
 def largest_rank(run: RunConfig) -> int:
     """The largest rank of an adapter while the model is whole."""
-    if not run.adapter.grows or run.pruning.mode == "pretuning":
+    if not run.adapter.grows or (run.pruning.prunes and run.pruning.mode == "pretuning"):
         return run.adapter.rank
     return min(run.adapter.max_rank, math.ceil(run.adapter.rank * run.adapter.rank_budget))
 

@@ -126,7 +126,7 @@ def measure(
         if run.pruning.learns_gates:
             masks.learn(masks.values)
         hooks.abs_sums = torch.zeros_like(hooks.abs_sums)
-        if run.pruning.mode != "none" and run.pruning.score not in ("taylor", "random", "l0"):
+        if run.pruning.prunes and run.pruning.score not in ("taylor", "random", "l0"):
             hooks.install(model)
         training_loss.install_hooks(model)
         snapshot = sum(tensor.nbytes for tensor in training_loss.phase.teacher.snapshot.values())
@@ -194,10 +194,11 @@ def skeleton(base: Base, run: RunConfig, device_type: str = "cpu") -> nn.Module:
 
 
 def half_masked(base: Base, run: RunConfig) -> Masks:
-    """Masks of gradual pruning between 0 and 1. For any other pruning mode all masks are 1."""
+    """Masks between 0 and 1, for a run whose masks move or are learnt. For any other run all masks are 1."""
     masks, values = Masks(base.anatomy), np.ones(base.anatomy.sizes.total())
+    between = run.pruning.moves_masks or run.pruning.learns_gates
     for site, span in block_slices(base.anatomy.sizes):
-        if run.pruning.mode == "gradual" and plural(base.anatomy.kind(site)) in run.pruning.block_kinds:
+        if between and plural(base.anatomy.kind(site)) in run.pruning.block_kinds:
             values[span] = 0.5
     masks.set(values)
     return masks
@@ -218,7 +219,8 @@ def grams(base: Base, run: RunConfig) -> int:
     """Bytes of the products X^T X, fp32, that the Fisher score stores until the cut, for sublayers that it prunes."""
     sites, kinds = zip(base.anatomy.sites, base.anatomy.sizes.counts, strict=True), competing_kinds(run, base.anatomy)
     widths = [site.unit * count for site, count in sites if plural(site.kind) in kinds]
-    return 4 * sum(width * width for width in widths) if run.pruning.score == "fisher" else 0
+    stores = run.pruning.prunes and run.pruning.score == "fisher"
+    return 4 * sum(width * width for width in widths) if stores else 0
 
 
 def micro_batch_loss(

@@ -110,6 +110,6 @@ def _size_and_step(axis: Axis, run: RunConfig, anatomy: Anatomy) -> tuple[int, i
     """A dimension's size, and what a cut's sizes are multiples of (the size where nothing may go)."""
     kind = anatomy.kind(axis.site)
     count = anatomy.sizes.hidden if axis.site == HIDDEN else anatomy.sizes.counts[axis.site]
-    cuts = run.pruning.mode != "none" and plural(kind) in competing_kinds(run, anatomy)
+    cuts = run.pruning.prunes and plural(kind) in competing_kinds(run, anatomy)
     blocks = count if not cuts else 1 if kind == "head" else align(run, 0)
     return count * axis.unit, blocks * axis.unit

@@ -26,7 +26,7 @@ def written_dtype(base: Base, run: RunConfig) -> torch.dtype:
 def bytes_written(base: Base, run: RunConfig) -> int:
     """Estimated bytes that a run writes at least: one checkpoint, and the model at the end."""
     width = base.anatomy.sizes.hidden * base.config.vocab_size * (1 if base.config.tie_word_embeddings else 2)
-    pruned = run.pruning.mode != "none" and run.output.export_format != PADDED
+    pruned = run.pruning.prunes and run.output.export_format != PADDED
     kept = base.anatomy.num_parameters(base.anatomy.sizes) * (1 - run.pruning.sparsity * pruned)
     model = (kept + width) * written_dtype(base, run).itemsize
     trained = (

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from apt_ds.analysis import batch_bounds, dry_run
+from apt_ds.analysis import batch_bounds, dry_run, memory_trace
+from apt_ds.analysis.memory_estimate import Estimate
 from apt_ds.config.errors import UserError
 from apt_ds.config.resolve import resolve
+from apt_ds.models import loading
 from tests.support import multiprocess, tiny
 from tests.support.paths import ROOT
 
@@ -66,6 +68,35 @@ def test_the_table_needs_no_weights_and_ends_in_a_verdict(tmp_path: Path, capfd:
             *("frozen", "trained", "gradients", "optimizer", "gathered", "activations", *rounding)
         ]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_removes_nothing_needs_what_a_run_without_pruning_needs(tmp_path: Path) -> None:
+    """No hook scores blocks, no mask is between 0 and 1, and no gradient of all weights is kept."""
+    tiny.save_model(tmp_path / "model")
+    tiny.save_data(tmp_path / "data.json")
+    words = ["--dry_run", "--model_name_or_path", str(tmp_path / "model"), "--data_path", str(tmp_path / "data.json")]
+    words += ["--eval_size", "4", "--max_steps", "2", "--output_dir", str(tmp_path / "out"), "--repair", "none"]
+    words += ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json")]
+    inputs = dry_run.files(resolve(words))
+
+    def estimate(*more: str) -> Estimate | None:
+        return dry_run.dry_run(resolve([*words, *more]), lambda _: inputs)
+
+    unpruned = estimate("--pruning", "none")
+    scores = [("pretuning", "salience"), ("pretuning", "fisher"), ("pretuning", "taylor"), ("gradual", "salience")]
+    for mode, score in scores:
+        flags = ("--pruning", mode, "--score", score)
+        assert estimate(*flags) != unpruned, flags
+        assert estimate(*flags, "--sparsity", "0") == unpruned, flags
+
+
+def test_gradual_pruning_with_repair_has_no_soft_masks(tmp_path: Path) -> None:
+    tiny.save_model(tmp_path / "model")
+    words = ["--model_name_or_path", str(tmp_path / "model"), "--deepspeed", str(ROOT / "ds_configs" / "zero2.json")]
+    base = loading.find_base(str(tmp_path / "model"))
+    for flags, soft in (([], True), (["--score", "l0"], True), (["--repair", "ls"], False)):
+        run = resolve([*words, "--data_path", "none", "--pruning", "gradual", *flags])
+        assert bool((memory_trace.half_masked(base, run).values == 0.5).any()) == soft, flags
 
 
 # name: (model, DeepSpeed section, ranks, flags)
