@@ -107,10 +107,10 @@ def timed_rounds(
     rounds: dict[str, list[Timed]] = {variant.name: [] for variant in variants}
     for number in range(1, settings.rounds + 1):
         for variant in variants:
-            found = measure(variant, run, base, data, settings.steps)
-            rounds[variant.name].append(found)
+            measurement = measure(variant, run, base, data, settings.steps)
+            rounds[variant.name].append(measurement)
             if collectives.is_main():
-                step = f"{statistics.median(found.seconds):.3f} s a step"
+                step = f"{statistics.median(measurement.seconds):.3f} s a step"
                 print(f"round {number} of {settings.rounds}: {variant.what}, {step}", file=sys.stderr, flush=True)
             zero.free_memory()
     return rounds

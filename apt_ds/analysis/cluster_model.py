@@ -180,13 +180,13 @@ def render(shape: Shape, load: Load, cluster: Cluster, sizes: tuple[int, ...] = 
     for stage in (2, 3):
         for devices in sizes:
             sent = wire_bytes(shape, load, devices, stage)
-            found = predict(shape, load, cluster, devices, stage)
-            parts = {name: found[name] for name in (*sent, "start", "compute")}
+            prediction = predict(shape, load, cluster, devices, stage)
+            parts = {name: prediction[name] for name in (*sent, "start", "compute")}
             cells = [f"{stage}", f"{devices}", *(f"{value / 1e6:,.1f}" for value in sent.values())]
             cells += [
-                f"{found['compute']:.3f}",
-                f"{found['wire']:.4f}",
-                f"{found['hidden']:.3f}-{found['exposed']:.3f}",
+                f"{prediction['compute']:.3f}",
+                f"{prediction['wire']:.4f}",
+                f"{prediction['hidden']:.3f}-{prediction['exposed']:.3f}",
             ]
             lines.append("".join(f"{cell:>13}" for cell in [*cells, max(parts, key=lambda name: parts[name])]))
     return "\n".join(lines)

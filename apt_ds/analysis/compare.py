@@ -194,7 +194,7 @@ def complete(comparison: Comparison, shared: RunConfig) -> Comparison:
 
 def plan(comparison: Comparison, output: Path) -> list[Trial]:
     """All runs, seed by seed. A method that prunes nothing runs once per seed."""
-    found = []
+    trials = []
     for seed in comparison.seeds:
         for method in comparison.methods:
             for sparsity in comparison.sparsities if method.prunes else (0.0,):
@@ -204,8 +204,8 @@ def plan(comparison: Comparison, output: Path) -> list[Trial]:
                     check_path(
                         "the folder of a run", f"{folder.name}.yaml", "give shorter values to --methods and --vary"
                     )
-                    found.append(Trial(method.method, sparsity, seed, folder, setting, method.options))
-    return found
+                    trials.append(Trial(method.method, sparsity, seed, folder, setting, method.options))
+    return trials
 
 
 def configure(comparison: Comparison, trial: Trial, words: Sequence[str]) -> RunConfig:

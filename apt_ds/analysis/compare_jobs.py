@@ -74,17 +74,17 @@ def only_finished(comparison: Comparison, trials: list[Trial]) -> list[Trial]:
     Raises:
         UserError: none has, or one has answers to other questions.
     """
-    found = [trial for trial in trials if finished(trial)]
-    if not found:
+    ended = [trial for trial in trials if finished(trial)]
+    if not ended:
         raise UserError(f"--finished_only found no finished run in {trials[0].folder.parent}: start without it first")
-    for trial in found:
+    for trial in ended:
         for flag, data, file, same in (
             ("--mmlu_data", comparison.mmlu_data, MMLU_FILE, has_mmlu),
             ("--local_suite", comparison.local_data, LOCAL_FILE, has_local_suite),
         ):
             if data and (trial.folder / file).exists() and not same(comparison, trial):
                 raise UserError(f"{trial.folder} has answers to other questions of {flag}: ask the same ones")
-    return found
+    return ended
 
 
 def has_mmlu(comparison: Comparison, trial: Trial) -> bool:

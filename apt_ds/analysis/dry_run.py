@@ -164,10 +164,10 @@ def repair_of(run: RunConfig, base: Base, data: Data, config: zero.Config, world
     """Bytes of a repair on the device: fits, what the walk keeps, and under ZeRO-3 the gathered layer."""
     anatomy, item = base.anatomy, loading.run_dtype(run).itemsize
     readers = "hidden" in run.pruning.block_kinds
-    found = repair_bytes(anatomy, repaired_batches(run, data, world), item, readers)
+    peak = repair_bytes(anatomy, repaired_batches(run, data, world), item, readers)
     if config.get("zero_optimization", {}).get("stage") != 3:
-        return found
-    return found + anatomy.num_parameters(anatomy.sizes) // len(anatomy.layers) * item
+        return peak
+    return peak + anatomy.num_parameters(anatomy.sizes) // len(anatomy.layers) * item
 
 
 def with_live_teacher(estimated: Estimate, size: int) -> Estimate:

@@ -199,7 +199,7 @@ def write_section(document: Path, section: str, text: str) -> None:
     except OSError as error:
         raise UserError(f"--into {str(document)!r} cannot be read: {error.strerror}") from None
     place = re.compile(rf"(<!-- {re.escape(section)} -->\n).*?(<!-- end -->)", re.DOTALL)
-    new, count = place.subn(lambda found: f"{found[1]}{text}{found[2]}", old)
+    new, count = place.subn(lambda match: f"{match[1]}{text}{match[2]}", old)
     if count != 1:
         raise UserError(
             f"--section {section!r}: {document} has {count} places for it; give it one, "

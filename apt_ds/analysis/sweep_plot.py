@@ -47,13 +47,13 @@ def panels(rows: list[Row]) -> list[Panel]:
         UserError: the table has none.
     """
     headers = columns(rows)
-    found = [Panel(name, header) for name, (header, _) in headers.items() if name.partition(":")[0] == "perplexity"]
-    found += [Panel("held_out_loss", COLUMNS["held_out_loss"][0])] if "held_out_loss" in headers else []
-    found += [Panel("local:mean", "mean accuracy of the tasks, %", 100)] if "local:mean" in headers else []
-    found = [panel for panel in found if lines_of(rows, panel)]
-    if not found:
+    shown = [Panel(name, header) for name, (header, _) in headers.items() if name.partition(":")[0] == "perplexity"]
+    shown += [Panel("held_out_loss", COLUMNS["held_out_loss"][0])] if "held_out_loss" in headers else []
+    shown += [Panel("local:mean", "mean accuracy of the tasks, %", 100)] if "local:mean" in headers else []
+    shown = [panel for panel in shown if lines_of(rows, panel)]
+    if not shown:
         raise UserError("the table has no figure of quality of a pruned model: give the table.json of a sweep")
-    return found
+    return shown
 
 
 def lines_of(rows: list[Row], panel: Panel) -> dict[str, Line]:
@@ -64,8 +64,8 @@ def lines_of(rows: list[Row], panel: Panel) -> dict[str, Line]:
         if row["removed"] > 0 and value is not None and math.isfinite(value):
             spread = panel.scale * (row.get(f"{panel.column}_std") or 0.0)
             points.setdefault(row["method"], []).append((1 - row["removed"], panel.scale * value, spread))
-    ordered = {method: sorted(found, reverse=True) for method, found in points.items()}
-    return {method: Line(*map(list, zip(*found, strict=True))) for method, found in ordered.items()}
+    ordered = {method: sorted(triples, reverse=True) for method, triples in points.items()}
+    return {method: Line(*map(list, zip(*triples, strict=True))) for method, triples in ordered.items()}
 
 
 def apart(places: list[float]) -> list[float]:

@@ -56,16 +56,16 @@ def parse_variants(text: str) -> tuple[Variant, ...]:
     Raises:
         UserError: An unknown method or option, a value is missing, or the same variant twice.
     """
-    found: list[Variant] = []
+    variants: list[Variant] = []
     for item in _items(text):
         if item == PRUNING:
-            found += [Variant(name) for name in PRUNING_METHODS if Variant(name) not in found]
+            variants += [Variant(name) for name in PRUNING_METHODS if Variant(name) not in variants]
             continue
         variant = _variant(item)
-        if variant in found:
+        if variant in variants:
             raise UserError(f"{FLAG}: {item} is named twice: give each method once")
-        found.append(variant)
-    return tuple(found)
+        variants.append(variant)
+    return tuple(variants)
 
 
 def _variant(item: str) -> Variant:

@@ -165,10 +165,10 @@ def run_rewrite(args: argparse.Namespace) -> dict[str, Any]:
     plan = rewriting.plan_of(examples, loaded.tokenizer, args.max_seq_length, options, now)
     if collectives.is_main():
         print(plan.describe(options), file=sys.stderr, flush=True)
-    made, figures = rewriting.rewrite(loaded.runner, loaded.tokenizer, plan, options)
-    if not made:
+    rewritten, figures = rewriting.rewrite(loaded.runner, loaded.tokenizer, plan, options)
+    if not rewritten:
         raise UserError(f"--model {args.model!r} gives no text to any prompt: give another model")
-    collectives.on_main(lambda: write_text(Path(args.output), json_lines(made)))
+    collectives.on_main(lambda: write_text(Path(args.output), json_lines(rewritten)))
     if collectives.is_main():
         template = bool(loaded.tokenizer.chat_template)
         if warning := figures.warning("--max_new_tokens and --max_seq_length", template):

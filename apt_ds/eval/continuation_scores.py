@@ -88,11 +88,11 @@ def _batch_scores(runner: nn.Module, batch: list[Continuation], prefix: PrefixCa
         use_cache=cache is not None,
         logits_to_keep=torch.tensor(kept, device=device),
     )
-    found = []
+    scores = []
     for number, (row, end) in enumerate(zip(batch, ends, strict=True)):
         first = kept.index(end - row.targets)
         log_probs = torch.log_softmax(output.logits[number, first : first + row.targets].float(), dim=-1)
         targets = inputs[number, end + 1 - row.targets : end + 1].to(device)
         greedy = (log_probs.argmax(dim=-1) == targets).all()
-        found.append(torch.stack([log_probs.gather(1, targets[:, None]).sum(), greedy.float()]))
-    return torch.stack(found).cpu()
+        scores.append(torch.stack([log_probs.gather(1, targets[:, None]).sum(), greedy.float()]))
+    return torch.stack(scores).cpu()

@@ -138,8 +138,8 @@ def _batch(
             synced_gpus=zero.is_partitioned(model) and collectives.world_size() > 1,
         )
     heartbeat.progress()
-    found: list[list[int]] = written[:, ids.shape[1] :].tolist()
-    return found
+    answers: list[list[int]] = written[:, ids.shape[1] :].tolist()
+    return answers
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -119,10 +119,10 @@ def render(figures: dict[str, dict[str, float]]) -> str:
         "| | rows | s to the first batch | rows/s | CPU s | MB a rank | of those private |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, found in figures.items():
-        shown: list[Any] = [NAMES[name], f"{found['rows']:,.0f}", f"{found['seconds']:.2f}"]
-        shown += [f"{found['rows'] / found['seconds']:,.0f}", f"{found['cpu']:.2f}"]
-        shown += [f"{found[part] / 1e6:,.0f}" for part in ("resident", "private")]
+    for name, start in figures.items():
+        shown: list[Any] = [NAMES[name], f"{start['rows']:,.0f}", f"{start['seconds']:.2f}"]
+        shown += [f"{start['rows'] / start['seconds']:,.0f}", f"{start['cpu']:.2f}"]
+        shown += [f"{start[part] / 1e6:,.0f}" for part in ("resident", "private")]
         lines.append(f"| {' | '.join(shown)} |")
     return "\n".join(lines)
 

@@ -65,19 +65,19 @@ def inference(run: RunConfig, base: Base, sparsities: dict[str, float], asked: G
             for key, value in values.items():
                 taken[name].setdefault(key, []).append(value)
     timings.close()
-    return {name: {key: statistics.median(values) for key, values in of.items()} for name, of in taken.items()}
+    return {name: {key: statistics.median(values) for key, values in rates.items()} for name, rates in taken.items()}
 
 
 def one_turn(name: str, model: PreTrainedModel, asked: GenerationSettings, timings: StaticTimings) -> dict[str, float]:
     """The figures of one model in one round."""
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     for batch in BATCHES:
-        read, made = run_once(model, prompts(model, batch, asked.prompt), asked.new)
-        found |= {f"batch {batch}": batch * asked.new / (read + made), f"first {batch}": read}
-        found[f"decode {batch}"] = batch * asked.new / made
+        read, written = run_once(model, prompts(model, batch, asked.prompt), asked.new)
+        figures |= {f"batch {batch}": batch * asked.new / (read + written), f"first {batch}": read}
+        figures[f"decode {batch}"] = batch * asked.new / written
     static = timings.measure(name, model, TimingPlan(asked.prompt, asked.new, batch=BATCHES[1]))
     keys = ("static_tokens_per_second", "inference_batch_static_tokens_per_second")
-    return found | {f"static {batch}": static[key] for batch, key in zip(BATCHES, keys, strict=True) if key in static}
+    return figures | {f"static {batch}": static[key] for batch, key in zip(BATCHES, keys, strict=True) if key in static}
 
 
 def plain_model(run: RunConfig, base: Base, sparsity: float) -> PreTrainedModel:

@@ -59,7 +59,7 @@ def generation(key: str) -> Cell:
 def columns(figures: Figures) -> dict[str, Cell]:
     """The cells of the table by the head of their column."""
     static = "captured" if figures.get("static_is_captured") else "static cache"
-    found = {
+    all_columns = {
         "attention": lambda figures, name: figures["attention"].get(name, ""),
         "s/step": figure("step_seconds", "{:.3f}"),
         "to LoRA": to_lora("step_seconds"),
@@ -73,9 +73,9 @@ def columns(figures: Figures) -> dict[str, Cell]:
         "rebuild, s": figure("rebuild_seconds", "{:.2f}"),
     }
     for batch in (1, 32) if figures.get("inference") else ():
-        found[f"decode at {batch}, tokens/s"] = generation(f"decode {batch}")
-        found[f"{static} at {batch}"] = generation(f"static {batch}")
-    return found
+        all_columns[f"decode at {batch}, tokens/s"] = generation(f"decode {batch}")
+        all_columns[f"{static} at {batch}"] = generation(f"static {batch}")
+    return all_columns
 
 
 def render(figures: Figures) -> str:

@@ -118,15 +118,15 @@ def tokenizer_of(name: str, config: PretrainedConfig) -> PreTrainedTokenizerBase
     if name == BUILTIN:
         return trained_tokenizer(config.vocab_size)
     try:
-        found = AutoTokenizer.from_pretrained(source_of(name))
+        tokenizer = AutoTokenizer.from_pretrained(source_of(name))
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"--tokenizer {name!r}: no tokenizer found ({first_line(error)}); give {BUILTIN} or a model's folder"
         ) from None
-    check_tokenizer(found, config)
-    if found.pad_token is None:
-        found.pad_token = found.eos_token
-    return found
+    check_tokenizer(tokenizer, config)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def trained_tokenizer(size: int) -> PreTrainedTokenizerFast:
@@ -150,8 +150,8 @@ def trained_tokenizer(size: int) -> PreTrainedTokenizerFast:
     lines = builtin_path().read_text(encoding="utf8").splitlines()
     records: list[dict[str, Any]] = [json.loads(line) for line in lines if line.strip()]
     inner.train_from_iterator((str(text) for record in records for text in record.values()), trainer)
-    made = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token=PAD, bos_token=BOS, eos_token=EOS, unk_token=UNKNOWN
     )
-    made.chat_template = TEMPLATE
-    return made
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer

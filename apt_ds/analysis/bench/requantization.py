@@ -28,10 +28,10 @@ def rounding(run: RunConfig, base: Base, sparsity: float, bits: int) -> Errors:
     """
     run = run.replace(base_bits=bits, gradient_checkpointing=False)
     errors = list(pairs(run, base, loading.load_model(base, run.replace(base_bits=16)), sparsity))
-    found: Errors = {}
-    for name, of in zip(("cut", "sliced_first"), zip(*errors, strict=True), strict=True):
-        found |= {name: sum(of) / len(of), f"{name}_max": max(of)}
-    return found
+    summary: Errors = {}
+    for name, values in zip(("cut", "sliced_first"), zip(*errors, strict=True), strict=True):
+        summary |= {name: sum(values) / len(values), f"{name}_max": max(values)}
+    return summary
 
 
 def pairs(run: RunConfig, base: Base, model: nn.Module, sparsity: float) -> Iterator[tuple[float, float]]:
@@ -45,11 +45,11 @@ def pairs(run: RunConfig, base: Base, model: nn.Module, sparsity: float) -> Iter
             continue
         original = model.get_parameter(f"{slot.path}.weight")
         expected = take(original.float(), rows, columns)
-        held = quantization.pack(original, run.model.base_bits, dtype)
+        quantized = quantization.pack(original, run.model.base_bits, dtype)
         # as `surgery` does it
-        cut = quantization.requantize_like(held, take(quantization.dense(held, torch.float32), rows, columns))
+        cut = quantization.requantize_like(quantized, take(quantization.dense(quantized, torch.float32), rows, columns))
         yield _error(cut, expected), _error(quantization.pack(expected, run.model.base_bits, dtype), expected)
 
 
-def _error(held: nn.Parameter, expected: Tensor) -> float:
-    return float((quantization.dense(held, torch.float32) - expected).norm() / expected.norm())
+def _error(quantized: nn.Parameter, expected: Tensor) -> float:
+    return float((quantization.dense(quantized, torch.float32) - expected).norm() / expected.norm())

@@ -51,27 +51,27 @@ def summarize(rounds: dict[str, list[Timed]], load: Load, devices: int, peak_flo
         peak_flops: of one device. Utilisation is the arithmetic of a step over what the device could do in its time.
         process: bytes of a process without a model. They are subtracted from every peak, since a GPU lacks them.
     """
-    found: Figures = {"step_seconds": {}, "tokens_per_second": {}, "peak_memory_bytes": {}, "utilisation": {}}
-    found |= {"joules_per_step": {}, "rebuild_seconds": {}, "rebuild_peak_bytes": {}, "steady_peak_bytes": {}}
-    found |= {"reserved_bytes": {}, "attention": {}}
+    figures: Figures = {"step_seconds": {}, "tokens_per_second": {}, "peak_memory_bytes": {}, "utilisation": {}}
+    figures |= {"joules_per_step": {}, "rebuild_seconds": {}, "rebuild_peak_bytes": {}, "steady_peak_bytes": {}}
+    figures |= {"reserved_bytes": {}, "attention": {}}
     for name, taken in rounds.items():
         seconds = statistics.median(s for one in taken for s in one.seconds)
-        found["step_seconds"][name] = seconds
-        found["tokens_per_second"][name] = load.tokens * devices / seconds
-        found["peak_memory_bytes"][name] = max(one.peak for one in taken) - process
-        found["attention"][name] = taken[0].attention
+        figures["step_seconds"][name] = seconds
+        figures["tokens_per_second"][name] = load.tokens * devices / seconds
+        figures["peak_memory_bytes"][name] = max(one.peak for one in taken) - process
+        figures["attention"][name] = taken[0].attention
         if reserved := max(one.reserved for one in taken):
-            found["reserved_bytes"][name] = reserved
-        found["utilisation"][name] = training_flops(taken[0].shape, load) / (seconds * peak_flops)
+            figures["reserved_bytes"][name] = reserved
+        figures["utilisation"][name] = training_flops(taken[0].shape, load) / (seconds * peak_flops)
         joules = [one.joules for one in taken if one.joules is not None]
         if joules:
-            found["joules_per_step"][name] = statistics.median(joules)
+            figures["joules_per_step"][name] = statistics.median(joules)
         rebuilds = [s for one in taken for s in one.rebuild]
         if rebuilds:
-            found["rebuild_seconds"][name] = statistics.median(rebuilds)
-            found["rebuild_peak_bytes"][name] = max(one.rebuild_peak for one in taken) - process
-            found["steady_peak_bytes"][name] = max(one.steady for one in taken) - process
-    return found
+            figures["rebuild_seconds"][name] = statistics.median(rebuilds)
+            figures["rebuild_peak_bytes"][name] = max(one.rebuild_peak for one in taken) - process
+            figures["steady_peak_bytes"][name] = max(one.steady for one in taken) - process
+    return figures
 
 
 def render(figures: Figures) -> str:
@@ -115,8 +115,8 @@ def _rebuilds(figures: Figures) -> str:
 
 def _rounding(errors: dict[str, dict[str, float]]) -> str:
     lines = [f"{'error of weights, %':28}{'cut':>12}{'largest':>12}{'sliced first':>14}{'largest':>12}"]
-    for name, of in errors.items():
-        cells = [f"{100 * of[key]:.2f}" for key in ("cut", "cut_max", "sliced_first", "sliced_first_max")]
+    for name, error in errors.items():
+        cells = [f"{100 * error[key]:.2f}" for key in ("cut", "cut_max", "sliced_first", "sliced_first_max")]
         lines.append(f"{VARIANTS[name].what:28}{cells[0]:>12}{cells[1]:>12}{cells[2]:>14}{cells[3]:>12}")
     return "\n".join(lines)
 
@@ -125,11 +125,11 @@ def _inference(speeds: dict[str, dict[str, float]]) -> str:
     batches = [key for key in next(iter(speeds.values())) if key.startswith("batch")]
     head = [title for batch in batches for title in (f"{batch}, tok/s", "to dense", "first, ms")]
     lines = [f"{'generation':28}" + "".join(f"{title:>17}" for title in head)]
-    for name, of in speeds.items():
+    for name, speed in speeds.items():
         cells = []
         for batch in batches:
-            first = of[batch.replace("batch", "first")]
-            cells += [f"{of[batch]:,.1f}", f"{of[batch] / speeds['dense'][batch]:.3f}", f"{1e3 * first:,.1f}"]
+            first = speed[batch.replace("batch", "first")]
+            cells += [f"{speed[batch]:,.1f}", f"{speed[batch] / speeds['dense'][batch]:.3f}", f"{1e3 * first:,.1f}"]
         lines.append(f"{name:28}" + "".join(f"{cell:>17}" for cell in cells))
     return "\n".join(lines)
 

@@ -71,10 +71,10 @@ def measure_peft(variant: Variant, run: RunConfig, base: Base, data: Data, steps
             engine.backward(engine(**inputs, use_cache=False).loss)
             engine.step()
 
-    found = timed(step, steps, shape_of(base, base.anatomy, run))
-    found.attention = kernel_of(engine, packed=False)
+    measurement = timed(step, steps, shape_of(base, base.anatomy, run))
+    measurement.attention = kernel_of(engine, packed=False)
     zero.destroy(engine)
-    return found
+    return measurement
 
 
 def as_trainer_fills(config: dict[str, Any], hidden_size: int) -> dict[str, Any]:
@@ -117,18 +117,18 @@ def measure_apt(variant: Variant, run: RunConfig, base: Base, data: Data, steps:
             trainer.train_step(number)
             pruner.advance(number + 1)
 
-        found = timed(step, steps, shape_of(base, pruner.anatomy, run))
-        found.attention = kernel_of(trainer.engine, run.data.packing)
+        measurement = timed(step, steps, shape_of(base, pruner.anatomy, run))
+        measurement.attention = kernel_of(trainer.engine, run.data.packing)
         meter = trainer.meter
-        found.rebuild = list(meter.rebuilds)
+        measurement.rebuild = list(meter.rebuilds)
         if meter.rebuilds:
             steady = meter.dense()["peak_memory_bytes"] or 0
-            found.steady = max(collectives.gather_objects(int(steady)))
-            found.rebuild_peak = max(collectives.gather_objects(meter.rebuild_peaks[-1]))
+            measurement.steady = max(collectives.gather_objects(int(steady)))
+            measurement.rebuild_peak = max(collectives.gather_objects(meter.rebuild_peaks[-1]))
         pruner.remove_hooks()
         zero.destroy(trainer.engine)
         trainer.metrics_logger.close()
-    return found
+    return measurement
 
 
 def timed(step: Callable[[int], None], steps: int, shape: Shape) -> Timed:

@@ -95,9 +95,9 @@ class Consumer:
         while len(answers) < len(jobs):
             left = jobs[len(answers) :]
             file.write_text(json.dumps(left), encoding="utf8")
-            output, found = self._run(file, len(left)), place / "jobs.json.out"
-            new = json.loads(found.read_text(encoding="utf8")) if found.is_file() else []
-            found.unlink(missing_ok=True)
+            output, answer_file = self._run(file, len(left)), place / "jobs.json.out"
+            new = json.loads(answer_file.read_text(encoding="utf8")) if answer_file.is_file() else []
+            answer_file.unlink(missing_ok=True)
             # after an error the probe ends by itself
             ended = bool(new) and (len(new) == len(left) or "error" in new[-1])
             answers += new if ended else [*new, {"error": output}]

@@ -80,12 +80,12 @@ class Content:
     def size_history(self) -> list[tuple[str, LayerSizes]]:
         """Sizes of every layer each time that they changed: the name of the time, and the sizes."""
         before = self.sizes_before()
-        found: list[tuple[str, LayerSizes]] = [("base", before)] if before is not None else []
-        found += [(str(line["step"]), line["sizes"]) for line in self.metrics if "sizes" in line]
+        history: list[tuple[str, LayerSizes]] = [("base", before)] if before is not None else []
+        history += [(str(line["step"]), line["sizes"]) for line in self.metrics if "sizes" in line]
         if self.summary is not None and "layers" in self.summary["pruning"]:
-            found.append(("end", self.summary["pruning"]["layers"]["after"]))
+            history.append(("end", self.summary["pruning"]["layers"]["after"]))
         # a run that never cut has one entry
-        return [entry for n, entry in enumerate(found) if n == 0 or entry[1] != found[n - 1][1]]
+        return [entry for n, entry in enumerate(history) if n == 0 or entry[1] != history[n - 1][1]]
 
 
 def read(folder: str | Path) -> Content:

@@ -148,13 +148,13 @@ def _no_samples(content: Content) -> str:
 
 
 def _configuration(content: Content) -> Section:
-    found = [tables.changed_options(content), tables.environment(content)]
+    option_tables = [tables.changed_options(content), tables.environment(content)]
     return Section(
         "configuration",
         "Configuration",
         notes=[] if content.command else ["No file of the run has its command."],
         code=content.command,
-        blocks=[table for table in found if table],
+        blocks=[table for table in option_tables if table],
         folded=[tables.all_options(content)],
     )
 
@@ -162,30 +162,30 @@ def _configuration(content: Content) -> Section:
 def facts(content: Content) -> list[str]:
     """What the run was, in a few words each."""
     config, summary = content.config, content.summary
-    found = [str(config.get(key, "")) for key in ("model_name_or_path", "data_path")]
+    parts = [str(config.get(key, "")) for key in ("model_name_or_path", "data_path")]
     if config.get("task") and config["task"] != "instructions":
-        found.append(f"task {config['task']}")
+        parts.append(f"task {config['task']}")
     if summary is not None:
         pruning = summary["pruning"]
-        found.append(f"kept {100 * pruning['kept']:.1f} % of the prunable parameters")
-        found.append(f"{summary['data']['steps']} steps in {summary['training']['seconds']:,.0f} s")
-    return [fact for fact in found if fact]
+        parts.append(f"kept {100 * pruning['kept']:.1f} % of the prunable parameters")
+        parts.append(f"{summary['data']['steps']} steps in {summary['training']['seconds']:,.0f} s")
+    return [fact for fact in parts if fact]
 
 
 def unfinished(content: Content) -> str:
     """How far an unfinished run has come. '' for a finished one."""
     if content.summary is not None:
         return ""
-    of = f" of {content.total_steps}" if content.total_steps else ""
-    text = f"The last logged step is {content.last_step}{of}. The run still trains, or it was interrupted."
+    total = f" of {content.total_steps}" if content.total_steps else ""
+    text = f"The last logged step is {content.last_step}{total}. The run still trains, or it was interrupted."
     saved = content.manifest.get("step")
     return text + (f" Its newest checkpoint is of step {saved}." if saved is not None else "")
 
 
 def render(content: Content, plotly: str) -> str:
     """The page. plotly: the source of plotly.js."""
-    found = sections(content)
-    figures = [block for section in found for block in section.blocks if isinstance(block, Figure)]
+    page_sections = sections(content)
+    figures = [block for section in page_sections for block in section.blocks if isinstance(block, Figure)]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(text_of("page.html")).render(
         title=content.folder.resolve().name,
@@ -193,7 +193,7 @@ def render(content: Content, plotly: str) -> str:
         facts=facts(content),
         unfinished=unfinished(content),
         tiles=tables.tiles(content),
-        sections=found,
+        sections=page_sections,
         numbers={figure.name: number for number, figure in enumerate(figures)},
         specs=embedded([figure.spec() for figure in figures]),
         version=apt_ds.__version__,

@@ -126,7 +126,7 @@ def tiles(content: Content) -> list[Tile]:
         ("step_seconds", "the time of a step"),
         ("peak_added_bytes", "of the training memory"),
     )
-    found = []
+    all_tiles = []
     for key, label in shown:
         row = rows.get(key)
         if row is None or row.ratio is None or row.values[0] is None or row.values[-1] is None:
@@ -136,8 +136,8 @@ def tiles(content: Content) -> list[Tile]:
             text = f"{row.values[-1] - row.values[0]:+.3f}"
         else:
             text = f"{row.ratio:.2f}x" if "second" in key else f"{100 * row.ratio:.1f} %"
-        found.append(Tile(text, label, f"{first} → {last}{unit_of(row.figure.label)}"))
-    return found
+        all_tiles.append(Tile(text, label, f"{first} → {last}{unit_of(row.figure.label)}"))
+    return all_tiles
 
 
 def unit_of(label: str) -> str:
@@ -241,8 +241,8 @@ def option_text(value: object) -> str:
 
 def environment(content: Content) -> Table | None:
     """Device, processes and versions. None where no file has them."""
-    found: Json = (content.summary or {}).get("environment", {})
-    if not found:
+    values: Json = (content.summary or {}).get("environment", {})
+    if not values:
         return None
-    facts = {"device of the first rank": found["device"], "processes": found["world_size"], **found["versions"]}
+    facts = {"device of the first rank": values["device"], "processes": values["world_size"], **values["versions"]}
     return Table("environment", ["what", "value"], [[Cell(k), Cell(str(v))] for k, v in facts.items()], 2)
