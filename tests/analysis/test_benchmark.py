@@ -58,24 +58,24 @@ def test_every_variant_is_measured(name: str, processes: int, tmp_path: Path) ->
     words += ["--prompt", "4", "--generate", "2", *few]
     done = start(processes, ["--random_weights", "tiny", *words], "benchmark") if processes else call(*words)
     assert done.status == 0, done.err[-3000:]
-    found = json.loads(figures.read_text(encoding="utf8"))
+    report = json.loads(figures.read_text(encoding="utf8"))
     four = {"qlora"} if name == "zero2" and importlib.util.find_spec("bitsandbytes") else set()
     expected = {"dense", "cut30"} if few else {v.name for v in VARIANTS.values() if v.bits == 16} | four
     for key in ("step_seconds", "tokens_per_second", "peak_memory_bytes", "utilisation"):
-        assert expected <= set(found[key]) and min(found[key].values()) > 0
+        assert expected <= set(report[key]) and min(report[key].values()) > 0
     cuts = {variant for variant in expected if VARIANTS[variant].sparsity}
     for key in ("rebuild_seconds", "rebuild_peak_bytes", "steady_peak_bytes"):
-        assert cuts <= set(found[key]) and min(found[key].values()) > 0
-    assert set(found["rounding"]) == ({"cut30in4"} if four and not few else set())
-    for errors in found["rounding"].values():
+        assert cuts <= set(report[key]) and min(report[key].values()) > 0
+    assert set(report["rounding"]) == ({"cut30in4"} if four and not few else set())
+    for errors in report["rounding"].values():
         assert 0 < errors["sliced_first"] <= errors["cut"] * 1.01 < 1.5 * errors["sliced_first"]
-    assert set(found["inference"]) == {"dense", "cut30", "cut50"}
-    assert min(found["inference"]["cut50"].values()) > 0 and "batch 32" in found["inference"]["cut50"]
-    assert {f"{key} {batch}" for key in ("decode", "static") for batch in (1, 32)} <= set(found["inference"]["cut30"])
-    assert found["static_is_captured"] is False and set(found["attention"].values()) == {"sdpa"}
+    assert set(report["inference"]) == {"dense", "cut30", "cut50"}
+    assert min(report["inference"]["cut50"].values()) > 0 and "batch 32" in report["inference"]["cut50"]
+    assert {f"{key} {batch}" for key in ("decode", "static") for batch in (1, 32)} <= set(report["inference"]["cut30"])
+    assert report["static_is_captured"] is False and set(report["attention"].values()) == {"sdpa"}
     assert "generation" in done.out
     pasted = [line for line in done.out.splitlines() if line.startswith("| ")]
-    assert len(pasted) == 2 + len({*found["step_seconds"], *found["inference"]})
+    assert len(pasted) == 2 + len({*report["step_seconds"], *report["inference"]})
     assert "| static cache at 32 |" in pasted[0]
     assert ("time/lora" in done.out) == ("lora" in expected)
 

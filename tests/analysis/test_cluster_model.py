@@ -121,12 +121,12 @@ def test_engines_send_what_the_formulas_say(tmp_path: Path) -> None:
     tiny.save_model(tmp_path / "model")
     tiny.save_data(tmp_path / "data.json")
     assert torch.float32.itemsize == 2 * cluster_model.WEIGHT
-    for stage, found in multiprocess.run(
+    for stage, figures in multiprocess.run(
         2, "rebuild_jobs.sent", {"folder": str(tmp_path), "stages": [(2, False), (3, False)]}
     ).items():
-        expected = cluster_model.wire_bytes(Shape(**found["shape"]), Load(**found["load"]), 2, int(stage))
+        expected = cluster_model.wire_bytes(Shape(**figures["shape"]), Load(**figures["load"]), 2, int(stage))
         # the run is in fp32; norms, which the formula leaves out, and padding of flat buffers are in what was counted
-        assert found["gather"] == pytest.approx(2 * expected["gather"], rel=0.01), (stage, found)
-        assert found["reduce"] == pytest.approx(2 * expected["reduce"], rel=0.01), (stage, found)
-        assert found["salience"] == expected["salience"], (stage, found)
-        assert asdict(Load(**found["load"])) == found["load"]
+        assert figures["gather"] == pytest.approx(2 * expected["gather"], rel=0.01), (stage, figures)
+        assert figures["reduce"] == pytest.approx(2 * expected["reduce"], rel=0.01), (stage, figures)
+        assert figures["salience"] == expected["salience"], (stage, figures)
+        assert asdict(Load(**figures["load"])) == figures["load"]

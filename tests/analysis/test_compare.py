@@ -44,8 +44,8 @@ def test_varied_options_are_crossed_and_have_columns(tmp_path: Path) -> None:
     assert len({trial.row for trial in trials}) == 6
     (tmp_path / "ds.json").write_text("{}", encoding="utf8")
     words = ["--deepspeed", str(tmp_path / "ds.json"), "--preset", "quickstart", "--align", "4"]
-    made = configure(varied, trials[3], words)
-    assert (made.source.method, made.pruning.score, made.pruning.align, made.output.output_dir) == (
+    config = configure(varied, trials[3], words)
+    assert (config.source.method, config.pruning.score, config.pruning.align, config.output.output_dir) == (
         "apt",
         "random",
         8,
@@ -128,8 +128,8 @@ def test_full_tuning_has_its_own_rate_and_epochs(tmp_path: Path) -> None:
     words = ["--deepspeed", str(tmp_path / "ds.json"), "--preset", "quickstart"]
     lora, apt, _, full = plan(replace(SHARED, seeds=(1,)), tmp_path)
     own = replace(SHARED, full_learning_rate=2e-5, full_num_train_epochs=10.0)
-    made = configure(own, full, words)
-    assert (made.optim.learning_rate, made.optim.num_train_epochs, made.optim.max_steps) == (2e-5, 10.0, -1)
+    config = configure(own, full, words)
+    assert (config.optim.learning_rate, config.optim.num_train_epochs, config.optim.max_steps) == (2e-5, 10.0, -1)
     for other in (configure(SHARED, full, words), configure(own, lora, words), configure(own, apt, words)):
         assert (other.optim.num_train_epochs, other.optim.max_steps) == (3.0, 80)
 
@@ -226,9 +226,9 @@ def test_a_signal_stops_the_run_under_way_and_the_next_start_goes_on_from_it(tmp
         assert started.poll() is None and time.monotonic() < until
         time.sleep(0.05)
     started.send_signal(signal.SIGTERM)
-    _, told = started.communicate(timeout=300)
-    assert started.returncode == 128 + signal.SIGTERM, told[-3000:]
-    assert "stopped; run again to go on with what is missing" in told.decode()
+    _, stderr = started.communicate(timeout=300)
+    assert started.returncode == 128 + signal.SIGTERM, stderr[-3000:]
+    assert "stopped; run again to go on with what is missing" in stderr.decode()
     (saved,) = run.glob("checkpoint-*")
     step = int(saved.name.rpartition("-")[2])
     assert 0 < step < 100 and not (run / "summary.json").exists()

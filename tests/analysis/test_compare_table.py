@@ -79,8 +79,8 @@ def test_a_cut_at_the_last_step_leaves_a_table_with_gaps(tmp_path: Path) -> None
         assert [row["final_step_time"] for row in rows] == [1.0, None]
         assert rows[0].keys() == rows[1].keys() and rows[1]["train_time"] == pytest.approx(1.0)
     publish(rows, tmp_path)
-    told = json.loads((tmp_path / "table.json").read_text(encoding="utf8"))
-    assert told[1]["step_seconds"] is None and told[1]["relative_score"] == 0.95
+    table = json.loads((tmp_path / "table.json").read_text(encoding="utf8"))
+    assert table[1]["step_seconds"] is None and table[1]["relative_score"] == 0.95
     with (tmp_path / "table.csv").open(encoding="utf8") as file:
         assert [row["final_step_time"] for row in csv.DictReader(file)] == ["1.0", ""]
     lines = (tmp_path / "table.md").read_text(encoding="utf8").splitlines()

@@ -147,11 +147,11 @@ def test_the_estimate_is_within_15_percent(name: str, folder: Path, monkeypatch:
     words += ["--data_path", str(folder / "data.json"), "--output_dir", str(folder / "out"), "--overwrite_output_dir"]
     words += ["--eval_size", "8", "--max_steps", "2", "--per_device_train_batch_size", "4", "--calibration_steps", "1"]
     words += ["--report", "false", "--save_steps", "0", "--max_seq_length", "256", "--prune_blocks", "neurons", *flags]
-    found = multiprocess.run(ranks, "fault_injection.memory", {"flags": words}, timeout=900, fresh=True)
+    sizes = multiprocess.run(ranks, "fault_injection.memory", {"flags": words}, timeout=900, fresh=True)
     print(
-        f"\n{name}: estimated {found['estimated'] / 1e6:,.0f} MB, measured {found['measured'] / 1e6:,.0f} MB", end=" "
+        f"\n{name}: estimated {sizes['estimated'] / 1e6:,.0f} MB, measured {sizes['measured'] / 1e6:,.0f} MB", end=" "
     )
-    assert abs(found["estimated"] / found["measured"] - 1) < 0.15, found
+    assert abs(sizes["estimated"] / sizes["measured"] - 1) < 0.15, sizes
 
 
 def test_a_stream_counts_as_full_rows(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -168,7 +168,7 @@ def test_a_stream_counts_as_full_rows(tmp_path: Path, capfd: pytest.CaptureFixtu
     assert estimates[0] is not None and estimates[1] is not None
     # the examples of the file are shorter than 60 tokens
     assert estimates[1].total() > estimates[0].total()
-    repairs = [found.phases["repair"].device for found in estimates if found]
+    repairs = [estimate.phases["repair"].device for estimate in estimates if estimate]
     assert repairs[1] > repairs[0] > estimates[0].phases["rebuild"].device
     plain = dry_run.dry_run(resolve([*words, "--repair", "none"]))
     assert plain is not None and "repair" not in plain.phases

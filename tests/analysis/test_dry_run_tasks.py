@@ -31,30 +31,30 @@ def test_heads_adapters_and_teacher_count(kind: str, tmp_path: Path, capfd: pyte
     shape = batch_bounds.micro_batches(run, datasets.read_data(run, base), 1, base.kind)
     assert bool(shape.written) == bool(shape.trained) == (kind == "t5")
 
-    def found(*more: str, shape: Shape = shape) -> Footprint:
+    def footprint(*more: str, shape: Shape = shape) -> Footprint:
         return measure(base, resolve([*words, *more]), shape, [shape], 2, trains_all_weights=False)
 
-    plain, model = found(), tiny.small(kind)
+    plain, model = footprint(), tiny.small(kind)
     whole = {name: p.numel() for name, p in model.named_parameters()}
     # tied weights have one name each, and it may be another
-    held = sum(w.numel for w in plain.weights if "lora_" not in w.name)
-    assert held == sum(whole.values())
+    elements = sum(w.numel for w in plain.weights if "lora_" not in w.name)
+    assert elements == sum(whole.values())
     heads = sum(n for name, n in whole.items() if name.rpartition(".")[0] in base.anatomy.heads)
     paths = {path for name in run.targets for path in base.anatomy.targets[name]}
     shapes = [model.get_submodule(path).weight.shape for path in paths]
     adapters = sum(2 * (rows + columns) for rows, columns in shapes)
     assert sum(w.numel for w in plain.weights if w.trained) == heads + adapters and bool(heads) == (kind != "t5")
-    taught = found(*GRADUAL, "--distill")
+    taught = footprint(*GRADUAL, "--distill")
     more = sum(w.numel for w in taught.weights) - sum(w.numel for w in plain.weights)
     assert more == 2 * RANK * base.anatomy.sizes.hidden
-    assert taught.activations > found(*GRADUAL).activations > plain.activations
+    assert taught.activations > footprint(*GRADUAL).activations > plain.activations
     # the teacher's outputs wait for all micro-batches but the first
-    waiting = found(*GRADUAL, "--distill", "--gradient_accumulation_steps", "3").activations - taught.activations
+    waiting = footprint(*GRADUAL, "--distill", "--gradient_accumulation_steps", "3").activations - taught.activations
     assert waiting >= 2 * 4 * shape.rows * shape.length * base.anatomy.sizes.hidden * len(base.anatomy.layers)
     previous = [*GRADUAL, "--distill", "--layer_match", "previous"]
-    assert found(*previous, "--gradient_accumulation_steps", "3").activations == found(*previous).activations
+    assert footprint(*previous, "--gradient_accumulation_steps", "3").activations == footprint(*previous).activations
     twice = shape._replace(rows=2 * shape.rows, trained=2 * shape.trained)
-    assert 1.8 < found(shape=twice).activations / plain.activations < 2.2
+    assert 1.8 < footprint(shape=twice).activations / plain.activations < 2.2
     (tmp_path / "model" / "model.safetensors").unlink()
     dry_run.dry_run(run)
     out = capfd.readouterr().out.splitlines()
@@ -102,8 +102,8 @@ def test_the_estimate_for_a_task_is_within_15_percent(name: str, folder: Path, m
     words += ["--eval_data_path", str(folder / f"validation.{ending}"), "--overwrite_output_dir", "--eval_size", "16"]
     words += ["--max_steps", "2", "--per_device_train_batch_size", "16", "--per_device_eval_batch_size", "16"]
     words += ["--calibration_steps", "1", "--report", "false", "--save_steps", "0", "--max_seq_length", "128", *flags]
-    found = multiprocess.run(1, "fault_injection.memory", {"flags": words}, timeout=900, fresh=True)
+    sizes = multiprocess.run(1, "fault_injection.memory", {"flags": words}, timeout=900, fresh=True)
     print(
-        f"\n{name}: estimated {found['estimated'] / 1e6:,.0f} MB, measured {found['measured'] / 1e6:,.0f} MB", end=" "
+        f"\n{name}: estimated {sizes['estimated'] / 1e6:,.0f} MB, measured {sizes['measured'] / 1e6:,.0f} MB", end=" "
     )
-    assert abs(found["estimated"] / found["measured"] - 1) < 0.15, found
+    assert abs(sizes["estimated"] / sizes["measured"] - 1) < 0.15, sizes

@@ -29,11 +29,11 @@ def test_offload_moves_to_the_host_and_limits_hold() -> None:
         "stage3_param_persistence_threshold": 1_000_000,
         "stage3_prefetch_bucket_size": 0,
     }
-    found = estimate(MODEL, {"zero_optimization": section | limits}, BF16)
-    assert found.parts["optimizer"] == Bytes(0, 12 * 250_000)
-    assert found.parts["frozen weights"] == Bytes(0, 5_000_000)
+    memory = estimate(MODEL, {"zero_optimization": section | limits}, BF16)
+    assert memory.parts["optimizer"] == Bytes(0, 12 * 250_000)
+    assert memory.parts["frozen weights"] == Bytes(0, 5_000_000)
     # what persists, and the largest module
-    assert found.parts["gathered weights"] == Bytes(22_000_000)
+    assert memory.parts["gathered weights"] == Bytes(22_000_000)
     far = Footprint((*[Weight(f"w{i}", 1_000_000, False) for i in range(9)], MODEL.weights[1]), 0, 0, 1_000_000)
     limits["stage3_param_persistence_threshold"] = 0
     assert estimate(far, {"zero_optimization": section | limits}, BF16).parts["gathered weights"] == Bytes(2_000_000)
@@ -56,8 +56,8 @@ def test_a_layer_is_gathered_at_once_and_what_is_outside_of_layers_stays() -> No
     ):
         limits = section | {"stage3_max_live_parameters": live, "stage3_max_reuse_distance": reuse}
         limits |= {} if prefetch is None else {"stage3_prefetch_bucket_size": prefetch}
-        found = estimate(model, {"zero_optimization": limits}, BF16).parts["gathered weights"]
-        assert found == Bytes(2 * elements), (prefetch, live, reuse)
+        gathered = estimate(model, {"zero_optimization": limits}, BF16).parts["gathered weights"]
+        assert gathered == Bytes(2 * elements), (prefetch, live, reuse)
     # one rank uses its weights in place
     alone = BF16._replace(world=1)
     assert estimate(model, {"zero_optimization": {"stage": 3}}, alone).parts["gathered weights"] == Bytes(4_000_000)
@@ -74,30 +74,30 @@ def test_gradients_of_a_layer_that_is_gathered_at_once_wait_for_all_of_it() -> N
 def test_a_base_of_few_bits() -> None:
     thin = Weight("w", 10_000_000 // 4, False, full=10_000_000, scales=160_000)
     model = Footprint((thin, MODEL.weights[1]), 5_000, 3_000, 2_500_000)
-    found = {
+    estimates = {
         stage: estimate(model, {"zero_optimization": {"stage": stage}}, BF16._replace(kept=0.5)) for stage in (2, 3)
     }
-    assert found[2].parts["frozen weights"] == Bytes(5_160_000), "half a byte each, and the scales"
-    assert found[3].parts["frozen weights"] == Bytes(1_250_000 + 160_000), "scales are whole on every rank"
-    assert found[2].parts["activations"] == Bytes(20_000_000 + 5_000), "one weight as it computes"
+    assert estimates[2].parts["frozen weights"] == Bytes(5_160_000), "half a byte each, and the scales"
+    assert estimates[3].parts["frozen weights"] == Bytes(1_250_000 + 160_000), "scales are whole on every rank"
+    assert estimates[2].parts["activations"] == Bytes(20_000_000 + 5_000), "one weight as it computes"
     # read whole by every rank, from files in fp32
-    assert found[3].phases["loading"] == Bytes(7_160_000, 44_000_000)
-    assert found[2].phases["writing"].host - CODE == 11_000_000, "written in bf16"
+    assert estimates[3].phases["loading"] == Bytes(7_160_000, 44_000_000)
+    assert estimates[2].phases["writing"].host - CODE == 11_000_000, "written in bf16"
     eight = BF16._replace(moments=MOMENTS_IN_8_BITS)
     parts = estimate(MODEL, {"zero_optimization": {"stage": 2}}, eight).parts
     assert parts["optimizer"] == Bytes(4 * 250_000 + round((2 + 1 / 32) * 250_000))
 
 
 def test_phases() -> None:
-    found = estimate(MODEL, {"zero_optimization": {"stage": 2}}, BF16._replace(kept=0.5))
-    assert found.phases["step"] == Bytes(sum(part.device for part in found.parts.values()), CODE)
-    assert found.phases["loading"] == Bytes(22_000_000, 44_000_000 + 22_000_000), "files in fp32, and a copy in bf16"
-    assert found.phases["fingerprint"] == Bytes(22_000_000 + FINGERPRINT)
-    assert found.phases["saving"] == Bytes(22_000_000 + 3_000_000, 12_000_000 + CODE), "what the first rank writes"
-    assert found.phases["rebuild"] == Bytes(22_000_000 + 40_000_000, 12_000_000 + CODE)
-    assert found.phases["writing"] == Bytes(11_000_000 + 20_000_000, 11_000_000 + CODE)
-    assert found.peak() == Bytes(62_000_000, 66_000_000), "of the rebuild and of loading"
-    assert found.total() == 62_000_000 + 12_000_000 + CODE
+    memory = estimate(MODEL, {"zero_optimization": {"stage": 2}}, BF16._replace(kept=0.5))
+    assert memory.phases["step"] == Bytes(sum(part.device for part in memory.parts.values()), CODE)
+    assert memory.phases["loading"] == Bytes(22_000_000, 44_000_000 + 22_000_000), "files in fp32, and a copy in bf16"
+    assert memory.phases["fingerprint"] == Bytes(22_000_000 + FINGERPRINT)
+    assert memory.phases["saving"] == Bytes(22_000_000 + 3_000_000, 12_000_000 + CODE), "what the first rank writes"
+    assert memory.phases["rebuild"] == Bytes(22_000_000 + 40_000_000, 12_000_000 + CODE)
+    assert memory.phases["writing"] == Bytes(11_000_000 + 20_000_000, 11_000_000 + CODE)
+    assert memory.peak() == Bytes(62_000_000, 66_000_000), "of the rebuild and of loading"
+    assert memory.total() == 62_000_000 + 12_000_000 + CODE
 
 
 def test_a_phase_is_what_its_function_gives() -> None:
@@ -113,6 +113,6 @@ def test_a_phase_is_what_its_function_gives() -> None:
 
 
 def test_phases_and_parts_keep_their_names() -> None:
-    found = estimate(MODEL, {"zero_optimization": {"stage": 3}}, BF16)
-    assert [*found.phases] == ["loading", "fingerprint", "step", "evaluation", "saving", "rebuild", "writing"]
-    assert found.phases["step"].device > found.phases["evaluation"].device > found.parts["gathered weights"].device
+    memory = estimate(MODEL, {"zero_optimization": {"stage": 3}}, BF16)
+    assert [*memory.phases] == ["loading", "fingerprint", "step", "evaluation", "saving", "rebuild", "writing"]
+    assert memory.phases["step"].device > memory.phases["evaluation"].device > memory.parts["gathered weights"].device

@@ -46,12 +46,15 @@ def test_what_fisher_holds_until_the_cut_counts(tmp_path: Path) -> None:
     fisher.begin(torch.ones(2, 8), torch.float32)
     model(tiny.ids()[:2, :8]).logits.sum().backward()
     fisher.remove()
-    held = sum(gram.nbytes for gram in fisher._grams.values())
-    found = {
+    gram_bytes = sum(gram.nbytes for gram in fisher._grams.values())
+    activations = {
         score: memory_trace.measure(place, resolve([*words, *more]), shape, [shape], 2, False).activations
         for score, more in (("fisher", ["--score", "fisher"]), ("salience", []))
     }
-    assert len(fisher._grams) == len(place.anatomy.sites) and found["fisher"] - found["salience"] == held > 0
+    assert (
+        len(fisher._grams) == len(place.anatomy.sites)
+        and activations["fisher"] - activations["salience"] == gram_bytes > 0
+    )
 
 
 def test_gates_and_a_teacher_of_all_weights_count(tmp_path: Path) -> None:
@@ -78,12 +81,12 @@ def test_bits_of_the_base_count(tmp_path: Path) -> None:
     base, shape = loading.find_base(str(tmp_path / "model")), Shape(1, 8, 0, 8)
     for bits in (4, 8):
         run = resolve([*words, "--base_bits", str(bits)])
-        found = memory_trace.measure(base, run, shape, [shape], 2, False)
-        held = dict(loading.load_model(base, run).named_parameters())
-        packed = {w.name: w for w in found.weights if w.full}
+        footprint = memory_trace.measure(base, run, shape, [shape], 2, False)
+        parameters = dict(loading.load_model(base, run).named_parameters())
+        packed = {w.name: w for w in footprint.weights if w.full}
         assert len(packed) == 14
         for name, weight in packed.items():
-            parameter = held[name]
+            parameter = parameters[name]
             assert (weight.numel, weight.full) == (parameter.numel(), parameter.full.numel()), name
             assert weight.scales == sum(part.nbytes for part in quantization.small_parts(parameter)), name
 

@@ -60,11 +60,11 @@ def test_what_pins_nothing() -> None:
 def test_the_estimate_counts_it_on_the_host() -> None:
     offload = {"offload_optimizer": CPU, "offload_param": CPU}
     config = {"zero_optimization": {"stage": 3} | offload}
-    found, on_cpu = estimate(MODEL, config, BF16), estimate(MODEL, config, BF16._replace(on_cpu=True))
+    on_gpu, on_cpu = estimate(MODEL, config, BF16), estimate(MODEL, config, BF16._replace(on_cpu=True))
     params, optimizer = (f(sharding(3, **offload)) for f in (parameter_rounding, optimizer_rounding))
-    assert found.parts["rounding of pinned memory"] == Bytes(0, params + optimizer)
+    assert on_gpu.parts["rounding of pinned memory"] == Bytes(0, params + optimizer)
     assert "rounding of pinned memory" not in on_cpu.parts
-    assert found.phases["step"].host == sum(part.host for part in found.parts.values()) + CODE
-    assert found.phases["step"].host - on_cpu.phases["step"].host == params + optimizer
+    assert on_gpu.phases["step"].host == sum(part.host for part in on_gpu.parts.values()) + CODE
+    assert on_gpu.phases["step"].host - on_cpu.phases["step"].host == params + optimizer
     # a rebuild has no engine, but the weights stay pinned
-    assert found.phases["rebuild"].host - on_cpu.phases["rebuild"].host == params
+    assert on_gpu.phases["rebuild"].host - on_cpu.phases["rebuild"].host == params

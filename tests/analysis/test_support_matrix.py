@@ -30,9 +30,9 @@ def sections() -> list[tuple[Path, str, str]]:
 
 def test_documents_have_the_tables_of_the_specs() -> None:
     """After a change: python -m apt_ds.analysis.support_matrix --into DOCUMENT."""
-    found = sections()
-    assert ROOT / "apt_ds" / "models" / "README.md" in [path for path, _, _ in found]
-    for path, section, text in found:
+    tables = sections()
+    assert ROOT / "apt_ds" / "models" / "README.md" in [path for path, _, _ in tables]
+    for path, section, text in tables:
         assert text == TABLES[section](), path
 
 

@@ -13,26 +13,26 @@ from tests.support import tiny
 from tests.support.mmlu_fixtures import model, small_set, tokenizer
 
 
-def whole_scores(made: LlamaForCausalLM, encoder: Encoder, prompts: list[str]) -> torch.Tensor:
+def whole_scores(llama: LlamaForCausalLM, encoder: Encoder, prompts: list[str]) -> torch.Tensor:
     """One prompt at a time, nothing padded, nothing reused."""
     rows = [torch.tensor([row]) for row in encoder(prompts)]
     with torch.no_grad():
-        return torch.cat([made(row).logits[:, -1].log_softmax(-1)[:, encoder.choice_ids] for row in rows])
+        return torch.cat([llama(row).logits[:, -1].log_softmax(-1)[:, encoder.choice_ids] for row in rows])
 
 
 @pytest.mark.parametrize("kind", ["mha", "gqa"])
 def test_the_reused_prefix_changes_nothing(kind: str) -> None:
-    made, encoder, asked = model(kind=kind), Encoder(tokenizer()), small_set()
+    llama, encoder, asked = model(kind=kind), Encoder(tokenizer()), small_set()
     for subject, rows in asked.test.items():
         prompts = [mmlu.prompt(question, asked.dev[subject]) for question in rows]
-        expected = whole_scores(made, encoder, prompts)
+        expected = whole_scores(llama, encoder, prompts)
         ids = encoder(prompts)
         prefix = shared_length(ids)
         assert prefix > 100 and min(map(len, ids)) - prefix < 40
         for reused in (prefix, 0):
-            found = choice_scores(made, ids, encoder.choice_ids, 4, torch.device("cpu"), reused)
-            assert torch.allclose(found, expected, atol=1e-4)
-            assert torch.equal(found.argmax(1), expected.argmax(1))
+            scores = choice_scores(llama, ids, encoder.choice_ids, 4, torch.device("cpu"), reused)
+            assert torch.allclose(scores, expected, atol=1e-4)
+            assert torch.equal(scores.argmax(1), expected.argmax(1))
 
 
 def test_one_prompt_alone_still_has_a_token_of_its_own() -> None:

@@ -19,7 +19,7 @@ from tests.support import tiny
 @pytest.mark.parametrize("bos", [False, True])
 def test_perplexity_is_that_of_its_definition(bos: bool, llamas: Path) -> None:
     loaded = loading.load(str(llamas / "dense"))
-    found = corpus_perplexity.evaluate(loaded, corpus_perplexity.Corpus(str(llamas / "text.txt")).text(), 32, bos, 3)
+    figures = corpus_perplexity.evaluate(loaded, corpus_perplexity.Corpus(str(llamas / "text.txt")).text(), 32, bos, 3)
     ids = loaded.tokenizer(TEXT, add_special_tokens=False)["input_ids"]
     own = 31 if bos else 32
     losses = []
@@ -28,9 +28,9 @@ def test_perplexity_is_that_of_its_definition(bos: bool, llamas: Path) -> None:
         with torch.no_grad():
             logits = loaded.model(block).logits
         losses += F.cross_entropy(logits[0, :-1], block[0, 1:], reduction="none").tolist()
-    assert found["perplexity"] == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-5)
-    assert (found["tokens"], found["blocks"]) == (len(losses), 230 // own)
-    shown = corpus_perplexity.render(found)
+    assert figures["perplexity"] == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-5)
+    assert (figures["tokens"], figures["blocks"]) == (len(losses), 230 // own)
+    shown = corpus_perplexity.render(figures)
     assert f"{len(losses)} tokens predicted" in shown and ("begins with BOS" in shown) == bos
 
 

@@ -24,12 +24,12 @@ MOST = 12
 @pytest.fixture(scope="module")
 def model() -> Iterator[LlamaForCausalLM]:
     with own_world():
-        made = tiny.model()
+        tiny_model = tiny.model()
         # the folder of a model may ask for what rewriting must not do
-        made.generation_config = GenerationConfig(
+        tiny_model.generation_config = GenerationConfig(
             eos_token_id=ENDS, repetition_penalty=3.0, do_sample=True, temperature=9.0, min_new_tokens=9
         )
-        yield made
+        yield tiny_model
 
 
 @torch.no_grad()
@@ -47,19 +47,19 @@ def one_by_one(model: LlamaForCausalLM, prompt: list[int], most: int) -> list[in
 def test_batches_answer_as_single_prompts(model: LlamaForCausalLM, per_device: int) -> None:
     limits = [MOST, MOST, 2, MOST, MOST, MOST + 5]
     words, before = tiny.tokenizer(), model.generation_config
-    found = generate(model, words, PROMPTS, limits, GenerationOptions(MOST, per_device=per_device))
+    answers = generate(model, words, PROMPTS, limits, GenerationOptions(MOST, per_device=per_device))
     alone = [one_by_one(model, p, min(MOST, limit)) for p, limit in zip(PROMPTS, limits, strict=True)]
-    assert found == [answer_of(p, ids, frozenset(ENDS), words) for p, ids in zip(PROMPTS, alone, strict=True)]
-    assert [answer.finished for answer in found] == [ids[-1] in ENDS for ids in alone]
-    assert len({answer.finished for answer in found}) == 2 and found[2].tokens == 2
+    assert answers == [answer_of(p, ids, frozenset(ENDS), words) for p, ids in zip(PROMPTS, alone, strict=True)]
+    assert [answer.finished for answer in answers] == [ids[-1] in ENDS for ids in alone]
+    assert len({answer.finished for answer in answers}) == 2 and answers[2].tokens == 2
     assert model.generation_config is before
 
 
 def test_sampling_depends_on_the_seed_and_leaves_the_generator(model: LlamaForCausalLM) -> None:
     words, state = tiny.tokenizer(), torch.get_rng_state()
     options = [GenerationOptions(MOST, 1.0, seed, 4) for seed in (1, 1, 2)]
-    found = [generate(model, words, PROMPTS, [MOST] * 6, option) for option in options]
-    assert found[0] == found[1] != found[2]
+    answers = [generate(model, words, PROMPTS, [MOST] * 6, option) for option in options]
+    assert answers[0] == answers[1] != answers[2]
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -37,9 +37,9 @@ def test_the_harness_says_the_same_over_ranks_and_sharded_weights(llamas: Path, 
     arc(tmp_path)
     shutil.copytree(llamas / "dense", tmp_path / "model")
     (alone,) = multiprocess.run(1, "eval_jobs.harness_figures", {"folder": str(tmp_path), "stages": [0]}).values()
-    found = multiprocess.run(2, "eval_jobs.harness_figures", {"folder": str(tmp_path), "stages": [0, 3]})
+    by_stage = multiprocess.run(2, "eval_jobs.harness_figures", {"folder": str(tmp_path), "stages": [0, 3]})
     assert alone["acc_norm"] > 0
-    for stage, figures in found.items():
+    for stage, figures in by_stage.items():
         assert figures == alone, stage
 
 
@@ -49,11 +49,11 @@ def test_tasks_of_the_harness_run_on_local_data(llamas: Path, tmp_path: Path) ->
 
     arc(tmp_path)
     loaded = loading.load(str(llamas / "pruned"))
-    found = lm_eval_harness.run(
+    results = lm_eval_harness.run(
         loaded, lm_eval_harness.Request({"arc_challenge": (2, "acc_norm")}, str(tmp_path), limit=5)
     )
-    assert found["arc_challenge"]["shots"] == 2 and 0 <= found["arc_challenge"]["acc_norm"] <= 1
-    assert "acc_norm*" in lm_eval_harness.render(found)
+    assert results["arc_challenge"]["shots"] == 2 and 0 <= results["arc_challenge"]["acc_norm"] <= 1
+    assert "acc_norm*" in lm_eval_harness.render(results)
     request = lm_eval_harness.Request({"hellaswag": (0, "")}, str(tmp_path))
     with pytest.raises(UserError, match=r"data set Rowan/hellaswag is missing .*--data_dir .* folder hellaswag"):
         lm_eval_harness.run(loaded, request)

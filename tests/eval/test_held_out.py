@@ -55,8 +55,8 @@ def test_a_model_that_diverged_has_a_perplexity() -> None:
     model = tiny.model(tie_word_embeddings=False).eval()
     with torch.no_grad():
         model.lm_head.weight.mul_(1e6)
-    found = perplexity(model, torch.arange(5, 29).view(3, 8), 1, CPU)
-    assert found == pytest.approx(math.exp(80))
+    value = perplexity(model, torch.arange(5, 29).view(3, 8), 1, CPU)
+    assert value == pytest.approx(math.exp(80))
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -43,9 +43,9 @@ def test_models_of_every_task_load_without_running_their_code(place: Place) -> N
         task = tiny.TASKS[name.rpartition("-")[0]]
         assert loading.task_type_of(loading.read_config(str(folder / name))[1]) == task
         loaded = loading.load(str(folder / name), task_type=task).model
-        found, expected = loaded(**inputs_of(model)), model(**inputs_of(model))
+        outputs, expected = loaded(**inputs_of(model)), model(**inputs_of(model))
         assert type(loaded).__module__.startswith("apt_ds." if "adaptive" in name else "transformers.")
-        assert torch.allclose(found[0], expected[0], atol=1e-5), name
+        assert torch.allclose(outputs[0], expected[0], atol=1e-5), name
 
 
 @pytest.mark.parametrize(
@@ -55,15 +55,15 @@ def test_costs_of_encoders_and_writers(name: str, protocol: TimingProtocol, plac
     folder, _ = place
     sources = {"model": str(folder / f"{name}-adaptive"), "baseline": str(folder / f"{name}-neurons")}
     assert inference_cost.protocol_of(sources) is protocol
-    found = inference_cost.measure(sources, plan=PLAN)
+    costs = inference_cost.measure(sources, plan=PLAN)
     for role, source in sources.items():
         model = loading.load(source, task_type=tiny.TASKS[name]).model
         linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
-        assert found[role]["flops_per_token"] == 2 * linear
-        assert found[role]["parameters"] == sum(p.numel() for p in model.parameters())
-        assert all(found[role][key] > 0 for key, *_ in protocol.rows if key != "inference_bytes")
-    assert found["model"]["flops_per_token"] < found["baseline"]["flops_per_token"]
-    shown = inference_cost.render(found, PLAN, protocol)
+        assert costs[role]["flops_per_token"] == 2 * linear
+        assert costs[role]["parameters"] == sum(p.numel() for p in model.parameters())
+        assert all(costs[role][key] > 0 for key, *_ in protocol.rows if key != "inference_bytes")
+    assert costs["model"]["flops_per_token"] < costs["baseline"]["flops_per_token"]
+    shown = inference_cost.render(costs, PLAN, protocol)
     assert "batches of 4 prompts of 9 tokens" in shown and ("3 new ones" in shown) == (protocol is ENCODER_DECODER)
 
 
@@ -105,8 +105,8 @@ def test_a_bare_encoder_may_be_measured_but_not_judged(tmp_path: Path) -> None:
 
 
 def test_costs_come_from_the_weights_that_are_there(llamas: Path) -> None:
-    found = inference_cost.measure({"dense": str(llamas / "dense"), "pruned": str(llamas / "pruned")}, plan=LLAMA_PLAN)
-    for name, figures in found.items():
+    costs = inference_cost.measure({"dense": str(llamas / "dense"), "pruned": str(llamas / "pruned")}, plan=LLAMA_PLAN)
+    for name, figures in costs.items():
         model = loading.load(str(llamas / name)).model
         linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
         assert figures["flops_per_token"] == 2 * linear
@@ -117,8 +117,8 @@ def test_costs_come_from_the_weights_that_are_there(llamas: Path) -> None:
         assert figures["batch"] == 4
         assert all(figures[key] > 0 for key, *_ in LANGUAGE.rows if not key.endswith("_bytes"))
         assert "inference_batch_bytes" in figures
-    assert found["pruned"]["flops_per_token"] < found["dense"]["flops_per_token"]
-    shown = inference_cost.render(found, LLAMA_PLAN)
+    assert costs["pruned"]["flops_per_token"] < costs["dense"]["flops_per_token"]
+    shown = inference_cost.render(costs, LLAMA_PLAN)
     assert "medians of 2 rounds" in shown and "ratio" in shown and "decode at batch 2, tokens/s" in shown
     assert "static cache at batch 2, tokens/s" in shown and shown.endswith("; static cache: no captured graph on a CPU")
     alone = inference_cost.measure({"dense": str(llamas / "dense")}, plan=replace(LLAMA_PLAN, batch=0))

@@ -35,9 +35,9 @@ def test_prompts_are_the_harness_s(shots: int, real_data: Path, tmp_path: Path) 
     subjects = data.SUBJECTS[:: 1 if shots else 19]
     questions = data.load(str(real_data / "mmlu"), subjects, limit=20)
     for subject in subjects:
-        found = lm_eval_reference.contexts(lm_eval_reference.mmlu_task(questions, subject, tmp_path, shots))
+        contexts = lm_eval_reference.contexts(lm_eval_reference.mmlu_task(questions, subject, tmp_path, shots))
         examples = questions.dev[subject][:shots]
-        assert found == [mmlu.prompt(question, examples) for question in questions.test[subject]]
+        assert contexts == [mmlu.prompt(question, examples) for question in questions.test[subject]]
 
 
 @pytest.mark.slow
@@ -57,7 +57,7 @@ def test_choices_are_the_harness_s(real_data: Path, tmp_path: Path) -> None:
         asked = replace(questions, test={subject: questions.test[subject]})
         ours = mmlu.evaluate(judged.runner, judged.tokenizer, asked)
         task = lm_eval_reference.mmlu_task(questions, subject, tmp_path)
-        likelihoods = [found[0] for found in model.loglikelihood(task.instances, disable_tqdm=True)]
+        likelihoods = [pair[0] for pair in model.loglikelihood(task.instances, disable_tqdm=True)]
         for number, question in enumerate(questions.test[subject]):
             four = likelihoods[4 * number : 4 * number + 4]
             chosen = four.index(max(four))

@@ -17,17 +17,17 @@ from apt_ds.eval.metrics import glue_metrics, rouge, squad_metrics
 
 def test_accuracy_and_f1() -> None:
     # of class 1: two right, one missed, one too many
-    said, true = [1, 1, 1, 0, 0, 0], [1, 1, 0, 1, 0, 0]
-    assert glue_metrics("sst2", said, true) == pytest.approx({"accuracy": 400 / 6})
-    assert glue_metrics("mrpc", said, true) == pytest.approx({"accuracy": 400 / 6, "f1": 200 / 3})
+    predicted, true = [1, 1, 1, 0, 0, 0], [1, 1, 0, 1, 0, 0]
+    assert glue_metrics("sst2", predicted, true) == pytest.approx({"accuracy": 400 / 6})
+    assert glue_metrics("mrpc", predicted, true) == pytest.approx({"accuracy": 400 / 6, "f1": 200 / 3})
     assert glue_metrics("mnli", [2, 1, 0], [2, 0, 0]) == pytest.approx({"accuracy": 200 / 3})
     assert glue_metrics("qqp", [0, 0], [0, 0]) == {"accuracy": 100.0, "f1": 0.0}
 
 
 def test_matthews() -> None:
     # tp 3, fn 1, fp 1, tn 2: (3 * 2 - 1 * 1) / sqrt(4 * 4 * 3 * 3)
-    said, true = [1, 1, 1, 0, 1, 0, 0], [1, 1, 1, 1, 0, 0, 0]
-    assert glue_metrics("cola", said, true) == pytest.approx({"matthews": 500 / 12, "accuracy": 500 / 7})
+    predicted, true = [1, 1, 1, 0, 1, 0, 0], [1, 1, 1, 1, 0, 0, 0]
+    assert glue_metrics("cola", predicted, true) == pytest.approx({"matthews": 500 / 12, "accuracy": 500 / 7})
     assert glue_metrics("cola", [1, 1, 1], [1, 0, 1])["matthews"] == 0.0
 
 
@@ -41,14 +41,14 @@ def test_correlations() -> None:
 
 @pytest.mark.parametrize("task", GLUE)
 def test_what_is_no_class_is_wrong_and_nothing_more(task: str) -> None:
-    found = glue_metrics(task, [1, -1, 0, 1], [1, 1, 0, 1])
-    assert next(iter(found)) == GLUE[task].main and all(0 < value < 100 for value in found.values())
-    if "f1" in found:
-        assert found == pytest.approx({"accuracy": 75.0, "f1": 80.0})
+    scores = glue_metrics(task, [1, -1, 0, 1], [1, 1, 0, 1])
+    assert next(iter(scores)) == GLUE[task].main and all(0 < value < 100 for value in scores.values())
+    if "f1" in scores:
+        assert scores == pytest.approx({"accuracy": 75.0, "f1": 80.0})
 
 
 @pytest.mark.parametrize(
-    ("said", "true", "exact", "f1"),
+    ("text", "true", "exact", "f1"),
     [
         ("The  Normans!", "normans", 1, 1),
         ("an a the.", "", 1, 1),
@@ -60,8 +60,8 @@ def test_what_is_no_class_is_wrong_and_nothing_more(task: str) -> None:
         ("U.S.", "us", 1, 1),
     ],
 )
-def test_two_answers_are_compared_as_squad_does(said: str, true: str, exact: float, f1: float) -> None:
-    assert metrics.exact(said, true) == exact and metrics.overlap(said, true) == pytest.approx(f1)
+def test_two_answers_are_compared_as_squad_does(text: str, true: str, exact: float, f1: float) -> None:
+    assert metrics.exact(text, true) == exact and metrics.overlap(text, true) == pytest.approx(f1)
 
 
 def asked(id: str, *answers: str) -> Question:
@@ -75,13 +75,13 @@ SAID = {"a": "big red dog", "b": "house", "c": "tree", "d": "tree"}
 def test_squad_scores_and_their_best_thresholds() -> None:
     # kept: a is exact, b is wrong; c and d are right only where taken away
     doubts = {"a": 2.0, "b": 1.0, "c": 3.0, "d": -1.0}
-    found = squad_metrics(QUESTIONS, SAID, doubts)
+    scores = squad_metrics(QUESTIONS, SAID, doubts)
     # above 0: a, b, c are taken away, of which only c is right
-    assert found["exact"] == found["f1"] == 25.0
-    assert found["HasAns_exact"] == 0.0 and found["NoAns_f1"] == 50.0
+    assert scores["exact"] == scores["f1"] == 25.0
+    assert scores["HasAns_exact"] == 0.0 and scores["NoAns_f1"] == 50.0
     # all taken away: c and d are right; above 2: a and c are; of equally good ones the lowest
-    assert (found["best_exact"], found["best_exact_thresh"]) == (50.0, -2.0)
-    assert set(found) == {
+    assert (scores["best_exact"], scores["best_exact_thresh"]) == (50.0, -2.0)
+    assert set(scores) == {
         *("exact", "best_exact", "best_exact_thresh", "NoAns_exact", "HasAns_exact"),
         *("f1", "best_f1", "best_f1_thresh", "NoAns_f1", "HasAns_f1"),
     }
@@ -93,26 +93,26 @@ def test_a_best_threshold_gives_the_best_score_of_all() -> None:
     for trial in range(40):
         questions = [asked(str(i), *([str(draw.choice(words[:5]))] if draw.random() < 0.5 else [])) for i in range(12)]
         questions[0] = asked("0")
-        said = {question.id: str(draw.choice(words)) for question in questions}
+        texts = {question.id: str(draw.choice(words)) for question in questions}
         # few values, so that many are equal
         doubt = {question.id: float(draw.integers(-3, 4)) for question in questions}
-        found = squad_metrics(questions, said, doubt)
+        scores = squad_metrics(questions, texts, doubt)
 
         def at(
-            threshold: float, name: str, asked: list[Question] = questions, said: dict = said, doubt: dict = doubt
+            threshold: float, name: str, asked: list[Question] = questions, texts: dict = texts, doubt: dict = doubt
         ) -> float:
             shifted = {id: value - threshold for id, value in doubt.items()}
-            return squad_metrics(asked, said, shifted)[name]
+            return squad_metrics(asked, texts, shifted)[name]
 
         for name in ("exact", "f1"):
             best = max(at(threshold, name) for threshold in range(-5, 5))
-            assert found[f"best_{name}"] == pytest.approx(best), trial
-            assert at(found[f"best_{name}_thresh"], name) == pytest.approx(best), trial
+            assert scores[f"best_{name}"] == pytest.approx(best), trial
+            assert at(scores[f"best_{name}_thresh"], name) == pytest.approx(best), trial
 
 
 def test_where_all_have_answers_none_is_taken_away() -> None:
-    found = squad_metrics(QUESTIONS[:2], SAID, {"a": 9.0, "b": 9.0})
-    assert found == {f"{kind}{name}": 50.0 for kind in ("", "best_", "HasAns_") for name in ("exact", "f1")}
+    scores = squad_metrics(QUESTIONS[:2], SAID, {"a": 9.0, "b": 9.0})
+    assert scores == {f"{kind}{name}": 50.0 for kind in ("", "best_", "HasAns_") for name in ("exact", "f1")}
     none = squad_metrics(QUESTIONS[2:], SAID, {"c": -1.0, "d": 1.0})
     assert none["exact"] == 50.0 and none["best_f1"] == 100.0 and "HasAns_f1" not in none
     assert math.isfinite(none["best_f1_thresh"])
@@ -120,8 +120,8 @@ def test_where_all_have_answers_none_is_taken_away() -> None:
 
 def test_rouge() -> None:
     # 3 of 4 and 3 words in common: F 6 / 7; of word pairs 1 of 3 and 2: 2 / 5; the longest row in order is 2: 4 / 7
-    found = rouge(["big red dog"], ["dog with big red"])
-    assert found == pytest.approx({"rouge1": 600 / 7, "rouge2": 200 / 5, "rougeL": 400 / 7, "rougeLsum": 400 / 7})
+    scores = rouge(["big red dog"], ["dog with big red"])
+    assert scores == pytest.approx({"rouge1": 600 / 7, "rouge2": 200 / 5, "rougeL": 400 / 7, "rougeLsum": 400 / 7})
     assert rouge(["the cats", "tree"], ["the cat", "house"])["rouge1"] == pytest.approx(50.0)
     # sentences in another order: one row finds one sentence, by sentences both are found
     turned = rouge(["Dogs bark loudly. Cats sleep all day."], ["Cats sleep all day.\nDogs bark loudly."])

@@ -86,7 +86,7 @@ def test_a_mark_and_blank_lines_are_no_part_of_a_question(first: str, end: str, 
 
 
 @pytest.mark.parametrize(
-    ("content", "found"),
+    ("content", "problem"),
     [
         ("q,a,b,c,d,A\nq,a,b,c,A\n", "line 2 has 5 columns. Give 6"),
         ("question,A,B,C,D,answer\n", "line 1: the last column is 'answer'"),
@@ -94,10 +94,10 @@ def test_a_mark_and_blank_lines_are_no_part_of_a_question(first: str, end: str, 
         ('"q,a', "cannot be read as CSV"),
     ],
 )
-def test_a_broken_file_is_named_with_its_line(content: str, found: str, tmp_path: Path) -> None:
+def test_a_broken_file_is_named_with_its_line(content: str, problem: str, tmp_path: Path) -> None:
     path = tmp_path / "anatomy_test.csv"
     path.write_text(content, encoding="utf8")
-    with pytest.raises(UserError, match=found) as raised:
+    with pytest.raises(UserError, match=problem) as raised:
         data.read_csv(path, "anatomy")
     assert str(path) in str(raised.value) and "\n" not in str(raised.value)
 
@@ -116,7 +116,7 @@ def test_a_model_that_always_says_one_letter_scores_its_share(letter: str) -> No
     asked = small_set(count=11)
     result = mmlu.evaluate(planted(letter), tokenizer(), asked)
     index = data.LETTERS.index(letter)
-    assert all(choice == index for found in result.choices.values() for choice in found)
+    assert all(choice == index for choices in result.choices.values() for choice in choices)
     right = sum(q.answer == index for q in asked.test["anatomy"])
     figures = result.figures()
     p = right / 11
@@ -139,26 +139,26 @@ def test_accuracy_follows_the_answers() -> None:
 
 @pytest.mark.parametrize("kind", ["mha", "gqa"])
 def test_batches_and_the_reused_prefix_change_no_choice(kind: str) -> None:
-    made, asked = model(kind=kind), small_set()
-    found = [mmlu.evaluate(made, tokenizer(), asked, mmlu.Settings(reuse_prefix=r, batch_size=b)).choices
+    llama, asked = model(kind=kind), small_set()
+    choices = [mmlu.evaluate(llama, tokenizer(), asked, mmlu.Settings(reuse_prefix=r, batch_size=b)).choices
              for r, b in ((True, 3), (False, 8))]  # fmt: skip
-    assert found[0] == found[1]
-    assert len({choice for rows in found[0].values() for choice in rows}) > 1
+    assert choices[0] == choices[1]
+    assert len({choice for rows in choices[0].values() for choice in rows}) > 1
 
 
 def test_a_prefix_is_run_once_for_all_questions() -> None:
-    made, asked, run = model(), small_set(), []
-    made.register_forward_pre_hook(lambda _, args, kwargs: run.append(kwargs["input_ids"].numel()), with_kwargs=True)
+    llama, asked, run = model(), small_set(), []
+    llama.register_forward_pre_hook(lambda _, args, kwargs: run.append(kwargs["input_ids"].numel()), with_kwargs=True)
     tokens = {}
     for reuse in (True, False):
         run.clear()
-        mmlu.evaluate(made, tokenizer(), asked, mmlu.Settings(reuse_prefix=reuse))
+        mmlu.evaluate(llama, tokenizer(), asked, mmlu.Settings(reuse_prefix=reuse))
         tokens[reuse] = sum(run)
     assert tokens[True] < tokens[False] / 3
 
 
 def test_shots_are_dropped_from_the_front_when_the_context_is_full() -> None:
-    made, encoder, asked = model(), Encoder(tokenizer()), small_set()
+    llama, encoder, asked = model(), Encoder(tokenizer()), small_set()
     shots, rows = asked.dev["anatomy"], asked.test["anatomy"]
     lengths = [len(row) for row in encoder([mmlu.prompt(q, shots) for q in rows])]
     room = sorted(lengths)[len(lengths) // 2]
@@ -167,16 +167,16 @@ def test_shots_are_dropped_from_the_front_when_the_context_is_full() -> None:
     for question, length in zip(rows, lengths, strict=True):
         kept = next(shots[d:] for d in range(6) if len(encoder([mmlu.prompt(question, shots[d:])])[0]) <= room)
         assert (kept == shots) == (length <= room)
-        expected.append(int(whole_scores(made, encoder, [mmlu.prompt(question, kept)]).argmax()))
-    found = mmlu.evaluate(made, tokenizer(), Mmlu({"anatomy": shots}, {"anatomy": rows}), settings)
-    assert found.choices["anatomy"] == expected
+        expected.append(int(whole_scores(llama, encoder, [mmlu.prompt(question, kept)]).argmax()))
+    result = mmlu.evaluate(llama, tokenizer(), Mmlu({"anatomy": shots}, {"anatomy": rows}), settings)
+    assert result.choices["anatomy"] == expected
     with pytest.raises(UserError, match="a context of 20 tokens is too small: a question of anatomy, line 1 of its"):
-        mmlu.evaluate(made, tokenizer(), asked, mmlu.Settings(max_length=20))
+        mmlu.evaluate(llama, tokenizer(), asked, mmlu.Settings(max_length=20))
 
 
 def test_an_interrupted_evaluation_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, asked, path = model(), small_set(), tmp_path / "progress"
-    whole = mmlu.evaluate(made, tokenizer(), asked)
+    llama, asked, path = model(), small_set(), tmp_path / "progress"
+    whole = mmlu.evaluate(llama, tokenizer(), asked)
     original, seen = mmlu.answer_subject, []
 
     def stop_at_the_last(runner: Any, encoder: Any, rows: list[Question], *more: Any) -> list[int]:
@@ -187,9 +187,9 @@ def test_an_interrupted_evaluation_goes_on(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(mmlu, "answer_subject", stop_at_the_last)
     with pytest.raises(KeyboardInterrupt):
-        mmlu.evaluate(made, tokenizer(), asked, resume_file=ResumeFile(path, {"model": "m", "num_shots": 5}))
+        mmlu.evaluate(llama, tokenizer(), asked, resume_file=ResumeFile(path, {"model": "m", "num_shots": 5}))
     seen.append("resumed")
-    again = mmlu.evaluate(made, tokenizer(), asked, resume_file=ResumeFile(path, {"model": "m", "num_shots": 5}))
+    again = mmlu.evaluate(llama, tokenizer(), asked, resume_file=ResumeFile(path, {"model": "m", "num_shots": 5}))
     assert seen[-2:] == ["resumed", SUBJECTS[-1]]
     assert again == whole
 
@@ -203,11 +203,11 @@ def test_ranks_and_shards_agree_with_one_process(place: Path) -> None:
         expected = alone
         if dropping:
             expected = mmlu.evaluate(model(), tokenizer(), asked, mmlu.Settings(max_length=dropping)).choices
-        found = multiprocess.run(
+        choices = multiprocess.run(
             2, "eval_jobs.mmlu_choices", {"folder": str(place), "limit": 7, "max_length": dropping}
         )
-        assert found["plain"] == found["sharded"] == expected
+        assert choices["plain"] == choices["sharded"] == expected
         scores, greedy = continuation_scores(model(), continuations(), 2, torch.device("cpu"))
         for name in ("plain_scores", "sharded_scores"):
-            assert found[name][0] == pytest.approx(scores.tolist(), abs=1e-4) and found[name][1] == greedy.tolist()
-        assert found["held"] < 0.6 * found["total"]
+            assert choices[name][0] == pytest.approx(scores.tolist(), abs=1e-4) and choices[name][1] == greedy.tolist()
+        assert choices["held"] < 0.6 * choices["total"]

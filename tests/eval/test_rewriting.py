@@ -30,9 +30,9 @@ def test_limits_are_the_room_that_prompts_leave() -> None:
 def test_empty_answers_are_dropped_and_others_counted() -> None:
     plan = plan_of(EXAMPLES, WORDS, LONGEST, GenerationOptions(3))
     answers = [Answer("a", 2, True), Answer(" \n", 1, True), Answer("b", 3, False), Answer("c", 2, True)]
-    made, figures = merged(plan, answers, 1.5)
-    assert [example.output for example in made] == ["a", "b", "c", "sees"]
-    assert [example.unfinished for example in made] == [False, True, False, False]
+    rewritten, figures = merged(plan, answers, 1.5)
+    assert [example.output for example in rewritten] == ["a", "b", "c", "sees"]
+    assert [example.unfinished for example in rewritten] == [False, True, False, False]
     assert figures == RewritingFigures(rewritten=3, unfinished=1, kept=1, dropped=1, tokens=8, seconds=1.5)
     assert figures.mean_tokens == 2.0 and figures + RewritingFigures() == figures
     assert "3 answers rewritten (1 of them cut at the limit), 1 examples kept" in figures.describe()

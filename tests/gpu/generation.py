@@ -106,13 +106,13 @@ def measure(models: dict[str, PreTrainedModel], batch: int) -> dict[str, dict[st
             times = {"eager": sum(run_once(model, ids[name], NEW)), "captured": captured[name].run()[0]}
             for way, value in times.items() if turn else ():  # the first turn warms up
                 seconds[name][way].append(value)
-    found = {}
+    rates = {}
     for name, model in models.items():
         speeds = {way: batch * NEW / statistics.median(values) for way, values in seconds[name].items()}
         tokens = captured[name].run()[1]
         others = {"generate": eager_tokens(model, ids[name], NEW), "uncaptured": captured[name].run(captured=False)[1]}
-        found[name] = speeds | {f"as {way}": (tokens == other).float().mean().item() for way, other in others.items()}
-    return found
+        rates[name] = speeds | {f"as {way}": (tokens == other).float().mean().item() for way, other in others.items()}
+    return rates
 
 
 def describe(speeds: dict[str, float], dense: dict[str, float]) -> str:

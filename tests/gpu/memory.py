@@ -53,14 +53,14 @@ def grown(census: list[dict[str, int]]) -> dict[str, int]:
     return {key: least[key] - most[key] for key in most if least[key] > most[key]}
 
 
-def check_rebuilds(work: Path, found: dict[str, Any]) -> int:
+def check_rebuilds(work: Path, results: dict[str, Any]) -> int:
     """Rebuild in every mode of DeepSpeed. Returns how many failed."""
     failed = 0
     for zero in ZEROS:
         try:
-            found[zero] = rebuilds(work, zero)
-            leaks = grown(found[zero]["census"])
-            last = {key: f"{value / 1e6:.1f}" for key, value in found[zero]["census"][-1].items()}
+            results[zero] = rebuilds(work, zero)
+            leaks = grown(results[zero]["census"])
+            last = {key: f"{value / 1e6:.1f}" for key, value in results[zero]["census"][-1].items()}
             text = ", ".join(f"{key} {value} MB" for key, value in last.items())
             problem = "".join(f"; {key} has grown by {count:,} bytes" for key, count in leaks.items())
             failed += bool(leaks)
@@ -72,15 +72,15 @@ def check_rebuilds(work: Path, found: dict[str, Any]) -> int:
     return failed
 
 
-def check_importance(found: dict[str, Any]) -> int:
+def check_importance(results: dict[str, Any]) -> int:
     """Every mode of DeepSpeed must see the same gradients. Returns how many do not.
 
     Kernels round bf16 differently where weights lie elsewhere in memory. An adapter of little importance is all
     rounding, so differences are relative to the mean.
     """
     failed = 0
-    expected = found["zero2"]["importance"]
-    for zero, figures in found.items():
+    expected = results["zero2"]["importance"]
+    for zero, figures in results.items():
         pairs = zip(figures["importance"], expected, strict=True)
         off = max(abs(a - b) for a, b in pairs) / (sum(expected) / len(expected))
         failed += off > LARGEST
@@ -107,10 +107,10 @@ def check_shortage(work: Path) -> int:
 def main() -> None:
     """Run all three. Status 1 if one fails."""
     work, figures = Path(sys.argv[1]), Path(sys.argv[2])
-    found: dict[str, Any] = {}
-    failed = check_rebuilds(work, found)
-    figures.write_text(json.dumps(found), encoding="utf8")
-    failed += check_importance(found) if "zero2" in found else 1
+    results: dict[str, Any] = {}
+    failed = check_rebuilds(work, results)
+    figures.write_text(json.dumps(results), encoding="utf8")
+    failed += check_importance(results) if "zero2" in results else 1
     failed += check_shortage(work) if torch.cuda.is_available() else 0
     sys.stdout.flush()
     sys.exit(min(failed, 1))

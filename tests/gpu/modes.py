@@ -93,17 +93,17 @@ def measure(mode: Mode, group: str, work: Path, reference: bool) -> dict[str, An
     assert None not in losses, f"losses are not finite: {losses}"
     pruning = summary["pruning"]
     assert pruning["kept"] <= pruning["target_kept"], f"kept {pruning['kept']}, target {pruning['target_kept']}"
-    found = {"before": summary["before"]["held_out_loss"], "after": summary["after"]["held_out_loss"]}
-    found |= {"losses": losses, "kept": pruning["kept"], "rebuild_seconds": pruning["rebuild_seconds"]}
-    return found | {"seconds": time.perf_counter() - start}
+    figures = {"before": summary["before"]["held_out_loss"], "after": summary["after"]["held_out_loss"]}
+    figures |= {"losses": losses, "kept": pruning["kept"], "rebuild_seconds": pruning["rebuild_seconds"]}
+    return figures | {"seconds": time.perf_counter() - start}
 
 
-def describe(found: dict[str, Any]) -> str:
+def describe(figures: dict[str, Any]) -> str:
     """The figures of a mode in one line."""
-    rebuilds = " ".join(f"{seconds:.2f}" for seconds in found["rebuild_seconds"]) or "none"
+    rebuilds = " ".join(f"{seconds:.2f}" for seconds in figures["rebuild_seconds"]) or "none"
     return (
-        f"loss {found['losses'][0]:.3f} to {found['losses'][-1]:.3f}, held out {found['before']:.3f} to "
-        f"{found['after']:.3f}, kept {found['kept']:.3f}, rebuilds {rebuilds} s, {found['seconds']:.1f} s"
+        f"loss {figures['losses'][0]:.3f} to {figures['losses'][-1]:.3f}, held out {figures['before']:.3f} to "
+        f"{figures['after']:.3f}, kept {figures['kept']:.3f}, rebuilds {rebuilds} s, {figures['seconds']:.1f} s"
     )
 
 
@@ -111,7 +111,7 @@ def main() -> None:
     """Run a group. Status 1 if a mode fails."""
     group, work, figures, reference = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), "--reference" in sys.argv
     only = [part for part in os.environ.get("ONLY", "").split(";") if part]
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     failed = 0
     figures.write_text("{}", encoding="utf8")
     for mode in GROUPS[group][: COMPARED if reference else None]:
@@ -119,15 +119,15 @@ def main() -> None:
         if only and not any(part in label for part in only):
             continue
         try:
-            found[label] = measure(mode, group, work, reference)
-            print(f"OK   {group}: {label}: {describe(found[label])}", flush=True)
+            results[label] = measure(mode, group, work, reference)
+            print(f"OK   {group}: {label}: {describe(results[label])}", flush=True)
         except Exception as error:
             # the next mode must run all the same
             traceback.print_exc()
             failed += 1
             print(f"FAIL {group}: {label}: {type(error).__name__}: {' '.join(str(error).split())[:300]}", flush=True)
         gc.collect()
-        figures.write_text(json.dumps(found, indent=1), encoding="utf8")
+        figures.write_text(json.dumps(results, indent=1), encoding="utf8")
     sys.exit(min(failed, 1))
 
 

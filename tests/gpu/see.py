@@ -15,13 +15,13 @@ MODULES = ("apt_ds.api", "apt_ds.training.run", "apt_ds.analysis.benchmark", "ap
 
 def versions() -> dict[str, str]:
     """The version of each package. `absent` where it is not installed."""
-    found = {}
+    installed = {}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "absent"
-    return found
+            installed[name] = "absent"
+    return installed
 
 
 def card() -> str:

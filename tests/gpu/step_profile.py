@@ -95,8 +95,8 @@ def main() -> None:
         print(profiler.render(phases))
         print(events.table(sort_by=key, row_limit=25, max_name_column_width=70))
         waits = waits_of(events, WATCHED)
-        for name, of in waits.items():
-            print(f"{name}: {of['calls']:.1f} a step, {of['milliseconds']:.2f} ms of the host a step")
+        for name, wait in waits.items():
+            print(f"{name}: {wait['calls']:.1f} a step, {wait['milliseconds']:.2f} ms of the host a step")
         figures = {"step_seconds": plain, "watched_seconds": watched, "busy_seconds": busy, "waits": waits}
         write_json(Path(sys.argv[3]), figures | {"phases": phases[profiler.DENSE]["seconds"]})
         trainer.pruner.remove_hooks()

@@ -89,14 +89,14 @@ def ratio(values: dict[str, float], variant: str) -> float | None:
 
 def reserved(figures: Figures) -> dict[str, float]:
     """Bytes that the allocator of the GPU reserved for each variant. In a dry run the resident memory."""
-    found = figures.get("reserved_bytes", {})
-    return figures.get("peak_memory_bytes", {}) if not found and os.environ.get("DRY") else found
+    reserved_bytes = figures.get("reserved_bytes", {})
+    return figures.get("peak_memory_bytes", {}) if not reserved_bytes and os.environ.get("DRY") else reserved_bytes
 
 
 def generated(figures: Figures, batch: str, way: str) -> float | None:
     """Speed of generation with 30 % removed, relative to dense."""
-    of = figures.get(batch)
-    return of["cut30"][way] / of["dense"][way] if of else None
+    speeds = figures.get(batch)
+    return speeds["cut30"][way] / speeds["dense"][way] if speeds else None
 
 
 def targets_of(folder: Path) -> list[Target]:
@@ -157,8 +157,8 @@ def generation_table(figures: Figures) -> str:
     for name in figures["batch 1"]:
         cells = []
         for batch, way in columns:
-            of = figures[batch]
-            cells.append(f"{of[name][way]:,.1f} ({of[name][way] / of['dense'][way]:.2f})")
+            speeds = figures[batch]
+            cells.append(f"{speeds[name][way]:,.1f} ({speeds[name][way] / speeds['dense'][way]:.2f})")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -218,8 +218,8 @@ def main() -> None:
     targets, page = targets_table(rows), benchmarks(folder, command)
     (folder / "targets.md").write_text(targets + "\n", encoding="utf8")
     (folder / "benchmarks.md").write_text(page, encoding="utf8")
-    found = {"card": card(), "stages": [stage._asdict() for stage in stages], "command": command}
-    write_json(folder / "summary.json", found | {"targets": [row._asdict() | {"verdict": row.verdict} for row in rows]})
+    facts = {"card": card(), "stages": [stage._asdict() for stage in stages], "command": command}
+    write_json(folder / "summary.json", facts | {"targets": [row._asdict() | {"verdict": row.verdict} for row in rows]})
     for stage in stages:
         print(f"== {stage.name}: {stage.state}, {stage.seconds} s of {stage.limit}")
         print("".join(f"{line}\n" for line in facts_of(folder, stage)), end="")

@@ -34,11 +34,11 @@ def test_a_dry_run_says_ok_at_every_stage(tmp_path: Path) -> None:
     done = call(tmp_path, timeout=3650)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert done.stdout.rstrip().endswith("all stages said OK")
-    found = json.loads((tmp_path / "summary.json").read_text(encoding="utf8"))
+    summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf8"))
     names = [name for stage in STAGES for name in PROCESSES.get(stage, (stage,))]
-    assert [(stage["name"], stage["state"]) for stage in found["stages"]] == [(name, "OK") for name in names]
-    assert [row["what"] for row in found["targets"]] == [row.what for row in targets_of(tmp_path)]
-    assert len(found["targets"]) == 10 and {row["verdict"] for row in found["targets"]} <= {"met", "MISSED"}
+    assert [(stage["name"], stage["state"]) for stage in summary["stages"]] == [(name, "OK") for name in names]
+    assert [row["what"] for row in summary["targets"]] == [row.what for row in targets_of(tmp_path)]
+    assert len(summary["targets"]) == 10 and {row["verdict"] for row in summary["targets"]} <= {"met", "MISSED"}
     for group, modes in GROUPS.items():
         assert done.stdout.count(f"OK   {group}: ") >= len(modes)
     page = (tmp_path / "benchmarks.md").read_text(encoding="utf8")

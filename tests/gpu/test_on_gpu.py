@@ -64,9 +64,9 @@ def test_every_stage_equals_plain_pytorch(mode: str, folder: Path) -> None:
     on_gpu, on_cpu = (multiprocess.run(1, "reference.reference_run", given, gpu=gpu) for gpu in (True, False))
     alike(on_gpu, on_cpu)
     wanted = {"folder": str(folder), "stages": STAGES, "modes": {mode: MODES[mode]}}
-    found = multiprocess.run(1, "runs", wanted, gpu=True)
-    assert len(found) == len(STAGES)
-    for run in found.values():
+    results = multiprocess.run(1, "runs", wanted, gpu=True)
+    assert len(results) == len(STAGES)
+    for run in results.values():
         alike(run, on_gpu)
 
 

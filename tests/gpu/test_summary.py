@@ -51,13 +51,13 @@ def test_the_table_of_a_benchmark_has_a_row_for_each_variant() -> None:
 def test_stages_that_ended_otherwise_are_named(tmp_path: Path) -> None:
     (tmp_path / "stages.tsv").write_text("compile\tOK\t3\t9\nmodel\tTIMEOUT\t9\t9\n", encoding="utf8")
     (tmp_path / "model.log").write_text("a\nOK   one\nb\n", encoding="utf8")
-    found = summary.stages_of(tmp_path, ["make", "zero3"])
-    assert [(stage.name, stage.state) for stage in found] == [
+    stages = summary.stages_of(tmp_path, ["make", "zero3"])
+    assert [(stage.name, stage.state) for stage in stages] == [
         ("compile", "OK"),
         ("model", "TIMEOUT"),
         ("zero3", "MISSING"),
     ]
-    assert summary.facts_of(tmp_path, found[1]) == ["OK   one", "     a", "     OK   one", "     b"]
+    assert summary.facts_of(tmp_path, stages[1]) == ["OK   one", "     a", "     OK   one", "     b"]
 
 
 @pytest.mark.parametrize(("losses_of_cpu", "failed"), [([2.0, 1.0], 0), ([2.0, 1.06], 1)])

@@ -88,7 +88,7 @@ def uniform_keep(config: PretrainedConfig, anatomy: Anatomy) -> np.ndarray:
     return next(keep for keep in plans if writable.holds(anatomy.with_sizes(kept_sizes(anatomy.sizes, keep))))
 
 
-def made(family: str, form: str, place: Path, cut: tuple[int, int] | None = None) -> Case:
+def make_case(family: str, form: str, place: Path, cut: tuple[int, int] | None = None) -> Case:
     """A cut model of a family, written in a form.
 
     Args:
@@ -113,4 +113,4 @@ def all_cases(
     place: Path, families: tuple[str, ...] = FAMILIES, forms: tuple[str, ...] = FORMS
 ) -> dict[tuple[str, str], Case]:
     """(form, family) to the written model."""
-    return {(form, family): made(family, form, place) for form in forms for family in families}
+    return {(form, family): make_case(family, form, place) for form in forms for family in families}

@@ -18,8 +18,8 @@ SECTION = "consumers"
 
 def entries_of(consumer: Consumer, cases: dict[tuple[str, str], Case]) -> dict[tuple[str, str, str], Entry]:
     """The entries of one consumer."""
-    found = consumer.check_all(list(cases.values()))
-    return {(consumer.name, *key): entry for key, entry in zip(cases, found, strict=True)}
+    entries = consumer.check_all(list(cases.values()))
+    return {(consumer.name, *key): entry for key, entry in zip(cases, entries, strict=True)}
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from apt_ds.analysis.consumers.consumers import CONSUMERS, Consumer, LlamaCpp
 from apt_ds.analysis.consumers.entry import Case
 from apt_ds.analysis.consumers.table import FORMS
 from apt_ds.models.consumers import vllm_problems
-from tests.serving.folders import FAMILIES, all_cases, made
+from tests.serving.folders import FAMILIES, all_cases, make_case
 from tests.support import tiny_experts
 
 pytestmark = pytest.mark.serving
@@ -81,14 +81,14 @@ def test_vllm_loads_what_the_rules_say(form: str, cases: Cases) -> None:
 
 def test_vllm_serves_a_split_qwen2(tmp_path: Path) -> None:
     """Two key/value heads of two query heads each divide between two processes. The Qwen2 is written as a LLaMA."""
-    consumer, case = available("vLLM"), made("qwen2", "uniform", tmp_path, (2, 0))
+    consumer, case = available("vLLM"), make_case("qwen2", "uniform", tmp_path, (2, 0))
     config = AutoConfig.from_pretrained(case.folder)
     assert config.architectures == ["LlamaForCausalLM"] and vllm_problems(config, 2) == []
     assert consumer.check_all([case], gpus=2)[0].equal
 
 
 def test_vllm_refuses_heads_that_do_not_divide(tmp_path: Path) -> None:
-    consumer, case = available("vLLM"), made("qwen3", "uniform", tmp_path, (1, 0))
+    consumer, case = available("vLLM"), make_case("qwen3", "uniform", tmp_path, (1, 0))
     assert len(vllm_problems(AutoConfig.from_pretrained(case.folder), 2)) == 1
     (entry,) = consumer.check_all([case], gpus=2)
     assert entry.status == "fails" and "NUMA" not in entry.reason

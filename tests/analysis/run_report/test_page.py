@@ -167,17 +167,17 @@ def test_consumers_that_the_kept_sizes_exclude(seen: dict[str, Any], summary: di
 
 def with_excluded(lines: list[str]) -> dict[str, Any]:
     """A summary with the consumers that the kept sizes exclude."""
-    found = report_content.summary()
-    found["pruning"]["excluded"] = lines
-    return found
+    summary = report_content.summary()
+    summary["pruning"]["excluded"] = lines
+    return summary
 
 
 def test_an_unfinished_run_in_the_dark_and_on_paper(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "out", ignore=shutil.ignore_patterns("model", "summary.json", "*.html"))
-    found = probe(write(tmp_path / "out"), THEMES, "--blink-settings=preferredColorScheme=0")
-    assert "The last logged step is 8 of 8" in found["status"] and "newest checkpoint is of step 8" in found["status"]
-    assert found["screen"] == ["rgb(20, 24, 29)", "#e6eaef"] == found["after"]
-    assert found["paper"][1] == "#1c2128" and found["open"]
+    page = probe(write(tmp_path / "out"), THEMES, "--blink-settings=preferredColorScheme=0")
+    assert "The last logged step is 8 of 8" in page["status"] and "newest checkpoint is of step 8" in page["status"]
+    assert page["screen"] == ["rgb(20, 24, 29)", "#e6eaef"] == page["after"]
+    assert page["paper"][1] == "#1c2128" and page["open"]
 
 
 class References(HTMLParser):

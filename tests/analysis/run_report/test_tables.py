@@ -46,12 +46,12 @@ def test_an_unfinished_run_shows_how_far_it_came() -> None:
 
 
 def test_tiles_say_how_the_model_changed() -> None:
-    found = {tile.label: (tile.text, tile.detail) for tile in tables.tiles(finished())}
-    assert found["of the parameters"] == ("60.0 %", "1,000 → 600")
-    assert found["the speed of decoding"] == ("1.67x", "10.0 → 16.7 tokens per second")
-    assert found["held-out loss"] == ("+0.500", "2.000 → 2.500")
-    assert found["of the training memory"] == ("25.0 %", "4 → 1 MB")
-    assert "the speed of prefill" not in found and tables.tiles(interrupted()) == []
+    tiles = {tile.label: (tile.text, tile.detail) for tile in tables.tiles(finished())}
+    assert tiles["of the parameters"] == ("60.0 %", "1,000 → 600")
+    assert tiles["the speed of decoding"] == ("1.67x", "10.0 → 16.7 tokens per second")
+    assert tiles["held-out loss"] == ("+0.500", "2.000 → 2.500")
+    assert tiles["of the training memory"] == ("25.0 %", "4 → 1 MB")
+    assert "the speed of prefill" not in tiles and tables.tiles(interrupted()) == []
 
 
 def test_times_of_the_run_and_of_a_step() -> None:
