@@ -43,11 +43,11 @@ def test_a_cut_shrinks_what_it_should() -> None:
     assert cut.adapters == whole.adapters * 3 // 4  # rows go, columns stay
 
 
-def test_flops_by_hand() -> None:
+def test_flops_equal_those_counted_by_hand() -> None:
     assert cluster_model.training_flops(SHAPE, LOAD) == 20 * (4000 + 60) + 10 * 400 + 20 * 6 * 8 * 6
 
 
-def test_bytes_by_hand() -> None:
+def test_bytes_equal_those_counted_by_hand() -> None:
     three = cluster_model.wire_bytes(SHAPE, LOAD, 2, 3)
     assert three == {"gather": 0.5 * 2 * (2 * 2 * 1210 - 2 * 100), "reduce": 0.5 * 2 * 20, "salience": 4.0 * 16}
     two = cluster_model.wire_bytes(SHAPE, LOAD, 2, 2)

@@ -44,7 +44,7 @@ def test_a_search_needs_little_memory(shape: str, structure: str, kinds: str, al
         tracemalloc.stop()
 
 
-def test_the_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_has_a_row_for_each_rule(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["decision_cost", "smollm2-360m"])
     decision_cost.main()
     lines = capsys.readouterr().out.splitlines()

@@ -17,7 +17,7 @@ from tests.support import multiprocess, tiny
 from tests.support.paths import ROOT
 
 
-def test_what_few_bits_cannot_do_is_named_without_a_device(
+def test_what_quantized_weights_do_not_support_is_named_without_a_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     tiny.save_data(tmp_path / "data.json")

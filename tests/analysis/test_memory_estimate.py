@@ -10,7 +10,7 @@ MODEL = Footprint((Weight("w", 10_000_000, False), Weight("a", 1_000_000, True))
 BF16 = Layout(4, 2, 4)
 
 
-def test_weights_and_moments_by_stage() -> None:
+def test_each_stage_shards_what_it_should() -> None:
     parts = {stage: estimate(MODEL, {"zero_optimization": {"stage": stage}}, BF16).parts for stage in (0, 2, 3)}
     assert parts[0]["optimizer"] == Bytes(8_000_000), "moments of all; there is no master"
     assert parts[2]["optimizer"] == Bytes(12 * 250_000) == parts[3]["optimizer"]
@@ -71,7 +71,7 @@ def test_gradients_of_a_layer_that_is_gathered_at_once_wait_for_all_of_it() -> N
     assert more.device - less.device == 2 * 3_000_000 and more.host == less.host == 0
 
 
-def test_a_base_of_few_bits() -> None:
+def test_a_quantized_base_counts_with_its_codes_and_scales() -> None:
     thin = Weight("w", 10_000_000 // 4, False, full=10_000_000, scales=160_000)
     model = Footprint((thin, MODEL.weights[1]), 5_000, 3_000, 2_500_000)
     estimates = {
@@ -88,7 +88,7 @@ def test_a_base_of_few_bits() -> None:
     assert parts["optimizer"] == Bytes(4 * 250_000 + round((2 + 1 / 32) * 250_000))
 
 
-def test_phases() -> None:
+def test_a_phase_counts_all_that_exists_in_it() -> None:
     memory = estimate(MODEL, {"zero_optimization": {"stage": 2}}, BF16._replace(kept=0.5))
     assert memory.phases["step"] == Bytes(sum(part.device for part in memory.parts.values()), CODE)
     assert memory.phases["loading"] == Bytes(22_000_000, 44_000_000 + 22_000_000), "files in fp32, and a copy in bf16"

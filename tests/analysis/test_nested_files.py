@@ -59,6 +59,6 @@ def test_a_run_whose_options_cannot_be_read_states_none(tmp_path: Path) -> None:
     assert content.read(tmp_path).unreadable == 1
 
 
-def test_a_folder_of_a_report_that_cannot_exist() -> None:
+def test_a_folder_of_a_report_that_cannot_exist_is_refused() -> None:
     with pytest.raises(UserError, match="is not the output folder of a run"):
         content.read(300 * "x")

@@ -30,7 +30,7 @@ def test_every_piece_is_rounded_up_to_a_power_of_two() -> None:
     assert rounding([]) == rounding([0]) == 0
 
 
-def test_what_stage_2_pins() -> None:
+def test_stage_2_rounds_each_part_of_the_optimizer() -> None:
     # half of a million trained elements: master and gradients of 2,000,000 bytes, a copy of 1,000,000
     expected = 2 * (2 * MIB - 2_000_000) + (MIB - 1_000_000)
     assert optimizer_rounding(sharding(2, offload_optimizer=CPU)) == expected
@@ -38,7 +38,7 @@ def test_what_stage_2_pins() -> None:
     assert parameter_rounding(sharding(2, offload_optimizer=CPU, offload_param=CPU)) == 0
 
 
-def test_what_stage_3_pins() -> None:
+def test_stage_3_rounds_each_weight_and_group() -> None:
     both = sharding(3, offload_optimizer=CPU, offload_param=CPU)
     # shares of both frozen weights, one by one, and of the trained ones; gradients in bf16 and fp32
     assert parameter_rounding(both) == (4 * MIB - 3_000_000) + 0 + (MIB - 1_000_000)
@@ -47,7 +47,7 @@ def test_what_stage_3_pins() -> None:
     assert optimizer_rounding(pieces) == (MIB - 1_000_000) + (2 * MIB - 1_200_000) + (MIB - 800_000)
 
 
-def test_what_pins_nothing() -> None:
+def test_without_pinned_offload_nothing_is_rounded() -> None:
     unpinned = {"device": "cpu", "pin_memory": False}
     for case in (
         sharding(3),

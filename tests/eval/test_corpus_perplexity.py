@@ -49,7 +49,7 @@ def test_a_corpus_may_be_a_data_set(llamas: Path, tmp_path: Path) -> None:
         corpus_perplexity.Corpus(str(tmp_path / "set")).text()
 
 
-def test_a_corpus_that_is_too_short_or_a_context_too_small(llamas: Path) -> None:
+def test_a_corpus_that_is_too_short_or_a_context_too_small_is_refused(llamas: Path) -> None:
     loaded = loading.load(str(llamas / "dense"))
     with pytest.raises(UserError, match="--block_length 256 is longer than the model's context of 128"):
         corpus_perplexity.evaluate(loaded, TEXT, 256, False, 1)

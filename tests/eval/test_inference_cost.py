@@ -51,7 +51,7 @@ def test_models_of_every_task_load_without_running_their_code(place: Place) -> N
 @pytest.mark.parametrize(
     ("name", "protocol"), [("bert-classes", ENCODER), ("roberta-answers", ENCODER), ("t5-gated", ENCODER_DECODER)]
 )
-def test_costs_of_encoders_and_writers(name: str, protocol: TimingProtocol, place: Place) -> None:
+def test_costs_of_encoders_and_t5_come_from_their_weights(name: str, protocol: TimingProtocol, place: Place) -> None:
     folder, _ = place
     sources = {"model": str(folder / f"{name}-adaptive"), "baseline": str(folder / f"{name}-neurons")}
     assert inference_cost.protocol_of(sources) is protocol
@@ -67,7 +67,7 @@ def test_costs_of_encoders_and_writers(name: str, protocol: TimingProtocol, plac
     assert "batches of 4 prompts of 9 tokens" in shown and ("3 new ones" in shown) == (protocol is ENCODER_DECODER)
 
 
-def test_what_cannot_be_measured(place: Place) -> None:
+def test_what_cannot_be_measured_is_refused(place: Place) -> None:
     folder, _ = place
     sources = {"model": str(folder / "bert-classes-neurons"), "baseline": str(folder / "dense")}
     with pytest.raises(UserError, match=r"different kinds cannot be compared: .* is for classification, .* language"):

@@ -15,7 +15,7 @@ from apt_ds.eval import metrics
 from apt_ds.eval.metrics import glue_metrics, rouge, squad_metrics
 
 
-def test_accuracy_and_f1() -> None:
+def test_accuracy_and_f1_equal_those_counted_by_hand() -> None:
     # of class 1: two right, one missed, one too many
     predicted, true = [1, 1, 1, 0, 0, 0], [1, 1, 0, 1, 0, 0]
     assert glue_metrics("sst2", predicted, true) == pytest.approx({"accuracy": 400 / 6})
@@ -24,14 +24,14 @@ def test_accuracy_and_f1() -> None:
     assert glue_metrics("qqp", [0, 0], [0, 0]) == {"accuracy": 100.0, "f1": 0.0}
 
 
-def test_matthews() -> None:
+def test_matthews_correlation_equals_that_counted_by_hand() -> None:
     # tp 3, fn 1, fp 1, tn 2: (3 * 2 - 1 * 1) / sqrt(4 * 4 * 3 * 3)
     predicted, true = [1, 1, 1, 0, 1, 0, 0], [1, 1, 1, 1, 0, 0, 0]
     assert glue_metrics("cola", predicted, true) == pytest.approx({"matthews": 500 / 12, "accuracy": 500 / 7})
     assert glue_metrics("cola", [1, 1, 1], [1, 0, 1])["matthews"] == 0.0
 
 
-def test_correlations() -> None:
+def test_correlations_equal_those_counted_by_hand() -> None:
     # deviations (-1.5, -0.5, 0.5, 1.5) and (-1.5, 0.5, -0.5, 1.5): 4 / 5 for values and for ranks
     assert glue_metrics("stsb", [1, 2, 3, 4], [1, 3, 2, 4]) == pytest.approx({"pearson": 80.0, "spearman": 80.0})
     curved = glue_metrics("stsb", [0.1, 1.0, 2.0, 3.0], [0, 1, 2, 5])
@@ -118,7 +118,7 @@ def test_where_all_have_answers_none_is_taken_away() -> None:
     assert math.isfinite(none["best_f1_thresh"])
 
 
-def test_rouge() -> None:
+def test_rouge_equals_that_counted_by_hand() -> None:
     # 3 of 4 and 3 words in common: F 6 / 7; of word pairs 1 of 3 and 2: 2 / 5; the longest row in order is 2: 4 / 7
     scores = rouge(["big red dog"], ["dog with big red"])
     assert scores == pytest.approx({"rouge1": 600 / 7, "rouge2": 200 / 5, "rougeL": 400 / 7, "rougeLsum": 400 / 7})

@@ -58,7 +58,7 @@ def test_mistakes_are_one_line(alone: None, place: Place, tmp_path: Path, flags:
     assert not (tmp_path / "a.jsonl").exists()
 
 
-def test_a_name_of_the_output_that_is_too_long(place: Place) -> None:
+def test_a_name_of_the_output_that_is_too_long_is_refused(place: Place) -> None:
     with pytest.raises(UserError, match=r"^--output 'xx.* is not a file or folder.*: give a shorter name$"):
         rewrite.rewrite(rewrite.parser().read(words(place, Path(f"{300 * 'x'}.jsonl"))))
 

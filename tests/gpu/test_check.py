@@ -47,7 +47,7 @@ def test_a_dry_run_says_ok_at_every_stage(tmp_path: Path) -> None:
     assert len(rows) == 5 + 3 + 1 + 2
 
 
-def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
+def test_stages_that_exceed_the_budget_are_skipped_and_named(tmp_path: Path) -> None:
     done = call(tmp_path, timeout=120, BUDGET="10", STAGES="see generate")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "== see: SKIPPED" in done.stdout and "== generate: SKIPPED" in done.stdout

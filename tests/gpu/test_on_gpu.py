@@ -48,7 +48,7 @@ def alike(run: dict[str, list[float]], expected: dict[str, list[float]]) -> None
         assert np.allclose(run["scores"], expected["scores"], rtol=SCORES)
 
 
-def test_kernels() -> None:
+def test_kernels_agree_on_the_gpu() -> None:
     """Their tests in a process that sees the GPUs. Without one they are skipped there."""
     files = [str(ROOT / "tests" / f"{name}.py") for name in KERNELS]
     call = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-n", "0", "-p", "no:cacheprovider", *files]

@@ -15,7 +15,7 @@ def test_parts_of_a_step_differ_by_pattern() -> None:
     assert [trace["marker"]["pattern"]["shape"] for trace in figure.data] == ["", "/"]
 
 
-def test_time_and_memory_of_a_finished_run() -> None:
+def test_a_finished_run_shows_its_times_and_memory() -> None:
     content = finished()
     assert costs.run_times(content)[0].data[0]["x"] == [2.0, 0.5, 0.5, 1.0]
     assert costs.step_times(content)[0].data[0]["y"] == [0.5] * 4

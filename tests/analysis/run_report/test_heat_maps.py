@@ -8,7 +8,7 @@ from apt_ds.analysis.run_report.heat_maps import by_layer_and_target, heat_maps
 from tests.support.report_content import finished, interrupted
 
 
-def test_kept_blocks_by_layer_and_time() -> None:
+def test_kept_blocks_are_shown_by_layer_and_time() -> None:
     heads, neurons, ranks = heat_maps(finished())
     assert [figure.name for figure in (heads, neurons)] == ["Kept heads by layer", "Kept neurons by layer"]
     (cells,) = neurons.data

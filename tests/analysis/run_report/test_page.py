@@ -146,7 +146,7 @@ def test_sections_come_in_the_order_in_which_people_ask(seen: dict[str, Any]) ->
     assert not seen["wide"] and seen["ink"] == "rgb(28, 33, 40)" and seen["font"] == "#1c2128"
 
 
-def test_consumers_that_the_kept_sizes_exclude(seen: dict[str, Any], summary: dict[str, Any]) -> None:
+def test_the_page_names_consumers_that_the_kept_sizes_exclude(seen: dict[str, Any], summary: dict[str, Any]) -> None:
     assert seen["excluded"] == summary["pruning"]["excluded"]
     assert any("sizes by layer are not supported" in line for line in seen["excluded"])
     notes = []
@@ -172,7 +172,7 @@ def with_excluded(lines: list[str]) -> dict[str, Any]:
     return summary
 
 
-def test_an_unfinished_run_in_the_dark_and_on_paper(folder: Path, tmp_path: Path) -> None:
+def test_an_unfinished_run_is_readable_in_the_dark_and_on_paper(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "out", ignore=shutil.ignore_patterns("model", "summary.json", "*.html"))
     page = probe(write(tmp_path / "out"), THEMES, "--blink-settings=preferredColorScheme=0")
     assert "The last logged step is 8 of 8" in page["status"] and "newest checkpoint is of step 8" in page["status"]

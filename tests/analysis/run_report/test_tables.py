@@ -54,7 +54,7 @@ def test_tiles_say_how_the_model_changed() -> None:
     assert "the speed of prefill" not in tiles and tables.tiles(interrupted()) == []
 
 
-def test_times_of_the_run_and_of_a_step() -> None:
+def test_times_have_their_share_of_the_run_and_of_a_step() -> None:
     run = tables.run_times(finished())
     assert ["steps", "2.00", "50.0"] in texts(run) and ["evaluation", "1.00", "25.0"] in texts(run)
     assert ["steps", "2.00", "57.1"] in texts(tables.run_times(interrupted()))
@@ -64,7 +64,7 @@ def test_times_of_the_run_and_of_a_step() -> None:
     assert tables.step_times(interrupted()) is None
 
 
-def test_memory_and_layers() -> None:
+def test_memory_and_layers_have_rows_where_the_files_have_them() -> None:
     assert texts(tables.memory(finished())) == [["loading the model", "2"], ["steps at the final size", "1"]]
     assert tables.memory(interrupted()) is None
     layers = tables.layers(finished())
