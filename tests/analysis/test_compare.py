@@ -103,9 +103,7 @@ def test_names_that_no_folder_can_have_are_one_line(tmp_path: Path) -> None:
         (["--vary", ""], "--vary: give the name of an option and its values, nothing twice"),
     ],
 )
-def test_a_number_that_is_not_allowed_is_refused(
-    words: list[str], problem: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_value_that_is_not_allowed_is_named(words: list[str], problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["compare.py", *words])
     with pytest.raises(UserError) as caught:
         compare_command.main()
