@@ -32,8 +32,11 @@ _MANY = 1 << 20  # tokens that no probe has
 class GenerationOptions:
     """How answers are written.
 
-    max_new_tokens: of an answer, its end token included. temperature: 0 takes the most probable token, above 0
-    samples. seed: of sampling. per_device: prompts of a rank's batch.
+    Attributes:
+        max_new_tokens: Most tokens of an answer, its end token included.
+        temperature: 0 takes the most probable token. Values above 0 sample.
+        seed: The seed of sampling.
+        per_device: Prompts of a rank's batch.
     """
 
     max_new_tokens: int
@@ -43,7 +46,13 @@ class GenerationOptions:
 
 
 class Answer(NamedTuple):
-    """A text without special tokens, its tokens with the end token, and whether the model ended it by itself."""
+    """What a model wrote.
+
+    Attributes:
+        text: The answer without special tokens.
+        tokens: Its tokens, the end token included.
+        finished: Whether the model ended it by itself.
+    """
 
     text: str
     tokens: int

@@ -64,7 +64,13 @@ def _answer(loaded: LoadedModel, task: Task, batch_size: int) -> dict[str, Any]:
 
 
 def is_right(question: Question, values: list[float], task: Task) -> bool:
-    """Whether the most probable choice is the right one. values: log-likelihood of each choice."""
+    """Whether the most probable choice is the right one.
+
+    Args:
+        question: The question.
+        values: The log-likelihood of each choice, in nats.
+        task: The task, which says whether a choice's length in bytes divides its log-likelihood.
+    """
     lengths = [len(text.encode()) if task.by_length else 1 for text in question.choices]
     scores = [value / length for value, length in zip(values, lengths, strict=True)]
     return scores.index(max(scores)) == question.answer

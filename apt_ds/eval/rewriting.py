@@ -23,8 +23,13 @@ from apt_ds.eval.generated_answers import Answer, GenerationOptions, generate
 class RewritingFigures:
     """What rewriting did.
 
-    rewritten: examples with a new answer. unfinished: those of them that were cut at a limit. kept: examples that stay
-    as they were. dropped: examples whose new answer is empty. tokens: of all new answers. seconds: of generation.
+    Attributes:
+        rewritten: Examples with a new answer.
+        unfinished: Examples with a new answer that was cut at a limit.
+        kept: Examples that stay as they were.
+        dropped: Examples whose new answer is empty.
+        tokens: Tokens of all new answers.
+        seconds: Seconds of generation.
     """
 
     rewritten: int = 0

@@ -33,7 +33,14 @@ Figures = dict[str, Any]
 
 
 class Stage(NamedTuple):
-    """How a process of the check ended. state: OK, FAIL, TIMEOUT, SKIPPED, or MISSING if it never started."""
+    """How a process of the check ended.
+
+    Attributes:
+        name: Its name.
+        state: OK, FAIL, TIMEOUT, SKIPPED, or MISSING if it never started.
+        seconds: What it took.
+        limit: What it may take, in seconds.
+    """
 
     name: str
     state: str

@@ -38,7 +38,7 @@ def measure(argv: Sequence[str], rows: int) -> dict[str, dict[str, float]]:
     """Figures of three starts: with few rows, and twice with `rows` rows.
 
     Args:
-        argv: options of `train.py`; --data_path names the records to repeat.
+        argv: options of `train.py`. --data_path names the records to repeat.
         rows: rows of the data set.
 
     Raises:

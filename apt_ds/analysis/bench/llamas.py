@@ -8,7 +8,17 @@ from transformers import LlamaConfig
 
 
 class Sizes(NamedTuple):
-    """The sizes of a LLaMA. `vocabulary` is the number of token ids, `head_dim` the size of an attention head."""
+    """The sizes of a LLaMA.
+
+    Attributes:
+        hidden: The hidden size.
+        inner: The neurons of a feed-forward layer.
+        layers: The layers.
+        heads: The query heads of a layer.
+        groups: The key/value heads of a layer.
+        head_dim: The size of an attention head.
+        vocabulary: The number of token ids.
+    """
 
     hidden: int
     inner: int

@@ -22,9 +22,17 @@ Errors = dict[str, float]
 
 @torch.no_grad()
 def rounding(run: RunConfig, base: Base, sparsity: float, bits: int) -> Errors:
-    """Errors relative to the sliced original, mean and largest over the projections that are cut.
+    """Errors relative to the sliced original, over the projections that are cut.
 
-    cut: of what a run holds after its cut; sliced_first: of the sliced original, quantized once.
+    Args:
+        run: The options.
+        base: The model.
+        sparsity: The removed fraction of the prunable parameters.
+        bits: The bits of a quantized weight.
+
+    Returns:
+        The mean error of a run's weights after its cut (`cut`), and that of the sliced original, quantized once
+        (`sliced_first`). The same keys with `_max` have the largest error.
     """
     run = run.replace(base_bits=bits, gradient_checkpointing=False)
     errors = list(pairs(run, base, loading.load_model(base, run.replace(base_bits=16)), sparsity))

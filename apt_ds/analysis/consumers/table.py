@@ -12,7 +12,11 @@ Entries = Mapping[tuple[str, str, str], Entry]  # by (consumer, form, family)
 
 
 def cell(entries: Mapping[str, Entry]) -> str:
-    """How many families are equal, the largest error, and which are not. entries: by family."""
+    """How many families are equal, the largest error, and which families are not.
+
+    Args:
+        entries: The entry of each family.
+    """
     ran = {family: entry for family, entry in entries.items() if entry.status != "not run"}
     if not ran:
         return "not run"

@@ -183,7 +183,12 @@ def unfinished(content: Content) -> str:
 
 
 def render(content: Content, plotly: str) -> str:
-    """The page. plotly: the source of plotly.js."""
+    """The page as HTML.
+
+    Args:
+        content: What the files of the run hold.
+        plotly: The source of plotly.js.
+    """
     page_sections = sections(content)
     figures = [block for section in page_sections for block in section.blocks if isinstance(block, Figure)]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
