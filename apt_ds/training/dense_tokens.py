@@ -192,7 +192,7 @@ def _runner(model: nn.Module, config: zero.Config) -> Iterator[nn.Module]:
     if not zero.is_partitioned(model):
         yield model
         return
-    precision = {key: config[key] for key in ("bf16", "fp16") if key in config}
+    precision: zero.Config = {key: config[key] for key in ("bf16", "fp16") if key in config}
     engine = zero.build_for_inference(model, zero.inference_config(config["zero_optimization"], precision))
     try:
         yield engine

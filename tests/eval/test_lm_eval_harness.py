@@ -50,12 +50,12 @@ def test_choices_are_the_harness_s(real_data: Path, tmp_path: Path) -> None:
     from tests.support import lm_eval_reference
 
     questions = data.load(str(real_data / "mmlu"), SUBJECTS, limit=EACH)
-    judged = loading.load("builtin:smollm2")
-    model = HFLM(pretrained=judged.model, tokenizer=judged.tokenizer, batch_size=4)
+    loaded = loading.load("builtin:smollm2")
+    model = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=4)
     differing, correct, right = [], 0, 0
     for subject in SUBJECTS:
         asked = replace(questions, test={subject: questions.test[subject]})
-        ours = mmlu.evaluate(judged.runner, judged.tokenizer, asked)
+        ours = mmlu.evaluate(loaded.runner, loaded.tokenizer, asked)
         task = lm_eval_reference.mmlu_task(questions, subject, tmp_path)
         likelihoods = [pair[0] for pair in model.loglikelihood(task.instances, disable_tqdm=True)]
         for number, question in enumerate(questions.test[subject]):
