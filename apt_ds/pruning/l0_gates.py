@@ -19,9 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from apt_ds.config import schedules
 from apt_ds.config.schedules import ADAM
 from apt_ds.models.blocks import HIDDEN, Anatomy, block_slices, plural
 from apt_ds.pruning import hard_concrete
+from apt_ds.pruning.mask_values import MaskValues
 from apt_ds.pruning.scorer import Scorer
 
 DROPPED = 0.01  # share of a gate's noise that closes it at the start, by CoFi's formula for log alpha
@@ -46,8 +48,9 @@ class L0Gates(Scorer):
         kinds: tuple[str, ...],
         coarse: bool,
         seed: int,
+        rate: float = 0.0,
     ) -> None:
-        self.kinds, self.seed = kinds, seed
+        self.kinds, self.seed, self.rate = kinds, seed, rate
         self.updates, self.target = 0, 0.0
         self.original = anatomy.num_parameters(anatomy.sizes)
         may_go = [site for site in range(len(anatomy.sites)) if plural(anatomy.kind(site)) in kinds]
@@ -90,6 +93,15 @@ class L0Gates(Scorer):
         return own * torch.cat([values[blocks:], values.new_ones(1)])[self._owner]
 
     # What a step asks
+
+    def begin_step(self, step: int, target: float, phase: int) -> np.ndarray:
+        """The sampled gates of an update, by the schedules of the phase. See `Scorer.begin_step`."""
+        rate, betas = schedules.gate_rate(self.rate, phase), schedules.gate_betas(phase)
+        return self.draw(step, target, rate, schedules.multiplier_rate(phase), betas)
+
+    def take_mask_gradients(self, masks: MaskValues) -> None:
+        """The gradients of the masks are those of the gates."""
+        self.abs_sums = masks.gradients(self.device)
 
     def draw(
         self, step: int, target: float, rate: float, multiplier_rate: float, betas: tuple[float, float] = ADAM

@@ -22,7 +22,6 @@ from apt_ds.models.writable_sizes import EVERY_SIZE, Writable
 from apt_ds.pruning.bias_compensation import compensate
 from apt_ds.pruning.block_history import BlockHistory
 from apt_ds.pruning.budget_search import cuttable, search
-from apt_ds.pruning.l0_gates import L0Gates
 from apt_ds.pruning.masks import Masks
 from apt_ds.pruning.policy import CutAction, MaskAction
 from apt_ds.pruning.rules import rules_of
@@ -143,8 +142,9 @@ class Pruner(StepObserver):
         """
         if self.pruning_finished:
             return
-        if isinstance(self.scorer, L0Gates):
-            self.masks.set(self.scorer.gates())
+        gates = self.scorer.gates()
+        if gates is not None:
+            self.masks.set(gates)
         if self.policy.refreshes_scores(step):
             self.scorer.refresh()
         # the scores are copied from the device once: every copy waits for it
@@ -155,13 +155,13 @@ class Pruner(StepObserver):
         if action is not MaskAction.MOVE:
             self.decision = self.decide(scores, 1.0 - self.policy.kept_fraction(step, self.cut_done))
         if action is MaskAction.DECIDE:
-            self._report_gates()
+            self._warn_of_missed_budget()
             return
         self.masks.move_towards(self.decision, self.mask_step)
 
-    def _report_gates(self) -> None:
-        """Warn if learned gates have not reached the budget."""
-        notice = self.scorer.notice(self.run.pruning.sparsity) if isinstance(self.scorer, L0Gates) else ""
+    def _warn_of_missed_budget(self) -> None:
+        """Warn if the score says that it has missed the budget."""
+        notice = self.scorer.notice(self.run.pruning.sparsity)
         if notice and collectives.is_main():
             notices.warn(notice)
 

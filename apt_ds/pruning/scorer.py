@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from apt_ds.models.blocks import Anatomy
 from apt_ds.pruning.layer_walk import WalkBatch
+from apt_ds.pruning.mask_values import MaskValues
 from apt_ds.runtime import zero
 
 
@@ -75,6 +76,34 @@ class Scorer(ABC):
 
     def end(self) -> None:
         """Score no further forward pass."""
+
+    def begin_step(self, step: int, target: float, phase: int) -> np.ndarray | None:
+        """Before an update that scores blocks. `L0Gates` samples its gates.
+
+        Args:
+            step: updates done.
+            target: the removed fraction of the prunable parameters that the policy asks for.
+            phase: the update that ends the pruning phase.
+
+        Returns:
+            The masks of the update, which then collect gradients, float64 [blocks]. None: masks stay as they are.
+        """
+        return None
+
+    def take_mask_gradients(self, masks: MaskValues) -> None:
+        """After the backward passes of an update that scores blocks: take the gradients of `masks` into `abs_sums`."""
+
+    def gates(self) -> np.ndarray | None:
+        """The masks after an update, float64 [blocks], 0 to 1. None: the score decides no mask."""
+        return None
+
+    def notice(self, sparsity: float) -> str:
+        """One line if the score has missed the budget at the end of the pruning phase, else ''.
+
+        Args:
+            sparsity: the fraction of the prunable parameters to remove.
+        """
+        return ""
 
     def update(self, gradient_scale: float) -> None:
         """Take `abs_sums` of a step, summed over ranks, into the scores.

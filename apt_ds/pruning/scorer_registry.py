@@ -36,7 +36,9 @@ def make_fisher(run: RunConfig, anatomy: Anatomy, device: torch.device) -> Fishe
 
 def make_gates(run: RunConfig, anatomy: Anatomy, device: torch.device) -> L0Gates:
     """Learned gates on the kinds of block that compete."""
-    return L0Gates(anatomy, device, competing_kinds(run, anatomy), run.pruning.allow_empty_layers, run.optim.seed)
+    options = run.pruning
+    coarse, rate = options.allow_empty_layers, options.gate_learning_rate
+    return L0Gates(anatomy, device, competing_kinds(run, anatomy), coarse, run.optim.seed, rate)
 
 
 MAKERS: dict[str, Callable[[RunConfig, Anatomy, torch.device], Scorer]] = {

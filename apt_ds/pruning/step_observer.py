@@ -11,11 +11,9 @@ import time
 import torch
 from torch import Tensor
 
-from apt_ds.config import schedules
 from apt_ds.config.run_config import RunConfig
 from apt_ds.data.batching import Batch
 from apt_ds.models.blocks import Anatomy
-from apt_ds.pruning.l0_gates import L0Gates
 from apt_ds.pruning.masks import Masks
 from apt_ds.pruning.policy import policy_of
 from apt_ds.pruning.rank_growth import RankGrowth
@@ -60,13 +58,13 @@ class StepObserver:
         self.scorer.score_weight_gradients(engine)
 
     def begin_step(self, step: int) -> None:
-        """Before the update that follows `step` updates: draw the gates if the update trains them."""
-        if isinstance(self.scorer, L0Gates) and self.needs_scores(step):
-            target = 1.0 - self.policy.kept_fraction(step, self.cut_done)
-            phase = self.policy.phase
-            rate = schedules.gate_rate(self.run.pruning.gate_learning_rate, phase)
-            steps = rate, schedules.multiplier_rate(phase), schedules.gate_betas(phase)
-            self.masks.learn(self.scorer.draw(step, target, *steps))
+        """Before the update that follows `step` updates: set masks that collect gradients if the score needs them."""
+        if not self.needs_scores(step):
+            return
+        target = 1.0 - self.policy.kept_fraction(step, self.cut_done)
+        masks = self.scorer.begin_step(step, target, self.policy.phase)
+        if masks is not None:
+            self.masks.learn(masks)
 
     def begin(self, batch: Batch, dtype: torch.dtype, example_offset: int, decoder_mask: Tensor | None = None) -> None:
         """Announce a forward pass that counts for the scores.
@@ -98,8 +96,8 @@ class StepObserver:
             [adapters]. Empty where the step does not observe them.
         """
         nothing = torch.zeros(0, device=self.scorer.device)
-        if scoring and isinstance(self.scorer, L0Gates):
-            self.scorer.abs_sums = self.masks.gradients(self.scorer.device)
+        if scoring:
+            self.scorer.take_mask_gradients(self.masks)
         block_sums = self.scorer.abs_sums if scoring else nothing
         return block_sums, self.growth.observe(engine) if importance else nothing
 
