@@ -65,7 +65,7 @@ class Watchdog:
 
     def __enter__(self) -> Watchdog:
         if self._store is not None:
-            for work in (self._exchange, self._judge):
+            for work in (self._exchange, self._watch):
                 threading.Thread(target=work, daemon=True, name="watchdog").start()
         return self
 
@@ -103,12 +103,12 @@ class Watchdog:
         """
         # where the store has gone, so has the first rank
         with suppress(RuntimeError):
-            if self._store is None or self._told(self._store, number):
+            if self._store is None or self._all_are_leaving(self._store, number):
                 return
         if lost := self.lost():
             self._end(f"asked to leave, but {lost}")
 
-    def _told(self, store: collectives.Store, number: int) -> bool:
+    def _all_are_leaving(self, store: collectives.Store, number: int) -> bool:
         """Whether all ranks are leaving for the same signal."""
 
         def joined(what: str, periods: int) -> bool:
@@ -127,7 +127,7 @@ class Watchdog:
             store.add(SURE, 1)
         return heard
 
-    def _judge(self) -> None:
+    def _watch(self) -> None:
         last = time.monotonic()
         while not self._over.wait(self.period):
             now = time.monotonic()
