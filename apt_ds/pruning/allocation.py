@@ -8,7 +8,7 @@ adaptive: the sites' scores get factors. A round removes a few blocks of one sit
     little get a higher factor, and groups of blocks move to them from the others.
 uniform: the candidates are the largest numbers of heads, neurons and hidden dimensions that fit.
 
-Candidates pass a funnel of ever more tokens. The tokens that propose a candidate never judge it.
+Candidates pass a funnel of ever more tokens. The tokens that propose a candidate never measure it.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ GRID = 20  # factors are multiples of 1 / GRID in logarithms, which rounding doe
 FEWEST_PROBES = 2
 
 
-class Judge(Protocol):
+class CandidateMeter(Protocol):
     """Measures the mean divergence of the model under masks of 0 and 1 from the dense model. Collective.
 
-    stages: parts of the calibration tokens that judge, from few tokens to many.
+    Attributes:
+        stages: parts of the calibration tokens that measure candidates, from few tokens to many.
     """
 
     stages: int
@@ -81,7 +82,7 @@ class Allocated:
 
 
 def allocate(
-    scores: np.ndarray, start: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float, judge: Judge
+    scores: np.ndarray, start: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float, meter: CandidateMeter
 ) -> Allocated:
     """Improve the sizes of a decision. All ranks that measure the same decide the same. Collective.
 
@@ -91,13 +92,13 @@ def allocate(
         anatomy: the model before the cut. It has no experts.
         rules: the limits of the plan.
         budget: parameters.
-        judge: measures candidates.
+        meter: measures candidates.
     """
-    funnel = Funnel(judge, start)
+    funnel = Funnel(meter, start)
     if rules.structure == "uniform":
         sizes = uniform_frontier(scores, anatomy, rules, budget)
         # the start may be among them
-        funnel.offer([best_of_each(scores, anatomy, each) for each in sizes[: max(0, judge.left) + 1]])
+        funnel.offer([best_of_each(scores, anatomy, each) for each in sizes[: max(0, meter.left) + 1]])
     else:
         _Factors(scores, anatomy, rules, budget, funnel).search()
     return Allocated(
@@ -123,17 +124,20 @@ class Funnel:
         accepted: how often a candidate has won.
     """
 
-    def __init__(self, judge: Judge, start: np.ndarray) -> None:
-        self.judge, self.keep = judge, start
-        self.values = [judge.divergence(start, stage) for stage in range(judge.stages)]
+    def __init__(self, meter: CandidateMeter, start: np.ndarray) -> None:
+        self.meter, self.keep = meter, start
+        self.values = [meter.divergence(start, stage) for stage in range(meter.stages)]
         self.first = self.values[-1]
         self.accepted = 0
         self._tried = {start.tobytes()}
 
     def offer(self, candidates: list[np.ndarray]) -> int | None:
-        """Judge candidates. Returns the number of the one that is the best now, None where none is better. Collective.
+        """Measure candidates. Collective.
 
         A stage that the evaluations left do not pay for ends the comparison without a winner.
+
+        Returns:
+            The number of the candidate that is the best now, None where none is better.
         """
         numbers = []
         for number, keep in enumerate(candidates):
@@ -141,10 +145,10 @@ class Funnel:
                 self._tried.add(keep.tobytes())
                 numbers.append(number)
         values: dict[int, list[float]] = {number: [] for number in numbers}
-        for stage, most in zip(range(self.judge.stages), SURVIVORS, strict=False):
-            numbers = numbers[: min(most, max(0, self.judge.left) // self.judge.cost(stage))]
+        for stage, most in zip(range(self.meter.stages), SURVIVORS, strict=False):
+            numbers = numbers[: min(most, max(0, self.meter.left) // self.meter.cost(stage))]
             for number in numbers:
-                values[number].append(self.judge.divergence(candidates[number], stage))
+                values[number].append(self.meter.divergence(candidates[number], stage))
             limit = self.values[stage] * (1 - MARGIN)
             numbers = [number for number in numbers if values[number][-1] < limit]
             numbers.sort(key=lambda number: values[number][-1])
@@ -169,10 +173,10 @@ class _Factors:
 
     def search(self) -> None:
         """Rounds of probes and candidates, until evaluations run out or the factors get small. Collective."""
-        judge, size, rounds = self.funnel.judge, 1.0, 0
+        meter, size, rounds = self.funnel.meter, 1.0, 0
         seen: list[np.ndarray] = []
         while size >= STEPS[-1]:
-            most = (judge.left // 2) // judge.probe_cost(rounds) - 2
+            most = (meter.left // 2) // meter.probe_cost(rounds) - 2
             if most < FEWEST_PROBES:
                 return
             found = self._direction(rounds, most)
@@ -210,13 +214,13 @@ class _Factors:
             number: the round. Even rounds remove blocks, odd ones restore some.
             most: probes that may be spent.
         """
-        judge, restores = self.funnel.judge, number % 2 == 1
+        meter, restores = self.funnel.meter, number % 2 == 1
         probes = [(group, *self._probe(group, restores)) for group in self._groups(most)]
         probes = [probe for probe in probes if probe[2]]
         if not probes:
             return None
-        now = judge.probe(self.funnel.keep, number)
-        ratios = np.array([(judge.probe(keep, number) - now) / score for _, keep, score in probes])
+        now = meter.probe(self.funnel.keep, number)
+        ratios = np.array([(meter.probe(keep, number) - now) / score for _, keep, score in probes])
         known = np.isfinite(ratios)
         positive = ratios[known & (ratios > 0)]
         if not len(positive):

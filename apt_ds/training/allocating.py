@@ -25,8 +25,8 @@ SHARE = 1 / 16  # of all evaluations: the most that one pass over a stage may co
 PROBES = 3  # parts of `UNIT` predictions that propose candidates
 
 
-class FunnelJudge:
-    """Measures candidates on parts of the calibration data. See `allocation.Judge`.
+class StagedMeter:
+    """Measures candidates on parts of the calibration data. See `allocation.CandidateMeter`.
 
     Parts are consecutive rows of the data's order, so that no two share a row of one pass over the data.
     """
@@ -137,9 +137,9 @@ class Allocator:
         steps = list(calibration_rows(self.batches, self.task_loss, most))
         if not any(predictions(rows, self.task_loss) for rows in steps):
             raise UserError("--allocate kl finds no trained token in the calibration data: give another source")
-        judge = FunnelJudge(divergence, self.evaluations, steps)
+        meter = StagedMeter(divergence, self.evaluations, steps)
         result = allocate(
-            scores, start, pruner.anatomy, pruner.rules, pruner.budget(pruner.run.pruning.sparsity), judge
+            scores, start, pruner.anatomy, pruner.rules, pruner.budget(pruner.run.pruning.sparsity), meter
         )
         self.figures = AllocationFigures(
             kl_before=finite(result.before),

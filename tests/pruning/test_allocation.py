@@ -57,28 +57,28 @@ def misled(table: Anatomy, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def searched(rules: Rules, noise: float = 0.0, limit: int = 200) -> tuple[Allocated, np.ndarray, KnownDivergence]:
-    """The result, the scores' decision and the judge, at 60 % of the parameters."""
+    """The result, the scores' decision and the meter, at 60 % of the parameters."""
     costs, scores = misled(TABLE)
     budget = 0.6 * TABLE.num_parameters(TABLE.sizes)
-    judge = KnownDivergence(costs, limit, noise)
+    meter = KnownDivergence(costs, limit, noise)
     start = search(scores, TABLE, rules, budget)
-    found = allocate(scores, start, TABLE, rules, budget, judge)
+    found = allocate(scores, start, TABLE, rules, budget, meter)
     assert TABLE.num_parameters(kept_sizes(TABLE.sizes, found.keep)) <= budget
     sizes = kept_sizes(TABLE.sizes, found.keep)
     # inside a site the scores choose
     assert np.array_equal(found.keep, best_of_each(scores, TABLE, sizes))
     for site, count in zip(TABLE.sites, sizes.counts, strict=True):
         assert count in rules.levels(site.kind, 96 if site.kind == "neuron" else 4)
-    return found, start, judge
+    return found, start, meter
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.5])
 @pytest.mark.parametrize("kinds", [("heads", "neurons"), ("neurons",), ("heads", "neurons", "hidden")])
 def test_the_divergence_falls_most_of_the_way(kinds: tuple[str, ...], noise: float) -> None:
     rules = Rules(kinds, "adaptive", align_neurons=4, align_hidden=4)
-    found, start, judge = searched(rules, noise)
-    assert found.before == judge.divergence(start, 2) and found.after == judge.divergence(found.keep, 2)
-    best = judge.divergence(search(judge.costs, TABLE, rules, 0.6 * TABLE.num_parameters(TABLE.sizes)), 2)
+    found, start, meter = searched(rules, noise)
+    assert found.before == meter.divergence(start, 2) and found.after == meter.divergence(found.keep, 2)
+    best = meter.divergence(search(meter.costs, TABLE, rules, 0.6 * TABLE.num_parameters(TABLE.sizes)), 2)
     assert found.accepted > 0 and found.moves > 0
     assert found.before - found.after > 0.6 * (found.before - best) > 0
     kept = dict(block_slices(TABLE.sizes))
@@ -88,8 +88,8 @@ def test_the_divergence_falls_most_of_the_way(kinds: tuple[str, ...], noise: flo
 @pytest.mark.parametrize("limit", [30, 47, 80])
 def test_evaluations_have_a_limit(limit: int) -> None:
     rules = Rules(("heads", "neurons"), "adaptive", align_neurons=8)
-    *_, judge = searched(rules, limit=limit)
-    assert judge.spent <= limit
+    *_, meter = searched(rules, limit=limit)
+    assert meter.spent <= limit
 
 
 def test_sizes_of_several_gpus_and_empty_sublayers() -> None:
@@ -142,10 +142,10 @@ def test_uniform_sizes_are_chosen_among_the_largest_that_fit() -> None:
     costs = np.repeat([*(float(site.kind == "neuron") for site in TABLE.sites), 1.0], [*TABLE.sizes.counts, 32])
     budget = 0.6 * TABLE.num_parameters(TABLE.sizes)
     start = search(np.where(costs > 0, scores, 1e6 * scores), TABLE, rules, budget)
-    judge = KnownDivergence(costs, 100)
-    found = allocate(scores, start, TABLE, rules, budget, judge)
+    meter = KnownDivergence(costs, 100)
+    found = allocate(scores, start, TABLE, rules, budget, meter)
     sizes, before = (kept_sizes(TABLE.sizes, keep) for keep in (found.keep, start))
     assert len(set(sizes.counts[::2])) == len(set(sizes.counts[1::2])) == 1
     heads = dict(zip((site.kind for site in TABLE.sites), sizes.counts, strict=True))
     assert heads["head"] == 1 < before.counts[0] and heads["neuron"] > before.counts[1]
-    assert 0.98 * budget <= TABLE.num_parameters(sizes) <= budget and judge.spent <= 100
+    assert 0.98 * budget <= TABLE.num_parameters(sizes) <= budget and meter.spent <= 100
