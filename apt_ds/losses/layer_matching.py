@@ -33,7 +33,7 @@ class LayerMatcher:
 
     def __init__(self, anatomy: Anatomy, seed: int, same_step: bool, device: torch.device) -> None:
         self.seed, self.same_step, self.device = seed, same_step, device
-        decoder_prefix = anatomy.second
+        decoder_prefix = anatomy.decoder_prefix
         stacks: list[list[int]] = [[], []]
         for number, path in enumerate(anatomy.layers):
             stacks[bool(decoder_prefix) and path.startswith(decoder_prefix)].append(number)

@@ -32,8 +32,8 @@ class Sublayer:
         consumer: path of the linear layer that reads the blocks and writes the residual stream. Of experts: their
             router. Of neurons of experts: the module that passes them on (`models/experts.py`).
         unit: input columns of the consumer per block: query heads x head_dim, or 1.
-        weight: parameters per block and hidden dimension: 2 d_h (n_q + 1) for a head, 2 or (gated) 3 for a neuron, 0
-            for an expert, whose neurons count.
+        params_per_hidden: parameters per block and hidden dimension: 2 d_h (n_q + 1) for a head, 2 or (gated) 3 for a
+            neuron, 0 for an expert, whose neurons count.
         position_bias: path of the attention whose relative position bias follows its heads. '': none.
         module: path of the module that a sublayer without blocks does not need. '': it cannot lose all blocks.
         emptied: makes what replaces `module`, from it. The consumer is an `apt_emptied_sublayers.Bias` by then.
@@ -42,7 +42,7 @@ class Sublayer:
     kind: str
     consumer: str
     unit: int
-    weight: int
+    params_per_hidden: int
     position_bias: str = ""
     module: str = ""
     emptied: Callable[[nn.Module], nn.Module] = nn.Module
@@ -145,7 +145,7 @@ class Anatomy:
         experts: the mixture of each layer that has one.
         experts_per_token: experts that a router chooses for a token. Every layer keeps at least as many.
         router_loss: coefficient of the auxiliary loss of routers (`losses/router_loss.py`). 0: training has none.
-        second: prefix of the modules that see the tokens of a second sequence, the decoder's. '': there is none.
+        decoder_prefix: prefix of the modules that read the tokens of the decoder. '': there is no decoder.
         weighted_norms: RMSNorms whose input carries no mask: over the output of a sublayer, or over all heads of a
             projection. The mask of the blocks that index the norm's weight weights its statistics.
         layer_outputs: values that a layer returns. The first is what the next layer reads. Others may be arguments of
@@ -168,7 +168,7 @@ class Anatomy:
     experts: tuple[FusedExperts, ...] = ()
     experts_per_token: int = 1
     router_loss: float = 0.0
-    second: str = ""
+    decoder_prefix: str = ""
     weighted_norms: tuple[str, ...] = ()
     layer_outputs: int = 1
     new_biases: bool = False
@@ -179,7 +179,7 @@ class Anatomy:
 
     def width(self, sizes: Sizes) -> int:
         """Price of one hidden dimension in parameters."""
-        return sum(site.weight * n for site, n in zip(self.sites, sizes.counts, strict=True))
+        return sum(site.params_per_hidden * n for site, n in zip(self.sites, sizes.counts, strict=True))
 
     def params_per_block(self, sizes: Sizes) -> np.ndarray:
         """Price in parameters of every block, flat in `block_slices` order, float64 [sizes.total()].
@@ -190,10 +190,10 @@ class Anatomy:
 
     def params_per_block_of_site(self, sizes: Sizes) -> np.ndarray:
         """Price in parameters of one block of every site, then of one hidden dimension, float64 [sites + 1]."""
-        weights = [site.weight for site in self.sites]
+        params_per_hidden = [site.params_per_hidden for site in self.sites]
         for mixture in self.experts:
-            weights[mixture.expert_site] = weights[mixture.neuron_site] * mixture.shape(sizes)[1]
-        prices = [weight * sizes.hidden for weight in weights]
+            params_per_hidden[mixture.expert_site] = params_per_hidden[mixture.neuron_site] * mixture.shape(sizes)[1]
+        prices = [params * sizes.hidden for params in params_per_hidden]
         return np.array([*prices, self.width(sizes)], dtype=np.float64)
 
     def kind(self, site: int) -> str:
@@ -247,11 +247,11 @@ def kept_sizes(sizes: Sizes, keep: np.ndarray) -> Sizes:
     return Sizes(tuple(counts[:-1]), counts[-1])
 
 
-def attention_weight(head_dim: int, queries_per_group: int = 1) -> int:
+def head_params_per_hidden(head_dim: int, queries_per_group: int = 1) -> int:
     """Parameters of a head block per hidden dimension: q and o rows of its queries, one k and one v."""
     return 2 * head_dim * (queries_per_group + 1)
 
 
 def query_heads(site: Sublayer) -> int:
-    """Query heads of a head block, from its price and the columns of its consumer (`attention_weight`)."""
-    return site.unit // (site.weight // 2 - site.unit)
+    """Query heads of a head block, from its price and the columns of its consumer (`head_params_per_hidden`)."""
+    return site.unit // (site.params_per_hidden // 2 - site.unit)

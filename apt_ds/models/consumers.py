@@ -89,7 +89,7 @@ def _sizes(anatomy: Anatomy) -> Iterator[tuple[str, set[int]]]:
     for number, (site, count) in enumerate(zip(anatomy.sites, anatomy.sizes.counts, strict=True)):
         if site.kind == "head":
             queries.add(count * site.unit)
-            values.add(count * (site.weight // 2 - site.unit))
+            values.add(count * (site.params_per_hidden // 2 - site.unit))
         elif site.kind == "neuron":
             neurons.add(count // experts.get(number, 1))
     named = {"neurons": neurons, "query width": queries, "key/value width": values, "hidden": {anatomy.sizes.hidden}}

@@ -156,7 +156,7 @@ class ActivationHooks(Scorer):
 
     def counted(self, number: int) -> CountedTokens:
         """The tokens that count at hooked module `number`. Call it between `begin` and `end`."""
-        prefix = self.anatomy.second
+        prefix = self.anatomy.decoder_prefix
         tokens = self.decoder_tokens if prefix and self.paths[number].startswith(prefix) else self.tokens
         assert tokens is not None, "begin() comes before a scored forward pass"
         return tokens

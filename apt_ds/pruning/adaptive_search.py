@@ -28,7 +28,7 @@ class Counts:
         unit: blocks that are kept or removed together, int64 [sites].
         least: the fewest blocks that remain where blocks may be removed, int64 [sites].
         free: whether blocks may be removed, bool [sites].
-        weight: parameters of one block per hidden dimension, int64 [sites - 1].
+        params_per_hidden: parameters of one block per hidden dimension, int64 [sites - 1].
     """
 
     full: np.ndarray
@@ -36,11 +36,11 @@ class Counts:
     unit: np.ndarray
     least: np.ndarray
     free: np.ndarray
-    weight: np.ndarray
+    params_per_hidden: np.ndarray
 
     def price(self, counts: np.ndarray) -> int:
         """Parameters of a model that keeps `counts` blocks, as `Anatomy.num_parameters`."""
-        return int(counts[-1]) * int(self.weight @ counts[:-1])
+        return int(counts[-1]) * int(self.params_per_hidden @ counts[:-1])
 
     def rounded(self, counts: np.ndarray) -> np.ndarray:
         """Counts rounded down to permitted ones. Monotone."""
@@ -129,8 +129,8 @@ def filled(now: np.ndarray, sites: list[Ranking], prices: np.ndarray, counts: Co
         counts: what sites may keep.
         budget: parameters.
     """
-    kept, width = now.tolist(), int(counts.weight @ now[:-1])
-    most, units, weight = counts.most.tolist(), counts.unit.tolist(), [*counts.weight.tolist(), 0]
+    kept, width = now.tolist(), int(counts.params_per_hidden @ now[:-1])
+    most, units, params_per_hidden = counts.most.tolist(), counts.unit.tolist(), [*counts.params_per_hidden.tolist(), 0]
 
     def step(i: int) -> int:
         return int(min(units[i], most[i] - kept[i]))
@@ -138,7 +138,7 @@ def filled(now: np.ndarray, sites: list[Ranking], prices: np.ndarray, counts: Co
     def fits(i: int) -> bool:
         if i == len(kept) - 1:
             return (kept[i] + step(i)) * width <= budget
-        return kept[-1] * (width + weight[i] * step(i)) <= budget
+        return kept[-1] * (width + params_per_hidden[i] * step(i)) <= budget
 
     def entry(i: int) -> tuple[float, int]:
         unit = sites[i].between(kept[i], kept[i] + step(i))
@@ -150,7 +150,7 @@ def filled(now: np.ndarray, sites: list[Ranking], prices: np.ndarray, counts: Co
     while queue:
         _, i = heapq.heappop(queue)
         if fits(i):
-            width, kept[i] = width + weight[i] * step(i), kept[i] + step(i)
+            width, kept[i] = width + params_per_hidden[i] * step(i), kept[i] + step(i)
             if step(i):
                 heapq.heappush(queue, entry(i))
     return np.array(kept)

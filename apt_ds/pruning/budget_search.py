@@ -101,14 +101,14 @@ def _best_of_each(sites: list[Ranking], sizes: Sizes) -> np.ndarray:
     return np.concatenate([site.best(n) for site, n in zip(sites, [*sizes.counts, sizes.hidden], strict=True)])
 
 
-def cuttable(dead: np.ndarray, scores: np.ndarray, anatomy: Anatomy, rules: Rules) -> np.ndarray:
-    """Blocks that remain when as many `dead` blocks are removed as alignment and structure allow.
+def cuttable(removable: np.ndarray, scores: np.ndarray, anatomy: Anatomy, rules: Rules) -> np.ndarray:
+    """Blocks that remain when as many `removable` blocks are removed as alignment and structure allow.
 
     Every site keeps a permitted count. With uniform structure all sites of a kind keep the same count. The least
-    salient dead blocks are removed first. The others stay masked.
+    salient removable blocks are removed first. The others stay masked.
 
     Args:
-        dead: bool [blocks], fully masked blocks that the decision removes.
+        removable: bool [blocks], fully masked blocks that the decision removes.
         scores: float64 [blocks].
         anatomy: the model as it is.
         rules: the limits of the plan.
@@ -117,16 +117,16 @@ def cuttable(dead: np.ndarray, scores: np.ndarray, anatomy: Anatomy, rules: Rule
         bool [blocks].
     """
     if anatomy.experts:
-        return expert_search.cuttable(dead, scores, anatomy, rules)
+        return expert_search.cuttable(removable, scores, anatomy, rules)
     kept: list[int] = []
     kinds = _kinds_and_counts(anatomy)
     for (kind, full), (_, span) in zip(kinds, block_slices(anatomy.sizes), strict=True):
-        living = full - int(np.count_nonzero(dead[span]))
-        kept.append(rules.level_of(kind, full, living) if rules.may_go(kind) else full)
+        remaining = full - int(np.count_nonzero(removable[span]))
+        kept.append(rules.level_of(kind, full, remaining) if rules.may_go(kind) else full)
     if rules.structure == "uniform":
         kept = [max(n for n, (k, _) in zip(kept, kinds, strict=True) if k == kind) for kind, _ in kinds]
-    # living blocks outrank dead ones
-    ranking = scores - np.where(dead, scores.max() + 1.0 - min(scores.min(), 0.0), 0.0)
+    # remaining blocks outrank removable ones
+    ranking = scores - np.where(removable, scores.max() + 1.0 - min(scores.min(), 0.0), 0.0)
     return best_of_each(ranking, anatomy, Sizes(tuple(kept[:-1]), kept[-1]))
 
 
@@ -139,7 +139,7 @@ def _adaptive(scores: np.ndarray, sites: list[Ranking], anatomy: Anatomy, rules:
         unit=np.array([rules.unit(kind) for kind in kinds]),
         least=np.array([rules.least(kind) for kind in kinds]),
         free=np.array([rules.may_go(kind) for kind in kinds]),
-        weight=np.array([site.weight for site in anatomy.sites]),
+        params_per_hidden=np.array([site.params_per_hidden for site in anatomy.sites]),
     )
     prices, density = anatomy.params_per_block_of_site(anatomy.sizes), np.empty(len(scores))
     for price, (_, span) in zip(prices, block_slices(anatomy.sizes), strict=True):
@@ -183,8 +183,10 @@ def _uniform_choices(
         count = {len(ranking.values) for ranking in own}
         assert len(count) == 1, f"uniform structure needs the same number of {kind}s everywhere, got {count}"
         choices[kind] = np.array(rules.levels(kind, count.pop()))
-    weights = {kind: sum(site.weight for site in anatomy.sites if site.kind == kind) for kind in KINDS[:2]}
-    return members, choices, weights | {"hidden": 1}
+    params_per_hidden = {
+        kind: sum(site.params_per_hidden for site in anatomy.sites if site.kind == kind) for kind in KINDS[:2]
+    }
+    return members, choices, params_per_hidden | {"hidden": 1}
 
 
 def _same_everywhere(counts: dict[str, int], anatomy: Anatomy) -> Sizes:

@@ -22,7 +22,7 @@ class Counts:
         self.anatomy = anatomy
         self.kinds = [*(site.kind for site in anatomy.sites), "hidden"]
         self.full = np.array([*anatomy.sizes.counts, anatomy.sizes.hidden])
-        self._weights = np.array([site.weight for site in anatomy.sites])
+        self._params_per_hidden = np.array([site.params_per_hidden for site in anatomy.sites])
         self._experts = np.array([mixture.expert_site for mixture in anatomy.experts])
         self._neurons = np.array([mixture.neuron_site for mixture in anatomy.experts])
         self.full[self._neurons] //= self.full[self._experts]
@@ -36,10 +36,10 @@ class Counts:
 
         A neuron is one of every expert of its layer. An expert has all its neurons.
         """
-        weights = self._weights.copy()
-        weights[self._experts] = self._weights[self._neurons] * self.full[self._neurons]
-        weights[self._neurons] *= self.full[self._experts]
-        return np.array([*(weights * self.full[-1]), self._width(self.full)], dtype=np.float64)
+        params_per_hidden = self._params_per_hidden.copy()
+        params_per_hidden[self._experts] = self._params_per_hidden[self._neurons] * self.full[self._neurons]
+        params_per_hidden[self._neurons] *= self.full[self._experts]
+        return np.array([*(params_per_hidden * self.full[-1]), self._width(self.full)], dtype=np.float64)
 
     def scores(self, scores: np.ndarray) -> list[np.ndarray]:
         """Scores of every site's blocks, best first. The i-th best neurons of a layer's experts are added up."""
@@ -49,15 +49,15 @@ class Counts:
             sites[mixture.neuron_site] = -np.sort(-table, axis=1).sum(axis=0)
         return sites
 
-    def living(self, dead: np.ndarray) -> np.ndarray:
-        """Numbers of blocks that are not dead. Of a mixture's neurons: those of the expert with most."""
-        numbers = np.array([np.count_nonzero(~dead[span]) for _, span in block_slices(self.anatomy.sizes)])
+    def remaining(self, removable: np.ndarray) -> np.ndarray:
+        """Numbers of blocks that are not removable. Of a mixture's neurons: those of the expert with most."""
+        numbers = np.array([np.count_nonzero(~removable[span]) for _, span in block_slices(self.anatomy.sizes)])
         for mixture in self.anatomy.experts:
-            numbers[mixture.neuron_site] = (~table_of(dead, self.anatomy, mixture)).sum(axis=1).max()
+            numbers[mixture.neuron_site] = (~table_of(removable, self.anatomy, mixture)).sum(axis=1).max()
         return numbers
 
     def _width(self, numbers: np.ndarray) -> int:
-        own = self._weights * numbers[:-1]
+        own = self._params_per_hidden * numbers[:-1]
         own[self._neurons] *= numbers[self._experts]
         return int(own.sum())
 

@@ -72,17 +72,17 @@ def search(scores: np.ndarray, anatomy: Anatomy, rules: Limits, budget: float) -
     return best_blocks(scores, anatomy, finder(scores, counts, rules, budget))
 
 
-def cuttable(dead: np.ndarray, scores: np.ndarray, anatomy: Anatomy, rules: Limits) -> np.ndarray:
-    """Blocks that remain when as many dead blocks are removed as possible, as `budget_search.cuttable`."""
+def cuttable(removable: np.ndarray, scores: np.ndarray, anatomy: Anatomy, rules: Limits) -> np.ndarray:
+    """Blocks that remain when as many removable blocks are removed as possible, as `budget_search.cuttable`."""
     counts = Counts(anatomy)
-    living = counts.living(dead)
-    levels = [[*_levels(counts, site, rules), int(counts.full[site])] for site in range(len(living))]
-    kept = np.array([min(n for n in own if n >= least) for own, least in zip(levels, living, strict=True)])
+    remaining = counts.remaining(removable)
+    levels = [[*_levels(counts, site, rules), int(counts.full[site])] for site in range(len(remaining))]
+    kept = np.array([min(n for n in own if n >= least) for own, least in zip(levels, remaining, strict=True)])
     if rules.structure == "uniform":
         kinds = np.array(counts.kinds)
         kept = np.array([kept[kinds == kind].max() for kind in counts.kinds])
-    # living blocks outrank dead ones
-    ranking = scores - np.where(dead, scores.max() + 1.0 - min(scores.min(), 0.0), 0.0)
+    # remaining blocks outrank removable ones
+    ranking = scores - np.where(removable, scores.max() + 1.0 - min(scores.min(), 0.0), 0.0)
     return best_blocks(ranking, anatomy, kept)
 
 
@@ -148,7 +148,9 @@ def _uniform(scores: np.ndarray, counts: Counts, rules: Limits, budget: float) -
     """The best numbers of heads, experts, neurons and hidden dimensions, the same in every layer."""
     kinds = ("head", "neuron", "hidden")
     choices = {kind: np.array(_levels(counts, counts.kinds.index(kind), rules)) for kind in (*kinds, "expert")}
-    weight = {kind: sum(s.weight for s in counts.anatomy.sites if s.kind == kind) for kind in kinds[:2]}
+    params_per_hidden = {
+        kind: sum(s.params_per_hidden for s in counts.anatomy.sites if s.kind == kind) for kind in kinds[:2]
+    }
     mixtures, ordered = mixture_gain(scores, counts.anatomy), counts.scores(scores)
     gain = {
         kind: np.cumsum(sum(own for own, k in zip(ordered, counts.kinds, strict=True) if k == kind))[choices[kind] - 1]
@@ -158,7 +160,7 @@ def _uniform(scores: np.ndarray, counts: Counts, rules: Limits, budget: float) -
     writable = rules.writable.accepts(heads, neurons, hidden)
     best: tuple[tuple[bool, float, float], dict[str, int]] | None = None
     for experts in choices["expert"].tolist():
-        cost = (heads * weight["head"] + neurons * weight["neuron"] * experts) * hidden
+        cost = (heads * params_per_hidden["head"] + neurons * params_per_hidden["neuron"] * experts) * hidden
         kept = mixtures[experts - 1, choices["neuron"] - 1]
         value = gain["head"][:, None, None] + kept[None, :, None] + gain["hidden"]
         fits = (cost <= budget) & writable

@@ -135,7 +135,9 @@ class L0Gates(Scorer):
         """
         present = self._joined(hard_concrete.probability(self.log_alpha))
         counts = {site: present[span].sum() for site, span in self._places}
-        width = torch.stack([site.weight * counts[number] for number, site in enumerate(self.anatomy.sites)]).sum()
+        width = torch.stack(
+            [site.params_per_hidden * counts[number] for number, site in enumerate(self.anatomy.sites)]
+        ).sum()
         return 1.0 - counts[HIDDEN] * width / self.original
 
     def update(self, gradient_scale: float) -> None:

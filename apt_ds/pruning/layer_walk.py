@@ -41,12 +41,12 @@ class WalkBatch:
     Attributes:
         run: calls the model without its head, by (base model).
         tokens: what the first stack reads.
-        second: what a decoder reads after its encoder. None: there is one stack.
+        decoder_tokens: what a decoder reads after its encoder. None: there is one stack.
     """
 
     run: Callable[[nn.Module], Any]
     tokens: WalkTokens
-    second: WalkTokens | None = None
+    decoder_tokens: WalkTokens | None = None
 
 
 class _ReachedError(Exception):
@@ -76,7 +76,8 @@ class LayerWalk:
     def __init__(self, model: nn.Module, anatomy: Anatomy, batches: list[WalkBatch]) -> None:
         self.model, self.batches = model, batches
         self._layers = [model.get_submodule(path) for path in anatomy.layers]
-        self._in_second = [bool(anatomy.second) and path.startswith(anatomy.second) for path in anatomy.layers]
+        prefix = anatomy.decoder_prefix
+        self._in_decoder = [bool(prefix) and path.startswith(prefix) for path in anatomy.layers]
         # stand for what a layer returns beside its output, until it runs
         self._markers = [[torch.empty(0) for _ in range(anatomy.layer_outputs - 1)] for _ in self._layers]
         self._inputs: list[Tensor] = [torch.empty(0) for _ in batches]
@@ -132,7 +133,7 @@ class LayerWalk:
         return (output, *rest) if rest else output
 
     def _begins_stack(self, number: int) -> bool:
-        return number > 0 and self._in_second[number] != self._in_second[number - 1]
+        return number > 0 and self._in_decoder[number] != self._in_decoder[number - 1]
 
     def inputs_of(self, number: int, module: nn.Module, take: Callable[[Tensor, WalkTokens], None]) -> None:
         """Give `take` what a module inside layer `number` reads, before masks: [tokens, d] of every batch.
@@ -156,10 +157,10 @@ class LayerWalk:
 
     def _tokens(self, number: int, batch: WalkBatch) -> WalkTokens:
         """The tokens that layer `number` reads."""
-        if not self._in_second[number]:
+        if not self._in_decoder[number]:
             return batch.tokens
-        assert batch.second is not None, "a decoder has tokens of its own"
-        return batch.second
+        assert batch.decoder_tokens is not None, "a decoder has tokens of its own"
+        return batch.decoder_tokens
 
     def run_once(self, number: int) -> None:
         """Run layer `number` over the first batch, for hooks."""

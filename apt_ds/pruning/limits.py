@@ -61,13 +61,13 @@ class Rules:
         most = self.most(kind, count)
         return [*range(self.least(kind), most, self.unit(kind)), most]
 
-    def level_of(self, kind: str, count: int, living: int) -> int:
-        """The least count that a site of `count` blocks may keep and that has room for the `living` ones."""
+    def level_of(self, kind: str, count: int, remaining: int) -> int:
+        """The least count that a site of `count` blocks may keep and that has room for the `remaining` ones."""
         unit, most = self.unit(kind), self.most(kind, count)
-        level = max(self.least(kind), -(-living // unit) * unit)
+        level = max(self.least(kind), -(-remaining // unit) * unit)
         if level <= most:
             return level
-        return most if living <= most else count
+        return most if remaining <= most else count
 
     def whole_fits(self, anatomy: Anatomy) -> bool:
         """Whether a plan may keep all blocks."""
@@ -82,7 +82,9 @@ def default_align(anatomy: Anatomy) -> int:
     `ALIGNED` in a model with experts.
     """
     experts = {mixture.neuron_site: mixture.shape(anatomy.sizes)[0] for mixture in anatomy.experts}
-    neurons = sum(site.weight * experts.get(i, 1) for i, site in enumerate(anatomy.sites) if site.kind == "neuron")
+    neurons = sum(
+        site.params_per_hidden * experts.get(i, 1) for i, site in enumerate(anatomy.sites) if site.kind == "neuron"
+    )
     share = neurons / anatomy.width(anatomy.sizes)
     least = ALIGNED if anatomy.experts else 1
     return max(a for a in (1, 2, 4, 8, 16, 32, 64) if a <= least or a * share <= SLACK)

@@ -26,12 +26,12 @@ class Choices:
     Attributes:
         counts: ascending, int64 [levels].
         gain: salience that all sites keep together, float64 [levels]. It rises to one peak, then falls.
-        weight: parameters of one block at every site, per hidden dimension. 1 for hidden dimensions.
+        params_per_hidden: parameters of one block at every site, per hidden dimension. 1 for hidden dimensions.
     """
 
     counts: np.ndarray
     gain: np.ndarray
-    weight: int = 1
+    params_per_hidden: int = 1
 
 
 class TripleSearch:
@@ -84,9 +84,9 @@ class TripleSearch:
 
     def _ranges(self) -> tuple[np.ndarray, np.ndarray]:
         """The first and the last level of neurons that use the budget up to `slack`, int64 [heads, hidden] each."""
-        others = self.heads.counts[:, None] * self.heads.weight
-        most = (self.most // self.hidden.counts[None, :] - others) // self.neurons.weight
-        least = -((others - -(-self.least // self.hidden.counts[None, :])) // self.neurons.weight)
+        others = self.heads.counts[:, None] * self.heads.params_per_hidden
+        most = (self.most // self.hidden.counts[None, :] - others) // self.neurons.params_per_hidden
+        least = -((others - -(-self.least // self.hidden.counts[None, :])) // self.neurons.params_per_hidden)
         counts = self.neurons.counts
         # a budget beyond all counts needs no larger table
         return np.searchsorted(counts, least), np.searchsorted(counts, most, side="right") - 1
@@ -156,7 +156,10 @@ class TripleSearch:
         for head in range(len(self.heads.counts)):
             for start in range(0, len(self.neurons.counts), size):
                 neurons = np.arange(start, min(start + size, len(self.neurons.counts)))[:, None]
-                width = self.heads.counts[head] * self.heads.weight + self.neurons.counts[neurons] * self.neurons.weight
+                width = (
+                    self.heads.counts[head] * self.heads.params_per_hidden
+                    + self.neurons.counts[neurons] * self.neurons.params_per_hidden
+                )
                 price = width * self.hidden.counts[hidden]
                 price = np.where((price <= self.budget) & self._accepts(np.array(head), neurons, hidden), price, -1)
                 if price.max() < 0:

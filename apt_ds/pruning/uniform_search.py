@@ -21,7 +21,7 @@ SPREAD = 1 / 32  # of a site's neurons: how many are sorted on both sides of the
 def uniform_counts(
     sites: dict[str, list[Ranking]],
     counts: dict[str, np.ndarray],
-    weights: dict[str, int],
+    params_per_hidden: dict[str, int],
     budget: float,
     writable: Writable,
     slack: float = SLACK,
@@ -34,16 +34,16 @@ def uniform_counts(
     Args:
         sites: salience of the blocks of every site, by kind.
         counts: the numbers that a site may keep, ascending, int64, by kind.
-        weights: as in `Choices`, by kind.
+        params_per_hidden: as in `Choices`, by kind.
         budget: parameters.
         writable: the sizes that can be written.
         slack: as in `TripleSearch`, of the budget.
     """
 
     def find(gain: np.ndarray) -> tuple[int, int, int] | None:
-        head_choices = Choices(counts["head"], head_gain, weights["head"])
-        hidden_choices = Choices(counts["hidden"], hidden_gain, weights["hidden"])
-        neuron_choices = Choices(counts["neuron"], gain, weights["neuron"])
+        head_choices = Choices(counts["head"], head_gain, params_per_hidden["head"])
+        hidden_choices = Choices(counts["hidden"], hidden_gain, params_per_hidden["hidden"])
+        neuron_choices = Choices(counts["neuron"], gain, params_per_hidden["neuron"])
         return TripleSearch(head_choices, neuron_choices, hidden_choices, budget, writable, slack).find()
 
     head_gain, hidden_gain = (total_gain(sites[kind], counts[kind]) for kind in ("head", "hidden"))
@@ -58,7 +58,7 @@ def uniform_counts(
 def frontier(
     sites: dict[str, list[Ranking]],
     counts: dict[str, np.ndarray],
-    weights: dict[str, int],
+    params_per_hidden: dict[str, int],
     budget: float,
     writable: Writable,
     slack: float = SLACK,
@@ -68,7 +68,7 @@ def frontier(
     The arguments are those of `uniform_counts`.
     """
     heads, neurons, hidden = (
-        Choices(counts[kind], total_gain(sites[kind], counts[kind]), weights[kind]) for kind in KINDS
+        Choices(counts[kind], total_gain(sites[kind], counts[kind]), params_per_hidden[kind]) for kind in KINDS
     )
     triples = TripleSearch(heads, neurons, hidden, budget, writable, slack).frontier()
     return [{kind: int(counts[kind][level]) for kind, level in zip(KINDS, levels, strict=True)} for levels in triples]

@@ -32,7 +32,7 @@ def announce(scorer: Scorer, args: tuple[Any, ...], kwargs: dict[str, Any], dtyp
         # without padding, positions tell packed examples apart
         positions = kwargs.get("position_ids")
     labels = kwargs.get("labels")
-    decoder = (labels != IGNORED).long().cpu() if scorer.anatomy.second and labels is not None else None
+    decoder = (labels != IGNORED).long().cpu() if scorer.anatomy.decoder_prefix and labels is not None else None
     if positions is not None:
         positions = positions.expand(mask.shape).cpu()
     scorer.begin(mask.cpu(), dtype, 0, decoder, positions)

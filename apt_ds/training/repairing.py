@@ -69,7 +69,10 @@ class Repairer:
     @staticmethod
     def _tokens(batches: list[WalkBatch]) -> int:
         """Tokens that count, over all ranks. With a decoder, those of the side that has fewer. Collective."""
-        sides = [[batch.tokens for batch in batches], [batch.second for batch in batches if batch.second is not None]]
+        sides = [
+            [batch.tokens for batch in batches],
+            [batch.decoder_tokens for batch in batches if batch.decoder_tokens is not None],
+        ]
         counts = [torch.stack([tokens.counted.sum() for tokens in side]).sum().float() for side in sides if side]
         return int(collectives.all_reduce_sum(torch.stack(counts)).min())
 

@@ -116,7 +116,7 @@ def test_scores_are_those_of_the_tokens_that_count(kind: str) -> None:
         salience = Salience(anatomy, 0.85, "off", 1.0, torch.device("cpu"))
         salience.install(model.train())
         counted = torch.ones(3, 11)
-        second = torch.ones(3, 7) if anatomy.second else None
+        second = torch.ones(3, 7) if anatomy.decoder_prefix else None
         if rows.stop == 2:  # the same two rows count, once alone and once beside a third
             found.append(masses(model, salience, counted[rows], second[rows] if second is not None else None, 2))
         else:
@@ -134,7 +134,7 @@ def masses(
     """Masses of one backward pass over the first two of `batch` rows."""
     tokens = tiny.ids(3)[:batch]
     inputs = {"input_ids": tokens}
-    if salience.anatomy.second:
+    if salience.anatomy.decoder_prefix:
         inputs["decoder_input_ids"] = tiny.ids(3, 7, seed=1)[:batch]
     salience.begin(mask, torch.float32, 0, second)
     outputs = model(**inputs)

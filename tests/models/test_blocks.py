@@ -14,9 +14,9 @@ from apt_ds.models.blocks import (
     Axis,
     Sizes,
     Sublayer,
-    attention_weight,
     block_slices,
     fused_axis,
+    head_params_per_hidden,
     kept_sizes,
 )
 from apt_ds.pruning.surgery import element_index
@@ -26,7 +26,7 @@ from tests.support import tiny
 
 def roberta_base() -> Anatomy:
     """The arithmetic of a RoBERTa-base: 12 layers of 12 heads of 64 dimensions and 3072 plain neurons, d_m 768."""
-    sites = (Sublayer("head", "o", 64, attention_weight(64, 1)), Sublayer("neuron", "down", 1, 2)) * 12
+    sites = (Sublayer("head", "o", 64, head_params_per_hidden(64, 1)), Sublayer("neuron", "down", 1, 2)) * 12
     return Anatomy(sites, (), (), (), (), "eps", {}, (), Sizes((12, 3072) * 12, 768))
 
 

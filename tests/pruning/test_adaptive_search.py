@@ -57,9 +57,9 @@ def test_units_of_very_different_prices_fill_the_budget() -> None:
 
 def counts_of(table: Anatomy) -> Counts:
     full = np.array([*table.sizes.counts, table.sizes.hidden])
-    weight = np.array([site.weight for site in table.sites])
+    params_per_hidden = np.array([site.params_per_hidden for site in table.sites])
     ones = np.ones_like(full)
-    return Counts(full, full, unit=ones, least=ones, free=ones.astype(bool), weight=weight)
+    return Counts(full, full, unit=ones, least=ones, free=ones.astype(bool), params_per_hidden=params_per_hidden)
 
 
 def test_prices_are_those_of_the_anatomy() -> None:

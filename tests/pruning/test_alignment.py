@@ -120,15 +120,15 @@ def check_division(sizes: Sizes, queries: int, gpus: int) -> None:
 
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_masks_fit_sizes_that_divide(structure: str) -> None:
-    """What gradual pruning cuts between leaves whole groups, with room for every living block."""
+    """What gradual pruning cuts between leaves whole groups, with room for every remaining block."""
     config = published_config("mistral-7b-v0.3")
     anatomy = anatomy_of(config)
     rules = rules_of(RunConfig(structure=structure, tensor_parallel=4), anatomy, EVERY_SIZE)
-    dead = np.random.default_rng(0).random(anatomy.sizes.total()) < 0.55
+    removable = np.random.default_rng(0).random(anatomy.sizes.total()) < 0.55
     for _, span in list(block_slices(anatomy.sizes))[-1:]:
-        dead[span] = False
-    keep = cuttable(dead, drawn(anatomy), anatomy, rules)
-    assert (keep | dead).all() and not keep.all()
+        removable[span] = False
+    keep = cuttable(removable, drawn(anatomy), anatomy, rules)
+    assert (keep | removable).all() and not keep.all()
     check_division(kept_sizes(anatomy.sizes, keep), 4, 4)
 
 

@@ -107,17 +107,17 @@ def test_a_budget_out_of_reach_says_so() -> None:
 @pytest.mark.parametrize("structure", ["uniform", "adaptive"])
 def test_cuttable_takes_only_dead_blocks_in_whole_units(structure: str) -> None:
     table, values = anatomy(), scores(4)
-    dead = np.zeros(table.sizes.total(), dtype=bool)
+    removable = np.zeros(table.sizes.total(), dtype=bool)
     for site, span in block_slices(table.sizes):
         if table.kind(site) == "neuron":
-            dead[span.start : span.start + 10 + 2 * site] = True
-    keep = cuttable(dead, values, table, Rules(ALL, structure, align_neurons=8))
-    assert (dead | keep).all() and not keep.all()
+            removable[span.start : span.start + 10 + 2 * site] = True
+    keep = cuttable(removable, values, table, Rules(ALL, structure, align_neurons=8))
+    assert (removable | keep).all() and not keep.all()
     counts = kept_sizes(table.sizes, keep).counts[1::2]
     assert all(n % 8 == 0 for n in counts)
     assert counts == ((40, 40, 40) if structure == "uniform" else (40, 32, 32))
-    dead[: table.sizes.total()] = False
-    assert cuttable(dead, values, table, Rules(ALL, structure)).all()
+    removable[: table.sizes.total()] = False
+    assert cuttable(removable, values, table, Rules(ALL, structure)).all()
 
 
 @pytest.mark.parametrize(

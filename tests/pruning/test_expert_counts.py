@@ -64,9 +64,9 @@ def test_gain_is_the_score_of_the_blocks_that_remain() -> None:
 
 def test_living_neurons_are_those_of_the_expert_with_most() -> None:
     anatomy, _ = anatomy_and_scores()
-    dead = np.zeros(anatomy.sizes.total(), dtype=bool)
+    removable = np.zeros(anatomy.sizes.total(), dtype=bool)
     span = dict(block_slices(anatomy.sizes))[2]
-    dead[span] = True
-    dead[span.start + 30 : span.start + 37] = False
-    dead[span.start + 50 : span.start + 53] = False
-    assert Counts(anatomy).living(dead).tolist() == [2, 5, 7, 2, 5, 24, 32]
+    removable[span] = True
+    removable[span.start + 30 : span.start + 37] = False
+    removable[span.start + 50 : span.start + 53] = False
+    assert Counts(anatomy).remaining(removable).tolist() == [2, 5, 7, 2, 5, 24, 32]

@@ -99,24 +99,24 @@ def test_a_uniform_plan_has_sizes_that_the_family_can_write() -> None:
 def test_dead_blocks_go_as_far_as_the_structure_allows(structure: str) -> None:
     anatomy, scores = anatomy_and_scores()
     where = dict(block_slices(anatomy.sizes))
-    dead = np.zeros(anatomy.sizes.total(), dtype=bool)
+    removable = np.zeros(anatomy.sizes.total(), dtype=bool)
     # layer 0 loses an expert, and 9 neurons of all others. Layer 1 loses 8 neurons of all
-    dead[where[1].start + 4] = True
+    removable[where[1].start + 4] = True
     for site, lost in ((2, 9), (5, 8)):
         table = np.zeros((5, 24), dtype=bool)
         table[:, :lost] = True
         table[4] |= site == 2
-        dead[where[site]] = table.ravel()
-    keep = cuttable(dead, scores, anatomy, Rules(ALL, structure, 8, 8))
+        removable[where[site]] = table.ravel()
+    keep = cuttable(removable, scores, anatomy, Rules(ALL, structure, 8, 8))
     first, second = anatomy.experts
-    assert table_of(keep, anatomy, second).sum() == 5 * 16 and not (keep & dead)[where[5]].any()
+    assert table_of(keep, anatomy, second).sum() == 5 * 16 and not (keep & removable)[where[5]].any()
     if structure == "adaptive":
         assert table_of(keep, anatomy, first).sum() == 4 * 16 and not keep[where[1].start + 4]
     else:
-        # the other layer keeps its experts, so the dead one stays, masked
+        # the other layer keeps its experts, so the masked one stays
         assert keep[where[1]].all() and table_of(keep, anatomy, first).sum() == 5 * 16
-    living = table_of(~dead, anatomy, first)
-    assert (table_of(keep, anatomy, first)[:4] | ~living[:4]).all()
+    remaining = table_of(~removable, anatomy, first)
+    assert (table_of(keep, anatomy, first)[:4] | ~remaining[:4]).all()
 
 
 def test_units_and_descriptions_of_models_with_experts() -> None:

@@ -38,7 +38,7 @@ def batches(anatomy: Anatomy, count: int = 2, rows: int = 4, length: int = 16) -
     for number in range(count):
         inputs: dict[str, Any] = {"input_ids": tiny.ids(rows, length, seed=number)}
         sides = [tokens(rows, length)]
-        if anatomy.second:
+        if anatomy.decoder_prefix:
             inputs["decoder_input_ids"] = tiny.ids(rows, length - 5, seed=100 + number)
             sides.append(tokens(rows, length - 5))
         inputs["attention_mask"] = sides[0].counted.view(rows, length).long()
@@ -85,7 +85,7 @@ def test_inputs_are_those_of_a_whole_pass_under_masks(kind: str) -> None:
     given = batches(anatomy)
     paths = [site.consumer for site in anatomy.sites]
     expected = inputs_of_a_whole_pass(model, paths, given)
-    sizes = {True: given[0].second, False: given[0].tokens}
+    sizes = {True: given[0].decoder_tokens, False: given[0].tokens}
     with torch.no_grad():
         walk = LayerWalk(model, anatomy, given)
         for number, layer in enumerate(anatomy.layers):
@@ -94,7 +94,7 @@ def test_inputs_are_those_of_a_whole_pass_under_masks(kind: str) -> None:
 
                 def take(x: torch.Tensor, tokens: WalkTokens, seen: list[Any] = seen, path: str = path) -> None:
                     seen.append(x)
-                    side = sizes[bool(anatomy.second) and path.startswith(anatomy.second)]
+                    side = sizes[bool(anatomy.decoder_prefix) and path.startswith(anatomy.decoder_prefix)]
                     assert side is not None and len(tokens.counted) == len(side.counted) == len(x)
 
                 walk.inputs_of(number, model.get_submodule(path), take)

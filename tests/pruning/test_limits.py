@@ -41,7 +41,7 @@ def test_levels_are_multiples_of_the_unit_and_the_whole() -> None:
 @pytest.mark.parametrize(("empty", "expected"), [(False, [8, 8, 16, 24]), (True, [0, 8, 16, 24])])
 def test_a_level_has_room_for_the_blocks_that_live(empty: bool, expected: list[int]) -> None:
     rules = Rules(("neurons",), "uniform", align_neurons=8, empty=empty)
-    assert [rules.level_of("neuron", 24, living) for living in (0, 8, 9, 24)] == expected
+    assert [rules.level_of("neuron", 24, remaining) for remaining in (0, 8, 9, 24)] == expected
 
 
 def test_the_smallest_sizes_are_one_unit_of_what_may_be_removed() -> None:

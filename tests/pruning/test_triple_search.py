@@ -14,10 +14,10 @@ EVEN = Writable(lambda heads, neurons, hidden: (heads + neurons) % 2 == 0, "head
 NOTHING = Writable(lambda heads, neurons, hidden: heads < 0, "nothing")
 
 
-def choices(levels: int, weight: int, seed: int) -> Choices:
+def choices(levels: int, params_per_hidden: int, seed: int) -> Choices:
     """Counts 1, 2, ... whose gain rises to one peak."""
     gains = np.sort(np.random.default_rng(seed).normal(1.0, 1.0, levels))[::-1]
-    return Choices(np.arange(1, levels + 1), np.cumsum(gains), weight)
+    return Choices(np.arange(1, levels + 1), np.cumsum(gains), params_per_hidden)
 
 
 def find(budget: float, writable: Writable, slack: float = 0.01) -> tuple[tuple[int, int, int] | None, list[Choices]]:
@@ -32,7 +32,7 @@ def test_no_triple_of_the_whole_grid_is_better(budget: float, writable: Writable
     grid: dict[tuple[int, int, int], tuple[bool, float]] = {}
     for levels in itertools.product(range(4), range(40), range(9)):
         h, n, d = (own.counts[level] for own, level in zip((heads, neurons, hidden), levels, strict=True))
-        price = (h * heads.weight + n * neurons.weight) * d
+        price = (h * heads.params_per_hidden + n * neurons.params_per_hidden) * d
         if price <= budget and writable.accepts(h, n, d):
             gain = sum(own.gain[level] for own, level in zip((heads, neurons, hidden), levels, strict=True))
             grid[levels] = (price >= 0.99 * budget, gain)
@@ -46,4 +46,4 @@ def test_without_a_triple_that_can_be_written_there_is_none() -> None:
 def test_a_budget_that_no_triple_uses_up_takes_the_highest_price() -> None:
     best, (heads, neurons, hidden) = find(5.9, EVERY_SIZE, slack=0.0)
     # the cheapest triple of all
-    assert best == (0, 0, 0) and (heads.weight + neurons.weight) * hidden.counts[0] == 5
+    assert best == (0, 0, 0) and (heads.params_per_hidden + neurons.params_per_hidden) * hidden.counts[0] == 5

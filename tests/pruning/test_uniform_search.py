@@ -95,7 +95,7 @@ def test_the_frontier_has_the_largest_triple_of_every_pair(writable: Writable) -
     rules = Rules(KINDS[0], "uniform", 2, 4, writable, slack=0.05)
     expected: dict[tuple[int, int], int] = {}
     levels = [rules.levels(kind, count) for kind, count in (("head", 4), ("neuron", 40), ("hidden", 32))]
-    sizes = {kind: [site.weight for site in table.sites if site.kind == kind] for kind in ("head", "neuron")}
+    sizes = {kind: [site.params_per_hidden for site in table.sites if site.kind == kind] for kind in ("head", "neuron")}
     for heads, neurons, hidden in itertools.product(*levels):
         price = hidden * (heads * sum(sizes["head"]) + neurons * sum(sizes["neuron"]))
         if 0.95 * budget <= price <= budget and writable.accepts(*map(np.array, (heads, neurons, hidden))):

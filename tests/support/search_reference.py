@@ -114,7 +114,7 @@ def _uniform(scores: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float) 
     """The best (heads, neurons, hidden) triple, the same at every site of a kind."""
     gain: dict[str, np.ndarray] = {}
     choices: dict[str, np.ndarray] = {}
-    weight: dict[str, int] = {}
+    params_per_hidden: dict[str, int] = {}
     for kind in KINDS:
         members = [span for site, span in block_slices(anatomy.sizes) if anatomy.kind(site) == kind]
         count = {span.stop - span.start for span in members}
@@ -122,8 +122,10 @@ def _uniform(scores: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float) 
         total = sum(np.sort(scores[span])[::-1] for span in members)
         choices[kind] = np.array(rules.levels(kind, count.pop()))
         gain[kind] = np.cumsum(total)[choices[kind] - 1]
-        weight[kind] = sum(site.weight for site in anatomy.sites if site.kind == kind)
-    width = choices["head"][:, None] * weight["head"] + choices["neuron"][None, :] * weight["neuron"]
+        params_per_hidden[kind] = sum(site.params_per_hidden for site in anatomy.sites if site.kind == kind)
+    width = (
+        choices["head"][:, None] * params_per_hidden["head"] + choices["neuron"][None, :] * params_per_hidden["neuron"]
+    )
     cost = width[:, :, None] * choices["hidden"][None, None, :]
     value = gain["head"][:, None, None] + gain["neuron"][None, :, None] + gain["hidden"][None, None, :]
     grid = (choices["head"][:, None, None], choices["neuron"][None, :, None], choices["hidden"][None, None, :])

@@ -37,13 +37,13 @@ def test_padding_does_not_count_and_rows_go_to_the_halves_in_turn() -> None:
     batches = walked(LANGUAGE_MODEL, 8)
     assert sum(int(batch.tokens.counted.sum()) for batch in batches) == sum(LENGTHS)
     for number, batch in enumerate(batches):
-        assert batch.second is None
+        assert batch.decoder_tokens is None
         first, second = batch.tokens.half.view(2, -1)
         assert first.unique().tolist() == [number % 2] and second.unique().tolist() == [1 - number % 2]
 
 
 def test_a_decoder_counts_the_tokens_with_a_label() -> None:
     for batch in walked(GENERATION, 4):
-        assert batch.second is not None
-        assert batch.second.counted.view(2, -1).sum(1).tolist() == [2, 2]
-        assert batch.second.half.view(2, -1)[:, 0].tolist() == batch.tokens.half.view(2, -1)[:, 0].tolist()
+        assert batch.decoder_tokens is not None
+        assert batch.decoder_tokens.counted.view(2, -1).sum(1).tolist() == [2, 2]
+        assert batch.decoder_tokens.half.view(2, -1)[:, 0].tolist() == batch.tokens.half.view(2, -1)[:, 0].tolist()

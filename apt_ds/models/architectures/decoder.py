@@ -15,7 +15,7 @@ from transformers import PretrainedConfig
 
 from apt_ds.config.tasks import INSTRUCTIONS, LANGUAGE_MODEL
 from apt_ds.models.architectures.spec import Architecture
-from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, IndexedModule, Sizes, Sublayer, attention_weight
+from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, IndexedModule, Sizes, Sublayer, head_params_per_hidden
 from apt_ds.models.export import apt_emptied_sublayers, apt_layer_sizes
 from apt_ds.models.export.apt_emptied_sublayers import EmptiedAttention, EmptiedFeedForward
 from apt_ds.models.export.form import Written, alike, by_layer, counts
@@ -75,9 +75,9 @@ def layer_sites(layer: str, queries: int, head_dim: int) -> list[Sublayer]:
         head_dim: columns of a head.
     """
     attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
-    columns, weight = queries * head_dim, attention_weight(head_dim, queries)
+    columns, params_per_hidden = queries * head_dim, head_params_per_hidden(head_dim, queries)
     return [
-        Sublayer("head", f"{attention}.o_proj", columns, weight, module=attention, emptied=EmptiedAttention),
+        Sublayer("head", f"{attention}.o_proj", columns, params_per_hidden, module=attention, emptied=EmptiedAttention),
         Sublayer("neuron", f"{mlp}.down_proj", 1, 3, module=mlp, emptied=EmptiedFeedForward),
     ]
 

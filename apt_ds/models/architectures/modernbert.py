@@ -12,7 +12,16 @@ from transformers import PretrainedConfig
 from apt_ds.config.tasks import ANSWERS, CLASSIFICATION
 from apt_ds.models.architectures import bert
 from apt_ds.models.architectures.spec import Architecture
-from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, IndexedModule, Sizes, Sublayer, attention_weight, fused_axis
+from apt_ds.models.blocks import (
+    HIDDEN,
+    Anatomy,
+    Axis,
+    IndexedModule,
+    Sizes,
+    Sublayer,
+    fused_axis,
+    head_params_per_hidden,
+)
 from apt_ds.models.export import apt_emptied_sublayers, apt_layer_sizes, modeling_apt_modernbert
 from apt_ds.models.export.form import Written, by_layer, counts, square
 
@@ -36,7 +45,7 @@ def blocks(config: PretrainedConfig, task: str) -> Anatomy:
     layers = [f"model.layers.{i}" for i in range(config.num_hidden_layers)]
     for number, layer in enumerate(layers):
         sites += [
-            Sublayer("head", f"{layer}.attn.Wo", head_dim, attention_weight(head_dim)),
+            Sublayer("head", f"{layer}.attn.Wo", head_dim, head_params_per_hidden(head_dim)),
             Sublayer("neuron", f"{layer}.mlp.Wo", 1, 3),
         ]
         slots += layer_slots(layer, number, head_dim)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, IndexedModule, Sizes, Sublayer, attention_weight
+from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, IndexedModule, Sizes, Sublayer, head_params_per_hidden
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class PostNormEncoder:
     projections: Mapping[str, str] = field(default_factory=dict)
     emptied: Mapping[str, tuple[str, Callable[[nn.Module], nn.Module]]] = field(default_factory=dict)
 
-    def sublayer(self, kind: str, layer: str, consumer: str, unit: int, weight: int) -> Sublayer:
+    def sublayer(self, kind: str, layer: str, consumer: str, unit: int, params_per_hidden: int) -> Sublayer:
         """The entry of a sublayer in the table. layer, consumer: paths. See `Sublayer` for the others."""
-        sublayer = Sublayer(kind, consumer, unit, weight)
+        sublayer = Sublayer(kind, consumer, unit, params_per_hidden)
         if kind not in self.emptied:
             return sublayer
         module, emptied = self.emptied[kind]
@@ -60,13 +60,13 @@ def post_norm_blocks(encoder: PostNormEncoder, heads: tuple[str, ...]) -> Anatom
     names = {**encoder.sublayers, **encoder.projections}
     targets: dict[str, list[str]] = {short: [] for short in names}
     layers = [f"{encoder.layers}.{i}" for i in range(encoder.depth)]
-    weight = attention_weight(head_dim) + head_dim * len(encoder.projections)
+    params_per_hidden = head_params_per_hidden(head_dim) + head_dim * len(encoder.projections)
     for number, layer in enumerate(layers):
         head, neuron = Axis(2 * number, head_dim), Axis(2 * number + 1)
         paths = {short: f"{layer}.{path}" for short, path in names.items()}
         after_attention, after_feed_forward = (f"{layer}.{path}" for path in encoder.norms)
         sites += [
-            encoder.sublayer("head", layer, paths["o"], head_dim, weight),
+            encoder.sublayer("head", layer, paths["o"], head_dim, params_per_hidden),
             encoder.sublayer("neuron", layer, paths["down"], 1, 2),
         ]
         slots += [IndexedModule(paths[short], head, hidden) for short in ("q", "k", "v", *encoder.projections)]

@@ -20,7 +20,7 @@ from transformers.models.t5.modeling_t5 import eager_attention_forward
 from apt_ds.config.tasks import GENERATION, GLUE_TASKS, TEXTS
 from apt_ds.models import position_bias
 from apt_ds.models.architectures.spec import Architecture
-from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, IndexedModule, Sizes, Sublayer, attention_weight
+from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, IndexedModule, Sizes, Sublayer, head_params_per_hidden
 from apt_ds.models.export import modeling_apt_t5
 from apt_ds.models.export.form import Edits, Written, alike, by_layer, counts
 from apt_ds.models.export.padding import Padding
@@ -48,7 +48,9 @@ def blocks(config: PretrainedConfig, task: str) -> Anatomy:
             layers.append(layer)
             for number, name in enumerate(attentions):
                 attention, head = f"{layer}.layer.{number}.{name}", Axis(len(sites), config.d_kv)
-                sites.append(Sublayer("head", f"{attention}.o", config.d_kv, attention_weight(config.d_kv), attention))
+                sites.append(
+                    Sublayer("head", f"{attention}.o", config.d_kv, head_params_per_hidden(config.d_kv), attention)
+                )
                 numbers.append(config.num_heads)
                 slots += sublayer_slots(f"{layer}.layer.{number}", attention, head, ("q", "k", "v"), "o")
                 for short in "qkvo":
@@ -69,7 +71,7 @@ def blocks(config: PretrainedConfig, task: str) -> Anatomy:
         targets={short: tuple(paths) for short, paths in targets.items()},
         layers=tuple(layers),
         sizes=Sizes(tuple(numbers), config.d_model),
-        second="decoder.",
+        decoder_prefix="decoder.",
         layer_outputs=3,
     )
 
