@@ -200,6 +200,11 @@ class Anatomy:
         """'head', 'neuron', 'expert' or 'hidden'."""
         return "hidden" if site == HIDDEN else self.sites[site].kind
 
+    def kinds_and_counts(self) -> list[tuple[str, int]]:
+        """(kind, number of blocks) of every site, then of the hidden dimensions."""
+        kinds = [*(site.kind for site in self.sites), "hidden"]
+        return list(zip(kinds, [*self.sizes.counts, self.sizes.hidden], strict=True))
+
     def with_sizes(self, sizes: Sizes) -> Anatomy:
         """The same table after a cut."""
         return replace(self, sizes=sizes)

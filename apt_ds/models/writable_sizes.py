@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from apt_ds.models.blocks import Anatomy, block_slices
+from apt_ds.models.blocks import Anatomy
 
 KINDS = ("head", "neuron", "hidden")
 Accepts = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -33,15 +33,10 @@ class Writable:
 
     def holds(self, anatomy: Anatomy) -> bool:
         """Whether a model with the sizes of `anatomy` may be written. Sizes that differ by site are always writable."""
-        counts = {kind: {n for k, n in _kinds_and_counts(anatomy) if k == kind} for kind in KINDS}
+        counts = {kind: {n for k, n in anatomy.kinds_and_counts() if k == kind} for kind in KINDS}
         if any(len(sizes) != 1 for sizes in counts.values()):
             return True
         return bool(self.accepts(*(np.array(counts[kind].pop()) for kind in KINDS)))
 
 
 EVERY_SIZE = Writable()
-
-
-def _kinds_and_counts(anatomy: Anatomy) -> list[tuple[str, int]]:
-    counts = [*anatomy.sizes.counts, anatomy.sizes.hidden]
-    return [(anatomy.kind(site), n) for (site, _), n in zip(block_slices(anatomy.sizes), counts, strict=True)]

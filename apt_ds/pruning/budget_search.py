@@ -19,7 +19,7 @@ import numpy as np
 
 from apt_ds.config.errors import UserError
 from apt_ds.models.blocks import Anatomy, Sizes, block_slices, plural
-from apt_ds.models.writable_sizes import KINDS, _kinds_and_counts
+from apt_ds.models.writable_sizes import KINDS
 from apt_ds.pruning import expert_search
 from apt_ds.pruning.adaptive_search import Counts, DensityOrder, filled
 from apt_ds.pruning.limits import Rules, smallest_sizes
@@ -119,7 +119,7 @@ def cuttable(removable: np.ndarray, scores: np.ndarray, anatomy: Anatomy, rules:
     if anatomy.experts:
         return expert_search.cuttable(removable, scores, anatomy, rules)
     kept: list[int] = []
-    kinds = _kinds_and_counts(anatomy)
+    kinds = anatomy.kinds_and_counts()
     for (kind, full), (_, span) in zip(kinds, block_slices(anatomy.sizes), strict=True):
         remaining = full - int(np.count_nonzero(removable[span]))
         kept.append(rules.level_of(kind, full, remaining) if rules.may_go(kind) else full)
@@ -132,10 +132,10 @@ def cuttable(removable: np.ndarray, scores: np.ndarray, anatomy: Anatomy, rules:
 
 def _adaptive(scores: np.ndarray, sites: list[Ranking], anatomy: Anatomy, rules: Rules, budget: float) -> Sizes:
     """The longest prefix of the density order that fits, and what still fits after it."""
-    kinds = [kind for kind, _ in _kinds_and_counts(anatomy)]
+    kinds = [kind for kind, _ in anatomy.kinds_and_counts()]
     counts = Counts(
         full=np.array([*anatomy.sizes.counts, anatomy.sizes.hidden]),
-        most=np.array([rules.most(kind, count) for kind, count in _kinds_and_counts(anatomy)]),
+        most=np.array([rules.most(kind, count) for kind, count in anatomy.kinds_and_counts()]),
         unit=np.array([rules.unit(kind) for kind in kinds]),
         least=np.array([rules.least(kind) for kind in kinds]),
         free=np.array([rules.may_go(kind) for kind in kinds]),
@@ -176,7 +176,7 @@ def _uniform_choices(
 ) -> tuple[dict[str, list[Ranking]], dict[str, np.ndarray], dict[str, int]]:
     """By kind: the sites, the numbers of blocks that each may keep, and the parameters of a block at every site."""
     members: dict[str, list[Ranking]] = {kind: [] for kind in KINDS}
-    for ranking, (kind, _) in zip(sites, _kinds_and_counts(anatomy), strict=True):
+    for ranking, (kind, _) in zip(sites, anatomy.kinds_and_counts(), strict=True):
         members[kind].append(ranking)
     choices: dict[str, np.ndarray] = {}
     for kind, own in members.items():

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from apt_ds.models.blocks import Anatomy, Sizes, plural
 from apt_ds.models.experts import ALIGNED
 from apt_ds.models.tensor_parallel import WHOLE, Split
-from apt_ds.models.writable_sizes import EVERY_SIZE, Writable, _kinds_and_counts
+from apt_ds.models.writable_sizes import EVERY_SIZE, Writable
 
 SLACK = 0.01  # of the budget: how far below it a plan may end where alignment permits better
 
@@ -71,7 +71,7 @@ class Rules:
 
     def whole_fits(self, anatomy: Anatomy) -> bool:
         """Whether a plan may keep all blocks."""
-        splits = all(self.most(kind, count) == count for kind, count in _kinds_and_counts(anatomy))
+        splits = all(self.most(kind, count) == count for kind, count in anatomy.kinds_and_counts())
         return splits and (self.structure != "uniform" or self.writable.holds(anatomy))
 
 
@@ -92,6 +92,6 @@ def default_align(anatomy: Anatomy) -> int:
 
 def smallest_sizes(anatomy: Anatomy, rules: Rules) -> Sizes:
     """The smallest sizes allowed: one head, one unit of neurons, one unit of hidden dimensions. Zero where empty."""
-    kinds = _kinds_and_counts(anatomy)
+    kinds = anatomy.kinds_and_counts()
     lows = [min(rules.most(kind, count), rules.least(kind)) if rules.may_go(kind) else count for kind, count in kinds]
     return Sizes(tuple(lows[:-1]), lows[-1])

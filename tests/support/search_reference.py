@@ -8,7 +8,7 @@ import numpy as np
 
 from apt_ds.config.errors import UserError
 from apt_ds.models.blocks import Anatomy, Sizes, block_slices, kept_sizes, plural
-from apt_ds.models.writable_sizes import KINDS, _kinds_and_counts
+from apt_ds.models.writable_sizes import KINDS
 from apt_ds.pruning.budget_search import _with_survivors
 from apt_ds.pruning.limits import SLACK, Rules, smallest_sizes
 
@@ -79,7 +79,7 @@ def _rounded(kept: np.ndarray, anatomy: Anatomy, rules: Rules) -> Sizes:
     keep[kept] = True
     raw = kept_sizes(anatomy.sizes, keep)
     counts = []
-    for (kind, full), count in zip(_kinds_and_counts(anatomy), [*raw.counts, raw.hidden], strict=True):
+    for (kind, full), count in zip(anatomy.kinds_and_counts(), [*raw.counts, raw.hidden], strict=True):
         unit = rules.unit(kind)
         fixed = count == full or not rules.may_go(kind)
         counts.append(full if fixed else min(full, max(rules.least(kind), count // unit * unit)))
@@ -88,11 +88,11 @@ def _rounded(kept: np.ndarray, anatomy: Anatomy, rules: Rules) -> Sizes:
 
 def _fill(scores: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float, sizes: Sizes) -> Sizes:
     """Add units that still fit, densest first."""
-    full = [n for _, n in _kinds_and_counts(anatomy)]
+    full = [n for _, n in anatomy.kinds_and_counts()]
     now = [*sizes.counts, sizes.hidden]
     prices = anatomy.params_per_block(anatomy.sizes)
     ranked = [np.sort(scores[span])[::-1] / prices[span.start] for _, span in block_slices(anatomy.sizes)]
-    units = [rules.unit(kind) for kind, _ in _kinds_and_counts(anatomy)]
+    units = [rules.unit(kind) for kind, _ in anatomy.kinds_and_counts()]
 
     def entry(i: int) -> tuple[float, int]:
         return -float(ranked[i][now[i] : now[i] + units[i]].mean()), i
