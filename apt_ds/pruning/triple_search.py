@@ -34,6 +34,11 @@ class Choices:
     params_per_hidden: int = 1
 
 
+def divided_up(dividend: int | np.ndarray, divisor: int | np.ndarray) -> np.ndarray:
+    """The quotient of integers, rounded up."""
+    return np.asarray(-(-dividend // divisor))
+
+
 class TripleSearch:
     """The search for one triple of levels under a budget.
 
@@ -54,7 +59,7 @@ class TripleSearch:
         self.heads, self.neurons, self.hidden = heads, neurons, hidden
         self.budget, self.writable = budget, writable
         # prices are integers
-        self.most, self.least = math.floor(budget), math.ceil((1 - slack) * budget)
+        self.largest_price, self.smallest_price = math.floor(budget), math.ceil((1 - slack) * budget)
 
     def find(self) -> tuple[int, int, int] | None:
         """Levels of heads, neurons and hidden dimensions. None: no triple fits and can be written."""
@@ -64,7 +69,7 @@ class TripleSearch:
         value = self._values(heads, hidden, np.clip(peak, first, np.maximum(first, last)))
         value[first > last] = -np.inf
         best = self._best_value(value, first, last)
-        return self._dearest() if best is None else self._first_of(best, value, first, last)
+        return self._most_expensive() if best is None else self._first_of(best, value, first, last)
 
     def frontier(self) -> list[tuple[int, int, int]]:
         """For each pair of heads and hidden dimensions the most neurons that fit and can be written.
@@ -85,8 +90,9 @@ class TripleSearch:
     def _ranges(self) -> tuple[np.ndarray, np.ndarray]:
         """The first and the last level of neurons that use the budget up to `slack`, int64 [heads, hidden] each."""
         others = self.heads.counts[:, None] * self.heads.params_per_hidden
-        most = (self.most // self.hidden.counts[None, :] - others) // self.neurons.params_per_hidden
-        least = -((others - -(-self.least // self.hidden.counts[None, :])) // self.neurons.params_per_hidden)
+        hidden, params = self.hidden.counts[None, :], self.neurons.params_per_hidden
+        most = (self.largest_price // hidden - others) // params
+        least = divided_up(divided_up(self.smallest_price, hidden) - others, params)
         counts = self.neurons.counts
         # a budget beyond all counts needs no larger table
         return np.searchsorted(counts, least), np.searchsorted(counts, most, side="right") - 1
@@ -147,7 +153,7 @@ class TripleSearch:
                 return int(head), *min(equal)
         return None
 
-    def _dearest(self) -> tuple[int, int, int] | None:
+    def _most_expensive(self) -> tuple[int, int, int] | None:
         """The best triple of the highest price that fits and can be written."""
         best: tuple[float, float] = (-np.inf, -np.inf)
         triple = None
@@ -165,8 +171,8 @@ class TripleSearch:
                 if price.max() < 0:
                     continue
                 value = np.where(price == price.max(), self._values(np.array(head), hidden, neurons), -np.inf)
-                number = int(np.argmax(value))
+                row, column = divmod(int(np.argmax(value)), len(self.hidden.counts))
                 if (price.max(), value.max()) > best:
                     best = (price.max(), value.max())
-                    triple = (head, start + number // len(hidden.T), number % len(hidden.T))
+                    triple = (head, start + row, column)
         return triple
