@@ -37,30 +37,17 @@ def blocks(config: PretrainedConfig, task: str) -> Anatomy:
         for path in ("shared", "encoder.embed_tokens", "decoder.embed_tokens", "lm_head")
     ]
     sites: list[Sublayer] = []
-    numbers: list[int] = []
     layers: list[str] = []
-    targets: dict[str, list[str]] = {short: [] for short in ("q", "k", "v", "o", *ups, "down")}
     for stack, depth in (("encoder", config.num_layers), ("decoder", config.num_decoder_layers)):
-        attentions = ("SelfAttention",) if stack == "encoder" else ("SelfAttention", "EncDecAttention")
-        slots.append(IndexedModule(f"{stack}.final_layer_norm", hidden))
-        slots.append(IndexedModule(f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias", None))
-        for layer in (f"{stack}.block.{i}" for i in range(depth)):
-            layers.append(layer)
-            for number, name in enumerate(attentions):
-                attention, head = f"{layer}.layer.{number}.{name}", Axis(len(sites), config.d_kv)
-                sites.append(
-                    Sublayer("head", f"{attention}.o", config.d_kv, head_params_per_hidden(config.d_kv), attention)
-                )
-                numbers.append(config.num_heads)
-                slots += sublayer_slots(f"{layer}.layer.{number}", attention, head, ("q", "k", "v"), "o")
-                for short in "qkvo":
-                    targets[short].append(f"{attention}.{short}")
-            feed, neuron = f"{layer}.layer.{len(attentions)}.DenseReluDense", Axis(len(sites))
-            sites.append(Sublayer("neuron", f"{feed}.wo", 1, 1 + len(ups)))
-            numbers.append(config.d_ff)
-            slots += sublayer_slots(f"{layer}.layer.{len(attentions)}", feed, neuron, tuple(ups.values()), "wo")
-            for short, name in {**ups, "down": "wo"}.items():
-                targets[short].append(f"{feed}.{name}")
+        stack_layers = [f"{stack}.block.{i}" for i in range(depth)]
+        stack_sites, stack_slots = _stack(config, stack, stack_layers, tuple(ups.values()), len(sites))
+        sites, slots, layers = sites + stack_sites, slots + stack_slots, layers + stack_layers
+    targets: dict[str, list[str]] = {short: [] for short in ("q", "k", "v", "o", *ups, "down")}
+    for site in sites:
+        names = {short: short for short in "qkvo"} if site.kind == "head" else {**ups, "down": "wo"}
+        for short, name in names.items():
+            targets[short].append(f"{site.consumer.rpartition('.')[0]}.{name}")
+    block_counts = {"head": config.num_heads, "neuron": config.d_ff}
     return Anatomy(
         sites=tuple(sites),
         slots=tuple(slots),
@@ -70,10 +57,42 @@ def blocks(config: PretrainedConfig, task: str) -> Anatomy:
         epsilon="variance_epsilon",
         targets={short: tuple(paths) for short, paths in targets.items()},
         layers=tuple(layers),
-        sizes=Sizes(tuple(numbers), config.d_model),
+        sizes=Sizes(tuple(block_counts[site.kind] for site in sites), config.d_model),
         decoder_prefix="decoder.",
         layer_outputs=3,
     )
+
+
+def _stack(
+    config: PretrainedConfig, stack: str, layers: list[str], ups: tuple[str, ...], first_site: int
+) -> tuple[list[Sublayer], list[IndexedModule]]:
+    """The sublayers of the encoder or the decoder, and its modules that blocks index.
+
+    Args:
+        config: the configuration of the model.
+        stack: 'encoder' or 'decoder'.
+        layers: paths of its layers.
+        ups: names of the linear layers of a feed-forward network that read the stream.
+        first_site: number of its first sublayer in the model.
+    """
+    attentions = ("SelfAttention",) if stack == "encoder" else ("SelfAttention", "EncDecAttention")
+    params_per_hidden = head_params_per_hidden(config.d_kv)
+    sites: list[Sublayer] = []
+    slots = [
+        IndexedModule(f"{stack}.final_layer_norm", Axis(HIDDEN)),
+        IndexedModule(f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias", None),
+    ]
+    for layer in layers:
+        for number, name in enumerate(attentions):
+            place = f"{layer}.layer.{number}"
+            attention, head = f"{place}.{name}", Axis(first_site + len(sites), config.d_kv)
+            sites.append(Sublayer("head", f"{attention}.o", config.d_kv, params_per_hidden, attention))
+            slots += sublayer_slots(place, attention, head, ("q", "k", "v"), "o")
+        place = f"{layer}.layer.{len(attentions)}"
+        feed_forward, neuron = f"{place}.DenseReluDense", Axis(first_site + len(sites))
+        sites.append(Sublayer("neuron", f"{feed_forward}.wo", 1, 1 + len(ups)))
+        slots += sublayer_slots(place, feed_forward, neuron, ups, "wo")
+    return sites, slots
 
 
 def sublayer_slots(
