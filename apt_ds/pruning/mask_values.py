@@ -73,10 +73,6 @@ class MaskValues:
         self._sent.clear()
         self._kept_fraction = float(self._values_of(HIDDEN).mean())
 
-    def arrived(self, keep: np.ndarray) -> bool:
-        """Whether every mask is exactly 1 where `keep` (bool [blocks]), and exactly 0 elsewhere."""
-        return bool((self.values == keep).all())
-
     def fully_masked(self) -> np.ndarray:
         """Blocks whose mask has reached 0, bool [blocks]."""
         return self.values == 0.0
