@@ -1,4 +1,4 @@
-"""Writes a model as an ordinary Hugging Face folder: adapters merged, no masks, safetensors (section 1).
+"""Writes a model as an ordinary Hugging Face folder: adapters merged, no masks, safetensors (METHOD.md section 1).
 
 Models that a stock configuration can describe load with plain `from_pretrained`. The others come with a small
 modelling file, copied from this package, that `trust_remote_code=True` uses.
@@ -10,6 +10,7 @@ import inspect
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -103,15 +104,16 @@ def export(
         UserError: the folder cannot be written, for lack of space or permission, or transformers refuses the
             configuration. An earlier `folder` is unchanged. All other errors are raised on all ranks too.
     """
-    partial = folder.with_name(f"{folder.name}.tmp")
+    unfinished = folder.with_name(f"{folder.name}.tmp")
     content = written(model, without_code(base_config), anatomy, task, form)
     dtype = dtype or next(model.parameters()).dtype
     _describe_weights(content.config, anatomy, bits, dtype)
-    writer = ShardWriter(partial)
+    writer = ShardWriter(unfinished)
     padding = content.padding
-    format_ = Format(dtype, bits, content.edits, JoinedWeights(content.joined), content.split, merge, padding)
-    format_.dropped = set() if padding is None else padding.dropped(model)
-    collectives.on_main(lambda: _writing(partial, writer.start))
+    dropped = set() if padding is None else padding.dropped(model)
+    joined = JoinedWeights(content.joined)
+    format_ = Format(dtype, bits, content.edits, joined, content.split, merge, padding, dropped)
+    collectives.on_main(lambda: _writing(unfinished, writer.start))
     failure = _add_weights(model, writer, format_)
 
     def finish() -> Exported:
@@ -122,14 +124,14 @@ def export(
         name = PADDED if padding is not None else ADAPTIVE if content.modules else STOCK
         result = Exported(name, writer.total, format_.padding_bytes)
         if facts is not None:
-            write_facts(partial, {**facts, "export_format": result.format})
-        _write_rest(partial, content, generation, tokenizer)
+            write_facts(unfinished, {**facts, "export_format": result.format})
+        _write_rest(unfinished, content, generation, tokenizer)
         if folder.exists():
             shutil.rmtree(folder)
-        partial.rename(folder)
+        unfinished.rename(folder)
         return result
 
-    return collectives.on_main(lambda: _writing(partial, finish))
+    return collectives.on_main(lambda: _writing(unfinished, finish))
 
 
 def _describe_weights(config: PretrainedConfig, anatomy: Anatomy, bits: int, dtype: torch.dtype) -> None:
@@ -147,7 +149,7 @@ def _add_weights(model: nn.Module, writer: ShardWriter, format_: Format) -> Exce
         # the other ranks continue to gather: a failure is raised after the last weight
         if collectives.is_main() and failure is None:
             try:
-                _writing(writer.folder, partial_add(writer, format_, weight))
+                _writing(writer.folder, partial(_add_weight, writer, format_, weight))
             except Exception as error:
                 failure = error
     return failure
@@ -175,29 +177,23 @@ def _write_rest(
     companions.open_to_readers(folder)
 
 
-def partial_add(
-    writer: ShardWriter, format_: Format, weight: tuple[str, nn.Module, nn.Parameter]
-) -> Callable[[], None]:
-    """An action that gives `writer` all tensors of a weight."""
-
-    def add() -> None:
-        for name, tensor in format_.tensors(*weight):
-            writer.add(name, tensor)
-
-    return add
+def _add_weight(writer: ShardWriter, format_: Format, weight: tuple[str, nn.Module, nn.Parameter]) -> None:
+    """Give `writer` all tensors of a weight, which must be gathered. weight: of `whole_weights`."""
+    for name, tensor in format_.tensors(*weight):
+        writer.add(name, tensor)
 
 
-def _writing(partial: Path, action: Callable[[], T]) -> T:
-    """Run `action`. A failure removes `partial`. A failure to write becomes a UserError."""
+def _writing(unfinished: Path, action: Callable[[], T]) -> T:
+    """Run `action`. A failure removes the folder `unfinished`. A failure to write becomes a UserError."""
     try:
         return action()
     except Exception as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
         if not isinstance(error, OSError | SafetensorError | ValueError) or isinstance(error, UserError):
             raise
         reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
         advice = "; free space or change --output_dir" if isinstance(error, OSError | SafetensorError) else ""
-        raise UserError(f"cannot write the model to {partial.parent}: {reason}{advice}") from None
+        raise UserError(f"cannot write the model to {unfinished.parent}: {reason}{advice}") from None
 
 
 class ShardWriter:
