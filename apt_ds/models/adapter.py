@@ -1,4 +1,4 @@
-"""The APT adapter: a frozen linear layer with a low-rank path beside it (section 1 of the method).
+"""The APT adapter: a frozen linear layer with a low-rank path beside it (METHOD.md section 1).
 
 `H(x) = (W + s W_B W_A) x`, s = 2 at every rank. The masks m_i and m_o of the paper are outside, on what the
 layer reads and writes (`pruning/masks.py`). Both places compute the same function.
@@ -97,7 +97,7 @@ def ranks(model: nn.Module) -> dict[str, int]:
 
 
 class Transform(nn.Module):
-    """Tr of section 7: the identity plus a low-rank map, between a student's layer and its teacher's."""
+    """Tr of METHOD.md section 7: the identity plus a low-rank map, between a student's layer and its teacher's."""
 
     def __init__(self, lora_A: Tensor, lora_B: Tensor) -> None:
         super().__init__()

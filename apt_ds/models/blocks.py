@@ -1,4 +1,4 @@
-"""What a model is made of: which weights belong to which block. Carries section 2 of the method.
+"""What a model is made of: which weights belong to which block (METHOD.md section 2).
 
 There are four kinds of block. A *head* is an attention head, or under grouped-query attention one key/value group
 with all its query heads. A *neuron* is one of a feed-forward layer. An *expert* is a whole feed-forward network of a
@@ -174,7 +174,7 @@ class Anatomy:
     new_biases: bool = False
 
     def num_parameters(self, sizes: Sizes) -> int:
-        """Model size C(n) in parameters (section 2): d_m times the sum over sites."""
+        """Model size C(n) in parameters (METHOD.md section 2): d_m times the sum over sites."""
         return sizes.hidden * self.width(sizes)
 
     def width(self, sizes: Sizes) -> int:

@@ -1,8 +1,8 @@
 """Sums over the dimensions of each block, in an order that does not vary.
 
 Ranks decide for themselves from reduced observations, so that every rank must add in the same order. `index_add_` adds
-in any order on a GPU. Told to keep an order, it adds the entries of a block one after another: 95 ms a step at 7B on
-an H200. Here each block gathers its dimensions and all blocks of one size are summed at once.
+in any order on a GPU. In deterministic mode it adds the entries of a block one after another: 95 ms a step at 7B on an
+H200. Here each block gathers its dimensions and all blocks of one size are summed at once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Repairs the layers that read what a cut removes, so that their outputs change as little as possible (section 12).
+"""Repairs the layers that read what a cut removes: outputs change as little as possible (METHOD.md section 12).
 
 Layers are repaired from first to last. The inputs of a layer are those that the layers below give after their own cut
 and repair. Consumers of heads and neurons are repaired (`Sublayer.consumer`), and where hidden dimensions are removed,

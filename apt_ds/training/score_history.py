@@ -1,4 +1,4 @@
-"""The scores of a run over time, and when they came near a reference: the measure of training speed (section 10)."""
+"""Scores over time, and when they came near a reference: the measure of training speed (METHOD.md section 10)."""
 
 from __future__ import annotations
 
