@@ -40,7 +40,7 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
         (VARLEN, Machine("cpu"), FP32, {}, VARLEN, "as --attn_implementation says"),
     ],
 )
-def test_the_choice(
+def test_machine_dtype_and_model_choose_the_kernel(
     asked: str, machine: Machine, dtype: torch.dtype, changes: dict[str, Any], name: str, why: str
 ) -> None:
     choice = choose(asked, dtype, tiny.config("gqa", **changes), machine)
@@ -91,7 +91,7 @@ def test_a_kernel_that_a_device_lacks_is_refused() -> None:
         resolve(packed(attn_implementation=VARLEN), tiny.config("gqa"), BF16, torch.device("meta"))
 
 
-def test_this_machine() -> None:
+def test_a_processor_is_a_machine_without_a_gpu() -> None:
     assert machine_of(CPU) == Machine("cpu")
 
 

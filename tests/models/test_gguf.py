@@ -120,7 +120,7 @@ def cut_smollm2(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedT
 
 
 @pytest.mark.parametrize("structure", ["uniform", "adaptive"])
-def test_smollm2(structure: str, cut_smollm2: dict[str, Path], tmp_path: Path) -> None:
+def test_gguf_answers_as_the_model_does(structure: str, cut_smollm2: dict[str, Path], tmp_path: Path) -> None:
     """Equal tokens and log-probabilities in 32 bits, near ones in 16, 8 and 4."""
     made, tokens = cut_smollm2[structure], [1, 4093, 198, 19556, 28, 638, 359, 346, 47, 2, 198, 1, 520, 9531, 198]
     text = AutoTokenizer.from_pretrained(made)

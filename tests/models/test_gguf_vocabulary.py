@@ -22,5 +22,5 @@ def test_a_space_before_a_text(tokenizer: dict[str, Any], expected: bool) -> Non
     assert adds_space(tokenizer) is expected
 
 
-def test_bytes() -> None:
+def test_only_two_hex_digits_name_a_byte() -> None:
     assert is_byte("<0x0A>") and not is_byte("<0x0A0>") and not is_byte("<s>")

@@ -41,7 +41,7 @@ def test_they_load_where_this_package_is_not_installed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=[f"{path.parent.name}-{path.name}" for path in FOLDERS])
-def test_they_load_here(folder: Path) -> None:
+def test_they_load_without_the_code_of_their_folder(folder: Path) -> None:
     """By transformers, without the code of the folder, and by the package's own evaluation."""
     answers = load_file(folder / ANSWERS)
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)

@@ -247,7 +247,7 @@ def test_evaluation_is_not_scored() -> None:
     assert salience.abs_sums.abs().sum() == 0
 
 
-def test_outlier_options() -> None:
+def test_kurtosis_adds_as_its_option_says() -> None:
     first = torch.tensor([1.0, 3.0, 10.0])
     results = {}
     for outlier in ("off", "literal", "normalized"):
