@@ -15,7 +15,7 @@ from apt_ds.config.run_config import RunConfig
 from apt_ds.data.batching import Batch
 from apt_ds.models.blocks import Anatomy
 from apt_ds.pruning.masks import Masks
-from apt_ds.pruning.policy import policy_of
+from apt_ds.pruning.policies import policy_of
 from apt_ds.pruning.rank_growth import RankGrowth
 from apt_ds.pruning.scorer_registry import make_scorer
 from apt_ds.runtime import collectives, profiler, zero

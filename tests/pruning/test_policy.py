@@ -7,7 +7,8 @@ import pytest
 
 from apt_ds.config.errors import UserError
 from apt_ds.config.run_config import RunConfig
-from apt_ds.pruning.policy import CutAction, Gradual, Learned, MaskAction, Never, OneShot, Staged, policy_of
+from apt_ds.pruning.policies import Gradual, Learned, OneShot, Staged, policy_of
+from apt_ds.pruning.policy import CutAction, MaskAction, Never
 
 DECISION = np.array([True, True, False, False])
 ARRIVED = np.array([1.0, 1.0, 0.0, 0.0])
