@@ -28,9 +28,11 @@ Observer = Callable[[Tensor], None]
 class CountedTokens:
     """Which tokens of a micro-batch count for the scores.
 
-    valid: 1 or 0, [1, tokens]; blank: int64 [n], the positions of the tokens that do not count, None where only `valid`
-    is read; members: what each token counts in each packed example, [examples, tokens], None where a row is an example;
-    rows: number of rows.
+    Attributes:
+        valid: 1 or 0, [1, tokens].
+        blank: int64 [n], the positions of the tokens that do not count. None where only `valid` is read.
+        members: what each token counts in each packed example, [examples, tokens]. None where a row is an example.
+        rows: number of rows.
     """
 
     valid: Tensor
@@ -42,14 +44,18 @@ class CountedTokens:
 class ActivationHooks(Scorer):
     """Hooks on the input of every consumer (heads, neurons) and on the output of every writer (hidden dimensions).
 
-    kinds: the kinds of block that may be removed, some of `PLURALS`. Blocks of other kinds get no hook and a score
-    of 0. A score may keep activations until their gradients arrive, so that a hook without use costs memory. Experts
-    have no hook of their own. What their neurons do gives their score.
+    A score may keep activations until their gradients arrive, so that a hook without use costs memory. Experts have no
+    hook of their own. What their neurons do gives their score.
 
-    owner: int64 [dimensions], the block of each observed dimension; places: the slice of every hooked module in
-    `owner`, consumers first; lean: whether sums should read memory once and write none; tokens: those that count in the
-    micro-batch, None while nothing is scored; decoder_tokens: the same for a decoder, None without one; example_offset:
-    position of the micro-batch's first example in the global batch.
+    Attributes:
+        kinds: the kinds of block that may be removed, some of `PLURALS`. Other blocks get no hook and a score of 0.
+        owner: int64 [dimensions], the block of each observed dimension.
+        paths: of the hooked modules, consumers first.
+        places: the slice of every hooked module in `owner`.
+        lean: whether sums should read memory once and write none.
+        tokens: those that count in the micro-batch. None while nothing is scored.
+        decoder_tokens: the same for a decoder. None without one.
+        example_offset: position of the micro-batch's first example in the global batch.
     """
 
     uses_hooks = True

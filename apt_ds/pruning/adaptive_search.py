@@ -51,7 +51,10 @@ class Counts:
 class DensityOrder:
     """The blocks of all sites by descending density, ties by their number.
 
-    density: salience per parameter, site after site, float64 [blocks]; thresholds: some densities, largest first.
+    Attributes:
+        density: salience per parameter, site after site, float64 [blocks].
+        counts: what the sites may keep.
+        thresholds: some densities, largest first.
     """
 
     def __init__(self, density: np.ndarray, counts: Counts) -> None:

@@ -14,9 +14,11 @@ from torch import Tensor
 class BlockHistory:
     """The blocks of a run from its first step on.
 
-    kept_ids: int64 [blocks], the original number of every block that remains; removed_in_cut: int64 [original blocks],
-    the number of the cut that removed it, from 1, and 0 for a block that remains; scale: float64 [blocks], the factor
-    that cuts have multiplied each remaining block with.
+    Attributes:
+        kept_ids: int64 [blocks], the original number of every block that remains.
+        removed_in_cut: int64 [original blocks], the number of the cut that removed it, from 1. 0 for a block that
+            remains.
+        scale: float64 [blocks], the factor that cuts have multiplied each remaining block with.
     """
 
     def __init__(self, blocks: int) -> None:

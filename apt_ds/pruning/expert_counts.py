@@ -15,7 +15,10 @@ from apt_ds.models.blocks import HIDDEN, Anatomy, FusedExperts, block_slices
 class Counts:
     """The numbers that a model has, and what numbers cost.
 
-    kinds: of every site, then 'hidden'; full: the model as it is, int64 [sites + 1].
+    Attributes:
+        anatomy: the model as it is.
+        kinds: the kind of every site, then 'hidden'.
+        full: the numbers of the model as it is, int64 [sites + 1].
     """
 
     def __init__(self, anatomy: Anatomy) -> None:

@@ -16,9 +16,13 @@ from apt_ds.models.blocks import DOWN, GATE_UP, HIDDEN, Anatomy, FusedExperts, b
 class ExpertCut:
     """The cut of one 3-D weight.
 
-    path, name: the module, and `GATE_UP` [E, 2 f, d_m] or `DOWN` [E, d_m, f]; experts: int64 [kept experts],
-    ascending; neurons: int64 [kept experts, kept neurons of each], ascending; hidden: int64, ascending, None for all;
-    tied_to: always None, such weights are not shared.
+    Attributes:
+        path: path of the module.
+        name: `GATE_UP` [E, 2 f, d_m] or `DOWN` [E, d_m, f].
+        experts: int64 [kept experts], ascending.
+        neurons: int64 [kept experts, kept neurons of each], ascending.
+        hidden: int64, ascending. None: all remain.
+        tied_to: always None. Such weights are not shared.
     """
 
     path: str

@@ -27,8 +27,11 @@ RIDGE = 0.01  # of the mean diagonal: how strongly fitted masks lean towards 1
 class Fisher(ActivationHooks):
     """Mask gradients of every calibration example.
 
-    abs_sums: fp32 [global batch, blocks], dL/dm of this step's examples, zero in the rows of other ranks; rows: those
-    of earlier steps, summed over ranks; X^T X over this rank's counted tokens is stored per site until the cut.
+    X^T X over this rank's counted tokens is stored per site until the cut.
+
+    Attributes:
+        abs_sums: fp32 [global batch, blocks], dL/dm of this step's examples. Zero in the rows of other ranks.
+        rows: those of earlier steps, summed over ranks.
     """
 
     def __init__(

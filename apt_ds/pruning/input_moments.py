@@ -24,10 +24,14 @@ CHUNK_ELEMENTS = 1 << 20  # of an activation, that are converted to fp32 togethe
 class InputMoments(ActivationHooks):
     """Moments of every input channel, and scores that a subclass makes of them and of the weights.
 
-    abs_sums: fp32 [2 dimensions + hooked modules], of this step: sums of x, sums of x^2, and counts of tokens; counts:
-    float64 [hooked modules], tokens so far; means, squares: float64 [dimensions], the mean of each channel and its sum
-    of squared differences from it, over all ranks; densities: float64 [blocks], what `conclude` decides. A search keeps
-    the blocks of the highest densities. 0 where nothing is observed.
+    Attributes:
+        abs_sums: fp32 [2 dimensions + hooked modules], of this step: sums of x, sums of x^2, and counts of tokens.
+        counts: float64 [hooked modules], tokens so far.
+        means: float64 [dimensions], the mean of each channel over all ranks.
+        squares: float64 [dimensions], the sum of squared differences from the mean over all ranks.
+        densities: float64 [blocks], what `conclude` decides. A search keeps the blocks of the highest densities. 0
+            where
+            nothing is observed.
     """
 
     def resize(self, anatomy: Anatomy) -> None:

@@ -34,9 +34,14 @@ SPREAD = 0.01  # standard deviation of log alpha at the start
 class L0Gates(Scorer):
     """The gates of all blocks, with their optimizers. All of it is on the CPU in float64, and equal on all ranks.
 
-    log_alpha: [blocks + coarse gates]; multipliers: lambda1, lambda2, [2]; gated: bool [blocks], which blocks may be
-    removed; coarse: the sites that have a gate of their own; updates: number of updates so far; abs_sums: fp32
-    [blocks], the gradient of the loss with respect to the gates.
+    Attributes:
+        log_alpha: [blocks + coarse gates].
+        multipliers: lambda1 and lambda2, [2].
+        rate: the value of `--gate_learning_rate`. 0: the schedule chooses.
+        gated: bool [blocks], which blocks may be removed.
+        coarse: the sites that have a gate of their own.
+        updates: number of updates so far.
+        abs_sums: fp32 [blocks], the gradient of the loss with respect to the gates.
     """
 
     uses_hooks = True

@@ -21,11 +21,15 @@ SLACK = 0.01  # of the budget: how far below it a plan may end where alignment p
 class Rules:
     """What a plan must respect.
 
-    kinds: kinds of block that may be removed, some of `pruning_options.BLOCKS`; structure: 'uniform' or 'adaptive';
-    align_neurons, align_hidden: kept counts are multiples of these, or the full count; writable: the sizes that a
-    uniform plan may end in. Every adaptive plan is writable; empty: whether a sublayer may lose all its blocks;
-    split: how kept heads and neurons divide between the GPUs that share the served model; slack: fraction of the
-    budget that a uniform plan may leave unused if salience prefers it.
+    Attributes:
+        kinds: kinds of block that may be removed, some of `pruning_options.BLOCKS`.
+        structure: 'uniform' or 'adaptive'.
+        align_neurons: kept counts of neurons are multiples of this, or the full count.
+        align_hidden: the same for hidden dimensions.
+        writable: the sizes that a uniform plan may end in. Every adaptive plan is writable.
+        empty: whether a sublayer may lose all its blocks.
+        split: how kept heads and neurons divide between the GPUs that share the served model.
+        slack: fraction of the budget that a uniform plan may leave unused if salience prefers it.
     """
 
     kinds: tuple[str, ...]

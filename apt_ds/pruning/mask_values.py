@@ -21,7 +21,9 @@ from apt_ds.runtime.transfer import sent
 class MaskValues:
     """The mask of every block.
 
-    values: float64 [blocks], 0 to 1, on the host, the same on all ranks.
+    Attributes:
+        anatomy: the blocks.
+        values: float64 [blocks], 0 to 1, on the host, the same on all ranks.
     """
 
     def __init__(self, anatomy: Anatomy) -> None:

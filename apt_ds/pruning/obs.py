@@ -24,8 +24,10 @@ from apt_ds.runtime import collectives, heartbeat, zero
 class Obs(ActivationHooks):
     """Costs of removal, of heads and neurons.
 
-    abs_sums: fp32 [sites, d_m], squared gradients of this step at the output of each consumer; squares: those of all
-    steps; costs: float64 [blocks], zero before `score_layer_inputs`.
+    Attributes:
+        abs_sums: fp32 [sites, d_m], squared gradients of this step at the output of each consumer.
+        squares: those of all steps.
+        costs: float64 [blocks]. Zero before `score_layer_inputs`.
     """
 
     reads_layer_inputs = True

@@ -35,8 +35,11 @@ Allocate = Callable[[np.ndarray, np.ndarray], np.ndarray]  # scores and a decisi
 class Pruner(StepObserver):
     """Masks, scores and decisions of a run. Everything on it is the same on all ranks.
 
-    decision: bool [blocks], the blocks to keep; blocks: the history of all cuts; pruning_finished: whether masks are
-    off for good; compensated: paths of the layers whose bias a cut has changed. A checkpoint holds these biases.
+    Attributes:
+        decision: bool [blocks], the blocks to keep.
+        blocks: the history of all cuts.
+        pruning_finished: whether masks are off for good.
+        compensated: paths of the layers whose bias a cut has changed. A checkpoint holds these biases.
 
     Raises:
         UserError: no model that the options allow meets the budget.

@@ -15,7 +15,8 @@ from apt_ds.pruning.scorer import Scorer
 class Random(Scorer):
     """Random densities: the control.
 
-    densities: float64 [blocks], drawn once for the original blocks.
+    Attributes:
+        densities: float64 [blocks], drawn once for the original blocks.
     """
 
     def __init__(self, anatomy: Anatomy, device: torch.device, seed: int) -> None:

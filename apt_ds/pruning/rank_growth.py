@@ -26,9 +26,10 @@ class AdapterSize:
 class RankGrowth:
     """The importance of all adapters, and the ranks that follow from it.
 
-    importance: moving average of I, fp32 [adapters] in module order, None before the first observation;
-    initial_parameters: adapter parameters at the start of the run, 0 before `begin`; paths: of the adapters, empty
-    before `begin`.
+    Attributes:
+        importance: moving average of I, fp32 [adapters] in module order. None before the first observation.
+        initial_parameters: adapter parameters at the start of the run. 0 before `begin`.
+        paths: of the adapters. Empty before `begin`.
     """
 
     def __init__(self, options: AdapterOptions, decay: float, phase: int, every: int, start: int = 0) -> None:

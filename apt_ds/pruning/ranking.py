@@ -18,7 +18,8 @@ DEVIATIONS = 2.5  # standard deviations of a sampled rank that the bounds leave 
 class Ranking:
     """Values by descending rank. The largest value has rank 0, NaN comes last.
 
-    values: float32 or float64 [n].
+    Attributes:
+        values: float32 or float64 [n].
     """
 
     def __init__(self, values: np.ndarray) -> None:

@@ -31,12 +31,14 @@ KINDS = ("head", "neuron", "hidden", "expert")
 class Salience(ActivationHooks):
     """Averages of what the hooks sum up.
 
-    average: fp32 [blocks], the moving average of scores; abs_sums: fp32 [2, dimensions], of this step: A, and what the
-    product takes from gradients; outliers: fp32 [blocks], the kurtosis term; stale: whether `outliers` must be measured
-    before the next update.
-
-    mean: for weights at rest. The average is then the plain mean of the first-order terms of `count` steps, and
-    `activations` (fp32 [dimensions]) sums their A. `conclude` adds the outlier term once, before scores are used.
+    Attributes:
+        average: fp32 [blocks], the moving average of scores. With `mean` the plain mean of first-order terms.
+        abs_sums: fp32 [2, dimensions], of this step: A, and what the product takes from gradients.
+        outliers: fp32 [blocks], the kurtosis term.
+        stale: whether `outliers` must be measured before the next update.
+        mean: for weights at rest. `conclude` then adds the outlier term once, before scores are used.
+        count: the steps that the plain mean is over.
+        activations: fp32 [dimensions], the sum of their A.
     """
 
     def __init__(

@@ -28,11 +28,12 @@ class Scorer(ABC):
 
     `score_weight_gradients` and `score_layer_inputs` are called only on a score that asks for them.
 
-    abs_sums: fp32, what this rank's micro-batches of a step sum up. The caller adds all ranks' before `update`.
-    uses_hooks: whether steps observe activations through hooks.
-    uses_weight_gradients: whether `score_weight_gradients` gives the scores. All weights must then be trainable.
-    reads_layer_inputs: whether `score_layer_inputs` completes the scores before a cut at once.
-    stale: whether `measure_outliers` is due before the next `update`.
+    Attributes:
+        abs_sums: fp32, what this rank's micro-batches of a step sum up. The caller adds all ranks' before `update`.
+        uses_hooks: whether steps observe activations through hooks.
+        uses_weight_gradients: whether `score_weight_gradients` gives the scores. All weights must then be trainable.
+        reads_layer_inputs: whether `score_layer_inputs` completes the scores before a cut at once.
+        stale: whether `measure_outliers` is due before the next `update`.
     """
 
     uses_hooks = False

@@ -18,7 +18,11 @@ from apt_ds.pruning.fixed_order import in_order
 class Slots:
     """Where the rows of an activation [S, f] come from.
 
-    experts: int64 [S]; tokens: int64 [S]; counted: the tokens that count; count: E.
+    Attributes:
+        experts: int64 [S], the expert of each row.
+        tokens: int64 [S], the token of each row.
+        counted: the tokens that count.
+        count: E, the number of experts.
     """
 
     experts: Tensor

@@ -29,8 +29,10 @@ from apt_ds.runtime import zero
 class Plan:
     """What to cut and to grow.
 
-    keep: bool [blocks], the blocks that remain, None to cut nothing; grow: new rank of each adapter that grows, by
-    path; scale: float64 [blocks], factors of the heads and neurons that remain, at sites that lose some, None for 1.
+    Attributes:
+        keep: bool [blocks], the blocks that remain. None: cut nothing.
+        grow: new rank of each adapter that grows, by path.
+        scale: float64 [blocks], factors of the heads and neurons that remain, at sites that lose some. None: all 1.
     """
 
     keep: np.ndarray | None = None
@@ -45,9 +47,13 @@ class Plan:
 class WeightCut:
     """The cut of one parameter.
 
-    path, name: the module and the parameter's name in it; rows, columns: int64, ascending, the entries of dimensions 0
-    and 1 that remain, None for all; factor: fp32 [kept columns], what to multiply columns with, None for 1; tied_to:
-    path and name of an earlier job with the same parameter, which then replaces this one.
+    Attributes:
+        path: path of the module.
+        name: the parameter's name in it.
+        rows: int64, ascending, the entries of dimension 0 that remain. None: all.
+        columns: the same for dimension 1.
+        factor: fp32 [kept columns], what to multiply columns with. None: 1.
+        tied_to: path and name of an earlier job with the same parameter, which then replaces this one.
     """
 
     path: str

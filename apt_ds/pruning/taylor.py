@@ -21,7 +21,8 @@ from apt_ds.runtime import zero
 class Taylor(Scorer):
     """First-order Taylor importance of all weights of a block.
 
-    importance: float64 [blocks], zero before `score_weight_gradients`.
+    Attributes:
+        importance: float64 [blocks]. Zero before `score_weight_gradients`.
     """
 
     uses_weight_gradients = True

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 @dataclass
 class Heartbeat:
-    """phase: in words, with the step; beats: grows with every sign of progress.
+    """What the process is doing.
 
-    limited: whether progress must show before `--timeout` ends. Loading, rebuilding and writing may take longer. In
-    those phases a process only has to be alive.
+    Attributes:
+        phase: in words, with the step.
+        beats: grows with every sign of progress.
+        limited: whether progress must show before `--timeout` ends. Loading, rebuilding and writing may take longer. In
+            those phases a process only has to be alive.
     """
 
     phase: str = "starting"

@@ -13,8 +13,13 @@ class QuantizedParameter(nn.Parameter):
     """A frozen weight in `bits` bits. Its data are the codes: raw bytes seen as numbers of the run's dtype.
 
     That is what an engine of that dtype neither casts nor refuses, and what ZeRO-3 can shard. The scales are small
-    and whole on every rank. full: shape of the weight it stands for, [out, in]; scales: bitsandbytes' QuantState, or
-    fp32 [out]; requantization_error: relative error that cutting and quantizing again has added to it.
+    and whole on every rank.
+
+    Attributes:
+        bits: 4 or 8.
+        full: shape of the weight that it stands for, [out, in].
+        scales: bitsandbytes' QuantState, or fp32 [out].
+        requantization_error: relative error that cutting and quantizing again has added to it.
     """
 
     bits: int
@@ -25,7 +30,16 @@ class QuantizedParameter(nn.Parameter):
     def __new__(
         cls, codes: Tensor, bits: int, full: torch.Size, scales: Any, dtype: torch.dtype, lost: float = 0.0
     ) -> QuantizedParameter:
-        """codes: uint8, as bitsandbytes makes them, in any shape; dtype: what their bytes are seen as."""
+        """Make the parameter.
+
+        Args:
+            codes: uint8, as bitsandbytes makes them, in any shape.
+            bits: 4 or 8.
+            full: shape of the weight, [out, in].
+            scales: see the class.
+            dtype: what the bytes of the codes are seen as.
+            lost: the relative error so far.
+        """
         raw = codes.reshape(-1)
         raw = F.pad(raw, (0, -raw.numel() % dtype.itemsize)).clone().view(dtype)
         made = torch.Tensor._make_subclass(cls, raw, False)

@@ -28,12 +28,16 @@ UNFINISHED: set[Path] = set()  # large folders that this process is writing befo
 
 
 class StopSignals:
-    """A context in which signals are noted. asked: number of the first one, 0 before.
+    """A context in which signals are noted.
 
-    exits: whether a signal may end the process. False for a single process that belongs to a caller: `Stopped` is then
-    raised in the main thread before the first step, and KeyboardInterrupt on a second SIGINT.
-    early: there is nothing to save yet; tell: has all ranks leave with the number it is given.
-    discard: removes the output folder where the run made it and has nothing to keep in it.
+    Attributes:
+        asked: number of the first signal. 0 before.
+        exits: whether a signal may end the process. False for a single process that belongs to a caller: `Stopped` is
+            then
+            raised in the main thread before the first step, and KeyboardInterrupt on a second SIGINT.
+        early: whether there is nothing to save yet.
+        tell: has all ranks leave with the number that it receives.
+        discard: removes the output folder where the run made it and has nothing to keep in it.
     """
 
     def __init__(self, exits: bool = True) -> None:

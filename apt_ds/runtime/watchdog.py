@@ -39,9 +39,11 @@ class Seen:
 class Watchdog:
     """A context in which the process ends with `exit_status.LOST_RANK` at most `timeout` seconds after a rank was lost.
 
-    leave: called where another rank has left before the first step because of a signal, with its number.
-    silence: seconds after which a rank without a sign of life is lost, at most `timeout`. None: `SILENCE` where a
-    collective would wait for ever for a dead peer, else `timeout`. Signs of life need no progress: a thread sends them.
+    Attributes:
+        leave: called where another rank has left before the first step because of a signal, with its number.
+        silence: seconds after which a rank without a sign of life is lost, at most `timeout`. None: `SILENCE` where a
+            collective would wait for ever for a dead peer, else `timeout`. A thread sends signs of life, which need no
+            progress.
     """
 
     def __init__(

@@ -29,10 +29,13 @@ FIELDS = {"version": int, "export_format": str, "base": dict, "sublayers": list,
 class BaseFacts(TypedDict):
     """The base model.
 
-    name: as --model_name_or_path has it, where that is no path of this machine: else its last part.
-    model_type: the family, as in config.json. task_type: a constant of `config/tasks.py`.
-    fingerprint: of all its weights (`models/fingerprint.py`). '': unknown.
-    parameters: prunable ones. hidden: its hidden dimensions.
+    Attributes:
+        name: as --model_name_or_path has it, where that is no path of this machine. Else its last part.
+        model_type: the family, as in config.json.
+        task_type: a constant of `config/tasks.py`.
+        fingerprint: of all its weights (`models/fingerprint.py`). '': unknown.
+        parameters: number of prunable ones.
+        hidden: number of hidden dimensions.
     """
 
     name: str
@@ -54,12 +57,13 @@ class _KeptSublayer(TypedDict):
 class KeptSublayer(_KeptSublayer, total=False):
     """What is left of one sublayer.
 
-    layer: path of the layer in the base model. module: path of the linear layer that reads the blocks. Of experts:
-        their router.
-    kind: head (a key/value group with its query heads), neuron or expert.
-    of: number of blocks in the base model. Of the neurons of experts: those of all experts, one after the other.
-    kept: their numbers in the base model, ascending.
-    scale: factors that cuts have multiplied the kept blocks with. Absent where all are 1.
+    Attributes:
+        layer: path of the layer in the base model.
+        module: path of the linear layer that reads the blocks. Of experts: their router.
+        kind: head (a key/value group with its query heads), neuron or expert.
+        of: number of blocks in the base model. Of the neurons of experts: those of all experts, one after the other.
+        kept: their numbers in the base model, ascending.
+        scale: factors that cuts have multiplied the kept blocks with. Absent where all are 1.
     """
 
     scale: list[float]
@@ -68,11 +72,16 @@ class KeptSublayer(_KeptSublayer, total=False):
 class Facts(TypedDict):
     """The content of the file.
 
-    version: of this format. versions: of apt_ds, torch, transformers and deepspeed.
-    export_format: stock, adaptive or padded. bits: of the projections, 16 where they are not quantized.
-    hidden: numbers of the kept hidden dimensions in the base model, ascending.
-    ranks: final rank of each adapter, by the path of its linear layer. Adapters are merged into the weights.
-    fingerprints: of the data, by name.
+    Attributes:
+        version: of this format.
+        versions: of apt_ds, torch, transformers and deepspeed.
+        export_format: stock, adaptive or padded.
+        bits: of the projections. 16 where they are not quantized.
+        base: the base model.
+        sublayers: what is left of each sublayer.
+        hidden: numbers of the kept hidden dimensions in the base model, ascending.
+        ranks: final rank of each adapter, by the path of its linear layer. Adapters are merged into the weights.
+        fingerprints: of the data, by name.
     """
 
     version: int

@@ -41,7 +41,10 @@ T = TypeVar("T")
 class Exported(NamedTuple):
     """What was written.
 
-    format: stock, adaptive or padded. bytes: of the weights. padding_bytes: those of them that are padding.
+    Attributes:
+        format: stock, adaptive or padded.
+        bytes: of the weights.
+        padding_bytes: those of them that are padding.
     """
 
     format: str

@@ -74,8 +74,10 @@ def drop(optimizer: torch.optim.Optimizer, flat: Tensor) -> None:
 def pack(optimizer: Any, flat: Tensor, blocks: dict[str, Tensor]) -> None:
     """Replace a parameter's AdamW state (step and moments in fp32) by one in 8 bits.
 
-    optimizer: one that `maker` made, which has bitsandbytes' `init_state`.
-    blocks: what `raw` gave where the layout has not changed since; empty: quantize.
+    Args:
+        optimizer: one that `maker` made, which has bitsandbytes' `init_state`.
+        flat: the parameter.
+        blocks: what `raw` gave where the layout has not changed since. Empty: quantize.
     """
     given = optimizer.state.pop(flat)
     group = optimizer.param_groups[0]

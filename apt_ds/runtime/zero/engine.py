@@ -87,9 +87,13 @@ def build(
 ) -> Engine:
     """An engine that trains the parameters of `model` that require a gradient. Collective.
 
-    make_optimizer: makes the optimizer; None: the one `config` names.
-    monitor: `engine.monitor` of the engine before; None: a new one.
-    gather_layers: whether stage 3 gathers a transformer layer at once. False: each module by itself, as DeepSpeed does.
+    Args:
+        model: the model.
+        config: the DeepSpeed configuration.
+        make_optimizer: makes the optimizer. None: the one that `config` names.
+        monitor: `engine.monitor` of the engine before. None: a new one.
+        gather_layers: whether stage 3 gathers a transformer layer at once. False: each module by itself, as DeepSpeed
+            does.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     if "offload_optimizer" in config.get("zero_optimization", {}):

@@ -34,11 +34,17 @@ COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
 
 @dataclass
 class EngineState:
-    """What a rebuild must carry over; full tensors on the host, the same on all ranks.
+    """What a rebuild must carry over. Full tensors on the host, the same on all ranks.
 
-    tensors: parameter name to {"master", "exp_avg", "exp_avg_sq"} (moments absent before the first step).
-    blocks: moments of 8 bits as this rank holds them, "number of the flat tensor:part" to its tensor; they are put
-    back only into an engine of the same `layout`, any other quantizes the moments in `tensors`.
+    Attributes:
+        tensors: parameter name to {"master", "exp_avg", "exp_avg_sq"}. Moments are absent before the first step.
+        adam_step: steps that Adam has taken.
+        scaler: state of the loss scaler.
+        counters: what the engine counts, by name.
+        blocks: moments of 8 bits on this rank, "number of the flat tensor:part" to its tensor. They are put back only
+            into
+            an engine of the same `layout`. Any other quantizes the moments in `tensors`.
+        layout: hash of what decides which moments share a block of 8 bits.
     """
 
     tensors: dict[str, dict[str, Tensor]]
@@ -50,10 +56,13 @@ class EngineState:
 
 
 def take_state(engine: Engine, moments: bool = True, sink: Sink | None = None) -> EngineState:
-    """Read fp32 masters, Adam moments (unless `moments` is False), loss scale and counters. Collective.
+    """Read fp32 masters, Adam moments, loss scale and counters. Collective.
 
-    sink: takes each parameter's tensors, one parameter after the other; the state then holds none. For what may be as
-    large as the model.
+    Args:
+        engine: the engine.
+        moments: False leaves the moments out.
+        sink: takes each parameter's tensors, one parameter after the other. The state then has none. For what may be as
+            large as the model.
     """
     adam_step = _adam_step(engine)
     keys = MOMENTS if moments and adam_step > 0 else ()

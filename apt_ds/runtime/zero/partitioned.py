@@ -18,8 +18,11 @@ from apt_ds.runtime.packed import QuantizedParameter
 class PartitionedParameter(nn.Parameter):
     """What DeepSpeed adds to a parameter under ZeRO stage 3. Only for type checks: DeepSpeed sets attributes.
 
-    ds_shape, ds_numel: of the whole parameter. ds_tensor: this rank's share, flat and padded to the largest share.
-    ds_secondary_tensor: a second share, which ZeRO++ gathers from within a node. None without it.
+    Attributes:
+        ds_shape: of the whole parameter.
+        ds_numel: entries of the whole parameter.
+        ds_tensor: this rank's share, flat and padded to the largest share.
+        ds_secondary_tensor: a second share, which ZeRO++ gathers from within a node. None without it.
     """
 
     ds_shape: tuple[int, ...]
