@@ -159,12 +159,12 @@ def split(a: Tensor, b: Tensor, parts: tuple[str, ...], anatomy: Anatomy) -> dic
     sizes = [rows[part] for part in parts]
     if sum(sizes) != len(b):
         return {parts[0]: (a, b)}  # of another base: `load` refuses the shape
-    found = {}
+    adapters = {}
     for part, own in zip(parts, b.split(sizes), strict=True):
         used = own.any(dim=0) if b.any() else torch.ones(len(a), dtype=torch.bool)
         if used.any():
-            found[part] = a[used], own[:, used]
-    return found
+            adapters[part] = a[used], own[:, used]
+    return adapters
 
 
 def _module(weight: str) -> str:

@@ -94,22 +94,22 @@ def check_weights(source: str, where: str) -> None:
     if not os.path.isdir(folder):
         return
     unread = f"{where}: its weights cannot be read"
-    found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
-    if found is None:
+    file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if file is None:
         others = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".gguf"))
         have = f". The folder has {', '.join(others[:3])}, which is not read" if others else ""
         raise UserError(f"{unread}: no file named {', '.join(WEIGHTS[:3])} or {WEIGHTS[3]}{have}")
-    files = [found]
-    if found.suffix == ".json":
-        index = _json(found, where)
+    files = [file]
+    if file.suffix == ".json":
+        index = _json(file, where)
         named = index.get("weight_map") if isinstance(index, dict) else None
         if not isinstance(named, dict) or not named:
-            raise UserError(f"{unread}: {found.name} has no object 'weight_map'")
+            raise UserError(f"{unread}: {file.name} has no object 'weight_map'")
         files = [folder / str(name) for name in dict.fromkeys(named.values())]
         absent = [path.name for path in files if not path.is_file()]
         if absent:
             raise UserError(
-                f"{unread}: {found.name} names {len(files)} files. {len(absent)} are absent, such as {absent[0]}"
+                f"{unread}: {file.name} names {len(files)} files. {len(absent)} are absent, such as {absent[0]}"
             )
     for path in files:
         _check_pointer(path, where)

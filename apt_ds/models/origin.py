@@ -79,8 +79,8 @@ def origin_of(name: str, source: str) -> Origin:
             stated_by="its model card",
         )
     for path in files:
-        if found := licence_of_text(path):
-            return Origin(**common, licence=found, stated_by=f"its file {path.name}")
+        if text_licence := licence_of_text(path):
+            return Origin(**common, licence=text_licence, stated_by=f"its file {path.name}")
     if name in HUB_NAMES:
         return Origin(**common, licence="apache-2.0", stated_by="the package that holds it")
     return Origin(**common)
@@ -123,8 +123,8 @@ def _folder_of(source: str) -> Path | None:
 
 def _cached_name(folder: Path) -> str:
     """The hub name of a folder of the hub's cache. '' for any other folder."""
-    found = CACHED.search(f"{folder.absolute().as_posix()}/")
-    return f"{found[1]}/{found[2]}" if found else ""
+    match = CACHED.search(f"{folder.absolute().as_posix()}/")
+    return f"{match[1]}/{match[2]}" if match else ""
 
 
 def _legal(folder: Path) -> Iterator[Path]:

@@ -64,11 +64,11 @@ def check_base(note: BaseNote, source: str, where: str) -> None:
     Raises:
         UserError: it is another model, or its weights cannot be read.
     """
-    found = fingerprint_of_source(source, where)
-    if found != note.fingerprint:
+    fingerprint = fingerprint_of_source(source, where)
+    if fingerprint != note.fingerprint:
         raise UserError(
             f"{where} is another model than the one they were trained on, {note.base!r}: its weights have the "
-            f"fingerprint {found}, not {note.fingerprint}. Give the base that they were written with"
+            f"fingerprint {fingerprint}, not {note.fingerprint}. Give the base that they were written with"
         )
 
 

@@ -54,12 +54,12 @@ def stored_tensors(source: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def _files(source: str) -> list[Path]:
-    found = next((path for name in WEIGHTS if (path := _cached(source, name))), None)
-    if found is None:
+    file = next((path for name in WEIGHTS if (path := _cached(source, name))), None)
+    if file is None:
         raise FileNotFoundError(f"no file named {WEIGHTS[0]}")
-    if found.suffix != ".json":
-        return [found]
-    names = sorted(set(json.loads(found.read_text(encoding="utf8"))["weight_map"].values()))
+    if file.suffix != ".json":
+        return [file]
+    names = sorted(set(json.loads(file.read_text(encoding="utf8"))["weight_map"].values()))
     paths = [_cached(source, name) for name in names]
     return [path for path in paths if path is not None]
 

@@ -179,10 +179,10 @@ class _Factors:
             most = (meter.left // 2) // meter.probe_cost(rounds) - 2
             if most < FEWEST_PROBES:
                 return
-            found = self._direction(rounds, most)
+            direction_now = self._direction(rounds, most)
             rounds += 1
             # what earlier rounds found at the same decision counts too
-            seen = seen if found is None else [*seen, found]
+            seen = seen if direction_now is None else [*seen, direction_now]
             if not seen:
                 size /= 2
                 continue

@@ -156,13 +156,13 @@ def _sizes(numbers: np.ndarray) -> Sizes:
 
 def _uniform(sites: list[Ranking], anatomy: Anatomy, rules: Rules, budget: float) -> Sizes:
     """The best numbers of heads, neurons and hidden dimensions, the same at every site of a kind."""
-    found = uniform_counts(*_uniform_choices(sites, anatomy, rules), budget, rules.writable, rules.slack)
-    if found is None:
+    counts = uniform_counts(*_uniform_choices(sites, anatomy, rules), budget, rules.writable, rules.slack)
+    if counts is None:
         raise UserError(
             f"no model of at most {budget:,.0f} prunable parameters can be written: {rules.writable.reason}. Change "
             "--align or --sparsity, allow more in --prune_blocks, or give --structure adaptive"
         )
-    return _same_everywhere(found, anatomy)
+    return _same_everywhere(counts, anatomy)
 
 
 def uniform_frontier(scores: np.ndarray, anatomy: Anatomy, rules: Rules, budget: float) -> list[Sizes]:

@@ -20,10 +20,10 @@ def by_layer(anatomy: Anatomy, sizes: Sizes) -> dict[str, Any]:
     """
     mixtures = {mixture.neuron_site: mixture.shape(sizes)[1] for mixture in anatomy.experts}
     numbers = [mixtures.get(site, n) for site, n in enumerate(sizes.counts)]
-    found: dict[str, Any] = {"hidden": sizes.hidden}
+    table: dict[str, Any] = {"hidden": sizes.hidden}
     for kind, name in (("head", "heads"), ("neuron", "neurons"), *([("expert", "experts")] if anatomy.experts else [])):
-        found[name] = [n for site, n in zip(anatomy.sites, numbers, strict=True) if site.kind == kind]
-    return found
+        table[name] = [n for site, n in zip(anatomy.sites, numbers, strict=True) if site.kind == kind]
+    return table
 
 
 def describe(anatomy: Anatomy, sizes: Sizes) -> dict[str, object]:

@@ -101,13 +101,13 @@ class LayerWalk:
     @contextmanager
     def _layers_skipped(self, first: int, index: int) -> Iterator[None]:
         """Inside, layers return their input. The input and the arguments of a batch are taken."""
-        found = self._inputs[index]
+        layer_input = self._inputs[index]
         self._calls[index] = {}
 
         def forward_of(number: int) -> Callable[..., Any]:
             def skip(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
                 if number < first:
-                    return self._with_rest(found, [None] * len(self._markers[number]))
+                    return self._with_rest(layer_input, [None] * len(self._markers[number]))
                 if number == first:
                     self._inputs[index] = hidden
                 self._calls[index][number] = _Call(

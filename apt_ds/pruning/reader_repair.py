@@ -102,7 +102,7 @@ def repair_order(walk: LayerWalk, layer: int, anatomy: Anatomy, readers: bool) -
         for path in readers_here:
             stack.callback(find(path).register_forward_pre_hook(on_reader(path)).remove)
         walk.run_once(layer)
-    return [ReaderGroup(path, tuple(found)) if found else path for path, found in order.items()]
+    return [ReaderGroup(path, tuple(group)) if group else path for path, group in order.items()]
 
 
 def features_of(masks: Masks, norm: nn.Module, kept: Tensor) -> Callable[[Tensor], Tensor]:

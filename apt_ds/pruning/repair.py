@@ -164,9 +164,9 @@ def _grams(
     grams = torch.zeros(2, width, width, device=zero.device())
 
     def add(x: Tensor, tokens: WalkTokens) -> None:
-        made = x if features is None else features(x)
+        inputs = x if features is None else features(x)
         for half in range(2):
-            rows = made[tokens.counted & (tokens.half == half)].float()
+            rows = inputs[tokens.counted & (tokens.half == half)].float()
             grams[half].addmm_(rows.T, rows)
 
     walk.inputs_of(layer, module, add)

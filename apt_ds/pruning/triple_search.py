@@ -78,14 +78,14 @@ class TripleSearch:
         out.
         """
         first, last = self._ranges()
-        found: list[tuple[float, tuple[int, int, int]]] = []
+        triples: list[tuple[float, tuple[int, int, int]]] = []
         for head, hidden in np.argwhere(first <= last).tolist():
             levels = np.arange(first[head, hidden], last[head, hidden] + 1)
             accepted = levels[self._accepts(np.array(head), levels, np.array(hidden))]
             if len(accepted):
                 triple = head, int(accepted[-1]), hidden
-                found.append((-float(self._values(*map(np.array, (head, hidden, triple[1])))), triple))
-        return [triple for _, triple in sorted(found)]
+                triples.append((-float(self._values(*map(np.array, (head, hidden, triple[1])))), triple))
+        return [triple for _, triple in sorted(triples)]
 
     def _ranges(self) -> tuple[np.ndarray, np.ndarray]:
         """The first and the last level of neurons that use the budget up to `slack`, int64 [heads, hidden] each."""
@@ -126,18 +126,18 @@ class TripleSearch:
 
     def _best_value(self, value: np.ndarray, first: np.ndarray, last: np.ndarray) -> float | None:
         """The most salience of triples that can be written, from `value`, that of all triples. None without one."""
-        flat, found, number = value.ravel(), -math.inf, 64
+        flat, best, number = value.ravel(), -math.inf, 64
         total = int(np.count_nonzero(flat > -np.inf))
         while total:
             number = min(number, total)
             # pairs with most salience first: mostly one of the first can be written
             top = np.argpartition(flat, len(flat) - number)[len(flat) - number :]
             for heads, neurons, hidden in self._triples(top, first, last):
-                found = max(found, float(self._values(heads, hidden, neurons).max(initial=-np.inf)))
-            if found >= flat[top].min() or number == total:
+                best = max(best, float(self._values(heads, hidden, neurons).max(initial=-np.inf)))
+            if best >= flat[top].min() or number == total:
                 break
             number *= 16
-        return found if found > -math.inf else None
+        return best if best > -math.inf else None
 
     def _first_of(
         self, best: float, value: np.ndarray, first: np.ndarray, last: np.ndarray

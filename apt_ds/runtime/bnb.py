@@ -19,10 +19,10 @@ def library(flag: str = "a quantized model") -> ModuleType:
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"{flag} needs bitsandbytes: pip install 'apt_ds[quantized]'")
-    found = _imported()
-    if isinstance(found.cextension.lib, found.cextension.ErrorHandlerMockBNBNativeLibrary):
+    module = _imported()
+    if isinstance(module.cextension.lib, module.cextension.ErrorHandlerMockBNBNativeLibrary):
         raise UserError(f"{flag}: the installed bitsandbytes has no library for this machine; leave it out")
-    return found
+    return module
 
 
 @cache

@@ -161,17 +161,17 @@ def from_node(make: Callable[[], bytes]) -> bytes:
     """
     if world_size() == 1:
         return make()
-    content, made = b"", ""
+    content, path = b"", ""
     failure: Exception | None = None
     if local_rank() == 0:
         try:
             content = make()
             with tempfile.NamedTemporaryFile(prefix="apt_ds_", delete=False) as file:
                 file.write(content)
-            made = file.name
+            path = file.name
         except Exception as error:
             failure = error
-    places = gather_objects((made, failure))
+    places = gather_objects((path, failure))
     for _, reported in places:
         if reported is not None:
             raise reported
@@ -179,7 +179,7 @@ def from_node(make: Callable[[], bytes]) -> bytes:
         content = Path(places[rank() - local_rank()][0]).read_bytes()
     barrier()
     if local_rank() == 0:
-        Path(made).unlink()
+        Path(path).unlink()
     return content
 
 

@@ -40,9 +40,9 @@ def translate_error(error: Exception, watchdog: Watchdog) -> Exception:
             "--gradient_accumulation_steps by the same factor), pass --gradient_checkpointing, or use "
             "--deepspeed ds_configs/zero3_offload.json"
         )
-    if found := NOT_DETERMINISTIC.search(text):
+    if match := NOT_DETERMINISTIC.search(text):
         return UserError(
-            f"--deterministic: {found[1]} has no deterministic kernel on this device. Leave --deterministic out, "
+            f"--deterministic: {match[1]} has no deterministic kernel on this device. Leave --deterministic out, "
             "or try another --attn_implementation"
         )
     if isinstance(error, collectives.BROKEN) or (

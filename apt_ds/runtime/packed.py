@@ -42,9 +42,9 @@ class QuantizedParameter(nn.Parameter):
         """
         raw = codes.reshape(-1)
         raw = F.pad(raw, (0, -raw.numel() % dtype.itemsize)).clone().view(dtype)
-        made = torch.Tensor._make_subclass(cls, raw, False)
-        made.bits, made.full, made.scales, made.requantization_error = bits, full, scales, lost
-        return made
+        parameter = torch.Tensor._make_subclass(cls, raw, False)
+        parameter.bits, parameter.full, parameter.scales, parameter.requantization_error = bits, full, scales, lost
+        return parameter
 
     def codes(self) -> Tensor:
         """The codes, uint8, flat. The parameter must be gathered."""

@@ -68,7 +68,7 @@ class Profile:
         The first step of each, which warms caches, does not count where there are others.
         """
         self._close()
-        found: dict[str, dict[str, dict[str, float]]] = {}
+        summary: dict[str, dict[str, dict[str, float]]] = {}
         for when, steps in self._steps.items():
             counted = steps[1:] or steps
             if not counted:
@@ -76,8 +76,8 @@ class Profile:
             seconds = {name: statistics.median(step.get(name, 0.0) for step in counted) for name in PHASES}
             total = sum(seconds.values()) or 1.0
             share = {name: value / total for name, value in seconds.items()}
-            found[when] = {"seconds": seconds, "share": share, "steps": {"counted": len(counted)}}
-        return found
+            summary[when] = {"seconds": seconds, "share": share, "steps": {"counted": len(counted)}}
+        return summary
 
     def _turn(self) -> None:
         """End the stretch under way."""
@@ -127,11 +127,14 @@ def seen(name: str, function: F) -> F:
     return timed(name)(function) if NOW.on else function
 
 
-def render(found: dict[str, dict[str, dict[str, float]]]) -> str:
+def render(summary: dict[str, dict[str, dict[str, float]]]) -> str:
     """The table of a `summary`."""
-    lines = [f"{'where a step goes':20}" + "".join(f"{when + ', ms':>14}{'share':>9}" for when in found)]
+    lines = [f"{'where a step goes':20}" + "".join(f"{when + ', ms':>14}{'share':>9}" for when in summary)]
     for name in PHASES:
-        cells = [f"{1e3 * of['seconds'][name]:>14,.2f}{100 * of['share'][name]:>7.1f} %" for of in found.values()]
+        cells = [
+            f"{1e3 * timing['seconds'][name]:>14,.2f}{100 * timing['share'][name]:>7.1f} %"
+            for timing in summary.values()
+        ]
         lines.append(f"{name:20}" + "".join(cells))
-    sums = [f"{1e3 * sum(of['seconds'].values()):>14,.2f}{'':>9}" for of in found.values()]
+    sums = [f"{1e3 * sum(timing['seconds'].values()):>14,.2f}{'':>9}" for timing in summary.values()]
     return "\n".join([*lines, f"{'sum':20}" + "".join(sums)])

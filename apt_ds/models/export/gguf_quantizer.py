@@ -117,7 +117,7 @@ def type_of(name: str, shape: list[int], names: list[str], experts: int) -> str:
     if len(shape) < 2 or not name.endswith("weight") or any(part in name for part in NEVER):
         return ""
     kind = "Q4_K"
-    layer = int(found[1]) if (found := re.match(r"blk\.(\d+)\.", name)) else 0
+    layer = int(match[1]) if (match := re.match(r"blk\.(\d+)\.", name)) else 0
     layers = 1 + max((int(m[1]) for m in (re.match(r"blk\.(\d+)\.", other) for other in names) if m), default=0)
     if name == "output.weight" or (name == "token_embd.weight" and "output.weight" not in names):
         kind = "Q6_K"

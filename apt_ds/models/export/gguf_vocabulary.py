@@ -47,8 +47,8 @@ def add_merged_pieces(writer: Any, tokenizer: dict[str, Any]) -> None:
 
 def adds_space(tokenizer: dict[str, Any]) -> bool:
     """Whether the tokenizer puts a space before a text."""
-    found = json.dumps([tokenizer.get("normalizer"), tokenizer.get("pre_tokenizer")])
-    return '"Prepend"' in found or '"prepend_scheme": "first"' in found or '"prepend_scheme": "always"' in found
+    rules = json.dumps([tokenizer.get("normalizer"), tokenizer.get("pre_tokenizer")])
+    return '"Prepend"' in rules or '"prepend_scheme": "first"' in rules or '"prepend_scheme": "always"' in rules
 
 
 def is_byte(text: str) -> bool:

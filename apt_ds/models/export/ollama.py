@@ -95,14 +95,14 @@ def format_of(tokenizer: PreTrainedTokenizerBase) -> ChatFormat | None:
         return alpaca(tokenizer.eos_token or "")
     system = (("system", SYSTEM),)
     try:
-        found = infer(tokenizer)
-        regular = found is not None and all(found.render(probe) == rendered(tokenizer, probe) for probe in PROBES)
-        if found is not None and found.before_system is not None:
+        chat = infer(tokenizer)
+        regular = chat is not None and all(chat.render(probe) == rendered(tokenizer, probe) for probe in PROBES)
+        if chat is not None and chat.before_system is not None:
             probes = [(*system, *probe) for probe in PROBES]
-            regular = regular and all(found.render(probe) == rendered(tokenizer, probe) for probe in probes)
+            regular = regular and all(chat.render(probe) == rendered(tokenizer, probe) for probe in probes)
     except (TemplateError, ValueError):
         return None
-    return found if regular else None
+    return chat if regular else None
 
 
 def infer(tokenizer: PreTrainedTokenizerBase) -> ChatFormat | None:

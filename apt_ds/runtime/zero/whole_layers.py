@@ -34,12 +34,12 @@ def mark(model: nn.Module) -> list[RemovableHandle]:
 def layer_stacks(model: nn.Module) -> list[list[tuple[str, nn.Module]]]:
     """Paths and modules of the transformer layers, for each stack of them."""
     names = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
-    found = []
+    stacks = []
     for path, stack in model.named_modules():
         if isinstance(stack, nn.ModuleList):
             layers = [(f"{path}.{i}", layer) for i, layer in enumerate(stack) if type(layer).__name__ in names]
-            found += [layers] if layers else []
-    return found
+            stacks += [layers] if layers else []
+    return stacks
 
 
 def _require_gradient(layer: nn.Module, args: tuple[Any, ...]) -> None:
