@@ -110,7 +110,7 @@ def test_growth_changes_nothing_a_model_says(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_are_those_of_the_tokens_that_count(kind: str) -> None:
-    found = []
+    sums = []
     for rows in (slice(0, 3), slice(0, 2)):
         model, anatomy = dressed(kind)
         salience = Salience(anatomy, 0.85, "off", 1.0, torch.device("cpu"))
@@ -118,14 +118,14 @@ def test_scores_are_those_of_the_tokens_that_count(kind: str) -> None:
         counted = torch.ones(3, 11)
         second = torch.ones(3, 7) if anatomy.decoder_prefix else None
         if rows.stop == 2:  # the same two rows count, once alone and once beside a third
-            found.append(masses(model, salience, counted[rows], second[rows] if second is not None else None, 2))
+            sums.append(masses(model, salience, counted[rows], second[rows] if second is not None else None, 2))
         else:
             counted[2] = 0
             if second is not None:
                 second[2] = 0
-            found.append(masses(model, salience, counted, second, 3))
-    assert found[0].shape == found[1].shape and (found[0][0] > 0).any() and (found[0][1] > 0).any()
-    assert torch.allclose(found[0], found[1], rtol=1e-3, atol=1e-5)
+            sums.append(masses(model, salience, counted, second, 3))
+    assert sums[0].shape == sums[1].shape and (sums[0][0] > 0).any() and (sums[0][1] > 0).any()
+    assert torch.allclose(sums[0], sums[1], rtol=1e-3, atol=1e-5)
 
 
 def masses(

@@ -40,8 +40,8 @@ def test_routes_are_those_of_the_family(family: str, normalized: bool) -> None:
     architecture_of(model.config).prepare(model, anatomy)
     router = model.get_submodule(anatomy.experts[0].router)
     logits, weights, chosen = router(torch.randn(7, 32))
-    found = route(logits, router.top_k, router.norm_topk_prob, weights.dtype)
-    assert torch.equal(found[1], chosen) and torch.allclose(found[0], weights)
+    routes = route(logits, router.top_k, router.norm_topk_prob, weights.dtype)
+    assert torch.equal(routes[1], chosen) and torch.allclose(routes[0], weights)
     masked, reached = route(logits + torch.tensor([0, 0, -torch.inf, 0, 0]), 2, True, torch.float32)
     assert not (reached == 2).any() and torch.allclose(masked.sum(1), torch.ones(7))
 
@@ -54,9 +54,9 @@ def test_products_are_those_of_each_expert_alone() -> None:
     outer = grouped_outer(expected, x, ends)
     assert torch.allclose(outer[2], expected[2:7].T @ x[2:7]) and not outer[1].any()
     with FakeTensorMode() as mode:
-        made = [mode.from_tensor(tensor) for tensor in (x, weight, ends)]
-        assert grouped_product(*made).shape == (9, 3)
-        assert grouped_outer(made[0], made[0], made[2]).shape == (4, 5, 5)
+        tensors = [mode.from_tensor(tensor) for tensor in (x, weight, ends)]
+        assert grouped_product(*tensors).shape == (9, 3)
+        assert grouped_outer(tensors[0], tensors[0], tensors[2]).shape == (4, 5, 5)
 
 
 def test_a_mixture_keeps_no_values_of_a_frozen_weight_for_backward() -> None:

@@ -136,11 +136,11 @@ def test_what_is_written_answers_as_the_training_model_without_apt_ds(tmp_path: 
         auto = AUTO_CLASSES[tiny.TASKS[kind]].__name__
         calls[name] = (auto, str(tmp_path / name), cut in ("adaptive", "emptied"), inputs_of(model), GREEDY)
         assert bool(list((tmp_path / name).glob("*.py"))) == (cut in ("adaptive", "emptied"))
-    for (name, attention), (made, answer, text) in loaded_elsewhere(calls, tmp_path).items():
+    for (name, attention), (class_name, answer, text) in loaded_elsewhere(calls, tmp_path).items():
         model, cut = models[name], name.rpartition("-")[2]
-        assert made == ("Apt" if cut in ("adaptive", "emptied") else "") + type(model).__name__
+        assert class_name == ("Apt" if cut in ("adaptive", "emptied") else "") + type(model).__name__
         config = json.loads((tmp_path / name / "config.json").read_text(encoding="utf8"))
-        assert config["architectures"] == [made]
+        assert config["architectures"] == [class_name]
         expected = answer_of(model, attention)
         for key, value in answer.items():
             assert torch.allclose(expected[key if key in expected else 0], value, atol=1e-5), (name, attention, key)

@@ -150,10 +150,10 @@ def test_the_loss_at_the_head_is_the_models_own(row: str) -> None:
     body = next(module.lora_B for _, module in adapter.adapters(model))
     assert CAUSAL.check(model, torch.device("cpu"))
     batch = collate(EXAMPLES, 0)
-    found = CAUSAL.summed_loss(model, batch)
+    at_head = CAUSAL.summed_loss(model, batch)
     own = model(input_ids=batch.input_ids, labels=batch.labels).loss * sum(map(CAUSAL.loss_denominator, EXAMPLES))
-    torch.testing.assert_close(found, own)
-    torch.testing.assert_close(*(torch.autograd.grad(loss, body)[0] for loss in (found, own)))
+    torch.testing.assert_close(at_head, own)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, body)[0] for loss in (at_head, own)))
 
 
 @every_row

@@ -64,40 +64,40 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokeni
 
     def make(row: str, structure: str, **changes: object) -> Path:
         # llama.cpp changes tokens by the model's name where it contains `phi-3`
-        made = place / f"{UNIFORM.index(row)}-{structure}-{len(list(place.iterdir()))}"
+        target = place / f"{UNIFORM.index(row)}-{structure}-{len(list(place.iterdir()))}"
         model = tiny_families.model(row, vocab_size=len(tokenizer), **CHANGES.get(row, {}) | changes)
         anatomy, base = anatomy_of(model.config), copy.deepcopy(model.config)
         architecture_of(model.config).prepare(model, anatomy)
         keep = keep_of(anatomy, base, structure)
         smaller = apply_plan(model, anatomy, Plan(keep=keep), None, torch.Generator())
-        write.export(model, smaller, base, model.generation_config, tokenizer, made, dtype=torch.float16)
-        return made
+        write.export(model, smaller, base, model.generation_config, tokenizer, target, dtype=torch.float16)
+        return target
 
     return make
 
 
 @pytest.mark.parametrize(("row", "structure"), CASES)
 def test_llama_cpp_gives_the_tokens_of_transformers(row: str, structure: str, folder: Make, tmp_path: Path) -> None:
-    made = folder(row, structure)
-    file = write_gguf(made, "f32", tmp_path / "model.gguf")
-    assert llama_cpp.worst_difference(file, made) < (GELU if row.startswith("gemma") else 1e-4)
+    source = folder(row, structure)
+    file = write_gguf(source, "f32", tmp_path / "model.gguf")
+    assert llama_cpp.worst_difference(file, source) < (GELU if row.startswith("gemma") else 1e-4)
 
 
 @pytest.mark.parametrize("structure", ["uniform", "adaptive"])
 def test_weights_of_16_bits(structure: str, folder: Make, tmp_path: Path) -> None:
     """The weights are exact. The difference is that llama.cpp also rounds the inputs of its products to 16 bits."""
-    made = folder("llama3", structure)
-    file = write_gguf(made, "f16", tmp_path / "model.gguf")
-    assert llama_cpp.worst_difference(file, made) < 5e-3
-    assert llama_cpp.worst_difference(file, made, rounded=True) < 1e-3
+    source = folder("llama3", structure)
+    file = write_gguf(source, "f16", tmp_path / "model.gguf")
+    assert llama_cpp.worst_difference(file, source) < 5e-3
+    assert llama_cpp.worst_difference(file, source, rounded=True) < 1e-3
 
 
 def test_the_largest_gemma_keeps_its_scale_of_attention(folder: Make, tmp_path: Path) -> None:
     """llama.cpp knows it by its 46 layers, and derives the scale from sizes that a cut changes."""
     types = ["sliding_attention", "full_attention"] * 23
-    made = folder("gemma2", "uniform", num_hidden_layers=46, layer_types=types, intermediate_size=4)
-    file = write_gguf(made, "f32", tmp_path / "model.gguf")
-    assert llama_cpp.worst_difference(file, made, count=2) < 2e-2
+    source = folder("gemma2", "uniform", num_hidden_layers=46, layer_types=types, intermediate_size=4)
+    file = write_gguf(source, "f32", tmp_path / "model.gguf")
+    assert llama_cpp.worst_difference(file, source, count=2) < 2e-2
 
 
 @pytest.fixture(scope="module")
@@ -122,13 +122,13 @@ def cut_smollm2(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedT
 @pytest.mark.parametrize("structure", ["uniform", "adaptive"])
 def test_gguf_answers_as_the_model_does(structure: str, cut_smollm2: dict[str, Path], tmp_path: Path) -> None:
     """Equal tokens and log-probabilities in 32 bits, near ones in 16, 8 and 4."""
-    made, tokens = cut_smollm2[structure], [1, 4093, 198, 19556, 28, 638, 359, 346, 47, 2, 198, 1, 520, 9531, 198]
-    text = AutoTokenizer.from_pretrained(made)
+    source, tokens = cut_smollm2[structure], [1, 4093, 198, 19556, 28, 638, 359, 346, 47, 2, 198, 1, 520, 9531, 198]
+    text = AutoTokenizer.from_pretrained(source)
     for outtype, bound in (("f32", 1e-3), ("f16", 2e-2), ("q8_0", 0.3)):
-        file = write_gguf(made, outtype, tmp_path / f"{outtype}.gguf")
+        file = write_gguf(source, outtype, tmp_path / f"{outtype}.gguf")
         first = 1 if outtype == "q8_0" else 12
-        assert llama_cpp.worst_difference(file, made, first, tokens) < bound, outtype
-    small = write_gguf(made, "q4_k_m", tmp_path / "q4.gguf")
+        assert llama_cpp.worst_difference(file, source, first, tokens) < bound, outtype
+    small = write_gguf(source, "q4_k_m", tmp_path / "q4.gguf")
     assert small.stat().st_size < 0.85 * (tmp_path / "q8_0.gguf").stat().st_size
     four, eight = (llama_cpp.answers(f, 1, tokens)[0] for f in (small, tmp_path / "q8_0.gguf"))
     assert abs(four["logprob"] - eight["logprob"]) < 1.5
@@ -141,7 +141,7 @@ def test_gguf_answers_as_the_model_does(structure: str, cut_smollm2: dict[str, P
 @pytest.mark.parametrize("family", ["LLaMA 2", "Gemma"])
 def test_pieces_of_sentencepiece_are_merged_in_the_same_order(family: str, folder: Make, tmp_path: Path) -> None:
     """Transformers writes no tokenizer.model. llama.cpp merges by scores, which are made from the ranks of merges."""
-    made = folder("llama3", "uniform")
+    source = folder("llama3", "uniform")
     inner = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     space = [normalizers.Replace(" ", "\u2581")]
     inner.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), *space] if family == "LLaMA 2" else space)
@@ -154,20 +154,20 @@ def test_pieces_of_sentencepiece_are_merged_in_the_same_order(family: str, folde
     inner = Tokenizer.from_str(json.dumps(written))
     inner.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=begin)
     text = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
-    text.save_pretrained(made)
-    file = write_gguf(made, "f16", tmp_path / "model.gguf")
+    text.save_pretrained(source)
+    file = write_gguf(source, "f16", tmp_path / "model.gguf")
     for question in ("Name three kinds of trees.", "  two  spaces", "\u65e5\u672c and 3.14, don't"):
         ids = text(question)["input_ids"]
         assert llama_cpp.answers(file, 1, question) == llama_cpp.answers(file, 1, ids)
 
 
 def test_a_tokenizer_that_the_converter_does_not_know_is_one_line(folder: Make, tmp_path: Path) -> None:
-    made = folder("llama3", "uniform")
-    text = json.loads((made / "tokenizer.json").read_text(encoding="utf8"))
+    source = folder("llama3", "uniform")
+    text = json.loads((source / "tokenizer.json").read_text(encoding="utf8"))
     text["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": False}
-    (made / "tokenizer.json").write_text(json.dumps(text), encoding="utf8")
+    (source / "tokenizer.json").write_text(json.dumps(text), encoding="utf8")
     with pytest.raises(UserError, match="does not know how this tokenizer splits text"):
-        write_gguf(made, "f16", tmp_path / "into" / "model.gguf")
+        write_gguf(source, "f16", tmp_path / "into" / "model.gguf")
     assert not list((tmp_path / "into").iterdir())
 
 
@@ -175,7 +175,7 @@ def test_the_command_says_which_matrices_keep_more_bits(
     folder: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sizes = {"hidden_size": 64, "intermediate_size": 48, "num_attention_heads": 8, "head_dim": 16}
-    made = folder("mistral-nemo", "uniform", **sizes)
-    monkeypatch.setattr(sys, "argv", ["gguf", str(made), "--outtype", "q8_0", "--into", str(tmp_path / "m.gguf")])
+    source = folder("mistral-nemo", "uniform", **sizes)
+    monkeypatch.setattr(sys, "argv", ["gguf", str(source), "--outtype", "q8_0", "--into", str(tmp_path / "m.gguf")])
     main()
     assert "keep more bits: blk.*.attn_k.weight as F16 (33)" in capsys.readouterr().out

@@ -142,9 +142,9 @@ def test_a_decoder_with_other_fields_is_one_line(tmp_path: Path) -> None:
     ],
 )
 def test_values_of_the_wrong_type_are_one_line(changes: dict[str, object], words: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         gguf_rules.plan_of(folder_of(tmp_path / "model", **changes), "f16")
-    assert words in str(told.value)
+    assert words in str(error.value)
 
 
 def test_a_family_without_a_plan_of_its_own_may_have_lists_of_sizes(tmp_path: Path) -> None:

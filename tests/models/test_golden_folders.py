@@ -35,9 +35,9 @@ def test_they_load_where_this_package_is_not_installed(tmp_path: Path) -> None:
     recorded = {str(folder): load_file(folder / ANSWERS) for folder in FOLDERS}
     torch.save({folder: answers["input_ids"] for folder, answers in recorded.items()}, tmp_path / "calls.pt")
     ELSEWHERE.run(ANSWER, tmp_path / "calls.pt")
-    found = torch.load(tmp_path / "calls.pt.out")
+    logits = torch.load(tmp_path / "calls.pt.out")
     for folder, answers in recorded.items():
-        torch.testing.assert_close(found[folder], answers["logits"], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(logits[folder], answers["logits"], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=[f"{path.parent.name}-{path.name}" for path in FOLDERS])

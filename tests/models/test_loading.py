@@ -48,13 +48,13 @@ def test_quantized_weights_are_in_memory_once(bits: int, alone: None, tmp_path: 
     try:
         before = bytes_of_tensors()
         model = loading.load_model(loading.find_base(str(folder)), run)
-        held = bytes_of_tensors() - before
+        loaded_bytes = bytes_of_tensors() - before
     finally:
         gc.enable()
     projections = sum(p.numel() * p.element_size() for name, p in model.named_parameters() if "_proj" in name)
     rest = sum(p.numel() * p.element_size() for name, p in model.named_parameters() if "_proj" not in name)
     # the scales of the quantization are a few hundredths of the projections
-    assert projections + rest <= held < 1.2 * projections + rest
+    assert projections + rest <= loaded_bytes < 1.2 * projections + rest
 
 
 def bytes_of_tensors() -> int:

@@ -160,8 +160,8 @@ def test_an_expert_that_no_token_reaches_scores_nothing() -> None:
     values[where[1].start + 2] = 0.0
     masks.install(model)
     masks.set(values)
-    found = scores(model, anatomy, "per_example", [slice(0, 3)], "off")[where[1]]
-    assert found[2] == 0.0 and (np.delete(found, 2) > 0).all()
+    expert_scores = scores(model, anatomy, "per_example", [slice(0, 3)], "off")[where[1]]
+    assert expert_scores[2] == 0.0 and (np.delete(expert_scores, 2) > 0).all()
 
 
 def test_what_is_written_answers_as_the_training_model_without_apt_ds(tmp_path: Path) -> None:
@@ -181,10 +181,10 @@ def test_what_is_written_answers_as_the_training_model_without_apt_ds(tmp_path: 
             names = set(load_file(folder / "model.safetensors"))
             # stock checkpoints have a matrix for each expert
             assert any(".experts.2." in name for name in names) == (structure == "uniform")
-    for (name, attention), (made, found, text) in loaded_elsewhere(calls, tmp_path).items():
+    for (name, attention), (class_name, answer, text) in loaded_elsewhere(calls, tmp_path).items():
         model = models[name]
-        assert made == ("Apt" if name.endswith("adaptive") else "") + type(model).__name__
-        assert torch.allclose(found["logits"], tiny_experts.answer(model), atol=1e-5), (name, attention)
+        assert class_name == ("Apt" if name.endswith("adaptive") else "") + type(model).__name__
+        assert torch.allclose(answer["logits"], tiny_experts.answer(model), atol=1e-5), (name, attention)
         assert torch.equal(text, model.generate(tiny.ids(), max_new_tokens=4, do_sample=False, eos_token_id=None))
     config = json.loads((tmp_path / "qwen3_moe-uniform" / "config.json").read_text(encoding="utf8"))
     assert "auto_map" not in config and config["num_local_experts"] == 3 and config["moe_intermediate_size"] == 8
@@ -222,9 +222,9 @@ def test_sizes_of_a_published_model_can_be_written(structure: str) -> None:
     assert 0.98 * budget < cut.num_parameters(cut.sizes) <= budget
     form = write.written(torch.nn.Module(), config, cut, LANGUAGE_MODEL)
     with torch.device("meta"):
-        made = AutoModelForCausalLM.from_config(form.config)
-    assert type(made).__name__ == ("Qwen3MoeForCausalLM" if structure == "uniform" else "AptQwen3MoeForCausalLM")
-    assert priced(made, cut) == cut.num_parameters(cut.sizes)
+        built = AutoModelForCausalLM.from_config(form.config)
+    assert type(built).__name__ == ("Qwen3MoeForCausalLM" if structure == "uniform" else "AptQwen3MoeForCausalLM")
+    assert priced(built, cut) == cut.num_parameters(cut.sizes)
     assert describe(cut, cut.sizes)["experts"]
 
 

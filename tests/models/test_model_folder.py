@@ -70,10 +70,10 @@ CONFIGS: dict[str, tuple[dict[str, object], list[str]]] = {
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_configuration_that_makes_no_model_is_named_by_its_field(name: str, folder: Path) -> None:
     values, parts = CONFIGS[name]
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         model_loading.find_base(change(folder, **values))
-    assert [part for part in parts if part not in str(told.value)] == [], told.value
-    assert "\n" not in str(told.value)
+    assert [part for part in parts if part not in str(error.value)] == [], error.value
+    assert "\n" not in str(error.value)
 
 
 def test_no_padding_token_is_no_mistake(folder: Path) -> None:
@@ -94,9 +94,9 @@ def test_the_decoder_starts_with_a_token_that_is_embedded() -> None:
 def test_a_file_that_holds_no_object_is_one_line(name: str, content: str, folder: Path) -> None:
     (folder / name).write_text(content)
     for find in (model_loading.find_base, loading.load):
-        with pytest.raises(UserError, match="no model and tokenizer there") as told:
+        with pytest.raises(UserError, match="no model and tokenizer there") as error:
             find(str(folder))
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
@@ -156,9 +156,9 @@ def test_weights_that_are_not_whole_are_named_by_their_file(harm: object, parts:
     check_weights(str(folder), "--model")
     harm(path)  # type: ignore[operator]
     absent = "names 2 files. 1 are absent, such as" if parts == 2 else "no file named .* which is not read"
-    with pytest.raises(UserError, match=HARMS.get(harm, absent)) as told:  # type: ignore[call-overload]
+    with pytest.raises(UserError, match=HARMS.get(harm, absent)) as error:  # type: ignore[call-overload]
         check_weights(str(folder), "--model")
-    assert "\n" not in str(told.value) and (parts == 1 or path.name in str(told.value))
+    assert "\n" not in str(error.value) and (parts == 1 or path.name in str(error.value))
     with pytest.raises(UserError, match="--model "):
         loading.load(str(folder))
 
@@ -185,9 +185,9 @@ def test_a_broken_pickle_of_weights_is_one_line(content: str | bytes, folder: Pa
     path = folder / "pytorch_model.bin"
     torch.save(weights, path)
     path.write_bytes(path.read_bytes()[:-1000] if isinstance(content, str) else content)
-    with pytest.raises(UserError, match="--model ") as told:
+    with pytest.raises(UserError, match="--model ") as error:
         loading.load(str(folder))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_length_is_compared_with_a_language_models_positions() -> None:

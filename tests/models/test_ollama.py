@@ -45,34 +45,34 @@ DIALOGUE = (("user", "One?"), ("assistant", "Two."), ("user", "Three?"))
 
 def tokenizer(template: str) -> PreTrainedTokenizerFast:
     """A tokenizer that begins each text with <s> itself where its template does."""
-    made = tiny.tokenizer()
-    made.chat_template = template
+    loaded = tiny.tokenizer()
+    loaded.chat_template = template
     if template.startswith("{{ bos_token }}"):
-        begin = [("<s>", made.convert_tokens_to_ids("<s>"))]
-        made.backend_tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=begin)
-    return made
+        begin = [("<s>", loaded.convert_tokens_to_ids("<s>"))]
+        loaded.backend_tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=begin)
+    return loaded
 
 
 @pytest.mark.parametrize("name", REGULAR)
 def test_the_format_renders_what_the_template_renders(name: str) -> None:
-    made = tokenizer(REGULAR[name])
-    found = ollama.format_of(made)
-    assert found is not None and (found.before_system is None) == (name == "Mistral")
+    loaded = tokenizer(REGULAR[name])
+    chat = ollama.format_of(loaded)
+    assert chat is not None and (chat.before_system is None) == (name == "Mistral")
     for conversation in (DIALOGUE[:1], DIALOGUE, (("system", "Now."), *DIALOGUE)):
         if conversation[0][0] == "system" and name == "Mistral":
             continue
         turns = [{"role": role, "content": text} for role, text in conversation]
-        expected = made.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        expected = loaded.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         assert (
-            found.render(conversation) == ollama.rendered(made, conversation) and found.render(conversation) in expected
+            chat.render(conversation) == ollama.rendered(loaded, conversation) and chat.render(conversation) in expected
         )
 
 
 def test_templates_in_go() -> None:
     """The text of each action is a literal of Go, so that no brace or quote of a template is taken for code."""
-    found = ollama.format_of(tokenizer(GEMMA))
-    assert found is not None and found.joined
-    assert found.go() == (
+    chat = ollama.format_of(tokenizer(GEMMA))
+    assert chat is not None and chat.joined
+    assert chat.go() == (
         '{{ range $i, $message := .Messages }}{{ if eq .Role "user" }}'
         '{{ if not (and $.System (eq $i 1)) }}{{ "<start_of_turn>user\\n" }}{{ end }}{{ .Content }}'
         '{{ else if eq .Role "assistant" }}{{ "<end_of_turn>\\n<start_of_turn>model\\n" }}{{ .Content }}'
@@ -94,18 +94,18 @@ def test_an_irregular_template_is_a_comment_and_a_warning(template: str, tmp_pat
 
 
 def test_without_a_template_the_prompt_is_that_of_training() -> None:
-    made = tiny.tokenizer()
-    found = ollama.format_of(made)
-    assert found is not None
-    assert found.render(DIALOGUE[:1]) == render_prompt("One?", made)
+    loaded = tiny.tokenizer()
+    chat = ollama.format_of(loaded)
+    assert chat is not None
+    assert chat.render(DIALOGUE[:1]) == render_prompt("One?", loaded)
     messages = tuple({"role": role, "content": text} for role, text in (*DIALOGUE, ("assistant", "Four.")))
-    assert found.render(DIALOGUE) == render_prompt(Example(messages), made)
+    assert chat.render(DIALOGUE) == render_prompt(Example(messages), loaded)
 
 
 def test_a_modelfile_has_stop_words_sampling_and_the_context(tmp_path: Path) -> None:
-    made = tokenizer(CHATML)
-    made.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
-    made.save_pretrained(tmp_path)
+    loaded = tokenizer(CHATML)
+    loaded.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    loaded.save_pretrained(tmp_path)
     settings = {"temperature": 0.6, "repetition_penalty": 1.1, "do_sample": True}
     (tmp_path / "generation_config.json").write_text(json.dumps(settings), encoding="utf8")
     text, warnings = ollama.modelfile(tmp_path, "small.gguf", 4096)

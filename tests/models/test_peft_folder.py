@@ -52,9 +52,9 @@ def test_the_old_format_is_read(tmp_path: Path) -> None:
     expected = read_folder(save(tmp_path), "F").pairs
     torch.save(load_file(tmp_path / "adapter_model.safetensors"), tmp_path / "adapter_model.bin")
     (tmp_path / "adapter_model.safetensors").unlink()
-    found = read_folder(tmp_path, "F").pairs
+    pairs = read_folder(tmp_path, "F").pairs
     assert all(
-        torch.equal(a, found[path][0]) and torch.equal(b, found[path][1]) for path, (a, b, _) in expected.items()
+        torch.equal(a, pairs[path][0]) and torch.equal(b, pairs[path][1]) for path, (a, b, _) in expected.items()
     )
 
 

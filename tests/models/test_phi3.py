@@ -97,8 +97,8 @@ def test_a_quantized_base_is_written_quantized_with_joined_weights(bits: int, tm
         return
     assert torch.equal(weights[f"{name}.weight"].flatten(), torch.cat([p.codes() for p in parts]))
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation="eager")
-    found, expected = loaded(tiny.ids()).logits, model.eval()(tiny.ids()).logits
-    assert (found - expected).norm() / expected.norm() < 0.02
+    logits, expected = loaded(tiny.ids()).logits, model.eval()(tiny.ids()).logits
+    assert (logits - expected).norm() / expected.norm() < 0.02
 
 
 def test_only_long_positions_limit_the_sizes_that_can_be_written() -> None:

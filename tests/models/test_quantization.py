@@ -67,8 +67,8 @@ def projections(model: nn.Module, anatomy: Anatomy) -> dict[str, nn.Linear]:
     return {path: model.get_submodule(path) for name in PROJECTIONS for path in anatomy.targets[name]}
 
 
-def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((found - expected).norm() / expected.norm()).item()
+def relative(values: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((values - expected).norm() / expected.norm()).item()
 
 
 def scattered(anatomy: Anatomy) -> np.ndarray:
@@ -90,8 +90,8 @@ def test_all_projections_are_packed_and_close_to_the_base(bits: int, load: Calla
         assert isinstance(module.weight, QuantizedParameter) and not module.weight.requires_grad
         error = relative(quantization.dense(module.weight), plain.get_submodule(path).weight)
         assert ERROR[bits] / 4 < error < ERROR[bits], path
-        held = module.weight.numel() * module.weight.element_size()
-        assert held == module.in_features * module.out_features * bits // 8
+        size = module.weight.numel() * module.weight.element_size()
+        assert size == module.in_features * module.out_features * bits // 8
     assert type(model.lm_head) is nn.Linear and type(model.model.embed_tokens) is nn.Embedding
     assert loading.count_parameters(model) == loading.count_parameters(plain)
 
@@ -105,10 +105,10 @@ def test_a_product_is_that_of_the_dequantized_weight(
     weight = model.get_submodule(anatomy.targets["down"][0]).weight
     x = torch.randn(2, 5, 256, dtype=dtype, requires_grad=True)
     y = x.detach().clone().requires_grad_()
-    found, expected = quantization.linear(x, weight), F.linear(y, quantization.dense(weight))
-    found.square().sum().backward()
+    product, expected = quantization.linear(x, weight), F.linear(y, quantization.dense(weight))
+    product.square().sum().backward()
     expected.square().sum().backward()
-    assert torch.equal(found, expected) and torch.equal(x.grad, y.grad)
+    assert torch.equal(product, expected) and torch.equal(x.grad, y.grad)
 
 
 @each_width
@@ -227,10 +227,10 @@ def test_what_is_written(bits: int, kept: bool, load: Callable[..., Loaded], tmp
     write.export(model, smaller, base, None, tiny.tokenizer(), tmp_path / "model", bits=width)
     config = json.loads((tmp_path / "model" / "config.json").read_text(encoding="utf8"))
     assert ("quantization_config" in config) == kept
-    loaded, found = AutoModelForCausalLM.from_pretrained(
+    loaded, info = AutoModelForCausalLM.from_pretrained(
         tmp_path / "model", dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
-    assert not found["missing_keys"] and not found["unexpected_keys"]
+    assert not info["missing_keys"] and not info["unexpected_keys"]
     size = sum(t.numel() * t.element_size() for t in load_file(tmp_path / "model" / "model.safetensors").values())
     counted = loading.count_parameters(model, width)["checkpoint_bytes"]
     # tables that are the same for every weight, and what names its shape
@@ -264,12 +264,12 @@ def test_what_is_not_quantized_is_written_in_the_dtype_that_is_named(
         write.export(model, anatomy, tiny.config(**SIZES), None, tiny.tokenizer(), folder, bits=width, dtype=half)
         config = json.loads((folder / "config.json").read_text(encoding="utf8"))
         assert config["dtype"] == "bfloat16"
-        held = load_file(folder / "model.safetensors")
+        tensors = load_file(folder / "model.safetensors")
         names = {name for name, _ in model.named_parameters() if "lora_" not in name}
-        kinds = {name: value.dtype for name, value in held.items() if name in names}
+        kinds = {name: value.dtype for name, value in tensors.items() if name in names}
         whole = {name for name in names if width == 16 or not isinstance(model.get_parameter(name), QuantizedParameter)}
         assert {kinds[name] for name in whole} == {half} and len(kinds) == len(names)
-        size = sum(value.nbytes for value in held.values())
+        size = sum(value.nbytes for value in tensors.values())
         counted = loading.count_parameters(model, width, half)["checkpoint_bytes"]
         assert counted <= size < counted + 14 * 2048 * (width < 16) + 1
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / str(bits), attn_implementation="eager").eval()
@@ -349,8 +349,8 @@ def test_heads_that_are_trained_whole_are_not_quantized(kind: str, tmp_path: Pat
         kinds = {type(read.get_submodule(path)).__name__ for path in quantized}
         assert kinds == {"Linear" if at == 16 else "QuantizedLinear"}
         # adapters are merged before the weights are quantized again
-        expected, found = tiny.answer(model), tiny.answer(read)
-        error = (found - expected).norm() / (expected - expected.mean()).norm()
+        expected, answer = tiny.answer(model), tiny.answer(read)
+        error = (answer - expected).norm() / (expected - expected.mean()).norm()
         assert error < {16: 1e-5, 8: 0.03, 4: 0.2}[at]
 
 
@@ -395,8 +395,8 @@ def test_offload_that_cannot_be_is_refused(name: str, tmp_path: Path) -> None:
 def test_drawn_weights_are_held_in_few_bits_too(bits: int, folder: Path) -> None:
     """What the benchmark measures must be what it names."""
     base = loading.find_base(str(folder))
-    made = loading.load_model(replace(base, random=True), RunConfig(base_bits=bits))
+    model = loading.load_model(replace(base, random=True), RunConfig(base_bits=bits))
     paths = [path for paths in base.anatomy.targets.values() for path in paths]
-    weights = [made.get_submodule(path).weight for path in paths]
+    weights = [model.get_submodule(path).weight for path in paths]
     assert all(isinstance(weight, packed.QuantizedParameter) and weight.bits == bits for weight in weights)
-    assert torch.isfinite(made(tiny.ids()).logits).all()
+    assert torch.isfinite(model(tiny.ids()).logits).all()

@@ -50,8 +50,8 @@ def test_a_copy_loads_and_is_near_the_model(kind: str, folder: Path, tmp_path: P
     assert hashes(folder) == before and into == tmp_path / "copy" and not list(tmp_path.glob("*.tmp"))
     assert 0 < figures["mean_weight_error"] <= figures["largest_weight_error"] < ERROR[kind]
     assert figures["bytes"] < 0.75 * figures["bytes_before"]
-    expected, found = loaded(folder), loaded(into)
-    error = float((found - expected).norm() / expected.norm())
+    expected, logits = loaded(folder), loaded(into)
+    error = float((logits - expected).norm() / expected.norm())
     assert 0 < error < 12 * ERROR[kind]
     assert (into / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
 

@@ -83,9 +83,9 @@ def test_a_made_up_family_needs_one_spec(shrew: Architecture, structure: str, tm
     base = shrew_model()
     base.save_pretrained(tmp_path / "base")
     tiny.tokenizer().save_pretrained(tmp_path / "base")
-    found = loading.find_base(str(tmp_path / "base"), INSTRUCTIONS)
-    assert type(found.config) is ShrewConfig and found.kind == LANGUAGE_MODEL
-    anatomy = found.anatomy
+    base_model = loading.find_base(str(tmp_path / "base"), INSTRUCTIONS)
+    assert type(base_model.config) is ShrewConfig and base_model.kind == LANGUAGE_MODEL
+    anatomy = base_model.anatomy
     assert anatomy == anatomy_of(tiny.config())
     model = copy.deepcopy(base)
     shrew.prepare(model, anatomy)
@@ -101,7 +101,7 @@ def test_a_made_up_family_needs_one_spec(shrew: Architecture, structure: str, tm
     expected = model(tiny.ids()).logits
     assert torch.allclose(masked(tiny.ids()).logits, expected, atol=1e-5)
     folder = tmp_path / "model"
-    write.export(model, smaller, found.config, None, tiny.tokenizer(), folder)
+    write.export(model, smaller, base_model.config, None, tiny.tokenizer(), folder)
     loaded = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
     names = {"uniform": "ShrewForCausalLM", "adaptive": "AptLlamaForCausalLM"}
     assert type(loaded).__name__ == names[structure] == loaded.config.architectures[0]
@@ -207,6 +207,6 @@ def test_no_other_module_names_a_family() -> None:
         if path.startswith(("models/architectures/", "models/export/modeling_apt_", "models/export/apt_"))
     }
     assert names["models/architectures/llama.py"] and names["models/export/modeling_apt_t5.py"]
-    found = {path: words for path, words in names.items() if words and path not in own}
-    assert {path: words for path, words in found.items() if path not in ALLOWED} == {}
-    assert ALLOWED.keys() <= found.keys()
+    named = {path: words for path, words in names.items() if words and path not in own}
+    assert {path: words for path, words in named.items() if path not in ALLOWED} == {}
+    assert ALLOWED.keys() <= named.keys()

@@ -12,7 +12,7 @@ from apt_ds.models.stored_weights import fingerprint_of_source
 from tests.support import tiny
 
 
-def of(folder: Path) -> str:
+def fingerprint(folder: Path) -> str:
     return fingerprint_of_source(str(folder), "the model")
 
 
@@ -23,7 +23,7 @@ def test_it_does_not_depend_on_the_files(tmp_path: Path) -> None:
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
     (tmp_path / "torch").mkdir()
     torch.save(model.state_dict(), tmp_path / "torch" / "pytorch_model.bin")
-    assert of(tmp_path / "one") == of(tmp_path / "shards") == of(tmp_path / "torch")
+    assert fingerprint(tmp_path / "one") == fingerprint(tmp_path / "shards") == fingerprint(tmp_path / "torch")
 
 
 def test_any_bit_any_name_and_the_dtype_change_it(tmp_path: Path) -> None:
@@ -35,13 +35,13 @@ def test_any_bit_any_name_and_the_dtype_change_it(tmp_path: Path) -> None:
     model.bfloat16().save_pretrained(tmp_path / "dtype")
     torch.save({f"{k}x": v for k, v in tiny.model().state_dict().items()}, tmp_path / "pytorch_model.bin")
     places = (tmp_path / "one", tmp_path / "value", tmp_path / "dtype", tmp_path)
-    assert len({of(folder) for folder in places}) == len(places)
+    assert len({fingerprint(folder) for folder in places}) == len(places)
 
 
 def test_a_folder_without_weights_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the model: its weights cannot be read: no file named model\.safetensors"):
-        of(tmp_path)
+        fingerprint(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"nonsense")
     with pytest.raises(UserError, match="the model: its weights cannot be read") as caught:
-        of(tmp_path)
+        fingerprint(tmp_path)
     assert "\n" not in str(caught.value)

@@ -22,8 +22,8 @@ META, CPU = torch.device("meta"), torch.device("cpu")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of 63 MB in bf16, stored in fp32: a weight that stays on the host is a copy, no page of the file."""
-    made = tmp_path_factory.mktemp("large")
-    return tiny.save_model(made, hidden_size=512, intermediate_size=2048, num_hidden_layers=8)
+    target = tmp_path_factory.mktemp("large")
+    return tiny.save_model(target, hidden_size=512, intermediate_size=2048, num_hidden_layers=8)
 
 
 def return_freed_pages() -> None:
@@ -81,7 +81,7 @@ def test_the_map_is_for_accelerators_below_stage_3() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_gets_the_weights_of_the_file(folder: Path) -> None:
-    found = read_weights(str(folder), torch.bfloat16, "sdpa", device=torch.device("cuda", 0))
+    loaded = read_weights(str(folder), torch.bfloat16, "sdpa", device=torch.device("cuda", 0))
     expected, _ = read_weights(str(folder), torch.bfloat16, "sdpa")
-    for (name, own), (_, other) in zip(found[0].named_parameters(), expected.named_parameters(), strict=True):
+    for (name, own), (_, other) in zip(loaded[0].named_parameters(), expected.named_parameters(), strict=True):
         assert own.is_cuda and torch.equal(own.cpu(), other), name

@@ -71,8 +71,8 @@ def test_a_budget_that_32_would_miss_gets_a_smaller_step() -> None:
     """One unit of 32 neurons is a fiftieth of all, so that some budgets are missed by more than `MISS`."""
     table = smollm2()
     full, rules = table.num_parameters(table.sizes), Rules(("neurons",), "uniform")
-    found = {automatic_align(rules, table, (1 - sparsity / 1000) * full) for sparsity in range(550, 650, 5)}
-    assert found == {16, 32}
+    steps = {automatic_align(rules, table, (1 - sparsity / 1000) * full) for sparsity in range(550, 650, 5)}
+    assert steps == {16, 32}
 
 
 def test_tiny_layers_keep_the_step_of_their_size() -> None:

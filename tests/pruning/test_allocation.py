@@ -62,27 +62,27 @@ def searched(rules: Rules, noise: float = 0.0, limit: int = 200) -> tuple[Alloca
     budget = 0.6 * TABLE.num_parameters(TABLE.sizes)
     meter = KnownDivergence(costs, limit, noise)
     start = search(scores, TABLE, rules, budget)
-    found = allocate(scores, start, TABLE, rules, budget, meter)
-    assert TABLE.num_parameters(kept_sizes(TABLE.sizes, found.keep)) <= budget
-    sizes = kept_sizes(TABLE.sizes, found.keep)
+    result = allocate(scores, start, TABLE, rules, budget, meter)
+    assert TABLE.num_parameters(kept_sizes(TABLE.sizes, result.keep)) <= budget
+    sizes = kept_sizes(TABLE.sizes, result.keep)
     # inside a site the scores choose
-    assert np.array_equal(found.keep, best_of_each(scores, TABLE, sizes))
+    assert np.array_equal(result.keep, best_of_each(scores, TABLE, sizes))
     for site, count in zip(TABLE.sites, sizes.counts, strict=True):
         assert count in rules.levels(site.kind, 96 if site.kind == "neuron" else 4)
-    return found, start, meter
+    return result, start, meter
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.5])
 @pytest.mark.parametrize("kinds", [("heads", "neurons"), ("neurons",), ("heads", "neurons", "hidden")])
 def test_the_divergence_falls_most_of_the_way(kinds: tuple[str, ...], noise: float) -> None:
     rules = Rules(kinds, "adaptive", align_neurons=4, align_hidden=4)
-    found, start, meter = searched(rules, noise)
-    assert found.before == meter.divergence(start, 2) and found.after == meter.divergence(found.keep, 2)
+    result, start, meter = searched(rules, noise)
+    assert result.before == meter.divergence(start, 2) and result.after == meter.divergence(result.keep, 2)
     best = meter.divergence(search(meter.costs, TABLE, rules, 0.6 * TABLE.num_parameters(TABLE.sizes)), 2)
-    assert found.accepted > 0 and found.moves > 0
-    assert found.before - found.after > 0.6 * (found.before - best) > 0
+    assert result.accepted > 0 and result.moves > 0
+    assert result.before - result.after > 0.6 * (result.before - best) > 0
     kept = dict(block_slices(TABLE.sizes))
-    assert "hidden" in kinds or found.keep[kept[-1]].all()
+    assert "hidden" in kinds or result.keep[kept[-1]].all()
 
 
 @pytest.mark.parametrize("limit", [30, 47, 80])
@@ -95,8 +95,8 @@ def test_evaluations_have_a_limit(limit: int) -> None:
 def test_sizes_of_several_gpus_and_empty_sublayers() -> None:
     """`searched` checks the sizes."""
     for split, empty in ((Split(gpus=2, heads=2, neurons=2), False), (Split(), True)):
-        found, *_ = searched(Rules(("heads", "neurons"), "adaptive", align_neurons=8, empty=empty, split=split))
-        assert found.accepted > 0
+        result, *_ = searched(Rules(("heads", "neurons"), "adaptive", align_neurons=8, empty=empty, split=split))
+        assert result.accepted > 0
 
 
 def test_right_scores_stay() -> None:
@@ -105,9 +105,9 @@ def test_right_scores_stay() -> None:
     costs, _ = misled(TABLE)
     budget = 0.6 * TABLE.num_parameters(TABLE.sizes)
     start = search(costs, TABLE, rules, budget)
-    found = allocate(costs, start, TABLE, rules, budget, KnownDivergence(costs, 200))
-    assert np.array_equal(found.keep, start) and (found.accepted, found.moves) == (0, 0)
-    assert found.before == found.after
+    result = allocate(costs, start, TABLE, rules, budget, KnownDivergence(costs, 200))
+    assert np.array_equal(result.keep, start) and (result.accepted, result.moves) == (0, 0)
+    assert result.before == result.after
 
 
 def test_a_candidate_must_win_at_every_stage() -> None:
@@ -122,8 +122,8 @@ def test_a_candidate_must_win_at_every_stage() -> None:
             value = super().divergence(keep, stage)
             return -value if stage == 2 else value
 
-    found = allocate(scores, start, TABLE, rules, budget, Disagreeing(costs, 300))
-    assert np.array_equal(found.keep, start) and found.accepted == 0
+    result = allocate(scores, start, TABLE, rules, budget, Disagreeing(costs, 300))
+    assert np.array_equal(result.keep, start) and result.accepted == 0
 
 
 def test_divergences_that_are_not_finite_decide_nothing() -> None:
@@ -131,8 +131,8 @@ def test_divergences_that_are_not_finite_decide_nothing() -> None:
     costs, scores = misled(TABLE)
     budget = 0.6 * TABLE.num_parameters(TABLE.sizes)
     start = search(scores, TABLE, rules, budget)
-    found = allocate(scores, start, TABLE, rules, budget, KnownDivergence(costs * np.inf, 300))
-    assert np.array_equal(found.keep, start) and found.accepted == 0
+    result = allocate(scores, start, TABLE, rules, budget, KnownDivergence(costs * np.inf, 300))
+    assert np.array_equal(result.keep, start) and result.accepted == 0
 
 
 def test_uniform_sizes_are_chosen_among_the_largest_that_fit() -> None:
@@ -143,8 +143,8 @@ def test_uniform_sizes_are_chosen_among_the_largest_that_fit() -> None:
     budget = 0.6 * TABLE.num_parameters(TABLE.sizes)
     start = search(np.where(costs > 0, scores, 1e6 * scores), TABLE, rules, budget)
     meter = KnownDivergence(costs, 100)
-    found = allocate(scores, start, TABLE, rules, budget, meter)
-    sizes, before = (kept_sizes(TABLE.sizes, keep) for keep in (found.keep, start))
+    result = allocate(scores, start, TABLE, rules, budget, meter)
+    sizes, before = (kept_sizes(TABLE.sizes, keep) for keep in (result.keep, start))
     assert len(set(sizes.counts[::2])) == len(set(sizes.counts[1::2])) == 1
     heads = dict(zip((site.kind for site in TABLE.sites), sizes.counts, strict=True))
     assert heads["head"] == 1 < before.counts[0] and heads["neuron"] > before.counts[1]

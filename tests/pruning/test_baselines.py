@@ -64,7 +64,7 @@ def test_every_method_is_the_same_run_in_every_stage(folder: Path) -> None:
     modes = {method: ["--method", method, *SIZES] for method in METHODS if method != "apt"}
     modes["flap"] += ["--output_dir", str(folder / "flap")]
     stages = {1: [(0, False), (3, False)], 2: [(2, False), (3, False)]}
-    found: dict[str, list[dict[str, Any]]] = {method: [] for method in modes}
+    runs_of: dict[str, list[dict[str, Any]]] = {method: [] for method in modes}
     for world, own in stages.items():
         # four rows a step: two micro-batches of one process, or one of each of two
         batch = ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", str(2 // world)]
@@ -72,31 +72,31 @@ def test_every_method_is_the_same_run_in_every_stage(folder: Path) -> None:
         for name, run in multiprocess.run(
             world, "runs", {"folder": str(folder), "stages": own, "modes": cases}
         ).items():
-            found[name.split()[1]].append(run)
-    for method, (first, *others) in found.items():
+            runs_of[name.split()[1]].append(run)
+    for method, (first, *others) in runs_of.items():
         for other in others:
             assert np.allclose(other["losses"], first["losses"], atol=2e-4), method
             assert (other["alive"], other["kept"]) == (first["alive"], first["kept"]), method
-    kept = {method: run[0]["kept"] for method, run in found.items()}
+    kept = {method: run[0]["kept"] for method, run in runs_of.items()}
     assert set(kept["lora"]) == set(kept["full"]) == {1.0}
     assert set(kept["prune_lora"]) == set(kept["flap"]) == set(kept["wanda_sp"]) == {0.6}
     assert kept["mask_tuning"] == [1.0] * 7 + [0.6]
     assert kept["lora_prune"] == [1.0] * 4 + [0.6] * 4
     for method in ("prune_distill", "lora_prune_distill"):
         assert kept[method] == [1.0] * 4 + [0.6] * 4
-    assert found["full"][0]["losses"][-1] < found["lora"][0]["losses"][-1]
+    assert runs_of["full"][0]["losses"][-1] < runs_of["lora"][0]["losses"][-1]
     pruned = ("prune_lora", "lora_prune", "flap", "wanda_sp", "mask_tuning")
     written = json.loads((folder / "flap" / "model" / "config.json").read_text(encoding="utf8"))
     assert written["mlp_bias"]
-    assert len({str(found[method][0]["alive"]) for method in pruned}) == len(pruned)
+    assert len({str(runs_of[method][0]["alive"]) for method in pruned}) == len(pruned)
 
 
 @pytest.mark.dist
 def test_taylor_importance_is_that_of_plain_pytorch(folder: Path) -> None:
-    found = multiprocess.run(2, "score_jobs.taylor", {"folder": str(folder), "stages": [(2, False), (3, False)]})
+    importances = multiprocess.run(2, "score_jobs.taylor", {"folder": str(folder), "stages": [(2, False), (3, False)]})
     plain = multiprocess.run(1, "score_jobs.plain_taylor", {"folder": str(folder)})
     assert min(plain) > 0
-    for name, importance in found.items():
+    for name, importance in importances.items():
         assert np.allclose(importance, plain, rtol=1e-3), name
 
 

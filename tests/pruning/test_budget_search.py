@@ -130,7 +130,7 @@ def test_cuttable_takes_only_dead_blocks_in_whole_units(structure: str) -> None:
     ],
 )
 def test_adapter_targets_decide_what_competes(kind: str, task: str, targets: str, expected: tuple[str, ...]) -> None:
-    found = tiny.small(kind).config if kind in tiny.SMALL else tiny.config(kind)
+    config = tiny.small(kind).config if kind in tiny.SMALL else tiny.config(kind)
     run = RunConfig(task=task, adapter_targets=targets, prune_blocks=",".join(ALL))
-    assert competing_kinds(run, anatomy_of(found, tiny.TASKS[kind])) == ALL
-    assert competing_kinds(run.replace(prune_scope="adapted"), anatomy_of(found, tiny.TASKS[kind])) == expected
+    assert competing_kinds(run, anatomy_of(config, tiny.TASKS[kind])) == ALL
+    assert competing_kinds(run.replace(prune_scope="adapted"), anatomy_of(config, tiny.TASKS[kind])) == expected

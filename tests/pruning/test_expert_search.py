@@ -30,15 +30,15 @@ def test_uniform_numbers_are_the_best_of_all(kept: float) -> None:
     counted = scores.copy()
     for mixture in anatomy.experts:
         counted[dict(block_slices(anatomy.sizes))[mixture.expert_site]] = 0.0
-    found = []
+    fitting = []
     for heads, experts, neurons, hidden in itertools.product((1, 2), (2, 3, 4, 5), (8, 16, 24), (8, 16, 24, 32)):
         blocks = best_blocks(scores, anatomy, np.array([heads, experts, neurons] * 2 + [hidden]))
         size = anatomy.num_parameters(kept_sizes(anatomy.sizes, blocks))
         if size <= budget:
-            found.append((size >= 0.99 * budget, size, counted[blocks].sum()))
-    near = [value for is_near, _, value in found if is_near]
-    largest = max(size for _, size, _ in found)
-    best = max(near) if near else max(value for _, size, value in found if size == largest)
+            fitting.append((size >= 0.99 * budget, size, counted[blocks].sum()))
+    near = [value for is_near, _, value in fitting if is_near]
+    largest = max(size for _, size, _ in fitting)
+    best = max(near) if near else max(value for _, size, value in fitting if size == largest)
     assert np.isclose(counted[keep].sum(), best)
 
 

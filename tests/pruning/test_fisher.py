@@ -21,8 +21,8 @@ CPU = torch.device("cpu")
 def rows(count: int = 4) -> list[dict[str, list[int]]]:
     generator = torch.Generator().manual_seed(3)
     lengths = [9, 5, 12, 7][:count]
-    made = [torch.randint(4, 200, (length,), generator=generator).tolist() for length in lengths]
-    return [{"input_ids": ids, "labels": [-100, -100, *ids[2:]]} for ids in made]
+    tokens = [torch.randint(4, 200, (length,), generator=generator).tolist() for length in lengths]
+    return [{"input_ids": ids, "labels": [-100, -100, *ids[2:]]} for ids in tokens]
 
 
 def observed(fisher: Fisher, model: torch.nn.Module, micros: list[tuple[int, Batch]]) -> None:

@@ -21,8 +21,8 @@ KINDS = ("heads", "neurons")
 def rows(count: int = 6, shift: int = 0) -> list[dict[str, list[int]]]:
     generator = torch.Generator().manual_seed(3 + shift)
     lengths = [9, 5, 12, 7, 8, 11][:count]
-    made = [torch.randint(4, 200, (length,), generator=generator).tolist() for length in lengths]
-    return [{"input_ids": ids, "labels": [-100, -100, *ids[2:]]} for ids in made]
+    tokens = [torch.randint(4, 200, (length,), generator=generator).tolist() for length in lengths]
+    return [{"input_ids": ids, "labels": [-100, -100, *ids[2:]]} for ids in tokens]
 
 
 def observe(scorer: InputMoments, model: torch.nn.Module, micros: list[Batch]) -> None:

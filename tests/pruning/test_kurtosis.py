@@ -31,11 +31,11 @@ def test_kurtosis_is_that_of_the_definition(monkeypatch: pytest.MonkeyPatch) -> 
 def test_outliers_of_a_head_pool_its_own_pairs() -> None:
     weight = torch.randn(50, 8, generator=torch.Generator().manual_seed(1))
     mass = torch.rand(8, generator=torch.Generator().manual_seed(2)) + 0.5
-    got = consumer_outliers(weight, 4, mass)
+    outliers = consumer_outliers(weight, 4, mass)
     for head in range(2):
         pairs = (weight * mass)[:, 4 * head : 4 * head + 4].flatten().double()
         z = (pairs - pairs.mean()) / pairs.std(unbiased=False)
-        assert got[head] == pytest.approx(max(float((z**4).mean() - 3), 0.0) ** 0.5, rel=1e-4)
+        assert outliers[head] == pytest.approx(max(float((z**4).mean() - 3), 0.0) ** 0.5, rel=1e-4)
     # a neuron's own scale cancels
     one = torch.ones(8)
     assert torch.allclose(consumer_outliers(weight, 1, one), consumer_outliers(weight * 7, 1, one), rtol=1e-4)

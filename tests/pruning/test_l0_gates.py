@@ -31,108 +31,108 @@ def table() -> Anatomy:
 
 
 def gates(anatomy: Anatomy, kinds: tuple[str, ...] = KINDS, coarse: bool = False) -> L0Gates:
-    made = L0Gates(anatomy, CPU, kinds, coarse, seed=3)
-    values = np.random.default_rng(1).normal(0.0, 1.5, len(made.log_alpha))
-    made.log_alpha.data.copy_(torch.from_numpy(values))
-    return made
+    scorer = L0Gates(anatomy, CPU, kinds, coarse, seed=3)
+    values = np.random.default_rng(1).normal(0.0, 1.5, len(scorer.log_alpha))
+    scorer.log_alpha.data.copy_(torch.from_numpy(values))
+    return scorer
 
 
 @pytest.mark.parametrize("coarse", [False, True])
 @pytest.mark.parametrize("kinds", [KINDS, ("heads", "neurons"), ("hidden",)])
 def test_the_expected_size_is_that_of_all_open_and_closed_gates(kinds: tuple[str, ...], coarse: bool) -> None:
     anatomy = table()
-    made = gates(anatomy, kinds, coarse)
-    open_ = hard_concrete.probability(made.log_alpha.detach())
+    scorer = gates(anatomy, kinds, coarse)
+    open_ = hard_concrete.probability(scorer.log_alpha.detach())
     blocks, expected = anatomy.sizes.total(), 0.0
     for state in itertools.product([False, True], repeat=len(open_)):
         chance = float(torch.where(torch.tensor(state), open_, 1 - open_).prod())
-        keep = np.array([s or not g for s, g in zip(state[:blocks], made.gated, strict=True)])
-        for number, site in enumerate(made.coarse):
+        keep = np.array([s or not g for s, g in zip(state[:blocks], scorer.gated, strict=True)])
+        for number, site in enumerate(scorer.coarse):
             if not state[blocks + number]:
                 keep[dict(block_slices(anatomy.sizes))[site]] = False
         expected += chance * anatomy.num_parameters(kept_sizes(anatomy.sizes, keep))
     whole = anatomy.num_parameters(anatomy.sizes)
-    assert float(made.expected_removed().detach()) == pytest.approx(1 - expected / whole, abs=1e-12)
+    assert float(scorer.expected_removed().detach()) == pytest.approx(1 - expected / whole, abs=1e-12)
 
 
-def objective(made: L0Gates, gradient: torch.Tensor, log_alpha: torch.Tensor, multipliers: torch.Tensor) -> float:
+def objective(scorer: L0Gates, gradient: torch.Tensor, log_alpha: torch.Tensor, multipliers: torch.Tensor) -> float:
     """What one update descends and ascends on, for gates of these values."""
-    other = copy.deepcopy(made)
+    other = copy.deepcopy(scorer)
     other.log_alpha = log_alpha
-    gap = float(other.expected_removed()) - made.target
-    return float(gradient @ torch.from_numpy(other.draw(5, made.target, 0.1, 0.1))) + float(
+    gap = float(other.expected_removed()) - scorer.target
+    return float(gradient @ torch.from_numpy(other.draw(5, scorer.target, 0.1, 0.1))) + float(
         multipliers[0] * gap + multipliers[1] * gap**2
     )
 
 
 def test_an_update_follows_the_gradients_of_loss_and_lagrangian() -> None:
-    made = gates(table(), coarse=True)
-    made.draw(5, 0.3, 0.1, 0.1)
-    made.multipliers.data.copy_(torch.tensor([-1.5, 2.0]))
+    scorer = gates(table(), coarse=True)
+    scorer.draw(5, 0.3, 0.1, 0.1)
+    scorer.multipliers.data.copy_(torch.tensor([-1.5, 2.0]))
     gradient = torch.arange(6.0) / 5 - 0.4
-    made.abs_sums = 8 * gradient
-    alpha, multipliers = made.log_alpha.detach().clone(), made.multipliers.detach().clone()
+    scorer.abs_sums = 8 * gradient
+    alpha, multipliers = scorer.log_alpha.detach().clone(), scorer.multipliers.detach().clone()
     expected = []
     for place in range(len(alpha)):
         step = torch.zeros_like(alpha)
         step[place] = 1e-5
-        ends = [objective(made, gradient.double(), alpha + sign * step, multipliers) for sign in (1, -1)]
+        ends = [objective(scorer, gradient.double(), alpha + sign * step, multipliers) for sign in (1, -1)]
         expected.append((ends[0] - ends[1]) / 2e-5)
-    gap = float(made.expected_removed().detach()) - 0.3
-    made.update(1 / 8)
-    assert made.log_alpha.grad is not None and made.multipliers.grad is not None
-    assert np.allclose(made.log_alpha.grad, expected, rtol=1e-4, atol=1e-7)
-    assert np.allclose(made.multipliers.grad, [gap, gap**2])
+    gap = float(scorer.expected_removed().detach()) - 0.3
+    scorer.update(1 / 8)
+    assert scorer.log_alpha.grad is not None and scorer.multipliers.grad is not None
+    assert np.allclose(scorer.log_alpha.grad, expected, rtol=1e-4, atol=1e-7)
+    assert np.allclose(scorer.multipliers.grad, [gap, gap**2])
     # Adam's first step has the size of its learning rate: gates descend, multipliers ascend
-    assert np.allclose(made.log_alpha.detach() - alpha, -0.1 * np.sign(expected), atol=1e-4)
-    assert np.allclose(made.multipliers.detach() - multipliers, 0.1 * np.sign([gap, gap**2]), atol=1e-4)
+    assert np.allclose(scorer.log_alpha.detach() - alpha, -0.1 * np.sign(expected), atol=1e-4)
+    assert np.allclose(scorer.multipliers.detach() - multipliers, 0.1 * np.sign([gap, gap**2]), atol=1e-4)
 
 
 def test_step_and_seed_decide_the_noise() -> None:
-    made, again = gates(table()), gates(table())
-    first = made.draw(1, 0.0, 0.1, 0.1)
-    assert not np.array_equal(first, made.draw(2, 0.0, 0.1, 0.1))
+    scorer, again = gates(table()), gates(table())
+    first = scorer.draw(1, 0.0, 0.1, 0.1)
+    assert not np.array_equal(first, scorer.draw(2, 0.0, 0.1, 0.1))
     assert np.array_equal(first, again.draw(1, 0.0, 0.1, 0.1))
     assert ((first >= 0) & (first <= 1)).all()
 
 
 def test_only_kinds_that_may_go_have_a_gate() -> None:
-    made = L0Gates(anatomy_of(tiny.config()), CPU, ("neurons",), False, 0)
-    made.log_alpha.data.fill_(-1.0)
-    for values in (made.gates(), made.draw(0, 0.0, 0.1, 0.1)):
-        assert (values[~made.gated.numpy()] == 1.0).all() and (values[made.gated.numpy()] < 1.0).any()
-    assert made.gated.sum() == 2 * 48
+    scorer = L0Gates(anatomy_of(tiny.config()), CPU, ("neurons",), False, 0)
+    scorer.log_alpha.data.fill_(-1.0)
+    for values in (scorer.gates(), scorer.draw(0, 0.0, 0.1, 0.1)):
+        assert (values[~scorer.gated.numpy()] == 1.0).all() and (values[scorer.gated.numpy()] < 1.0).any()
+    assert scorer.gated.sum() == 2 * 48
 
 
-def learn(made: L0Gates, phase: int, sparsity: float, steps: range) -> None:
+def learn(scorer: L0Gates, phase: int, sparsity: float, steps: range) -> None:
     """Updates of a phase in which every gate lowers the loss a little, half of the heads and neurons more."""
-    useful = torch.from_numpy(np.arange(len(made.gated)) % 2 == 0)
+    useful = torch.from_numpy(np.arange(len(scorer.gated)) % 2 == 0)
     for step in steps:
         rates = schedules.gate_rate(0.0, phase), schedules.multiplier_rate(phase)
-        made.draw(step, schedules.gate_target(step, phase, sparsity), *rates, schedules.gate_betas(phase))
+        scorer.draw(step, schedules.gate_target(step, phase, sparsity), *rates, schedules.gate_betas(phase))
         noise = torch.from_numpy(np.random.default_rng([9, step]).normal(0, 1e-3, len(useful)))
-        made.abs_sums = torch.where(useful, noise - 0.1, noise - 1e-4).float()
-        made.update(1.0)
+        scorer.abs_sums = torch.where(useful, noise - 0.1, noise - 1e-4).float()
+        scorer.update(1.0)
 
 
 def test_the_lagrangian_reaches_its_target_and_keeps_what_the_loss_needs() -> None:
     anatomy = anatomy_of(tiny.config())
-    made = L0Gates(anatomy, CPU, ("heads", "neurons"), False, 0)
-    assert float(made.expected_removed().detach()) < 0.01
-    assert "expect to remove 0.2%" in made.notice(0.4) and "--gate_learning_rate" in made.notice(0.4)
-    learn(made, 400, 0.4, range(400))
-    assert float(made.expected_removed().detach()) == pytest.approx(0.4, abs=0.02)
-    assert made.notice(0.4) == ""
-    density = made.scores() / anatomy.params_per_block(anatomy.sizes)
-    gated, useful = made.gated.numpy(), np.arange(len(density)) % 2 == 0
+    scorer = L0Gates(anatomy, CPU, ("heads", "neurons"), False, 0)
+    assert float(scorer.expected_removed().detach()) < 0.01
+    assert "expect to remove 0.2%" in scorer.notice(0.4) and "--gate_learning_rate" in scorer.notice(0.4)
+    learn(scorer, 400, 0.4, range(400))
+    assert float(scorer.expected_removed().detach()) == pytest.approx(0.4, abs=0.02)
+    assert scorer.notice(0.4) == ""
+    density = scorer.scores() / anatomy.params_per_block(anatomy.sizes)
+    gated, useful = scorer.gated.numpy(), np.arange(len(density)) % 2 == 0
     assert density[gated & useful].min() > 0.9 and density[gated & ~useful].min() < 0.1
 
 
 @pytest.mark.parametrize(("phase", "sparsity"), [(30, 0.3), (60, 0.5), (150, 0.6), (435, 0.6)])
 def test_a_short_phase_does_not_go_past_its_target(phase: int, sparsity: float) -> None:
-    made = L0Gates(anatomy_of(tiny.config()), CPU, ("heads", "neurons"), False, 0)
-    learn(made, phase, sparsity, range(phase))
-    assert float(made.expected_removed().detach()) == pytest.approx(sparsity, abs=0.02)
+    scorer = L0Gates(anatomy_of(tiny.config()), CPU, ("heads", "neurons"), False, 0)
+    learn(scorer, phase, sparsity, range(phase))
+    assert float(scorer.expected_removed().detach()) == pytest.approx(sparsity, abs=0.02)
 
 
 def test_a_restored_state_goes_on_bit_for_bit() -> None:

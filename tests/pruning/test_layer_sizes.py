@@ -33,6 +33,6 @@ def test_every_layer_has_its_number() -> None:
 def test_neurons_of_a_mixture_are_those_of_one_expert(family: str) -> None:
     model = tiny_experts.model(family)
     anatomy = anatomy_of(model.config)
-    found = by_layer(anatomy, anatomy.sizes)
+    sizes = by_layer(anatomy, anatomy.sizes)
     shapes = [mixture.shape(anatomy.sizes) for mixture in anatomy.experts]
-    assert list(zip(found["experts"], found["neurons"], strict=True)) == shapes
+    assert list(zip(sizes["experts"], sizes["neurons"], strict=True)) == shapes

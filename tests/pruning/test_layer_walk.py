@@ -34,7 +34,7 @@ def prepared(kind: str) -> tuple[nn.Module, Anatomy]:
 
 def batches(anatomy: Anatomy, count: int = 2, rows: int = 4, length: int = 16) -> list[WalkBatch]:
     """Random tokens. The last two of each row do not count. A decoder has fewer tokens than its encoder."""
-    made = []
+    walk_batches = []
     for number in range(count):
         inputs: dict[str, Any] = {"input_ids": tiny.ids(rows, length, seed=number)}
         sides = [tokens(rows, length)]
@@ -44,8 +44,8 @@ def batches(anatomy: Anatomy, count: int = 2, rows: int = 4, length: int = 16) -
         inputs["attention_mask"] = sides[0].counted.view(rows, length).long()
         if not anatomy.heads:  # encoders have no cache
             inputs["use_cache"] = False
-        made.append(WalkBatch(calling(inputs), *sides))
-    return made
+        walk_batches.append(WalkBatch(calling(inputs), *sides))
+    return walk_batches
 
 
 def tokens(rows: int, length: int) -> WalkTokens:

@@ -73,10 +73,10 @@ def test_masked_with_factors_equals_cut_with_factors(family: str) -> None:
     apply_plan(cut, anatomy, Plan(keep=keep, scale=scale), None, torch.Generator())
     factors = torch.from_numpy(scale).float().requires_grad_()
     with masks.scaled(factors):
-        found = tiny.answer(model)
-    assert torch.allclose(found, tiny.answer(cut), atol=3e-5)
-    assert not torch.allclose(found, tiny.answer(model), atol=1e-2)
-    found.square().sum().backward()
+        masked = tiny.answer(model)
+    assert torch.allclose(masked, tiny.answer(cut), atol=3e-5)
+    assert not torch.allclose(masked, tiny.answer(model), atol=1e-2)
+    masked.square().sum().backward()
     spans = [span for site, span in block_slices(anatomy.sizes) if site not in (0, HIDDEN)]
     assert all(factors.grad[span][keep[span]].all() and not factors.grad[span][~keep[span]].any() for span in spans)
     assert not factors.grad[first].any()

@@ -137,13 +137,13 @@ def test_a_decoder_counts_its_own_tokens() -> None:
     obs.install(model)
     read, write = torch.tensor([[1] * 9, [1] * 6 + [0] * 3]), torch.tensor([[1] * 4, [1] * 3 + [0]])
     ids = [torch.randint(4, 60, mask.shape, generator=torch.Generator().manual_seed(5)) for mask in (read, write)]
-    found = []
+    sums = []
     for _ in range(2):
         obs.begin(read, torch.float32, 0, write)
         model(input_ids=ids[0], attention_mask=read, decoder_input_ids=ids[1]).logits[write > 0].sum().backward()
         obs.end()
-        found.append(obs.abs_sums.clone())
+        sums.append(obs.abs_sums.clone())
         obs.abs_sums.zero_()
         # padding of either side counts nowhere
         ids[0][1, 6:], ids[1][1, 3:] = 7, 9
-    assert found[0].min() > 0 and torch.allclose(*found, rtol=1e-4, atol=1e-7)
+    assert sums[0].min() > 0 and torch.allclose(*sums, rtol=1e-4, atol=1e-7)

@@ -37,9 +37,9 @@ def columns(blocks: list[int], unit: int) -> list[int]:
 def test_the_cost_of_a_block_is_the_error_of_the_refitted_rest(unit: int) -> None:
     x, weight, error_weights = drawn()
     inverse = torch.linalg.inv(ridged(x.T @ x))
-    found = block_costs(weight * error_weights.sqrt()[:, None], inverse, unit)
+    costs = block_costs(weight * error_weights.sqrt()[:, None], inverse, unit)
     expected = [refitted_error(x, weight, error_weights, columns([block], unit)) for block in range(INPUTS // unit)]
-    assert np.allclose(found.numpy(), expected, rtol=1e-6)
+    assert np.allclose(costs.numpy(), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("unit", "at_once"), [(1, 1), (1, 4), (3, 1), (3, 2)])

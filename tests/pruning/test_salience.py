@@ -25,11 +25,11 @@ CPU = torch.device("cpu")
 
 def rows(count: int = 6) -> list[dict[str, list[int]]]:
     """Samples of different lengths, their first three tokens untrained."""
-    made = []
+    examples = []
     for i in range(count):
         ids = tiny.ids(1, 6 + 2 * i, seed=i)[0].tolist()
-        made.append({"input_ids": ids, "labels": [-100] * 3 + ids[3:]})
-    return made
+        examples.append({"input_ids": ids, "labels": [-100] * 3 + ids[3:]})
+    return examples
 
 
 def prepared(
@@ -92,9 +92,9 @@ def test_masses_are_sums_over_real_tokens() -> None:
 
 def test_products_of_examples_are_sums_of_what_each_gives_alone() -> None:
     model, _, salience = prepared(product="per_example")
-    found = score(model, salience, [rows()])
+    sums = score(model, salience, [rows()])
     salience.remove()
-    expected = torch.zeros_like(found[1])
+    expected = torch.zeros_like(sums[1])
     for row in rows():
         model, _, other = prepared()
         signed = torch.zeros_like(expected)
@@ -108,9 +108,9 @@ def test_products_of_examples_are_sums_of_what_each_gives_alone() -> None:
         other.watch = watch
         score(model, other, [[row]])
         expected += signed.abs()
-    assert torch.allclose(found[1], expected, rtol=1e-4, atol=1e-6)
-    assert torch.allclose(found[0], score(*prepared()[::2], [rows()])[0], rtol=1e-4)
-    assert (found[1] <= found[0] * score(*prepared()[::2], [rows()])[1]).all()
+    assert torch.allclose(sums[1], expected, rtol=1e-4, atol=1e-6)
+    assert torch.allclose(sums[0], score(*prepared()[::2], [rows()])[0], rtol=1e-4)
+    assert (sums[1] <= sums[0] * score(*prepared()[::2], [rows()])[1]).all()
     salience.update(gradient_scale=2.0)
     totals = torch.zeros(len(salience.average)).index_add_(0, salience.owner, expected)
     assert np.allclose(salience.scores(), 0.15 * 2 * totals.numpy(), rtol=1e-4)
@@ -142,11 +142,11 @@ def test_block_scores_sum_over_dimensions_and_places() -> None:
     product = masses[0] * masses[1]
     heads = product[: 2 * 16].view(2, 16).sum(1)  # two groups of two query heads of 8 dimensions
     where = dict(block_slices(anatomy.sizes))
-    got = torch.from_numpy(salience.scores() / 0.15).float()
-    assert torch.allclose(got[where[0]], heads, rtol=1e-4)
-    assert torch.allclose(got[where[1]], product[32:80], rtol=1e-4)
+    scores = torch.from_numpy(salience.scores() / 0.15).float()
+    assert torch.allclose(scores[where[0]], heads, rtol=1e-4)
+    assert torch.allclose(scores[where[1]], product[32:80], rtol=1e-4)
     places = product[2 * (32 + 48) :].view(5, 32).sum(0)
-    assert torch.allclose(got[where[HIDDEN]], places, rtol=1e-4)
+    assert torch.allclose(scores[where[HIDDEN]], places, rtol=1e-4)
 
 
 def test_moving_average_and_discard() -> None:

@@ -43,9 +43,10 @@ def test_every_value_of_the_option_has_a_scorer() -> None:
 
 
 def test_options_reach_salience() -> None:
-    made = scorer(salience_product="batch", salience_decay=0.5, kurtosis="literal", calibration_average="moving")
-    assert isinstance(made, Salience) and isinstance(made.product, BatchProduct)
-    assert (made.decay, made.outlier, made.weight, made.mean, made.stale) == (0.5, "literal", 1.0, False, True)
+    salience = scorer(salience_product="batch", salience_decay=0.5, kurtosis="literal", calibration_average="moving")
+    assert isinstance(salience, Salience) and isinstance(salience.product, BatchProduct)
+    assert (salience.decay, salience.outlier, salience.weight) == (0.5, "literal", 1.0)
+    assert not salience.mean and salience.stale
     resting = scorer(salience_product="per_example", pruning="pretuning")
     assert isinstance(resting, Salience) and isinstance(resting.product, PerExampleProduct) and resting.mean
     moving = scorer(pruning="gradual")
@@ -53,8 +54,8 @@ def test_options_reach_salience() -> None:
 
 
 def test_fisher_has_a_row_for_every_example_of_the_global_batch() -> None:
-    made = scorer(score="fisher", per_device_train_batch_size=3, gradient_accumulation_steps=2)
-    assert made.abs_sums.shape == (6, anatomy().sizes.total())
+    fisher = scorer(score="fisher", per_device_train_batch_size=3, gradient_accumulation_steps=2)
+    assert fisher.abs_sums.shape == (6, anatomy().sizes.total())
 
 
 @pytest.mark.parametrize("score", list(MAKERS))
@@ -84,20 +85,20 @@ def test_random_densities_follow_the_seed_and_their_blocks() -> None:
 
 
 def test_costs_of_removal_follow_their_blocks() -> None:
-    made, table = scorer(score="obs"), anatomy()
-    assert isinstance(made, Obs) and made.kinds == ("heads", "neurons") and not made.scores().any()
-    made.costs = np.arange(table.sizes.total(), dtype=np.float64)
+    obs, table = scorer(score="obs"), anatomy()
+    assert isinstance(obs, Obs) and obs.kinds == ("heads", "neurons") and not obs.scores().any()
+    obs.costs = np.arange(table.sizes.total(), dtype=np.float64)
     keep = np.ones(table.sizes.total(), dtype=bool)
     keep[:2] = False
-    made.after_cut(table.with_sizes(kept_sizes(table.sizes, keep)), keep)
-    assert np.array_equal(made.scores(), np.arange(2, len(keep)))
+    obs.after_cut(table.with_sizes(kept_sizes(table.sizes, keep)), keep)
+    assert np.array_equal(obs.scores(), np.arange(2, len(keep)))
 
 
 def test_weights_at_rest_keep_their_taylor_importance_over_a_cut() -> None:
-    made, table = scorer(score="taylor"), anatomy()
-    assert isinstance(made, Taylor) and not made.scores().any()
-    made.importance = np.arange(table.sizes.total(), dtype=np.float64)
+    taylor, table = scorer(score="taylor"), anatomy()
+    assert isinstance(taylor, Taylor) and not taylor.scores().any()
+    taylor.importance = np.arange(table.sizes.total(), dtype=np.float64)
     keep = np.ones(table.sizes.total(), dtype=bool)
     keep[:2] = False
-    made.after_cut(table.with_sizes(kept_sizes(table.sizes, keep)), keep)
-    assert np.array_equal(made.scores(), np.arange(2, len(keep)))
+    taylor.after_cut(table.with_sizes(kept_sizes(table.sizes, keep)), keep)
+    assert np.array_equal(taylor.scores(), np.arange(2, len(keep)))

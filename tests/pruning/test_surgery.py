@@ -115,9 +115,9 @@ def test_adapters_start_as_the_method_says_and_change_nothing() -> None:
     before = model(tiny.ids()).logits
     adapter.attach(model, anatomy_of(model.config), ("q", "v"), 8, 0)
     assert torch.equal(model(tiny.ids()).logits, before)
-    found = dict(adapter.adapters(model))
-    assert len(found) == 4
-    deviation = torch.cat([a.lora_A.flatten() for a in found.values()]).std().item()
+    adapters = dict(adapter.adapters(model))
+    assert len(adapters) == 4
+    deviation = torch.cat([a.lora_A.flatten() for a in adapters.values()]).std().item()
     assert deviation == pytest.approx(1 / (3 * 512) ** 0.5, rel=0.03)
     trained = {name.rpartition(".")[2] for name, p in model.named_parameters() if p.requires_grad}
     assert trained == {"lora_A", "lora_B"}
@@ -194,10 +194,10 @@ def test_the_old_weight_is_free_before_the_next_one_is_made(monkeypatch: pytest.
 
     def watched(parameter: torch.nn.Parameter, values: torch.Tensor) -> torch.nn.Parameter:
         nonlocal peak
-        made = make(parameter, values)
-        living = {id(p): p.numel() for p in (*old, *model.parameters(), made)}
+        requantized = make(parameter, values)
+        living = {id(p): p.numel() for p in (*old, *model.parameters(), requantized)}
         peak = max(peak, sum(living.values()))
-        return made
+        return requantized
 
     monkeypatch.setattr(surgery.quantization, "requantize_like", watched)
     apply_plan(model, anatomy, Plan(keep=keep), None, torch.Generator())

@@ -100,9 +100,9 @@ def test_the_frontier_has_the_largest_triple_of_every_pair(writable: Writable) -
         price = hidden * (heads * sum(sizes["head"]) + neurons * sum(sizes["neuron"]))
         if 0.95 * budget <= price <= budget and writable.accepts(*map(np.array, (heads, neurons, hidden))):
             expected[heads, hidden] = max(neurons, expected.get((heads, hidden), 0))
-    found = uniform_frontier(values, table, rules, budget)
+    frontier = uniform_frontier(values, table, rules, budget)
     kinds = [site.kind for site in table.sites]
-    triples = {(one.counts[kinds.index("head")], one.hidden): one.counts[kinds.index("neuron")] for one in found}
-    assert triples == expected and len(found) == len(expected) > (3 if writable is EVERY_SIZE else 0)
-    kept = [values[best_of_each(values, table, one)].sum() for one in found]
+    triples = {(one.counts[kinds.index("head")], one.hidden): one.counts[kinds.index("neuron")] for one in frontier}
+    assert triples == expected and len(frontier) == len(expected) > (3 if writable is EVERY_SIZE else 0)
+    kept = [values[best_of_each(values, table, one)].sum() for one in frontier]
     assert kept == sorted(kept, reverse=True)

@@ -95,7 +95,7 @@ def check_config(base: LlamaConfig, anatomy: Anatomy, folder: Path) -> type:
 
 def check_grid(names: list[str], removed: tuple[float, ...], folder: Path) -> dict[type, int]:
     """Every search that meets its budget ends in a configuration; how many of each class."""
-    found: dict[type, int] = {}
+    counts: dict[type, int] = {}
     for name, blocks, structure, fraction in itertools.product(names, BLOCKS, STRUCTURES, removed):
         config = llama_config(name, num_hidden_layers=2, dtype="bfloat16", attention_dropout=0.1, pad_token_id=7)
         try:
@@ -106,20 +106,20 @@ def check_grid(names: list[str], removed: tuple[float, ...], folder: Path) -> di
             continue
         kind = check_config(config, anatomy, folder)
         assert structure == "adaptive" or kind is not AptLlamaConfig
-        found[kind] = found.get(kind, 0) + 1
-    return found
+        counts[kind] = counts.get(kind, 0) + 1
+    return counts
 
 
 def test_every_choice_for_every_published_llama_can_be_written(tmp_path: Path) -> None:
     """The sizes are the published ones. No weight is needed."""
-    found = check_grid(list(LLAMAS), (0.1, 0.3, 0.5), tmp_path)
-    assert set(found) == set(CLASSES) and sum(found.values()) > 300
+    counts = check_grid(list(LLAMAS), (0.1, 0.3, 0.5), tmp_path)
+    assert set(counts) == set(CLASSES) and sum(counts.values()) > 300
 
 
 @pytest.mark.slow
 def test_every_choice_from_10_to_60_percent_can_be_written(tmp_path: Path) -> None:
-    found = check_grid(list(LLAMAS), REMOVED, tmp_path)
-    assert set(found) == set(CLASSES) and sum(found.values()) > 500
+    counts = check_grid(list(LLAMAS), REMOVED, tmp_path)
+    assert set(counts) == set(CLASSES) and sum(counts.values()) > 500
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -202,12 +202,14 @@ def check_logits(cases: dict[str, Case], folder: Path) -> set[str]:
         for name in cases
     }
     classes = set()
-    for (name, attention), (made, answer, text) in loaded_elsewhere(calls, folder).items():
+    for (name, attention), (class_name, answer, text) in loaded_elsewhere(calls, folder).items():
         expected = models[name](**inputs).logits
         assert torch.allclose(expected, answer["logits"], atol=1e-5), (name, attention)
         assert torch.equal(text, models[name].generate(inputs["input_ids"], **greedy)), (name, attention)
-        assert made.startswith("Apt") == calls[name][2] and (cases[name].structure == "adaptive" or not calls[name][2])
-        classes.add(made)
+        assert class_name.startswith("Apt") == calls[name][2] and (
+            cases[name].structure == "adaptive" or not calls[name][2]
+        )
+        classes.add(class_name)
     return classes
 
 

@@ -55,9 +55,9 @@ def test_which_optimizer_is_compiled(config: dict[str, Any], builder: str) -> No
 
 
 def test_an_offloaded_optimizer_needs_a_compiler_and_ninja(bare: Path) -> None:
-    said = missing_compilers(OFFLOAD)
-    assert "cpu_adam" in said and "ninja" in said and "no 'c++' on PATH" in said and "nvcc" not in said
-    assert "remove offload_optimizer" in said
+    line = missing_compilers(OFFLOAD)
+    assert "cpu_adam" in line and "ninja" in line and "no 'c++' on PATH" in line and "nvcc" not in line
+    assert "remove offload_optimizer" in line
     install(bare, "ninja")
     assert "ninja (" not in missing_compilers(OFFLOAD) and "no 'c++' on PATH" in missing_compilers(OFFLOAD)
     install(bare, "c++")

@@ -10,5 +10,5 @@ from tests.support import multiprocess, tiny
 def test_engines_describe_the_cpu_once_and_load_no_compiler(tmp_path: Path) -> None:
     tiny.save_model(tmp_path / "model")
     tiny.save_data(tmp_path / "data.json")
-    found = multiprocess.run(1, "rebuild_jobs.engine_costs", {"folder": str(tmp_path)})
-    assert found == {"descriptions": 1, "compiler": False}
+    costs = multiprocess.run(1, "rebuild_jobs.engine_costs", {"folder": str(tmp_path)})
+    assert costs == {"descriptions": 1, "compiler": False}

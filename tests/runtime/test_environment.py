@@ -89,10 +89,10 @@ def test_where_all_gpus_are_seen_the_environment_stays(clean: pytest.MonkeyPatch
     ],
 )
 def test_a_gpu_that_is_asked_for_and_not_seen_is_named(variables: dict[str, str], visible: int, names: str) -> None:
-    said = missing_gpu(variables, visible)
-    assert bool(said) == bool(names)
+    line = missing_gpu(variables, visible)
+    assert bool(line) == bool(names)
     if names:
-        assert said.startswith(f"{names} asks for a GPU") and "DS_ACCELERATOR=cpu" in said
+        assert line.startswith(f"{names} asks for a GPU") and "DS_ACCELERATOR=cpu" in line
 
 
 def test_no_gpu_ends_a_process_before_it_joins_the_others(clean: pytest.MonkeyPatch) -> None:
@@ -111,7 +111,7 @@ def test_the_users_settings_of_the_allocator_stay(name: str) -> None:
 
 @pytest.mark.parametrize("watched", [True, False])
 def test_all_is_set_before_the_group_is_made(watched: bool, clean: pytest.MonkeyPatch) -> None:
-    found: dict[str, str] = {}
+    variables: dict[str, str] = {}
     gpu = Gpu(1)
 
     class MadeError(Exception):
@@ -119,7 +119,7 @@ def test_all_is_set_before_the_group_is_made(watched: bool, clean: pytest.Monkey
 
     def make(verbose: bool, timeout: timedelta) -> None:
         assert not torch.cuda.is_initialized() and gpu.taken == [0]
-        found.update(os.environ)
+        variables.update(os.environ)
         raise MadeError
 
     clean.setattr(environment, "get_accelerator", lambda: gpu)
@@ -131,10 +131,10 @@ def test_all_is_set_before_the_group_is_made(watched: bool, clean: pytest.Monkey
     clean.setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
     with pytest.raises(MadeError):
         world.init_distributed(600, watched)
-    assert found["PYTORCH_ALLOC_CONF"] == "expandable_segments:True" and found["LOCAL_RANK"] == "0"
+    assert variables["PYTORCH_ALLOC_CONF"] == "expandable_segments:True" and variables["LOCAL_RANK"] == "0"
     # without a watchdog of ours NCCL's must end the process
     expected = NCCL_WATCHDOG if watched else {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"}
-    assert {name: found[name] for name in NCCL_WATCHDOG if name in found} == expected
+    assert {name: variables[name] for name in NCCL_WATCHDOG if name in variables} == expected
 
 
 def test_the_cpu_needs_none_of_it(clean: pytest.MonkeyPatch) -> None:

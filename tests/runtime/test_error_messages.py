@@ -58,9 +58,9 @@ DEFECTS: dict[str, Exception] = {
 def dog(monkeypatch: pytest.MonkeyPatch) -> Watchdog:
     """The watchdog of a single process. It finds nobody lost, at once. No thread runs."""
     monkeypatch.setattr(heartbeat.CURRENT, "phase", "step 7: update")
-    made = Watchdog(20)
-    made.period = 0.001
-    return made
+    watchdog = Watchdog(20)
+    watchdog.period = 0.001
+    return watchdog
 
 
 def ended(error: Exception, dog: Watchdog, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -100,14 +100,14 @@ def test_a_lost_rank_is_a_line_of_its_own(
 
 
 def test_a_kernel_that_is_not_deterministic_is_named(dog: Watchdog) -> None:
-    said = translate_error(
+    error = translate_error(
         RuntimeError(
             "histc_cuda does not have a deterministic implementation, but you set "
             "'torch.use_deterministic_algorithms(True)'. You can turn off determinism just for this operation, or ..."
         ),
         dog,
     )
-    assert isinstance(said, UserError) and str(said).startswith("--deterministic: histc_cuda has no deterministic")
+    assert isinstance(error, UserError) and str(error).startswith("--deterministic: histc_cuda has no deterministic")
 
 
 @pytest.mark.parametrize("error", DEFECTS.values(), ids=DEFECTS.keys())

@@ -12,15 +12,15 @@ PACKAGE = ROOT / "apt_ds"
 
 def imported(path: Path) -> set[str]:
     """Dotted names of all modules that a file imports or reaches as `torch.distributed`."""
-    found: set[str] = set()
+    names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            found.add(f"{node.value.id}.{node.attr}")
-    return found
+            names.add(f"{node.value.id}.{node.attr}")
+    return names
 
 
 def importers(name: str) -> set[str]:
@@ -35,12 +35,12 @@ def importers(name: str) -> set[str]:
 
 
 def test_only_runtime_zero_imports_deepspeed() -> None:
-    found = importers("deepspeed")
-    assert "runtime/zero/engine.py" in found
-    assert {path for path in found if not path.startswith("runtime/zero/")} == set()
+    modules = importers("deepspeed")
+    assert "runtime/zero/engine.py" in modules
+    assert {path for path in modules if not path.startswith("runtime/zero/")} == set()
 
 
 def test_only_collectives_and_zero_import_torch_distributed() -> None:
-    found = importers("torch.distributed")
-    assert "runtime/collectives.py" in found
-    assert {path for path in found if not path.startswith("runtime/zero/")} == {"runtime/collectives.py"}
+    modules = importers("torch.distributed")
+    assert "runtime/collectives.py" in modules
+    assert {path for path in modules if not path.startswith("runtime/zero/")} == {"runtime/collectives.py"}

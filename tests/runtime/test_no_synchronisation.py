@@ -41,22 +41,22 @@ class Device(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        made = func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
         if any(tensor.untyped_storage()._cdata in self.held for tensor in given):
             name = func.overloadpacket.__name__
             masks = name in ("index", "index_put_") and any(t.dtype == torch.bool for t in given[1:])
             if name in WAITING or masks:
                 self.waited.append(name)
-            for leaf in tree_leaves(made):
+            for leaf in tree_leaves(result):
                 if isinstance(leaf, Tensor):
                     # kept alive: an address is not used again
                     self.held[leaf.untyped_storage()._cdata] = leaf
-        return made
+        return result
 
 
 def sent(batch: Batch) -> Batch:
     """What is on the device is another tensor than the host's."""
-    moved = {name: held.clone() if isinstance(held, Tensor) else held for name, held in vars(batch).items()}
+    moved = {name: value.clone() if isinstance(value, Tensor) else value for name, value in vars(batch).items()}
     return Batch(**(moved | {"labels": batch.labels}))
 
 
@@ -68,8 +68,8 @@ CLASSES = [{"input_ids": [5 + i] * (6 + i), "targets": [i % 2]} for i in range(3
 @contextmanager
 def followed(salience: Salience, model: torch.nn.Module, batch: Batch) -> Iterator[Device]:
     """Weights, a sent batch and the scorer's sums are the device's, and so is what the scorer sends there."""
-    held = [value for value in vars(batch).values() if isinstance(value, Tensor) and value is not batch.labels]
-    device = Device([*model.parameters(), *model.buffers(), *held, salience.abs_sums, salience.owner])
+    tensors = [value for value in vars(batch).values() if isinstance(value, Tensor) and value is not batch.labels]
+    device = Device([*model.parameters(), *model.buffers(), *tensors, salience.abs_sums, salience.owner])
 
     def following(tensor: Tensor) -> Tensor:
         moved = tensor.clone()
@@ -90,10 +90,10 @@ def test_a_scored_micro_batch_does_not_wait(case: str, product: str) -> None:
     anatomy = anatomy_of(model.config, kind)
     attach(model, anatomy, ("q", "v"), rank=2, seed=1)
     rows = {"t5": WRITTEN, "bert-classes": CLASSES}.get(case, ROWS)
-    made = pack(rows, 0, 64, case == "varlen") if case in ("packed", "varlen") else collate(rows, 0)
+    host_batch = pack(rows, 0, 64, case == "varlen") if case in ("packed", "varlen") else collate(rows, 0)
     run = resolve(["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), "--pruning", "gradual"])
     training_loss, masks = (
-        TrainingLoss(run.replace(packing=made.starts is not None), kind, anatomy, 10, CPU),
+        TrainingLoss(run.replace(packing=host_batch.starts is not None), kind, anatomy, 10, CPU),
         Masks(anatomy),
     )
     masks.install(model.train())
@@ -102,10 +102,14 @@ def test_a_scored_micro_batch_does_not_wait(case: str, product: str) -> None:
     salience.lean = True
     salience.install(model)
     training_loss.begin(0, rows)
-    batch = sent(made)
+    batch = sent(host_batch)
     with followed(salience, model, batch) as device:
         salience.begin(
-            made.attention_mask, torch.float32, 0, training_loss.task_loss.decoder_mask(made), made.position_ids
+            host_batch.attention_mask,
+            torch.float32,
+            0,
+            training_loss.task_loss.decoder_mask(host_batch),
+            host_batch.position_ids,
         )
         loss, _ = training_loss.micro_batch_loss(model, batch, masks)
         loss.backward()
@@ -119,6 +123,6 @@ def test_what_waits_is_seen() -> None:
     with Device([weight]) as device:
         host.nonzero(), host[host > 0], float(host.sum())
         assert device.waited == []
-        made = (weight * 2).view(2, 2)
-        made.nonzero(), made[made > 0], float(made.sum())
+        product = (weight * 2).view(2, 2)
+        product.nonzero(), product[product > 0], float(product.sum())
     assert device.waited == ["nonzero", "index", "_local_scalar_dense"]

@@ -61,10 +61,10 @@ def test_time_goes_to_the_innermost_phase(recording: None) -> None:
         with NOW.phase("search"):
             CLOCK.sleep(3)
         CLOCK.sleep(7)
-    found = NOW.summary()["dense"]
-    spent = {name: seconds for name, seconds in found["seconds"].items() if seconds}
+    dense = NOW.summary()["dense"]
+    spent = {name: seconds for name, seconds in dense["seconds"].items() if seconds}
     assert spent == {"forward": 2, "gather": 4, OTHER: 0.5, "search": 3}
-    assert sum(found["share"].values()) == pytest.approx(1) and found["steps"]["counted"] == 2
+    assert sum(dense["share"].values()) == pytest.approx(1) and dense["steps"]["counted"] == 2
 
 
 def test_a_cut_starts_afresh(recording: None) -> None:
@@ -74,7 +74,7 @@ def test_a_cut_starts_afresh(recording: None) -> None:
     step()
     NOW.cut()
     step()
-    assert {when: of["steps"]["counted"] for when, of in NOW.summary().items()} == {"dense": 1, "cut": 1}
+    assert {when: timing["steps"]["counted"] for when, timing in NOW.summary().items()} == {"dense": 1, "cut": 1}
     assert "where a step goes" in profiler.render(NOW.summary())
 
 
@@ -88,17 +88,17 @@ def test_off_nothing_is_kept_or_wrapped() -> None:
 def test_a_run_tells_where_its_steps_go(tmp_path: Path) -> None:
     tiny.save_model(tmp_path / "model")
     tiny.save_data(tmp_path / "data.json")
-    found = multiprocess.run(
+    runs = multiprocess.run(
         2,
         "rebuild_jobs.profiled",
         {"folder": str(tmp_path), "stages": [(0, False), (1, False), (2, False), (3, False)]},
     )
-    for stage, told in found.items():
-        assert set(told["profile"]) == {"dense", "cut"}
-        seconds = told["profile"]["dense"]["seconds"]
+    for stage, run in runs.items():
+        assert set(run["profile"]) == {"dense", "cut"}
+        seconds = run["profile"]["dense"]["seconds"]
         assert set(seconds) == set(PHASES)
         # stage 0 has nothing to gather
         absent = {name for name, value in seconds.items() if not value} - ({"gather"} if stage == "0" else set())
         assert not absent, (stage, seconds)
-        assert sum(told["spent"]) == pytest.approx(sum(told["steps"]), rel=0.3), stage
-        assert told["losses"] == told["unprofiled"]["losses"], stage
+        assert sum(run["spent"]) == pytest.approx(sum(run["steps"]), rel=0.3), stage
+        assert run["losses"] == run["unprofiled"]["losses"], stage

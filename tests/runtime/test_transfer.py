@@ -40,8 +40,8 @@ class Queue(TorchDispatchMode):
 
 @pytest.fixture
 def queue() -> Any:
-    with FakeTensorMode(allow_non_fake_inputs=True), Queue() as made:
-        yield made
+    with FakeTensorMode(allow_non_fake_inputs=True), Queue() as watched:
+        yield watched
 
 
 def test_a_tensor_of_the_host_is_pinned_first(queue: Queue) -> None:

@@ -68,7 +68,7 @@ def test_a_layer_is_gathered_at_once_and_trains_as_without_shards(monkeypatch: p
         engine.backward(loss)
         zero.step(engine)
         losses.append((loss.item(), expected.item()))
-    assert all(found == pytest.approx(wanted, rel=1e-5) for found, wanted in losses)
+    assert all(own == pytest.approx(wanted, rel=1e-5) for own, wanted in losses)
     assert losses[-1][0] < losses[0][0]
     layers = len(engine.module.model.layers)
     # forward and backward of each layer in each step, and nothing inside it
