@@ -16,44 +16,44 @@ from apt_ds.training.run_data import Data
 from apt_ds.training.sampling import calibration_order, sampling
 
 
-def evaluation_batches(run: RunConfig, data: Data, kind: str) -> list[Shape]:
+def evaluation_batches(run: RunConfig, data: Data, task_type: str) -> list[Shape]:
     """Shapes that no evaluation batch exceeds: of the held-out set, the dense teacher's pass, and the perplexity."""
     size = run.optim.per_device_eval_batch_size
     batches = [one_per_row(range(i, min(i + size, len(data.held_out)))) for i in range(0, len(data.held_out), size)]
-    shapes = [bound(data.held_out, batches, kind)]
+    shapes = [bound(data.held_out, batches, task_type)]
     if run.pruning.dense_teacher and run.pruning.teacher_source == "cache":
         # the pass before the first step takes the longest rows together
         longest = (-data.train.lengths).argsort(kind="stable")[:size].tolist()
-        shapes.append(bound(data.train, [one_per_row(longest)], kind))
+        shapes.append(bound(data.train, [one_per_row(longest)], task_type))
     for tokens in list(data.texts.values())[:1]:  # all texts have blocks of one length
         blocks, length = max(1, size // 4), tokens.shape[1]
         shapes.append(Shape(blocks, length, 0, blocks * (length - 1)))
     return shapes
 
 
-def micro_batches(run: RunConfig, data: Data, world: int, kind: str) -> Shape:
+def micro_batches(run: RunConfig, data: Data, world: int, task_type: str) -> Shape:
     """A shape that no micro-batch of training or calibration exceeds in any dimension, on any of `world` ranks."""
     if data.stream is not None:
         shape = stream_bound(run)
     else:
         order, steps = sampling(run, data.train, data.sources, world)
-        shape = step_bound(run, data.train, order, steps, world, kind)
+        shape = step_bound(run, data.train, order, steps, world, task_type)
     if data.calibration is None:
         return shape
     rows, sources = data.calibration.rows, data.calibration.sources
     order = calibration_order(run, rows, sources, world)
-    scored = step_bound(run, rows, order, run.pruning.calibration_steps, world, kind)
+    scored = step_bound(run, rows, order, run.pruning.calibration_steps, world, task_type)
     return Shape(*map(max, shape, scored))
 
 
-def step_bound(run: RunConfig, rows: Rows, order: Order, steps: int, world: int, kind: str) -> Shape:
+def step_bound(run: RunConfig, rows: Rows, order: Order, steps: int, world: int, task_type: str) -> Shape:
     """A shape that no micro-batch of the first steps of an order exceeds, on any of `world` ranks."""
     slots = run.optim.gradient_accumulation_steps * world
     batches = []
     for indices in map(order.indices, range(steps)):
         layout = layout_of(run, rows, indices, slots)
         batches += [[[indices[i] for i in row] for row in slot] for slot in layout.slots]
-    return bound(rows, batches, kind)
+    return bound(rows, batches, task_type)
 
 
 def repaired_batches(run: RunConfig, data: Data, world: int) -> list[tuple[int, int]]:
@@ -89,22 +89,22 @@ def one_per_row(indices: Iterable[int]) -> list[list[int]]:
     return [[i] for i in indices]
 
 
-def bound(rows: Rows, batches: list[list[list[int]]], kind: str) -> Shape:
+def bound(rows: Rows, batches: list[list[list[int]]], task_type: str) -> Shape:
     """A shape that none of the batches exceeds.
 
     Args:
         rows: the tokenized examples.
         batches: for each batch the examples of each of its rows, by number.
-        kind: task type.
+        task_type: a constant of `config/tasks.py`.
     """
     lengths = rows.lengths.tolist()
     # a task with one answer per row trains no tokens
-    task_loss, counts_tokens = TASK_LOSSES[kind], kind in (LANGUAGE_MODEL, GENERATION)
+    task_loss, counts_tokens = TASK_LOSSES[task_type], task_type in (LANGUAGE_MODEL, GENERATION)
     trained, written = [0] * len(lengths), [0] * len(lengths)
     for i in range(len(lengths)) if counts_tokens else ():
         row = rows[i]
         trained[i] = task_loss.loss_denominator(row)
-        written[i] = len(row["labels"]) if kind == GENERATION else 0
+        written[i] = len(row["labels"]) if task_type == GENERATION else 0
     most = Shape(0, 0, 0, 0)
     for batch in batches:
         examples = [i for group in batch for i in group]

@@ -134,8 +134,8 @@ def estimate_run(run: RunConfig, base: Base, data: Data, config: zero.Config, wo
     model = measure(
         base,
         run,
-        micro_batches(run, data, world, base.kind),
-        evaluation_batches(run, data, base.kind),
+        micro_batches(run, data, world, base.task_type),
+        evaluation_batches(run, data, base.task_type),
         largest_rank(run),
         trains_all or trains_for_score,
         "cpu" if on_cpu else "cuda",

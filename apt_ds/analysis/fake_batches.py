@@ -36,11 +36,11 @@ class Shape(NamedTuple):
     trained: int
 
 
-def batch_of(kind: str, shape: Shape) -> Batch:
+def batch_of(task_type: str, shape: Shape) -> Batch:
     """A batch of a shape. Call it inside `fake`."""
     ids = torch.zeros(shape.rows, shape.length, dtype=torch.int64)
-    labels = torch.zeros(shape.rows, shape.written, dtype=torch.int64) if kind == GENERATION else None
-    targets = torch.zeros(shape.rows, OUTPUTS.get(kind, 1), dtype=torch.int64)
+    labels = torch.zeros(shape.rows, shape.written, dtype=torch.int64) if task_type == GENERATION else None
+    targets = torch.zeros(shape.rows, OUTPUTS.get(task_type, 1), dtype=torch.int64)
     return Batch(ids, torch.ones_like(ids), labels, targets=targets)
 
 
@@ -53,9 +53,9 @@ def with_teacher(batch: Batch, run: RunConfig, shape: Shape) -> Batch:
     return replace(batch, teacher_ids=ids, teacher_log_probabilities=log_probabilities)
 
 
-def summed_loss(model: nn.Module, kind: str, shape: Shape) -> Tensor:
+def summed_loss(model: nn.Module, task_type: str, shape: Shape) -> Tensor:
     """`task_losses.summed_loss` of an evaluation batch."""
-    return counted(kind, shape).summed_loss(model, batch_of(kind, shape))
+    return counted(task_type, shape).summed_loss(model, batch_of(task_type, shape))
 
 
 class CountedTokens(TokenLoss):
@@ -86,7 +86,7 @@ class CountedTokens(TokenLoss):
         return self.task_loss.decoder_mask(batch)
 
 
-def counted(kind: str, shape: Shape) -> TaskLoss:
-    """The loss of a kind with a number of tokens in place of the tokens, which would need content."""
-    task_loss = TASK_LOSSES[kind]
+def counted(task_type: str, shape: Shape) -> TaskLoss:
+    """The loss of a task type with a number of tokens in place of the tokens, which would need content."""
+    task_loss = TASK_LOSSES[task_type]
     return CountedTokens(task_loss, shape.trained) if isinstance(task_loss, TokenLoss) else task_loss

@@ -136,7 +136,7 @@ def measure(
         hooks.end()
         with torch.no_grad():
             model.eval()
-            forwards = [partial(summed_loss, model, base.kind, shape) for shape in evaluation_shapes]
+            forwards = [partial(summed_loss, model, base.task_type, shape) for shape in evaluation_shapes]
             evaluation = snapshot + max(peak_bytes(model, forward, backward=False) for forward in forwards)
         weights = weights_of(model, base, run.model.base_bits)
     return Footprint(weights, activations, evaluation, *largest_units(model, weights))
@@ -144,7 +144,7 @@ def measure(
 
 def unmatched_loss(base: Base, run: RunConfig) -> TrainingLoss:
     """The loss of the run, whose teacher matches no layers."""
-    training_loss = TrainingLoss(run, base.kind, base.anatomy, 1, CPU)
+    training_loss = TrainingLoss(run, base.task_type, base.anatomy, 1, CPU)
     same_step = run.pruning.layer_match == "step"
     training_loss.distillation.matcher = UnmatchedLayers(base.anatomy, run.optim.seed, same_step, CPU)
     return training_loss
@@ -184,7 +184,7 @@ def skeleton(base: Base, run: RunConfig, device_type: str = "cpu") -> nn.Module:
     # some draws of new weights read what they draw, and fake tensors have no content
     with no_init_weights():
         attention = kernel_of(run, device_type)
-        model = spec.empty_model(base.config, base.kind, loading.run_dtype(run), attention)
+        model = spec.empty_model(base.config, base.task_type, loading.run_dtype(run), attention)
     model.tie_weights()
     spec.prepare(model, base.anatomy)
     model.config.use_cache = False

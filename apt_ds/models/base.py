@@ -27,7 +27,7 @@ class Base:
         config: the configuration of the model.
         tokenizer: its tokenizer.
         anatomy: its blocks.
-        kind: its task type, a constant of `config/tasks.py`.
+        task_type: a constant of `config/tasks.py`.
         random: there are no weights to read. They are drawn, for measurements.
         dtype: the dtype of the stored weights, None if unknown.
     """
@@ -36,7 +36,7 @@ class Base:
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
     anatomy: Anatomy
-    kind: str = LANGUAGE_MODEL
+    task_type: str = LANGUAGE_MODEL
     random: bool = False
     dtype: torch.dtype | None = None
 
@@ -58,15 +58,15 @@ def find_base(name: str, task: str = INSTRUCTIONS, labels: tuple[str, ...] = (),
     check_files(source, where)
     config = read_part(lambda: config_of(name, source), where, advice)
     spec = architecture_of(config)
-    kind = kind_of(task, config.model_type)
-    if kind == CLASSIFICATION:
+    task_type = task_type_for(task, config.model_type)
+    if task_type == CLASSIFICATION:
         name_classes(config, labels)
     check_head(config, where)
     check_sizes(config, where)
-    anatomy = anatomy_of(config, kind)
+    anatomy = anatomy_of(config, task_type)
     tokenizer = read_part(lambda: pretrained.read_tokenizer(source, trust), where, advice)
     check_tokenizer(tokenizer, config, spec.special_tokens)
-    return Base(source, config, tokenizer, anatomy, kind, dtype=pretrained.stated_dtype(source, config))
+    return Base(source, config, tokenizer, anatomy, task_type, dtype=pretrained.stated_dtype(source, config))
 
 
 def config_of(name: str, source: str) -> PretrainedConfig:
@@ -91,7 +91,7 @@ def config_of(name: str, source: str) -> PretrainedConfig:
     return config
 
 
-def kind_of(task: str, model_type: str) -> str:
+def task_type_for(task: str, model_type: str) -> str:
     """The task type with which a family answers a task.
 
     Raises:

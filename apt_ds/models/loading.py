@@ -14,7 +14,7 @@ from apt_ds.config.run_config import RunConfig
 from apt_ds.models import quantization, task_heads
 from apt_ds.models.architectures import architecture_of
 from apt_ds.models.attention import kernel_of
-from apt_ds.models.base import Base, find_base, kind_of
+from apt_ds.models.base import Base, find_base, task_type_for
 from apt_ds.models.model_folder import first_line
 from apt_ds.models.random_weights import random_model
 from apt_ds.models.room import adapter_parameters, bytes_written, count_parameters, run_dtype, written_dtype
@@ -28,11 +28,11 @@ __all__ = [
     "count_parameters",
     "find_base",
     "first_line",
-    "kind_of",
     "load_model",
     "quiet_transformers",
     "read_weights",
     "run_dtype",
+    "task_type_for",
     "written_dtype",
 ]
 
@@ -66,11 +66,11 @@ def load_model(base: Base, run: RunConfig) -> PreTrainedModel:
             base.source,
             dtype,
             attention,
-            base.kind,
-            spec.heads.get(base.kind, ()),
+            base.task_type,
+            spec.heads.get(base.task_type, ()),
             base.config,
             bits=run.model.base_bits,
-            model_class=spec.training_classes.get(base.kind),
+            model_class=spec.training_classes.get(base.task_type),
             plain=quantization.plain_layers(base.anatomy),
             device=zero.device(),
         )

@@ -29,7 +29,7 @@ def read_weights(
     source: str,
     dtype: torch.dtype,
     attention: str,
-    kind: str = LANGUAGE_MODEL,
+    task_type: str = LANGUAGE_MODEL,
     optional: tuple[str, ...] = (),
     config: PretrainedConfig | None = None,
     flag: str = "--model_name_or_path",
@@ -45,13 +45,13 @@ def read_weights(
         source: a folder or hub name.
         dtype: the dtype of the weights that are not quantized.
         attention: the attention kernel.
-        kind: the task type.
+        task_type: a constant of `config/tasks.py`.
         optional: paths of layers that the checkpoint may lack, or have for other classes.
         config: the configuration to use instead of the folder's own.
         flag: the flag that an error names.
         bits: below 16, linear layers are quantized as they are read, so no second model is in memory.
         trust: code of the folder may run.
-        model_class: the class to read with. None: the stock class of `kind`.
+        model_class: the class to read with. None: the stock class of `task_type`.
         plain: paths of linear layers that are not quantized.
         device: where the weights go, see `device_map`. None: where `from_pretrained` puts them.
 
@@ -63,8 +63,8 @@ def read_weights(
             missing.
     """
     where = f"{flag} {source!r}"
-    with mistakes_named(where, kind, attention):
-        model, info = (model_class or AUTO_CLASSES[kind]).from_pretrained(
+    with mistakes_named(where, task_type, attention):
+        model, info = (model_class or AUTO_CLASSES[task_type]).from_pretrained(
             source,
             dtype=dtype,
             attn_implementation=attention,
@@ -83,12 +83,12 @@ def read_weights(
 
 
 @contextmanager
-def mistakes_named(where: str, kind: str, attention: str) -> Iterator[None]:
+def mistakes_named(where: str, task_type: str, attention: str) -> Iterator[None]:
     """Turn what `from_pretrained` raises for a broken or unsuitable model into a UserError.
 
     Args:
         where: the flag and the source, with which the line begins.
-        kind: the task type.
+        task_type: a constant of `config/tasks.py`.
         attention: the attention kernel.
     """
     try:
@@ -100,7 +100,7 @@ def mistakes_named(where: str, kind: str, attention: str) -> Iterator[None]:
     except ValueError as error:
         if pretrained.needs_code(error):
             raise UserError(f"{where}: {pretrained.NeedsCodeError('model')}") from None
-        raise UserError(f"{where} is not for {kind}: {first_line(error)}") from None
+        raise UserError(f"{where} is not for {task_type}: {first_line(error)}") from None
     except RuntimeError as error:
         if "PytorchStreamReader" in str(error):
             raise UserError(f"{where}: its weights cannot be read: {first_line(error)}") from None

@@ -55,11 +55,11 @@ def read_data(run: RunConfig, base: Base, now: datetime | None = None) -> Data:
         steps, batch = run.optim.max_steps, run.optim.global_batch(collectives.world_size())
         order: Order = StreamOrder(steps * batch, batch)
     else:
-        sets = READERS[base.kind](run, base, now)
-        if base.kind == LANGUAGE_MODEL:
+        sets = READERS[base.task_type](run, base, now)
+        if base.task_type == LANGUAGE_MODEL:
             _warn_of_dropped(sets.train, "training", run.data.max_seq_length)
         order, steps = sampling(run, sets.train, sources, collectives.world_size())
-    if base.kind == LANGUAGE_MODEL:
+    if base.task_type == LANGUAGE_MODEL:
         _warn_of_dropped(sets.held_out, "evaluation", run.data.max_seq_length)
     calibration = read_calibration(run, base, now)
     texts = read_perplexity_texts(run, base)
@@ -96,7 +96,7 @@ def read_perplexity_texts(run: RunConfig, base: Base) -> dict[str, torch.Tensor]
     data = run.data
     if not data.perplexity_path:
         return {}
-    if base.kind != LANGUAGE_MODEL:
+    if base.task_type != LANGUAGE_MODEL:
         raise UserError(f"--perplexity_path requires a language model: --task {data.task} trains none")
     bos = architecture_of(base.config).begins_with_bos and base.tokenizer.bos_token_id is not None
     return text_blocks(
@@ -116,7 +116,7 @@ def read_mmlu(run: RunConfig, base: Base) -> MmluEvaluator:
         UserError: the model is no language model, or the folder has no questions, or broken ones.
     """
     path, limit = run.data.mmlu_path, run.data.mmlu_limit
-    if base.kind != LANGUAGE_MODEL:
+    if base.task_type != LANGUAGE_MODEL:
         raise UserError(f"--mmlu_path requires a language model: --task {run.data.task} trains none")
 
     def read() -> Mmlu:
@@ -134,7 +134,7 @@ def sources_of(run: RunConfig, base: Base, flag: str, path: str) -> tuple[Weight
     Raises:
         UserError: the option names several sources for another task.
     """
-    if base.kind != LANGUAGE_MODEL:
+    if base.task_type != LANGUAGE_MODEL:
         if not os.path.exists(path) and len(parse_sources(path, flag)) > 1:
             raise UserError(f"{flag} {path!r} names several sources: --task {run.data.task} takes one")
         return (WeightedSource(path),)
@@ -147,11 +147,11 @@ def read_calibration(run: RunConfig, base: Base, now: datetime) -> Sampled | Non
     if not path:
         return None
     sources = sources_of(run, base, flag, path)
-    if base.kind == LANGUAGE_MODEL:
+    if base.task_type == LANGUAGE_MODEL:
         rows = SourceReader(run, base, now).whole(path, flag)
     else:
         # the training part of a reader whose evaluation part is as small as it can be
-        rows = READERS[base.kind](run.replace(data_path=path, eval_data_path=path, eval_size=1), base, now).train
+        rows = READERS[base.task_type](run.replace(data_path=path, eval_data_path=path, eval_size=1), base, now).train
     return Sampled(rows, calibration_order(run, rows, sources, collectives.world_size()), sources)
 
 

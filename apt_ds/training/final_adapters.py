@@ -54,17 +54,19 @@ def write_final_adapters(
             generation,
             base.tokenizer,
             folder,
-            task=base.kind,
+            task=base.task_type,
             bits=bits,
             dtype=dtype,
             merge=False,
         )
         source = str(folder)
     hash_ = collectives.on_main(lambda: fingerprint_of_source(source, f"the base {source!r} of the adapters"))
-    labels = tuple((base.config.id2label or {}).values()) if base.kind == CLASSIFICATION else ()
-    form = written(model, base.config, anatomy, base.kind)
+    labels = tuple((base.config.id2label or {}).values()) if base.task_type == CLASSIFICATION else ()
+    form = written(model, base.config, anatomy, base.task_type)
     try:
-        write_adapters(model, anatomy, form.joined, BaseNote(source, hash_, base.kind, labels), output / "adapters")
+        write_adapters(
+            model, anatomy, form.joined, BaseNote(source, hash_, base.task_type, labels), output / "adapters"
+        )
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot write {output / 'adapters'}: {reason}; free space") from None

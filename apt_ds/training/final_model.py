@@ -40,7 +40,7 @@ def write_final_model(parts: RunParts, model: PreTrainedModel) -> Exported:
             parts.generation,
             base.tokenizer,
             output / "model",
-            task=base.kind,
+            task=base.task_type,
             bits=bits,
             dtype=parts.written_dtype,
             form=run.output.export_format,
@@ -64,7 +64,7 @@ def facts_of(parts: RunParts, model: nn.Module) -> Facts:
     about = BaseFacts(
         name=public_name(run.model.model_name_or_path),
         model_type=base.config.model_type,
-        task_type=base.kind,
+        task_type=base.task_type,
         fingerprint=data.pop("model", ""),
         parameters=whole.num_parameters(whole.sizes),
         hidden=whole.sizes.hidden,
@@ -105,7 +105,7 @@ def excluded_consumers(model: nn.Module, anatomy: Anatomy, base: Base, run: RunC
     """
     gpus = run.pruning.tensor_parallel
     lines = consumers.excluded(base.anatomy, anatomy, gpus)
-    if base.kind == LANGUAGE_MODEL:
-        form = written(model, base.config, anatomy, base.kind, run.output.export_format, base.anatomy)
+    if base.task_type == LANGUAGE_MODEL:
+        form = written(model, base.config, anatomy, base.task_type, run.output.export_format, base.anatomy)
         lines += consumers.vllm_problems(form.config, gpus)
     return lines

@@ -61,7 +61,7 @@ def loss_of(run: RunConfig, base: Base, data: Data, folder: Path) -> float:
     extra = {"decoder_input_ids": first} if model.config.is_encoder_decoder else {}
     model(input_ids=first, **extra)
     batch = run.optim.per_device_eval_batch_size
-    loss = held_out_loss(model, data.held_out, base.kind, batch, resolve_pad_id(base.tokenizer), device)
+    loss = held_out_loss(model, data.held_out, base.task_type, batch, resolve_pad_id(base.tokenizer), device)
     del model
     zero.free_memory()
     return loss

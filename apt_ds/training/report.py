@@ -31,7 +31,7 @@ def report(run: RunConfig, base: Base, data: Data, summary: Summary, output: Pat
     """
     if not collectives.is_main():
         return summary
-    if run.output.report and base.kind == LANGUAGE_MODEL:
+    if run.output.report and base.task_type == LANGUAGE_MODEL:
         compare_plain(run, base, data, output / "model", summary)
     summary["warnings"] = notices.kept()
     write_json(output / "summary.json", summary)

@@ -72,11 +72,13 @@ class RunParts:
         self.generators = Generators(run.optim.seed)
         self.early_end = EarlyEnd(run, stop_signals or StopSignals(), metrics_logger)
         evaluator = Evaluator(
-            run, base.kind, data.held_out, data.task_evaluator, data.texts, pad_id, self.written_dtype, data.mmlu
+            run, base.task_type, data.held_out, data.task_evaluator, data.texts, pad_id, self.written_dtype, data.mmlu
         )
         self.score_history = ScoreHistory(run.output.reference_score)
         self.evaluations = Evaluations(evaluator, self.score_history, self.meter, metrics_logger, self.early_end)
-        self.training_loss = TrainingLoss(run, base.kind, pruner.anatomy, pruner.phase, zero.device(), pruner.start)
+        self.training_loss = TrainingLoss(
+            run, base.task_type, pruner.anatomy, pruner.phase, zero.device(), pruner.start
+        )
         self.steps = TrainStep(
             run, data, pruner, self.training_loss, metrics_logger, self.meter, self.early_end, pad_id
         )

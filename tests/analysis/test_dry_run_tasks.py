@@ -28,7 +28,7 @@ def test_heads_adapters_and_teacher_count(kind: str, tmp_path: Path, capfd: pyte
     words += ["--max_steps", "2", "--output_dir", str(tmp_path / "out"), "--rank_growth", "none"]
     run = resolve(words)
     base = loading.find_base(run.model.model_name_or_path, run.data.task, labels_of(run.data.task))
-    shape = batch_bounds.micro_batches(run, datasets.read_data(run, base), 1, base.kind)
+    shape = batch_bounds.micro_batches(run, datasets.read_data(run, base), 1, base.task_type)
     assert bool(shape.written) == bool(shape.trained) == (kind == "t5")
 
     def footprint(*more: str, shape: Shape = shape) -> Footprint:

@@ -97,7 +97,7 @@ def test_the_estimate_of_memory_knows_the_batches(
         batches = MicroBatches(run, data.train, GlobalOrder(len(data.train), 8, run.optim.seed), 0, CPU)
         for batch in (batches.on_host(step, 0) for step in range(7)):
             sizes.append((*batch.input_ids.shape, 0, int((batch.labels[:, 1:] != IGNORED).sum())))
-    assert batch_bounds.micro_batches(run, data, 2, base.kind) == Shape(*map(max, *sizes))
+    assert batch_bounds.micro_batches(run, data, 2, base.task_type) == Shape(*map(max, *sizes))
 
 
 def test_the_batch_tells_examples_apart() -> None:

@@ -69,7 +69,7 @@ def test_what_is_written_is_what_was_judged(kind: str, tmp_path: Path) -> None:
     source = tmp_path / "out" / "model"
     base = loading.find_base(str(tmp_path / kind / "model"), run.data.task, labels_of(run.data.task))
     kernel = architecture_of(base.config).attention(base.config, "sdpa")
-    model = AUTO_CLASSES[base.kind].from_pretrained(source, trust_remote_code=True, attn_implementation=kernel)
+    model = AUTO_CLASSES[base.task_type].from_pretrained(source, trust_remote_code=True, attn_implementation=kernel)
     task_evaluator = read_data(run, base).task_evaluator
     assert task_evaluator is not None
     assert task_evaluator.evaluate(model, 3, 0)["score"] == pytest.approx(figures["after"]["score"])

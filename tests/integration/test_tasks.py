@@ -221,7 +221,7 @@ def test_a_sequence_longer_than_the_positions_is_refused(folder: Path, modes: di
 )
 def test_a_task_that_is_not_for_a_model(task: str, model_type: str, allowed: str) -> None:
     with pytest.raises(UserError, match=f"--task {task} is not for a model of type '{model_type}'.*{allowed}"):
-        loading.kind_of(task, model_type)
+        loading.task_type_for(task, model_type)
     assert task not in REGISTRY[model_type].tasks
 
 

@@ -18,16 +18,16 @@ from transformers import (
 
 from apt_ds.config.errors import UserError
 from apt_ds.config.tasks import ANSWERS, CLASSIFICATION, GENERATION, LANGUAGE_MODEL
-from apt_ds.models.base import find_base, kind_of, name_classes
+from apt_ds.models.base import find_base, name_classes, task_type_for
 from tests.support import tiny
 
 
 def test_a_family_decides_how_a_task_is_answered() -> None:
-    assert kind_of("instructions", "mistral") == LANGUAGE_MODEL
-    assert kind_of("sst2", "roberta") == CLASSIFICATION and kind_of("sst2", "t5") == GENERATION
-    assert kind_of("squad", "bert") == ANSWERS
+    assert task_type_for("instructions", "mistral") == LANGUAGE_MODEL
+    assert task_type_for("sst2", "roberta") == CLASSIFICATION and task_type_for("sst2", "t5") == GENERATION
+    assert task_type_for("squad", "bert") == ANSWERS
     with pytest.raises(UserError, match="--task squad is not for a model of type 't5'"):
-        kind_of("squad", "t5")
+        task_type_for("squad", "t5")
 
 
 def test_labels_name_classes_and_none_is_a_number() -> None:

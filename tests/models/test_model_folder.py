@@ -174,7 +174,7 @@ def test_an_index_of_nothing_is_named(folder: Path) -> None:
 def test_a_pointer_that_is_not_read_does_not_matter(folder: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(POINTER)
     (folder / "tf_model.h5").write_bytes(POINTER)
-    assert model_loading.find_base(str(folder)).kind
+    assert model_loading.find_base(str(folder)).task_type
     check_weights(str(folder), "--model")
 
 

@@ -84,7 +84,7 @@ def test_a_made_up_family_needs_one_spec(shrew: Architecture, structure: str, tm
     base.save_pretrained(tmp_path / "base")
     tiny.tokenizer().save_pretrained(tmp_path / "base")
     base_model = loading.find_base(str(tmp_path / "base"), INSTRUCTIONS)
-    assert type(base_model.config) is ShrewConfig and base_model.kind == LANGUAGE_MODEL
+    assert type(base_model.config) is ShrewConfig and base_model.task_type == LANGUAGE_MODEL
     anatomy = base_model.anatomy
     assert anatomy == anatomy_of(tiny.config())
     model = copy.deepcopy(base)

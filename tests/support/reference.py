@@ -125,7 +125,7 @@ def reference_run(folder: Path | str, flags: list[str]) -> dict[str, Any]:
         plan = plain.pruner.plan(step + 1, data.total_steps, plain.model)
         if plan:
             plain.operate(step + 1, plan)
-    held = held_out_loss(plain.model, data.held_out, base.kind, 4, 0, plain.device)
+    held = held_out_loss(plain.model, data.held_out, base.task_type, 4, 0, plain.device)
     assert math.isfinite(held)
     return plain.found | {
         "scores": plain.pruner.scorer.scores().tolist(),

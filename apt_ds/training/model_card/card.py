@@ -119,7 +119,7 @@ def _values(
         "device": device_name(),
         "evaluations": tables.evaluations(summary),
         "training": summary["training"],
-        "form": form_of(folder, base.kind),
+        "form": form_of(folder, base.task_type),
         "excluded": pruning["excluded"],
         "repository": run.output.hub_model_id or "FOLDER",
         "versions": versions(),

@@ -39,18 +39,18 @@ class Form:
         return self.generates and not self.quantized
 
 
-def form_of(folder: Path, kind: str) -> Form:
+def form_of(folder: Path, task_type: str) -> Form:
     """What the config.json of a written model says of its form.
 
     Args:
         folder: the model's folder.
-        kind: its task type.
+        task_type: a constant of `config/tasks.py`.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf8"))
     return Form(
-        auto_class=AUTO_CLASSES[kind].__name__,
+        auto_class=AUTO_CLASSES[task_type].__name__,
         architecture=(config.get("architectures") or ["an unnamed class"])[0],
         own_code="auto_map" in config,
         quantized="quantization_config" in config,
-        generates=kind == LANGUAGE_MODEL,
+        generates=task_type == LANGUAGE_MODEL,
     )
