@@ -86,7 +86,7 @@ def load(
     dtype = torch.bfloat16 if bf16 else torch.float32
     spec = find_architecture(config)
     attention = attention if spec is None else spec.attention(config, attention)
-    optional = spec.heads.get(task_type, ()) if fresh_head and spec is not None else ()
+    optional = spec.task_heads.get(task_type, ()) if fresh_head and spec is not None else ()
     model, _ = loading.read_weights(
         source, dtype, attention, task_type, optional, flag="--model", trust=trust, device=zero.device()
     )

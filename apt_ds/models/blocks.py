@@ -141,7 +141,7 @@ class Anatomy:
         sizes: numbers of blocks.
         layer_norm: norms are LayerNorm. False: RMSNorm.
         stream_wide: modules whose output is as wide as the stream but no part of it, such as a pooler.
-        heads: linear layers that make the task's answer. They are trained whole.
+        task_heads: linear layers that make the task's answer. They are trained whole.
         experts: the mixture of each layer that has one.
         experts_per_token: experts that a router chooses for a token. Every layer keeps at least as many.
         router_loss: coefficient of the auxiliary loss of routers (`losses/router_loss.py`). 0: training has none.
@@ -164,7 +164,7 @@ class Anatomy:
     sizes: Sizes
     layer_norm: bool = False
     stream_wide: tuple[str, ...] = ()
-    heads: tuple[str, ...] = ()
+    task_heads: tuple[str, ...] = ()
     experts: tuple[FusedExperts, ...] = ()
     experts_per_token: int = 1
     router_loss: float = 0.0

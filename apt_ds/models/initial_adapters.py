@@ -194,9 +194,9 @@ def _finder(known: set[str], where: str, anatomy: Anatomy) -> Callable[[str], st
 
 def _heads(folder: PeftFolder, anatomy: Anatomy, where: str) -> dict[str, Tensor]:
     """The values of the task's layers among what the folder has saved whole."""
-    tops = {path.partition(".")[0] for path in anatomy.heads if not path.startswith(_stem(anatomy))}
+    tops = {path.partition(".")[0] for path in anatomy.task_heads if not path.startswith(_stem(anatomy))}
     for name in folder.whole:
-        inside = name.partition(".")[0] in tops or any(name.startswith(f"{path}.") for path in anatomy.heads)
+        inside = name.partition(".")[0] in tops or any(name.startswith(f"{path}.") for path in anatomy.task_heads)
         if not inside:
             raise UserError(
                 f"{where} has trained {name.rpartition('.')[0]} whole (modules_to_save), which is not supported: only "

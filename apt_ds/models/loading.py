@@ -67,7 +67,7 @@ def load_model(base: Base, run: RunConfig) -> PreTrainedModel:
             dtype,
             attention,
             base.task_type,
-            spec.heads.get(base.task_type, ()),
+            spec.task_heads.get(base.task_type, ()),
             base.config,
             bits=run.model.base_bits,
             model_class=spec.training_classes.get(base.task_type),

@@ -140,8 +140,10 @@ def plain_layers(anatomy: Anatomy) -> tuple[str, ...]:
 
     (): the model has no task head. Transformers then decides, which leaves out the LM head.
     """
+    if not anatomy.task_heads:
+        return ()
     projections = (slot.path for slot in anatomy.slots if slot.rows and not slot.columns)
-    return (*anatomy.heads, *(path for path in projections if path not in anatomy.norms)) if anatomy.heads else ()
+    return (*anatomy.task_heads, *(path for path in projections if path not in anatomy.norms))
 
 
 def loading(bits: int, dtype: torch.dtype, plain: tuple[str, ...] = ()) -> BitsAndBytesConfig:

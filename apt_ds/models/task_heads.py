@@ -31,7 +31,7 @@ class Head(nn.Linear):
 
 def attach(model: nn.Module, anatomy: Anatomy) -> None:
     """Make the layers of the task trainable, in place. The weights may be partitioned."""
-    for path in anatomy.heads:
+    for path in anatomy.task_heads:
         head = Head(linear_at(model, path))
         head.requires_grad_(True)
         replace_module(model, path, head)

@@ -39,7 +39,7 @@ def test_heads_adapters_and_teacher_count(kind: str, tmp_path: Path, capfd: pyte
     # tied weights have one name each, and it may be another
     elements = sum(w.numel for w in plain.weights if "lora_" not in w.name)
     assert elements == sum(whole.values())
-    heads = sum(n for name, n in whole.items() if name.rpartition(".")[0] in base.anatomy.heads)
+    heads = sum(n for name, n in whole.items() if name.rpartition(".")[0] in base.anatomy.task_heads)
     paths = {path for name in run.targets for path in base.anatomy.targets[name]}
     shapes = [model.get_submodule(path).weight.shape for path in paths]
     adapters = sum(2 * (rows + columns) for rows, columns in shapes)

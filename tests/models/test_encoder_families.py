@@ -57,7 +57,7 @@ def test_a_bare_encoder_gets_a_head_that_is_trained(
     task = "sst2" if tiny.TASKS[kind] == CLASSIFICATION else "squad"
     model = loaded(tmp_path, task)
     anatomy, spec = anatomy_of(model.config, tiny.TASKS[kind]), architecture_of(model.config)
-    heads = spec.heads[tiny.TASKS[kind]]
+    heads = spec.task_heads[tiny.TASKS[kind]]
     assert f"{', '.join(heads)}: not in the checkpoint, initialized at random" in capfd.readouterr().err
     drawn = {f"{head}.{name}" for head in heads for name, _ in model.get_submodule(head).named_parameters()}
     expected = source.state_dict()

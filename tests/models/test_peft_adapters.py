@@ -55,7 +55,7 @@ def _read_again(written: Written, expected: torch.Tensor) -> None:
     """Start a copy of the model, with other adapters and heads, from the folder."""
     model = copy.deepcopy(written.model)
     for name, parameter in model.named_parameters():
-        if "lora_" in name or name.startswith(written.anatomy.heads or ("none",)):
+        if "lora_" in name or name.startswith(written.anatomy.task_heads or ("none",)):
             parameter.data.normal_()
     assert not torch.allclose(answers(model), expected, atol=1e-2)
     joined = architecture_of(model.config).joined(written.anatomy)

@@ -16,7 +16,7 @@ def test_heads_are_trained_without_a_change_of_the_answer() -> None:
     anatomy = anatomy_of(model.config, tiny.TASKS["bert-classes"])
     task_heads.attach(model, anatomy)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert trained == {f"{path}.{part}" for path in anatomy.heads for part in ("weight", "bias")}
+    assert trained == {f"{path}.{part}" for path in anatomy.task_heads for part in ("weight", "bias")}
     assert torch.equal(tiny.answer(model), before)
 
 

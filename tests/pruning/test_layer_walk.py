@@ -42,7 +42,7 @@ def batches(anatomy: Anatomy, count: int = 2, rows: int = 4, length: int = 16) -
             inputs["decoder_input_ids"] = tiny.ids(rows, length - 5, seed=100 + number)
             sides.append(tokens(rows, length - 5))
         inputs["attention_mask"] = sides[0].counted.view(rows, length).long()
-        if not anatomy.heads:  # encoders have no cache
+        if not anatomy.task_heads:  # encoders have no cache
             inputs["use_cache"] = False
         walk_batches.append(WalkBatch(calling(inputs), *sides))
     return walk_batches

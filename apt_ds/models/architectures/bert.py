@@ -28,14 +28,14 @@ NORMS = ("attention.output.LayerNorm", "output.LayerNorm")
 EMPTIED = {"head": ("attention.self", EmptiedHeads), "neuron": ("intermediate", EmptiedNeurons)}
 
 
-def bert_blocks(config: PretrainedConfig, task: str, name: str, heads: Mapping[str, tuple[str, ...]]) -> Anatomy:
+def bert_blocks(config: PretrainedConfig, task: str, name: str, task_heads: Mapping[str, tuple[str, ...]]) -> Anatomy:
     """The blocks of a BERT.
 
     Args:
         config: the configuration.
         task: the task type.
         name: the name of the encoder in the model.
-        heads: each task type to its layers after the encoder. All but the last are as wide as the stream.
+        task_heads: each task type to its layers after the encoder. All but the last are as wide as the stream.
     """
     tables = ("word_embeddings", "position_embeddings", "token_type_embeddings")
     encoder = PostNormEncoder(
@@ -51,7 +51,7 @@ def bert_blocks(config: PretrainedConfig, task: str, name: str, heads: Mapping[s
         hidden=config.hidden_size,
         emptied=EMPTIED,
     )
-    return post_norm_blocks(encoder, heads[task])
+    return post_norm_blocks(encoder, task_heads[task])
 
 
 def bert_export(
@@ -83,10 +83,10 @@ ARCHITECTURE = Architecture(
     model_type="bert",
     tasks=dict.fromkeys(GLUE_TASKS, CLASSIFICATION) | dict.fromkeys(SQUADS, ANSWERS),
     stock_classes={CLASSIFICATION: "BertForSequenceClassification", ANSWERS: "BertForQuestionAnswering"},
-    blocks=partial(bert_blocks, name="bert", heads=HEADS),
+    blocks=partial(bert_blocks, name="bert", task_heads=HEADS),
     export=partial(bert_export, adaptive=modeling_apt_bert.AptBertConfig),
     modeling=modeling_apt_bert,
-    heads=HEADS,
+    task_heads=HEADS,
     title="BERT",
     uniform_form="stock class while hidden size = heads x head size, else modelling file",
     special_tokens=("cls_token", "sep_token", "pad_token"),

@@ -55,6 +55,6 @@ ARCHITECTURE = Architecture(
     blocks=blocks,
     export=export,
     modeling=modeling_apt_distilbert,
-    heads=HEADS,
+    task_heads=HEADS,
     special_tokens=bert.ARCHITECTURE.special_tokens,
 )

@@ -49,5 +49,5 @@ ARCHITECTURE = replace(
     stock_classes={CLASSIFICATION: "ElectraForSequenceClassification", ANSWERS: "ElectraForQuestionAnswering"},
     blocks=blocks,
     export=export,
-    heads=HEADS,
+    task_heads=HEADS,
 )

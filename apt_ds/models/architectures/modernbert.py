@@ -64,7 +64,7 @@ def blocks(config: PretrainedConfig, task: str) -> Anatomy:
         layer_norm=True,
         # a LayerNorm gives removed dimensions a value, which nothing may read
         stream_wide=tuple(path for path in norms if path != first),
-        heads=LINEAR_HEADS,
+        task_heads=LINEAR_HEADS,
     )
 
 
@@ -104,6 +104,6 @@ ARCHITECTURE = Architecture(
     blocks=blocks,
     export=export,
     modeling=modeling_apt_modernbert,
-    heads=dict.fromkeys((CLASSIFICATION, ANSWERS), HEADS),
+    task_heads=dict.fromkeys((CLASSIFICATION, ANSWERS), HEADS),
     special_tokens=bert.ARCHITECTURE.special_tokens,
 )

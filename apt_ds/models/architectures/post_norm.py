@@ -52,8 +52,8 @@ class PostNormEncoder:
         return replace(sublayer, module=f"{layer}.{module}", emptied=emptied)
 
 
-def post_norm_blocks(encoder: PostNormEncoder, heads: tuple[str, ...]) -> Anatomy:
-    """The blocks of an encoder with the linear layers `heads` after it. All but the last are as wide as the stream."""
+def post_norm_blocks(encoder: PostNormEncoder, task_heads: tuple[str, ...]) -> Anatomy:
+    """The blocks of an encoder with linear layers after it. All but the last layer are as wide as the stream."""
     hidden, head_dim = Axis(HIDDEN), encoder.head_dim
     slots = [*(IndexedModule(path, None, hidden) for path in encoder.tables), IndexedModule(encoder.norm, hidden)]
     norms, sites = [encoder.norm], []
@@ -76,7 +76,7 @@ def post_norm_blocks(encoder: PostNormEncoder, heads: tuple[str, ...]) -> Anatom
         norms += [after_attention, after_feed_forward]
         for short, path in paths.items():
             targets[short].append(path)
-    *aside, last = heads
+    *aside, last = task_heads
     slots += [*(IndexedModule(path, hidden, hidden) for path in aside), IndexedModule(last, None, hidden)]
     return Anatomy(
         sites=tuple(sites),
@@ -90,5 +90,5 @@ def post_norm_blocks(encoder: PostNormEncoder, heads: tuple[str, ...]) -> Anatom
         sizes=Sizes((encoder.heads, encoder.neurons) * encoder.depth, encoder.hidden),
         layer_norm=True,
         stream_wide=tuple(aside),
-        heads=heads,
+        task_heads=task_heads,
     )

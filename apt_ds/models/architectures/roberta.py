@@ -23,9 +23,9 @@ ARCHITECTURE = replace(
     bert.ARCHITECTURE,
     model_type="roberta",
     stock_classes={CLASSIFICATION: "RobertaForSequenceClassification", ANSWERS: "RobertaForQuestionAnswering"},
-    blocks=partial(bert.bert_blocks, name="roberta", heads=HEADS),
+    blocks=partial(bert.bert_blocks, name="roberta", task_heads=HEADS),
     export=partial(bert.bert_export, adaptive=modeling_apt_bert.AptRobertaConfig),
-    heads=HEADS,
+    task_heads=HEADS,
     title="RoBERTa",
     position_offset=position_offset,
 )

@@ -101,7 +101,7 @@ class Architecture:
         modeling: the modelling file with classes for sizes by layer, named `Apt` plus the stock class. It is copied
             beside exported weights, so it imports torch and transformers only. None: `export` needs none.
         writable: the uniform sizes that `export` can write.
-        heads: each task type to the paths of the layers that a base model may lack. The linear layers are trained
+        task_heads: each task type to the paths of the layers that a base model may lack. The linear layers are trained
             whole. The last layer makes the answer.
         special_tokens: the tokens that the tokenizer must have. Other families pad with their end token.
         position_offset: the position of the first token in the table of position embeddings.
@@ -126,7 +126,7 @@ class Architecture:
     export: Export
     modeling: ModuleType | None = None
     writable: Callable[[PretrainedConfig], Writable] = every_size
-    heads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    task_heads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     special_tokens: tuple[str, ...] = ()
     position_offset: Callable[[PretrainedConfig], int] = no_offset
     title: str = ""

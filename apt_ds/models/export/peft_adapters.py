@@ -109,7 +109,7 @@ def heads_to_save(model: PreTrainedModel, anatomy: Anatomy) -> list[str]:
     PEFT replaces a classifier of several layers by the name of the classifier.
     """
     prefix = model.base_model_prefix
-    tops = [path if path.startswith(f"{prefix}.") else path.partition(".")[0] for path in anatomy.heads]
+    tops = [path if path.startswith(f"{prefix}.") else path.partition(".")[0] for path in anatomy.task_heads]
     return list(dict.fromkeys(tops))
 
 
