@@ -63,7 +63,7 @@ class Fisher(ActivationHooks):
         return commit
 
     def _add_gram(self, site: int, x: Tensor, valid: Tensor) -> None:
-        """Add X^T X over counted tokens. x: [batch, length, d]; valid: [1, batch * length].
+        """Add X^T X over counted tokens. x: [batch, length, d]. valid: [1, batch * length].
 
         Tokens that overflowed are left out: the step is discarded, but what is added here stays.
         """

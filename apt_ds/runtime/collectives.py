@@ -36,12 +36,12 @@ def ready() -> bool:
 
 
 def rank() -> int:
-    """Global rank; read from the environment while there is no process group yet."""
+    """Global rank. It comes from the environment while there is no process group yet."""
     return td.get_rank() if ready() else launch_variables.number("RANK")
 
 
 def world_size() -> int:
-    """Number of processes; read from the environment while there is no process group yet."""
+    """Number of processes. It comes from the environment while there is no process group yet."""
     return td.get_world_size() if ready() else launch_variables.number("WORLD_SIZE", 1)
 
 
@@ -82,7 +82,7 @@ def barrier() -> None:
 
 
 def gather_objects(value: T) -> list[T]:
-    """Every rank's `value`, in rank order, on every rank. Collective; small objects only."""
+    """Every rank's `value`, in rank order, on every rank. Collective. For small objects only."""
     if not ready() or td.get_world_size() == 1:
         return [value]
     values: list[T | None] = [None] * td.get_world_size()
@@ -91,7 +91,7 @@ def gather_objects(value: T) -> list[T]:
 
 
 def to_main(own: dict[str, torch.Tensor], device: torch.device) -> Iterator[tuple[int, str, torch.Tensor]]:
-    """(rank, name, tensor on the host) of every rank's tensors, one at a time, on rank 0; nothing elsewhere.
+    """(rank, name, tensor on the host) of every rank's tensors, one at a time, on rank 0. Nothing on other ranks.
 
     Collective: exhaust it on every rank. device: where tensors travel.
     """
@@ -220,7 +220,7 @@ def agree(what: str, hash_: str) -> None:
 
 
 def mailbox(timeout: float) -> Store | None:
-    """A connection of its own to the store the group was made through; None for a single process.
+    """A connection of its own to the store the group was made through. None for a single process.
 
     The group's own connection is busy while a collective waits. timeout: seconds one request may take.
     """

@@ -1,6 +1,6 @@
 """Where an optimizer step goes: the time between marks, each stretch given to the innermost phase. One per process.
 
-On the CPU a mark is the wall clock; on a GPU an event of the compute stream, read once the step is over, so that
+On the CPU a mark is the wall clock. On a GPU it is an event of the compute stream, read once the step is over, so that
 nothing waits for a measurement. Communication that hides behind computation therefore counts as computation: `gather`
 and `reduce` are what the step waits for. Off, which is the default, nothing is marked.
 """
@@ -31,7 +31,7 @@ class Profile:
         self.start(torch.device("cpu"), on=False)
 
     def start(self, device: torch.device, on: bool) -> None:
-        """Forget everything; record from here on if `on`."""
+        """Forget everything, and record from here on if `on`."""
         self.on, self.device = on, device
         self._steps: dict[str, list[dict[str, float]]] = {DENSE: []}
         self._when = DENSE
@@ -63,7 +63,7 @@ class Profile:
             self._stack.pop()
 
     def summary(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Median `seconds` of every phase over steps, and its `share` of their sum; by dense and cut.
+        """Median `seconds` of every phase over steps, and its `share` of their sum, by dense and cut.
 
         The first step of each, which warms caches, does not count where there are others.
         """
@@ -107,7 +107,7 @@ NOW = Profile()
 
 
 def timed(name: str) -> Callable[[F], F]:
-    """A function whose time belongs to the phase `name`; `other` is a whole step."""
+    """A function whose time belongs to the phase `name`. `other` is a whole step."""
 
     def wrap(function: F) -> F:
         @wraps(function)

@@ -75,7 +75,7 @@ class StopSignals:
                 end.close()
 
     def begin(self) -> None:
-        """From now on there is something to save. From the main thread; leaves if a signal came before."""
+        """From now on there is something to save. Call it from the main thread. It leaves if a signal came before."""
         self.early = False
         if self.asked and not self.exits:
             raise Stopped(self.asked, STOPPED_EARLY.format(phase=heartbeat.CURRENT.phase))
@@ -113,7 +113,7 @@ class StopSignals:
                 os._exit(128 + signal.SIGINT)
 
     def leave(self, number: int) -> None:
-        """End this process at once, and all others: no step of it is lost. From any thread; the first one does it."""
+        """End this process at once, and all others: no step of it is lost. From any thread: the first one does it."""
         self._leaving.acquire()
         self.tell(number)
         if not rank_of_message():

@@ -1,6 +1,6 @@
 """Ends this process when another rank is gone or nobody moves: a collective would wait for it for ever.
 
-Two threads. One exchanges signs of life with all ranks through the rendezvous store; it may get stuck, as that store
+Two threads. One exchanges signs of life with all ranks through the rendezvous store. It may get stuck, as that store
 lives in one of the processes. The other only looks at clocks. Times are this process's own: no clocks are compared.
 """
 
@@ -98,7 +98,7 @@ class Watchdog:
                 threading.Thread(target=self.leave, args=(stopped,), daemon=True, name="leaving").start()
 
     def tell(self, number: int) -> None:
-        """Have all ranks leave because of a signal; returns once all have heard.
+        """Have all ranks leave because of a signal. Returns once all have heard.
 
         A rank that is found silent was lost first, and a launcher that saw it sent the signal: then this process ends
         with `exit_status.LOST_RANK`, so that other hosts start again too.

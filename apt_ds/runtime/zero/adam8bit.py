@@ -25,7 +25,7 @@ Maker = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
 def maker(run: RunConfig) -> Maker | None:
-    """What makes the run's optimizer for given parameters; None where DeepSpeed makes its own."""
+    """What makes the run's optimizer for given parameters. None where DeepSpeed makes its own."""
     if run.optim.optimizer not in CLASSES:
         return None
     kind = getattr(bnb.library(f"--optim {run.optim.optimizer}").optim, CLASSES[run.optim.optimizer])
@@ -102,7 +102,7 @@ def pack(optimizer: Any, flat: Tensor, blocks: dict[str, Tensor]) -> None:
 
 
 def raw(optimizer: torch.optim.Optimizer, flat: Tensor) -> dict[str, Tensor]:
-    """A parameter's blocks as they are, on the host: codes and scales; empty where moments are in fp32."""
+    """A parameter's blocks as they are, on the host: codes and scales. Empty where moments are in fp32."""
     state = optimizer.state[flat]
     if state["state1"].dtype != torch.uint8:
         return {}

@@ -174,7 +174,7 @@ def release_gathered(engine: Engine) -> None:
 
 
 def destroy(engine: Engine) -> nn.Module:
-    """Take the engine off its model, leaving no hook, registry entry or reference behind; returns the model.
+    """Take the engine off its model, leaving no hook, registry entry or reference behind. Returns the model.
 
     `engine.destroy()` alone keeps every old engine alive: its forward hooks go on running, ZeRO-3 parameters
     and modules hold it, and the coordinator's cache holds the coordinator.
@@ -224,7 +224,7 @@ def free_memory() -> None:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model an engine is on; a plain model as it is."""
+    """The model that an engine is on. A plain model is returned as it is."""
     return model.module if isinstance(model, deepspeed.DeepSpeedEngine) else model
 
 

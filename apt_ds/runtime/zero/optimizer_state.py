@@ -1,6 +1,6 @@
 """Masters and moments of an engine across a rebuild.
 
-Stage 3 shards every parameter, stages 1 and 2 a flat buffer of them all, stage 0 nothing; here they look alike.
+Stage 3 shards every parameter, stages 1 and 2 a flat buffer of them all, stage 0 nothing. Here they look alike.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def take_state(engine: Engine, moments: bool = True, sink: Sink | None = None) -
 
 
 def unstepped_state(engine: Engine) -> EngineState:
-    """That of an engine with this one's loss scale that has not taken a step; trained weights are left out."""
+    """The state of an engine with this one's loss scale that has not taken a step. Trained weights are left out."""
     return EngineState({}, 0.0, _scaler(engine), dict.fromkeys(COUNTERS, 0))
 
 
@@ -155,7 +155,7 @@ def _pack_moments(engine: Engine, blocks: dict[str, Tensor]) -> None:
 
 
 def _adam_step(engine: Engine) -> float:
-    """Adam's step count; 0 before the first step. FusedAdam keeps it in the group, the others in the state."""
+    """Adam's step count. 0 before the first step. FusedAdam keeps it in the group, the others in the state."""
     inner = _inner(engine)
     state = inner.state.get(_flats(engine)[0], {})
     if "exp_avg" not in state and "state1" not in state:
@@ -164,7 +164,7 @@ def _adam_step(engine: Engine) -> float:
 
 
 def _seed_moments(engine: Engine, adam_step: float) -> None:
-    """Adam makes its state at the first step; make it now, so that it can be written."""
+    """Make Adam's state now, so that it can be written. Adam makes it at the first step."""
     inner = _inner(engine)
     as_tensor = isinstance(inner, torch.optim.AdamW)
     for flat in _flats(engine):

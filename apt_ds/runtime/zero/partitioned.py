@@ -56,7 +56,7 @@ def full_shape(parameter: nn.Parameter) -> torch.Size:
 
 
 def own_part(parameter: nn.Parameter) -> tuple[int, torch.Tensor]:
-    """(offset, flat values) of this rank's share; the shares of all ranks make the whole. Needs no other rank.
+    """(offset, flat values) of this rank's share. The shares of all ranks make the whole. Needs no other rank.
 
     Of a packed weight: of its codes.
     """

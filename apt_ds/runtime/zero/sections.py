@@ -1,4 +1,4 @@
-"""Which sections of a DeepSpeed file have an effect here; all others are mistakes.
+"""Which sections of a DeepSpeed file have an effect here. All others are mistakes.
 
 The names come from the installed DeepSpeed: it parses a file that records what is looked up, and has typed fields for
 the sections with a class of their own.

@@ -30,7 +30,7 @@ ALONE = (
 
 
 def init_distributed(timeout: float = 600, watched: bool = False) -> None:
-    """Join the process group the launcher has prepared; a process of its own where there is none.
+    """Join the process group that the launcher has prepared, or make one of a single process.
 
     Args:
         timeout: seconds after which the watchdog gives up. A collective waits longer, as the watchdog knows who is
