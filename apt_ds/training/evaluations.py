@@ -39,13 +39,13 @@ class Evaluations:
 
     def before(self, engine: zero.Engine, data: DataSizes) -> ModelFigures:
         """Evaluate before the first step. Collective."""
-        self.figures["before"] = self.everything(engine, 0)
+        self.figures["before"] = self._evaluate(engine, 0)
         self.figures["data"] = data
         return self.figures["before"]
 
     def after_cut(self, engine: zero.Engine, step: int) -> None:
         """Evaluate after a cut at once, before any step of the smaller model. step: updates so far. Collective."""
-        self.figures["after_cut"] = self.everything(engine, step)
+        self.figures["after_cut"] = self._evaluate(engine, step)
 
     def after(self, engine: zero.Engine, step: int) -> tuple[ModelFigures, bool]:
         """The evaluation after the last step, number `step`, and whether it is new. Collective.
@@ -54,9 +54,9 @@ class Evaluations:
         """
         if "after" in self.figures:
             return cast(ModelFigures, self.figures["after"] | self.evaluator.sizes(engine)), False
-        return self.everything(engine, step), True
+        return self._evaluate(engine, step), True
 
-    def everything(self, engine: zero.Engine, step: int) -> ModelFigures:
+    def _evaluate(self, engine: zero.Engine, step: int) -> ModelFigures:
         """Evaluate the model after `step` updates: loss, metrics, perplexities and sizes. Collective."""
         heartbeat.phase("evaluation", limited=False)
         with self.meter.evaluation():

@@ -16,7 +16,7 @@ def test_adapters_and_the_answer_are_trained() -> None:
     anatomy = anatomy_of(model.config, tiny.TASKS["bert-classes"])
     attach_trainables(model, anatomy, RUN, 5, all_weights=False)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    answer = {f"{path}.{part}" for path in anatomy.heads for part in ("weight", "bias")}
+    answer = {f"{path}.{part}" for path in anatomy.task_heads for part in ("weight", "bias")}
     assert {name for name in trained if ".lora_" not in name} == answer
     assert set(adapter.ranks(model)) == {path for name in ("q", "v") for path in anatomy.targets[name]}
     assert set(adapter.ranks(model).values()) == {5}
