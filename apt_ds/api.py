@@ -48,17 +48,18 @@ def train(run: RunConfig) -> dict[str, Any]:
         LostRank: another rank is gone.
         Stopped: a signal stopped the run. From its first step on, the run has then saved a checkpoint.
     """
+    if not isinstance(run, RunConfig):
+        raise UserError(f"apt_ds.train takes a RunConfig and got {type(run).__name__}")
     run.check()
     if run.distributed.dry_run:
         raise UserError("dry_run=True is not supported by apt_ds.train: use apt-ds-train --dry_run")
     from apt_ds.analysis.run_report.writing import write_after_run
-    from apt_ds.runtime import collectives
+    from apt_ds.runtime import collectives, launch_variables
     from apt_ds.runtime.signals import StopSignals
-    from apt_ds.runtime.zero import launched
     from apt_ds.training.run import train as train_here
 
     with _clean_process():
-        summary = train_here(run, StopSignals(exits=launched()))
+        summary = train_here(run, StopSignals(exits=collectives.world_size() > 1 or launch_variables.launched()))
         write_after_run(run)
         # as JSON has it: lists for tuples, text for keys
         return collectives.on_main(lambda: json.loads(json.dumps(summary)))
@@ -108,13 +109,15 @@ def evaluate(model: str | os.PathLike[str], *, mmlu: bool = False, **options: An
     from apt_ds.commands import mmlu as mmlu_command
     from apt_ds.eval import commands
 
+    if "help" in options:
+        raise UserError("apt_ds.evaluate has no option help: apt-ds-evaluate --help lists the options")
     argv = ["--model", str(model), *_argv(options)]
     given = (mmlu_command if mmlu else evaluate_command).parser().read(argv)
     with _clean_process():
         return commands.run_mmlu(given) if mmlu else evaluate_command.evaluate(given)
 
 
-def export(folder: str, **flags: Any) -> dict[str, Any]:
+def export(folder: str | os.PathLike[str], **flags: Any) -> dict[str, Any]:
     """Write the model of a finished run from the checkpoint of its last step, without training. Collective.
 
     A run leaves that checkpoint where its export has failed, or where `save_steps` asks for it.
@@ -133,6 +136,8 @@ def export(folder: str, **flags: Any) -> dict[str, Any]:
     from apt_ds.runtime.zero import temporary_world
     from apt_ds.training import checkpoint
 
+    if not isinstance(folder, str | os.PathLike):
+        raise UserError(f"apt_ds.export takes the output folder of a run and got {type(folder).__name__}")
     place = Path(folder)
     named = os.path.isfile(place / checkpoint.MANIFEST)
     output = place.parent if named else place
@@ -174,9 +179,9 @@ def _argv(options: dict[str, Any]) -> list[str]:
     for name, value in options.items():
         if value is None or value is False:
             continue
-        argv.append(f"--{name}")
-        if value is not True:
-            argv.append(",".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
+        text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        # with =, a value may begin with a dash
+        argv.append(f"--{name}" if value is True else f"--{name}={text}")
     return argv
 
 
@@ -185,11 +190,12 @@ def _clean_process() -> Iterator[None]:
     """Run inside, then reset what a run changes in its process."""
     import torch
 
-    from apt_ds.runtime import heartbeat, profiler
-    from apt_ds.runtime.zero import temporary_world
+    from apt_ds.runtime import caller_state, heartbeat, profiler
+    from apt_ds.runtime.zero import temporary_world, whole_while_making
 
     try:
-        with temporary_world():
+        # transformers loads sharded weights as long as it sees a caller's own configuration of ZeRO 3
+        with caller_state.restored(), whole_while_making(), temporary_world():
             yield
     finally:
         heartbeat.phase("starting", limited=False)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import Field, field
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 from apt_ds.config.errors import UserError
@@ -189,6 +190,10 @@ def converted(label: str, spec: Field[Any], value: object) -> Value:
     if isinstance(value, str):  # from the command line, and what YAML makes of 1e-4
         with suppress(KeyError, ValueError):
             value = {"true": True, "false": False}[value.lower()] if kind is bool else READERS[kind](value)
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        value = int(value)  # of numpy too
+    elif isinstance(value, Real) and not isinstance(value, int):
+        value = float(value)
     if kind is float and type(value) is int:
         with suppress(OverflowError):
             return float(value)

@@ -177,7 +177,7 @@ def _chunks(tables: Iterable[Any], name: str) -> Iterator[tuple[np.ndarray, np.n
 def _quiet(datasets: Any) -> Iterator[None]:
     """Show the progress on a terminal alone."""
     shown = datasets.are_progress_bars_disabled()
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
         yield

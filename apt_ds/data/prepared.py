@@ -212,11 +212,17 @@ def collected_warnings() -> Iterator[list[str]]:
             messages.append(record.getMessage())
 
     collector, logger = Collector(logging.WARNING), logging.getLogger("apt_ds.data")
+    level, propagates = logger.level, logger.propagate
+    # a process that shows no warnings, as ranks but the first, still keeps them for those that read its cache
+    logger.propagate = propagates and logger.isEnabledFor(logging.WARNING)
+    logger.setLevel(logging.WARNING)
     logger.addHandler(collector)
     try:
         yield messages
     finally:
         logger.removeHandler(collector)
+        logger.setLevel(level)
+        logger.propagate = propagates
 
 
 def _repeat_notices(folder: Path) -> None:

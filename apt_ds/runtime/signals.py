@@ -24,6 +24,7 @@ from apt_ds.runtime.launch_variables import rank_of_message
 ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 STOPPED_EARLY = "stopped before the first step, in {phase}: nothing was to be saved. Start again"
 
+Handler = Callable[[int, FrameType | None], None]
 UNFINISHED: set[Path] = set()  # large folders that this process is writing before the first step
 
 
@@ -53,12 +54,12 @@ class StopSignals:
         if threading.current_thread() is not threading.main_thread():
             return self
         if not self.exits:
-            self._before = {number: signal.signal(number, self._raise) for number in ASKING}
+            self._take(self._raise)
             return self
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         self._pair, self._wakeup = (ours, theirs), signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-        self._before = {number: signal.signal(number, self._note) for number in ASKING}
+        self._take(self._note)
         # the interpreter runs handlers between its own instructions only, and a collective may wait for minutes
         threading.Thread(target=self._listen, args=(ours,), daemon=True, name="signals").start()
         return self
@@ -74,13 +75,22 @@ class StopSignals:
             for end in self._pair:
                 end.close()
 
+    def _take(self, handler: Handler) -> None:
+        """Handle the signals whose handlers Python can put back. One that C code has set stays."""
+        numbers = [number for number in ASKING if signal.getsignal(number) is not None]
+        self._before = {number: signal.signal(number, handler) for number in numbers}
+
     def begin(self) -> None:
         """From now on there is something to save. Call it from the main thread. It leaves if a signal came before."""
+        self.check_early()
         self.early = False
-        if self.asked and not self.exits:
-            raise Stopped(self.asked, STOPPED_EARLY.format(phase=heartbeat.CURRENT.phase))
-        if self.asked:
+        if self.asked and self.exits:
             self.leave(self.asked)
+
+    def check_early(self) -> None:
+        """Raise `Stopped` if a signal came before the first step and other code took its exception for an error."""
+        if self.asked and self.early and not self.exits:
+            raise Stopped(self.asked, STOPPED_EARLY.format(phase=heartbeat.CURRENT.phase))
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.asked = self.asked or number

@@ -63,7 +63,9 @@ class AptCallback(TrainerCallback):
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._pruner: Pruner | None = None
         self._handle: RemovableHandle | None = None
-        self._last_step = 0
+        self._last_step = self._step = 0
+        self._optimizer: torch.optim.Optimizer | None = None  # while a training that cuts is under way
+        self._ended = False
 
     @property
     def pruner(self) -> Pruner:
@@ -121,7 +123,8 @@ class AptCallback(TrainerCallback):
         self._last_step = state.max_steps
         self.run = hf_options.with_prune_steps(self.run, self.prune_steps, state.max_steps)
         if self.cuts_while_training:
-            hf_optimizer.check(hf_optimizer.plain(kwargs["optimizer"]), model)
+            self._optimizer = hf_optimizer.plain(kwargs["optimizer"])
+            hf_optimizer.check(self._optimizer, model)
         else:
             self._only_mask()
         if args.gradient_checkpointing:
@@ -149,38 +152,30 @@ class AptCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After an update: take the scores, move the masks, and cut and grow where it is due. Collective."""
         pruner, step = self.pruner, state.global_step
-        if self.cuts_while_training and step == 1:
-            hf_optimizer.check(hf_optimizer.plain(kwargs["optimizer"]), self.model)
+        self._step = step
+        if self.cuts_while_training:
+            self._optimizer = hf_optimizer.plain(kwargs["optimizer"])
+            if step == 1:
+                hf_optimizer.check(self._optimizer, self.model)
         if self._scores:
             take_scores(pruner, self.model, kwargs["optimizer"])
         pruner.advance(step)
         plan = pruner.plan(step, self._last_step, self.model)
-        if self.cuts_while_training and plan:
-            self._carry_out(plan, step, hf_optimizer.plain(kwargs["optimizer"]))
+        self._carry_out(plan, step)
         if self._scores != pruner.needs_scores(step):
             self._scores = not self._scores
             pruner.scorer.install(self.model) if self._scores else pruner.scorer.remove()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End the pruning: masks are 0 or 1, and a plain process cuts what they remove. Collective."""
-        pruner = self.pruner
-        if self._handle is not None:
-            self._handle.remove()
-        if state.global_step < self._last_step and not pruner.pruning_finished:
-            self._say(f"training ended at step {state.global_step} of {self._last_step}: the budget may not be met")
-            # as after the last step: masks cannot move any more
-            plan = pruner.plan(max(state.global_step, pruner.phase), 0, self.model)
-            if self.cuts_while_training and plan:
-                self._carry_out(plan, max(state.global_step, pruner.phase), hf_optimizer.plain(kwargs["optimizer"]))
-        pruner.scorer.remove()
-        pruner.agree(state.global_step, Plan(keep=pruner.decision))
+        self._finish(state.global_step)
 
     # What comes out
 
     def export(self, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         """Write the cut model, adapters merged, as a folder that `from_pretrained` loads. Collective.
 
-        The model of the Trainer stays as it is. Under DDP and DeepSpeed the first rank's host needs memory for the
+        After a training that an exception has ended, pruning ends first, as at the end of a training. The model of the Trainer stays as it is. Under DDP and DeepSpeed the first rank's host needs memory for the
         whole model.
 
         Args:
@@ -190,20 +185,19 @@ class AptCallback(TrainerCallback):
         Raises:
             UserError: nothing was trained, there is no tokenizer, or the folder cannot be written.
         """
-        pruner, model = self.pruner, self.model
+        pruner, model = self._finished_pruner(), self.model
         tokenizer = tokenizer or self._tokenizer
         if tokenizer is None:
             raise UserError("AptCallback.export needs a tokenizer: give tokenizer=, or the Trainer a processing_class")
         generation = model.generation_config if model.can_generate() else None
         anatomy = pruner.anatomy
         if not self.cuts_while_training:
-            # the masks of a training that was interrupted may be on their way
             model, anatomy = cut_copy(model, self.base_config, anatomy, pruner.decision, self.kind, self.run.targets)
         export(model, anatomy, self.base_config, generation, tokenizer, Path(folder), task=self.kind)
 
     def summary(self) -> dict[str, object]:
-        """Kept fraction, sizes and ranks of the model that `export` writes."""
-        pruner = self.pruner
+        """Kept fraction, sizes and ranks of the model that `export` writes. Ends pruning as `export` does."""
+        pruner = self._finished_pruner()
         sizes = pruner.anatomy.sizes
         if not self.cuts_while_training:
             sizes = kept_sizes(sizes, pruner.decision)
@@ -233,9 +227,32 @@ class AptCallback(TrainerCallback):
         else:
             self.pruner.scorer.end()
 
-    def _carry_out(self, plan: Plan, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """Cut and grow the model between two steps, and its optimizer with it."""
-        pruner, model = self.pruner, self.model
+    def _finished_pruner(self) -> Pruner:
+        """The pruner, at the end of its pruning."""
+        if not self._ended:
+            # Ctrl-C and errors leave the Trainer's loop without the event of its end
+            self._finish(self._step)
+        return self.pruner
+
+    def _finish(self, step: int) -> None:
+        """Decide for the last time after `step` updates, and take the hooks off the model."""
+        pruner = self.pruner
+        if self._handle is not None:
+            self._handle.remove()
+        if step < self._last_step and not pruner.pruning_finished:
+            self._say(f"training ended at step {step} of {self._last_step}: the budget may not be met")
+            # as after the last step: masks cannot move any more
+            last = max(step, pruner.phase)
+            self._carry_out(pruner.plan(last, 0, self.model), last)
+        pruner.scorer.remove()
+        pruner.agree(step, Plan(keep=pruner.decision))
+        self._optimizer, self._ended = None, True
+
+    def _carry_out(self, plan: Plan, step: int) -> None:
+        """Cut and grow the model between two steps, and its optimizer with it, where the loop allows this."""
+        pruner, model, optimizer = self.pruner, self.model, self._optimizer
+        if optimizer is None or not plan:
+            return
         pruner.remove_hooks()
         state = hf_optimizer.take(optimizer, model)
         anatomy = surgery.apply_plan(model, pruner.anatomy, plan, state.for_surgery(), self._generator)

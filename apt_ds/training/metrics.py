@@ -32,7 +32,8 @@ class MetricsLogger:
 
     def __init__(self, folder: Path, total_steps: int, quiet: bool = False, trackers: Trackers | None = None) -> None:
         self.folder, self._trackers = folder, trackers
-        self._total, self._quiet = total_steps, quiet or not collectives.is_main()
+        # a service may have no stderr
+        self._total, self._quiet = total_steps, quiet or not collectives.is_main() or sys.stderr is None
         self._writes = collectives.is_main()
         self._warnings: list[str] = []  # since the last line
         self._unwritten = b""  # whole lines that the file lacks since `failure`

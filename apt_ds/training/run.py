@@ -75,7 +75,10 @@ def train(run: RunConfig, signals: StopSignals | None = None) -> Summary:
                     raise
                 raise translated from error
             except BaseException as error:
-                _abandon(trainer, "stopped" if isinstance(error, Stopped) else "failed", stop_signals)
+                stopped = isinstance(error, Stopped)
+                _abandon(trainer, "stopped" if stopped else "failed", stop_signals)
+                if not stopped:
+                    stop_signals.check_early()
                 raise
         return _conclude(run, trainer, summary, failure, destination, bool(stop_signals.asked))
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import apt_ds
@@ -81,6 +84,7 @@ def test_mistakes_are_user_errors(results: dict[str, Any], name: str, text: str)
 def test_the_process_is_left_as_it_was(results: dict[str, Any]) -> None:
     for state in results["states"][1:]:
         assert state == results["states"][0]
+    assert results["stopped"].startswith("stopped at step") and results["stopped sharded"].startswith("stopped at step")
     assert results["states"][0]["own_threads"] == [] and not results["states"][0]["group"]
 
 
@@ -167,3 +171,82 @@ def test_help_needs_no_torch(name: str) -> None:
     assert "HELP SHOWN" in ended.stdout and "usage:" in ended.stdout, ended.stderr
     # below a second on a free machine; loading torch alone would take longer on a busy one
     assert time.monotonic() - start < 5
+
+
+OWN_STATE = """
+import os, signal, sys, threading, torch, apt_ds
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import HfDeepSpeedConfig
+
+torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[3]}-meeting", rank=0, world_size=1)
+sharded = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1})
+variables = {name: value for name, value in os.environ.items() if name != "KMP_INIT_AT_FORK"}
+run = apt_ds.RunConfig(model_name_or_path=sys.argv[1], data_path=sys.argv[2], output_dir=sys.argv[3], max_steps=2,
+                       deepspeed=sys.argv[4], report=False, eval_size=4, max_seq_length=64, sparsity=0.4, align=4)
+torch.set_default_dtype(torch.float64)
+with torch.no_grad(), torch.device("meta"), torch.autocast("cpu", torch.bfloat16):
+    print(apt_ds.train(run)["after"]["held_out_loss"])
+print(torch.get_default_dtype(), torch.distributed.is_initialized(), is_deepspeed_zero3_enabled())
+print(variables == {name: value for name, value in os.environ.items() if name != "KMP_INIT_AT_FORK"})
+"""
+
+
+def test_the_callers_own_state_changes_no_figure_and_stays(folder: Path, tmp_path: Path) -> None:
+    """A process group of one, a configuration of ZeRO 3, defaults of torch and contexts around the call."""
+    losses = []
+    plain = OWN_STATE.replace("torch.float64", "torch.float32").replace(
+        'with torch.no_grad(), torch.device("meta"), torch.autocast("cpu", torch.bfloat16):', "if True:"
+    )
+    for name, script in (("own", OWN_STATE), ("plain", plain)):
+        words = [str(folder / "model"), str(folder / "data.json"), str(tmp_path / name)]
+        ended = python("-c", script, *words, str(ROOT / "ds_configs" / "zero2.json"))
+        assert ended.returncode == 0, ended.stderr
+        loss, state, variables = ended.stdout.splitlines()[-3:]
+        losses.append(loss)
+        assert state == f"torch.float{64 if name == 'own' else 32} True True" and variables == "True"
+    assert losses[0] == losses[1]
+
+
+HIDDEN_SIGNAL = """
+import os, signal, sys, apt_ds
+import transformers
+
+read = transformers.AutoConfig.from_pretrained
+def killed(*values, **named):
+    os.kill(os.getpid(), signal.SIGINT)
+    return read(*values, **named)
+transformers.AutoConfig.from_pretrained = killed
+run = apt_ds.RunConfig(model_name_or_path=sys.argv[1], data_path=sys.argv[2], output_dir=sys.argv[3], max_steps=2,
+                       deepspeed=sys.argv[4], report=False, eval_size=4, max_seq_length=64)
+try:
+    apt_ds.train(run)
+except Exception as error:
+    print(type(error).__name__, error.status)
+"""
+
+
+def test_ctrl_c_before_the_first_step_is_no_mistake_in_the_input(folder: Path, tmp_path: Path) -> None:
+    """Whatever is read then may take the exception for an unreadable file."""
+    words = [str(folder / "model"), str(folder / "data.json"), str(tmp_path / "out")]
+    ended = python("-c", HIDDEN_SIGNAL, *words, str(ROOT / "ds_configs" / "zero2.json"))
+    assert ended.stdout.splitlines()[-1:] == ["Stopped 130"], ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: apt_ds.train(None), "apt_ds.train takes a RunConfig and got NoneType"),
+        (lambda: apt_ds.export(None), "apt_ds.export takes the output folder of a run and got NoneType"),
+        (lambda: apt_ds.evaluate("model", help=True), "apt-ds-evaluate --help lists the options"),
+        (lambda: apt_ds.evaluate("nowhere", perplexity="-corpus.txt"), "'-corpus.txt'"),
+    ],
+)
+def test_a_slip_in_a_call_is_a_user_error(call: Callable[[], object], text: str) -> None:
+    with pytest.raises(UserError, match=re.escape(text)):
+        call()
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    run = apt_ds.RunConfig(max_steps=np.int64(4), sparsity=np.float32(0.5), learning_rate=np.int32(1))
+    assert (run.optim.max_steps, run.pruning.sparsity, run.optim.learning_rate) == (4, 0.5, 1.0)
+    assert {type(value) for value in (run.optim.max_steps, run.pruning.sparsity)} == {int, float}

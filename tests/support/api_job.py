@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import logging
 import os
+import random
 import signal
 import sys
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +19,54 @@ import apt_ds
 
 def process_state() -> dict[str, object]:
     """What a run must leave as it was."""
+    import deepspeed
+    import huggingface_hub
+    import numpy as np
     import torch
+    import transformers
+    from transformers.integrations import is_deepspeed_zero3_enabled
 
+    gc.collect()
     return {
+        "engines": sum(isinstance(each, deepspeed.DeepSpeedEngine) for each in gc.get_objects()),
+        "linear": str(torch.nn.functional.linear),
+        "excepthook": str(sys.excepthook),
+        "dtype": str(torch.get_default_dtype()),
+        "random": [torch.get_rng_state().sum().item(), hash(random.getstate()), int(np.random.get_state()[1].sum())],
+        "levels": [logging.getLogger(name).level for name in ("transformers", "datasets", "DeepSpeed", "apt_ds.data")],
+        "bars": [
+            transformers.utils.logging.is_progress_bar_enabled(),
+            huggingface_hub.utils.are_progress_bars_disabled(),
+        ],
+        "filters": [str(each) for each in warnings.filters],
+        "zero3": is_deepspeed_zero3_enabled(),
         "environment": {name: value for name, value in os.environ.items() if name != "KMP_INIT_AT_FORK"},
         "handlers": [str(signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)],
         "group": torch.distributed.is_initialized(),
         "threads": torch.get_num_threads(),
         "own_threads": sorted(each.name for each in threading.enumerate() if each.name in ("watchdog", "signals")),
     }
+
+
+def stopped(run: apt_ds.RunConfig) -> str:
+    """The text of the error of a run that gets SIGTERM in its second step."""
+    from apt_ds.config.errors import Stopped
+    from apt_ds.training.metrics import MetricsLogger
+
+    log = MetricsLogger.step
+
+    def kill(self: MetricsLogger, *values: Any, **named: Any) -> None:
+        log(self, *values, **named)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    MetricsLogger.step = kill  # type: ignore[method-assign]
+    try:
+        apt_ds.train(run)
+    except Stopped as error:
+        return str(error)
+    finally:
+        MetricsLogger.step = log  # type: ignore[method-assign]
+    return ""
 
 
 def refused(action: Any, *values: Any, **flags: Any) -> str:
@@ -49,6 +92,9 @@ def run_all(folder: Path, configs: Path) -> dict[str, Any]:
     results["occupied"] = refused(apt_ds.train, run)
     results["dry run"] = refused(apt_ds.train, run.replace(dry_run=True))
     states.append(process_state())
+    for name, config in (("stopped", zero2), ("stopped sharded", zero3)):
+        results[name] = stopped(run.replace(output_dir=str(folder / name.replace(" ", "-")), deepspeed=config))
+        states.append(process_state())
     results["second"] = apt_ds.train(run.replace(output_dir=str(folder / "second")))
     results["sharded"] = apt_ds.train(run.replace(output_dir=str(folder / "sharded"), deepspeed=zero3))
     states.append(process_state())

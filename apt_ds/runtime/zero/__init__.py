@@ -42,7 +42,7 @@ from apt_ds.runtime.zero.partitioned import (
 from apt_ds.runtime.zero.replaced import values_replaced
 from apt_ds.runtime.zero.sections import check_sections
 from apt_ds.runtime.zero.whole_layers import layer_stacks
-from apt_ds.runtime.zero.world import init_distributed, launched, temporary_world
+from apt_ds.runtime.zero.world import init_distributed, temporary_world
 
 __all__ = [
     "Config",
@@ -65,7 +65,6 @@ __all__ = [
     "inference_config",
     "init_distributed",
     "is_partitioned",
-    "launched",
     "layer_stacks",
     "loss_scale",
     "missing_compilers",

@@ -10,6 +10,7 @@ import copy
 import functools
 import gc
 import importlib
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -37,6 +38,7 @@ Config = dict[str, Any]
 LARGEST_BUCKET = 500_000_000  # DeepSpeed's own default
 # DeepSpeed has no types: to a type checker this is Any
 Engine: TypeAlias = deepspeed.DeepSpeedEngine
+_ENGINES: weakref.WeakSet[Engine] = weakref.WeakSet()  # built and not destroyed
 
 
 def device() -> torch.device:
@@ -104,6 +106,7 @@ def build(
     config = _with_buckets(config, model)
     first_layers = whole_layers.mark(model) if stage(config) == 3 and gather_layers else []
     engine = deepspeed.initialize(model=model, optimizer=make_optimizer, model_parameters=trainable, config=config)[0]
+    _ENGINES.add(engine)
     engine.monitor = monitor or Monitor(engine.monitor)
     engine.first_layers = first_layers
     mark(engine)
@@ -140,7 +143,9 @@ def inference_config(zero_section: Config, precision: Config) -> Config:
 def build_for_inference(model: nn.Module, config: Config) -> Engine:
     """An engine that runs a sharded model (stage 3) and trains nothing: no optimizer, no gradients. Collective."""
     model.requires_grad_(False)
-    return deepspeed.initialize(model=model, config=_with_buckets(without_monitors(config), model))[0]
+    engine = deepspeed.initialize(model=model, config=_with_buckets(without_monitors(config), model))[0]
+    _ENGINES.add(engine)
+    return engine
 
 
 def _with_buckets(config: Config, model: nn.Module) -> Config:
@@ -179,6 +184,7 @@ def destroy(engine: Engine) -> nn.Module:
     `engine.destroy()` alone keeps every old engine alive: its forward hooks go on running, ZeRO-3 parameters
     and modules hold it, and the coordinator's cache holds the coordinator.
     """
+    _ENGINES.discard(engine)
     model = engine.module
     release_gathered(engine)
     for name in ("module_forward_pre_hook", "module_forward_post_hook"):
@@ -203,6 +209,12 @@ def destroy(engine: Engine) -> nn.Module:
     engine.optimizer = None
     engine.module = None
     return model
+
+
+def destroy_all() -> None:
+    """Destroy every engine of this process. Only for a process alone: others could be elsewhere."""
+    for engine in list(_ENGINES):
+        destroy(engine)
 
 
 def forget_coordinators() -> None:

@@ -14,13 +14,12 @@ from pathlib import Path
 import deepspeed
 import torch
 from deepspeed.utils import logger
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from apt_ds.config.errors import UserError
 from apt_ds.runtime import collectives, launch_variables
 from apt_ds.runtime.zero import environment
 from apt_ds.runtime.zero.compilers import extensions_folder
-from apt_ds.runtime.zero.engine import forget_coordinators, free_memory
+from apt_ds.runtime.zero.engine import destroy_all, forget_coordinators, free_memory
 
 # what `init_distributed` sets where there is no launcher
 ALONE = (
@@ -46,8 +45,11 @@ def init_distributed(timeout: float = 600, watched: bool = False) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     # every rank has taken its device by then (`environment.take_device`)
     warnings.filterwarnings("ignore", message=r"barrier\(\): using the device under current context")
-    if launched():
+    if launch_variables.launched():
         launch_variables.check_variables()
+    elif collectives.world_size() > 1:
+        text = "its launcher has set no RANK. Set RANK, LOCAL_RANK and WORLD_SIZE, or start with the deepspeed launcher"
+        raise UserError(f"this process is one of a group of {collectives.world_size()}, and {text}")
     else:
         _be_alone()
     if collectives.is_main():
@@ -126,13 +128,8 @@ def _unname_buffers() -> None:
     Path("/dev/shm", f"deepspeed_allreduce_buffer_{place}").unlink(missing_ok=True)
 
 
-def launched() -> bool:
-    """Whether a launcher has started this process, or a process group exists already."""
-    return collectives.ready() or launch_variables.launched()
-
-
 def _be_alone() -> None:
-    """Set the environment of a single process, for a script started without a launcher."""
+    """Set the environment of a single process that no launcher started. DeepSpeed reads it in a caller's group too."""
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(collectives.free_port())}
     os.environ.update(place, RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_SIZE="1")
 
@@ -141,12 +138,14 @@ def _be_alone() -> None:
 def temporary_world() -> Iterator[None]:
     """Leave no process group behind: `init_distributed` inside has no effect on the process afterwards.
 
-    The exit destroys the process group and restores environment variables, the number of CPU threads and the
-    global state of DeepSpeed and transformers. Does nothing in a process of a launcher, or where a group exists.
+    The exit destroys the process group and all engines. It restores environment variables, the number of CPU threads
+    and the global state of DeepSpeed. A caller's own group of one process stays. Does nothing in a process of a
+    launcher.
     """
-    if launched():
+    if launch_variables.launched():
         yield
         return
+    callers_group = collectives.ready()
     variables = {name: os.environ.get(name) for name in ALONE}
     threads = torch.get_num_threads()
     # an earlier error may have kept an engine alive until now
@@ -154,10 +153,10 @@ def temporary_world() -> Iterator[None]:
     try:
         yield
     finally:
-        if collectives.ready():
+        # a run that failed has left its own
+        destroy_all()
+        if collectives.ready() and not callers_group:
             deepspeed.comm.destroy_process_group()
-        # an exception on its way keeps the frames that would unset it
-        unset_hf_deepspeed_config()
         forget_coordinators()
         torch.set_num_threads(threads)
         for name, value in variables.items():
