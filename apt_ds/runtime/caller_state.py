@@ -88,7 +88,7 @@ def _messages() -> Iterator[None]:
 
 @contextmanager
 def _replaced_functions() -> Iterator[None]:
-    """torch adds a layer to the hook with every process group. ZeRO 3 replaces `linear` and never puts it back."""
+    """Each process group adds a layer to the hook. ZeRO 3 replaces `linear` and never puts it back."""
     hook, linear = sys.excepthook, torch.nn.functional.linear
     try:
         yield

@@ -175,8 +175,8 @@ class AptCallback(TrainerCallback):
     def export(self, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         """Write the cut model, adapters merged, as a folder that `from_pretrained` loads. Collective.
 
-        After a training that an exception has ended, pruning ends first, as at the end of a training. The model of the Trainer stays as it is. Under DDP and DeepSpeed the first rank's host needs memory for the
-        whole model.
+        After a training that an exception has ended, pruning ends first, as at the end of a training. The model of the
+        Trainer else stays as it is. Under DDP and DeepSpeed the first rank's host needs memory for the whole model.
 
         Args:
             folder: the folder to write. An existing one is replaced.

@@ -84,8 +84,12 @@ def test_mistakes_are_user_errors(results: dict[str, Any], name: str, text: str)
 def test_the_process_is_left_as_it_was(results: dict[str, Any]) -> None:
     for state in results["states"][1:]:
         assert state == results["states"][0]
-    assert results["stopped"].startswith("stopped at step") and results["stopped sharded"].startswith("stopped at step")
     assert results["states"][0]["own_threads"] == [] and not results["states"][0]["group"]
+
+
+def test_a_stopped_run_says_how_to_go_on(results: dict[str, Any]) -> None:
+    for name in ("stopped", "stopped sharded"):
+        assert results[name] == "stopped after step 2: go on with --resume_from_checkpoint last"
 
 
 def test_export_writes_the_same_model_again(results: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,38 @@ def test_a_training_that_ends_early_exports_what_its_masks_say(
         expected = model.eval()(input_ids=tiny.ids()).logits
         torch.testing.assert_close(written(tiny.ids()).logits, expected, atol=1e-5, rtol=0)
     assert 0.6 < callback.pruner.kept() < 1.0
+
+
+@pytest.mark.parametrize("step", [2, hf_jobs.STEPS - 1])
+def test_a_training_that_is_interrupted_exports_what_one_that_ends_early_does(step: int, tmp_path: Path) -> None:
+    """Ctrl-C leaves the loop of a Trainer without the event of its end, and soft masks on the model."""
+
+    class Leave(TrainerCallback):
+        def __init__(self, interrupts: bool) -> None:
+            self.interrupts = interrupts
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == step and self.interrupts:
+                raise KeyboardInterrupt
+            control.should_training_stop = state.global_step == step
+
+    tiny.save_model(tmp_path / "model")
+    summaries = []
+    for interrupts in (False, True):
+        callback = apt_ds.AptCallback(**(hf_jobs.OPTIONS | {"rank": 2}))
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+        trainer = hf_jobs.trainer(model, hf_jobs.arguments(tmp_path / "out"), callback)
+        trainer.add_callback(Leave(interrupts))
+        with pytest.raises(KeyboardInterrupt) if interrupts else nullcontext():
+            trainer.train()
+        summaries.append(callback.summary())
+    assert summaries[0] == summaries[1] and summaries[0]["kept"] < 0.8  # type: ignore[operator]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    callback.export(tmp_path / "pruned")
+    with torch.no_grad():
+        expected = model.eval()(input_ids=tiny.ids()).logits
+        written = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned")
+        torch.testing.assert_close(written(tiny.ids()).logits, expected, atol=1e-5, rtol=0)
 
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
