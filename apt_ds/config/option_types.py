@@ -190,9 +190,9 @@ def converted(label: str, spec: Field[Any], value: object) -> Value:
     if isinstance(value, str):  # from the command line, and what YAML makes of 1e-4
         with suppress(KeyError, ValueError):
             value = {"true": True, "false": False}[value.lower()] if kind is bool else READERS[kind](value)
-    if isinstance(value, Integral) and not isinstance(value, bool):
+    if type(value) is not bool and isinstance(value, Integral):
         value = int(value)  # of numpy too
-    elif isinstance(value, Real) and not isinstance(value, int):
+    elif type(value) is not bool and isinstance(value, Real):
         value = float(value)
     if kind is float and type(value) is int:
         with suppress(OverflowError):

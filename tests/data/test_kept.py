@@ -70,6 +70,22 @@ def test_a_later_start_warns_again_and_damage_is_mended(
     assert "is damaged (rows.arrow is not what was written): it is made again" in caplog.text
 
 
+def test_a_process_that_shows_no_warnings_keeps_them_for_others(
+    settings: CacheSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The ranks but the first are silent, and the first rank of another node fills the cache there."""
+
+    def make() -> TokenizedSet:
+        logging.getLogger("apt_ds.data.squad").warning("left out 3")
+        return TokenizedSet.of(rows(5))
+
+    with caplog.at_level(logging.ERROR, "apt_ds.data"):
+        kept_rows(["a"], settings, make)
+    assert caplog.records == []
+    kept_rows(["a"], settings, make)
+    assert [record.message for record in caplog.records] == ["left out 3"]
+
+
 @pytest.fixture
 def texts(tmp_path: Path) -> Path:
     place = tmp_path / "texts"
