@@ -54,10 +54,10 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 
 def initial_logits(trainer: Trainer) -> torch.Tensor:
-    found = logits(trainer.engine.module)
+    outputs = logits(trainer.engine.module)
     zero.release_gathered(trainer.engine)
     trainer.engine.module.train()
-    return found
+    return outputs
 
 
 def merged(folder: Path) -> torch.Tensor:

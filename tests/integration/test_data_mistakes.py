@@ -63,9 +63,9 @@ def test_a_mistake_is_one_line_before_anything_is_written(name: str, place: Plac
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("long", "told"), [(30, True), (0, False)])
+@pytest.mark.parametrize(("long", "warned"), [(30, True), (0, False)])
 def test_examples_without_a_trained_token_are_told_of(
-    long: int, told: bool, place: Place, tmp_path: Path, run: Run
+    long: int, warned: bool, place: Place, tmp_path: Path, run: Run
 ) -> None:
     rows = [ROW | {"instruction": "the cat " * 60} if i < long else ROW for i in range(40)]
     held_out = ["--eval_data_path", place.spoiled("e.json", [ROW] * 4)]
@@ -74,13 +74,13 @@ def test_examples_without_a_trained_token_are_told_of(
     assert ended.status == 0, ended.err
     text = "30 of 40 training examples are left out: none of their first 64 tokens is trained (--max_seq_length)"
     summary = json.loads((tmp_path / "out" / "summary.json").read_text("utf8"))
-    assert (text in ended.err, text in summary["warnings"], summary["data"]["dropped"]) == (told, told, long)
+    assert (text in ended.err, text in summary["warnings"], summary["data"]["dropped"]) == (warned, warned, long)
 
 
-@pytest.mark.parametrize(("long", "told"), [(3, True), (0, False)])
+@pytest.mark.parametrize(("long", "warned"), [(3, True), (0, False)])
 @pytest.mark.parametrize("way", ["--eval_data_path", "--streaming", "--eval_size"])
 def test_evaluation_examples_without_a_trained_token_are_told_of(
-    way: str, long: int, told: bool, place: Place, tmp_path: Path, run: Run
+    way: str, long: int, warned: bool, place: Place, tmp_path: Path, run: Run
 ) -> None:
     longer = ROW | {"instruction": "the cat " * 60}
     held_out = [longer] * long + [ROW] * (10 - long)
@@ -98,9 +98,9 @@ def test_evaluation_examples_without_a_trained_token_are_told_of(
         r"(\d+) of 10 evaluation examples are left out: none of their first 64 tokens is trained \(--max_seq_length\)"
     )
     summary = json.loads((tmp_path / "out" / "summary.json").read_text("utf8"))
-    found = [re.fullmatch(text, warning) for warning in summary["warnings"] if "evaluation examples" in warning]
-    assert [bool(one) for one in found] == [True] * told and ("evaluation examples are left" in ended.err) == told
-    count = int(found[0][1]) if found and found[0] else 0
+    matches = [re.fullmatch(text, warning) for warning in summary["warnings"] if "evaluation examples" in warning]
+    assert [bool(one) for one in matches] == [True] * warned and ("evaluation examples are left" in ended.err) == warned
+    count = int(matches[0][1]) if matches and matches[0] else 0
     assert summary["data"]["held_out"] == 10 - count
 
 
@@ -159,12 +159,12 @@ def test_a_run_goes_on_the_next_day(
 
     monkeypatch.setattr(datasets, "datetime", at(47))
     words = place.words(tmp_path / "on", *flags, "--resume_from_checkpoint", str(saved))
-    made = training_run.prepare(resolve(words))
-    tok = made.base.tokenizer
-    for rows in (made.data.train.rows, made.data.held_out.rows):
+    trainer = training_run.prepare(resolve(words))
+    tok = trainer.base.tokenizer
+    for rows in (trainer.data.train.rows, trainer.data.held_out.rows):
         assert {tok.decode(row["input_ids"][:1]) for row in rows} == {"w111"}
-    made.train_loop()
-    made.metrics_logger.close()
+    trainer.train_loop()
+    trainer.metrics_logger.close()
     # what goes on is saved with the same time again
     assert checkpoint.load(tmp_path / "on" / "checkpoint-4").started == datetime(2024, 5, 6, 7, 8, 11)
     losses = [(tmp_path / name / "metrics.jsonl").read_text("utf-8").splitlines() for name in ("out", "on")]
@@ -193,5 +193,5 @@ def test_samples_of_the_report_have_the_time_of_the_run(
 
 @pytest.mark.dist
 def test_ranks_with_other_clocks_have_the_same_tokens(place: Place, dated: Path) -> None:
-    found = multiprocess.run(2, "clocks", {"folder": str(place.folder), "model": str(dated), "seconds": [5, 58]})
-    assert found == [["w105"], ["w105"]]
+    tokens = multiprocess.run(2, "clocks", {"folder": str(place.folder), "model": str(dated), "seconds": [5, 58]})
+    assert tokens == [["w105"], ["w105"]]

@@ -60,34 +60,34 @@ class Block(NamedTuple):
 def documents() -> list[Path]:
     """All documents of the repository."""
     listed = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
-    found = [ROOT / name for name in listed.split()] or [p for p in ROOT.rglob("*.md") if ".venv" not in p.parts]
-    assert ROOT / "README.md" in found
-    return [path for path in found if path.exists()]
+    paths = [ROOT / name for name in listed.split()] or [p for p in ROOT.rglob("*.md") if ".venv" not in p.parts]
+    assert ROOT / "README.md" in paths
+    return [path for path in paths if path.exists()]
 
 
 def blocks(*languages: str) -> list[Block]:
     """All code blocks in these languages."""
-    found = []
+    fences = []
     for path in documents():
         text = path.read_text(encoding="utf8")
         for match in FENCE.finditer(text):
             line = text.count("\n", 0, match.start()) + 1
-            found.append(Block(path.relative_to(ROOT).as_posix(), line, match[1], match[2]))
-    return [block for block in found if block.language in languages]
+            fences.append(Block(path.relative_to(ROOT).as_posix(), line, match[1], match[2]))
+    return [block for block in fences if block.language in languages]
 
 
 def commands(text: str) -> list[list[str]]:
     """The words of each command, without comments, variables before it, and what its output goes into."""
-    found: list[list[str]] = []
+    parsed: list[list[str]] = []
     for line in text.replace("\\\n", " ").splitlines():
         words: list[str] = []
         for word in [*shlex.split(line, comments=True), "\n"]:
             if word in SEPARATORS or word.endswith(";"):
-                found.append(words if word in SEPARATORS else [*words, word.removesuffix(";")])
+                parsed.append(words if word in SEPARATORS else [*words, word.removesuffix(";")])
                 words = []
             else:
                 words.append(word)
-    return [words for words in found if words]
+    return [words for words in parsed if words]
 
 
 def script_of(words: list[str]) -> tuple[str, list[str]]:

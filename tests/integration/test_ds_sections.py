@@ -152,10 +152,10 @@ NAMED: dict[str, tuple[object, list[str]]] = {
 @pytest.mark.parametrize("name", NAMED)
 def test_what_has_no_effect_is_named_in_one_line(name: str, tmp_path: Path) -> None:
     content, parts = NAMED[name]
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as raised:
         zero.check_sections(written(tmp_path, content))
-    assert [part for part in ["ds.json", *parts] if part not in str(told.value)] == [], told.value
-    assert "\n" not in str(told.value)
+    assert [part for part in ["ds.json", *parts] if part not in str(raised.value)] == [], raised.value
+    assert "\n" not in str(raised.value)
 
 
 def test_values_that_change_nothing_are_accepted(tmp_path: Path) -> None:
@@ -256,9 +256,9 @@ SCHEDULES: dict[str, tuple[str, dict[str, Any], list[str], list[str]]] = {
 def test_a_schedule_that_contradicts_the_flags_is_refused(name: str, tmp_path: Path) -> None:
     kind, params, flags, parts = SCHEDULES[name]
     path = written(tmp_path, {"scheduler": {"type": kind, "params": params}})
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as raised:
         resolved(path, *(flags or ["--max_steps", "-1", "--num_train_epochs", "2"]))
-    assert [part for part in ["scheduler", *parts] if part not in str(told.value)] == [], told.value
+    assert [part for part in ["scheduler", *parts] if part not in str(raised.value)] == [], raised.value
 
 
 def test_a_schedule_that_agrees_with_the_flags_is_accepted(tmp_path: Path) -> None:

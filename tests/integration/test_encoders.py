@@ -31,7 +31,7 @@ KINDS = {
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
     """Every kind's runs: one process first, then two."""
     folder = tmp_path_factory.mktemp("encoders")
     modes = {kind: [*tiny.save_task(folder / kind, kind), *COMMON, *DISTILLED, *own] for kind, own in KINDS.items()}
@@ -46,8 +46,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, 
 @pytest.mark.slow
 @pytest.mark.dist
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_distilled_run_is_the_same_in_every_stage(kind: str, found: dict[str, list[dict[str, Any]]]) -> None:
-    check_alike(found[kind])
+def test_a_distilled_run_is_the_same_in_every_stage(kind: str, runs: dict[str, list[dict[str, Any]]]) -> None:
+    check_alike(runs[kind])
 
 
 METHODS = {

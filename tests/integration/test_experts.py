@@ -45,20 +45,20 @@ def test_every_family_ends_in_a_model(alone: None, tmp_path: Path) -> None:
     for family, flags in MODES.items():
         place = inputs(tmp_path / family, family)
         words = place.words(tmp_path / family / "out", "--max_steps", "2", "--calibration_steps", "1", *BLOCKS, *flags)
-        made = training_run.prepare(resolve(words))
-        made.train_loop()
-        sizes = size_report.summary(made.pruner)["sizes"]
-        assert made.pruner.at_target() and sizes["experts"] != tiny_experts.EXPERTS, family
+        trainer = training_run.prepare(resolve(words))
+        trainer.train_loop()
+        sizes = size_report.summary(trainer.pruner)["sizes"]
+        assert trainer.pruner.at_target() and sizes["experts"] != tiny_experts.EXPERTS, family
         with torch.no_grad():
-            expected[family] = made.engine.module.eval()(input_ids=tiny.ids(2)).logits
-        made.finish()
-        made.metrics_logger.close()
+            expected[family] = trainer.engine.module.eval()(input_ids=tiny.ids(2)).logits
+        trainer.finish()
+        trainer.metrics_logger.close()
         written = tmp_path / family / "out" / "model"
         greedy = {"max_new_tokens": 2, "do_sample": False}
         bundled = bool(list(written.glob("*.py")))
         calls[family] = ("AutoModelForCausalLM", str(written), bundled, {"input_ids": tiny.ids(2)}, greedy)
-    for (family, attention), (_, found, _) in loaded_elsewhere(calls, tmp_path).items():
-        assert torch.allclose(found["logits"], expected[family], atol=1e-5), (family, attention)
+    for (family, attention), (_, answers, _) in loaded_elsewhere(calls, tmp_path).items():
+        assert torch.allclose(answers["logits"], expected[family], atol=1e-5), (family, attention)
 
 
 RESUMED = ["--pruning", "gradual", "--structure", "adaptive", "--max_steps", "6", "--sparsity", "0.5", *BLOCKS]
@@ -90,7 +90,7 @@ def test_one_rank_and_stage_2_go_on_alike(resumed: tuple[Path, dict[str, Any]]) 
     job = {"folder": str(folder), "sources": {str(folder / "experts3" / "checkpoint-2"): RESUMED}}
     for other in multiprocess.run(1, "continued", job | {"stages": [(2, False)]}).values():
         assert other["alive"] == runs["straight"]["alive"]
-        losses, wanted = ([row["loss"] for row in found["rows"]] for found in (other, runs["straight"]))
+        losses, wanted = ([row["loss"] for row in run["rows"]] for run in (other, runs["straight"]))
         assert np.allclose(losses, wanted, rtol=1e-5)
 
 

@@ -36,11 +36,11 @@ def names(output: Path) -> list[str]:
     return sorted(path.name for path in output.iterdir())
 
 
-def told(output: Path) -> dict[str, Any]:
+def summary(output: Path) -> dict[str, Any]:
     """What a summary says, but for what is measured."""
-    told = unmeasured(json.loads((output / "summary.json").read_text(encoding="utf8")))
-    assert isinstance(told, dict)
-    return told
+    figures = unmeasured(json.loads((output / "summary.json").read_text(encoding="utf8")))
+    assert isinstance(figures, dict)
+    return figures
 
 
 def unmeasured(figures: Any) -> Any:
@@ -83,7 +83,7 @@ def test_a_resumed_run_only_writes_the_model(
     assert names(output) == [*kept, "config.yaml", "metrics.jsonl", "model", "summary.json"]
 
     assert run(place.words(straight, *more, "--report", "false")).status == 0
-    assert names(straight) == names(output) and told(straight) == told(output)
+    assert names(straight) == names(output) and summary(straight) == summary(output)
     for name in ("model.safetensors", "config.json"):
         assert (output / "model" / name).read_bytes() == (straight / "model" / name).read_bytes(), name
 
@@ -120,10 +120,10 @@ def test_a_damaged_evaluation_is_taken_again(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("failed")
-    tiny.save_model(made / "model")
-    tiny.save_data(made / "data.json")
-    return made
+    place = tmp_path_factory.mktemp("failed")
+    tiny.save_model(place / "model")
+    tiny.save_data(place / "data.json")
+    return place
 
 
 @pytest.fixture

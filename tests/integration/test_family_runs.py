@@ -29,12 +29,12 @@ def test_a_sharded_run_equals_plain_pytorch(row: str, tmp_path: Path) -> None:
     tiny.tokenizer().save_pretrained(tmp_path / "model")
     tiny.save_data(tmp_path / "data.json")
     arguments = {"folder": str(tmp_path), "stages": [(3, False)], "modes": {"gradual": FLAGS}}
-    found = multiprocess.run(2, "runs", arguments)["3 gradual"]
+    sharded = multiprocess.run(2, "runs", arguments)["3 gradual"]
     expected = reference_run(tmp_path, FLAGS)
-    assert found["alive"] == expected["alive"] and found["ranks"] == expected["ranks"]
-    assert found["kept"] == expected["kept"] and found["rebuilds"] >= 2
-    assert found["ranks"][-1] > found["ranks"][0] and found["losses"][-1] < found["losses"][0]
-    assert np.allclose(found["losses"], expected["losses"], rtol=1e-4)
+    assert sharded["alive"] == expected["alive"] and sharded["ranks"] == expected["ranks"]
+    assert sharded["kept"] == expected["kept"] and sharded["rebuilds"] >= 2
+    assert sharded["ranks"][-1] > sharded["ranks"][0] and sharded["losses"][-1] < sharded["losses"][0]
+    assert np.allclose(sharded["losses"], expected["losses"], rtol=1e-4)
     # the biases of some rows are large, and scores are products of sums: rounding grows over the steps
-    assert np.allclose(found["scores"], expected["scores"], rtol=5e-3)
-    assert found["held_out"] == pytest.approx(expected["held_out"], rel=1e-4)
+    assert np.allclose(sharded["scores"], expected["scores"], rtol=5e-3)
+    assert sharded["held_out"] == pytest.approx(expected["held_out"], rel=1e-4)

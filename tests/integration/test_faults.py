@@ -66,10 +66,10 @@ def test_a_killed_rank_ends_the_others_and_the_run_goes_on(folder: Path, output:
         assert ended.statuses[victim] == -signal.SIGKILL and ended.statuses[1 - victim] == 3, ended.text
         assert len(lines(ended.text)) == 1 and "Traceback" not in ended.text, ended.text
         assert phase in lines(ended.text)[0] and f"rank {victim}" in lines(ended.text)[0].partition(":")[2]
-        found = checkpoint.numbered(Path(output[-1]))
-        for _, path in found:
+        checkpoints = checkpoint.numbered(Path(output[-1]))
+        for _, path in checkpoints:
             checkpoint.verify(path)
-        before, saved = saved, sorted(step for step, _ in found)
+        before, saved = saved, sorted(step for step, _ in checkpoints)
         assert len(saved) >= len(before) and bool(saved) == (where != "step")
     arguments = {"folder": str(folder), "name": "on", "stage": 3, "offload": False}
     on = multiprocess.run(2, "whole", arguments | {"flags": [*output, "--resume_from_checkpoint", "last"]})
@@ -156,10 +156,10 @@ def test_supervise_overwrites_only_what_its_own_starts_wrote(tmp_path: Path) -> 
 @pytest.fixture
 def dog(monkeypatch: pytest.MonkeyPatch) -> Watchdog:
     """Rank 0's watchdog in a world of 3, all heard of at second 100. No thread runs."""
-    made = Watchdog(20)
-    made.seen = [Seen(beats=5, phase=f"step {rank}", limited=True, alive=100.0, moved=100.0) for rank in range(3)]
-    made.answered = 100.0
-    return made
+    watchdog = Watchdog(20)
+    watchdog.seen = [Seen(beats=5, phase=f"step {rank}", limited=True, alive=100.0, moved=100.0) for rank in range(3)]
+    watchdog.answered = 100.0
+    return watchdog
 
 
 def test_the_watchdog_names_who_is_silent_and_who_is_behind(dog: Watchdog) -> None:
@@ -184,10 +184,10 @@ def test_memory_that_ran_out_is_one_line_with_three_settings(dog: Watchdog, monk
     with pytest.raises(RuntimeError) as failure:
         torch.empty(2**60)
     for error in (failure.value, torch.OutOfMemoryError("CUDA out of memory"), MemoryError()):
-        told = translate_error(error, dog)
-        assert isinstance(told, UserError) and "step 7: forward and backward" in str(told)
+        translated = translate_error(error, dog)
+        assert isinstance(translated, UserError) and "step 7: forward and backward" in str(translated)
         settings = ("--per_device_train_batch_size", "--gradient_checkpointing", "zero3_offload.json")
-        assert all(flag in str(told) for flag in settings)
+        assert all(flag in str(translated) for flag in settings)
     other = RuntimeError("shapes do not match")
     assert translate_error(other, dog) is other
     dog.period = 0.01

@@ -61,7 +61,7 @@ WRITTEN = {
 
 @pytest.mark.parametrize("name", WRITTEN)
 def test_file_and_configuration_have_one_dtype(name: str, place: Place, tmp_path: Path, run: Run) -> None:
-    kind, stored, said, flags, expected = WRITTEN[name]
+    kind, stored, stated, flags, expected = WRITTEN[name]
     if kind == "llama":
         words, folder = place.words(tmp_path / "out"), tmp_path / "model"
         tiny.model().to(stored).save_pretrained(folder)
@@ -71,7 +71,7 @@ def test_file_and_configuration_have_one_dtype(name: str, place: Place, tmp_path
         words = place.words(tmp_path / "out", *tiny.save_task(tmp_path, kind))
         folder = tmp_path / "model"
         tiny.small(kind).to(stored).save_pretrained(folder)
-    change(folder / "config.json", **({} if said else {"dtype": None}))
+    change(folder / "config.json", **({} if stated else {"dtype": None}))
     ended = run([*words, *SHORT, *flags, "--report", "false"])
     assert ended.status == 0, ended.err
     written = tmp_path / "out" / "model"
@@ -87,15 +87,15 @@ def test_a_weight_is_rounded_once(structure: str, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     write.export(model, anatomy, base.config, None, tiny.tokenizer(), folder, dtype=torch.bfloat16)
     assert dtypes(folder) == ({torch.bfloat16}, "bfloat16", torch.bfloat16)
-    held = load_file(folder / "model.safetensors")
+    tensors = load_file(folder / "model.safetensors")
     for path, module in model.named_modules():
         if isinstance(module, torch.nn.Linear):
             exact = module.merged() if isinstance(module, AptLinear) else module.weight
-            assert torch.equal(held[f"{path}.weight"], exact.bfloat16()), path
+            assert torch.equal(tensors[f"{path}.weight"], exact.bfloat16()), path
     loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
     with torch.no_grad():
-        exact, found = model(tiny.ids()).logits, loaded(tiny.ids()).logits
-    assert (found - exact).norm() / exact.norm() < 2**-6
+        exact, answer = model(tiny.ids()).logits, loaded(tiny.ids()).logits
+    assert (answer - exact).norm() / exact.norm() < 2**-6
 
 
 def test_the_room_a_run_needs_is_that_of_what_it_writes(place: Place, tmp_path: Path) -> None:

@@ -124,10 +124,10 @@ def test_malformed_input_is_one_line_and_status_two(
             statuses.append(0)
         except SystemExit as end:
             statuses.append(int(str(end.code)))
-        said = capfd.readouterr().err
+        err = capfd.readouterr().err
         if statuses[-1]:
-            lines = [line for line in said.splitlines() if line.startswith("error: ")]
-            assert statuses[-1] == 2 and len(lines) == 1 and len(said.splitlines()) == 1, (case.__name__, seed, said)
+            lines = [line for line in err.splitlines() if line.startswith("error: ")]
+            assert statuses[-1] == 2 and len(lines) == 1 and len(err.splitlines()) == 1, (case.__name__, seed, err)
             assert len(lines[0]) < 1000, (case.__name__, seed, lines[0])
     assert statuses.count(2) >= refused, statuses.count(2)
 

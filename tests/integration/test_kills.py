@@ -116,9 +116,9 @@ def strike(folder: Path, spread: Spread, flags: list[str], fault: Fault, draw: r
         case = (spread, fault, arguments, ended.text)
         for rank, status in enumerate(ended.statuses):
             assert status in allowed(fault, rank == victim), (rank, status, case)
-        told = [line for line in ended.text.splitlines() if line.startswith(("error: ", "stopped "))]
-        assert len(told) <= spread.ranks and "Traceback" not in ended.text, case
-        assert told or 0 in ended.statuses, case
+        endings = [line for line in ended.text.splitlines() if line.startswith(("error: ", "stopped "))]
+        assert len(endings) <= spread.ranks and "Traceback" not in ended.text, case
+        assert endings or 0 in ended.statuses, case
         return True
     # who is asked to stop while the model is written finishes; what strikes late in there may miss the run
     assert not came or fault.number == signal.SIGTERM or fault.where == "export", arguments
@@ -157,8 +157,8 @@ def test_nothing_is_lost_and_nothing_hangs(folder: Path, disk: Path) -> None:
             struck.append(fault)
             print(f"{spread.name}: {SIGNALS[fault.number]} in {fault.where}, after step {step}", flush=True)
         go_on = ["--resume_from_checkpoint", "last"] if checkpoint.numbered(output) else []
-        found = whole(folder, spread, [*flags, *go_on])
-        differing = [key for key in found if found[key] != straight[spread][key]]
+        faulty = whole(folder, spread, [*flags, *go_on])
+        differing = [key for key in faulty if faulty[key] != straight[spread][key]]
         assert not differing, (chain, spread, differing, struck)
         assert not list(output.glob("*.tmp"))
         survived.update(struck)

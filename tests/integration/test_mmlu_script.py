@@ -144,6 +144,6 @@ def test_a_port_that_is_taken_is_one_line_and_status_2(place: Path) -> None:
         alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
         words = ["--model", str(place / "model"), "--data_dir", str(place / "data"), "--subjects", "anatomy"]
         ended = launch(*words, **alone, MASTER_PORT=port)
-    told = [text for text in ended.stderr.splitlines() if text.startswith("error: ")]
-    assert (ended.returncode, len(told)) == (2, 1), ended.stderr
-    assert f"port {port} is in use" in told[0] and "Traceback" not in ended.stderr
+    errors = [text for text in ended.stderr.splitlines() if text.startswith("error: ")]
+    assert (ended.returncode, len(errors)) == (2, 1), ended.stderr
+    assert f"port {port} is in use" in errors[0] and "Traceback" not in ended.stderr

@@ -100,14 +100,14 @@ def launcher() -> list[str]:
 def hosts() -> Iterator[Hosts]:
     if os.geteuid() or not shutil.which("ip"):
         pytest.skip("two hosts on one machine need root and the command ip (iproute2)")
-    made = Hosts((f"a{os.getpid()}", f"b{os.getpid()}"))
+    hosts = Hosts((f"a{os.getpid()}", f"b{os.getpid()}"))
     try:
-        made.join()
+        hosts.join()
     except subprocess.CalledProcessError as error:
-        made.leave()
+        hosts.leave()
         pytest.skip(f"this machine allows no network namespaces: {error.stderr.strip()}")
-    yield made
-    made.leave()
+    yield hosts
+    hosts.leave()
 
 
 @pytest.fixture(scope="module")
@@ -137,16 +137,16 @@ def rows(output: Path) -> list[dict[str, Any]]:
 
 def ended(processes: list[subprocess.Popen[str]], timeout: float) -> list[tuple[int, str]]:
     """(status, stderr) of every process; none outlives this."""
-    end, found = time.monotonic() + timeout, []
+    end, endings = time.monotonic() + timeout, []
     try:
         for process in processes:
             err = process.communicate(timeout=max(1.0, end - time.monotonic()))[1]
-            found.append((process.returncode, err))
+            endings.append((process.returncode, err))
     finally:
         for process in processes:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-    return found
+    return endings
 
 
 def alone(folder: Path, output: Path, steps: int = STEPS) -> list[dict[str, Any]]:
@@ -156,12 +156,12 @@ def alone(folder: Path, output: Path, steps: int = STEPS) -> list[dict[str, Any]
     return rows(output)
 
 
-def alike(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+def alike(lines: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
     """The same decisions; losses within rounding."""
     assert expected[-1]["kept"] <= 0.61 and expected[-1]["ranks"]["max"] > 2
     for key in ("step", "kept", "ranks"):
-        assert [row[key] for row in found] == [row[key] for row in expected], key
-    assert np.allclose([row["loss"] for row in found], [row["loss"] for row in expected], rtol=1e-5)
+        assert [row[key] for row in lines] == [row[key] for row in expected], key
+    assert np.allclose([row["loss"] for row in lines], [row["loss"] for row in expected], rtol=1e-5)
 
 
 def test_two_hosts_do_what_one_does(hosts: Hosts, hostfile: Path, folder: Path, tmp_path: Path) -> None:
@@ -189,9 +189,9 @@ def test_a_cable_that_is_cut_ends_all_ranks_and_the_run_goes_on(
         both = ended(running, timeout=120)
         assert time.monotonic() - start < 60, "20 seconds, and what the launchers take"
         for rank, (status, err) in enumerate(both):
-            told = [line for line in err.splitlines() if line.startswith("error: ")]
-            assert status != 0 and len(told) == 1 and told[0].startswith(f"error: rank {rank}, in step"), err
-            assert f"rank {1 - rank}" in told[0] and "--resume_from_checkpoint last" in told[0]
+            errors = [line for line in err.splitlines() if line.startswith("error: ")]
+            assert status != 0 and len(errors) == 1 and errors[0].startswith(f"error: rank {rank}, in step"), err
+            assert f"rank {1 - rank}" in errors[0] and "--resume_from_checkpoint last" in errors[0]
             assert "Traceback" not in err
         print(f"cable {number + 1} of {cuts} cut after step {newest(output)}: both ended", flush=True)
         assert newest(output) < steps

@@ -49,8 +49,8 @@ def test_stages_agree_on_a_quantized_base(bits: int, runs: dict[str, dict[str, A
 @dist
 def test_moments_of_8_bits_train_as_those_of_32(folder: Path) -> None:
     modes = {"8": [*GRADUAL, *WIDE, "--optim", "adamw_8bit"], "32": [*GRADUAL, *WIDE]}
-    found = multiprocess.run(1, "runs", {"folder": str(folder), "stages": [(3, False)], "modes": modes})
-    eight, full = found["3 8"], found["3 32"]
+    runs = multiprocess.run(1, "runs", {"folder": str(folder), "stages": [(3, False)], "modes": modes})
+    eight, full = runs["3 8"], runs["3 32"]
     assert eight["alive"] == full["alive"]
     assert np.allclose(eight["losses"], full["losses"], rtol=2e-3) and eight["losses"] != full["losses"]
     assert eight["losses"][-1] < 0.95 * eight["losses"][0]
@@ -58,17 +58,17 @@ def test_moments_of_8_bits_train_as_those_of_32(folder: Path) -> None:
 
 @dist
 def test_resuming_across_cuts_is_bit_identical(folder: Path) -> None:
-    found = multiprocess.run(2, "resumed", {"folder": str(folder), "cases": [("both", 3, False, BOTH, [5])]})["both"]
-    straight = found["straight"]
+    runs = multiprocess.run(2, "resumed", {"folder": str(folder), "cases": [("both", 3, False, BOTH, [5])]})["both"]
+    straight = runs["straight"]
     assert straight["rebuilds"] >= 2 and len({row["kept"] for row in straight["rows"]}) > 2
-    for when, run in found.items():
+    for when, run in runs.items():
         assert [key for key in straight if run[key] != straight[key]] == [], when
     # other ranks share other blocks: moments are quantized anew
     source = {str(folder / "both" / "checkpoint-5"): BOTH}
     again = multiprocess.run(1, "continued", {"folder": str(folder), "sources": source, "stages": [(2, False)]})
     (run,) = again.values()
     assert run["alive"] == straight["alive"]
-    losses, expected = ([row["loss"] for row in found["rows"]] for found in (run, straight))
+    losses, expected = ([row["loss"] for row in each["rows"]] for each in (run, straight))
     assert np.allclose(losses, expected, rtol=5e-3)
 
 
@@ -76,10 +76,10 @@ def test_resuming_across_cuts_is_bit_identical(folder: Path) -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_rank_holds_its_share_of_the_codes(bits: int, folder: Path) -> None:
     flags = ["--pruning", "none", "--max_steps", "1", "--base_bits", str(bits)]
-    found = multiprocess.run(2, "packed_shards", {"folder": str(folder), "flags": flags})
-    assert len(found["whole"]) == 14
+    sizes = multiprocess.run(2, "packed_shards", {"folder": str(folder), "flags": flags})
+    assert len(sizes["whole"]) == 14
     for when in ("rest", "waiting"):
-        assert [2 * held for held in found[when]] == found["whole"], when
+        assert [2 * size for size in sizes[when]] == sizes["whole"], when
 
 
 @dist
@@ -140,8 +140,8 @@ def test_blocks_are_put_back_bit_for_bit_and_else_quantized() -> None:
         other = make([weight])
         other.state[weight] = dict(state)
         adam8bit.pack(other, weight, given)
-        found = adam8bit.raw(other, weight)
-        same = [torch.equal(found[key], blocks[key]) for key in blocks]
+        restored = adam8bit.raw(other, weight)
+        same = [torch.equal(restored[key], blocks[key]) for key in blocks]
         # a block whose largest moment is negative comes back with another scale
         assert all(same) == bool(given)
         adam8bit.unpack(other, weight)

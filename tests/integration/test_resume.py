@@ -193,8 +193,8 @@ def test_learned_gates_resume_in_every_mode(case: tuple[Any, ...], folder: Path)
 def test_a_stream_goes_on_with_as_many_ranks_only(folder: Path, some: Runs) -> None:
     source = str(folder / "streamed2" / "checkpoint-3")
     flags = [*at(folder, STREAMED), "--resume_from_checkpoint", source]
-    told = multiprocess.run(1, "refused", {"folder": str(folder), "flags": flags})
-    assert "was made by 2 processes, this run has 1" in told
+    line = multiprocess.run(1, "refused", {"folder": str(folder), "flags": flags})
+    assert "was made by 2 processes, this run has 1" in line
 
 
 @pytest.mark.slow
@@ -203,8 +203,8 @@ def test_a_broken_record_of_one_rank_ends_all_ranks_in_one_line(folder: Path) ->
     lines[99] = "{broken"  # in the part of rank 1, after what every rank reads at the start
     (folder / "broken.jsonl").write_text("\n".join(lines), encoding="utf8")
     flags = [*at(folder, STREAMED), "--data_path", str(folder / "broken.jsonl")]
-    told = multiprocess.run(2, "refused", {"folder": str(folder), "flags": flags})
-    assert "broken.jsonl, line 100, column 2: not valid JSON" in told
+    line = multiprocess.run(2, "refused", {"folder": str(folder), "flags": flags})
+    assert "broken.jsonl, line 100, column 2: not valid JSON" in line
 
 
 def alike(run: dict[str, Any], straight: dict[str, Any]) -> None:
@@ -212,7 +212,7 @@ def alike(run: dict[str, Any], straight: dict[str, Any]) -> None:
     assert run["alive"] == straight["alive"] and run["rebuilds"] == straight["rebuilds"]
     for key in ("kept", "ranks", "step"):
         assert [row[key] for row in run["rows"]] == [row[key] for row in straight["rows"]], key
-    losses, expected = ([row["loss"] for row in found["rows"]] for found in (run, straight))
+    losses, expected = ([row["loss"] for row in each["rows"]] for each in (run, straight))
     assert np.allclose(losses, expected, rtol=1e-5)
     assert run["held_out"] == pytest.approx(straight["held_out"], rel=1e-5)
 
@@ -224,8 +224,8 @@ def test_other_ranks_and_stages_go_on_alike(world: int, folder: Path, some: Runs
         sources[str(folder / "mixed2" / "checkpoint-3")] = at(folder, MIXED)
         sources[str(folder / "gradual_whole3" / "checkpoint-1")] = GRADUAL_WHOLE
     stages = [(2, False), (3, True)] if world == 1 else [(0, False), (2, False), (3, False)]
-    found = multiprocess.run(world, "continued", {"folder": str(folder), "sources": sources, "stages": stages})
-    assert len(found) == len(sources) * len(stages)
-    for name, run in found.items():
+    runs = multiprocess.run(world, "continued", {"folder": str(folder), "sources": sources, "stages": stages})
+    assert len(runs) == len(sources) * len(stages)
+    for name, run in runs.items():
         case = next(case for case in ("mixed2", "gradual_whole3", "gradual3") if case in name)
         alike(run, some[case]["straight"])

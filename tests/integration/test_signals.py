@@ -42,14 +42,14 @@ def saved(output: Path) -> list[int]:
 
 
 def test_scoring_that_is_ended_starts_anew_on_resume(folder: Path) -> None:
-    found = multiprocess.run(2, "fault_injection.interrupted", {"folder": str(folder), "cases": SCORED})
-    for name, runs in found.items():
+    cases = multiprocess.run(2, "fault_injection.interrupted", {"folder": str(folder), "cases": SCORED})
+    for name, runs in cases.items():
         straight, step = runs.pop("straight"), 2 if name == "fisher" else 0
         assert straight["rows"][-1]["kept"] <= 0.6 and straight["rebuilds"] >= 1
-        said = {"signal": f"143 stopped after step {step}: go on", "bad": f"2 after step {step}: 1 steps in a row"}
+        expected = {"signal": f"143 stopped after step {step}: go on", "bad": f"2 after step {step}: 1 steps in a row"}
         for why, run in runs.items():
-            assert run["ended"].startswith(said[why]) and run["steps"] == [step], (name, why, run)
-            differing = [key for key in straight if run["told"][key] != straight[key]]
+            assert run["ended"].startswith(expected[why]) and run["steps"] == [step], (name, why, run)
+            differing = [key for key in straight if run["outcome"][key] != straight[key]]
             assert not differing, (name, why, differing)
 
 
@@ -57,8 +57,8 @@ def test_scoring_that_is_ended_starts_anew_on_resume(folder: Path) -> None:
 def test_a_cut_without_a_finite_step_ends_all_ranks(score: list[str], folder: Path) -> None:
     flags = [*SIZES, *score, "--save_steps", "0", "--max_nonfinite_steps", "5"]
     arguments = {"folder": str(folder), "place": "unscored", "stage": 3, "offload": False, "flags": flags}
-    told = multiprocess.run(2, "fault_injection.end_scoring", arguments | {"number": 1, "bad": True})
-    assert told.startswith("2 no step before the cut had a finite loss"), told
+    ending = multiprocess.run(2, "fault_injection.end_scoring", arguments | {"number": 1, "bad": True})
+    assert ending.startswith("2 no step before the cut had a finite loss"), ending
 
 
 @pytest.mark.parametrize(("where", "victim"), [("load", 1), ("evaluation", 0)])

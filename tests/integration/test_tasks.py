@@ -54,7 +54,7 @@ def modes(folder: Path) -> dict[str, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def found(folder: Path, modes: dict[str, list[str]]) -> dict[str, list[dict[str, Any]]]:
+def distilled(folder: Path, modes: dict[str, list[str]]) -> dict[str, list[dict[str, Any]]]:
     """Every kind's runs: one process first, then two."""
     runs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
     for world, stages in ((1, [(0, False)]), (2, [(2, False), (3, False), (2, True)])):
@@ -67,8 +67,8 @@ def found(folder: Path, modes: dict[str, list[str]]) -> dict[str, list[dict[str,
 
 @pytest.mark.dist
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_distilled_run_is_the_same_in_every_stage(kind: str, found: dict[str, list[dict[str, Any]]]) -> None:
-    check_alike(found[kind])
+def test_a_distilled_run_is_the_same_in_every_stage(kind: str, distilled: dict[str, list[dict[str, Any]]]) -> None:
+    check_alike(distilled[kind])
 
 
 @pytest.mark.dist
@@ -121,11 +121,11 @@ def test_a_checkpoint_without_a_head_gets_one_and_says_so(
     tiny.framing_tokenizer().save_pretrained(folder / "bare")
     base = loading.find_base(str(folder / "bare"), "mnli", ("a", "b", "c"))
     run = resolve(["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), *modes["bert-classes"]])
-    made = [loading.load_model(base, run) for _ in range(2)]
-    assert made[0].config.num_labels == 3 and made[0].classifier.weight.shape == (3, 32)
-    assert torch.equal(made[0].classifier.weight, made[1].classifier.weight)
-    assert 0.01 < made[0].classifier.weight.std() < 0.03 and not made[0].classifier.bias.any()
-    assert torch.equal(made[0].bert.pooler.dense.weight, source.bert.pooler.dense.weight)
+    models = [loading.load_model(base, run) for _ in range(2)]
+    assert models[0].config.num_labels == 3 and models[0].classifier.weight.shape == (3, 32)
+    assert torch.equal(models[0].classifier.weight, models[1].classifier.weight)
+    assert 0.01 < models[0].classifier.weight.std() < 0.03 and not models[0].classifier.bias.any()
+    assert torch.equal(models[0].bert.pooler.dense.weight, source.bert.pooler.dense.weight)
     assert "classifier: not in the checkpoint, initialized at random" in capfd.readouterr().err
 
 
@@ -183,25 +183,25 @@ def test_pruning_never_moves_an_unpruned_teacher(
         "1e-2",
     ]
     words += ["--output_dir", str(folder / f"{kind}-{teacher}"), "--overwrite_output_dir", "--save_steps", "0"]
-    made = training_run.prepare(resolve(["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), *words]))
-    training_loss, pruner, batch = made.training_loss, made.pruner, made.steps.batches.on_device(0, 0)
+    trainer = training_run.prepare(resolve(["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), *words]))
+    training_loss, pruner, batch = trainer.training_loss, trainer.pruner, trainer.steps.batches.on_device(0, 0)
     training_loss.phase.best_score = float("inf")  # no later student counts as better
-    first, moved, ranks = None, [], made.pruner.growth.initial_parameters
+    first, moved, ranks = None, [], trainer.pruner.growth.initial_parameters
     for step in range(12):
         if not training_loss.phase.active:
             break
         training_loss.begin(step, [])
-        logits = training_loss.distillation.teacher_outputs(made.engine, batch, pruner.masks).logits
+        logits = training_loss.distillation.teacher_outputs(trainer.engine, batch, pruner.masks).logits
         first = logits if first is None else first
         moved.append(max((a - b).abs().max().item() for a, b in zip(logits, first, strict=True)))
-        made.train_step(step)
-        made.adjust(step + 1)
+        trainer.train_step(step)
+        trainer.adjust(step + 1)
         if step == 7:
             assert (pruner.kept() == 1) == (pruner.masks.values.min() < 1) == (teacher == "unpruned")
-            assert sum(p.numel() for n, p in made.engine.module.named_parameters() if "lora" in n) > ranks
+            assert sum(p.numel() for n, p in trainer.engine.module.named_parameters() if "lora" in n) > ranks
     assert not training_loss.phase.active and len(moved) == pruner.phase == 10
     assert max(moved) < 1e-4 if teacher == "unpruned" else max(moved) > 1e-2
-    made.finish()
+    trainer.finish()
 
 
 def test_a_sequence_longer_than_the_positions_is_refused(folder: Path, modes: dict[str, list[str]]) -> None:

@@ -49,9 +49,9 @@ torch.save(found, sys.argv[1] + ".out")
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    made = tiny.tokenizer()
-    made.add_special_tokens({"additional_special_tokens": ["<|user|>"]})
-    return made
+    extended = tiny.tokenizer()
+    extended.add_special_tokens({"additional_special_tokens": ["<|user|>"]})
+    return extended
 
 
 def decoder(row: str, structure: str, form: str, folder: Path) -> Any:
@@ -110,9 +110,9 @@ def test_the_same_answers_in_both_versions(request: pytest.FixtureRequest, tmp_p
         smaller = apply_plan(model, anatomy, Plan(keep=keep), None, torch.Generator())
         cases[family] = answer(model, smaller, base, tmp_path / family)
     calls = {name: call for name, (call, _) in cases.items()}
-    found = transformers_4.answers(interpreter, SCRIPT, calls, tmp_path)
+    answers = transformers_4.answers(interpreter, SCRIPT, calls, tmp_path)
     for name, (call, expected) in cases.items():
-        own = found[name]
+        own = answers[name]
         assert torch.allclose(own["logits"], expected["logits"], atol=2e-5, rtol=1e-5), name
         if "generated" in expected:
             assert torch.equal(own["generated"], expected["generated"]), name

@@ -48,7 +48,7 @@ def flags(*words: str) -> Spoil:
 def folder(**files: str | None) -> Spoil:
     """Flags that give the tiny model with some of its files replaced, or taken away. Names have __ for a dot."""
 
-    def made(place: Place) -> list[str]:
+    def spoil(place: Place) -> list[str]:
         spoiled = place.folder / "spoiled"
         shutil.rmtree(spoiled, ignore_errors=True)
         shutil.copytree(place.folder / "model", spoiled)
@@ -59,7 +59,7 @@ def folder(**files: str | None) -> Spoil:
                 path.write_text(content, encoding="utf8")
         return ["--model_name_or_path", str(spoiled)]
 
-    return made
+    return spoil
 
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + 64 * "0" + "\nsize 100\n"
@@ -353,7 +353,7 @@ def test_a_bad_step_is_neither_applied_nor_scored(
 ) -> None:
     """A NaN every other step: never two in a row, so the run goes on."""
     words = place.words(tmp_path / "out", *GRADUAL, "--max_nonfinite_steps", "2", "--warmup_ratio", "0")
-    made = training_run.prepare(resolve([*words, "--deepspeed", str(ROOT / "ds_configs" / f"{name}.json")]))
+    trainer = training_run.prepare(resolve([*words, "--deepspeed", str(ROOT / "ds_configs" / f"{name}.json")]))
     bad = False
 
     class Spoiled(CausalLoss):
@@ -361,21 +361,21 @@ def test_a_bad_step_is_neither_applied_nor_scored(
             return super().summed_loss(model, batch) * (math.nan if bad else 1.0)
 
     def state() -> list[bytes]:
-        weights = [p for _, a in adapter.adapters(made.engine.module) for p in (a.lora_A, a.lora_B)]
+        weights = [p for _, a in adapter.adapters(trainer.engine.module) for p in (a.lora_A, a.lora_B)]
         with zero.gathered(weights):
             tuned = [p.detach().cpu().numpy().tobytes() for p in weights]
-        pruner = made.pruner
+        pruner = trainer.pruner
         importance = b"" if pruner.growth.importance is None else pruner.growth.importance.cpu().numpy().tobytes()
         return [*tuned, importance, pruner.scores().tobytes(), pruner.scorer.abs_sums.cpu().numpy().tobytes()]
 
-    made.training_loss.task_loss = Spoiled()
+    trainer.training_loss.task_loss = Spoiled()
     for step in range(4):
         before, bad = state(), step % 2 == 1
-        made.train_step(step)
+        trainer.train_step(step)
         assert (state() == before) is bad, step
     bad = False
-    assert torch.isfinite(torch.from_numpy(made.pruner.scores())).all()
-    made.finish()
+    assert torch.isfinite(torch.from_numpy(trainer.pruner.scores())).all()
+    trainer.finish()
     assert len(nonfinite_steps(capfd.readouterr().err)) == 2
     rows = (tmp_path / "out" / "metrics.jsonl").read_text(encoding="utf8").splitlines()
     # strict JSON has no NaN

@@ -58,14 +58,14 @@ def trained(place: Place, flags: list[str]) -> torch.Tensor:
     words = place.words(
         place.folder / "out", "--max_steps", "2", "--calibration_steps", "1", "--save_steps", "0", *flags
     )
-    made = run.prepare(resolve(words))
-    made.train_loop()
-    assert made.pruner.at_target() and made.pruner.pruning_finished | (made.pruner.cut_step is not None)
-    model = made.engine.module.eval()
+    trainer = run.prepare(resolve(words))
+    trainer.train_loop()
+    assert trainer.pruner.at_target() and trainer.pruner.pruning_finished | (trainer.pruner.cut_step is not None)
+    model = trainer.engine.module.eval()
     with torch.no_grad():
         logits = model(input_ids=tiny.ids(2)).logits
-    made.finish()
-    made.metrics_logger.close()
+    trainer.finish()
+    trainer.metrics_logger.close()
     return logits
 
 
@@ -80,10 +80,10 @@ def check(cases: dict[str, tuple[str, dict[str, bool], list[str]]], folder: Path
         assert "adaptive" in flags or not bundled
         greedy = {"max_new_tokens": 2, "do_sample": False}
         calls[name] = (AUTO, str(written), bundled, {"input_ids": tiny.ids(2)}, greedy)
-    found = loaded_elsewhere(calls, folder)
-    for (name, attention), (_, answer, _) in found.items():
+    answers = loaded_elsewhere(calls, folder)
+    for (name, attention), (_, answer, _) in answers.items():
         assert torch.allclose(answer["logits"], expected[name], atol=1e-5), (name, attention)
-    return {name: kind for (name, _), (kind, _, _) in found.items()}
+    return {name: kind for (name, _), (kind, _, _) in answers.items()}
 
 
 def test_runs_on_published_shapes_end_in_a_model(tmp_path: Path) -> None:

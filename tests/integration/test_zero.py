@@ -50,9 +50,9 @@ def test_every_stage_equals_plain_pytorch(
     mode: str, runs: dict[str, dict[str, Any]], references: dict[str, dict[str, Any]]
 ) -> None:
     expected = references[mode]
-    found = {name: run for name, run in runs.items() if name.endswith(mode)}
-    assert len(found) == len(STAGES)
-    for name, run in found.items():
+    stages = {name: run for name, run in runs.items() if name.endswith(mode)}
+    assert len(stages) == len(STAGES)
+    for name, run in stages.items():
         assert run["alive"] == expected["alive"], name
         assert run["ranks"] == expected["ranks"] and run["kept"] == expected["kept"], name
         assert run["rebuilds"] >= 2 and run["kept"][-1] < 0.62, name
@@ -70,12 +70,12 @@ def test_training_learns(references: dict[str, dict[str, Any]]) -> None:
 
 @pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_fifty_rebuilds_leave_nothing(world: int, folder: Path) -> None:
-    found = multiprocess.run(
+    censuses = multiprocess.run(
         world,
         "rebuild_jobs.rebuilds",
         {"folder": str(folder), "stages": [(2, False), (3, False), (3, True)], "count": 50},
     )
-    for mode, census in found.items():
+    for mode, census in censuses.items():
         first, last = census[0], census[-1]
         for key in ("engines", "modules", "hooks", "stack"):
             assert last[key] == first[key], (mode, key, [c[key] for c in census])
@@ -116,9 +116,9 @@ def test_no_rank_ever_holds_all_weights_under_stage_3(files: int, folder: Path) 
     tiny.model().save_pretrained(folder / name, max_shard_size=size)
     tiny.tokenizer().save_pretrained(folder / name)
     assert len(list((folder / name).glob("*.safetensors"))) >= files
-    found = multiprocess.run(2, "load_sharded", {"folder": str(folder), "model": name})
-    assert found["held"] <= 0.51 * found["total"] + 64
-    assert found["largest"] < 0.8 * found["total"]
+    sizes = multiprocess.run(2, "load_sharded", {"folder": str(folder), "model": name})
+    assert sizes["held"] <= 0.51 * sizes["total"] + 64
+    assert sizes["largest"] < 0.8 * sizes["total"]
 
 
 def test_a_rebuild_needs_one_layer_more_than_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,12 +126,12 @@ def test_a_rebuild_needs_one_layer_more_than_is_held(tmp_path: Path, monkeypatch
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")
     tiny.config("mha", hidden_size=512, intermediate_size=1408, num_hidden_layers=6).save_pretrained(tmp_path)
     stages = [(2, False), (3, False)]
-    for name, told in multiprocess.run(
+    for name, peaks in multiprocess.run(
         1, "rebuild_jobs.rebuild_memory", {"folder": str(tmp_path), "stages": stages}, fresh=True
     ).items():
-        assert told["kept"] <= 70, name
+        assert peaks["kept"] <= 70, name
         for part in ("apply_plan", "build"):
-            assert told[part] <= told["held"] + told["layer"], (name, part, told)
+            assert peaks[part] <= peaks["held"] + peaks["layer"], (name, part, peaks)
 
 
 def test_a_disagreement_stops_all_ranks_and_names_the_odd_one() -> None:
@@ -142,24 +142,24 @@ def test_a_disagreement_stops_all_ranks_and_names_the_odd_one() -> None:
 
 
 def test_importance_is_the_same_for_every_split(folder: Path) -> None:
-    found = {
+    importances = {
         f"{world} {name}": values
         for world in (1, 2)
         for name, values in multiprocess.run(
             world, "score_jobs.importances", {"folder": str(folder), "stages": STAGES}
         ).items()
     }
-    first = next(iter(found.values()))
+    first = next(iter(importances.values()))
     assert len(first) == 4 and min(first) > 0
-    for name, values in found.items():
+    for name, values in importances.items():
         assert np.allclose(values, first, rtol=1e-4), (name, json.dumps(values), json.dumps(first))
 
 
 @pytest.mark.parametrize("flags", [[], ["--bf16"]])
 def test_a_rebuild_that_changes_nothing_is_bit_exact(flags: list[str], folder: Path) -> None:
     stages = STAGES if not flags else STAGES[1:]
-    found = multiprocess.run(2, "score_jobs.middle_rebuild", {"folder": str(folder), "stages": stages, "flags": flags})
-    for name, (straight, rebuilt) in found.items():
+    runs = multiprocess.run(2, "score_jobs.middle_rebuild", {"folder": str(folder), "stages": stages, "flags": flags})
+    for name, (straight, rebuilt) in runs.items():
         assert straight == rebuilt, name
 
 
@@ -174,8 +174,8 @@ def test_loss_scale_and_counters_continue(folder: Path) -> None:
     if not devices.gpus():
         pytest.skip("DeepSpeed has no fp16 on the CPU: needs a CUDA device")
     stages = [(1, False), (2, False), (3, False)]
-    found = multiprocess.run(1, "score_jobs.loss_scales", {"folder": str(folder), "stages": stages}, gpu=True)
-    for name, (before, after) in found.items():
+    scales = multiprocess.run(1, "score_jobs.loss_scales", {"folder": str(folder), "stages": stages}, gpu=True)
+    for name, (before, after) in scales.items():
         assert before == after, name
         assert before["counters"]["global_steps"] == 4 and before["scaler"]["cur_iter"] == 4, name
 
@@ -183,14 +183,14 @@ def test_loss_scale_and_counters_continue(folder: Path) -> None:
 def test_searched_sizes_and_factors_are_the_same_on_any_ranks_and_stages(folder: Path) -> None:
     flags = ["--max_steps", "2", "--score", "random", "--structure", "adaptive", "--sparsity", "0.4", "--align", "4"]
     flags += ["--allocate", "kl", "--allocate_evaluations", "120", "--scale_steps", "8"]
-    found: dict[str, dict[str, Any]] = {}
+    compared: dict[str, dict[str, Any]] = {}
     for world, stages in ((1, [(2, False)]), (2, [(3, False), (0, False)])):
         # four rows a step: two micro-batches of one process, or one of each of two
         step = ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", str(2 // world)]
         modes = {"searched": [*flags, *step]}
         runs = multiprocess.run(world, "runs", {"folder": str(folder), "stages": stages, "modes": modes})
-        found |= {f"{world} {name}": run for name, run in runs.items()}
-    first, *others = found.values()
+        compared |= {f"{world} {name}": run for name, run in runs.items()}
+    first, *others = compared.values()
     assert first["allocation"]["kl_after"] < 0.99 * first["allocation"]["kl_before"]
     assert first["allocation"]["evaluations"] <= 120 and first["allocation"]["moves"] > 0
     assert first["scales"]["smallest"] < 1 < first["scales"]["largest"] and max(first["kept"]) <= 0.6
@@ -219,12 +219,12 @@ def test_repairs_are_the_same_on_any_ranks_and_stages(whole: bool, folder: Path)
         words = ["--max_steps", "2", "--calibration_steps", "2", "--prune_blocks", "heads,neurons", "--score", score]
         words += ["--structure", "adaptive", "--sparsity", "0.4", "--align", "4", *repaired]
         modes[kind] = [*tiny.save_task(folder / kind, kind), *words]
-    found: dict[str, list[dict[str, Any]]] = {mode: [] for mode in modes}
+    compared: dict[str, list[dict[str, Any]]] = {mode: [] for mode in modes}
     for world, stages in ((1, [(2, False)]), (2, [(3, False), (0, False)] if whole else [(3, False)])):
         runs = multiprocess.run(world, "runs", {"folder": str(folder), "stages": stages, "modes": modes})
         for name, run in runs.items():
-            found[name.split()[1]].append(run)
-    for mode, (first, *others) in found.items():
+            compared[name.split()[1]].append(run)
+    for mode, (first, *others) in compared.items():
         assert first["repair"] and any(site["ridge"] for site in first["repair"]["sites"]), mode
         for run in others:
             assert run["alive"] == first["alive"], mode
@@ -234,5 +234,5 @@ def test_repairs_are_the_same_on_any_ranks_and_stages(whole: bool, folder: Path)
                 assert own["path"] == expected["path"] and own["ridge"] == expected["ridge"], mode
                 assert own["error_repaired"] == pytest.approx(expected["error_repaired"], rel=1e-2), mode
                 assert own["error_cut"] == pytest.approx(expected["error_cut"], rel=1e-2), mode
-    assert any("q_proj" in site["path"] for site in found["readers"][0]["repair"]["sites"])
-    assert found["obs"][0]["alive"] != found["repaired"][0]["alive"] and any(found["obs"][0]["scores"])
+    assert any("q_proj" in site["path"] for site in compared["readers"][0]["repair"]["sites"])
+    assert compared["obs"][0]["alive"] != compared["repaired"][0]["alive"] and any(compared["obs"][0]["scores"])

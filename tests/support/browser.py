@@ -33,7 +33,7 @@ window.addEventListener("load", () => setTimeout(() => {
 
 def chromium() -> str:
     """The path of Chromium. Skips the test where it is not installed."""
-    path = next((found for name in NAMES if (found := shutil.which(name))), None)
+    path = next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:
         pytest.skip("Chromium is not installed")
     return path

@@ -20,8 +20,8 @@ for line in sys.stdin:
     pid = os.fork()
     if pid:
         os.close(theirs)
-        with open(ours) as told:
-            text = told.read()
+        with open(ours) as source:
+            text = source.read()
         print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), text]), flush=True)
         continue
     status = 0

@@ -23,15 +23,15 @@ def mmlu_choices(folder: str, limit: int, max_length: int) -> dict[str, Any]:
     subjects = ("anatomy", "college_physics", "world_religions")
     asked = data.load(str(place / "data"), subjects, limit=limit)
     settings = mmlu.Settings(batch_size=2, max_length=max_length)
-    found: dict[str, Any] = {}
+    choices: dict[str, Any] = {}
     for name, config in (("plain", ""), ("sharded", zero_json(folder, 3))):
         judged = loading.load(str(place / "model"), deepspeed=config)
-        found[name] = mmlu.evaluate(judged.runner, judged.tokenizer, asked, settings).choices
+        choices[name] = mmlu.evaluate(judged.runner, judged.tokenizer, asked, settings).choices
         scores, greedy = continuation_scores(judged.runner, continuations(), 2, judged.device)
-        found[f"{name}_scores"] = [scores.tolist(), greedy.tolist()]
-    found["total"] = sum(zero.full_numel(p) for p in judged.model.parameters())
-    found["held"] = sum(p.numel() + p.ds_tensor.numel() for p in judged.model.parameters())
-    return found
+        choices[f"{name}_scores"] = [scores.tolist(), greedy.tolist()]
+    choices["total"] = sum(zero.full_numel(p) for p in judged.model.parameters())
+    choices["held"] = sum(p.numel() + p.ds_tensor.numel() for p in judged.model.parameters())
+    return choices
 
 
 def continuations() -> list[Continuation]:
@@ -44,13 +44,13 @@ def harness_figures(folder: str, stages: list[int]) -> dict[str, Any]:
     from apt_ds.eval import lm_eval_harness, loading
 
     zero.init_distributed()
-    found = {}
+    by_stage = {}
     for stage in stages:
         judged = loading.load(str(Path(folder) / "model"), deepspeed=zero_json(folder, stage) if stage else "")
         request = lm_eval_harness.Request({"arc_challenge": (2, "acc_norm")}, folder, batch_size=2)
         figures = lm_eval_harness.run(judged, request)["arc_challenge"]
-        found[str(stage)] = {name: value for name, value in figures.items() if not name.endswith("stderr")}
-    return found
+        by_stage[str(stage)] = {name: value for name, value in figures.items() if not name.endswith("stderr")}
+    return by_stage
 
 
 def span_evaluator() -> SpanEvaluator:

@@ -163,18 +163,18 @@ def interrupted(
     It is ended while it scores before its cut, from micro-batch `number` on: by SIGTERM to rank 1 ("signal"), or by
     losses that are not finite ("bad").
     """
-    found = {}
+    runs = {}
     for name, stage, offload, flags, number, whys in cases:
         flags = [*flags, "--save_steps", "0", "--max_nonfinite_steps", "1"]
-        found[name] = {"straight": whole(folder, f"{name}_straight", stage, offload, flags)}
+        runs[name] = {"straight": whole(folder, f"{name}_straight", stage, offload, flags)}
         for why in whys:
             place = f"{name}_{why}"
             why_ended = end_scoring(folder, place, stage, offload, flags, number, why == "bad")
             steps = sorted(step for step, _ in checkpoint.numbered(Path(folder) / place))
             torch.rand(3)
             on = whole(folder, place, stage, offload, [*flags, "--resume_from_checkpoint", "last"])
-            found[name][why] = {"ended": why_ended, "steps": steps, "told": on}
-    return found
+            runs[name][why] = {"ended": why_ended, "steps": steps, "outcome": on}
+    return runs
 
 
 def end_scoring(folder: str, place: str, stage: int, offload: bool, flags: list[str], number: int, bad: bool) -> str:
@@ -192,16 +192,16 @@ def end_scoring(folder: str, place: str, stage: int, offload: bool, flags: list[
     training_loss.TrainingLoss.micro_batch_loss = struck
     try:
         with StopSignals() as stop_signals:
-            made = training_run.prepare(
+            trainer = training_run.prepare(
                 run_config(folder, stage, offload, ["--output_dir", str(Path(folder) / place), *flags]), stop_signals
             )
             try:
-                made.run()
+                trainer.run()
             except (Stopped, UserError) as ended:
                 return f"{getattr(ended, 'status', 2)} {ended}"
             finally:
-                zero.destroy(made.engine)
-                made.metrics_logger.close()
+                zero.destroy(trainer.engine)
+                trainer.metrics_logger.close()
                 collectives.barrier()
     finally:
         training_loss.TrainingLoss.micro_batch_loss = original
@@ -238,5 +238,5 @@ def memory(flags: list[str]) -> dict[str, int]:
     training_run.train(run)
     peak = max(*peaks, process_memory.peak_memory(cpu)) - process
     config = load_config(run, collectives.world_size(), base.config.hidden_size)
-    found = dry_run.estimate_run(run, base, data, config, collectives.world_size(), on_cpu=True)
-    return {"measured": peak, "estimated": found.total()}
+    estimate = dry_run.estimate_run(run, base, data, config, collectives.world_size(), on_cpu=True)
+    return {"measured": peak, "estimated": estimate.total()}

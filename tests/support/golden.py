@@ -89,8 +89,8 @@ def figures(run: Short, folder: Path) -> dict[str, Any]:
 def record() -> None:
     """Run all seven and write what they give."""
     with tempfile.TemporaryDirectory() as folder:
-        found = {name: figures(run, Path(folder) / name) for name, run in RUNS.items()}
-    content = {"platform": platform_name(), "runs": found}
+        runs = {name: figures(run, Path(folder) / name) for name, run in RUNS.items()}
+    content = {"platform": platform_name(), "runs": runs}
     FILE.write_text(json.dumps(content, indent=1) + "\n", encoding="utf8")
 
 

@@ -154,12 +154,12 @@ def bpe(form: str, template: str | None, bos: bool = False) -> PreTrainedTokeniz
         place = inner.token_to_id("<s>")
         inner.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", place)])
     end = "<|im_end|>" if template in (CHATML, MARKED) else "<|eot_id|>" if template == LLAMA3 else "</s>"
-    made = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token=end, unk_token="<unk>")
-    made.add_special_tokens(
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token=end, unk_token="<unk>")
+    tokenizer.add_special_tokens(
         {"additional_special_tokens": [AddedToken(token, normalized=False) for token in _SPECIAL[3:]]}
     )
-    made.chat_template = template
-    return made
+    tokenizer.chat_template = template
+    return tokenizer
 
 
 TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
@@ -222,7 +222,7 @@ def pairs(folder: Path) -> Iterator[tuple[str, Callable[[], Sequence[Row]]]]:
 
 def record() -> dict[str, str]:
     """The outcome of every format, template and tokenizer."""
-    found: dict[str, str] = {}
+    outcomes: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         examples = {form: load_examples(conversations(folder, form)) for form in FORMATS}
@@ -230,12 +230,12 @@ def record() -> dict[str, str]:
             tokenizer = make()
             for form, given in examples.items():
                 length = LENGTHS[form]
-                found[f"{form}, {template}"] = outcome(
+                outcomes[f"{form}, {template}"] = outcome(
                     lambda: list(build_dataset(given, tokenizer, length, NOW))  # noqa: B023
                 )
         for task, rows in pairs(folder):
-            found[task] = outcome(rows)
-    return found
+            outcomes[task] = outcome(rows)
+    return outcomes
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def callback_runs(folder: str, cases: dict[str, dict[str, Any]]) -> dict[str, di
     Returns:
         Losses, scores, kept sizes, and the largest difference of logits between the masked and the written model.
     """
-    found = {}
+    runs = {}
     for name, changes in cases.items():
         place = Path(folder) / f"{name}{collectives.world_size()}"
         # under ZeRO-3 the arguments make from_pretrained shard the model, over the processes that their device joins
@@ -73,19 +73,19 @@ def callback_runs(folder: str, cases: dict[str, dict[str, Any]]) -> dict[str, di
         zero.init_distributed()
         model = AutoModelForCausalLM.from_pretrained(Path(folder) / "model")
         callback = apt_ds.AptCallback(**OPTIONS)
-        made = trainer(model, args, callback)
-        made.train()
+        hf_trainer = trainer(model, args, callback)
+        hf_trainer.train()
         callback.export(place / "pruned")
         collectives.barrier()
-        wrapped = made.model_wrapped
+        wrapped = hf_trainer.model_wrapped
         wrapped.eval()
         with torch.no_grad():
             masked = wrapped(input_ids=tiny.ids()).logits
         # one rank alone cannot load a model that all ranks would share
         with zero.whole_while_making():
             written = AutoModelForCausalLM.from_pretrained(place / "pruned") if collectives.is_main() else None
-        found[name] = {
-            "losses": [row["loss"] for row in made.state.log_history if "loss" in row],
+        runs[name] = {
+            "losses": [row["loss"] for row in hf_trainer.state.log_history if "loss" in row],
             "scores": callback.pruner.scores().tolist(),
             "summary": callback.summary(),
             "cuts": callback.cuts_while_training,
@@ -94,4 +94,4 @@ def callback_runs(folder: str, cases: dict[str, dict[str, Any]]) -> dict[str, di
             "difference": float((written(tiny.ids()).logits - masked).abs().max()) if written is not None else 0.0,
         }
         collectives.barrier()
-    return found
+    return runs

@@ -29,7 +29,7 @@ def saved_in_parts(folder: str, cases: list[tuple[str, int, bool, list[str], lis
 
     def adding(self: ShardWriter, *arguments: Any) -> None:
         add(self, *arguments)
-        waiting = (t.nbytes for held in self._waiting.values() for t in held.values())
+        waiting = (t.nbytes for tensors in self._waiting.values() for t in tensors.values())
         most["waiting"] = max(most["waiting"], sum(waiting))
 
     collectives.gather_objects, zero.take_state, ShardWriter.add = gathering, taking, adding
@@ -46,10 +46,10 @@ def saved_in_parts(folder: str, cases: list[tuple[str, int, bool, list[str], lis
 
 def exported(folder: str, cases: list[tuple[str, int, bool, list[str]]]) -> dict[str, dict[str, Any]]:
     """Facts of whole runs (name, stage, offload, flags), each into a folder of its name."""
-    found = {}
+    runs = {}
     for name, stage, offload, flags in cases:
         output = ["--output_dir", str(Path(folder) / name)]
-        made = run.prepare(run_config(folder, stage, offload, [*flags, *output]))
-        found[name] = facts(made, made.run())
+        trainer = run.prepare(run_config(folder, stage, offload, [*flags, *output]))
+        runs[name] = facts(trainer, trainer.run())
         collectives.barrier()
-    return found
+    return runs

@@ -18,12 +18,12 @@ SUBJECTS = ("anatomy", "college_physics", "world_religions")
 
 def questions(subject: str, count: int, first: int = 0) -> list[Question]:
     """Of different lengths, answers in turn A, B, C, D."""
-    made = []
+    asked = []
     for i in range(first, first + count):
         words = [tiny.WORDS[(7 * i + k) % len(tiny.WORDS)] for k in range(8)]
         text = " ".join([*words[: 2 + i % 5], f"w{i}"])
-        made.append(Question(subject, text, (words[4], words[5], words[6], f"w{i + 100}"), i % 4, i + 1))
-    return made
+        asked.append(Question(subject, text, (words[4], words[5], words[6], f"w{i + 100}"), i % 4, i + 1))
+    return asked
 
 
 def small_set(count: int = 11) -> Mmlu:
@@ -44,13 +44,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
     """The tiny one, with words for letters and the fixed text in place of unused ones."""
     fixed = [*"ABCD", "Answer", ":", ".", "The", "following", "are", "multiple", "choice", "questions"]
     fixed += ["(", "with", "answers", ")", "about", "anatomy", "college", "physics", "world", "religions"]
-    made = json.loads(tiny.tokenizer().backend_tokenizer.to_str())
-    vocabulary = {word: i for word, i in made["model"]["vocab"].items() if i < 200}
-    made["model"]["vocab"] = vocabulary | {word: 200 + i for i, word in enumerate(fixed)}
+    spec = json.loads(tiny.tokenizer().backend_tokenizer.to_str())
+    vocabulary = {word: i for word, i in spec["model"]["vocab"].items() if i < 200}
+    spec["model"]["vocab"] = vocabulary | {word: 200 + i for i, word in enumerate(fixed)}
     from tokenizers import Tokenizer
 
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(made)), pad_token="<pad>", bos_token="<s>", unk_token="<unk>"
+        tokenizer_object=Tokenizer.from_str(json.dumps(spec)), pad_token="<pad>", bos_token="<s>", unk_token="<unk>"
     )
 
 
@@ -61,15 +61,15 @@ def model(**changes: object) -> LlamaForCausalLM:
 
 def planted(letter: str) -> LlamaForCausalLM:
     """Answers `letter` always: its row of the head is along what the last position holds, whatever that is."""
-    made = model(tie_word_embeddings=False)
+    llama = model(tie_word_embeddings=False)
     ids = Encoder(tokenizer()).choice_ids
     with torch.no_grad():
         # a constant through the residual stream: the last norm sees it in every position
-        made.model.embed_tokens.weight[:, 0] = 1000.0
-        made.model.norm.weight[0] = 1.0
-        made.lm_head.weight[ids, 0] = 0.0
-        made.lm_head.weight[ids[data.LETTERS.index(letter)], 0] = 100.0
-    return made
+        llama.model.embed_tokens.weight[:, 0] = 1000.0
+        llama.model.norm.weight[0] = 1.0
+        llama.lm_head.weight[ids, 0] = 0.0
+        llama.lm_head.weight[ids[data.LETTERS.index(letter)], 0] = 100.0
+    return llama
 
 
 def write_exam(folder: Path) -> Path:

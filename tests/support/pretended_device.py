@@ -78,10 +78,10 @@ class OneDevice(TorchDispatchMode):
                 self.reads += 1
                 dtype = kwargs.get("dtype") or source.dtype
                 return torch.full(source.shape, self.content, device=target).to(dtype)
-            made = func(*args, **kwargs)
-            if made.is_meta and not source.is_meta and source.dtype == torch.bool:
-                self._sent_masks[id(made)] = made, source.clone()
-            return made
+            copy = func(*args, **kwargs)
+            if copy.is_meta and not source.is_meta and source.dtype == torch.bool:
+                self._sent_masks[id(copy)] = copy, source.clone()
+            return copy
         target, source = args[:2]
         if source.is_meta and not target.is_meta:
             self.reads += 1

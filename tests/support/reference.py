@@ -125,11 +125,11 @@ def reference_run(folder: Path | str, flags: list[str]) -> dict[str, Any]:
         plan = plain.pruner.plan(step + 1, data.total_steps, plain.model)
         if plan:
             plain.operate(step + 1, plan)
-    held = held_out_loss(plain.model, data.held_out, base.task_type, 4, 0, plain.device)
-    assert math.isfinite(held)
+    loss = held_out_loss(plain.model, data.held_out, base.task_type, 4, 0, plain.device)
+    assert math.isfinite(loss)
     return plain.found | {
         "scores": plain.pruner.scorer.scores().tolist(),
         "importance": plain.pruner.growth.importance.tolist(),
         "alive": plain.pruner.blocks.kept_ids.tolist(),
-        "held_out": held,
+        "held_out": loss,
     }

@@ -17,55 +17,55 @@ from tests.support.jobs import run_config
 
 def importances(folder: str, stages: list[tuple[int, bool]]) -> dict[str, list[float]]:
     """Summed |w dL/dw| of every adapter after some steps, reduced over ranks."""
-    found = {}
+    importances = {}
     for stage, offload in stages:
         flags = ["--pruning", "none", "--max_steps", "4", "--rank_growth", "importance", "--pruning_phase", "1.0"]
-        made = run.prepare(run_config(folder, stage, offload, flags))
+        trainer = run.prepare(run_config(folder, stage, offload, flags))
         for step in range(3):
-            made.train_step(step)
-        found[f"{stage}{'o' if offload else ''}"] = made.pruner.growth.importance.tolist()
-        made.finish()
-    return found
+            trainer.train_step(step)
+        importances[f"{stage}{'o' if offload else ''}"] = trainer.pruner.growth.importance.tolist()
+        trainer.finish()
+    return importances
 
 
 def loss_scales(folder: str, stages: list[tuple[int, bool]]) -> dict[str, list[dict[str, Any]]]:
     """The fp16 scaler, counters and Adam's step before and after a rebuild in the middle of training."""
-    found = {}
+    scales = {}
     for stage, offload in stages:
         flags = ["--fp16", "--pruning", "none", "--max_steps", "8"]
-        made = run.prepare(run_config(folder, stage, offload, flags))
+        trainer = run.prepare(run_config(folder, stage, offload, flags))
         for step in range(4):
-            made.train_step(step)
+            trainer.train_step(step)
         states = []
         for _ in range(2):
-            state = zero.take_state(made.engine)
+            state = zero.take_state(trainer.engine)
             states.append({"scaler": state.scaler, "counters": state.counters, "adam_step": state.adam_step})
             if len(states) == 1:
-                made.rebuild(4, Plan())
-        made.train_step(4)
-        found[f"{stage}{'o' if offload else ''}"] = states
-        made.finish()
-    return found
+                trainer.rebuild(4, Plan())
+        trainer.train_step(4)
+        scales[f"{stage}{'o' if offload else ''}"] = states
+        trainer.finish()
+    return scales
 
 
 def middle_rebuild(folder: str, stages: list[tuple[int, bool]], flags: list[str]) -> dict[str, list[list[float]]]:
     """Losses of a run with a rebuild that changes nothing in its middle, and of the same run without."""
-    found = {}
+    runs = {}
     for stage, offload in stages:
         losses = []
         for rebuild in (False, True):
             fixed = ["--pruning", "none", "--rank_growth", "none", "--max_steps", "8", *flags]
-            made = run.prepare(run_config(folder, stage, offload, fixed))
+            trainer = run.prepare(run_config(folder, stage, offload, fixed))
             for step in range(8):
-                made.train_step(step)
+                trainer.train_step(step)
                 if rebuild and step == 3:
-                    made.rebuild(step + 1, Plan())
-            made.finish()
+                    trainer.rebuild(step + 1, Plan())
+            trainer.finish()
             collectives.barrier()
-            rows = (made.metrics_logger.folder / "metrics.jsonl").read_text(encoding="utf8").splitlines()
+            rows = (trainer.metrics_logger.folder / "metrics.jsonl").read_text(encoding="utf8").splitlines()
             losses.append([json.loads(row)["loss"] for row in rows])
-        found[f"{stage}{'o' if offload else ''}"] = losses
-    return found
+        runs[f"{stage}{'o' if offload else ''}"] = losses
+    return runs
 
 
 TAYLOR = ["--method", "prune_lora", "--calibration_steps", "2", "--align", "4", "--max_steps", "2"]
@@ -73,15 +73,15 @@ TAYLOR = ["--method", "prune_lora", "--calibration_steps", "2", "--align", "4", 
 
 def taylor(folder: str, stages: list[tuple[int, bool]]) -> dict[str, list[float]]:
     """Taylor importance of every block, in several ZeRO modes."""
-    found = {}
+    scores = {}
     for stage, offload in stages:
-        made = run.prepare(run_config(folder, stage, offload, TAYLOR))
-        made.steps.score_by_weight_gradients(made.engine)
-        found[f"{stage}{'o' if offload else ''}"] = made.pruner.scores().tolist()
-        zero.destroy(made.engine)
-        made.metrics_logger.close()
+        trainer = run.prepare(run_config(folder, stage, offload, TAYLOR))
+        trainer.steps.score_by_weight_gradients(trainer.engine)
+        scores[f"{stage}{'o' if offload else ''}"] = trainer.pruner.scores().tolist()
+        zero.destroy(trainer.engine)
+        trainer.metrics_logger.close()
         collectives.barrier()
-    return found
+    return scores
 
 
 def plain_taylor(folder: str) -> list[float]:

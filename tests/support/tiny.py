@@ -55,14 +55,14 @@ def config(kind: str = "gqa", **changes: object) -> LlamaConfig:
 def model(kind: str = "gqa", seed: int = 0, **changes: object) -> LlamaForCausalLM:
     """An fp32 model whose norms and weights are far from their initial values, so that mistakes show."""
     torch.manual_seed(seed)
-    made = LlamaForCausalLM(config(kind, **changes)).eval()
+    model = LlamaForCausalLM(config(kind, **changes)).eval()
     with torch.no_grad():
-        for name, parameter in made.named_parameters():
+        for name, parameter in model.named_parameters():
             if name.endswith("norm.weight"):
                 parameter.uniform_(0.5, 1.5)
             else:
                 parameter.normal_(0, 0.15)
-    return made
+    return model
 
 
 # the small ones: class, configuration, task
@@ -94,14 +94,14 @@ def small(kind: str, seed: int = 0) -> PreTrainedModel:
         values |= {"num_labels": 2, "max_position_embeddings": 64, "hidden_dropout_prob": 0.0}
         values["attention_probs_dropout_prob"] = 0.0
         del values["num_heads"]
-    made = model_class(config_class(**values)).eval()
+    model = model_class(config_class(**values)).eval()
     with torch.no_grad():
-        for name, parameter in made.named_parameters():
+        for name, parameter in model.named_parameters():
             if "norm" in name.lower() and name.endswith("weight"):
                 parameter.uniform_(0.5, 1.5)
             else:
                 parameter.normal_(0, 0.15)
-    return made
+    return model
 
 
 def answer(model: PreTrainedModel, batch: int = 3) -> torch.Tensor:
@@ -111,10 +111,10 @@ def answer(model: PreTrainedModel, batch: int = 3) -> torch.Tensor:
     inputs["attention_mask"][-1, 6:] = 0
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids(batch, 7, seed=1)
-    found = model(**inputs)
-    if "start_logits" in found:
-        return torch.stack([found.start_logits, found.end_logits])
-    return found.logits
+    outputs = model(**inputs)
+    if "start_logits" in outputs:
+        return torch.stack([outputs.start_logits, outputs.end_logits])
+    return outputs.logits
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -129,13 +129,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def framing_tokenizer() -> PreTrainedTokenizerFast:
     """The same words between a token that begins and one that ends, as encoders read them."""
-    made = tokenizer()
-    made.add_special_tokens({"cls_token": "<s>", "sep_token": "</s>"})
-    places = [(token, made.convert_tokens_to_ids(token)) for token in ("<s>", "</s>")]
-    made.backend_tokenizer.post_processor = processors.TemplateProcessing(
+    framing = tokenizer()
+    framing.add_special_tokens({"cls_token": "<s>", "sep_token": "</s>"})
+    places = [(token, framing.convert_tokens_to_ids(token)) for token in ("<s>", "</s>")]
+    framing.backend_tokenizer.post_processor = processors.TemplateProcessing(
         "<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=places
     )
-    return made
+    return framing
 
 
 def save_task(folder: Path, kind: str) -> list[str]:
@@ -154,12 +154,12 @@ def save_task(folder: Path, kind: str) -> list[str]:
         return " ".join([*words[:2], "big", *words[2:]] if with_big else words)
 
     for split, count in (("train", 40), ("validation", 12)):
-        said = [i % 2 == 0 for i in range(count)]
+        answers = [i % 2 == 0 for i in range(count)]
         if kind.endswith("classes"):
-            lines = ["sentence\tlabel", *(f"{sentence(yes)}\t{int(yes)}" for yes in said)]
+            lines = ["sentence\tlabel", *(f"{sentence(yes)}\t{int(yes)}" for yes in answers)]
             (folder / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf8")
         elif kind.endswith("answers"):
-            asked = [_question(f"{split}{i}", sentence(yes), yes) for i, yes in enumerate(said)]
+            asked = [_question(f"{split}{i}", sentence(yes), yes) for i, yes in enumerate(answers)]
             articles = {"data": [{"title": "sizes", "paragraphs": asked}]}
             (folder / f"{split}.json").write_text(json.dumps(articles), encoding="utf8")
         else:

@@ -49,26 +49,26 @@ def model(family: str, seed: int = 0, **changes: object) -> PreTrainedModel:
         "eos_token_id": 2,
         "tie_word_embeddings": False,
     }
-    made = model_class(config_class(**(values | changes))).eval()
+    model = model_class(config_class(**(values | changes))).eval()
     with torch.no_grad():
-        for name, parameter in made.named_parameters():
+        for name, parameter in model.named_parameters():
             if name.endswith("norm.weight"):
                 parameter.uniform_(0.5, 1.5)
             else:
                 # routers choose clearly
                 parameter.normal_(0, 0.5 if ".gate." in name else 0.15)
-    return made
+    return model
 
 
 def dressed(family: str, **changes: object) -> tuple[PreTrainedModel, Anatomy]:
     """A prepared model with adapters that do something."""
-    made = model(family, **changes)
-    anatomy = anatomy_of(made.config)
-    architecture_of(made.config).prepare(made, anatomy)
-    adapter.attach(made, anatomy, ("q", "k", "v", "o"), rank=3, seed=1)
-    for _, module in adapter.adapters(made):
+    adapted = model(family, **changes)
+    anatomy = anatomy_of(adapted.config)
+    architecture_of(adapted.config).prepare(adapted, anatomy)
+    adapter.attach(adapted, anatomy, ("q", "k", "v", "o"), rank=3, seed=1)
+    for _, module in adapter.adapters(adapted):
         module.lora_B.data.normal_(0, 0.1)
-    return made, anatomy
+    return adapted, anatomy
 
 
 def keep_of(anatomy: Anatomy, structure: str, seed: int = 1) -> np.ndarray:
@@ -95,9 +95,9 @@ def keep_of(anatomy: Anatomy, structure: str, seed: int = 1) -> np.ndarray:
     return keep
 
 
-def answer(made: PreTrainedModel) -> torch.Tensor:
+def answer(model: PreTrainedModel) -> torch.Tensor:
     """Logits of random tokens."""
-    return made(tiny.ids()).logits
+    return model(tiny.ids()).logits
 
 
 def save(folder: Path, family: str, **changes: object) -> Path:

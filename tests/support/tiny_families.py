@@ -172,21 +172,21 @@ NO_CLASSIFIER = ("granite",)
 
 def config(name: str, **changes: object) -> PretrainedConfig:
     """The configuration of a row with other values."""
-    made = FAMILIES[name]()
-    return type(made)(**made.to_dict() | changes) if changes else made
+    base = FAMILIES[name]()
+    return type(base)(**base.to_dict() | changes) if changes else base
 
 
 def model(name: str, seed: int = 0, **changes: object) -> PreTrainedModel:
     """An fp32 model of the class that is trained. Norms, biases and weights are far from their initial values."""
     torch.manual_seed(seed)
     values = config(name, **changes)
-    made = architecture_of(values).empty_model(values, LANGUAGE_MODEL, torch.float32, "sdpa").eval()
+    model = architecture_of(values).empty_model(values, LANGUAGE_MODEL, torch.float32, "sdpa").eval()
     # norms of Gemma multiply by 1 + weight
     middle = 0.0 if values.model_type.startswith("gemma") else 1.0
     with torch.no_grad():
-        for path, parameter in made.named_parameters():
+        for path, parameter in model.named_parameters():
             if "norm" in path and path.endswith("weight"):
                 parameter.uniform_(middle - 0.5, middle + 0.5)
             else:
                 parameter.normal_(0, 0.15)
-    return made
+    return model

@@ -25,18 +25,18 @@ def python(cache: Path) -> str:
         cache: where the environment is made if the variable names no folder.
     """
     folder = Path(os.environ.get(PLACE) or cache / f"transformers-{VERSION}")
-    made = folder / "bin" / "python"
-    if not made.is_file() or (not (folder / "complete").is_file() and PLACE not in os.environ):
+    interpreter = folder / "bin" / "python"
+    if not interpreter.is_file() or (not (folder / "complete").is_file() and PLACE not in os.environ):
         _make(folder)
     done = subprocess.run(
-        [made, "-c", "import torch, transformers; print(transformers.__version__)"],
+        [interpreter, "-c", "import torch, transformers; print(transformers.__version__)"],
         env=_environment(cache),
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.stdout.strip() == VERSION, done.stderr
-    return str(made)
+    return str(interpreter)
 
 
 def _make(folder: Path) -> None:

@@ -83,11 +83,11 @@ def country_records(country: tuple[str, ...], rng: random.Random) -> list[Record
 def computed_records(tasks: dict[Callable[[random.Random], Record], int], rng: random.Random) -> Iterator[Record]:
     """As many different records of each computed task as it asks for."""
     for task, count in tasks.items():
-        made: dict[tuple[str, str], Record] = {}
-        while len(made) < count:
+        records: dict[tuple[str, str], Record] = {}
+        while len(records) < count:
             record = task(rng)
-            made.setdefault(record[:2], record)
-        yield from made.values()
+            records.setdefault(record[:2], record)
+        yield from records.values()
 
 
 def make() -> str:
@@ -104,11 +104,11 @@ def main() -> int:
     """Writes or checks the file; returns the exit status."""
     parser = argparse.ArgumentParser(description="Make the built-in instruction set.")
     parser.add_argument("--check", action="store_true", help="compare with the file instead of writing it")
-    made = make().encode()
+    text = make().encode()
     if not parser.parse_args().check:
-        PATH.write_bytes(made)
+        PATH.write_bytes(text)
         return 0
-    if PATH.is_file() and PATH.read_bytes() == made:
+    if PATH.is_file() and PATH.read_bytes() == text:
         return 0
     print(
         f"{PATH} differs from what is made here; run python -m tests.support.builtin_instructions.make", file=sys.stderr

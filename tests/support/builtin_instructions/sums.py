@@ -66,11 +66,11 @@ def decimal(value: Fraction) -> str:
 
 def bags(rng: random.Random) -> Record:
     name, pronoun, _ = rng.choice(rows(PEOPLE))
-    thing, size, count = rng.choice(THINGS), rng.randint(3, 12), rng.randint(3, 9)
+    item, size, count = rng.choice(THINGS), rng.randint(3, 12), rng.randint(3, 9)
     full = size * count
     given = rng.randint(2, full - 2)
-    ask = f"{name} has {count} bags with {size} {thing} each and gives away {given} {thing}. How many are left?"
-    first = f"At first {name} has {count} × {size} = {full} {thing}."
+    ask = f"{name} has {count} bags with {size} {item} each and gives away {given} {item}. How many are left?"
+    first = f"At first {name} has {count} × {size} = {full} {item}."
     return (
         ask,
         "",
@@ -108,13 +108,13 @@ def journey(rng: random.Random) -> Record:
 
 
 def sharing(rng: random.Random) -> Record:
-    thing = rng.choice(THINGS)
+    item = rng.choice(THINGS)
     children, each, rest = rng.randint(3, 9), rng.randint(4, 12), rng.randint(0, 2)
     total = children * each + rest
     over = f"{rest} {'is' if rest == 1 else 'are'} left over" if rest else "nothing is left over"
-    ask = f"{children} children share {total} {thing} equally. How many does each child get?"
+    ask = f"{children} children share {total} {item} equally. How many does each child get?"
     division = f"{total} divided by {children} is {each}{f' with a remainder of {rest}' if rest else ''}."
-    return ask, "", f"{division} Each child gets {each} {thing}, and {over}."
+    return ask, "", f"{division} Each child gets {each} {item}, and {over}."
 
 
 def ages(rng: random.Random) -> Record:
@@ -152,9 +152,9 @@ def scaling(rng: random.Random) -> Record:
 def percent(rng: random.Random) -> Record:
     rate, whole = rng.choice((5, 10, 15, 20, 25, 30, 40, 50)), 20 * rng.randint(2, 20)
     part = whole * rate // 100
-    thing = rng.choice(("coat", "table", "bicycle", "phone", "tent", "camera", "printer"))
+    item = rng.choice(("coat", "table", "bicycle", "phone", "tent", "camera", "printer"))
     if rng.random() < 0.6:
-        ask = f"A {thing} costs {whole} dollars. What does it cost after a discount of {rate} percent?"
+        ask = f"A {item} costs {whole} dollars. What does it cost after a discount of {rate} percent?"
         answer = f"{rate} percent of {whole} is {part}. The new price is"
         return ask, "", f"{answer} {whole} - {part} = {whole - part} dollars."
     answer = f"{rate}% of {whole} is {whole} × {rate} ÷ 100 = {part}."
