@@ -122,7 +122,7 @@ def test_engines_send_what_the_formulas_say(tmp_path: Path) -> None:
     tiny.save_data(tmp_path / "data.json")
     assert torch.float32.itemsize == 2 * cluster_model.WEIGHT
     for stage, figures in multiprocess.run(
-        2, "rebuild_jobs.sent", {"folder": str(tmp_path), "stages": [(2, False), (3, False)]}
+        2, "step_jobs.sent", {"folder": str(tmp_path), "stages": [(2, False), (3, False)]}
     ).items():
         expected = cluster_model.wire_bytes(Shape(**figures["shape"]), Load(**figures["load"]), 2, int(stage))
         # the run is in fp32; norms, which the formula leaves out, and padding of flat buffers are in what was counted

@@ -46,7 +46,7 @@ def test_gpus_are_hidden_where_no_test_process_hid_them(monkeypatch: pytest.Monk
 
 @pytest.mark.dist
 def test_ranks_compute_on_the_cpu() -> None:
-    assert multiprocess.run(2, "devices_seen", {}) == [["", "cpu", "cpu", "gloo"]] * 2
+    assert multiprocess.run(2, "sharding_jobs.devices_seen", {}) == [["", "cpu", "cpu", "gloo"]] * 2
 
 
 def test_the_reference_is_on_one_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

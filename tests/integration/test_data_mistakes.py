@@ -193,5 +193,6 @@ def test_samples_of_the_report_have_the_time_of_the_run(
 
 @pytest.mark.dist
 def test_ranks_with_other_clocks_have_the_same_tokens(place: Place, dated: Path) -> None:
-    tokens = multiprocess.run(2, "clocks", {"folder": str(place.folder), "model": str(dated), "seconds": [5, 58]})
+    arguments = {"folder": str(place.folder), "model": str(dated), "seconds": [5, 58]}
+    tokens = multiprocess.run(2, "data_jobs.clocks", arguments)
     assert tokens == [["w105"], ["w105"]]

@@ -76,7 +76,7 @@ def test_resuming_across_cuts_is_bit_identical(folder: Path) -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_rank_holds_its_share_of_the_codes(bits: int, folder: Path) -> None:
     flags = ["--pruning", "none", "--max_steps", "1", "--base_bits", str(bits)]
-    sizes = multiprocess.run(2, "packed_shards", {"folder": str(folder), "flags": flags})
+    sizes = multiprocess.run(2, "sharding_jobs.packed_shards", {"folder": str(folder), "flags": flags})
     assert len(sizes["whole"]) == 14
     for when in ("rest", "waiting"):
         assert [2 * size for size in sizes[when]] == sizes["whole"], when
@@ -86,7 +86,7 @@ def test_a_rank_holds_its_share_of_the_codes(bits: int, folder: Path) -> None:
 def test_moments_of_8_bits_follow_their_index(folder: Path) -> None:
     flags = [*GRADUAL, *WIDE, "--optim", "adamw_8bit", "--score", "random"]
     arguments = {"folder": str(folder), "stages": [(stage, False) for stage in range(4)], "flags": flags}
-    for stage, run in multiprocess.run(2, "eight_bit_moments", arguments).items():
+    for stage, run in multiprocess.run(2, "sharding_jobs.eight_bit_moments", arguments).items():
         # where nothing moves the very blocks are put back
         assert run["same"] and run["blocks"] > 0, stage
         assert run["errors"].pop("master") == 0.0 and run["new"] == 0.0, stage

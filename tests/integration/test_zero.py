@@ -116,7 +116,7 @@ def test_no_rank_ever_holds_all_weights_under_stage_3(files: int, folder: Path) 
     tiny.model().save_pretrained(folder / name, max_shard_size=size)
     tiny.tokenizer().save_pretrained(folder / name)
     assert len(list((folder / name).glob("*.safetensors"))) >= files
-    sizes = multiprocess.run(2, "load_sharded", {"folder": str(folder), "model": name})
+    sizes = multiprocess.run(2, "sharding_jobs.load_sharded", {"folder": str(folder), "model": name})
     assert sizes["held"] <= 0.51 * sizes["total"] + 64
     assert sizes["largest"] < 0.8 * sizes["total"]
 
@@ -136,7 +136,7 @@ def test_a_rebuild_needs_one_layer_more_than_is_held(tmp_path: Path, monkeypatch
 
 def test_a_disagreement_stops_all_ranks_and_names_the_odd_one() -> None:
     with pytest.raises(multiprocess.WorldFailedError) as failure:
-        multiprocess.run(3, "disagree", {"odd": 2})
+        multiprocess.run(3, "mistake_jobs.disagree", {"odd": 2})
     assert failure.value.statuses == [2, 2, 2]
     assert "ranks disagree on the plan of step 7: rank [2] differs" in failure.value.text
 

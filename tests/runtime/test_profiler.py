@@ -90,7 +90,7 @@ def test_a_run_tells_where_its_steps_go(tmp_path: Path) -> None:
     tiny.save_data(tmp_path / "data.json")
     runs = multiprocess.run(
         2,
-        "rebuild_jobs.profiled",
+        "step_jobs.profiled",
         {"folder": str(tmp_path), "stages": [(0, False), (1, False), (2, False), (3, False)]},
     )
     for stage, run in runs.items():

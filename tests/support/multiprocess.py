@@ -193,7 +193,7 @@ def _zygote() -> None:
     """Fork a process for every line of stdin, tell on stdout when it starts and ends; end with stdin."""
     from apt_ds.eval import commands  # noqa: F401
     from apt_ds.runtime import zero
-    from tests.support import fault_injection  # noqa: F401
+    from tests.support import data_jobs, fault_injection, mistake_jobs, sharding_jobs  # noqa: F401
 
     zero.describe_cpu_once()
     importlib.import_module("cpuinfo").get_cpu_info()

@@ -12,7 +12,7 @@ from apt_ds.models.blocks import block_slices
 from apt_ds.pruning.surgery import Plan
 from apt_ds.runtime import collectives, zero
 from apt_ds.training import run
-from tests.support.jobs import run_config
+from tests.support.jobs import run_config, stage_name
 
 
 def importances(folder: str, stages: list[tuple[int, bool]]) -> dict[str, list[float]]:
@@ -23,7 +23,7 @@ def importances(folder: str, stages: list[tuple[int, bool]]) -> dict[str, list[f
         trainer = run.prepare(run_config(folder, stage, offload, flags))
         for step in range(3):
             trainer.train_step(step)
-        importances[f"{stage}{'o' if offload else ''}"] = trainer.pruner.growth.importance.tolist()
+        importances[stage_name(stage, offload)] = trainer.pruner.growth.importance.tolist()
         trainer.finish()
     return importances
 
@@ -43,7 +43,7 @@ def loss_scales(folder: str, stages: list[tuple[int, bool]]) -> dict[str, list[d
             if len(states) == 1:
                 trainer.rebuild(4, Plan())
         trainer.train_step(4)
-        scales[f"{stage}{'o' if offload else ''}"] = states
+        scales[stage_name(stage, offload)] = states
         trainer.finish()
     return scales
 
@@ -64,7 +64,7 @@ def middle_rebuild(folder: str, stages: list[tuple[int, bool]], flags: list[str]
             collectives.barrier()
             rows = (trainer.metrics_logger.folder / "metrics.jsonl").read_text(encoding="utf8").splitlines()
             losses.append([json.loads(row)["loss"] for row in rows])
-        runs[f"{stage}{'o' if offload else ''}"] = losses
+        runs[stage_name(stage, offload)] = losses
     return runs
 
 
@@ -77,7 +77,7 @@ def taylor(folder: str, stages: list[tuple[int, bool]]) -> dict[str, list[float]
     for stage, offload in stages:
         trainer = run.prepare(run_config(folder, stage, offload, TAYLOR))
         trainer.steps.score_by_weight_gradients(trainer.engine)
-        scores[f"{stage}{'o' if offload else ''}"] = trainer.pruner.scores().tolist()
+        scores[stage_name(stage, offload)] = trainer.pruner.scores().tolist()
         zero.destroy(trainer.engine)
         trainer.metrics_logger.close()
         collectives.barrier()

@@ -62,7 +62,7 @@ def test_what_is_read_is_what_was_written(run: RunConfig, tmp_path: Path) -> Non
 def test_what_one_rank_cannot_read_ends_all_ranks(run: RunConfig, tmp_path: Path) -> None:
     checkpoint.write(tmp_path, checkpoint_of(run, 3), limit=0)
     folder = tmp_path / "checkpoint-3"
-    message = multiprocess.run(2, "unreadable_on", {"odd": 1, "folder": str(folder)}, timeout=120)
+    message = multiprocess.run(2, "mistake_jobs.unreadable_on", {"odd": 1, "folder": str(folder)}, timeout=120)
     assert message == f"checkpoint {folder} cannot be read: [Errno 116] Stale file handle"
 
 

@@ -57,7 +57,7 @@ def test_a_signal_ends_the_run_at_the_boundary_with_its_status(tmp_path: Path) -
 
 @pytest.mark.dist
 def test_a_full_disk_of_the_first_rank_ends_all_ranks(tmp_path: Path) -> None:
-    outcome = multiprocess.run(2, "ended_by_a_full_disk", {"folder": str(tmp_path)}, timeout=120)
+    outcome = multiprocess.run(2, "mistake_jobs.ended_by_a_full_disk", {"folder": str(tmp_path)}, timeout=120)
     text = f"cannot write {tmp_path / 'metrics.jsonl'}: No space left on device. Free some space and go on with"
     assert outcome == [[True, False], [f"{text} --resume_from_checkpoint last"] * 2]
 

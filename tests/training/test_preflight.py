@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_the_rank_that_differs_is_named_and_all_end(change: str, fact: str, folder: Path) -> None:
     with pytest.raises(multiprocess.WorldFailedError) as failure:
-        multiprocess.run(3, "differing", {"folder": str(folder), "odd": 1, "change": change}, timeout=120)
+        multiprocess.run(3, "mistake_jobs.differing", {"folder": str(folder), "odd": 1, "change": change}, timeout=120)
     ended = failure.value
     assert ended.statuses == [2, 2, 2], ended.text
     errors = [line for line in ended.text.splitlines() if line.startswith("error: ")]
@@ -54,7 +54,7 @@ def test_the_rank_that_differs_is_named_and_all_end(change: str, fact: str, fold
 
 @pytest.mark.dist
 def test_each_node_tokenizes_once(folder: Path) -> None:
-    assert multiprocess.run(3, "tokenized_once", {"folder": str(folder)}, timeout=120) == [1, 0, 1]
+    assert multiprocess.run(3, "data_jobs.tokenized_once", {"folder": str(folder)}, timeout=120) == [1, 0, 1]
 
 
 def test_a_file_that_changed_in_the_middle_of_nowhere_shows_by_its_ends(tmp_path: Path) -> None:

@@ -43,16 +43,16 @@ def test_ranks_of_a_node_open_what_the_first_made(writable: bool, place: Place, 
     (tmp_path / "file").write_text("no folder", "utf-8")
     cache = tmp_path / ("cache" if writable else "file")
     given = {"folder": str(place.folder), "cache": str(cache)}
-    first, second = multiprocess.run(2, "shared_cache", given, timeout=120)
+    first, second = multiprocess.run(2, "data_jobs.shared_cache", given, timeout=120)
     assert (first[0], second[0]) == (1, 0) and first[1:] == second[1:] and first[2]
     assert all("data.json, record " in where for where in first[5])
     if writable:
-        again = multiprocess.run(2, "shared_cache", given, timeout=120)
+        again = multiprocess.run(2, "data_jobs.shared_cache", given, timeout=120)
         assert [rank[0] for rank in again] == [0, 0] and again[0][1:] == first[1:]
 
 
 @pytest.mark.dist
 def test_a_node_may_have_files_where_another_has_memory(place: Place) -> None:
     """All ranks call the same collectives. The preflight then compares the fingerprints."""
-    first, second = multiprocess.run(2, "unlike_nodes", {"folder": str(place.folder)}, timeout=120)
+    first, second = multiprocess.run(2, "data_jobs.unlike_nodes", {"folder": str(place.folder)}, timeout=120)
     assert first == second

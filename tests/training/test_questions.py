@@ -100,8 +100,8 @@ def test_ranks_of_a_node_open_what_the_first_made(place: Place, tmp_path: Path) 
     text = place.spoiled("wiki.txt", WORDS * 60)
     (tmp_path / "file").write_text("no folder", "utf-8")
     given = {"folder": str(place.folder), "questions_path": str(folder_of(tmp_path / "data")), "text": text}
-    first, second = multiprocess.run(2, "kept_sets", given | {"cache": str(tmp_path / "cache")}, timeout=120)
+    first, second = multiprocess.run(2, "data_jobs.kept_sets", given | {"cache": str(tmp_path / "cache")}, timeout=120)
     assert (first[0], second[0]) == (["tokens", "rows", "rows"], []) and first[1:] == second[1:]
     # a cache that cannot be written
-    other = multiprocess.run(2, "kept_sets", given | {"cache": str(tmp_path / "file")}, timeout=120)
+    other = multiprocess.run(2, "data_jobs.kept_sets", given | {"cache": str(tmp_path / "file")}, timeout=120)
     assert [len(rank[0]) for rank in other] == [3, 0] and other[0][1:] == other[1][1:] == first[1:]
