@@ -54,6 +54,14 @@ def alone() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def joined(alone: None) -> None:
+    """This process is a world of its own and has initialized DeepSpeed and its collectives."""
+    from apt_ds.runtime import zero
+
+    zero.init_distributed()
+
+
 @pytest.fixture
 def run(alone: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """What `launchers/train.py` does, in this process."""

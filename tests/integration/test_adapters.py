@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,19 +19,14 @@ from apt_ds.runtime import zero
 from apt_ds.training import run as training_run
 from apt_ds.training.trainer import Trainer
 from tests.support import multiprocess, tiny
-from tests.support.launcher import Place, inputs, own_world
+from tests.support.launcher import Place
 from tests.support.paths import ROOT
+
+pytestmark = pytest.mark.usefixtures("alone")
 
 ADAPTERS = ["--export_adapters", "true", "--report", "false"]
 GRADUAL = ["--pruning", "gradual", "--mask_step", "0.5", "--max_steps", "6", "--pruning_phase", "0.67"]
 ZERO3 = ROOT / "ds_configs" / "zero3.json"
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    """Inputs of short runs. This process is a world of its own."""
-    with own_world():
-        yield inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from apt_ds.pruning import size_report
 from apt_ds.training import run as training_run
 from tests.models.test_export_tasks import loaded_elsewhere
 from tests.support import multiprocess, tiny, tiny_experts
-from tests.support.launcher import Place, caller, launch, own_world
+from tests.support.launcher import Place, Run, launch
 
 BLOCKS = ["--prune_blocks", "experts,heads,neurons", "--align", "8"]
 GRADUAL = ["--pruning", "gradual", "--max_steps", "4", "--mask_step", "0.5", "--pruning_phase", "0.5"]
@@ -31,13 +30,6 @@ def inputs(folder: Path, family: str) -> Place:
     tiny_experts.save(folder / "model", family)
     tiny.save_data(folder / "data.json", 24)
     return Place(folder)
-
-
-@pytest.fixture
-def alone() -> Iterator[None]:
-    """This process is a world of its own."""
-    with own_world():
-        yield
 
 
 def test_every_family_ends_in_a_model(alone: None, tmp_path: Path) -> None:
@@ -115,10 +107,7 @@ MISTAKES = {
 }
 
 
-def test_mistakes_are_one_line_before_anything_is_written(
-    alone: None, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    call = caller(capfd, monkeypatch)
+def test_mistakes_are_one_line_before_anything_is_written(tmp_path: Path, run: Run) -> None:
     place = inputs(tmp_path, "mixtral")
     cases = [(place, text, flags) for text, flags in MISTAKES.items()]
     dense = tmp_path / "dense"
@@ -127,6 +116,6 @@ def test_mistakes_are_one_line_before_anything_is_written(
     text = "--prune_blocks experts,neurons: the model has no experts; give some of heads, neurons, hidden"
     cases.append((Place(dense), text, ["--prune_blocks", "experts,neurons"]))
     for where, text, flags in cases:
-        ended = call(where.words(tmp_path / "out", "--align", "0", *flags))
+        ended = run(where.words(tmp_path / "out", "--align", "0", *flags))
         assert ended.status == 2 and len(ended.mistakes) == 1, (flags, ended.err)
         assert text in ended.mistakes[0] and not (tmp_path / "out").exists()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import resource
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from apt_ds.training.checkpoint import folder as checkpoint_folder
 from apt_ds.training.train_step import TrainStep
 from tests.support import multiprocess, tiny
 from tests.support.launcher import Place, Run
+from tests.support.small_disk import small_disk
 
 MEASURED = (
     *("step_seconds", "peak_memory_bytes", "generated_tokens_per_second", "rebuild_seconds", "rebuild_peak_bytes"),
@@ -128,14 +127,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 24 MB of its own."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)]
-    if not shutil.which("mount") or subprocess.run(words, capture_output=True).returncode:
-        pytest.skip("a full disk needs the right to mount a small tmpfs")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    """A file system of 24 MiB of its own."""
+    with small_disk(tmp_path / "disk", 24 << 20) as place:
+        yield place
 
 
 @pytest.mark.slow

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import resource
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -18,23 +17,14 @@ from apt_ds.runtime.files import write_json
 from tests.support import tiny
 from tests.support.launcher import PRETUNING, Place, launch, start
 from tests.support.paths import ROOT
+from tests.support.small_disk import small_disk
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     """Mounts an empty file system of so many bytes."""
-    place = tmp_path / "disk"
-    place.mkdir()
-
-    def mount(size: int) -> Path:
-        options = ["-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
-        if not shutil.which("mount") or subprocess.run(["mount", *options], capture_output=True).returncode:
-            pytest.skip("a full disk needs the right to mount a small tmpfs")
-        return place
-
-    yield mount
-    if place.is_mount():
-        subprocess.run(["umount", str(place)], check=True)
+    with ExitStack() as stack:
+        yield lambda size: stack.enter_context(small_disk(tmp_path / "disk", size))
 
 
 @pytest.mark.dist

@@ -10,7 +10,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ import pytest
 
 from apt_ds.training import checkpoint
 from tests.support import multiprocess, tiny
+from tests.support.small_disk import small_disk
 
 pytestmark = [pytest.mark.slow, pytest.mark.dist, pytest.mark.timeout(3600)]
 
@@ -75,14 +75,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 24 MB of its own, where one may be mounted."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)]
-    mounted = bool(shutil.which("mount")) and not subprocess.run(words, capture_output=True).returncode
-    yield place
-    if mounted:
-        subprocess.run(["umount", str(place)], check=True)
+    """A file system of 24 MiB of its own, where one may be mounted."""
+    with small_disk(tmp_path / "disk", 24 << 20, required=False) as place:
+        yield place
 
 
 def whole(folder: Path, spread: Spread, flags: list[str]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,26 +13,19 @@ from apt_ds.data import mmlu as data
 from apt_ds.eval import mmlu
 from apt_ds.eval.loading import load
 from tests.support import mmlu_fixtures, tiny
-from tests.support.launcher import GRADUAL, Place, Run, caller, own_world
+from tests.support.launcher import GRADUAL, Place, Run
 
 
 @pytest.fixture(scope="module")
-def exam(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    """A model with letters, questions for it, and instructions to tune it on. This process is a world of its own."""
+def exam(alone: None, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A model with letters, questions for it, and instructions to train on. This process is a world of its own."""
     place = Place(tmp_path_factory.mktemp("exam"))
     mmlu_fixtures.write_exam(place.folder)
     tokenizer = mmlu_fixtures.tokenizer()
     tokenizer.eos_token = tiny.tokenizer().eos_token
     tokenizer.save_pretrained(place.folder / "model")
     tiny.save_data(place.folder / "data.json")
-    with own_world():
-        yield place
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """What `launchers/train.py` does, in this process."""
-    return caller(capfd, monkeypatch)
+    return place
 
 
 def words(place: Place, output: Path, *more: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,11 +10,13 @@ from transformers import LlamaForCausalLM
 
 from apt_ds.analysis.bench.llamas import LLAMAS
 from apt_ds.config.resolve import resolve
-from apt_ds.training import run
+from apt_ds.training import run as training_run
 from tests.models.test_export_tasks import loaded_elsewhere
 from tests.support import tiny
-from tests.support.launcher import Place, Run, caller, own_world
+from tests.support.launcher import Place, Run
 from tests.support.scaled_llamas import scaled_config
+
+pytestmark = pytest.mark.usefixtures("alone")
 
 AUTO = "AutoModelForCausalLM"
 HEADS = ["--prune_blocks", "heads", "--sparsity", "0.15"]
@@ -36,13 +37,6 @@ MODES = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def alone() -> Iterator[None]:
-    """This process is a world of its own."""
-    with own_world():
-        yield
-
-
 def inputs(folder: Path, shape: str, changes: dict[str, bool]) -> Place:
     """A model of a published shape with random weights, and data."""
     torch.manual_seed(0)
@@ -58,7 +52,7 @@ def trained(place: Place, flags: list[str]) -> torch.Tensor:
     words = place.words(
         place.folder / "out", "--max_steps", "2", "--calibration_steps", "1", "--save_steps", "0", *flags
     )
-    trainer = run.prepare(resolve(words))
+    trainer = training_run.prepare(resolve(words))
     trainer.train_loop()
     assert trainer.pruner.at_target() and trainer.pruner.pruning_finished | (trainer.pruner.cut_step is not None)
     model = trainer.engine.module.eval()
@@ -97,12 +91,9 @@ def test_every_mode_on_every_published_shape_ends_in_a_model(shape: str, tmp_pat
     check({mode: (shape, {}, flags) for mode, flags in MODES.items()}, tmp_path)
 
 
-def test_sizes_that_cannot_be_written_are_one_line_before_anything_is_written(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sizes_that_cannot_be_written_are_one_line_before_anything_is_written(tmp_path: Path, run: Run) -> None:
     place = inputs(tmp_path, "smollm2-360m", {"mlp_bias": True})
     flags = ["--prune_blocks", "hidden", "--align", "11", "--sparsity", "0.1"]
-    run: Run = caller(capfd, monkeypatch)
     ended = run(place.words(tmp_path / "out", *flags))
     assert ended.status == 2 and len(ended.mistakes) == 1 and not (tmp_path / "out").exists()
     assert "can be written: LLaMA with attention_bias or mlp_bias" in ended.mistakes[0]

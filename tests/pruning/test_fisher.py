@@ -18,13 +18,6 @@ from tests.support import tiny
 CPU = torch.device("cpu")
 
 
-def rows(count: int = 4) -> list[dict[str, list[int]]]:
-    generator = torch.Generator().manual_seed(3)
-    lengths = [9, 5, 12, 7][:count]
-    tokens = [torch.randint(4, 200, (length,), generator=generator).tolist() for length in lengths]
-    return [{"input_ids": ids, "labels": [-100, -100, *ids[2:]]} for ids in tokens]
-
-
 def observed(fisher: Fisher, model: torch.nn.Module, micros: list[tuple[int, Batch]]) -> None:
     for first, batch in micros:
         fisher.begin(batch.attention_mask, torch.float32, first)
@@ -38,10 +31,10 @@ def test_rows_are_the_gradients_of_the_masks_example_by_example() -> None:
     anatomy = anatomy_of(model.config)
     fisher = Fisher(anatomy, 4, CPU)
     fisher.install(model)
-    observed(fisher, model, [(0, collate(rows(), 0))])
+    observed(fisher, model, [(0, collate(tiny.rows(), 0))])
     fisher.remove()
     size = anatomy.sizes.total()
-    for number, row in enumerate(rows()):
+    for number, row in enumerate(tiny.rows()):
         mask = torch.ones(size, requires_grad=True)
         masked_loss(model, anatomy, mask, collate([row], 0)).backward()
         assert torch.allclose(torch.from_numpy(fisher.rows[0][number]), mask.grad, rtol=1e-3, atol=1e-5)
@@ -69,8 +62,8 @@ def test_a_split_changes_no_fisher_score() -> None:
     model = tiny.model()
     whole, split = (Fisher(anatomy_of(model.config), 4, CPU) for _ in range(2))
     for fisher, micros in (
-        (whole, [(0, collate(rows(), 0))]),
-        (split, [(0, collate(rows()[:2], 0)), (2, collate(rows()[2:], 0))]),
+        (whole, [(0, collate(tiny.rows(), 0))]),
+        (split, [(0, collate(tiny.rows()[:2], 0)), (2, collate(tiny.rows()[2:], 0))]),
     ):
         fisher.install(model)
         observed(fisher, model, micros)

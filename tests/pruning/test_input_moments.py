@@ -18,13 +18,6 @@ CPU = torch.device("cpu")
 KINDS = ("heads", "neurons")
 
 
-def rows(count: int = 6, shift: int = 0) -> list[dict[str, list[int]]]:
-    generator = torch.Generator().manual_seed(3 + shift)
-    lengths = [9, 5, 12, 7, 8, 11][:count]
-    tokens = [torch.randint(4, 200, (length,), generator=generator).tolist() for length in lengths]
-    return [{"input_ids": ids, "labels": [-100, -100, *ids[2:]]} for ids in tokens]
-
-
 def observe(scorer: InputMoments, model: torch.nn.Module, micros: list[Batch]) -> None:
     """One step."""
     for batch in micros:
@@ -55,8 +48,8 @@ def test_moments_are_those_of_all_tokens_however_they_are_split(scorer_class: ty
     model = tiny.model()
     anatomy = anatomy_of(model.config)
     splits = (
-        [[collate(rows(), 0)]],
-        [[collate(rows()[:1], 0), collate(rows()[1:4], 0)], [collate(rows()[4:], 0)]],
+        [[collate(tiny.rows(6), 0)]],
+        [[collate(tiny.rows(6)[:1], 0), collate(tiny.rows(6)[1:4], 0)], [collate(tiny.rows(6)[4:], 0)]],
     )
     densities = []
     for steps in splits:
@@ -65,10 +58,10 @@ def test_moments_are_those_of_all_tokens_however_they_are_split(scorer_class: ty
         for micros in steps:
             observe(scorer, model, micros)
         scorer.remove()
-        inputs = plain_inputs(model, [site.consumer for site in anatomy.sites], rows())
+        inputs = plain_inputs(model, [site.consumer for site in anatomy.sites], tiny.rows(6))
         for number, x in enumerate(inputs):
             place = scorer.places[number]
-            assert scorer.counts[number] == len(x) == sum(len(row["input_ids"]) for row in rows())
+            assert scorer.counts[number] == len(x) == sum(len(row["input_ids"]) for row in tiny.rows(6))
             assert np.allclose(scorer.means[place], x.mean(0), atol=1e-5)
             assert np.allclose(scorer.squares[place] / len(x), x.var(0), rtol=1e-3, atol=1e-6)
         assert not scorer.counts[len(anatomy.sites) :].any()
@@ -84,7 +77,7 @@ def test_a_step_that_is_not_finite_leaves_nothing() -> None:
     model = tiny.model()
     scorer = Flap(anatomy_of(model.config), CPU, KINDS)
     scorer.install(model)
-    batch = collate(rows(), 0)
+    batch = collate(tiny.rows(6), 0)
     scorer.begin(batch.attention_mask, torch.float32)
     summed_loss(model, batch).backward()
     assert scorer.abs_sums.any()

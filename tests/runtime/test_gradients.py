@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from deepspeed.accelerator import get_accelerator
@@ -11,15 +9,8 @@ from torch import nn
 
 from apt_ds.runtime import zero
 from apt_ds.runtime.zero import gradients
-from tests.support.launcher import own_world
 
-
-@pytest.fixture(scope="module", autouse=True)
-def alone() -> Iterator[None]:
-    """This process is a world of its own."""
-    with own_world():
-        zero.init_distributed()
-        yield
+pytestmark = pytest.mark.usefixtures("joined")
 
 
 def trained(stage: int, offload: bool) -> zero.Engine:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
@@ -13,7 +11,8 @@ from apt_ds.models import adapter
 from apt_ds.models.architectures import anatomy_of
 from apt_ds.runtime import zero
 from tests.support import tiny
-from tests.support.launcher import own_world
+
+pytestmark = pytest.mark.usefixtures("joined")
 
 CONFIG = {
     "train_batch_size": 1,
@@ -22,14 +21,6 @@ CONFIG = {
     "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
     "optimizer": {"type": "AdamW", "params": {"lr": 1e-2, "torch_adam": True}},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def alone() -> Iterator[None]:
-    """This process is a world of its own."""
-    with own_world():
-        zero.init_distributed()
-        yield
 
 
 def student() -> nn.Module:

@@ -185,6 +185,14 @@ def ids(batch: int = 3, length: int = 11, seed: int = 0) -> torch.Tensor:
     return torch.randint(4, 200, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
+def rows(count: int = 4, seed: int = 3) -> list[dict[str, list[int]]]:
+    """At most six examples of different lengths. Their first two tokens have no label."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = [9, 5, 12, 7, 8, 11][:count]
+    examples = [torch.randint(4, 200, (length,), generator=generator).tolist() for length in lengths]
+    return [{"input_ids": tokens, "labels": [-100, -100, *tokens[2:]]} for tokens in examples]
+
+
 def save_model(folder: Path, kind: str = "gqa", seed: int = 0, **changes: object) -> Path:
     """A model folder as `from_pretrained` reads it."""
     model(kind, seed, **changes).save_pretrained(folder)

@@ -13,13 +13,8 @@ from apt_ds.losses.task_losses import TASK_LOSSES
 from apt_ds.training.allocating import UNIT, divided, part_sizes
 from apt_ds.training.pruning_figures import PruningFigures
 from tests.support import tiny
-from tests.support.launcher import Place, Run, caller
+from tests.support.launcher import Place, Run
 from tests.training.test_summary_schema import mismatches
-
-
-@pytest.fixture
-def run(alone: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    return caller(capfd, monkeypatch)
 
 
 @pytest.mark.parametrize(

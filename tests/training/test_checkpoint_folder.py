@@ -6,7 +6,6 @@ import json
 import random
 import resource
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from apt_ds.training.checkpoint import LAST, MANIFEST, Checkpoint, DamagedError
 from apt_ds.training.checkpoint import manifest as checkpoint_manifest
 from tests.support import multiprocess, tiny
 from tests.support.paths import ROOT
+from tests.support.small_disk import small_disk
 
 COUNTS = {"global_batch": 8, "total_steps": 10}
 PRINTS = {"train": "a", "held_out": "b", "corpus": "", "model": "c"}
@@ -230,23 +230,18 @@ def test_a_checkpoint_without_a_hash_of_mmlu_goes_on_without_mmlu(run: RunConfig
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 KiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
-    if not shutil.which("mount") or subprocess.run(words, capture_output=True).returncode:
-        pytest.skip("a full disk needs the right to mount a small tmpfs")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    with small_disk(tmp_path / "disk", 64 << 10) as place:
+        yield place
 
 
-def test_a_full_disk_leaves_earlier_checkpoints_alone(run: RunConfig, small_disk: Path) -> None:
-    checkpoint.write(small_disk, checkpoint_of(run, 1), 1)
+def test_a_full_disk_leaves_earlier_checkpoints_alone(run: RunConfig, disk: Path) -> None:
+    checkpoint.write(disk, checkpoint_of(run, 1), 1)
     with pytest.raises(UserError, match=r"cannot write the checkpoint .*checkpoint-2: No space left"):
-        checkpoint.write(small_disk, checkpoint_of(run, 2), 1)
-    assert [path.name for path in small_disk.iterdir()] == ["checkpoint-1"]
-    checkpoint.verify(small_disk / "checkpoint-1")
+        checkpoint.write(disk, checkpoint_of(run, 2), 1)
+    assert [path.name for path in disk.iterdir()] == ["checkpoint-1"]
+    checkpoint.verify(disk / "checkpoint-1")
 
 
 def test_a_file_size_limit_does_the_same(run: RunConfig, tmp_path: Path) -> None:

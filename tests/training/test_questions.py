@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -16,17 +15,12 @@ from apt_ds.models.loading import Base
 from apt_ds.training import datasets, questions
 from apt_ds.training.datasets import Sets
 from tests.support import multiprocess
-from tests.support.launcher import Place, own_world
+from tests.support.launcher import Place
 from tests.support.text_fixtures import pair_tokenizer
 
+pytestmark = pytest.mark.usefixtures("alone")
+
 WORDS = "the big cat sees a red dog on the tree "
-
-
-@pytest.fixture(scope="module", autouse=True)
-def alone() -> Iterator[None]:
-    """This process is a world of its own."""
-    with own_world():
-        yield
 
 
 def folder_of(place: Path) -> Path:
