@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +27,6 @@ from apt_ds.runtime.packed import QuantizedParameter
 from tests.models.test_architectures import masses, priced
 from tests.pruning.test_masks import random_keep
 from tests.support import tiny, tiny_families
-from tests.support.elsewhere import ELSEWHERE
 
 ROWS = tuple(tiny_families.FAMILIES)
 STRUCTURES = ("uniform", "adaptive")
@@ -38,7 +34,6 @@ EMPTIED = ("llama3", "qwen2", "granite")  # rows whose models are also written w
 WRITTEN = [(row, structure) for row in ROWS for structure in STRUCTURES] + [(row, "emptied") for row in EMPTIED]
 CAUSAL = TASK_LOSSES[LANGUAGE_MODEL]
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
-PADDING = 3  # tokens on the left of the padded rows
 EXAMPLES = [
     {"input_ids": [5, 6, 7, 8, 9, 10, 11], "labels": [-100, -100, 7, 8, 9, 10, 11]},
     {"input_ids": [9, 4, 12], "labels": [-100, 4, 12]},
@@ -176,140 +171,6 @@ def test_gradient_checkpointing_changes_no_gradient(row: str) -> None:
         gradients.append([module.lora_A.grad for _, module in adapter.adapters(model)])
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, recomputed)
-
-
-GEMMA = ("sliding_window", "layer_types", "query_pre_attn_scalar", "final_logit_softcapping", "hidden_activation")
-# run where apt_ds cannot be imported: (folder, bundled code, ...) of each model, and the tokens, to its answers
-ANSWERS = """
-import sys, torch, transformers
-sys.modules["apt_ds"] = None
-folders, ids, padding = torch.load(sys.argv[1])
-padded = torch.cat([torch.full((len(ids), padding), 0), ids], 1)
-mask = (torch.arange(padded.shape[1]) >= padding).long().expand_as(padded)
-greedy = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
-answers = {}
-for name, (folder, bundled, classifier, kernels) in folders.items():
-    def load(auto, **more):
-        return getattr(transformers, auto).from_pretrained(
-            folder, trust_remote_code=bundled, output_loading_info=True, **more)
-    found = {}
-    for attention in kernels:
-        model, report = load("AutoModelForCausalLM", attn_implementation=attention)
-        wrong = {key: sorted(map(str, report[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
-        assert not any(wrong.values()), (name, wrong)
-        found[attention] = model(ids).logits.detach()
-    found["class"] = type(model).__name__
-    found["cached"] = model.generate(ids, **greedy)
-    found["no cache"] = model.generate(ids, use_cache=False, **greedy)
-    found["static cache"] = model.generate(ids, cache_implementation="static", **greedy)
-    found["left padding"] = model.generate(padded, attention_mask=mask, **greedy)[:, padding:]
-    base, report = load("AutoModel")
-    assert not report["missing_keys"] and set(report["unexpected_keys"]) <= {"lm_head.weight"}, (name, report)
-    found["base"] = torch.equal(base(ids).last_hidden_state, model.model(ids).last_hidden_state)
-    if classifier:
-        scores, report = load("AutoModelForSequenceClassification", num_labels=3)
-        assert set(report["missing_keys"]) == {"score.weight"}, (name, report)
-        scores.config.pad_token_id = 0
-        found["classifier"] = tuple(scores(ids).logits.shape)
-        found["classifier's base"] = torch.equal(scores.model(ids).last_hidden_state, base(ids).last_hidden_state)
-    model.save_pretrained(folder + "-again")
-    again = type(model).from_pretrained(folder + "-again")
-    found["saved again"] = torch.equal(again(ids).logits, model(ids).logits)
-    answers[name] = found
-torch.save(answers, sys.argv[1] + ".out")
-"""
-Exported = dict[tuple[str, str], tuple[PreTrainedModel, Path, dict[str, Any]]]
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
-    """(row, structure) to the cut model with adapters, its folder, and the answers of what a clean process loads."""
-    place = tmp_path_factory.mktemp("families")
-    models, folders = {}, {}
-    for row, structure in WRITTEN:
-        model, anatomy = adapted(row)
-        base = copy.deepcopy(model.config)
-        keep = keep_of(anatomy, base, structure)
-        smaller = apply_plan(model, anatomy, Plan(keep=keep), None, torch.Generator())
-        folder = place / f"{row}-{structure}"
-        write.export(model, smaller, base, model.generation_config, tiny.tokenizer(), folder)
-        models[row, structure] = model, folder
-        written = json.loads((folder / "config.json").read_text(encoding="utf8"))
-        classifier = written["model_type"].removeprefix("apt_") not in tiny_families.NO_CLASSIFIER
-        folders[row, structure] = str(folder), structure != "uniform", classifier, kernels_of(base)
-    torch.save((folders, tiny.ids(2), PADDING), place / "calls.pt")
-    ELSEWHERE.run(ANSWERS, place / "calls.pt")
-    answers = torch.load(place / "calls.pt.out")
-    yield {key: (*value, answers[key]) for key, value in models.items()}
-
-
-@pytest.mark.parametrize(("row", "structure"), WRITTEN)
-def test_an_exported_model_is_the_training_model(row: str, structure: str, exported: Exported) -> None:
-    """Adapters are merged, and the folder loads where this package is not installed."""
-    model, folder, answers = exported[row, structure]
-    config = json.loads((folder / "config.json").read_text(encoding="utf8"))
-    stock = architecture_of(model.config).stock_classes[LANGUAGE_MODEL]
-    name = tiny_families.WRITTEN_AS.get(row, stock) if structure == "uniform" else f"Apt{stock}"
-    assert answers["class"] == config["architectures"][0] == name
-    assert bool(list(folder.glob("*.py"))) == (structure != "uniform") == ("per_layer_config" in config)
-    for attention in kernels_of(model.config):
-        torch.testing.assert_close(answers[attention], model(tiny.ids(2)).logits, atol=2e-5, rtol=1e-5)
-    assert answers["base"] and answers["saved again"] and answers.get("classifier's base", True)
-    assert answers.get("classifier", (2, 3)) == (2, 3)
-
-
-@pytest.mark.parametrize(("row", "structure"), WRITTEN)
-def test_an_exported_model_generates(row: str, structure: str, exported: Exported) -> None:
-    """The same tokens with and without a cache, with padding on the left, and as the training model."""
-    model, _, answers = exported[row, structure]
-    expected = model.generate(tiny.ids(2), max_new_tokens=6, do_sample=False, eos_token_id=None)
-    for way in ("cached", "no cache", "static cache", "left padding"):
-        assert torch.equal(answers[way], expected), way
-
-
-@every_row
-def test_a_model_with_sizes_by_layer_loads_here_without_its_code(row: str, exported: Exported) -> None:
-    """The registered classes have the sizes, and the loss at the head is right for them too."""
-    model, folder, _ = exported[row, "adaptive"]
-    loaded = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
-    assert type(loaded).__module__.startswith("apt_ds.models.export.")
-    assert CAUSAL.check(loaded, torch.device("cpu"))
-    loaded.requires_grad_(False)
-    batch = collate(EXAMPLES, 0)
-    torch.testing.assert_close(CAUSAL.summed_loss(loaded, batch), CAUSAL.summed_loss(model, batch))
-
-
-def test_the_sizes_of_each_layer_are_in_transformers_own_field_too(exported: Exported) -> None:
-    model, folder, _ = exported["qwen3", "adaptive"]
-    config = json.loads((folder / "config.json").read_text(encoding="utf8"))
-    for number, layer in enumerate(model.model.layers):
-        sizes = config["per_layer_config"][str(number)]
-        assert sizes["num_key_value_heads"] * config["head_dim"] == layer.self_attn.k_proj.out_features
-        assert sizes["num_attention_heads"] * config["head_dim"] == layer.self_attn.q_proj.out_features
-        assert sizes["intermediate_size"] == layer.mlp.up_proj.out_features
-
-
-def test_what_a_family_adds_survives_the_cut(exported: Exported) -> None:
-    """Windows, layers without positions, and factors stay. Both structures state the size of a head."""
-    fields = {
-        "mistral-window": ("sliding_window",),
-        "ministral": ("sliding_window", "layer_types"),
-        "qwen2-window": ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types"),
-        "smollm3": ("no_rope_layers",),
-        "granite": ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"),
-        "llama3": ("rope_parameters",),
-        "gemma2": (*GEMMA, "attn_logit_softcapping", "rope_parameters"),
-        "gemma3": (*GEMMA, "rope_parameters"),
-        "phi3": ("sliding_window", "rope_parameters"),
-        "phi4": ("rope_parameters", "original_max_position_embeddings", "max_position_embeddings"),
-    }
-    for (row, structure), (_, folder, _) in exported.items():
-        before, after = tiny_families.FAMILIES[row](), json.loads((folder / "config.json").read_text(encoding="utf8"))
-        for name in fields.get(row, ()):
-            assert after[name] == getattr(before, name), (row, structure, name)
-        assert after["head_dim"] == (
-            getattr(before, "head_dim", None) or before.hidden_size // before.num_attention_heads
-        ), (row, structure)
 
 
 # rows and groups of columns are whole blocks of 64
