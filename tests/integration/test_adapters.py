@@ -77,7 +77,7 @@ def test_adapters_of_a_run_reproduce_its_model(written: Path) -> None:
     assert config["rank_pattern"] and config["r"] > 2
 
 
-def test_a_run_starts_from_them_and_a_checkpoint_needs_them_no_more(place: Place, written: Path) -> None:
+def test_a_run_starts_from_written_adapters_that_its_checkpoints_do_not_need(place: Place, written: Path) -> None:
     folder, output = place.folder / "copied", place.folder / "further"
     shutil.copytree(written / "adapters", folder)
     words = place.words(output, *ADAPTERS, *GRADUAL, "--save_steps", "3", "--rank_budget", "2", deepspeed=ZERO3)
@@ -110,7 +110,7 @@ def test_lora_without_pruning_names_the_original_base(place: Place) -> None:
 
 
 @pytest.mark.parametrize("rslora", [False, True])
-def test_a_lora_of_peft_continues(place: Place, tmp_path: Path, rslora: bool) -> None:
+def test_a_run_continues_a_lora_of_peft(place: Place, tmp_path: Path, rslora: bool) -> None:
     first = "model.layers.0.self_attn.q_proj"
     patterns = {"rank_pattern": {first: 3}, "alpha_pattern": {first: 5}}
     expected = lora(tmp_path / "lora", place, r=4, lora_alpha=6, use_rslora=rslora, **patterns)

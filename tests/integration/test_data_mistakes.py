@@ -64,7 +64,7 @@ def test_a_mistake_is_one_line_before_anything_is_written(name: str, place: Plac
 
 
 @pytest.mark.parametrize(("long", "warned"), [(30, True), (0, False)])
-def test_examples_without_a_trained_token_are_told_of(
+def test_examples_without_a_trained_token_are_dropped_with_a_warning(
     long: int, warned: bool, place: Place, tmp_path: Path, run: Run
 ) -> None:
     rows = [ROW | {"instruction": "the cat " * 60} if i < long else ROW for i in range(40)]
@@ -79,7 +79,7 @@ def test_examples_without_a_trained_token_are_told_of(
 
 @pytest.mark.parametrize(("long", "warned"), [(3, True), (0, False)])
 @pytest.mark.parametrize("way", ["--eval_data_path", "--streaming", "--eval_size"])
-def test_evaluation_examples_without_a_trained_token_are_told_of(
+def test_evaluation_examples_without_a_trained_token_are_dropped_with_a_warning(
     way: str, long: int, warned: bool, place: Place, tmp_path: Path, run: Run
 ) -> None:
     longer = ROW | {"instruction": "the cat " * 60}
@@ -104,7 +104,7 @@ def test_evaluation_examples_without_a_trained_token_are_told_of(
     assert summary["data"]["held_out"] == 10 - count
 
 
-def test_a_length_above_the_positions_is_fine_where_no_example_is_that_long() -> None:
+def test_a_length_above_the_positions_is_accepted_where_no_example_is_that_long() -> None:
     config = tiny.config()
     check_lengths(config, 128, 0)
     with pytest.raises(UserError, match=r"example has 129 tokens.* 128 positions"):
@@ -116,7 +116,7 @@ def test_a_length_above_the_positions_is_fine_where_no_example_is_that_long() ->
     check_lengths(tiny.small("t5").config, 100_000, 0)
 
 
-def test_one_record_trains_where_others_are_judged(place: Place, tmp_path: Path, alone: None) -> None:
+def test_one_record_trains_where_other_records_are_evaluated(place: Place, tmp_path: Path, alone: None) -> None:
     alone_file = place.spoiled("one.json", [ROW])
     words = place.words(tmp_path, "--data_path", alone_file, "--eval_data_path", str(place.folder / "data.json"))
     run = resolve(words)
@@ -147,7 +147,7 @@ def at(second: int) -> type[datetime]:
     return Clock
 
 
-def test_a_run_goes_on_the_next_day(
+def test_a_run_resumed_on_the_next_day_keeps_its_date(
     place: Place, dated: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = ["--model_name_or_path", str(dated), "--max_steps", "4", "--pruning", "none", "--save_steps", "2"]
@@ -171,7 +171,7 @@ def test_a_run_goes_on_the_next_day(
     assert [json.loads(row)["loss"] for row in losses[0]] == [json.loads(row)["loss"] for row in losses[1]]
 
 
-def test_samples_of_the_report_have_the_time_of_the_run(
+def test_samples_of_the_report_have_the_date_of_the_run(
     place: Place, dated: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from apt_ds.training import plain_models

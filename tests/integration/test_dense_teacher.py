@@ -68,7 +68,7 @@ def test_the_run_is_the_same_for_any_world_and_layout(sharded: Runs, alone: Runs
     assert alone["held_out"] == pytest.approx(straight["held_out"], rel=5e-5)
 
 
-def test_a_live_teacher_says_what_the_cache_says(folder: Path, sharded: Runs) -> None:
+def test_a_live_teacher_predicts_what_its_cache_has(folder: Path, sharded: Runs) -> None:
     """On two ranks under ZeRO-3, up to the rounding of the cache to fp16."""
     arguments = {"folder": str(folder), "name": "live", "stage": 3, "offload": False}
     live = multiprocess.run(2, "whole", arguments | {"flags": [*FLAGS, "--teacher_source", "live"]})

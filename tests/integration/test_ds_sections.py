@@ -231,7 +231,7 @@ def test_a_monitor_that_breaks_ends_no_run(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().err == "DeepSpeed's monitor failed: no route. The run goes on without it\n"
 
 
-def test_a_section_that_offloads_nothing_is_none(tmp_path: Path) -> None:
+def test_a_section_that_offloads_nothing_is_removed(tmp_path: Path) -> None:
     _, config = resolved(written(tmp_path, EXAMPLES["zero3"]), "--optim", "adamw_8bit")
     assert not {"offload_optimizer", "offload_param"} & config["zero_optimization"].keys()
     _, config = resolved(written(tmp_path, EXAMPLES["zero2"]))

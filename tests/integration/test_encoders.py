@@ -60,7 +60,7 @@ METHODS = {
 
 
 @pytest.mark.parametrize("kind", METHODS)
-def test_what_is_written_is_what_was_judged(kind: str, tmp_path: Path) -> None:
+def test_the_written_model_has_the_score_of_the_evaluated_one(kind: str, tmp_path: Path) -> None:
     """Loaded by plain transformers, the model gives the answers whose score the summary holds."""
     words = [*tiny.save_task(tmp_path / kind, kind), *COMMON, *METHODS[kind], "--output_dir", str(tmp_path / "out")]
     run = resolve(["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), *words, "--learning_rate", "1e-2"])

@@ -77,7 +77,7 @@ def test_two_ranks_resume_bit_for_bit(resumed: tuple[Path, dict[str, Any]]) -> N
 
 @pytest.mark.dist
 @pytest.mark.slow
-def test_one_rank_and_stage_2_go_on_alike(resumed: tuple[Path, dict[str, Any]]) -> None:
+def test_a_run_resumes_alike_on_one_rank_and_in_stage_2(resumed: tuple[Path, dict[str, Any]]) -> None:
     folder, runs = resumed
     job = {"folder": str(folder), "sources": {str(folder / "experts3" / "checkpoint-2"): RESUMED}}
     for other in multiprocess.run(1, "continued", job | {"stages": [(2, False)]}).values():
@@ -88,7 +88,7 @@ def test_one_rank_and_stage_2_go_on_alike(resumed: tuple[Path, dict[str, Any]]) 
 
 @pytest.mark.dist
 @pytest.mark.slow
-def test_the_launcher_with_two_ranks_and_stage_3(tmp_path: Path) -> None:
+def test_a_launched_run_with_two_ranks_and_stage_3_ends_in_a_model(tmp_path: Path) -> None:
     place = inputs(tmp_path, "mixtral")
     words = place.words(tmp_path / "out", *BLOCKS, *MODES["mixtral"], deepspeed="ds_configs/zero3.json")
     ended = launch(2, words)

@@ -134,7 +134,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.slow
 @pytest.mark.dist
-def test_two_ranks_end_and_go_on(folder: Path, disk: Path) -> None:
+def test_two_ranks_that_cannot_write_end_and_resume_to_the_same_model(folder: Path, disk: Path) -> None:
     """Sharded weights. The disk is full when the writing starts, then an adapter cannot be merged on the first rank."""
     output = disk / "out"
     flags = [*FLAGS, "--output_dir", str(output)]

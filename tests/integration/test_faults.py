@@ -79,7 +79,7 @@ def test_a_killed_rank_ends_the_others_and_the_run_goes_on(folder: Path, output:
 
 
 @pytest.mark.dist
-def test_who_is_asked_to_go_names_the_rank_that_is_gone() -> None:
+def test_a_rank_that_is_terminated_names_the_rank_that_was_killed() -> None:
     with pytest.raises(multiprocess.WorldFailedError) as failure:
         multiprocess.run(2, "fault_injection.left_behind", {}, timeout=60)
     # not the signal's own: whoever supervises another host must start again
@@ -90,7 +90,7 @@ def test_who_is_asked_to_go_names_the_rank_that_is_gone() -> None:
 
 @pytest.mark.dist
 @pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
-def test_a_rank_that_hangs_is_given_up(victim: int, folder: Path, output: list[str]) -> None:
+def test_a_rank_that_hangs_ends_the_others(victim: int, folder: Path, output: list[str]) -> None:
     ended = strike(folder, output, "step", victim, signal.SIGSTOP)
     assert ended.statuses[1 - victim] == 3
     mine = [line for line in lines(ended.text) if line.startswith(f"error: rank {1 - victim}, in ")]

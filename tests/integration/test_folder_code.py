@@ -98,7 +98,7 @@ def test_a_weight_is_rounded_once(structure: str, tmp_path: Path) -> None:
     assert (answer - exact).norm() / exact.norm() < 2**-6
 
 
-def test_the_room_a_run_needs_is_that_of_what_it_writes(place: Place, tmp_path: Path) -> None:
+def test_the_disk_space_that_a_run_needs_is_the_size_of_what_it_writes(place: Place, tmp_path: Path) -> None:
     tiny.model().bfloat16().save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
     half, whole = (model_loading.find_base(str(folder)) for folder in (tmp_path, place.folder / "model"))
@@ -216,7 +216,7 @@ def test_a_model_with_sizes_by_layer_is_loaded_without_its_code_and_not_cut_agai
 
 
 @pytest.mark.parametrize("script", ["evaluate.py", "eval_mmlu.py"])
-def test_the_scripts_know_the_flag(script: str) -> None:
+def test_evaluation_scripts_accept_trust_remote_code(script: str) -> None:
     call = [sys.executable, str(ROOT / "launchers" / script), "--help"]
     done = subprocess.run(call, env=multiprocess.environment(), capture_output=True, text=True, timeout=100, check=True)
     assert "--trust_remote_code" in done.stdout

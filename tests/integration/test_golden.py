@@ -12,7 +12,7 @@ from tests.support import golden
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", golden.RUNS)
-def test_a_run_gives_what_it_once_gave(name: str, tmp_path: Path) -> None:
+def test_a_run_reproduces_its_recorded_figures(name: str, tmp_path: Path) -> None:
     recorded = json.loads(golden.FILE.read_text("utf8"))
     if golden.platform_name() != recorded["platform"]:
         pytest.skip(f"recorded on another platform: {recorded['platform']}")

@@ -41,7 +41,7 @@ def test_no_file_is_larger_than_it_may_be(tmp_path: Path) -> None:
     assert all(torch.equal(content["trained"][key], value) for key, value in tensors.items())
 
 
-def test_what_cannot_be_written_is_told_at_the_end(tmp_path: Path) -> None:
+def test_a_failed_write_raises_when_the_writer_closes(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     writer = ShardWriter(tmp_path / "file" / "folder")
     writer.limit = 1
@@ -82,7 +82,7 @@ PLAIN = {bits: [*GRADUAL, "--base_bits", bits, "--export_bits", bits] for bits i
 
 @pytest.mark.dist
 @pytest.mark.parametrize("bits", ["4", "8"])
-def test_few_bits_go_with_offload_and_checkpointing(bits: str, folder: Path) -> None:
+def test_a_quantized_base_trains_with_offload_and_checkpointing(bits: str, folder: Path) -> None:
     cases = [("plain", 3, False, PLAIN[bits]), ("both", 3, True, [*PLAIN[bits], "--gradient_checkpointing"])]
     runs = multiprocess.run(1, "large_model_jobs.exported", {"folder": str(folder), "cases": cases})
     run, plain = runs["both"], runs["plain"]
@@ -100,7 +100,7 @@ def test_few_bits_go_with_offload_and_checkpointing(bits: str, folder: Path) -> 
 
 @pytest.mark.dist
 @pytest.mark.parametrize("bits", ["4", "8"])
-def test_few_bits_go_with_float16_where_the_device_does(bits: str, folder: Path) -> None:
+def test_a_quantized_base_trains_in_float16_where_the_device_does(bits: str, folder: Path) -> None:
     """DeepSpeed has none on most CPUs, and says so before weights are read."""
     case = ("fp16", 3, True, [*PLAIN[bits], "--fp16"])
     if not get_accelerator().is_fp16_supported():

@@ -149,7 +149,7 @@ def test_a_run_that_trains_all_weights_resumes_across_its_cuts(case: tuple[Any, 
 
 
 @pytest.mark.parametrize("case", GATE_CASES, ids=lambda case: case[0])
-def test_learned_gates_and_their_teacher_resume(case: tuple[Any, ...], some: Runs) -> None:
+def test_learned_gates_and_their_teacher_resume_bit_for_bit(case: tuple[Any, ...], some: Runs) -> None:
     same_gates(some[case[0]])
 
 
@@ -161,7 +161,7 @@ def same_gates(runs: dict[str, Any]) -> None:
     equal(runs)
 
 
-def test_a_sublayer_was_emptied(some: Runs) -> None:
+def test_some_run_empties_a_sublayer(some: Runs) -> None:
     sizes = anatomy_of(tiny.config()).sizes
     alive = np.isin(np.arange(sizes.total()), some["emptied3"]["straight"]["alive"])
     counts = [int(alive[span].sum()) for site, span in block_slices(sizes) if site != HIDDEN]
@@ -190,7 +190,7 @@ def test_learned_gates_resume_in_every_mode(case: tuple[Any, ...], folder: Path)
 
 
 @pytest.mark.slow
-def test_a_stream_goes_on_with_as_many_ranks_only(folder: Path, some: Runs) -> None:
+def test_a_stream_resumes_only_with_as_many_ranks(folder: Path, some: Runs) -> None:
     source = str(folder / "streamed2" / "checkpoint-3")
     flags = [*at(folder, STREAMED), "--resume_from_checkpoint", source]
     line = multiprocess.run(1, "refused", {"folder": str(folder), "flags": flags})
@@ -218,7 +218,7 @@ def alike(run: dict[str, Any], straight: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("world", [1, pytest.param(4, marks=pytest.mark.slow)])
-def test_other_ranks_and_stages_go_on_alike(world: int, folder: Path, some: Runs) -> None:
+def test_a_run_resumes_alike_on_other_ranks_and_stages(world: int, folder: Path, some: Runs) -> None:
     sources = {str(folder / "gradual3" / "checkpoint-3"): MODES["gradual"]}
     if world == 1:
         sources[str(folder / "mixed2" / "checkpoint-3")] = at(folder, MIXED)

@@ -41,7 +41,7 @@ def saved(output: Path) -> list[int]:
     return sorted(step for step, _ in checkpoint.numbered(output))
 
 
-def test_scoring_that_is_ended_starts_anew_on_resume(folder: Path) -> None:
+def test_scoring_that_is_ended_starts_again_on_resume(folder: Path) -> None:
     cases = multiprocess.run(2, "fault_injection.interrupted", {"folder": str(folder), "cases": SCORED})
     for name, runs in cases.items():
         straight, step = runs.pop("straight"), 2 if name == "fisher" else 0
@@ -107,7 +107,9 @@ def test_a_signal_in_an_evaluation_saves_and_one_in_the_export_lets_it_end(folde
     ("where", "victim"),
     [("evaluation", 0), *(pytest.param(w, v, marks=pytest.mark.slow) for w, v in HALTS)],
 )
-def test_a_rank_that_hangs_outside_of_steps_is_given_up(where: str, victim: int, folder: Path, tmp_path: Path) -> None:
+def test_a_rank_that_hangs_outside_of_steps_ends_the_others(
+    where: str, victim: int, folder: Path, tmp_path: Path
+) -> None:
     flags = [*RUN, "--save_steps", "1", "--output_dir", str(tmp_path / "out")]
     ended = strike(folder, flags, where, victim, signal.SIGSTOP, count=1)
     assert ended.statuses[victim] == -signal.SIGKILL and ended.statuses[1 - victim] == 3, ended.text

@@ -50,7 +50,7 @@ def flags(commands: Path) -> list[str]:
     return words[words.index("launchers/train.py") + 1 :]
 
 
-def test_its_options_are_real(commands: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_script_parses_and_its_options_exist(commands: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert subprocess.run(["bash", "-n", str(FILE)]).returncode == 0
     assert start(commands).wait(60) == 0
     monkeypatch.chdir(ROOT)

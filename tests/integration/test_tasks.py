@@ -91,7 +91,7 @@ def test_resuming_a_distilled_run_is_never_having_stopped(folder: Path, modes: d
         same(case)
 
 
-def test_what_is_written_is_what_was_judged(
+def test_the_written_model_has_the_score_of_the_evaluated_one(
     folder: Path, modes: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Loaded by plain transformers, the models give the answers whose score the summary holds."""
@@ -129,7 +129,7 @@ def test_a_checkpoint_without_a_head_gets_one_and_says_so(
     assert "classifier: not in the checkpoint, initialized at random" in capfd.readouterr().err
 
 
-def test_held_cuts_wait_for_the_end_of_the_phase() -> None:
+def test_deferred_cuts_wait_for_the_end_of_the_phase() -> None:
     model = tiny.small("bert-classes")
     anatomy = anatomy_of(model.config, tiny.TASKS["bert-classes"])
     flags = {"pruning": "gradual", "structure": "adaptive", "sparsity": 0.4, "align": 4, "prune_every": 2}
@@ -219,7 +219,7 @@ def test_a_sequence_longer_than_the_positions_is_refused(folder: Path, modes: di
         ("squad_v2", "t5", "stsb, cnndm, text"),
     ],
 )
-def test_a_task_that_is_not_for_a_model(task: str, model_type: str, allowed: str) -> None:
+def test_a_task_that_the_model_does_not_support_is_refused(task: str, model_type: str, allowed: str) -> None:
     with pytest.raises(UserError, match=f"--task {task} is not for a model of type '{model_type}'.*{allowed}"):
         loading.task_type_for(task, model_type)
     assert task not in REGISTRY[model_type].tasks

