@@ -1,4 +1,4 @@
-"""What a user's script does with the package in one process: runs one after the other, mistakes between them."""
+"""A user's script in one process: runs one after the other, with mistakes between them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import apt_ds
 
 
 def process_state() -> dict[str, object]:
-    """What a run must leave as it was."""
+    """The state of the process that a run must not change."""
     import deepspeed
     import huggingface_hub
     import numpy as np
@@ -79,7 +79,7 @@ def refused(action: Any, *values: Any, **flags: Any) -> str:
 
 
 def run_all(folder: Path, configs: Path) -> dict[str, Any]:
-    """All calls, and what each left behind, by a name."""
+    """All calls, and the state of the process after each, by name."""
     zero2, zero3 = str(configs / "zero2.json"), str(configs / "zero3.json")
     places = {"model_name_or_path": str(folder / "model"), "data_path": str(folder / "data.json"), "deepspeed": zero2}
     short = {"max_steps": 4, "sparsity": 0.4, "align": 4, "rank": 2, "max_seq_length": 64, "calibration_steps": 2}

@@ -1,4 +1,4 @@
-"""Pages in a headless Chromium: what a page looks like once its scripts have run, and what they complained of."""
+"""Pages in a headless Chromium: the content of a page after its scripts have run, and their errors."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def chromium() -> str:
 
 
 def probe(page: Path, script: str, *flags: str) -> Any:
-    """What a function returns inside a page.
+    """The value that a function returns inside a page.
 
     Args:
         page: an HTML file.
         script: a JavaScript function without arguments that returns JSON.
-        flags: of Chromium.
+        flags: flags of Chromium.
 
     Raises:
         AssertionError: a script failed, the console has an error, or the page asked for something from outside.

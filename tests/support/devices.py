@@ -1,11 +1,11 @@
 """Which device the tests compute on: the CPU, also on a machine with a GPU, unless a test is marked `gpu`.
 
-Tests compare several ranks with one, and runs bit for bit. On one GPU neither is possible. So `hide_gpus` makes the
-test process, and all that it starts, one of a machine without GPU. A test marked `gpu` starts processes that see the
-GPUs (`multiprocess.run(..., gpu=True)`).
+Tests compare several ranks with one, and runs bit for bit. On one GPU neither is possible. So `hide_gpus` hides the
+GPUs from the test process and from all that it starts. A test marked `gpu` starts processes that see the GPUs
+(`multiprocess.run(..., gpu=True)`).
 
 `APT_DS_GPU_TESTS=cpu` runs the tests marked `gpu` on the CPU, to try their code without a GPU. `APT_DS_SHOW_GPUS=1`
-lets the test process itself see them, for tests of kernels: `gpu/test_on_gpu.py` starts pytest so.
+lets the test process itself see the GPUs, for tests of kernels: `gpu/test_on_gpu.py` sets it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ COUNT = "import torch; print(torch.cuda.device_count())"
 
 
 def hide_gpus() -> None:
-    """Make this process one of a machine without GPU. Call it before torch is imported."""
+    """Hide the GPUs from this process and its children. Call it before torch is imported."""
     if os.environ.get(SHOW) == "1":
         return
     os.environ.setdefault(SAVED, os.environ.get(VISIBLE, ALL))
@@ -53,7 +53,7 @@ def on_cpu() -> bool:
 
 @cache
 def gpus() -> int:
-    """Number of GPUs for tests marked `gpu`. A process of its own counts them, since this one must not see them."""
+    """Number of GPUs for tests marked `gpu`. Another process counts them, since this one must not see them."""
     import torch
 
     if torch.version.cuda is None and torch.version.hip is None:

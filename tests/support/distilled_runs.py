@@ -1,4 +1,4 @@
-"""What distilled runs of one kind in several worlds and ZeRO stages must have in common."""
+"""A check that distilled runs in several worlds and ZeRO stages agree."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 
 def check_alike(runs: list[dict[str, Any]]) -> None:
-    """The same decisions as the first of four runs, and the same figures within rounding."""
+    """Check that four runs have the same decisions, and the same figures within rounding."""
     first, *others = runs
     assert len(others) == 3
     assert first["kept"][-1] <= 0.6 and first["rebuilds"] in (2, 3)

@@ -1,4 +1,4 @@
-"""Scripts in processes that have transformers and not apt_ds. They fork off one that has imported the libraries."""
+"""Scripts in processes that can import transformers but not apt_ds. A process with all libraries forks them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.support import multiprocess
 
-# For each line of stdin, forks a process that runs a script. Tells its status, and its traceback if it failed.
+# For each line of stdin, forks a process that runs a script. Prints its status, and its traceback if it failed.
 SERVER = """
 import json, os, sys, traceback
 import torch
@@ -45,7 +45,15 @@ class Elsewhere:
         self._process: subprocess.Popen[str] | None = None
 
     def run(self, script: str, argument: Path) -> None:
-        """Run a script in a fresh process. argument: its only one, a file. It fails with an AssertionError."""
+        """Run a script in a fresh process.
+
+        Args:
+            script: the text of the script.
+            argument: its only argument, a file.
+
+        Raises:
+            AssertionError: the script failed.
+        """
         if self._process is None:
             environment = multiprocess.environment()
             environment.pop("PYTHONPATH")
@@ -63,7 +71,7 @@ class Elsewhere:
         try:
             status, text = json.loads(self._process.stdout.readline())
         except BaseException:
-            # a late answer would be taken for that of the next script
+            # a late answer would be read as that of the next script
             self._process.kill()
             self._process = None
             raise

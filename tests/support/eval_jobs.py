@@ -1,4 +1,4 @@
-"""More jobs of `multiprocess.py`: what a finished model answers."""
+"""Jobs of `multiprocess.py` that evaluate a finished model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.jobs import zero_json
 
 
 def mmlu_choices(folder: str, limit: int, max_length: int) -> dict[str, Any]:
-    """What a model answers, whole on every rank and sharded over them; and how much of it a rank then holds."""
+    """The answers of a model, whole on every rank and sharded, and the parameters on a rank when it is sharded."""
     from apt_ds.data import mmlu as data
     from apt_ds.eval import loading, mmlu
 
@@ -40,7 +40,7 @@ def continuations() -> list[Continuation]:
 
 
 def harness_figures(folder: str, stages: list[int]) -> dict[str, Any]:
-    """What the harness measures on ARC of a model, by ZeRO stage; 0 is the model alone."""
+    """Figures of the harness on ARC, by ZeRO stage. Stage 0 is the model without an engine."""
     from apt_ds.eval import lm_eval_harness, loading
 
     zero.init_distributed()

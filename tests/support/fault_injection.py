@@ -1,4 +1,4 @@
-"""More jobs of `multiprocess.py`: runs that something happens to, and what a run takes."""
+"""Jobs of `multiprocess.py` with faults: signals, killed ranks, full disks, bad losses. Also the memory of a run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from apt_ds.training import run as training_run
 from apt_ds.training.checkpoint import manifest
 from tests.support.jobs import run_config, whole
 
-# a stopped process ends once the others have, or long after they should have: the test has to
+# kills a stopped process once the others have ended, at the latest after a minute: the test waits for all of them
 OUTLIVE = """stopped=$1; shift
 for _ in $(seq 120); do
     sleep 0.5; left=0
@@ -41,7 +41,7 @@ for _ in $(seq 120); do
 done
 kill -KILL "$stopped"
 """
-# phase: what is called once in it, at its start
+# phase: the function that begins it, which a phase calls once
 PHASES = {
     "load": (loading, "load_model"),
     "step": (training_loss.TrainingLoss, "micro_batch_loss"),
@@ -64,10 +64,21 @@ def faulty(
     stage: int = 3,
     offload: bool = False,
 ) -> bool:
-    """A run in which rank `victim` gets signal `number`, `delay` seconds after phase `where` has begun `count` times.
+    """A run in which something happens to one rank in one phase.
 
-    number 0: the disk of the output folder, which must be a small one, is full from then on. Returns whether it came
-    to that.
+    Args:
+        folder: the folder of model and data.
+        where: the phase, a key of `PHASES`.
+        victim: the rank that it happens to.
+        number: the signal that the rank gets. 0 fills the disk of the output folder, which must be a small one.
+        flags: of the run.
+        count: the fault comes when the phase has begun so often.
+        delay: seconds from then to the fault.
+        stage: the ZeRO stage.
+        offload: whether the run offloads.
+
+    Returns:
+        Whether the phase began so often.
     """
     run = run_config(folder, stage, offload, flags)
     processes = Path(folder) / f"processes{os.environ['MASTER_PORT']}"
@@ -100,8 +111,8 @@ def faulty(
 def blocked(folder: str, victim: int, flags: list[str]) -> None:
     """A run in which rank `victim` is killed before a reduction, and no reduction of the others ever returns.
 
-    That is how NCCL behaves: the host waits in a call of C, without the interpreter's lock, and nothing is raised.
-    Processes wait 6 seconds for signs of life.
+    NCCL behaves like this: the host waits in a C function, without the interpreter's lock, and nothing is raised. The
+    watchdog waits 6 seconds for signs of life.
     """
     watchdog.SILENCE = 6.0
     collectives.waits_for_lost_peers = lambda: True
@@ -110,7 +121,7 @@ def blocked(folder: str, victim: int, flags: list[str]) -> None:
     def struck(tensor: torch.Tensor) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        # the check of the loss at the head, and the evaluation before training
+        # the first two are the check of the loss at the head, and the evaluation before training
         if calls < 3:
             return original(tensor)
         if collectives.rank() == victim:
@@ -142,14 +153,14 @@ def unmerged(folder: str, stage: int, flags: list[str]) -> None:
 
 
 def left_behind() -> None:
-    """Rank 1 is killed before the first step, and its launcher asks rank 0 to go, which looks for who is gone."""
+    """Rank 1 is killed before the first step. Rank 0 gets SIGTERM and prints which ranks its watchdog misses."""
     zero.init_distributed()
     with StopSignals() as stop_signals, Watchdog(40, stop_signals.leave) as dog:
         stop_signals.tell = dog.tell
         collectives.barrier()
         time.sleep(2 * dog.period)
         os.kill(os.getpid(), signal.SIGKILL if collectives.rank() else signal.SIGTERM)
-        # it waits four periods to be heard, and learns of the loss before that
+        # rank 0 leaves after four periods. It learns of the loss before that
         time.sleep(3 * dog.period)
         print(f"found: {dog.lost()}", flush=True)
         time.sleep(8 * dog.period)
@@ -158,10 +169,16 @@ def left_behind() -> None:
 def interrupted(
     folder: str, cases: list[tuple[str, int, bool, list[str], int, list[str]]]
 ) -> dict[str, dict[str, Any]]:
-    """For (name, stage, offload, flags, number, whys): a run, and for each why one that was ended and goes on.
+    """A run for each case, and for each reason a run that was ended while it scored and then resumed.
 
-    It is ended while it scores before its cut, from micro-batch `number` on: by SIGTERM to rank 1 ("signal"), or by
-    losses that are not finite ("bad").
+    Args:
+        folder: the folder of model and data.
+        cases: name, stage, offload, flags, number and reasons. The run ends before its cut, at micro-batch `number`:
+            by SIGTERM to rank 1 (`signal`), or by losses that are not finite (`bad`).
+
+    Returns:
+        By name and reason: how the run ended, the steps of its checkpoints, and its outcome after resuming. By name and
+        `straight`: the outcome of a run that was not ended.
     """
     runs = {}
     for name, stage, offload, flags, number, whys in cases:
@@ -178,7 +195,7 @@ def interrupted(
 
 
 def end_scoring(folder: str, place: str, stage: int, offload: bool, flags: list[str], number: int, bad: bool) -> str:
-    """End a run at micro-batch `number`; what it says."""
+    """End a run at micro-batch `number`. Returns its exit status and its message."""
     original, calls = training_loss.TrainingLoss.micro_batch_loss, 0
 
     def struck(self: training_loss.TrainingLoss, *arguments: Any) -> Any:
@@ -209,7 +226,7 @@ def end_scoring(folder: str, place: str, stage: int, offload: bool, flags: list[
 
 
 def fill(disk: Path) -> None:
-    """Leave nothing free."""
+    """Fill a disk, so that nothing is free."""
     with (disk / "ballast").open("wb", buffering=0) as file:
         try:
             while file.write(bytes(1 << 16)):
@@ -219,7 +236,7 @@ def fill(disk: Path) -> None:
 
 
 def memory(flags: list[str]) -> dict[str, int]:
-    """Peak of a whole run above what the process had before it, and the estimate of it, in bytes."""
+    """The peak of a whole run above the bytes that the process had before it, and the estimate of that peak."""
     run = resolve(flags)
     zero.init_distributed()
     base = loading.find_base(run.model.model_name_or_path, run.data.task, labels_of(run.data.task))
@@ -232,7 +249,7 @@ def memory(flags: list[str]) -> dict[str, int]:
         peaks.append(process_memory.peak_memory(device))
         reset(device)
 
-    # a run measures its phases one by one; here all of them count
+    # a run resets the peak for each phase: here the largest of all phases counts
     meter.reset_peak = noting
     reset(cpu)
     training_run.train(run)

@@ -1,4 +1,4 @@
-"""A web server of a folder's files, whose connections drop where a test wants it."""
+"""A web server of a folder's files. A test can make its connections drop."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Handler(BaseHTTPRequestHandler):
             return None
         content = path.read_bytes()[offset:]
         if offset and not content:
-            # as servers with ranges answer where nothing is left
+            # servers with ranges answer this where nothing is left to send
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{path.stat().st_size}")
             self.send_header("Content-Length", "0")

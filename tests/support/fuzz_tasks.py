@@ -1,4 +1,4 @@
-"""Files of the small models' tasks, spoilt like all others in `test_fuzz.py`."""
+"""Files of the small models' tasks, which `test_fuzz.py` spoils."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.text_fixtures import pair_tokenizer, squad_json
 
 
 def table(separator: str) -> Callable[[Any], str]:
-    """Writes lists of cells, and whatever else has become of them, as lines."""
+    """Write lists of cells as lines. A spoilt table may hold other values too."""
 
     def lines(value: Any) -> str:
         rows = value if isinstance(value, list) else [value]

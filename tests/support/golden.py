@@ -1,7 +1,7 @@
-"""Figures that seven short runs gave once. `python -m tests.support.golden` records them again in `golden.json`.
+"""The recorded figures of seven short runs. `python -m tests.support.golden` records them again in `golden.json`.
 
-A change of structure must not change them: the same losses, the same decisions, the same bytes of the written model.
-They hold for one platform, which the file names; elsewhere kernels round differently.
+A change of structure must not change losses, decisions or bytes of the written model. The figures are right for the
+platform that the file names. Kernels of other platforms round differently.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FILE = Path(__file__).with_name("golden.json")
 
 
 class Short(NamedTuple):
-    """One of the runs: which inputs, which DeepSpeed file, how many processes, what else is typed."""
+    """One of the runs: its inputs, its DeepSpeed file, its number of processes and its other flags."""
 
     inputs: str
     deepspeed: str
@@ -87,7 +87,7 @@ def figures(run: Short, folder: Path) -> dict[str, Any]:
 
 
 def record() -> None:
-    """Run all seven and write what they give."""
+    """Run all seven and write their figures."""
     with tempfile.TemporaryDirectory() as folder:
         runs = {name: figures(run, Path(folder) / name) for name, run in RUNS.items()}
     content = {"platform": platform_name(), "runs": runs}

@@ -1,7 +1,7 @@
 """Writes the folders of `tests/models/golden`: `python -m tests.support.golden_folders NAME`, one pair per format.
 
-They hold the format of the version that wrote them, so that later versions can prove that they still read it. A folder
-is written once and never again. NAME is the version of the package, with a suffix where a version had several formats.
+The folders have the format of the version that wrote them. Tests show that later versions still read it. A folder is
+written once and never again. NAME is the version of the package, with a suffix where a version had several formats.
 """
 
 from __future__ import annotations

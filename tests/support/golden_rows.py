@@ -1,4 +1,4 @@
-"""What a record becomes: hashes of the ids and labels of recorded examples, by format, template and tokenizer.
+"""Hashes of the ids and labels of recorded examples, by format, template and tokenizer.
 
 `python -m tests.support.golden_rows` writes the hashes again. Do so only where a row changes on purpose.
 """
@@ -189,7 +189,7 @@ def hashed(rows: Sequence[Row]) -> str:
 
 
 def outcome(make: Callable[[], Sequence[Row]]) -> str:
-    """The hashes of the rows, or what the error says."""
+    """The hashes of the rows, or the text of the error."""
     try:
         return hashed(make())
     except UserError as error:

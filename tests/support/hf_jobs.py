@@ -66,7 +66,7 @@ def callback_runs(folder: str, cases: dict[str, dict[str, Any]]) -> dict[str, di
     runs = {}
     for name, changes in cases.items():
         place = Path(folder) / f"{name}{collectives.world_size()}"
-        # under ZeRO-3 the arguments make from_pretrained shard the model, over the processes that their device joins
+        # under ZeRO-3 the arguments make from_pretrained shard the model over the processes of `args.device`
         args = arguments(place, **changes)
         assert args.device.type == "cpu"
         # on a CPU accelerate joins without DeepSpeed. ZeRO-3 needs it, and its shared memory would outlive the world

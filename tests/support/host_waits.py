@@ -1,8 +1,8 @@
 """Counts where the host waits for a device, on a machine without one.
 
-On the CPU host and device are one memory, so that it shows only by what is done. What comes of weights, of a batch once
-it has been sent, or of tensors that a model makes in its forward pass counts as the device's. To look up its content is
-to wait.
+On the CPU, host and device share one memory. So the operations decide: weights, a batch that was sent, and tensors that
+a model makes in its forward pass count as the device's, and so does all that is computed from them. The host waits when
+it reads the content of such a tensor.
 """
 
 from __future__ import annotations
@@ -29,16 +29,23 @@ COPIES = {"cpu", "tolist", "numpy"}
 
 
 class Wait(NamedTuple):
-    """A look at the device. `op`: what looked; `where`: the innermost file outside of torch, and its line."""
+    """A read of the device by the host.
+
+    Attributes:
+        op: the operation that read.
+        where: the innermost file outside of torch, and its line.
+    """
 
     op: str
     where: str
 
 
 class Device(TorchDispatchMode):
-    """Follows what comes of given tensors.
+    """Follows given tensors, and all that is computed from them.
 
-    waits: what looked up their content; inside: whether tensors that are made from nothing are the device's.
+    Attributes:
+        waits: the reads of their content.
+        inside: whether tensors that are made from no other tensor are the device's.
     """
 
     def __init__(self, known: list[Tensor]) -> None:
@@ -90,7 +97,7 @@ class Device(TorchDispatchMode):
 
 
 class Copies(TorchFunctionMode):
-    """Sees copies to the host, which no operator shows where host and device are one. The copies are the host's."""
+    """Sees copies to the host. No operator shows them on the CPU. The copies are the host's."""
 
     def __init__(self, device: Device) -> None:
         super().__init__()
@@ -100,7 +107,7 @@ class Copies(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in COPIES and isinstance(args[0], Tensor) and self.device.has(args[0]):
             self.device.wait(name)
-            # made past the mode, and so not followed
+            # made outside of the mode, so that it is not followed
             with torch.utils._python_dispatch._disable_current_modes():
                 return func(args[0].detach().clone())
         return func(*args, **(kwargs or {}))

@@ -19,14 +19,14 @@ LARGE = 1000  # bytes from which a file goes through Git LFS
 
 @dataclass
 class Hub:
-    """What the stand-in holds.
+    """The content of the stand-in, and its requests.
 
     Attributes:
         address: where it listens.
         repositories: private or not, and files by path, of each repository.
         requests: method and path of every request, in order.
         large: contents of Git LFS objects by SHA-256.
-        broken: a word. Requests whose path has it are refused.
+        broken: requests whose path has this word are refused.
     """
 
     address: str = ""

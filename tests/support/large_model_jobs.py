@@ -1,4 +1,4 @@
-"""Jobs of `multiprocess.py` for what large models need: checkpoints in parts, few bits with offload."""
+"""Jobs of `multiprocess.py` for large models: checkpoints in parts, quantized bases with offload."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.jobs import facts, resumed, run_config
 
 
 def saved_in_parts(folder: str, cases: list[tuple[str, int, bool, list[str], list[int]]], limit: int) -> dict[str, Any]:
-    """`jobs.resumed` with files of `limit` bytes, and the most that was held or pickled while checkpoints were made."""
+    """`jobs.resumed` with files of `limit` bytes, and the most bytes in memory or in a pickle during checkpoints."""
     ShardWriter.limit = limit
     most = {"object": 0, "waiting": 0, "held": 0}
     gather, take, add = collectives.gather_objects, zero.take_state, ShardWriter.add

@@ -1,4 +1,4 @@
-"""What a user types: arguments of short runs, and how `deepspeed launchers/train.py` ends with them."""
+"""Arguments of short runs, and how `deepspeed launchers/train.py` ends with them."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from tests.support.paths import ROOT
 
 STEPS = 8
 PRETUNING = ["--calibration_steps", "3"]
-# a cut that only removes
+# a cut without a repair
 PLAIN = ["--repair", "none"]
 GRADUAL = ["--pruning", "gradual", "--structure", "uniform", "--mask_step", "0.25"]
 
 
 class Place(NamedTuple):
-    """Inputs that are right, for a test to spoil one of."""
+    """Inputs without a mistake. A test may spoil one of them."""
 
     folder: Path
 
     def words(self, output: Path, *more: str, deepspeed: str | Path = ROOT / "ds_configs" / "zero2.json") -> list[str]:
-        """Arguments of a short run that prunes 40 %; `more` overrides them."""
+        """Arguments of a short run that prunes 40 %. `more` overrides them."""
         return [
             *["--deepspeed", str(deepspeed), "--model_name_or_path", str(self.folder / "model")],
             *["--data_path", str(self.folder / "data.json"), "--output_dir", str(output)],
@@ -44,7 +44,7 @@ class Place(NamedTuple):
         ]
 
     def spoiled(self, name: str, content: object) -> str:
-        """The path of a data or DeepSpeed file with `content`, text as it is or else as JSON."""
+        """Write a data or DeepSpeed file. `content` is its text, or a value for JSON. Returns its path."""
         path = self.folder / name
         path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf8")
         return str(path)
@@ -64,7 +64,7 @@ class Ended(NamedTuple):
 
 
 def launch(processes: int, words: list[str], timeout: float = 300) -> Ended:
-    """`deepspeed launchers/train.py` with these arguments; all its processes are gone when this returns."""
+    """Run `deepspeed launchers/train.py` with these arguments. All its processes have ended when this returns."""
     launcher = Path(sys.executable).with_name("deepspeed")
     if not launcher.is_file():
         pytest.skip("the deepspeed command is not next to this python")
@@ -88,9 +88,9 @@ def launch(processes: int, words: list[str], timeout: float = 300) -> Ended:
 
 
 def start(processes: int, words: list[str], script: str = "train", timeout: float = 300) -> Ended:
-    """`launchers/<script>.py` on so many ranks, without the launcher: it and the libraries take seconds to start.
+    """Run `launchers/<script>.py` on so many ranks, without the launcher, which takes seconds to start.
 
-    What ranks write comes back as both `out` and `err`.
+    Both `out` and `err` are all that the ranks write.
     """
     ended = multiprocess.attempt(processes, "script_jobs.script", {"script": script, "words": words}, timeout)
     assert len(set(ended.statuses)) == 1, ended
@@ -111,26 +111,26 @@ def inputs(folder: Path) -> Place:
 
 @contextmanager
 def own_world() -> Iterator[None]:
-    """Inside, the environment is that of a world of one, as the launcher would set it."""
+    """Give this process the environment of a world of one, as the launcher would set it."""
     with pytest.MonkeyPatch.context() as patch:
         place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1", "OMP_NUM_THREADS": "1"}
         for name, value in {**place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(collectives.free_port())}.items():
             patch.setenv(name, value)
         yield
-        # the process lives on: DeepSpeed must forget its groups with torch's
+        # this process goes on: DeepSpeed must forget its groups together with torch's
         if collectives.ready():
             deepspeed.comm.destroy_process_group()
 
 
 def caller(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """What `launchers/train.py` does, in this process, which must be a world of one."""
+    """Runs `launchers/train.py` in this process, which must be a world of one."""
     return lambda words: _ended(lambda: run.train(resolve(words)), capfd, monkeypatch)
 
 
 def script_caller(
     main: Callable[[], object], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Run:
-    """What a script whose function is `main` does, in this process, which must be a world of one."""
+    """Runs a script whose function is `main` in this process, which must be a world of one."""
 
     def call(*words: str) -> Ended:
         monkeypatch.setattr(sys, "argv", ["script", *words])
@@ -140,14 +140,14 @@ def script_caller(
 
 
 def _ended(action: Callable[[], object], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Ended:
-    """How a process would end that does `action`."""
+    """How a process that does `action` would end."""
 
     def leave(status: int) -> None:
         raise SystemExit(status)
 
     capfd.readouterr()
     monkeypatch.setattr(exit_status, "leave", leave)
-    # the group serves the next run of this process
+    # the next run of this process uses the same group
     monkeypatch.setattr(collectives, "shut_down", lambda: None)
     try:
         exit_status.main(action)

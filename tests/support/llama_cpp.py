@@ -1,4 +1,4 @@
-"""Answers of llama.cpp, through xllamacpp in a process of its own, beside those of transformers."""
+"""Answers of llama.cpp, by xllamacpp in another process, compared with those of transformers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def worst_difference(
 ) -> float:
     """Largest difference of log-probabilities to transformers. The greedy tokens must be equal.
 
-    rounded: transformers rounds the inputs of its products to 16 bits, as llama.cpp does for weights of 16 bits.
+    rounded: whether transformers rounds the inputs of its products to 16 bits, as llama.cpp does for 16-bit weights.
     """
     prompt = prompt or PROMPT
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)

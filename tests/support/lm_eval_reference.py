@@ -16,7 +16,7 @@ DEFAULT = Path(lm_eval.tasks.__file__).parent / "mmlu" / "default"
 
 
 def mmlu_task(questions: Mmlu, subject: str, folder: Path, num_shots: int = 5) -> ConfigurableTask:
-    """The installed task of one subject, its data set replaced by `questions`."""
+    """The installed task of one subject, with `questions` as its data set."""
     config: dict[str, Any] = yaml.safe_load((DEFAULT / "_default_template_yaml").read_text(encoding="utf8"))
     own = yaml.safe_load((DEFAULT / f"mmlu_{subject}.yaml").read_text(encoding="utf8"))
     files = {
@@ -31,7 +31,7 @@ def mmlu_task(questions: Mmlu, subject: str, folder: Path, num_shots: int = 5) -
 
 
 def write(path: Path, questions: list[Question]) -> str:
-    """The records as the hub has them."""
+    """Write the records in the layout of the hub."""
     rows = [
         {"question": q.text, "subject": q.subject, "choices": list(q.choices), "answer": q.answer} for q in questions
     ]

@@ -1,4 +1,4 @@
-"""A small MMLU: questions, a tokenizer that has letters, models that answer, and all of it in folders."""
+"""A small MMLU: questions, a tokenizer with letters, models that answer, and folders with all of these."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SUBJECTS = ("anatomy", "college_physics", "world_religions")
 
 
 def questions(subject: str, count: int, first: int = 0) -> list[Question]:
-    """Of different lengths, answers in turn A, B, C, D."""
+    """Questions of different lengths. Their answers are A, B, C, D in turn."""
     asked = []
     for i in range(first, first + count):
         words = [tiny.WORDS[(7 * i + k) % len(tiny.WORDS)] for k in range(8)]
@@ -31,7 +31,7 @@ def small_set(count: int = 11) -> Mmlu:
 
 
 def write_folder(folder: Path, asked: Mmlu) -> Path:
-    """The original layout."""
+    """Write questions as the CSV files of the original MMLU."""
     for split, part in (("dev", asked.dev), ("test", asked.test)):
         (folder / split).mkdir(parents=True, exist_ok=True)
         for subject, rows in part.items():
@@ -41,7 +41,7 @@ def write_folder(folder: Path, asked: Mmlu) -> Path:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """The tiny one, with words for letters and the fixed text in place of unused ones."""
+    """The tiny tokenizer. Letters and the words of the fixed text replace words that the questions do not use."""
     fixed = [*"ABCD", "Answer", ":", ".", "The", "following", "are", "multiple", "choice", "questions"]
     fixed += ["(", "with", "answers", ")", "about", "anatomy", "college", "physics", "world", "religions"]
     spec = json.loads(tiny.tokenizer().backend_tokenizer.to_str())
@@ -55,12 +55,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def model(**changes: object) -> LlamaForCausalLM:
-    # with this seed answers differ
+    # with this seed the answers differ between questions
     return tiny.model(seed=10, max_position_embeddings=512, **changes)
 
 
 def planted(letter: str) -> LlamaForCausalLM:
-    """Answers `letter` always: its row of the head is along what the last position holds, whatever that is."""
+    """A model that always answers `letter`: the head reads a constant that every position has."""
     llama = model(tie_word_embeddings=False)
     ids = Encoder(tokenizer()).choice_ids
     with torch.no_grad():
@@ -73,7 +73,7 @@ def planted(letter: str) -> LlamaForCausalLM:
 
 
 def write_exam(folder: Path) -> Path:
-    """`model` and `data` in a folder."""
+    """Write `model` and `data` to a folder."""
     model().save_pretrained(folder / "model")
     tokenizer().save_pretrained(folder / "model")
     write_folder(folder / "data", small_set())

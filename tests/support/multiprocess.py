@@ -1,7 +1,8 @@
 """Real processes that form a gloo world, for tests that need several ranks.
 
-`run(world, job, arguments)` starts `world` processes; each joins the group and calls the function `job` of `jobs.py`,
-and rank 0's return value (JSON) comes back. Processes compute on the CPU, also on a machine with a GPU (`devices.py`).
+`run(world, job, arguments)` starts `world` processes. Each calls the function `job` of `jobs.py`, or of another module
+(`score_jobs.taylor`). `run` returns the value of rank 0, which must be JSON. Processes compute on the CPU, also on a
+machine with a GPU (`devices.py`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from tests.support.paths import ROOT
 
 
 class WorldFailedError(Exception):
-    """Some process ended with a status other than 0; carries the statuses and all they wrote."""
+    """Some process ended with a status other than 0. `statuses` has the status of each, `text` all that they wrote."""
 
     def __init__(self, statuses: list[int | None], text: str) -> None:
         super().__init__(f"statuses {statuses}\n{text[-4000:]}")
@@ -39,9 +40,11 @@ PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTE
 def environment(gpu: bool = False, **more: str) -> dict[str, str]:
     """This process's environment, with the package and the tests importable and one thread a process.
 
-    A test that has run in this process may have left it a place in a world, whose port it then holds.
+    The place of this process in a world is left out: a test may have given it one.
 
-    gpu: the processes may see GPUs. By default they compute on the CPU.
+    Args:
+        gpu: the processes may see GPUs. By default they compute on the CPU.
+        more: variables to add.
     """
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     inherited = {name: value for name, value in os.environ.items() if name not in PLACE}
@@ -50,7 +53,7 @@ def environment(gpu: bool = False, **more: str) -> dict[str, str]:
 
 
 class Forked:
-    """A process forked off the zygote; the part of `subprocess.Popen` that is needed."""
+    """A process that the zygote has forked, with the part of `subprocess.Popen` that tests need."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -65,7 +68,7 @@ class Forked:
 class Zygote:
     """A process that has imported everything and forks ranks: importing takes seconds of every start.
 
-    It has a single thread and has run nothing, so that what it forks is as good as new.
+    It has a single thread and has run nothing, so that its children behave like new processes.
     """
 
     def __init__(self) -> None:
@@ -82,7 +85,7 @@ class Zygote:
         assert self._process.stdin
         self._process.stdin.write(json.dumps([call, env, str(log)]) + "\n")
         self._process.stdin.flush()
-        return Forked(self._told("started"))
+        return Forked(self._next_process("started"))
 
     def wait(self, pid: int, timeout: float | None) -> int:
         end = time.monotonic() + (timeout or 1e9)
@@ -90,11 +93,11 @@ class Zygote:
             assert self._process and self._process.stdout
             if not select.select([self._process.stdout], [], [], max(0.0, end - time.monotonic()))[0]:
                 raise subprocess.TimeoutExpired("a rank", timeout or 0)
-            self._told("ended")
+            self._next_process("ended")
         return self._ended.pop(pid)
 
-    def _told(self, what: str) -> int:
-        """The process of the next line that tells `what`. Unbuffered, so that `select` sees what is there."""
+    def _next_process(self, event: str) -> int:
+        """The process of the zygote's next line about `event`. Reads are unbuffered: `select` must see every line."""
         assert self._process and self._process.stdout
         while True:
             line = b""
@@ -104,10 +107,10 @@ class Zygote:
                 line += read
             if not line.startswith(b"zygote "):
                 continue
-            _, event, pid, status = line.decode().split()
-            if event == "ended":
+            _, reported, pid, status = line.decode().split()
+            if reported == "ended":
                 self._ended[int(pid)] = int(status)
-            if event == what:
+            if reported == event:
                 return int(pid)
 
 
@@ -115,7 +118,7 @@ ZYGOTE = Zygote()
 
 
 def start(call: str, env: dict[str, str], log: Path, fresh: bool) -> Forked | subprocess.Popen[bytes]:
-    """A process that does `call`; its output goes to `log`."""
+    """Start a process that does `call`. Its output goes to `log`."""
     if not fresh:
         return ZYGOTE.start(call, env, log)
     with log.open("w") as file:
@@ -134,10 +137,21 @@ class World(NamedTuple):
 def run(
     world: int, job: str, arguments: dict[str, Any], timeout: float = 420, fresh: bool = False, gpu: bool = False
 ) -> Any:
-    """Call `jobs.<job>(**arguments)`, or `<module>.<job>`, on every rank of a new world; rank 0's result.
+    """Call a job on every rank of a new world.
 
-    fresh: start new processes, where the environment matters from their first moment on. gpu: the processes may see
-    GPUs. They are new processes, since a forked one cannot use a GPU that its parent has seen.
+    Args:
+        world: number of ranks.
+        job: a function of `jobs.py`, or `<module>.<function>` of another module of this folder.
+        arguments: its arguments by name, as JSON.
+        timeout: seconds.
+        fresh: start new processes instead of forks of the zygote. Needed where the environment matters to imports.
+        gpu: the processes may see GPUs. They are new processes: a fork cannot use a GPU that its parent has seen.
+
+    Returns:
+        The value of rank 0.
+
+    Raises:
+        WorldFailedError: a rank ended with another status than 0, or the time is over.
     """
     ended = attempt(world, job, arguments, timeout, fresh, gpu)
     if any(ended.statuses):
@@ -148,7 +162,7 @@ def run(
 def attempt(
     world: int, job: str, arguments: dict[str, Any], timeout: float = 420, fresh: bool = False, gpu: bool = False
 ) -> World:
-    """As `run`, for a world that may fail."""
+    """The same for a world that may fail: how it ended."""
     port = str(free_port())
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
@@ -168,7 +182,7 @@ def attempt(
                     process.kill()
             statuses = [-signal.SIGALRM for _ in processes]
         text = "".join(log.read_text(encoding="utf8", errors="replace") for log in logs)
-        # a world killed while it forms may leave its shared memory
+        # a world that is killed while it forms may leave shared memory
         left = list(Path("/dev/shm").glob(f"*_{port}_*"))
         for path in left:
             path.unlink()
@@ -190,14 +204,14 @@ def _child(given: str) -> None:
 
 
 def _zygote() -> None:
-    """Fork a process for every line of stdin, tell on stdout when it starts and ends; end with stdin."""
+    """Fork a process for every line of stdin, print when it starts and ends, and end with stdin."""
     from apt_ds.eval import commands  # noqa: F401
     from apt_ds.runtime import zero
     from tests.support import data_jobs, fault_injection, mistake_jobs, sharding_jobs  # noqa: F401
 
     zero.describe_cpu_once()
     importlib.import_module("cpuinfo").get_cpu_info()
-    # collections in the forked processes look at what these made, not at a million objects of libraries
+    # garbage collections of the forks then skip the million objects of libraries
     gc.collect()
     gc.freeze()
     assert len(os.listdir("/proc/self/task")) == 1, "a fork would lose a thread"
@@ -224,7 +238,7 @@ def _zygote() -> None:
 
 
 def _begin(call: str, env: dict[str, str], log: str) -> None:
-    """In a forked process: its environment, its output, its job, its end."""
+    """Give a forked process its environment and its output, do its job, and end it."""
     os.environ.clear()
     os.environ.update(env)
     handle = os.open(log, os.O_WRONLY | os.O_CREAT)

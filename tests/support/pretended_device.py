@@ -1,6 +1,6 @@
 """PyTorch's `meta` device in the place of a GPU: an operation on tensors of two devices raises, as a GPU's does.
 
-Tensors of this device have shapes and no content. What the host reads of them is a content that the test chooses.
+Tensors of this device have shapes and no content. The test chooses the content that the host reads.
 PyTorch itself lets some operations on `meta` take tensors of the host, such as products and embeddings. `OneDevice`
 refuses them.
 """

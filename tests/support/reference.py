@@ -1,7 +1,7 @@
-"""The method in plain PyTorch: one process, torch's AdamW, no DeepSpeed. What every engine must agree with.
+"""The method in plain PyTorch: one process, torch's AdamW, no DeepSpeed. Every engine must agree with it.
 
-It shares the deciders and the hands with the package, which have tests of their own, and does by itself what an
-engine does: averaging the global batch, clipping, stepping, carrying moments over a change of shapes.
+Decisions and surgery are those of the package, which have tests of their own. The work of an engine is done here:
+averaging the global batch, clipping, stepping, and carrying moments over a change of shapes.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Plain:
         self.found["kept"].append(pruner.kept())
 
     def operate(self, step: int, plan: Plan, fresh: bool = False) -> None:
-        """Change shapes; moments follow their parameters by name."""
+        """Apply a plan. Moments follow their parameters by name."""
         keys = () if fresh else ("exp_avg", "exp_avg_sq")
         tensors: dict[str, dict[str, Tensor]] = {}
         count = 0.0

@@ -1,4 +1,4 @@
-"""What the files of a short run hold, for tests of its report."""
+"""The content of the files of a short run, for tests of its report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ranks do in the tests of --rewrite_answers."""
+"""Jobs of `multiprocess.py` for the tests of --rewrite_answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.jobs import run_config
 def shared(folder: str, output: str, stage: int, nodes: int) -> dict[str, Any]:
     """Fingerprints of the training data of two ranks at three starts, and how often each loaded the model.
 
-    Each node has a cache of its own. The second start finds all files, the third lacks that of a second node.
+    Each node has a cache of its own. The second start finds all files. At the third start a second node lacks its file.
     """
     node = collectives.rank() % nodes
     os.environ["LOCAL_RANK"] = str(collectives.rank() // nodes)

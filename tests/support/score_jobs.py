@@ -1,4 +1,4 @@
-"""More jobs of `multiprocess.py`: scores of adapters and weights, and what a rebuild carries over."""
+"""Jobs of `multiprocess.py` about scores of adapters and weights, and about what a rebuild keeps."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def taylor(folder: str, stages: list[tuple[int, bool]]) -> dict[str, list[float]
 
 
 def plain_taylor(folder: str) -> list[float]:
-    """The same from the definition: one backward pass over both global batches, no engine."""
+    """Taylor importance from its definition: one backward pass over both global batches, without an engine."""
     from apt_ds.data.batching import collate
     from apt_ds.losses.task_losses import summed_loss
     from apt_ds.losses.token_losses import trained_tokens

@@ -1,4 +1,4 @@
-"""A job of `multiprocess.py`: what a launcher script does on every rank."""
+"""A job of `multiprocess.py` that runs a launcher script on every rank."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from tests.support.paths import ROOT
 
 
 def script(script: str, words: list[str]) -> None:
-    """Do what `launchers/<script>.py` does with these words, after the one that the deepspeed launcher adds.
+    """Run `launchers/<script>.py` with these words, after the word that the deepspeed launcher adds.
 
-    Paths in them may be those of the repository.
+    Paths among the words may be relative to the repository.
     """
     os.chdir(ROOT)
     sys.argv = [f"launchers/{script}.py", f"--local_rank={os.environ['LOCAL_RANK']}", *words]

@@ -1,4 +1,4 @@
-"""The search as its definition says: whole orders, whole grids. Tests compare the quick searches with it."""
+"""The search by its definition, over whole orders and whole grids. Tests compare the fast searches with it."""
 
 from __future__ import annotations
 

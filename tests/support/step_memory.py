@@ -1,7 +1,8 @@
-"""Peak bytes of two training steps above what this process holds without a model: `MODE BATCH LENGTH`, printed.
+"""Prints the peak bytes of two training steps above those of this process without a model.
 
-MODE: `student` learns from its task alone, `distilled` from a teacher within too. A process of its own, since what an
-allocator keeps from one measurement would hide the next.
+Arguments: MODE BATCH LENGTH. MODE is `student`, which learns from its task alone, or `distilled`, which also learns
+from the self-teacher. Each measurement needs its own process: memory that an allocator keeps from one would hide the
+next.
 """
 
 from __future__ import annotations

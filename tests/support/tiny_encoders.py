@@ -1,4 +1,4 @@
-"""Tiny encoders of the families beside BERT: the class, the configuration and what is special of each."""
+"""Tiny encoders of the families beside BERT: the class, the configuration and what is special about each."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def model(family: str, seed: int = 0, **changes: object) -> PreTrainedModel:
             if name.endswith("norm.weight"):
                 parameter.uniform_(0.5, 1.5)
             else:
-                # routers choose clearly
+                # large weights, so that routers choose clearly
                 parameter.normal_(0, 0.5 if ".gate." in name else 0.15)
     return model
 

@@ -164,7 +164,7 @@ FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
 
 # rows whose uniform export has another class: LlamaConfig refuses the odd sizes of the test
 WRITTEN_AS = {"llama3": "MistralForCausalLM", "qwen2": "GraniteForCausalLM"}
-# variants of a row above that a quantized base would not tell apart
+# variants that are equal to another row where the base is quantized
 SMALL_ONLY = ("mistral-nemo", "qwen2-window", "gemma3-untied", "olmo2", "phi4")
 # model types without a stock class for sequence classification
 NO_CLASSIFIER = ("granite",)

@@ -1,4 +1,4 @@
-"""An environment with transformers 4, made once, and what a program in it answers."""
+"""An environment with transformers 4, made once, and the answers of a script that runs in it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 VERSION = "4.57.6"
 PLACE = "APT_DS_TRANSFORMERS_4"  # the folder of the environment
-# torch is lent by this environment, whose other packages must not be seen: version 4 needs older ones
+# torch comes from this environment. Its other packages must stay hidden: version 4 needs older ones
 LENT = ("torch", "torchgen", "functorch", "sympy", "mpmath", "networkx", "jinja2", "markupsafe")
 
 
@@ -64,7 +64,7 @@ def _environment(cache: Path) -> dict[str, str]:
 
 
 def answers(interpreter: str, script: str, calls: Any, place: Path) -> Any:
-    """What a script saves, which reads `calls` from its argument and saves to the same name with `.out`."""
+    """The answers of a script. It reads `calls` from its argument, a file, and saves to the same name with `.out`."""
     torch.save(calls, place / "calls.pt")
     done = subprocess.run(
         [interpreter, "-W", "ignore", "-c", script, str(place / "calls.pt")],

@@ -43,7 +43,7 @@ def history(path: Path) -> list[dict[str, Any]]:
 
 
 def summary(path: Path) -> dict[str, Any]:
-    """What the run's summary was given."""
+    """The items of the run's summary."""
     given: dict[str, Any] = {}
     for one in records(path):
         if one.WhichOneof("record_type") == "summary":
