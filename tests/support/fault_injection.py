@@ -90,11 +90,9 @@ def faulty(
     def strike() -> None:
         if number == 0:
             fill(Path(run.output.output_dir).parent)
-        elif number == signal.SIGSTOP:
+        else:
             others = [path.read_text() for path in processes.iterdir() if path.name != str(victim)]
-            subprocess.Popen(["sh", "-c", OUTLIVE, "sh", str(os.getpid()), *others], start_new_session=True)
-        if number:
-            os.kill(os.getpid(), number)
+            send_signal(number, others)
 
     def struck(*arguments: Any, **named: Any) -> Any:
         nonlocal calls
@@ -106,6 +104,13 @@ def faulty(
     setattr(module, name, struck)
     training_run.train(run)
     return calls >= count
+
+
+def send_signal(number: int, others: list[str]) -> None:
+    """Send a signal to this process. Once it is stopped, it is killed when the processes `others` have ended."""
+    if number == signal.SIGSTOP:
+        subprocess.Popen(["sh", "-c", OUTLIVE, "sh", str(os.getpid()), *others], start_new_session=True)
+    os.kill(os.getpid(), number)
 
 
 def blocked(folder: str, victim: int, flags: list[str]) -> None:
