@@ -5,16 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import yaml
 
+from tests.support.elsewhere import ELSEWHERE
 from tests.support.launcher import GRADUAL, PRETUNING, STEPS, Ended, Place, launch, start
 
 # (file of ds_configs, processes): what else is typed
@@ -45,47 +42,19 @@ LOGGED = {
 }
 SIZED = {"sizes_before", "sizes"}  # of the first line, and after a rebuild
 
-# Loads the folders it reads from stdin as any user would, and prints the size and a short continuation of each.
+# loads the folder that its argument names as any user would, and writes the size and a short continuation of the model
 READER = """
 import json, sys
 sys.modules["apt_ds"] = None  # an import of it fails, installed or not
 from transformers import AutoModelForCausalLM, AutoTokenizer
-for line in sys.stdin:
-    folder = line.strip()
-    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
-    ids = AutoTokenizer.from_pretrained(folder)("the cat sees the dog", return_tensors="pt")
-    generated = model.generate(**ids, max_new_tokens=4, min_new_tokens=4, do_sample=False)
-    answer = {key: len(value) for key, value in info.items()}
-    answer |= {"parameters": model.num_parameters(), "new": generated.shape[1] - ids["input_ids"].shape[1]}
-    print("answer", json.dumps(answer | {"class": type(model).__name__}), flush=True)
+folder = open(sys.argv[1]).read()
+model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+ids = AutoTokenizer.from_pretrained(folder)("the cat sees the dog", return_tensors="pt")
+generated = model.generate(**ids, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+answer = {key: len(value) for key, value in info.items()}
+answer |= {"parameters": model.num_parameters(), "new": generated.shape[1] - ids["input_ids"].shape[1]}
+json.dump(answer | {"class": type(model).__name__}, open(sys.argv[1] + ".out", "w"))
 """
-
-
-@pytest.fixture(scope="module")
-def read_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path], dict[str, Any]]]:
-    """Loads a folder in a process, started once, that has transformers and cannot import apt_ds."""
-    process = subprocess.Popen(
-        [sys.executable, "-I", "-c", READER],
-        cwd=tmp_path_factory.mktemp("elsewhere"),
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdin and process.stdout
-    questions, answers = process.stdin, process.stdout
-
-    def read(folder: Path) -> dict[str, Any]:
-        questions.write(f"{folder}\n")
-        questions.flush()
-        answer = next((line for line in answers if line.startswith("answer ")), "")
-        assert answer, "the reader ended: see its traceback on stderr"
-        return json.loads(answer.removeprefix("answer "))
-
-    yield read
-    questions.close()
-    process.wait(60)
-    answers.close()
 
 
 class Finished(NamedTuple):
@@ -185,10 +154,11 @@ def test_the_written_configuration_is_that_of_the_command_line(finished: Finishe
 
 
 @pytest.mark.dist
-def test_every_mode_ends_with_a_loadable_model(
-    finished: Finished, read_model: Callable[[Path], dict[str, Any]]
-) -> None:
-    model = read_model(finished.output / "model")
+def test_every_mode_ends_with_a_loadable_model(finished: Finished, tmp_path: Path) -> None:
+    """In a process that has transformers and cannot import apt_ds."""
+    (tmp_path / "folder").write_text(str(finished.output / "model"), encoding="utf8")
+    ELSEWHERE.run(READER, tmp_path / "folder")
+    model = json.loads((tmp_path / "folder.out").read_text(encoding="utf8"))
     assert model["class"] == "LlamaForCausalLM" and model["new"] == 4
     assert model["parameters"] == finished.figures["after"]["parameters"]
     assert not model["missing_keys"] and not model["unexpected_keys"] and not model["mismatched_keys"]
