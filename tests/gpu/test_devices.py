@@ -64,5 +64,5 @@ def test_the_reference_is_on_one_device(tmp_path: Path, monkeypatch: pytest.Monk
         plain.operate(0, plain.pruner.cut_now(plain.model), fresh=True)
         for step in range(2):
             plain.step(step)
-        figures: dict[str, Any] = plain.found
+        figures: dict[str, Any] = plain.facts
     assert device.reads > 0 and figures["kept"][-1] <= 0.6 and len(figures["losses"]) == 2

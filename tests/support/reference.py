@@ -45,7 +45,7 @@ class Plain:
         self.generator = torch.Generator().manual_seed(run.optim.seed + 1)
         self.pruner.install_hooks(self.model, scoring=False)
         self.optimizer = self.fresh_optimizer()
-        self.found: dict[str, Any] = {"losses": [], "ranks": [], "kept": []}
+        self.facts: dict[str, Any] = {"losses": [], "ranks": [], "kept": []}
 
     def fresh_optimizer(self) -> torch.optim.AdamW:
         return torch.optim.AdamW((p for p in self.model.parameters() if p.requires_grad), lr=0.0, weight_decay=0.0)
@@ -83,9 +83,9 @@ class Plain:
         self.optimizer.step()
         self.optimizer.zero_grad()
         ranks = [size.rank for size in adapter_sizes(self.model)]
-        self.found["losses"].append(loss.item())
-        self.found["ranks"].append(sum(ranks) / len(ranks))
-        self.found["kept"].append(pruner.kept())
+        self.facts["losses"].append(loss.item())
+        self.facts["ranks"].append(sum(ranks) / len(ranks))
+        self.facts["kept"].append(pruner.kept())
 
     def operate(self, step: int, plan: Plan, fresh: bool = False) -> None:
         """Apply a plan. Moments follow their parameters by name."""
@@ -127,7 +127,7 @@ def reference_run(folder: Path | str, flags: list[str]) -> dict[str, Any]:
             plain.operate(step + 1, plan)
     loss = held_out_loss(plain.model, data.held_out, base.task_type, 4, 0, plain.device)
     assert math.isfinite(loss)
-    return plain.found | {
+    return plain.facts | {
         "scores": plain.pruner.scorer.scores().tolist(),
         "importance": plain.pruner.growth.importance.tolist(),
         "alive": plain.pruner.blocks.kept_ids.tolist(),
