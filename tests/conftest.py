@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.support.launcher import Place, Run
 
 hide_gpus()
-# DeepSpeed compiles with the ninja it finds first: let it be this environment's, or every switch compiles anew
+# DeepSpeed compiles with the first ninja of PATH. It must be this environment's: a change of ninja compiles again
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

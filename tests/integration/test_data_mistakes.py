@@ -89,7 +89,7 @@ def test_evaluation_examples_without_a_trained_token_are_dropped_with_a_warning(
     if way == "--streaming":
         data += ["--streaming", "true"]
     if way == "--eval_size":
-        # half of them are held out, whichever these are
+        # a random half of the rows is held out
         rows = [longer if long else ROW, ROW] * 10
         data = ["--data_path", place.spoiled("d.json", rows), "--eval_size", "10"]
     ended = run(place.words(tmp_path / "out", *data, "--max_seq_length", "64", "--max_steps", "1"))
@@ -137,7 +137,7 @@ def dated(place: Place) -> Path:
 
 
 def at(second: int) -> type[datetime]:
-    """A clock that stands still at a second of a minute."""
+    """A clock that always shows the same second of a minute."""
 
     class Clock(datetime):
         @classmethod

@@ -156,7 +156,7 @@ def test_flags_in_prose_and_comments_exist() -> None:
     wrong = {}
     for path in documents():
         for number, line in enumerate(path.read_text(encoding="utf8").splitlines(), start=1):
-            # `--|---` of a table's rule is no flag
+            # `--|---` is the rule of a table, not a flag
             for flag in FLAG.findall(line):
                 if flag not in known:
                     wrong[f"{path.relative_to(ROOT)}:{number}"] = flag

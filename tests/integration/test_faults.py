@@ -1,4 +1,4 @@
-"""A rank that dies, hangs or is told to stop: the others end in time, say what happened, and the run goes on."""
+"""A rank that dies, hangs or gets a signal: the others end in time and name the cause, and the run can resume."""
 
 from __future__ import annotations
 

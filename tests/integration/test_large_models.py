@@ -1,4 +1,4 @@
-"""What makes large models fit, tried on small ones: checkpoints in parts, a base of few bits with offload."""
+"""What large models need, on small ones: checkpoints in parts, a quantized base with offload."""
 
 from __future__ import annotations
 

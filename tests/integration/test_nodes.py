@@ -157,7 +157,7 @@ def alone(folder: Path, output: Path, steps: int = STEPS) -> list[dict[str, Any]
 
 
 def alike(lines: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
-    """The same decisions; losses within rounding."""
+    """Check that the decisions are the same, and the losses up to rounding."""
     assert expected[-1]["kept"] <= 0.61 and expected[-1]["ranks"]["max"] > 2
     for key in ("step", "kept", "ranks"):
         assert [row[key] for row in lines] == [row[key] for row in expected], key
@@ -174,7 +174,7 @@ def test_two_hosts_do_what_one_does(hosts: Hosts, hostfile: Path, folder: Path, 
 def test_a_cable_that_is_cut_ends_all_ranks_and_the_run_goes_on(
     hosts: Hosts, hostfile: Path, folder: Path, tmp_path: Path
 ) -> None:
-    """Again and again, at random moments; the run that goes on is the one whose cable held."""
+    """The cable is cut several times, at random moments. The resumed run equals one without cuts."""
     output, cuts, draw = tmp_path / "two", int(os.environ.get("APT_DS_CABLES", "3")), random.Random(0)
     steps = 20 * cuts
     flags, go_on = words(folder, output, "--save_steps", "1", "--timeout", "20", steps=steps), []

@@ -63,7 +63,7 @@ def test_resuming_across_cuts_is_bit_identical(folder: Path) -> None:
     assert straight["rebuilds"] >= 2 and len({row["kept"] for row in straight["rows"]}) > 2
     for when, run in runs.items():
         assert [key for key in straight if run[key] != straight[key]] == [], when
-    # other ranks share other blocks: moments are quantized anew
+    # other ranks share other blocks: moments are quantized again
     source = {str(folder / "both" / "checkpoint-5"): BOTH}
     again = multiprocess.run(1, "continued", {"folder": str(folder), "sources": source, "stages": [(2, False)]})
     (run,) = again.values()

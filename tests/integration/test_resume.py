@@ -1,4 +1,4 @@
-"""Resuming is never having stopped, bit for bit; on other ranks and stages it is the same run within rounding."""
+"""A resumed run equals one that never stopped, bit for bit. On other ranks and stages it is equal up to rounding."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MODES = {
 BF16 = {mode: [*flags, "--bf16"] for mode, flags in MODES.items()}
 EMPTY = [*MODES["gradual"], "--sparsity", "0.75", "--align", "16", "--allow_empty_layers"]
 SEARCH = ["--allocate", "kl", "--allocate_evaluations", "60"]
-# scores that tell nothing, so that the search finds better sizes
+# scores without information, so that the search finds better sizes
 RANDOM = [*SEARCH, "--structure", "adaptive", "--score", "random", "--scale_steps", "8"]
 # all weights are trained: none is frozen, and every moment follows the cuts
 WHOLE = ["--train", "all", "--rank_growth", "none", "--prune_blocks", "heads,neurons,hidden"]
@@ -113,7 +113,7 @@ def some(folder: Path) -> Runs:
 
 
 def same(runs: dict[str, Any]) -> None:
-    """All of a case's runs told the same, and had something to tell."""
+    """Check that all runs of a case have the same outcome, and that it cut and grew ranks."""
     straight = runs["straight"]
     assert straight["rebuilds"] >= 2 and straight["rows"][-1]["kept"] < 0.62
     assert straight["rows"][-1]["ranks"]["max"] > 2
@@ -129,7 +129,7 @@ def same_whole(runs: dict[str, Any]) -> None:
 
 
 def equal(runs: dict[str, Any]) -> None:
-    """All of a case's runs told the same."""
+    """Check that all runs of a case have the same outcome."""
     straight = runs["straight"]
     for when, run in runs.items():
         differing = [key for key in straight if run[key] != straight[key]]
@@ -154,7 +154,7 @@ def test_learned_gates_and_their_teacher_resume_bit_for_bit(case: tuple[Any, ...
 
 
 def same_gates(runs: dict[str, Any]) -> None:
-    """All of a case's runs told the same, and cut once."""
+    """Check that all runs of a case have the same outcome, and cut once."""
     straight = runs["straight"]
     assert straight["rebuilds"] == 1 and [row["kept"] for row in straight["rows"]][:4] == [1.0] * 4
     assert straight["rows"][-1]["kept"] <= 0.5
@@ -208,7 +208,7 @@ def test_a_broken_record_of_one_rank_ends_all_ranks_in_one_line(folder: Path) ->
 
 
 def alike(run: dict[str, Any], straight: dict[str, Any]) -> None:
-    """The same decisions, the same losses within rounding."""
+    """Check that the decisions are the same, and the losses up to rounding."""
     assert run["alive"] == straight["alive"] and run["rebuilds"] == straight["rebuilds"]
     for key in ("kept", "ranks", "step"):
         assert [row[key] for row in run["rows"]] == [row[key] for row in straight["rows"]], key

@@ -9,7 +9,7 @@ import pytest
 
 
 def check_alike(runs: list[dict[str, Any]]) -> None:
-    """Check that four runs have the same decisions, and the same figures within rounding."""
+    """Check that four runs have the same decisions, and the same figures up to rounding."""
     first, *others = runs
     assert len(others) == 3
     assert first["kept"][-1] <= 0.6 and first["rebuilds"] in (2, 3)

@@ -18,7 +18,7 @@ from apt_ds.training.model_figures import ModelFigures
 from apt_ds.training.trainer import Trainer
 from tests.support.launcher import PLAIN
 
-# weights stay sharded between uses only with these; a tiny model would be held whole otherwise
+# only with these do the weights of a tiny model stay sharded between uses
 STRICT = {
     "stage3_max_live_parameters": 0,
     "stage3_max_reuse_distance": 0,

@@ -23,7 +23,7 @@ def ds(content: object, *flags: str) -> Spoil:
 
 
 def flags(*words: str) -> Spoil:
-    """Flags that are wrong by themselves; {} stands for the folder of inputs."""
+    """Flags that are wrong by themselves. {} in them is replaced by the folder of inputs."""
     return lambda place: [word.replace("{}", str(place.folder)) for word in words]
 
 
