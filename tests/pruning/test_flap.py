@@ -12,7 +12,7 @@ from apt_ds.models.blocks import HIDDEN, block_slices
 from apt_ds.pruning.budget_search import search
 from apt_ds.pruning.flap import Flap
 from apt_ds.pruning.limits import Rules
-from tests.pruning.test_input_moments import KINDS, observe, plain_inputs, rows
+from tests.pruning.test_input_moments import KINDS, observe, plain_inputs
 from tests.pruning.test_masks import with_adapters
 from tests.support import tiny
 
@@ -23,10 +23,10 @@ def test_the_metric_is_that_of_the_paper_with_adapters_in_the_weight() -> None:
     model, anatomy = with_adapters("gqa")
     scorer = Flap(anatomy, CPU, KINDS)
     scorer.install(model)
-    observe(scorer, model, [collate(rows(), 0)])
+    observe(scorer, model, [collate(tiny.rows(6), 0)])
     scorer.remove()
     scorer.conclude(model)
-    inputs = plain_inputs(model, [site.consumer for site in anatomy.sites], rows())
+    inputs = plain_inputs(model, [site.consumer for site in anatomy.sites], tiny.rows(6))
     standard = []
     for site, x in zip(anatomy.sites, inputs, strict=True):
         consumer = model.get_submodule(site.consumer)
@@ -45,7 +45,7 @@ def test_blocks_go_in_the_order_of_the_standardised_metric_whatever_they_cost() 
     anatomy = anatomy_of(model.config)
     scorer = Flap(anatomy, CPU, KINDS)
     scorer.install(model)
-    observe(scorer, model, [collate(rows(), 0)])
+    observe(scorer, model, [collate(tiny.rows(6), 0)])
     scorer.remove()
     scorer.conclude(model)
     spans = [span for number, span in block_slices(anatomy.sizes) if number != HIDDEN]

@@ -12,7 +12,7 @@ from apt_ds.models.blocks import Anatomy, block_slices
 from apt_ds.pruning.budget_search import search
 from apt_ds.pruning.limits import Rules
 from apt_ds.pruning.wanda import WandaSp
-from tests.pruning.test_input_moments import KINDS, observe, plain_inputs, rows
+from tests.pruning.test_input_moments import KINDS, observe, plain_inputs
 from tests.support import tiny
 
 CPU = torch.device("cpu")
@@ -25,12 +25,12 @@ def scored() -> tuple[WandaSp, Anatomy, list[np.ndarray]]:
     anatomy = anatomy_of(model.config)
     scorer = WandaSp(anatomy, CPU, KINDS)
     scorer.install(model)
-    observe(scorer, model, [collate(rows(), 0)])
+    observe(scorer, model, [collate(tiny.rows(6), 0)])
     scorer.remove()
     scorer.conclude(model)
     scores = []
     for site, x in zip(
-        anatomy.sites, plain_inputs(model, [site.consumer for site in anatomy.sites], rows()), strict=True
+        anatomy.sites, plain_inputs(model, [site.consumer for site in anatomy.sites], tiny.rows(6)), strict=True
     ):
         weight = model.get_submodule(site.consumer).weight.detach().double().abs().numpy()
         channels = (weight * np.sqrt(np.square(x).sum(0))).sum(0)
