@@ -54,8 +54,9 @@ class EncodedPart:
         if self._last:
             if not records and not self._before["part"]["count"]:
                 raise UserError(
-                    f"{self.part.name} has no record left for process {self.part.rank}, after those held out. Give "
-                    "more records, or a smaller --eval_size"
+                    f"{self.part.name} has no record left for process {self.part.rank} of {self.part.world}, after "
+                    "those held out. A text file has a record for each 16 KiB. Give more records, fewer processes or, "
+                    "where records are held out of it, a smaller --eval_size"
                 )
             self.encoder.end_pass()
 

@@ -81,5 +81,5 @@ class Evaluator:
         return first if len(values) == 1 else first | {"corpus_perplexities": values}
 
     def sizes(self, engine: nn.Module) -> dict[str, int]:
-        """Parameters and bytes of the model as the export will write it."""
+        """Parameters and bytes of the model with its adapters merged, in the dtype of the export."""
         return loading.count_parameters(pretrained_model(engine), self.export_bits, self.export_dtype)

@@ -7,7 +7,7 @@ import torch
 from apt_ds.config.errors import UserError
 from apt_ds.config.run_config import RunConfig
 from apt_ds.models.blocks import HIDDEN, Anatomy, Axis, plural
-from apt_ds.models.export.quantize_formats import check_library
+from apt_ds.models.export.quantize_formats import GROUPS, check_library
 from apt_ds.models.quantization import BLOCK, ROWS
 from apt_ds.models.scope import competing_kinds
 from apt_ds.runtime.bnb import library
@@ -65,6 +65,12 @@ def _check_export(run: RunConfig, anatomy: Anatomy) -> None:
         )
     if anatomy.experts:
         raise UserError(f"--export_quantization {kind} does not support mixtures of experts; leave it out")
+    needed, hidden = {"nf4": BLOCK, "w4a16": GROUPS[-1]}.get(kind, 1), anatomy.sizes.hidden
+    if hidden % needed and not (run.pruning.prunes and "hidden" in run.pruning.block_kinds):
+        raise UserError(
+            f"--export_quantization {kind} needs rows of a multiple of {needed} weights, and the model keeps its "
+            f"hidden size of {hidden}. Use fp8"
+        )
     check_library(kind)
 
 

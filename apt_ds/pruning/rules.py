@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from apt_ds.config import schedules
 from apt_ds.config.errors import UserError
+from apt_ds.config.pruning_options import PruningOptions
 from apt_ds.config.run_config import RunConfig
 from apt_ds.models import quantization_checks
 from apt_ds.models.blocks import Anatomy
@@ -14,6 +15,8 @@ from apt_ds.models.tensor_parallel import check_whole, split_of
 from apt_ds.models.writable_sizes import EVERY_SIZE, Writable
 from apt_ds.pruning.alignment import MISS, QUANTIZED, SERVED, automatic_align
 from apt_ds.pruning.limits import SLACK, Rules, default_align
+
+COARSE = 0.02  # fraction of the prunable parameters: a run warns of what it removes beyond its budget and this
 
 
 def rules_of(run: RunConfig, anatomy: Anatomy, writable: Writable = EVERY_SIZE) -> Rules:
@@ -57,6 +60,23 @@ def _automatic_align(run: RunConfig, rules: Rules, anatomy: Anatomy) -> int:
     # the model is quantized after the run too
     wanted = QUANTIZED if run.output.export_quantization in ("nf4", "fp8") else SERVED
     return quantization_checks.align(run, automatic_align(rules, anatomy, budget, wanted))
+
+
+def coarse_notice(pruning: PruningOptions, kept: float) -> str:
+    """One line if a model keeps far less than it may, as no allowed sizes are nearer, else ''.
+
+    Args:
+        pruning: the options of pruning.
+        kept: fraction of the prunable parameters that remain.
+    """
+    target = 1.0 - pruning.sparsity
+    if kept >= target - COARSE:
+        return ""
+    return (
+        f"{kept:.1%} of the prunable parameters remain where {target:.1%} may: no sizes that --structure "
+        f"{pruning.structure}, --prune_blocks {pruning.prune_blocks} and --align allow are nearer. Other blocks, "
+        "--structure adaptive or a smaller --align may come nearer"
+    )
 
 
 def mask_notice(run: RunConfig, total_steps: int) -> str:

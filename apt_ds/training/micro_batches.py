@@ -77,6 +77,11 @@ class MicroBatches:
         """Place of this rank's first example of a micro-batch in the global batch, unless examples are packed."""
         return self._slot(micro) * self.per_device
 
+    def members(self, step: int, micro: int) -> list[list[tuple[int, int]]]:
+        """The examples of each row of a micro-batch, in order: the place in the step, and the number of tokens."""
+        layout = self.step(step).layout
+        return [[(i, layout.lengths[i]) for i in row] for row in layout.slots[self._slot(micro)]]
+
     @profiler.timed("data")
     def on_host(self, step: int, micro: int) -> Batch:
         """A micro-batch on the CPU. Reading its values needs no wait for the device."""

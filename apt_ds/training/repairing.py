@@ -57,8 +57,8 @@ class Repairer:
             return
         start = seconds_after(zero.device())
         batches = walk_batches(self.run_config, self.task_loss, self.batches, model)
-        self.tokens = self._tokens(batches)
-        if notice := few_tokens(self.tokens, anatomy, keep):
+        self.tokens, smaller_half = self._tokens(batches)
+        if notice := few_tokens(self.tokens, smaller_half, anatomy, keep):
             self.warn(notice)
         for site in repair(model, anatomy, keep, batches, state):
             values = asdict(site)
@@ -67,14 +67,22 @@ class Repairer:
         self.seconds += seconds_after(zero.device()) - start
 
     @staticmethod
-    def _tokens(batches: list[WalkBatch]) -> int:
-        """Tokens that count, over all ranks. With a decoder, those of the side that has fewer. Collective."""
+    def _tokens(batches: list[WalkBatch]) -> tuple[int, int]:
+        """Tokens that count, over all ranks, and those of the smaller half. Collective.
+
+        With a decoder, each is the number of the side that has fewer.
+        """
         sides = [
             [batch.tokens for batch in batches],
             [batch.decoder_tokens for batch in batches if batch.decoder_tokens is not None],
         ]
-        counts = [torch.stack([tokens.counted.sum() for tokens in side]).sum().float() for side in sides if side]
-        return int(collectives.all_reduce_sum(torch.stack(counts)).min())
+        counts = [
+            torch.stack([tokens.half[tokens.counted].bincount(minlength=2) for tokens in side]).sum(0).float()
+            for side in sides
+            if side
+        ]
+        halves = collectives.all_reduce_sum(torch.stack(counts))
+        return int(halves.sum(1).min()), int(halves.min())
 
     def summary(self) -> dict[str, Any]:
         """Figures for the summary. {} without a repair."""
@@ -92,16 +100,24 @@ class Repairer:
         self.sites, self.seconds, self.tokens = dict(values["sites"]), values["seconds"], values["tokens"]
 
 
-def few_tokens(tokens: int, anatomy: Anatomy, keep: np.ndarray) -> str:
-    """One line if these are too few tokens for the widest fit of a repair, else ''. keep: bool [blocks]."""
+def few_tokens(tokens: int, smaller_half: int, anatomy: Anatomy, keep: np.ndarray) -> str:
+    """One line if these are too few tokens for the widest fit of a repair, else ''.
+
+    Args:
+        tokens: tokens of both halves.
+        smaller_half: tokens of the half that has fewer.
+        anatomy: the blocks of the model.
+        keep: bool [blocks], the blocks that remain.
+    """
     widths = [anatomy.sites[n].unit * anatomy.sizes.counts[n] for n in repairable(anatomy, keep)]
     if repairs_readers(anatomy, keep):
         # the input of a reader before the cut and after it
         widths.append(anatomy.sizes.hidden + int(kept_hidden(anatomy, keep).sum()))
     widest = max(widths, default=0)
-    if tokens >= 2 * widest:
+    if smaller_half >= widest:
         return ""
     return (
-        f"--repair ls reads {tokens} tokens, and a layer has {widest} inputs: its halves cannot tell them "
-        f"apart, so repairs stay small. Give about {2 * widest} tokens, by --repair_examples or longer examples"
+        f"--repair ls reads {tokens} tokens, {smaller_half} of them in the smaller half of the examples, and a layer "
+        f"has {widest} inputs: a half cannot tell them apart, so repairs stay small. Give about {2 * widest} tokens, "
+        "by --repair_examples or longer examples"
     )

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from apt_ds.models.export.write import Exported
 from apt_ds.models.initial_adapters import InitialAdapters
 from apt_ds.pruning.bias_compensation import NO_BIAS, lacks_biases
+from apt_ds.pruning.rules import coarse_notice
 from apt_ds.pruning.surgery import Plan
 from apt_ds.runtime import collectives, heartbeat, zero
 from apt_ds.runtime.clock import seconds_after
@@ -147,8 +148,11 @@ class Trainer(RunParts):
         self.meter.rebuilt(seconds_after(zero.device()) - start, cut=cut)
         self.metrics_logger.adjusted(step, self.pruner.kept(), plan)
         self._report_layers(step)
-        if cut and self.pruner.at_target() and (excluded := self._excluded()):
-            self.metrics_logger.warn(f"the kept sizes exclude consumers: {'; '.join(excluded)}")
+        if cut and self.pruner.at_target():
+            if excluded := self._excluded():
+                self.metrics_logger.warn(f"the kept sizes exclude consumers: {'; '.join(excluded)}")
+            if notice := coarse_notice(self.run_config.pruning, self.pruner.kept()):
+                self.metrics_logger.warn(notice)
 
     def _report_layers(self, step: int) -> None:
         """Report ranks and kept sizes after `step` updates to the trackers."""

@@ -208,3 +208,18 @@ def test_drawn_weights_are_quantized_too(bits: int, quantizable: Path) -> None:
     weights = [model.get_submodule(path).weight for path in paths]
     assert all(isinstance(weight, packed.QuantizedParameter) and weight.bits == bits for weight in weights)
     assert torch.isfinite(model(tiny.ids()).logits).all()
+
+
+@pytest.mark.parametrize(("kind", "needed"), [("nf4", 64), ("w4a16", 32)])
+def test_a_hidden_size_that_stays_is_refused_before_training(kind: str, needed: int) -> None:
+    hidden = needed + needed // 2
+    anatomy = anatomy_of(tiny.config(hidden_size=hidden))
+    run = RunConfig(model_name_or_path="m", data_path="d", export_quantization=kind, prune_blocks="neurons")
+    text = f"--export_quantization {kind} needs rows of a multiple of {needed} weights, and the model keeps its "
+    with pytest.raises(UserError, match=f"^{text}hidden size of {hidden}"):
+        quantization_checks.check(run, anatomy, torch.device("cpu"))
+    try:
+        quantization_checks.check(run.replace(prune_blocks="hidden"), anatomy, torch.device("cpu"))
+    except UserError as error:
+        # the library may be missing
+        assert "hidden size" not in str(error)

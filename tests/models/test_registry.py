@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from apt_ds.config.errors import UserError
 from apt_ds.config.tasks import INSTRUCTIONS, LANGUAGE_MODEL
@@ -57,6 +58,8 @@ def shrew() -> Iterator[Architecture]:
     architectures.register(SHREW)
     yield SHREW
     del REGISTRY["shrew"]
+    CONFIG_MAPPING._extra_content.pop("shrew")
+    AutoModelForCausalLM._model_mapping._extra_content.pop(ShrewConfig)
 
 
 def shrew_model() -> ShrewForCausalLM:

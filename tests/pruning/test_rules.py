@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from apt_ds.config.errors import UserError
+from apt_ds.config.pruning_options import PruningOptions
 from apt_ds.config.run_config import RunConfig
 from apt_ds.models.architectures import anatomy_of
-from apt_ds.pruning.rules import mask_notice, rules_of
+from apt_ds.pruning.rules import coarse_notice, mask_notice, rules_of
 from tests.support import tiny
 
 GRADUAL = {"pruning": "gradual", "structure": "adaptive", "sparsity": 0.4, "align": 4, "rank_growth": "none"}
@@ -41,3 +42,12 @@ def test_rules_take_structure_and_alignment() -> None:
     assert rules.kinds == ("heads", "neurons") and rules.structure == "adaptive"
     assert [rules.unit(kind) for kind in ("head", "neuron", "hidden")] == [1, 4, 4]
     assert [rules.may_go(kind) for kind in ("head", "neuron", "hidden")] == [True, True, False]
+
+
+@pytest.mark.parametrize(("kept", "warns"), [(0.7, False), (0.681, False), (0.679, True), (0.2, True)])
+def test_a_cut_far_beyond_the_budget_is_named(kept: float, warns: bool) -> None:
+    text = coarse_notice(PruningOptions(sparsity=0.3, structure="uniform", prune_blocks="heads"), kept)
+    assert bool(text) == warns
+    if warns:
+        assert text.startswith(f"{kept:.1%} of the prunable parameters remain where 70.0% may")
+        assert "--structure uniform, --prune_blocks heads and --align" in text

@@ -16,7 +16,8 @@ import deepspeed
 import pytest
 
 from apt_ds.config.resolve import resolve
-from apt_ds.runtime import collectives, exit_status
+from apt_ds.runtime import caller_state, collectives, exit_status
+from apt_ds.runtime.zero.world import ALONE
 from apt_ds.training import run
 from tests.support import multiprocess, tiny
 from tests.support.paths import ROOT
@@ -112,14 +113,20 @@ def inputs(folder: Path) -> Place:
 @contextmanager
 def own_world() -> Iterator[None]:
     """Give this process the environment of a world of one, as the launcher would set it."""
-    with pytest.MonkeyPatch.context() as patch:
+    with caller_state.restored(), pytest.MonkeyPatch.context() as patch:
+        for name in ALONE:
+            # so that what a run sets inside is undone too
+            patch.setenv(name, "")
+            patch.delenv(name)
         place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1", "OMP_NUM_THREADS": "1"}
         for name, value in {**place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(collectives.free_port())}.items():
             patch.setenv(name, value)
-        yield
-        # this process goes on: DeepSpeed must forget its groups together with torch's
-        if collectives.ready():
-            deepspeed.comm.destroy_process_group()
+        try:
+            yield
+        finally:
+            # this process goes on: DeepSpeed must forget its groups together with torch's
+            if collectives.ready():
+                deepspeed.comm.destroy_process_group()
 
 
 def caller(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:

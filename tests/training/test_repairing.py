@@ -26,12 +26,13 @@ def test_the_widest_fit_decides_how_many_tokens_suffice(hidden: bool) -> None:
     anatomy = anatomy_of(config)
     widest = config.hidden_size * 3 // 2 if hidden else config.intermediate_size
     keep = kept(anatomy, hidden)
-    text = few_tokens(2 * widest - 1, anatomy, keep)
+    text = few_tokens(2 * widest - 1, widest - 1, anatomy, keep)
     assert f"reads {2 * widest - 1} tokens" in text and f"{widest} inputs" in text and "\n" not in text
     assert f"Give about {2 * widest} tokens" in text
-    assert not few_tokens(2 * widest, anatomy, keep)
+    assert not few_tokens(2 * widest, widest, anatomy, keep)
+    assert "0 of them in the smaller half" in few_tokens(9 * widest, 0, anatomy, keep)
 
 
 def test_a_cut_without_a_fit_needs_no_tokens() -> None:
     anatomy = anatomy_of(tiny.config())
-    assert not few_tokens(0, anatomy, np.ones(anatomy.sizes.total(), dtype=bool))
+    assert not few_tokens(0, 0, anatomy, np.ones(anatomy.sizes.total(), dtype=bool))
