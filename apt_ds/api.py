@@ -1,9 +1,9 @@
 """Runs as functions: what the commands do, for a Python process that goes on afterwards.
 
-Every function raises exceptions and leaves the process usable: no process group, signal handler or environment variable
-of a run remains. Under a launcher with several processes every rank calls the same functions. The process group then
-stays for the next call, and a lost rank or a signal before the first step still ends the process, as a blocked
-collective cannot raise.
+Every function raises exceptions and leaves the process usable: no engine, process group, signal handler or environment
+variable of a run remains, and `runtime/caller_state.py` puts back what else a run changes. Under a launcher with
+several processes every rank calls the same functions. The process group then stays for the next call, and a lost rank
+or a signal before the first step still ends the process, as a blocked collective cannot raise.
 """
 
 from __future__ import annotations

@@ -166,9 +166,10 @@ class L0Gates(Scorer):
         if abs(removed - sparsity) <= MISSED:
             return ""
         return (
-            f"--score l0: at the end of the pruning phase the gates expect to remove {removed:.1%} of the prunable "
-            f"parameters, and --sparsity is {sparsity:.1%}. The order of the gates decides the rest, to which the "
-            "model has not adapted. Give more steps, a higher --pruning_phase or a higher --gate_learning_rate"
+            f"--score l0: at the end of the pruning phase the gates expect to remove {100 * removed:.1f} % of the "
+            f"prunable parameters, and --sparsity is {100 * sparsity:.1f} %. The order of the gates decides the rest, "
+            "to which the model has not adapted. Give more steps, a higher --pruning_phase or a higher "
+            "--gate_learning_rate"
         )
 
     def scores(self) -> np.ndarray:

@@ -73,9 +73,9 @@ def coarse_notice(pruning: PruningOptions, kept: float) -> str:
     if kept >= target - COARSE:
         return ""
     return (
-        f"{kept:.1%} of the prunable parameters remain where {target:.1%} may: no sizes that --structure "
-        f"{pruning.structure}, --prune_blocks {pruning.prune_blocks} and --align allow are nearer. Other blocks, "
-        "--structure adaptive or a smaller --align may come nearer"
+        f"{100 * kept:.1f} % of the prunable parameters remain where {100 * target:.1f} % may: no sizes that "
+        f"--structure {pruning.structure}, --prune_blocks {pruning.prune_blocks} and --align allow are nearer. Other "
+        "blocks, --structure adaptive or a smaller --align may come nearer"
     )
 
 

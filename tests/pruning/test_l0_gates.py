@@ -119,7 +119,7 @@ def test_the_lagrangian_reaches_its_target_and_keeps_what_the_loss_needs() -> No
     anatomy = anatomy_of(tiny.config())
     scorer = L0Gates(anatomy, CPU, ("heads", "neurons"), False, 0)
     assert float(scorer.expected_removed().detach()) < 0.01
-    assert "expect to remove 0.2%" in scorer.notice(0.4) and "--gate_learning_rate" in scorer.notice(0.4)
+    assert "expect to remove 0.2 %" in scorer.notice(0.4) and "--gate_learning_rate" in scorer.notice(0.4)
     learn(scorer, 400, 0.4, range(400))
     assert float(scorer.expected_removed().detach()) == pytest.approx(0.4, abs=0.02)
     assert scorer.notice(0.4) == ""

@@ -49,5 +49,5 @@ def test_a_cut_far_beyond_the_budget_is_named(kept: float, warns: bool) -> None:
     text = coarse_notice(PruningOptions(sparsity=0.3, structure="uniform", prune_blocks="heads"), kept)
     assert bool(text) == warns
     if warns:
-        assert text.startswith(f"{kept:.1%} of the prunable parameters remain where 70.0% may")
+        assert text.startswith(f"{100 * kept:.1f} % of the prunable parameters remain where 70.0 % may")
         assert "--structure uniform, --prune_blocks heads and --align" in text
