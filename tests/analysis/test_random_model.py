@@ -111,5 +111,5 @@ def test_the_script_reads_its_options() -> None:
 @pytest.mark.parametrize("words", [["LONG", "--shape", "tiny"], ["f", "--shape", "LONG"]])
 def test_a_path_that_is_too_long_is_one_line(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["random_model.py", *(word.replace("LONG", 300 * "x") for word in words)])
-    with pytest.raises(UserError, match=r"^(FOLDER|--shape) 'xx.* is no file or folder"):
+    with pytest.raises(UserError, match=r"^(FOLDER|--shape) 'xx.* is not a file or folder"):
         random_model.main()

@@ -34,7 +34,7 @@ def test_a_run_that_fails_before_its_first_step_leaves_what_was_there(
         (output / "notes" if existed == "full" else output).mkdir(parents=True)
     words = place.words(output, "--max_steps", "1", "--calibration_steps", "1", "--report", "false")
     with monkeypatch.context() as patch:
-        patch.setattr(*((loading, "load_model") if where == "load" else (Evaluations, "everything")), fail)
+        patch.setattr(*((loading, "load_model") if where == "load" else (Evaluations, "_evaluate")), fail)
         ended = run([*words, "--overwrite_output_dir"] if existed == "full" else words)
     assert ended.status == 2 and ended.mistakes == ["error: no more of this"]
     if existed == "full":

@@ -211,10 +211,15 @@ def destroy(engine: Engine) -> nn.Module:
     return model
 
 
-def destroy_all() -> None:
-    """Destroy every engine of this process. Only for a process alone: others could be elsewhere."""
-    for engine in list(_ENGINES):
-        destroy(engine)
+@contextmanager
+def destroying_engines() -> Iterator[None]:
+    """Destroy the engines that are built inside and left. Only for a process alone: others could be elsewhere."""
+    before = set(_ENGINES)
+    try:
+        yield
+    finally:
+        for engine in set(_ENGINES) - before:
+            destroy(engine)
 
 
 def forget_coordinators() -> None:

@@ -19,7 +19,7 @@ from apt_ds.config.errors import UserError
 from apt_ds.runtime import collectives, launch_variables
 from apt_ds.runtime.zero import environment
 from apt_ds.runtime.zero.compilers import extensions_folder
-from apt_ds.runtime.zero.engine import destroy_all, forget_coordinators, free_memory
+from apt_ds.runtime.zero.engine import destroying_engines, forget_coordinators, free_memory
 
 # what `init_distributed` sets where there is no launcher
 ALONE = (
@@ -151,10 +151,10 @@ def temporary_world() -> Iterator[None]:
     # an earlier error may have kept an engine alive until now
     free_memory()
     try:
-        yield
+        # a run that fails leaves its own
+        with destroying_engines():
+            yield
     finally:
-        # a run that failed has left its own
-        destroy_all()
         if collectives.ready() and not callers_group:
             deepspeed.comm.destroy_process_group()
         forget_coordinators()
