@@ -138,9 +138,9 @@ def _be_alone() -> None:
 def temporary_world() -> Iterator[None]:
     """Leave no process group behind: `init_distributed` inside has no effect on the process afterwards.
 
-    The exit destroys the process group and all engines. It restores environment variables, the number of CPU threads
-    and the global state of DeepSpeed. A caller's own group of one process stays. Does nothing in a process of a
-    launcher.
+    The exit destroys the process group and the engines that were built inside. It restores environment variables, the
+    number of CPU threads and the global state of DeepSpeed. A caller's own group of one process stays. Does nothing in
+    a process of a launcher.
     """
     if launch_variables.launched():
         yield
