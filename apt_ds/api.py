@@ -59,7 +59,8 @@ def train(run: RunConfig) -> dict[str, Any]:
     from apt_ds.training.run import train as train_here
 
     with _clean_process():
-        summary = train_here(run, StopSignals(exits=collectives.world_size() > 1 or launch_variables.launched()))
+        several = collectives.ready() and collectives.world_size() > 1
+        summary = train_here(run, StopSignals(exits=several or launch_variables.launched()))
         write_after_run(run)
         # as JSON has it: lists for tuples, text for keys
         return collectives.on_main(lambda: json.loads(json.dumps(summary)))

@@ -213,9 +213,10 @@ def collected_warnings() -> Iterator[list[str]]:
 
     collector, logger = Collector(logging.WARNING), logging.getLogger("apt_ds.data")
     level, propagates = logger.level, logger.propagate
-    # a process that shows no warnings, as ranks but the first, still keeps them for those that read its cache
-    logger.propagate = propagates and logger.isEnabledFor(logging.WARNING)
-    logger.setLevel(logging.WARNING)
+    if not logger.isEnabledFor(logging.WARNING):
+        # a process that shows no warnings, as ranks but the first, keeps them for those that read its cache
+        logger.propagate = False
+        logger.setLevel(logging.WARNING)
     logger.addHandler(collector)
     try:
         yield messages

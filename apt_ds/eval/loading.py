@@ -19,7 +19,7 @@ from apt_ds.data.tokenizer_checks import check_ids
 from apt_ds.models import builtin_models, loading, pretrained
 from apt_ds.models.architectures import find_architecture
 from apt_ds.models.model_folder import check_files, check_head, check_weights, read_part
-from apt_ds.runtime import collectives, zero
+from apt_ds.runtime import collectives, launch_variables, zero
 
 SAMPLES, SAMPLE_BYTES = 1024, 2**16  # of a file in `fingerprint`
 CLASS_ENDINGS = {
@@ -147,7 +147,9 @@ def start_ranks(needed: bool = False) -> None:
     Args:
         needed: Whether an engine needs it.
     """
-    if not collectives.ready() and (needed or os.environ.get("RANK")):
+    # DeepSpeed needs the variables of a launcher in a caller's own group too
+    joined = collectives.ready() and launch_variables.launched()
+    if not joined and (needed or os.environ.get("RANK")):
         zero.init_distributed()
 
 

@@ -72,10 +72,13 @@ def coarse_notice(pruning: PruningOptions, kept: float) -> str:
     target = 1.0 - pruning.sparsity
     if kept >= target - COARSE:
         return ""
+    finer = ["other blocks"]
+    finer += ["--structure adaptive"] if pruning.structure == "uniform" else []
+    finer += ["--align 1"] if pruning.align != 1 else []
     return (
         f"{100 * kept:.1f} % of the prunable parameters remain where {100 * target:.1f} % may: no sizes that "
-        f"--structure {pruning.structure}, --prune_blocks {pruning.prune_blocks} and --align allow are nearer. Other "
-        "blocks, --structure adaptive or a smaller --align may come nearer"
+        f"--structure {pruning.structure}, --prune_blocks {pruning.prune_blocks} and --align allow are nearer. "
+        f"Nearer sizes may come from {' or '.join(finer)}"
     )
 
 

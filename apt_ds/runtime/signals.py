@@ -34,8 +34,7 @@ class StopSignals:
     Attributes:
         asked: number of the first signal. 0 before.
         exits: whether a signal may end the process. False for a single process that belongs to a caller: `Stopped` is
-            then
-            raised in the main thread before the first step, and KeyboardInterrupt on a second SIGINT.
+            then raised in the main thread before the first step, and KeyboardInterrupt on a second SIGINT.
         early: whether there is nothing to save yet.
         tell: has all ranks leave with the number that it receives.
         discard: removes the output folder where the run made it and has nothing to keep in it.
@@ -49,6 +48,7 @@ class StopSignals:
         self.discard: Callable[[], None] = lambda: None
         self._leaving = threading.Lock()
         self._before: dict[int, Any] = {}
+        self._pair: tuple[socket.socket, ...] = ()  # wakes the thread that listens
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is not threading.main_thread():
@@ -65,18 +65,17 @@ class StopSignals:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if not self._before:
-            return
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
-        if self.exits:
+        if self._pair:
             signal.set_wakeup_fd(self._wakeup)
-            for end in self._pair:
-                end.close()
+        for end in self._pair:
+            end.close()
+        self._pair = ()
 
     def _take(self, handler: Handler) -> None:
-        """Handle the signals whose handlers Python can put back. One that C code has set stays."""
+        """Handle the signals whose handlers Python can put back. One that was set before Python started stays."""
         numbers = [number for number in ASKING if signal.getsignal(number) is not None]
         self._before = {number: signal.signal(number, handler) for number in numbers}
 

@@ -168,24 +168,49 @@ class AptCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End the pruning: masks are 0 or 1, and a plain process cuts what they remove. Collective."""
-        self._finish(state.global_step)
+        self._step = state.global_step
+        self.finish()
 
     # What comes out
+
+    def finish(self) -> None:
+        """End pruning after a training that Ctrl-C or an error has ended. Collective.
+
+        The end of a training does it too. Not for a training that goes on: it would prune no more.
+        """
+        pruner, step = self.pruner, self._step
+        if self._ended:
+            return
+        if self._handle is not None:
+            self._handle.remove()
+        if step < self._last_step and not pruner.pruning_finished:
+            self._say(f"training ended at step {step} of {self._last_step}: the budget may not be met")
+            # as after the last step: masks cannot move any more
+            last = max(step, pruner.phase)
+            self._carry_out(pruner.plan(last, 0, self.model), last)
+        pruner.scorer.remove()
+        pruner.agree(step, Plan(keep=pruner.decision))
+        self._optimizer, self._ended = None, True
 
     def export(self, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         """Write the cut model, adapters merged, as a folder that `from_pretrained` loads. Collective.
 
-        After a training that an exception has ended, pruning ends first, as at the end of a training. The model of the
-        Trainer else stays as it is. Under DDP and DeepSpeed the first rank's host needs memory for the whole model.
+        The model of the Trainer stays as it is. Under DDP and DeepSpeed the first rank's host needs memory for the
+        whole model.
 
         Args:
             folder: the folder to write. An existing one is replaced.
             tokenizer: the tokenizer to write. None: the Trainer's.
 
         Raises:
-            UserError: nothing was trained, there is no tokenizer, or the folder cannot be written.
+            UserError: nothing was trained, masks are under way, there is no tokenizer, or the folder cannot be written.
         """
-        pruner, model = self._finished_pruner(), self.model
+        pruner, model = self.pruner, self.model
+        if self.cuts_while_training and not (self._ended or pruner.pruning_finished):
+            raise UserError(
+                f"AptCallback.export: training is at step {self._step} of {self._last_step}, and masks are under way. "
+                "Export after its end. If it was interrupted, call finish() first"
+            )
         tokenizer = tokenizer or self._tokenizer
         if tokenizer is None:
             raise UserError("AptCallback.export needs a tokenizer: give tokenizer=, or the Trainer a processing_class")
@@ -196,8 +221,8 @@ class AptCallback(TrainerCallback):
         export(model, anatomy, self.base_config, generation, tokenizer, Path(folder), task=self.kind)
 
     def summary(self) -> dict[str, object]:
-        """Kept fraction, sizes and ranks of the model that `export` writes. Ends pruning as `export` does."""
-        pruner = self._finished_pruner()
+        """Kept fraction, sizes and ranks of the model that `export` writes."""
+        pruner = self.pruner
         sizes = pruner.anatomy.sizes
         if not self.cuts_while_training:
             sizes = kept_sizes(sizes, pruner.decision)
@@ -226,27 +251,6 @@ class AptCallback(TrainerCallback):
             announce(self.pruner.scorer, args, kwargs, next(model.parameters()).dtype)
         else:
             self.pruner.scorer.end()
-
-    def _finished_pruner(self) -> Pruner:
-        """The pruner, at the end of its pruning."""
-        if not self._ended:
-            # Ctrl-C and errors leave the Trainer's loop without the event of its end
-            self._finish(self._step)
-        return self.pruner
-
-    def _finish(self, step: int) -> None:
-        """Decide for the last time after `step` updates, and take the hooks off the model."""
-        pruner = self.pruner
-        if self._handle is not None:
-            self._handle.remove()
-        if step < self._last_step and not pruner.pruning_finished:
-            self._say(f"training ended at step {step} of {self._last_step}: the budget may not be met")
-            # as after the last step: masks cannot move any more
-            last = max(step, pruner.phase)
-            self._carry_out(pruner.plan(last, 0, self.model), last)
-        pruner.scorer.remove()
-        pruner.agree(step, Plan(keep=pruner.decision))
-        self._optimizer, self._ended = None, True
 
     def _carry_out(self, plan: Plan, step: int) -> None:
         """Cut and grow the model between two steps, and its optimizer with it, where the loop allows this."""

@@ -118,6 +118,6 @@ def few_tokens(tokens: int, smaller_half: int, anatomy: Anatomy, keep: np.ndarra
         return ""
     return (
         f"--repair ls reads {tokens} tokens, {smaller_half} of them in the smaller half of the examples, and a layer "
-        f"has {widest} inputs: a half cannot tell them apart, so repairs stay small. Give about {2 * widest} tokens, "
-        "by --repair_examples or longer examples"
+        f"has {widest} inputs: a half cannot tell them apart, so repairs stay small. A half needs about {widest} "
+        "tokens: give more --repair_examples, or longer examples"
     )

@@ -37,7 +37,6 @@ from apt_ds.training.rewriting import with_own_answers
 from apt_ds.training.run_data import Data
 from apt_ds.training.summary_schema import Summary
 from apt_ds.training.trackers import Trackers, check_installed
-from apt_ds.training.trackers.tracker import Ended
 from apt_ds.training.trainer import Trainer
 
 
@@ -69,25 +68,28 @@ def train(run: RunConfig, signals: StopSignals | None = None) -> Summary:
                 summary, failure = _train_and_quantize(run, trainer, stop_signals)
                 collectives.barrier()
             except (RuntimeError, MemoryError) as error:
-                _abandon(trainer, "failed", stop_signals)
+                _abandon(trainer, error, stop_signals)
                 translated = translate_error(error, watchdog)
                 if translated is error:
                     raise
                 raise translated from error
             except BaseException as error:
-                stopped = isinstance(error, Stopped)
-                _abandon(trainer, "stopped" if stopped else "failed", stop_signals)
-                if not stopped:
-                    stop_signals.check_early()
+                _abandon(trainer, error, stop_signals)
                 raise
         return _conclude(run, trainer, summary, failure, destination, bool(stop_signals.asked))
 
 
-def _abandon(trainer: Trainer | None, state: Ended, stop_signals: StopSignals) -> None:
-    """End the trackers of a run that stopped or failed, and remove its output folder if it has nothing to keep."""
+def _abandon(trainer: Trainer | None, error: BaseException, stop_signals: StopSignals) -> None:
+    """End the trackers of a run that stopped or failed, and remove its output folder if it has nothing to keep.
+
+    Raises:
+        Stopped: a signal came before the first step, and a library has made another error of it.
+    """
     if trainer is not None:
-        trainer.metrics_logger.finish_trackers({}, "", state)
+        trainer.metrics_logger.finish_trackers({}, "", "stopped" if isinstance(error, Stopped) else "failed")
     stop_signals.discard()
+    if not isinstance(error, Stopped):
+        stop_signals.check_early()
 
 
 def _conclude(

@@ -190,6 +190,7 @@ run = apt_ds.RunConfig(model_name_or_path=sys.argv[1], data_path=sys.argv[2], ou
 torch.set_default_dtype(torch.float64)
 with torch.no_grad(), torch.device("meta"), torch.autocast("cpu", torch.bfloat16):
     print(apt_ds.train(run)["after"]["held_out_loss"])
+print(apt_ds.evaluate(sys.argv[3] + "/model", perplexity=sys.argv[2], block_length=32, deepspeed=sys.argv[4]) is None)
 print(torch.get_default_dtype(), torch.distributed.is_initialized(), is_deepspeed_zero3_enabled())
 print(variables == {name: value for name, value in os.environ.items() if name != "KMP_INIT_AT_FORK"})
 """
@@ -205,9 +206,13 @@ def test_the_callers_own_state_changes_no_figure_and_stays(folder: Path, tmp_pat
         words = [str(folder / "model"), str(folder / "data.json"), str(tmp_path / name)]
         ended = python("-c", script, *words, str(ROOT / "ds_configs" / "zero2.json"))
         assert ended.returncode == 0, ended.stderr
-        loss, state, variables = ended.stdout.splitlines()[-3:]
+        loss, *_, evaluated, state, variables = ended.stdout.splitlines()
         losses.append(loss)
-        assert state == f"torch.float{64 if name == 'own' else 32} True True" and variables == "True"
+        assert (
+            evaluated == "False"
+            and state == f"torch.float{64 if name == 'own' else 32} True True"
+            and variables == "True"
+        )
     assert losses[0] == losses[1]
 
 
@@ -217,8 +222,11 @@ import transformers
 
 read = transformers.AutoConfig.from_pretrained
 def killed(*values, **named):
-    os.kill(os.getpid(), signal.SIGINT)
-    return read(*values, **named)
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        return read(*values, **named)
+    except Exception as error:
+        raise {"ValueError": ValueError, "RuntimeError": RuntimeError}[sys.argv[5]]("cannot be read") from error
 transformers.AutoConfig.from_pretrained = killed
 run = apt_ds.RunConfig(model_name_or_path=sys.argv[1], data_path=sys.argv[2], output_dir=sys.argv[3], max_steps=2,
                        deepspeed=sys.argv[4], report=False, eval_size=4, max_seq_length=64)
@@ -229,10 +237,11 @@ except Exception as error:
 """
 
 
-def test_ctrl_c_before_the_first_step_is_no_mistake_in_the_input(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", ["ValueError", "RuntimeError"])
+def test_ctrl_c_before_the_first_step_is_no_mistake_in_the_input(error: str, folder: Path, tmp_path: Path) -> None:
     """Whatever is read then may take the exception for an unreadable file."""
     words = [str(folder / "model"), str(folder / "data.json"), str(tmp_path / "out")]
-    ended = python("-c", HIDDEN_SIGNAL, *words, str(ROOT / "ds_configs" / "zero2.json"))
+    ended = python("-c", HIDDEN_SIGNAL, *words, str(ROOT / "ds_configs" / "zero2.json"), error)
     assert ended.stdout.splitlines()[-1:] == ["Stopped 130"], ended.stderr
 
 

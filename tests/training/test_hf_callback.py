@@ -32,6 +32,8 @@ class Watch(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.kept.append(self.callback.pruner.kept())
+        # a look at a training that goes on changes nothing
+        assert self.callback.summary()["kept"] == self.kept[-1] or not self.callback.cuts_while_training
         self.optimizers.add(id(kwargs["optimizer"].optimizer))
 
 
@@ -147,6 +149,12 @@ def test_a_training_that_is_interrupted_exports_what_one_that_ends_early_does(st
         trainer.add_callback(Leave(interrupts))
         with pytest.raises(KeyboardInterrupt) if interrupts else nullcontext():
             trainer.train()
+        if interrupts and not callback.pruner.pruning_finished:
+            with pytest.raises(
+                UserError, match=rf"step {step} of {hf_jobs.STEPS}, and masks .* call finish\(\) first$"
+            ):
+                callback.export(tmp_path / "early")
+        callback.finish()
         summaries.append(callback.summary())
     assert summaries[0] == summaries[1] and summaries[0]["kept"] < 0.8  # type: ignore[operator]
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

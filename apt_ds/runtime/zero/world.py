@@ -47,7 +47,7 @@ def init_distributed(timeout: float = 600, watched: bool = False) -> None:
     warnings.filterwarnings("ignore", message=r"barrier\(\): using the device under current context")
     if launch_variables.launched():
         launch_variables.check_variables()
-    elif collectives.world_size() > 1:
+    elif collectives.ready() and collectives.world_size() > 1:
         text = "its launcher has set no RANK. Set RANK, LOCAL_RANK and WORLD_SIZE, or start with the deepspeed launcher"
         raise UserError(f"this process is one of a group of {collectives.world_size()}, and {text}")
     else:
