@@ -30,8 +30,7 @@ class InputMoments(ActivationHooks):
         means: float64 [dimensions], the mean of each channel over all ranks.
         squares: float64 [dimensions], the sum of squared differences from the mean over all ranks.
         densities: float64 [blocks], what `conclude` decides. A search keeps the blocks of the highest densities. 0
-            where
-            nothing is observed.
+            where nothing is observed.
     """
 
     def resize(self, anatomy: Anatomy) -> None:
