@@ -29,6 +29,7 @@ broad=(
     --eval_data_path "$data/alpaca/alpaca_validation.json" --local_suite "$data" --local_limit 100
     --perplexity_path "$data/wikitext2/validation.txt,$data/plain/c4.txt[50%:]"
 )
+baselines=lora_prune,prune_distill,lora_prune_distill,mask_tuning
 ablations=apt_undistilled,apt_fixed_ranks,apt_even_ranks,apt_unpruned
 repaired=apt[pruning=posttuning,pruning_phase=0.4,repair=ls,distill=none]
 small=(--preset minilm-sst2 --sparsity 0.6 --save_steps 0 --logging_steps 20 --efficiency)
@@ -50,7 +51,7 @@ sst2)
     options=(
         "${small[@]}" --data_path "$data/sst2" --full_learning_rate 1e-4
         # the variants of apt learn the task before they prune: slowly, or at once with a repair
-        --methods "full,lora,lora_prune,apt,apt[pruning_start=0.2,pruning_phase=0.4],$repaired,$ablations"
+        --methods "full,lora,$baselines,apt,apt[pruning_start=0.2,pruning_phase=0.4],$repaired,$ablations"
     )
     ;;
 rte)
