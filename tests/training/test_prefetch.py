@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,20 +71,25 @@ def test_a_step_hardly_waits_for_data_that_is_slow_to_read(
     tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make = MicroBatches._make
-
-    def slowly(batches: MicroBatches, step: int) -> StepData:
-        time.sleep(0.1)  # about half a step
-        return make(batches, step)
-
-    monkeypatch.setattr(MicroBatches, "_make", slowly)
     sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4}
     tiny.save_model(tmp_path / "model", **sizes, num_key_value_heads=4)
     tiny.save_data(tmp_path / "data.json")
-    words = Place(tmp_path).words(
-        tmp_path / "out", "--pruning", "none", "--profile", "--per_device_train_batch_size", "8"
-    )
-    ended = run([*words, "--dataloader_num_workers", "1", "--report", "false"])
-    assert ended.status == 0, ended.err
-    dense = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf8"))["profile"]["dense"]
+
+    def profile(delay: float) -> dict[str, Any]:
+        """The time of the steps by phase, where the data of a step take `delay` seconds to read."""
+
+        def slowly(batches: MicroBatches, step: int) -> StepData:
+            time.sleep(delay)
+            return make(batches, step)
+
+        monkeypatch.setattr(MicroBatches, "_make", slowly)
+        options = ["--pruning", "none", "--profile", "--per_device_train_batch_size", "8", "--report", "false"]
+        words = Place(tmp_path).words(tmp_path / f"out{delay > 0}", *options, "--dataloader_num_workers", "1")
+        ended = run(words)
+        assert ended.status == 0, ended.err
+        summary = json.loads((tmp_path / f"out{delay > 0}" / "summary.json").read_text(encoding="utf8"))
+        return summary["profile"]["dense"]
+
+    dense = profile(sum(profile(0.0)["seconds"].values()) / 2)
     # beside other work the threads themselves wait some milliseconds for a processor
     assert dense["steps"]["counted"] >= 4 and dense["share"]["data"] < 0.1, dense
