@@ -42,8 +42,8 @@ def rank_of_message() -> int:
 
 
 def launched() -> bool:
-    """Whether a launcher has started this process."""
-    return any(os.environ.get(name) for name in LAUNCHERS)
+    """Whether a launcher has started this process. An empty variable is unset, as in `check_variables`."""
+    return any(os.environ.get(name, "").strip() for name in LAUNCHERS)
 
 
 def check_variables() -> None:

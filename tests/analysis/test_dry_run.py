@@ -17,6 +17,15 @@ from tests.support import multiprocess, tiny
 from tests.support.paths import ROOT
 
 
+def small_run(folder: Path, config: str = "zero2.json") -> list[str]:
+    """The words of a dry run of the tiny model on its data, which are written to the folder."""
+    tiny.save_model(folder / "model")
+    tiny.save_data(folder / "data.json")
+    words = ["--dry_run", "--model_name_or_path", str(folder / "model"), "--data_path", str(folder / "data.json")]
+    words += ["--eval_size", "4", "--max_steps", "2", "--output_dir", str(folder / "out")]
+    return [*words, "--deepspeed", str(ROOT / "ds_configs" / config)]
+
+
 def test_what_quantized_weights_do_not_support_is_named_without_a_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -37,22 +46,13 @@ def test_what_quantized_weights_do_not_support_is_named_without_a_device(
 
 
 def test_sizes_that_cannot_be_served_are_named_before_the_run(tmp_path: Path) -> None:
-    tiny.save_model(tmp_path / "model")
-    tiny.save_data(tmp_path / "data.json")
-    words = ["--dry_run", "--model_name_or_path", str(tmp_path / "model"), "--data_path", str(tmp_path / "data.json")]
-    words += ["--eval_size", "4", "--max_steps", "2", "--output_dir", str(tmp_path / "out"), "--tensor_parallel", "8"]
-    words += ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json")]
     with pytest.raises(UserError, match="--tensor_parallel 8"):
-        dry_run.dry_run(resolve(words))
+        dry_run.dry_run(resolve([*small_run(tmp_path), "--tensor_parallel", "8"]))
 
 
 def test_the_table_needs_no_weights_and_ends_in_a_verdict(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    tiny.save_model(tmp_path / "model")
+    words = [*small_run(tmp_path, "zero3_offload.json"), "--world_size", "16"]
     (tmp_path / "model" / "model.safetensors").unlink()
-    tiny.save_data(tmp_path / "data.json")
-    words = ["--dry_run", "--model_name_or_path", str(tmp_path / "model"), "--data_path", str(tmp_path / "data.json")]
-    words += ["--eval_size", "4", "--max_steps", "2", "--output_dir", str(tmp_path / "out")]
-    words += ["--deepspeed", str(ROOT / "ds_configs" / "zero3_offload.json"), "--world_size", "16"]
     for more, verdict in (
         (["--device_memory", "80", "--fp16"], "fits: a device 0."),
         (["--device_memory", "0.001"], "does not fit: a device needs"),
@@ -72,11 +72,7 @@ def test_the_table_needs_no_weights_and_ends_in_a_verdict(tmp_path: Path, capfd:
 
 def test_a_run_that_removes_nothing_needs_what_a_run_without_pruning_needs(tmp_path: Path) -> None:
     """No hook scores blocks, no mask is between 0 and 1, and no gradient of all weights is kept."""
-    tiny.save_model(tmp_path / "model")
-    tiny.save_data(tmp_path / "data.json")
-    words = ["--dry_run", "--model_name_or_path", str(tmp_path / "model"), "--data_path", str(tmp_path / "data.json")]
-    words += ["--eval_size", "4", "--max_steps", "2", "--output_dir", str(tmp_path / "out"), "--repair", "none"]
-    words += ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json")]
+    words = [*small_run(tmp_path), "--repair", "none"]
     inputs = dry_run.files(resolve(words))
 
     def estimate(*more: str) -> Estimate | None:
@@ -155,11 +151,7 @@ def test_the_estimate_is_within_15_percent(name: str, folder: Path, monkeypatch:
 
 
 def test_a_stream_counts_as_full_rows(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    tiny.save_model(tmp_path / "model")
-    tiny.save_data(tmp_path / "data.json")
-    words = ["--model_name_or_path", str(tmp_path / "model"), "--data_path", str(tmp_path / "data.json"), "--dry_run"]
-    words += ["--eval_size", "4", "--max_steps", "2", "--output_dir", str(tmp_path / "out"), "--max_seq_length", "60"]
-    words += ["--deepspeed", str(ROOT / "ds_configs" / "zero2.json"), "--per_device_train_batch_size", "3"]
+    words = [*small_run(tmp_path), "--max_seq_length", "60", "--per_device_train_batch_size", "3"]
     streaming = resolve([*words, "--streaming"])
     assert batch_bounds.stream_bound(streaming) == (3, 64, 0, 3 * 59)
     packed = streaming.replace(packing=True, attn_implementation="varlen")
@@ -176,16 +168,7 @@ def test_a_stream_counts_as_full_rows(tmp_path: Path, capfd: pytest.CaptureFixtu
 
 
 def test_the_disk_of_a_dense_teacher_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    tiny.save_model(tmp_path / "model")
-    tiny.save_data(tmp_path / "data.json")
-    words = ["--model_name_or_path", str(tmp_path / "model"), "--data_path", str(tmp_path / "data.json"), "--dry_run"]
-    words += ["--eval_size", "4", "--max_steps", "2", "--output_dir", str(tmp_path / "out"), "--distill", "logits"]
-    words += [
-        "--deepspeed",
-        str(ROOT / "ds_configs" / "zero2.json"),
-        "--teacher_cache",
-        str(tmp_path / "deep" / "cache"),
-    ]
+    words = [*small_run(tmp_path), "--distill", "logits", "--teacher_cache", str(tmp_path / "deep" / "cache")]
     run = resolve(words)
     base, data = dry_run.files(run)
     read = dry_run.dense_tokens.rows_read(data.order, 2, len(data.train))

@@ -28,6 +28,12 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CacheSettings:
     return CacheSettings(str(tmp_path / "cache"))
 
 
+def warning_set() -> TokenizedSet:
+    """A set whose reading warns."""
+    logging.getLogger("apt_ds.data.squad").warning("left out 3")
+    return TokenizedSet.of(rows(5))
+
+
 def rows(count: int) -> list[Row]:
     return [{"input_ids": [*range(n % 7 + 1)], "scores": [n / 3], "targets": [n, 0]} for n in range(count)]
 
@@ -57,16 +63,12 @@ def test_rows_are_made_once(settings: CacheSettings, monkeypatch: pytest.MonkeyP
 def test_a_later_start_warns_again_and_damage_is_mended(
     settings: CacheSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def make() -> TokenizedSet:
-        logging.getLogger("apt_ds.data.squad").warning("left out 3")
-        return TokenizedSet.of(rows(5))
-
-    place = kept_rows(["a"], settings, make).folder
+    place = kept_rows(["a"], settings, warning_set).folder
     caplog.clear()
-    kept_rows(["a"], settings, make)
+    kept_rows(["a"], settings, warning_set)
     assert [record.message for record in caplog.records] == ["left out 3"]
     (place / "rows.arrow").write_bytes(b"x")
-    assert opened_rows(kept_rows(["a"], settings, make).folder) == TokenizedSet.of(rows(5))
+    assert opened_rows(kept_rows(["a"], settings, warning_set).folder) == TokenizedSet.of(rows(5))
     assert "is damaged (rows.arrow is not what was written): it is made again" in caplog.text
 
 
@@ -74,15 +76,10 @@ def test_a_process_that_shows_no_warnings_keeps_them_for_others(
     settings: CacheSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The ranks but the first are silent, and the first rank of another node fills the cache there."""
-
-    def make() -> TokenizedSet:
-        logging.getLogger("apt_ds.data.squad").warning("left out 3")
-        return TokenizedSet.of(rows(5))
-
     with caplog.at_level(logging.ERROR, "apt_ds.data"):
-        kept_rows(["a"], settings, make)
+        kept_rows(["a"], settings, warning_set)
     assert caplog.records == []
-    kept_rows(["a"], settings, make)
+    kept_rows(["a"], settings, warning_set)
     assert [record.message for record in caplog.records] == ["left out 3"]
 
 

@@ -27,6 +27,7 @@ from apt_ds.runtime.packed import QuantizedParameter
 from tests.models.test_architectures import masses, priced
 from tests.pruning.test_masks import random_keep
 from tests.support import tiny, tiny_families
+from tests.support.tiny_quantized import first_blocks_go
 
 ROWS = tuple(tiny_families.FAMILIES)
 STRUCTURES = ("uniform", "adaptive")
@@ -197,10 +198,7 @@ def test_a_quantized_base_is_cut_and_written(row: str, bits: int, tmp_path: Path
     assert all(torch.equal(model.get_parameter(name), plain.get_parameter(name)) for name in kept)
     error = (logits(model) - logits(plain)).norm() / logits(plain).norm()
     assert 0 < error < ERROR[bits]
-    keep = np.ones(anatomy.sizes.total(), dtype=bool)
-    for site, span in block_slices(anatomy.sizes):
-        if site >= 0:
-            keep[span.start : span.start + (1 if anatomy.kind(site) == "head" else 64)] = False
+    keep = first_blocks_go(anatomy)
     masks = Masks(anatomy)
     masks.install(model)
     masks.set(keep.astype(float))

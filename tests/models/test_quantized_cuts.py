@@ -20,7 +20,7 @@ from apt_ds.pruning.masks import Masks
 from apt_ds.pruning.surgery import Plan, apply_plan, element_index
 from apt_ds.runtime.packed import QuantizedParameter
 from tests.support import tiny
-from tests.support.tiny_quantized import ERROR, SIZES, Loaded, projections, relative
+from tests.support.tiny_quantized import ERROR, SIZES, Loaded, first_blocks_go, projections, relative
 
 each_width = pytest.mark.parametrize("bits", [4, 8])
 
@@ -62,10 +62,7 @@ def test_masked_equals_cut_within_quantization(bits: int, bound: float, load: Ca
 def test_masked_equals_cut_where_whole_blocks_go(load: Callable[..., Loaded]) -> None:
     masked, anatomy = load(4)
     cut, _ = load(4)
-    keep = np.ones(anatomy.sizes.total(), dtype=bool)
-    for site, span in block_slices(anatomy.sizes):
-        if site >= 0:
-            keep[span.start : span.start + (1 if anatomy.kind(site) == "head" else 64)] = False
+    keep = first_blocks_go(anatomy)
     masks = Masks(anatomy)
     masks.install(masked)
     masks.set(keep.astype(float))

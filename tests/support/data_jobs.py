@@ -13,6 +13,7 @@ from apt_ds.models import loading
 from apt_ds.models.loading import Base
 from apt_ds.runtime import collectives, zero
 from apt_ds.training import datasets, prepared_data, questions
+from tests.support.counted_calls import CountedCalls
 from tests.support.jobs import run_config
 from tests.support.text_fixtures import pair_tokenizer
 
@@ -22,19 +23,11 @@ def tokenized_once(folder: str) -> list[int]:
     os.environ["LOCAL_RANK"] = str(collectives.rank() % 2)
     run = run_config(folder, 3, False, [])
     zero.init_distributed()
-    calls = 0
-    original = prepared_data.prepare
-
-    def counted(*arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        return original(*arguments)
-
-    prepared_data.prepare = counted
+    prepare = prepared_data.prepare = CountedCalls(prepared_data.prepare)
     data = datasets.read_data(run, loading.find_base(run.model.model_name_or_path))
     collectives.agree("the data", data.train.fingerprint)
     assert datasets.TokenizedSet.from_bytes(data.train.to_bytes()) == data.train
-    return collectives.gather_objects(calls)
+    return collectives.gather_objects(prepare.count)
 
 
 def shared_cache(folder: str, cache: str) -> list[list[Any]]:

@@ -45,6 +45,19 @@ def differing(folder: str, odd: int, change: str) -> None:
     training_run.train(run)
 
 
+def group_without_a_rank() -> list[str]:
+    """The errors of ranks whose group was made by a file or an address, without a launcher's variables."""
+    zero.init_distributed()
+    place = {name: os.environ.pop(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    text = ""
+    try:
+        zero.init_distributed()
+    except UserError as error:
+        text = str(error)
+    os.environ.update(place)
+    return collectives.gather_objects(text)
+
+
 def unreadable_on(odd: int, folder: str) -> str:
     """The error of the ranks for a checkpoint whose tensors one of them cannot read."""
     zero.init_distributed()

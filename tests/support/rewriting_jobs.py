@@ -10,6 +10,7 @@ from typing import Any
 from apt_ds.models import loading
 from apt_ds.runtime import collectives, zero
 from apt_ds.training import datasets, dense_model, rewriting
+from tests.support.counted_calls import CountedCalls
 from tests.support.jobs import run_config
 
 
@@ -34,15 +35,7 @@ def shared(folder: str, output: str, stage: int, nodes: int) -> dict[str, Any]:
     ]
     run = run_config(folder, stage, False, flags)
     zero.init_distributed()
-    loaded = 0
-    original = loading.load_model
-
-    def counted(*given: Any) -> Any:
-        nonlocal loaded
-        loaded += 1
-        return original(*given)
-
-    dense_model.loading.load_model = counted
+    load_model = dense_model.loading.load_model = CountedCalls(loading.load_model)
     base = loading.find_base(run.model.model_name_or_path)
     prints = []
     for start in range(3):
@@ -52,5 +45,5 @@ def shared(folder: str, output: str, stage: int, nodes: int) -> dict[str, Any]:
         prints.append(data.fingerprints()["train"])
     return {
         "fingerprints": [name for each in collectives.gather_objects(prints) for name in each],
-        "loaded": collectives.gather_objects(loaded),
+        "loaded": collectives.gather_objects(load_model.count),
     }

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import LlamaForCausalLM
 
 from apt_ds.models import adapter, loading
 from apt_ds.models.architectures import anatomy_of
-from apt_ds.models.blocks import Anatomy
+from apt_ds.models.blocks import Anatomy, block_slices
 
 # rows are whole blocks of 64: two groups of 64 query columns, 4 x 64 neurons
 SIZES = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4}
@@ -43,6 +44,15 @@ def load(folder: Path, bits: int, dtype: torch.dtype = torch.float32, adapted: b
 def projections(model: nn.Module, anatomy: Anatomy) -> dict[str, nn.Linear]:
     """The linear layers of a model by path."""
     return {path: model.get_submodule(path) for name in PROJECTIONS for path in anatomy.targets[name]}
+
+
+def first_blocks_go(anatomy: Anatomy) -> np.ndarray:
+    """Blocks to keep, bool [blocks]: all but the first head or the first 64 neurons, whole blocks, of each sublayer."""
+    keep = np.ones(anatomy.sizes.total(), dtype=bool)
+    for site, span in block_slices(anatomy.sizes):
+        if site >= 0:
+            keep[span.start : span.start + (1 if anatomy.kind(site) == "head" else 64)] = False
+    return keep
 
 
 def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:

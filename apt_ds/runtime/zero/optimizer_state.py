@@ -42,8 +42,7 @@ class EngineState:
         scaler: state of the loss scaler.
         counters: what the engine counts, by name.
         blocks: moments of 8 bits on this rank, "number of the flat tensor:part" to its tensor. They are put back only
-            into
-            an engine of the same `layout`. Any other quantizes the moments in `tensors`.
+            into an engine of the same `layout`. Any other quantizes the moments in `tensors`.
         layout: hash of what decides which moments share a block of 8 bits.
     """
 

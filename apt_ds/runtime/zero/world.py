@@ -45,12 +45,13 @@ def init_distributed(timeout: float = 600, watched: bool = False) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     # every rank has taken its device by then (`environment.take_device`)
     warnings.filterwarnings("ignore", message=r"barrier\(\): using the device under current context")
-    if launch_variables.launched():
-        launch_variables.check_variables()
-    elif collectives.ready() and collectives.world_size() > 1:
-        text = "its launcher has set no RANK. Set RANK, LOCAL_RANK and WORLD_SIZE, or start with the deepspeed launcher"
-        raise UserError(f"this process is one of a group of {collectives.world_size()}, and {text}")
-    else:
+    launch_variables.check_variables()
+    if not launch_variables.launched():
+        if collectives.ready() and collectives.world_size() > 1:
+            raise UserError(
+                f"this process is one of a group of {collectives.world_size()}, and its launcher has set no RANK. Set "
+                "RANK, LOCAL_RANK and WORLD_SIZE, or start with the deepspeed launcher"
+            )
         _be_alone()
     if collectives.is_main():
         warn_of_locks(extensions_folder())
