@@ -154,8 +154,8 @@ def option(
         default: the value of a run that does not state the option.
         help: what the help page says.
         allowed: the values that the option may have. None: all of its type.
-        switch: see `choice`.
         flag: its name for users, if it has another.
+        switch: see `choice`.
     """
     return field(default=default, metadata={"flag": flag, "help": help, "allowed": allowed, "switch": switch})
 
@@ -166,8 +166,8 @@ def choice(values: str, help: str, flag: str = "", switch: str = "") -> Any:
     Args:
         values: the allowed values, separated by commas. The first one is the default.
         help: what the help page says.
-        switch: the value that true, or the flag alone, means. False then means the first value.
         flag: its name for users, if it has another.
+        switch: the value that true, or the flag alone, means. False then means the first value.
     """
     return option(split_commas(values)[0], help, OneOf(split_commas(values)), flag, switch)
 

@@ -85,7 +85,8 @@ def _content(path: str) -> Any:
         raise UserError(f"{unread}: {error.strerror}") from None
     except RecursionError:
         raise UserError(f"{unread}: it is nested too deeply. Give lines of the form name: value") from None
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, LookupError, AttributeError, yaml.YAMLError) as error:
+        # the latter from a tag whose value has another form
         raise UserError(f"{unread}: {one_line(str(error))}") from None
 
 

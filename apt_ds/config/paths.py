@@ -19,7 +19,7 @@ def cache_root() -> Path:
     """The folder of all that this package keeps for later runs: APT_DS_CACHE, or `apt_ds` in the user's cache."""
     if root := os.environ.get("APT_DS_CACHE"):
         return Path(root)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "apt_ds"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "apt_ds"
 
 
 def shortened(text: str) -> str:

@@ -52,8 +52,20 @@ def _arrow(path: Path) -> Iterator[Any]:
         _check_names(path, reader.schema.names)
         is_file = hasattr(reader, "get_batch")
         for batch in (reader.get_batch(i) for i in range(reader.num_record_batches)) if is_file else reader:
+            _check_values(batch)
             for start in range(0, batch.num_rows, _BATCH):
                 yield batch.slice(start, _BATCH)
+
+
+def _check_values(batch: Any) -> None:
+    """Refuse the values of a damaged Arrow file, before a wrong offset makes pyarrow read outside it."""
+    for column in batch.columns:
+        try:
+            column.validate(full=True)
+        except ValueError as error:
+            # `located_rows` names the row of a text that is not UTF-8
+            if _NO_UTF8 not in str(error):
+                raise
 
 
 def _arrow_reader(source: Any) -> Any:

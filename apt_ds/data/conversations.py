@@ -115,7 +115,7 @@ def example_source(data_path: str | Path, split: str = "train") -> Source:
     name = str(data_path)
     path = builtin_path() if name == BUILTIN else Path(name)
     if not os.path.exists(path) and not is_hub_name(name):
-        raise UserError(f"no such data file: {shortened(name)}")
+        raise UserError(f"no such data file: {shortened(name)}. Give a file, a folder or a hub name")
     return find_source(str(path), (split,), hub=(name, split, ""))
 
 

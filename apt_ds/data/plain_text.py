@@ -195,5 +195,5 @@ def write_tokens(pieces: Iterable[np.ndarray], path: Path, source: str) -> int:
             "Free space, or set TMPDIR or --data_cache_dir"
         ) from error
     if count < 2:
-        raise UserError(f"{source} holds no text. Give a source with at least one")
+        raise UserError(f"{source} holds no text. Give a source with at least one document")
     return count

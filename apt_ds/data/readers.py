@@ -126,7 +126,7 @@ def find_files(name: str, stems: Sequence[str], endings: Sequence[str] = ENDINGS
     if not os.path.isdir(path):
         if is_hub_name(name):
             return None
-        raise UserError(f"no such data file or folder: {shortened(name)}")
+        raise UserError(f"no such data file or folder: {shortened(name)}. Give one that exists, or a hub name")
     matching = [path / f"{stem}{ending}" for stem in stems for ending in endings]
     matching = [file for file in matching if file.is_file()]
     if len(matching) > 1:

@@ -34,7 +34,7 @@ def is_plain_text(name: str) -> bool:
     """
     part = text_part(name)
     if not part.whole and part.path.suffix.lower() == TEXT_ENDING and not os.path.exists(part.path):
-        raise UserError(f"no such data file or folder: {part.path}")
+        raise UserError(f"no such data file or folder: {part.path}. Give one that exists")
     if not part.whole and not (os.path.isfile(part.path) and text_files(part.path)):
         raise UserError(f"{name}: a slice requires one {TEXT_ENDING} file. Give the name of the whole source")
     if text_files(part.path):
@@ -42,7 +42,7 @@ def is_plain_text(name: str) -> bool:
     try:
         source = find_source(name, ("train",))
         columns = set(_columns_of_file(source.files[0]) if source.files else source.hub().column_names)
-    except (OSError, ValueError, RecursionError, UserError):
+    except (OSError, ValueError, UserError):
         return False
     return has_plain_text(columns)
 

@@ -127,7 +127,18 @@ def test_deep_nesting_is_one_line(name: str, content: str, tmp_path: Path) -> No
     assert refused(written(tmp_path, content, name)) == wanted
 
 
-@pytest.mark.parametrize("content", ["? [a]\n: 3", "[]: 3", "? {a: 1}\n: 3", "rank: =", "rank: !!python/object:x 3"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "? [a]\n: 3",
+        "[]: 3",
+        "? {a: 1}\n: 3",
+        "rank: =",
+        "rank: !!python/object:x 3",
+        "bf16: !!bool foo",
+        "max_steps: !!timestamp foo",
+    ],
+)
 def test_unusual_yaml_is_one_line(content: str, tmp_path: Path) -> None:
     assert refused(written(tmp_path, content)).startswith("--config 'run.yaml' cannot be read: ")
 

@@ -105,5 +105,7 @@ def test_the_root_is_the_option_or_else_a_folder_of_the_environment(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert CacheSettings().root() == tmp_path / "apt_ds" / "data"
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert CacheSettings().root() == Path.home() / ".cache" / "apt_ds" / "data"
     monkeypatch.setenv("HF_DATASETS_CACHE", "/shared")
     assert CacheSettings().root() == Path("/shared/apt_ds") and CacheSettings("/own").root() == Path("/own")

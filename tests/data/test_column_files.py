@@ -128,3 +128,15 @@ def test_a_value_of_a_hub_data_set_that_is_out_of_range_is_named() -> None:
     rows = datasets.Dataset(pa.table({"when": whole([0, 10**18], pa.timestamp("us"))}))
     with pytest.raises(UserError, match="owner/set: a record after record 1 has a value that cannot be read"):
         list(_numbered("owner/set", rows))
+
+
+@pytest.mark.parametrize("name", ["a.arrow", "stream.arrow"])
+def test_an_offset_outside_an_arrow_file_is_refused(name: str, tmp_path: Path) -> None:
+    """A text that would begin behind the values: pyarrow would read there."""
+    path = write_table(tmp_path / name, pa.table({"output": ["abcd", "efgh", "ijkl"]}))
+    offsets = b"".join(number.to_bytes(4, "little") for number in (0, 4, 8, 12))
+    data = path.read_bytes()
+    assert data.count(offsets) == 1
+    path.write_bytes(data.replace(offsets, offsets[:4] + (9).to_bytes(4, "little") + offsets[8:]))
+    with pytest.raises(UserError, match=r"is not a whole Arrow file \(.*\)\. Copy or make it again"):
+        list(read_file(path))

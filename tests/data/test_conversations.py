@@ -124,7 +124,7 @@ def test_a_path_without_records_is_named_with_the_reason(tmp_path: Path) -> None
     for missing in (str(tmp_path / "missing.json"), "missing.jsonl", "./nowhere", "builtin:nothing"):
         with pytest.raises(UserError) as caught:
             load_examples(missing)
-        assert str(caught.value) == f"no such data file: {missing}"
+        assert str(caught.value) == f"no such data file: {missing}. Give a file, a folder or a hub name"
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_record(tmp_path: Path) -> None:

@@ -77,7 +77,10 @@ def test_a_process_that_shows_no_warnings_keeps_them_for_others(
 ) -> None:
     """The ranks but the first are silent, and the first rank of another node fills the cache there."""
     with caplog.at_level(logging.ERROR, "apt_ds.data"):
+        # the process is silent, and what listens to it is not
+        caplog.handler.setLevel(logging.NOTSET)
         kept_rows(["a"], settings, warning_set)
+        logging.getLogger("apt_ds.data.squad").warning("later")
     assert caplog.records == []
     kept_rows(["a"], settings, warning_set)
     assert [record.message for record in caplog.records] == ["left out 3"]

@@ -86,7 +86,7 @@ def test_records_of_text_warn_of_the_columns_that_are_not_used(
     [
         ("a.jsonl", '{"text": "one"}\n{"text": null}', "a.jsonl, line 2: 'text' must be text, not null"),
         ("a.json", json.dumps([{"text": 3}]), "a.json, record 1: 'text' must be text, not int"),
-        ("a.txt", "", "a.txt holds no text. Give a source with at least one"),
+        ("a.txt", "", "a.txt holds no text. Give a source with at least one document"),
         ("a.txt", " \n ", "a.txt holds no text"),
     ],
 )

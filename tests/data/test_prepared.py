@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import resource
 import shutil
+import sys
 from datetime import datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -247,6 +248,11 @@ def test_an_error_of_a_worker_is_the_users(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"many\.jsonl, line \d+: the chat template refuses"):
         rows_in(data, tmp_path / "cache", instruction_recipe(tokenizer, 160), processes=2)
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_process_without_stderr_tokenizes(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    assert len(rows_in(data, tmp_path / "cache").tokenized()) > 0
 
 
 @pytest.mark.parametrize("choice", ["true", None])

@@ -67,3 +67,8 @@ def test_a_licence_beside_records_makes_no_text_of_them(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text(json.dumps({"instruction": "a", "output": "b"}))
     with pytest.raises(UserError, match=r"holds both LICENSE\.txt and train\.jsonl\. Keep the files of one format"):
         is_plain_text(str(tmp_path))
+
+
+def test_a_file_nested_too_deeply_is_left_to_its_reader(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('[{"a":' + "[" * 200_000, "utf-8")
+    assert not is_plain_text(str(tmp_path / "a.json"))
