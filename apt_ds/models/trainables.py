@@ -13,11 +13,11 @@ def attach_trainables(model: nn.Module, anatomy: Anatomy, run: RunConfig, rank: 
     """Decide what a run trains, in place. The weights may be partitioned.
 
     Args:
-        model: The model, without adapters.
-        anatomy: Its anatomy.
-        run: The options, of which the adapter targets and the seed count.
-        rank: The rank of every adapter.
-        all_weights: Whether every weight is trained. The model then gets no adapters.
+        model: has no adapters.
+        anatomy: its blocks.
+        run: the options, of which the adapter targets and the seed count.
+        rank: the rank of every adapter.
+        all_weights: whether every weight is trained. The model then gets no adapters.
     """
     if all_weights:
         model.requires_grad_(True)

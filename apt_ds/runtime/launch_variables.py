@@ -61,8 +61,8 @@ def check_variables() -> None:
 
 def absent() -> str:
     """What to say where some launcher has started this process and variables that DeepSpeed needs are not set."""
-    missing = [name for name in REQUIRED if not os.environ.get(name)]
-    stated = next((name for name in LAUNCHERS if os.environ.get(name)), "")
+    missing = [name for name in REQUIRED if not os.environ.get(name, "").strip()]
+    stated = next((name for name in LAUNCHERS if os.environ.get(name, "").strip()), "")
     if not missing or not stated:
         return ""
     return (

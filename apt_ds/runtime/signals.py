@@ -86,9 +86,14 @@ class StopSignals:
         if self.asked and self.exits:
             self.leave(self.asked)
 
+    @property
+    def hidden(self) -> bool:
+        """Whether a signal came before the first step. Other code may have taken its exception for an error."""
+        return bool(self.asked) and self.early and not self.exits
+
     def check_early(self) -> None:
-        """Raise `Stopped` if a signal came before the first step and other code took its exception for an error."""
-        if self.asked and self.early and not self.exits:
+        """Raise `Stopped` if a signal came before the first step."""
+        if self.hidden:
             raise Stopped(self.asked, STOPPED_EARLY.format(phase=heartbeat.CURRENT.phase))
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -109,17 +109,17 @@ def layout_of(run: RunConfig, base: Base, rows: Rows, read: np.ndarray) -> Layou
 
 def _on_all_nodes(run: RunConfig, folder: Path, facts: Facts) -> bool:
     """Whether every node has the cache. Collective."""
-    present: list[bool] = []
 
-    def look() -> None:
+    def look() -> bool:
         try:
-            present.append(not run.data.overwrite_cache and usable(folder, facts))
+            return not run.data.overwrite_cache and usable(folder, facts)
         except DamagedError as error:
             notices.warn(f"{folder} is damaged ({error}): it is made again")
-            present.append(False)
+            return False
 
-    collectives.on_each_node(look)
-    return all(collectives.gather_objects(all(present)))
+    # None on the ranks that have not looked
+    own = collectives.on_each_node(look)
+    return all(collectives.gather_objects(own is not False))
 
 
 def _make(folder: Path, layout: Layout, facts: Facts, dense: DensePass) -> None:

@@ -18,12 +18,13 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from apt_ds.config.errors import UserError
-from apt_ds.models import adapter, task_heads
+from apt_ds.models import adapter
 from apt_ds.models.architectures import anatomy_of, architecture_of
 from apt_ds.models.blocks import kept_sizes
 from apt_ds.models.export.configs import writable_sizes
 from apt_ds.models.export.write import export
 from apt_ds.models.scope import check_experts
+from apt_ds.models.trainables import attach_trainables
 from apt_ds.pruning import surgery
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.pruning.rules import mask_notice
@@ -101,8 +102,7 @@ class AptCallback(TrainerCallback):
         check_experts(self.run, self.anatomy)
         adapter.check_targets(self.anatomy, self.run.targets)
         architecture_of(model.config).prepare(model, self.anatomy)
-        adapter.attach(model, self.anatomy, self.run.targets, self.run.adapter.rank, self.run.optim.seed)
-        task_heads.attach(model, self.anatomy)
+        attach_trainables(model, self.anatomy, self.run, self.run.adapter.rank, all_weights=False)
         self._model = model
 
     # Events of the Trainer
@@ -183,9 +183,10 @@ class AptCallback(TrainerCallback):
             return
         if self._handle is not None:
             self._handle.remove()
-        if step < self._last_step and not pruner.pruning_finished:
-            self._say(f"training ended at step {step} of {self._last_step}: the budget may not be met")
-            # as after the last step: masks cannot move any more
+        if not pruner.pruning_finished:
+            if step < self._last_step:
+                self._say(f"training ended at step {step} of {self._last_step}: the budget may not be met")
+            # as after the last step, which may have been interrupted itself: masks cannot move any more
             last = max(step, pruner.phase)
             self._carry_out(pruner.plan(last, 0, self.model), last)
         pruner.scorer.remove()

@@ -17,7 +17,7 @@ from apt_ds.data.text_slices import text_part
 from apt_ds.runtime import collectives
 from apt_ds.training import checkpoint
 from apt_ds.training.checkpoint import Checkpoint
-from apt_ds.training.checkpoint.folder import NAME
+from apt_ds.training.checkpoint.folder import LEFT, NAME
 from apt_ds.training.environment import command
 from apt_ds.training.trackers import collection as trackers
 
@@ -96,7 +96,7 @@ def _replaces(folder: Path, path: Path) -> bool:
     if not path.exists() or folder.resolve() not in path.resolve().parents:
         return False
     name = path.resolve().relative_to(folder.resolve()).parts[0]
-    return name in (*OWN, *TRACKED) or NAME.fullmatch(name) is not None
+    return name in (*OWN, *TRACKED) or NAME.fullmatch(name) is not None or name.startswith(LEFT)
 
 
 def prepare_output(run: RunConfig, saved: Checkpoint | None = None) -> None:
@@ -118,6 +118,7 @@ def _prepare(folder: Path, run: RunConfig, saved: Checkpoint | None) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if continues and saved is not None:
+            # first, so that the folder is as it was if a checkpoint cannot be renamed
             checkpoint.set_aside(folder, saved.step)
         for name in (*OWN, *(() if continues else TRACKED)):
             path = folder / name

@@ -117,7 +117,7 @@ def few_tokens(tokens: int, smaller_half: int, anatomy: Anatomy, keep: np.ndarra
     if smaller_half >= widest:
         return ""
     return (
-        f"--repair ls reads {tokens} tokens, {smaller_half} of them in the smaller half of the examples, and a layer "
-        f"has {widest} inputs: a half cannot tell them apart, so repairs stay small. A half needs about {widest} "
+        f"--repair ls reads {tokens} tokens. The smaller half of the examples has {smaller_half}, and a layer has "
+        f"{widest} inputs: a half cannot tell them apart, so repairs stay small. A half needs about {widest} "
         "tokens: give more --repair_examples, or longer examples"
     )

@@ -85,10 +85,11 @@ def _abandon(trainer: Trainer | None, error: BaseException, stop_signals: StopSi
     Raises:
         Stopped: a signal came before the first step, and a library has made another error of it.
     """
+    stopped = isinstance(error, Stopped)
     if trainer is not None:
-        trainer.metrics_logger.finish_trackers({}, "", "stopped" if isinstance(error, Stopped) else "failed")
+        trainer.metrics_logger.finish_trackers({}, "", "stopped" if stopped or stop_signals.hidden else "failed")
     stop_signals.discard()
-    if not isinstance(error, Stopped):
+    if not stopped:
         stop_signals.check_early()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from apt_ds.config.resolve import resolve
 from apt_ds.training import run as training_run
 from tests.models.test_export_tasks import loaded_elsewhere
 from tests.support import tiny
-from tests.support.launcher import Place, Run
+from tests.support.launcher import PRETUNING, Place, Run
 from tests.support.scaled_llamas import scaled_config
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -113,3 +114,16 @@ def test_a_model_that_was_written_as_a_mistral_can_be_pruned_again(tmp_path: Pat
     for (structure, _), (kind, answer, _) in loaded_elsewhere(calls, tmp_path).items():
         assert kind == {"uniform": "MistralForCausalLM", "adaptive": "AptMistralForCausalLM"}[structure]
         assert torch.allclose(answer["logits"], expected[structure], atol=1e-5)
+
+
+@pytest.mark.parametrize(("sparsity", "coarse"), [("0.02", True), ("0.2", False)])
+def test_a_run_says_that_its_sizes_are_coarse(
+    sparsity: str, coarse: bool, place: Place, tmp_path: Path, run: Run
+) -> None:
+    """A key/value group of each layer makes a fifth of the prunable parameters of the tiny model."""
+    words = ["--prune_blocks", "heads", "--sparsity", sparsity, "--structure", "uniform", "--max_steps", "1"]
+    ended = run(place.words(tmp_path / "out", *PRETUNING, *words, "--report", "false"))
+    assert ended.status == 0, ended.err
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf8"))
+    notices = [text for text in summary["warnings"] if "of the prunable parameters remain where" in text]
+    assert len(notices) == coarse, (summary["pruning"]["kept"], summary["warnings"])

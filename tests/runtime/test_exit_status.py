@@ -122,6 +122,7 @@ def test_a_rank_alone_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_empty_variable_of_a_launcher_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in launch_variables.REQUIRED:
         monkeypatch.setenv(name, " ")
+    assert not launch_variables.launched() and not launch_variables.absent()
     monkeypatch.setenv("RANK", "0")
     launch_variables.check_variables()
     assert [name for name in launch_variables.REQUIRED if name in os.environ] == ["RANK"]

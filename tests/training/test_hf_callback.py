@@ -18,6 +18,8 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
 import apt_ds
 from apt_ds.config.errors import UserError
 from apt_ds.models.adapter import adapters, ranks
+from apt_ds.pruning.pruner import Pruner
+from apt_ds.pruning.surgery import Plan
 from tests.support import hf_jobs, multiprocess, tiny
 from tests.support.paths import ROOT
 
@@ -163,6 +165,28 @@ def test_a_training_that_is_interrupted_exports_what_one_that_ends_early_does(st
         expected = model.eval()(input_ids=tiny.ids()).logits
         written = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned")
         torch.testing.assert_close(written(tiny.ids()).logits, expected, atol=1e-5, rtol=0)
+
+
+def test_a_last_step_that_is_interrupted_is_finished_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the callback itself works: the step counts, and its masks have not moved."""
+    tiny.save_model(tmp_path / "model")
+    callback = apt_ds.AptCallback(**(hf_jobs.OPTIONS | {"rank": 2, "mask_step": 0.02}))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    trainer = hf_jobs.trainer(model, hf_jobs.arguments(tmp_path / "out"), callback)
+    plan = Pruner.plan
+
+    def interrupted(pruner: Pruner, step: int, *values: Any) -> Plan:
+        if step == hf_jobs.STEPS:
+            raise KeyboardInterrupt
+        return plan(pruner, step, *values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Pruner, "plan", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+    callback.finish()
+    assert callback.pruner.pruning_finished and callback.pruner.kept() <= 0.6
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:

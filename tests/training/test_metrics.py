@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,11 @@ def test_a_line_that_cannot_be_written_is_kept_and_ends_the_run_later(tmp_path: 
         UserError, match=r"metrics\.jsonl: No space left on device. Free some space and go on with --res"
     ):
         full.check()
+
+
+def test_a_process_without_stderr_keeps_its_warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    logger = MetricsLogger(tmp_path, 1)
+    logger.warn("text")
+    logger.close()
+    assert logger.state_dict()[0] == ["text"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 
@@ -74,6 +75,7 @@ def test_a_checkpoint_of_another_run_excuses_no_content(tmp_path: Path) -> None:
         ("model_name_or_path", "model", "{}"),
         ("init_adapters", "adapters", "{}"),
         ("mmlu_path", "checkpoint-3/mmlu", "{}"),
+        ("mmlu_path", "left-checkpoint-3/mmlu", "{}"),
         ("data_path", "adapters/train.json", "{}:0.5,other.json:0.5"),
         ("eval_data_path", "model/eval.json", "{}"),
         ("perplexity_path", "base/text.txt", "{}[50%:]"),
@@ -139,6 +141,27 @@ def test_a_run_that_goes_back_sets_later_checkpoints_aside(tmp_path: Path, capsy
     (tmp_path / "left-checkpoint-5").unlink()
     prepare_output(run_into(tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "metrics.jsonl"]
+
+
+def test_a_checkpoint_that_cannot_be_renamed_leaves_the_folder_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("checkpoint-3", "checkpoint-4", "model"):
+        (tmp_path / name).mkdir()
+
+    def refuse(path: Path, target: Path) -> None:
+        raise OSError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(UserError, match=r"cannot be written: Permission denied$"):
+        prepare_output(run_into(tmp_path), saved(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-3", "checkpoint-4", "model"]
+
+
+def test_only_left_checkpoints_are_refused_by_their_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as refusal:
+        find(str(tmp_path / "left-hand"), tmp_path)
+    assert "went back" not in str(refusal.value)
 
 
 def test_a_link_to_another_disk_is_removed_and_not_what_it_leads_to(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_the_widest_fit_decides_how_many_tokens_suffice(hidden: bool) -> None:
     assert f"reads {2 * widest - 1} tokens" in text and f"{widest} inputs" in text and "\n" not in text
     assert f"A half needs about {widest} tokens: give more --repair_examples" in text
     assert not few_tokens(2 * widest, widest, anatomy, keep)
-    assert "0 of them in the smaller half" in few_tokens(9 * widest, 0, anatomy, keep)
+    assert "The smaller half of the examples has 0, and" in few_tokens(9 * widest, 0, anatomy, keep)
 
 
 def test_a_cut_without_a_fit_needs_no_tokens() -> None:

@@ -24,7 +24,7 @@ from apt_ds.training.checkpoint.manifest import EVALUATION, MANIFEST, METRICS, S
 from apt_ds.training.checkpoint.shards import ShardWriter
 
 NAME = re.compile(r"checkpoint-(\d+)")
-LEFT = "left-"  # begins the name of a checkpoint that a run has left by going back to an earlier one
+LEFT = "left-checkpoint-"  # begins the name of a checkpoint that a run has left by going back to an earlier one
 
 
 def begin(output: Path, step: int) -> ShardWriter:
@@ -102,7 +102,7 @@ def sweep(output: Path, everything: bool) -> None:
         name = path.name.removesuffix(".tmp")
         if NAME.fullmatch(name) and (everything or name != path.name):
             _remove(path)
-    for path in output.glob(f"{LEFT}checkpoint-*") if everything else ():
+    for path in output.glob(f"{LEFT}*") if everything else ():
         _remove(path)
 
 
@@ -117,7 +117,7 @@ def set_aside(output: Path, step: int) -> None:
     """
     for number, path in sorted(numbered(output)):
         if number > step:
-            names = (f"{LEFT}{path.name}{'' if i == 1 else f'-{i}'}" for i in count(1))
+            names = (f"{LEFT}{number}{'' if i == 1 else f'-{i}'}" for i in count(1))
             aside = next(place for place in map(path.with_name, names) if not os.path.lexists(place))
             path.rename(aside)
             print(f"the run goes on from step {step}: {path} is now {aside.name}", file=sys.stderr, flush=True)
