@@ -65,10 +65,10 @@ def _check_export(run: RunConfig, anatomy: Anatomy) -> None:
         )
     if anatomy.experts:
         raise UserError(f"--export_quantization {kind} does not support mixtures of experts; leave it out")
-    needed, hidden = {"nf4": BLOCK, "w4a16": GROUPS[-1]}.get(kind, 1), anatomy.sizes.hidden
-    if hidden % needed and not (run.pruning.prunes and "hidden" in run.pruning.block_kinds):
+    multiple, hidden = {"nf4": BLOCK, "w4a16": GROUPS[-1]}.get(kind, 1), anatomy.sizes.hidden
+    if hidden % multiple and not (run.pruning.prunes and "hidden" in run.pruning.block_kinds):
         raise UserError(
-            f"--export_quantization {kind} needs rows of a multiple of {needed} weights, and the model keeps its "
+            f"--export_quantization {kind} needs rows of a multiple of {multiple} weights, and the model keeps its "
             f"hidden size of {hidden}. Use fp8"
         )
     check_library(kind)

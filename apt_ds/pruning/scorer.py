@@ -1,8 +1,8 @@
 """The interface of a score: what ranks blocks (METHOD.md section 3 and the baselines).
 
-`Salience` and `Fisher` observe activations through hooks (`activation_hooks.py`). `Taylor` reads weight gradients.
-`Obs` observes gradients and then the inputs of layers. `Random` reads nothing. `scorer_registry.py` makes the one that
-a run asks for.
+`Salience`, `Fisher`, `Flap` and `WandaSp` observe activations through hooks (`activation_hooks.py`). `Taylor` reads
+weight gradients. `Obs` observes gradients and then the inputs of layers. `L0Gates` trains masks with the model.
+`Random` reads nothing. `scorer_registry.py` makes the one that a run asks for.
 """
 
 # a score overrides only the hooks that it needs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from typing import cast
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from apt_ds.pruning import hard_concrete
 from apt_ds.pruning.l0_gates import L0Gates
 from apt_ds.pruning.pruner import Pruner
 from apt_ds.pruning.surgery import apply_plan
+from apt_ds.runtime import notices, zero
 from tests.support import tiny
 
 CPU = torch.device("cpu")
@@ -151,24 +153,33 @@ def test_a_restored_state_goes_on_bit_for_bit() -> None:
 
 
 @pytest.mark.parametrize("empty", [False, True])
-def test_the_decision_is_the_best_gates_under_the_budget_and_masked_equals_cut(empty: bool) -> None:
+def test_the_decision_is_the_best_gates_under_the_budget_and_masked_equals_cut(
+    empty: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = tiny.model()
     anatomy = anatomy_of(model.config)
     flags = LEARNED | {"prune_blocks": "heads,neurons,hidden", "structure": "adaptive", "allow_empty_layers": empty}
     pruner = Pruner(RunConfig(**flags), anatomy, 20, CPU)
     gates_ = pruner.scorer
     assert isinstance(gates_, L0Gates) and len(gates_.coarse) == (4 if empty else 0)
+    warnings: list[str] = []
+    monkeypatch.setattr(notices, "warn", warnings.append)
+    monkeypatch.setattr(gates_, "notice", "{} is missed".format)
     pruner.install_hooks(model, scoring=False)
     for step in range(pruner.phase):
         assert pruner.needs_scores(step)
         pruner.begin_step(step)
         model(tiny.ids()).logits.logsumexp(-1).sum().backward()
-        gates_.abs_sums = pruner.masks.gradients(CPU)
+        gradients = pruner.masks.gradients(CPU)
+        # gates need no engine
+        sums, importances = pruner.observations(cast(zero.Engine, None), scoring=True, importance=False)
+        assert gradients.any() and torch.equal(sums, gradients) and not importances.numel()
         gates_.update(1.0)
         pruner.advance(step + 1)
         assert np.array_equal(pruner.masks.values, gates_.gates())
         plan = pruner.plan(step + 1, 20, model)
         assert bool(plan) == (step + 1 == pruner.phase)
+    assert warnings == ["0.4 is missed"]
     assert plan.keep is not None and np.array_equal(pruner.masks.values, plan.keep)
     assert np.array_equal(plan.keep, pruner.decide(pruner.scores(), 0.4))
     masked = model(tiny.ids()).logits

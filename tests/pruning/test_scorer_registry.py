@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from apt_ds.config import schedules
 from apt_ds.config.pruning_options import PruningOptions
 from apt_ds.config.run_config import RunConfig
 from apt_ds.models.architectures import anatomy_of
@@ -102,3 +103,13 @@ def test_weights_at_rest_keep_their_taylor_importance_over_a_cut() -> None:
     keep[:2] = False
     taylor.after_cut(table.with_sizes(kept_sizes(table.sizes, keep)), keep)
     assert np.array_equal(taylor.scores(), np.arange(2, len(keep)))
+
+
+def test_the_options_of_gates_reach_them() -> None:
+    gates = scorer(score="l0", gate_learning_rate=0.7, allow_empty_layers=True, prune_blocks="neurons")
+    assert isinstance(gates, L0Gates) and gates.kinds == ("neurons",) and len(gates.coarse) == 2
+    gates.begin_step(0, 0.1, 40)
+    assert gates.target == 0.1
+    for name, rate in (("gates", 0.7), ("multipliers", schedules.multiplier_rate(40))):
+        (group,) = gates._optimizers[name].param_groups
+        assert group["lr"] == rate and group["betas"] == schedules.gate_betas(40)

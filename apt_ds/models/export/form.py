@@ -9,6 +9,7 @@ from types import ModuleType
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from apt_ds.config.output_options import ADAPTIVE, PADDED, STOCK
 from apt_ds.models.blocks import Anatomy
 from apt_ds.models.export.padding import Padding
 
@@ -43,6 +44,13 @@ class Written:
     split: Split = whole
     added: Mapping[str, tuple[tuple[int, ...], float]] = field(default_factory=dict)
     padding: Padding | None = None
+
+    @property
+    def name(self) -> str:
+        """The form: stock, adaptive or padded."""
+        if self.padding is not None:
+            return PADDED
+        return ADAPTIVE if self.modules else STOCK
 
 
 def counts(anatomy: Anatomy, kind: str) -> list[int]:

@@ -1,7 +1,7 @@
 """Writes unmerged adapters as a PEFT folder, for the base that they were trained on.
 
-W + s W_B W_A is what LoRA computes with alpha = s r. At an export the masks of METHOD.md section 1 are 0
-or 1, and the cut has removed what they mask, so that nothing of them is left to fold.
+W + s W_B W_A is what LoRA computes with alpha = s r. At an export the masks of METHOD.md section 1 are 0 or 1, and the
+cut has removed what they mask, so that nothing of them is left to fold.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from apt_ds.models import quantization
 from apt_ds.models.adapter import AptLinear
-from apt_ds.models.export.form import Edits, Split, whole
+from apt_ds.models.export.form import Edits, Split, Written, whole
 from apt_ds.models.export.joined import JoinedWeights
 from apt_ds.models.export.padding import Padding
 from apt_ds.runtime.packed import QuantizedParameter
@@ -42,6 +42,13 @@ class Format:
     padding: Padding | None = None
     dropped: Set[str] = frozenset()
     padding_bytes: int = 0
+
+    @classmethod
+    def of(cls, content: Written, model: nn.Module, dtype: torch.dtype, bits: int, merge: bool) -> Format:
+        """How the weights of `model` are written in the form `content`."""
+        padding, joined = content.padding, JoinedWeights(content.joined)
+        dropped = set() if padding is None else padding.dropped(model)
+        return cls(dtype, bits, content.edits, joined, content.split, merge, padding, dropped)
 
     def tensors(self, name: str, module: nn.Module, parameter: nn.Parameter) -> Iterator[tuple[str, Tensor]]:
         """(name, CPU tensor) of the tensors to write for a weight, its adapter merged. It must be gathered."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from apt_ds.config.errors import UserError
-from apt_ds.config.output_options import ADAPTIVE, AUTO_FORM, PADDED, STOCK
+from apt_ds.config.output_options import AUTO_FORM
 from apt_ds.config.tasks import LANGUAGE_MODEL
 from apt_ds.models import quantization
 from apt_ds.models.blocks import Anatomy
@@ -29,7 +29,6 @@ from apt_ds.models.export import companions
 from apt_ds.models.export.configs import written
 from apt_ds.models.export.facts import Facts, write_facts
 from apt_ds.models.export.form import Written
-from apt_ds.models.export.joined import JoinedWeights
 from apt_ds.models.export.weight_format import Format
 from apt_ds.models.pretrained import without_code
 from apt_ds.runtime import collectives, zero
@@ -112,10 +111,7 @@ def export(
     dtype = dtype or next(model.parameters()).dtype
     _describe_weights(content.config, anatomy, bits, dtype)
     writer = ShardWriter(unfinished)
-    padding = content.padding
-    dropped = set() if padding is None else padding.dropped(model)
-    joined = JoinedWeights(content.joined)
-    format_ = Format(dtype, bits, content.edits, joined, content.split, merge, padding, dropped)
+    format_ = Format.of(content, model, dtype, bits, merge)
     collectives.on_main(lambda: _writing(unfinished, writer.start))
     failure = _add_weights(model, writer, format_)
 
@@ -124,8 +120,7 @@ def export(
             raise failure
         _add_rest(model, writer, format_, content)
         writer.finish()
-        name = PADDED if padding is not None else ADAPTIVE if content.modules else STOCK
-        result = Exported(name, writer.total, format_.padding_bytes)
+        result = Exported(content.name, writer.total, format_.padding_bytes)
         if facts is not None:
             write_facts(unfinished, {**facts, "export_format": result.format})
         _write_rest(unfinished, content, generation, tokenizer)
