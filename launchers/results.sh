@@ -42,7 +42,7 @@ parts)
     # the default for language models, and each of its parts left out or exchanged
     variants=apt,apt[repair=none],apt[distill=logits],apt[distill=logits,distill_weight=0.2]
     variants+=",apt[data_path=$data/alpaca/alpaca_gpt4_train.json],apt[calibration_average=moving],apt[allocate=kl]"
-    variants+=",apt[score=obs],apt[rewrite_answers=true],apt[structure=uniform]"
+    variants+=",apt[allocate=kl,allocate_evaluations=100],apt[score=obs],apt[rewrite_answers=true],apt[structure=uniform]"
     # without heads and hidden dimensions a budget has one uniform size, which --allocate kl cannot change
     variants+=",apt[structure=uniform,repair=none]"
     options=("${smollm2[@]}" "${broad[@]}" --methods "$variants" --sparsity 0.3,0.5)

@@ -201,9 +201,9 @@ def plan(comparison: Comparison, output: Path) -> list[Trial]:
                 for setting in comparison.settings():
                     words = [method.folder, f"{100 * sparsity:g}", str(seed), *(f"{n}={v}" for n, v in setting)]
                     folder = output / "-".join(words).replace("/", "_")
-                    check_path(
-                        "the folder of a run", f"{folder.name}.yaml", "give shorter values to --methods and --vary"
-                    )
+                    # the options of a run are in a file beside its folder, with a longer name
+                    shorter = "give shorter values to --methods and --vary"
+                    check_path("the options of a run", f"{folder.name}.yaml", shorter)
                     trials.append(Trial(method.method, sparsity, seed, folder, setting, method.options))
     return trials
 

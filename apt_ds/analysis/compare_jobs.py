@@ -78,12 +78,15 @@ def only_finished(comparison: Comparison, trials: list[Trial]) -> list[Trial]:
     if not ended:
         raise UserError(f"--finished_only found no finished run in {trials[0].folder.parent}: start without it first")
     for trial in ended:
-        for flag, data, file, same in (
-            ("--mmlu_data", comparison.mmlu_data, MMLU_FILE, has_mmlu),
-            ("--local_suite", comparison.local_data, LOCAL_FILE, has_local_suite),
+        for flag, number, data, file, same in (
+            ("--mmlu_data", "--mmlu_sample", comparison.mmlu_data, MMLU_FILE, has_mmlu),
+            ("--local_suite", "--local_limit", comparison.local_data, LOCAL_FILE, has_local_suite),
         ):
             if data and (trial.folder / file).exists() and not same(comparison, trial):
-                raise UserError(f"{trial.folder} has answers to other questions of {flag}: ask the same ones")
+                raise UserError(
+                    f"{trial.folder} has answers to other questions of {flag}. Give the same {flag} and {number}, or "
+                    "start without --finished_only to ask again"
+                )
     return ended
 
 

@@ -85,8 +85,12 @@ def test_names_that_no_folder_can_have_are_one_line(tmp_path: Path) -> None:
     for flag, name in (("--mmlu_data", "mmlu_data"), ("--local_suite", "local_data")):
         with pytest.raises(UserError, match=f"^{flag} 'xx.* is not a folder"):
             replace(SHARED, **{name: long}).check()
-    with pytest.raises(UserError, match=r"^the folder of a run 'lora-0-1-.*: give shorter values to --methods and --v"):
-        plan(replace(SHARED, vary=(("calibration_path", long),)), tmp_path)
+    room = 255 - len("lora-0-1-calibration_path=.yaml")
+    plan(replace(SHARED, vary=(("calibration_path", room * "x"),)), tmp_path)
+    with pytest.raises(
+        UserError, match=r"^the options of a run 'lora-0-1-.*: give shorter values to --methods and --v"
+    ):
+        plan(replace(SHARED, vary=(("calibration_path", (room + 1) * "x"),)), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,9 @@ def test_local_tasks_are_asked_once_for_the_same_questions(tmp_path: Path, monke
         (trial.folder / "summary.json").write_text(json.dumps(summary), encoding="utf8")
     assert len(started) == 2
     assert only_finished(own, trials) == trials
-    with pytest.raises(UserError, match="has answers to other questions of --local_suite: ask the same ones"):
+    with pytest.raises(
+        UserError, match=r"other questions of --local_suite\. Give the same --local_suite and --local_limit"
+    ):
         only_finished(replace(own, local_limit=5), trials)
     (row,) = tabulate(trials, {})
     assert row["method"] == "apt[align=8]" and (row["perplexity:b.txt[50%:]"], row["perplexity"]) == (19.5, 9.5)
@@ -96,6 +98,12 @@ def test_mmlu_is_asked_again_for_other_questions(tmp_path: Path, monkeypatch: py
     assert not has_mmlu(own, trial)
     run_mmlu(own, trial, False)
     assert has_mmlu(own, trial)
+    (trial.folder / "summary.json").write_text("{}", encoding="utf8")
+    assert only_finished(own, [trial]) == [trial]
+    with pytest.raises(
+        UserError, match=r"other questions of --mmlu_data\. Give the same --mmlu_data and --mmlu_sample"
+    ):
+        only_finished(replace(own, mmlu_sample=7), [trial])
     for other in (replace(own, mmlu_sample=7), replace(own, mmlu_sample=0), replace(own, mmlu_data=str(more))):
         other.check()
         assert not has_mmlu(other, trial)

@@ -72,3 +72,7 @@ def test_the_command_draws_all_panels(tmp_path: Path, monkeypatch: pytest.Monkey
     assert labels == {"lora, not pruned": "#555555", "apt": COLOURS[0], "flap": COLOURS[1]}
     assert [axes.get_title() for axes in drawn[0].axes] == [panel.title for panel in panels(ROWS)]
     assert first.get_yscale() == "log" and drawn[0].axes[3].get_yscale() == "linear"
+    drawn[0].canvas.draw()
+    low, high = first.get_ylim()
+    shown = [label.get_text() for label in first.get_yticklabels() if low <= label.get_position()[1] <= high]
+    assert shown == ["20", "30", "50"] and not any(label.get_text() for label in first.yaxis.get_minorticklabels())
